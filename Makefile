@@ -1,0 +1,52 @@
+# One word per thing. `./run WORD` does the same on a machine that has nothing but Python.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test quick check format lint types imports docs bench kill clean
+
+install: $(VENV)/.installed     ## everything that is needed, in .venv
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: install                   ## chat with a bot in the browser
+	$(BIN)/rise demo
+
+test: install                   ## every check and every test
+	$(MAKE) check
+	$(BIN)/python -m pytest
+
+quick: install                  ## the tests that take no time
+	$(BIN)/python -m pytest -m 'not slow' -x -q
+
+check: lint types imports docs  ## what needs no running
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports --no-logo
+
+docs: install
+	$(BIN)/python -m rise.cli.reference --check
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install                  ## ratios, side by side in one run
+	$(BIN)/rise bench
+
+kill: install                   ## kill -9 at 200 random moments, and the table of what came of it
+	$(BIN)/python -m pytest tests/proof -m kill --kills 200
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

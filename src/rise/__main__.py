@@ -1,0 +1,5 @@
+"""`python -m rise`."""
+
+from rise.cli import main
+
+main()

@@ -1,0 +1,140 @@
+"""Which workflow serves which channel and account. The only place that knows."""
+
+from __future__ import annotations
+
+import msgspec
+
+from rise.bus.port import Bus, Topic
+from rise.clock import Clock, iso
+from rise.ledger.port import BindingRecord, Definitions, Ledger, Operation, WorkflowRecord
+from rise.service import Loop, Signal
+from rise.telemetry import log
+
+CHECK_SECONDS = 5.0
+"""How often the version is looked at; makes up for lost events."""
+CODE = "code"
+
+
+class Bound(msgspec.Struct, frozen=True):
+    """What serves a task: the workflow, and how."""
+
+    workflow: WorkflowRecord
+    binding: BindingRecord | None
+    """None when the caller named the workflow itself."""
+
+    def text(self, name: str, default: str) -> str:
+        """A text that the binding may word its own way."""
+        return str(self.binding.config.get(name) or default) if self.binding else default
+
+
+class BindingRegistry:
+    """The bindings as of the latest version this process has seen; reading is a look in memory."""
+
+    name = "bindings"
+
+    def __init__(self, ledger: Ledger, bus: Bus, clock: Clock) -> None:
+        self._ledger = ledger
+        self._bus = bus
+        self._clock = clock
+        self._current = Definitions(-1, {}, [])
+        self._defaults: dict[tuple[str, str], BindingRecord] = {}
+        self._changed = Signal()
+        self._unsubscribe = bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._changed.set())
+        self._loop = Loop("bindings", self._follow, sleep=clock.sleep, on_error=_report)
+
+    @property
+    def version(self) -> int:
+        return self._current.version
+
+    async def start(self) -> None:
+        # A failure is retried by the loop: until then nothing is bound, and what comes in waits.
+        await self._loop.start()
+        self._changed.set()
+
+    async def stop(self) -> None:
+        await self._loop.stop()
+        self._unsubscribe()
+
+    async def refresh(self) -> None:
+        """Take over the latest version now."""
+        if await self._ledger.definitions_version() == self._current.version:
+            return
+        current = await self._ledger.definitions()
+        self._defaults = {
+            (binding.channel, binding.account): binding
+            for binding in current.bindings
+            if binding.is_default and binding.enabled
+        }
+        self._current = current
+
+    def lookup(self, channel: str, account: str, workflow_id: str | None = None) -> Bound | None:
+        """What serves the account now, or the workflow asked for by name; None if nothing usable does."""
+        binding = None
+        if workflow_id is None:
+            binding = self._defaults.get((channel, account))
+            if binding is None:
+                return None
+            workflow_id = binding.workflow_id
+        workflow = self._current.workflows.get(workflow_id)
+        if workflow is None or not workflow.published or not workflow.enabled:
+            return None
+        return Bound(workflow, binding)
+
+    def workflow(self, workflow_id: str) -> WorkflowRecord | None:
+        return self._current.workflows.get(workflow_id)
+
+    async def follow_code(self, workflows: list[WorkflowRecord], accounts: dict[str, str]) -> None:
+        """Make the definitions agree with the code that was loaded.
+
+        Each workflow is listed; each channel it asks for is bound to it where nobody else has decided.
+        Bindings made by code follow the code; those made by a person are left alone.
+        """
+        await self.refresh()
+        loaded = {workflow.workflow_id for workflow in workflows}
+        now = iso(self._clock.now())
+        for workflow in workflows:
+            await self._ledger.put_workflow(msgspec.structs.replace(workflow, updated_at=now, updated_by=CODE))
+        for known in self._current.workflows.values():
+            if known.kind == CODE and known.workflow_id not in loaded and known.enabled:
+                await self._ledger.put_workflow(msgspec.structs.replace(known, enabled=False, updated_at=now))
+        for workflow in workflows:
+            for channel in workflow.channels:
+                if channel in accounts:
+                    await self._bind_by_code(channel, accounts[channel], workflow.workflow_id, now)
+        await self.refresh()
+        self._bus.publish(Topic.DEFINITIONS_CHANGED)
+
+    async def _bind_by_code(self, channel: str, account: str, workflow_id: str, now: str) -> None:
+        served = self._defaults.get((channel, account))
+        if served is not None and (served.workflow_id == workflow_id or served.updated_by != CODE):
+            return
+        if served is not None:
+            await self._ledger.remove_binding(channel, account, served.workflow_id)
+        binding = BindingRecord(
+            channel=channel, account=account, workflow_id=workflow_id, updated_at=now, updated_by=CODE
+        )
+        version = await self._ledger.put_binding(binding)
+        await self._ledger.record_operation(
+            Operation(
+                at_ms=int(self._clock.now().timestamp() * 1000),
+                who=CODE,
+                action="bind",
+                target=f"{channel}:{account}",
+                why=f"{workflow_id} asks for it",
+            )
+        )
+        log.info(
+            "channel_binding.updated",
+            channel=channel,
+            account=account,
+            workflow_id=workflow_id,
+            version=version,
+        )
+
+    async def _follow(self) -> None:
+        await self._changed.wait(CHECK_SECONDS)
+        await self.refresh()
+
+
+def _report(name: str, error: BaseException) -> None:
+    log.warning("bindings.refresh_failed", error=error, consequence="the last known bindings stay in force")

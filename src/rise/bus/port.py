@@ -1,0 +1,53 @@
+"""Hints between processes: "there is work", "this task has ended", and whether a process is still there.
+
+Nothing is kept on the bus and nothing may depend on it: a lost event costs time, never a message. Whoever
+waits for one also looks by itself now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any, Protocol
+
+Listener = Callable[[Mapping[str, Any]], None]
+"""Called in the event loop; quick, and raises nothing."""
+
+
+class Topic(StrEnum):
+    LANES_READY = "lanes.ready"
+    OUTBOX_READY = "outbox.ready"
+    TASK_SETTLED = "task.settled"
+    """A task was finished or suspended: `task_id`, `status`, and what the metrics need."""
+    RUN_STARTED = "run.started"
+    """A workflow works on it: `channel`, `account`, `chat_id`, for the typing indicator."""
+    RUN_ENDED = "run.ended"
+    DEFINITIONS_CHANGED = "channel_binding.updated"
+
+
+class Bus(Protocol):
+    """Between all processes of one installation, this one included."""
+
+    name: str
+    member: str
+    """This process, as long as it lives; the holder named in its claims."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def publish(self, topic: Topic, payload: Mapping[str, Any] | None = None) -> None:
+        """Never waits and never fails. Events without payload may be merged."""
+        ...
+
+    def subscribe(self, topic: Topic, listener: Listener) -> Callable[[], None]:
+        """Returns what ends the subscription."""
+        ...
+
+    def dead_members(self) -> list[str]:
+        """Processes that ended without saying so and were not buried yet. Certain, not suspected."""
+        ...
+
+    def bury(self, member: str) -> None:
+        """What it held has been taken care of; forget it."""
+        ...

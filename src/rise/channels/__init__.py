@@ -1,0 +1,1 @@
+"""Places people talk. The promises: `port.py`; one file per channel."""

@@ -1,0 +1,88 @@
+"""`rise demo`, `rise serve`, `rise worker`: what runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rise.settings import Settings
+
+DEMO_BOT = Path(__file__).with_name("demo_bot.py")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(demo)
+    app.command()(serve)
+    app.command()(worker)
+
+
+def serve(
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Run workflows in this process, for debugging.")
+    ] = False,
+) -> None:
+    """Accept messages, answer them, and keep doing both."""
+    from rise.settings import load_settings
+
+    _serve(load_settings(), in_process=in_process)
+
+
+def demo(
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 8080,
+    data_dir: Annotated[Path, typer.Option(help="Where the conversation is kept.")] = Path(".rise-demo"),
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+) -> None:
+    """Chat with a bot in the browser: no token, no server, one directory.
+
+    Kill it in the middle of a conversation and start it again: the answer arrives.
+    """
+    from rise.settings import load_settings
+
+    app = os.environ.get("RISE_APP") or str(DEMO_BOT)
+    # The worker process reads the environment, as every process of an installation does.
+    os.environ |= {"RISE_APP": app, "RISE_DATA_DIR": str(data_dir), "RISE_PORT": str(port)}
+    settings = load_settings(app=app, data_dir=data_dir, port=port)
+    _serve(settings, page=True, browser=browser)
+
+
+def worker(
+    parent_fd: Annotated[int | None, typer.Option("--parent-fd", hidden=True)] = None,
+) -> None:
+    """Add a worker to the `rise serve` of the same data directory."""
+    from rise.runtime import assembly
+    from rise.runtime.processes import run
+    from rise.runtime.serving import work
+    from rise.settings import load_settings
+    from rise.telemetry import configure_logs
+
+    settings = load_settings()
+    configure_logs(settings.log, level=settings.log_level)
+    code = run(work(assembly.build(settings), parent_fd=parent_fd))
+    # Threads of functions that never returned must not keep the process from ending.
+    os._exit(code)
+
+
+def _serve(settings: Settings, *, in_process: bool = False, page: bool = False, browser: bool = False) -> None:
+    from rise.api.server import ApiServer
+    from rise.runtime import assembly
+    from rise.runtime.processes import run
+    from rise.runtime.serving import serve as serve_house
+    from rise.telemetry import configure_logs
+
+    configure_logs(settings.log, level=settings.log_level)
+
+    def ready(port: int) -> None:
+        address = f"http://{settings.host}:{port}"
+        typer.echo(f"Rise listens on {address}  (data in {settings.data_dir})")
+        if page:
+            typer.echo(f"Chat with the bot:  {address}/webchat")
+            if browser:
+                asyncio.get_running_loop().run_in_executor(None, webbrowser.open, f"{address}/webchat")
+
+    run(serve_house(assembly.build(settings), ApiServer, in_process=in_process, on_ready=ready))

@@ -1,0 +1,366 @@
+"""SQLite, for the embedded profile: one file, one writer thread per process, shared commits.
+
+The promise: when `write` returns, the change is in the file and fsynced (WAL, `synchronous=FULL`). Everything
+that waits at the same moment shares one transaction and so one fsync. When `write` raises `StoreUnavailable`
+the change is not promised; it may still be found done, so changes must be safe to repeat.
+
+Refused: working on with a connection after an I/O error. It is closed, and before the next one is trusted
+the log is folded into the file and synced anew, because a failed fsync leaves pages that look written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+import apsw
+
+from rise.clock import Clock, epoch_ms
+from rise.errors import StoreCorrupt, StoreUnavailable
+
+T = TypeVar("T")
+
+BATCH_MAX: Final = 1000
+BUSY_SECONDS: Final = 2.5
+"""How long a write waits for another process. Below the acceptance deadline, so that the answer is ours."""
+
+_CORRUPT = (apsw.CorruptError, apsw.NotADBError)
+_UNAVAILABLE = (
+    apsw.BusyError,
+    apsw.LockedError,
+    apsw.FullError,
+    apsw.IOError,
+    apsw.ReadOnlyError,
+    apsw.CantOpenError,
+    apsw.PermissionsError,
+    apsw.ProtocolError,
+    apsw.NoMemError,
+    apsw.NoLFSError,
+    apsw.AuthError,
+    apsw.InterruptError,
+    apsw.ConnectionClosedError,
+)
+
+
+@contextmanager
+def sqlite_errors() -> Iterator[None]:
+    """The one place where SQLite's errors become ours. What is left through is our own bug."""
+    try:
+        yield
+    except _CORRUPT as error:
+        raise StoreCorrupt(
+            f"the database is damaged ({error}); stop Rise, keep the file, and restore a backup"
+        ) from error
+    except apsw.FullError as error:
+        raise StoreUnavailable("the disk is full") from error
+    except (apsw.BusyError, apsw.LockedError) as error:
+        raise StoreUnavailable("the database is locked by another process") from error
+    except apsw.ReadOnlyError as error:
+        raise StoreUnavailable("the database or its directory is read-only") from error
+    except _UNAVAILABLE as error:
+        raise StoreUnavailable(f"the database cannot be used: {error}") from error
+
+
+class _Change(NamedTuple):
+    apply: Callable[[apsw.Connection], Any]
+    done: asyncio.Future[Any]
+
+
+class Database:
+    """One SQLite file, written by one thread per process and read by another."""
+
+    def __init__(self, path: Path, *, clock: Clock, schema: Mapping[str, Sequence[str]]) -> None:
+        """`schema`: for each part, its migrations in order; the number applied is its version."""
+        self.path = path
+        self._clock = clock
+        self._schema = schema
+        self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+        self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rise-sqlite-read")
+        self._reading: apsw.Connection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._writing: apsw.Connection | None = None
+        self._inode: int | None = None
+        self._distrusted = False
+        self._clock_base_ms: int | None = None
+
+    # --- what callers use ---
+
+    async def open(self) -> None:
+        """Create or migrate the file. Raises `StoreUnavailable`; the next `write` tries again by itself."""
+        self._loop = asyncio.get_running_loop()
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write_batches, name="rise-sqlite-write", daemon=True)
+            self._writer.start()
+        await self.write(lambda connection: None)
+
+    async def close(self) -> None:
+        """Everything handed in before is written; afterwards the file can be copied or moved."""
+        if self._writer is not None:
+            self._changes.put(None)
+            await asyncio.to_thread(self._writer.join)
+            self._writer = None
+        self._readers.submit(self._close_reader)
+        await asyncio.to_thread(self._readers.shutdown)
+
+    async def write(self, apply: Callable[[apsw.Connection], T]) -> T:
+        """Run `apply` in a transaction and return its result once that is durable.
+
+        `apply` may be run more than once before it counts, so its only effects are on the connection.
+        If it raises, its changes alone are undone.
+        """
+        if self._loop is None or self._writer is None:
+            raise StoreUnavailable("the database is not open")
+        done: asyncio.Future[T] = self._loop.create_future()
+        self._changes.put(_Change(apply, done))
+        return await done
+
+    async def read(self, query: Callable[[apsw.Connection], T]) -> T:
+        """Run `query` on a snapshot of what is committed."""
+        if self._loop is None:
+            raise StoreUnavailable("the database is not open")
+        try:
+            return await self._loop.run_in_executor(self._readers, self._read, query)
+        except RuntimeError as error:  # the executor after close()
+            raise StoreUnavailable("the database is closed") from error
+
+    def now_ms(self) -> int:
+        """The store's clock: wall time at the host's first use since boot, then the boot clock's pace.
+
+        All processes agree on it, and a step of the wall clock does not move it.
+        """
+        if self._clock_base_ms is None:
+            raise StoreUnavailable("the database is not open")
+        return self._clock_base_ms + int(self._clock.monotonic() * 1000)
+
+    async def backup_to(self, target: Path) -> None:
+        """Copy a consistent state to `target` while work goes on."""
+        await asyncio.to_thread(self._backup, target)
+
+    # --- the writer thread ---
+
+    def _write_batches(self) -> None:
+        while True:
+            batch, closing = self._next_batch()
+            if batch:
+                self._resolve(batch, self._write_batch(batch))
+            if closing:
+                self._close_writer()
+                return
+
+    def _next_batch(self) -> tuple[list[_Change], bool]:
+        """Wait for one change, then take all that have gathered meanwhile: they share the fsync."""
+        batch: list[_Change] = []
+        change = self._changes.get()
+        while change is not None:
+            batch.append(change)
+            if len(batch) == BATCH_MAX:
+                return batch, False
+            try:
+                change = self._changes.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _write_batch(self, batch: list[_Change]) -> list[Any | BaseException]:
+        try:
+            with sqlite_errors():
+                connection = self._connection()
+                return self._commit(connection, batch)
+        except StoreUnavailable as error:
+            self._distrust()
+            return [error] * len(batch)
+        except BaseException as error:  # noqa: BLE001 - border: the writer must outlive any change; callers are told
+            self._distrust()
+            return [error] * len(batch)
+
+    def _commit(self, connection: apsw.Connection, batch: list[_Change]) -> list[Any | BaseException]:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            results: list[Any | BaseException] = [change.apply(connection) for change in batch]
+        except _UNAVAILABLE + _CORRUPT:
+            _rollback(connection)
+            raise
+        except Exception:  # noqa: BLE001 - border: one change failed; find out which and let the others through
+            _rollback(connection)
+            connection.execute("BEGIN IMMEDIATE")
+            results = [_apply_alone(connection, change) for change in batch]
+        try:
+            connection.execute("COMMIT")
+        except BaseException:
+            _rollback(connection)
+            raise
+        return results
+
+    def _resolve(self, batch: list[_Change], results: list[Any | BaseException]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(_set_results, batch, results)
+        except RuntimeError:
+            # The loop is closed: nobody waits for these any more, and what was committed stays committed.
+            return
+
+    def _connection(self) -> apsw.Connection:
+        if self._writing is not None and self._inode != _inode(self.path):
+            self._distrust()
+            raise StoreUnavailable(f"{self.path} was deleted or replaced while open; restore it and restart")
+        if self._writing is None:
+            self._writing = self._connect()
+        return self._writing
+
+    def _connect(self) -> apsw.Connection:
+        if self._inode is not None and _inode(self.path) is None:
+            # It was there before. Creating an empty one in its place would turn a loss into silence.
+            raise StoreUnavailable(f"{self.path} is gone; restore it and restart")
+        connection = _open(self.path)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA wal_autocheckpoint=2000")
+            connection.execute("PRAGMA journal_size_limit=67108864")
+            if self._distrusted:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._migrate(connection)
+        except BaseException:
+            connection.close(True)
+            raise
+        self._distrusted = False
+        self._inode = _inode(self.path)
+        return connection
+
+    def _migrate(self, connection: apsw.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS schema_versions (part TEXT PRIMARY KEY, version INTEGER NOT NULL)"
+            )
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS store_clock"
+                " (one INTEGER PRIMARY KEY CHECK (one = 1), boot_id TEXT NOT NULL, base_ms INTEGER NOT NULL)"
+            )
+            for part, migrations in self._schema.items():
+                _migrate_part(connection, part, migrations)
+            self._clock_base_ms = self._agree_on_time(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            _rollback(connection)
+            raise
+
+    def _agree_on_time(self, connection: apsw.Connection) -> int:
+        """The first process after a boot fixes the offset; the others take it over."""
+        row = connection.execute("SELECT boot_id, base_ms FROM store_clock").fetchone()
+        if row is not None and row[0] == self._clock.boot_id:
+            return int(row[1])
+        base_ms = epoch_ms(self._clock.now()) - int(self._clock.monotonic() * 1000)
+        connection.execute("INSERT OR REPLACE INTO store_clock VALUES (1, ?, ?)", (self._clock.boot_id, base_ms))
+        return base_ms
+
+    def _distrust(self) -> None:
+        self._distrusted = True
+        self._close_writer()
+
+    def _close_writer(self) -> None:
+        if self._writing is not None:
+            try:
+                self._writing.close(True)
+            except apsw.Error:
+                # It is given up either way; the next connection checks the file itself.
+                pass
+            self._writing = None
+
+    # --- the reader thread ---
+
+    def _read(self, query: Callable[[apsw.Connection], T]) -> T:
+        with sqlite_errors():
+            try:
+                if self._reading is None:
+                    self._reading = _open(self.path, create=False)
+                with self._reading:
+                    return query(self._reading)
+            except _UNAVAILABLE + _CORRUPT:
+                self._close_reader()
+                raise
+
+    def _close_reader(self) -> None:
+        if self._reading is not None:
+            self._reading.close(True)
+            self._reading = None
+
+    def _backup(self, target: Path) -> None:
+        with sqlite_errors():
+            source, copy = _open(self.path, create=False), _open(target)
+            try:
+                with copy.backup("main", source, "main") as backup:
+                    while not backup.done:
+                        backup.step(1000)
+                copy.execute("PRAGMA journal_mode=DELETE").fetchall()
+            finally:
+                source.close()
+                copy.close()
+
+
+def _open(path: Path, *, create: bool = True) -> apsw.Connection:
+    flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
+    connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
+    connection.set_busy_timeout(int(BUSY_SECONDS * 1000))
+    connection.execute("PRAGMA temp_store=MEMORY")
+    return connection
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def _migrate_part(connection: apsw.Connection, part: str, migrations: Sequence[str]) -> None:
+    row = connection.execute("SELECT version FROM schema_versions WHERE part = ?", (part,)).fetchone()
+    version = int(row[0]) if row else 0
+    if version > len(migrations):
+        raise StoreCorrupt(
+            f"the directory was written by a newer Rise ({part} has version {version}, this one knows"
+            f" {len(migrations)}); install that version, nothing was changed"
+        )
+    for migration in migrations[version:]:
+        connection.execute(migration)
+    connection.execute("INSERT OR REPLACE INTO schema_versions VALUES (?, ?)", (part, len(migrations)))
+
+
+def _apply_alone(connection: apsw.Connection, change: _Change) -> Any | BaseException:
+    connection.execute("SAVEPOINT one")
+    try:
+        result = change.apply(connection)
+    except _UNAVAILABLE + _CORRUPT:
+        raise
+    except Exception as error:  # noqa: BLE001 - border: handed to the one who asked for the change
+        connection.execute("ROLLBACK TO one")
+        connection.execute("RELEASE one")
+        return error
+    connection.execute("RELEASE one")
+    return result
+
+
+def _rollback(connection: apsw.Connection) -> None:
+    if connection.in_transaction:
+        try:
+            connection.execute("ROLLBACK")
+        except apsw.Error:
+            # SQLite has rolled back by itself, or the connection is about to be given up.
+            pass
+
+
+def _set_results(batch: list[_Change], results: list[Any | BaseException]) -> None:
+    for change, result in zip(batch, results, strict=True):
+        if change.done.done():
+            continue  # the caller hung up; what it asked for was done all the same
+        if isinstance(result, BaseException):
+            change.done.set_exception(result)
+        else:
+            change.done.set_result(result)

@@ -1,0 +1,377 @@
+"""Sending: what the ledger means to say becomes calls to platforms, each chat's in order, one at a time.
+
+For each reply: *sending* is written, the call goes out, its end is written, then the chat's next. A crash
+before the call sends nothing twice; a crash between the call and its end leaves the one doubt that no
+platform without idempotency keys can resolve, and the binding's policy decides what to do with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from rise.bus.port import Bus, Topic
+from rise.channels.port import (
+    AccountDown,
+    Moved,
+    NotSent,
+    Paused,
+    PushChannel,
+    Refused,
+    SendOutcome,
+    Succeeded,
+    Uncertain,
+    Unreadable,
+)
+from rise.clock import Clock
+from rise.envelope import Outcome, Reason, Status
+from rise.errors import ClaimLost, Unavailable
+from rise.ledger.port import (
+    Again,
+    Delivered,
+    Delivery,
+    Failed,
+    HeldUnknown,
+    Ledger,
+    Reply,
+    ReplyKind,
+    ReplyState,
+    Resend,
+    Sent,
+)
+from rise.pacing import Bucket, Buckets
+from rise.queue.port import Queue, Suspend
+from rise.service import Loop, Signal, cancel_all, spawn
+from rise.telemetry import enqueue_to_reply_seconds, log, replies_total
+
+T = TypeVar("T")
+
+LOOK_SECONDS: Final = 1.0
+"""How often the outbox is looked at without a hint; also how late a paused chat may go on."""
+RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
+ACCOUNT_RETRY_SECONDS: Final = 60.0
+TYPING_SECONDS: Final = 4.5
+"""Platforms show the indicator for about five."""
+TYPING_SECONDS_MAX: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryLimits:
+    chats_at_once: int = 64
+    unknown_policy: str = "resend_marked"
+    resends_max: int = 1
+    repeats_max: int = 5
+    """For calls that may take effect twice without harm."""
+    stop_seconds: float = 10.0
+
+
+class Sender:
+    """The one sender of this installation. Starting another voids this one."""
+
+    name = "delivery"
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        queue: Queue,
+        channels: Mapping[str, PushChannel],
+        bus: Bus,
+        clock: Clock,
+        limits: DeliveryLimits | None = None,
+        on_account: Callable[[str, str, str | None], None] = lambda channel, account, trouble: None,
+    ) -> None:
+        """`on_account(channel, account, trouble)` hears when an account stops or begins to work."""
+        self._ledger = ledger
+        self._queue = queue
+        self._channels = channels
+        self._bus = bus
+        self._clock = clock
+        self._limits = limits or DeliveryLimits()
+        self._on_account = on_account
+        self._pace = Pace(channels, clock)
+        self._fence: int | None = None
+        self._hint = Signal()
+        self._chats: set[asyncio.Task[Any]] = set()
+        self._paused_until: dict[tuple[str, str], float] = {}
+        self._accounts_down: set[tuple[str, str]] = set()
+        self._loop = Loop("delivery", self._take, sleep=clock.sleep, on_error=_report)
+        self._typing = Typing(channels, bus, clock)
+
+    async def start(self) -> None:
+        self._unsubscribe = self._bus.subscribe(Topic.OUTBOX_READY, lambda _: self._hint.set())
+        await self._typing.start()
+        await self._loop.start()
+
+    async def stop(self) -> None:
+        """Take nothing new, let calls that are out come to their end, leave the rest for the next start."""
+        await self._loop.stop()
+        await self._typing.stop()
+        self._unsubscribe()
+        if self._chats:
+            await asyncio.wait(set(self._chats), timeout=self._limits.stop_seconds)
+        await cancel_all(self._chats)
+
+    # --- one look at the outbox ---
+
+    async def _take(self) -> None:
+        if self._fence is None:
+            self._fence = await self._ledger.outbox_open()
+        room = self._limits.chats_at_once - len(self._chats)
+        replies = await self._ledger.outbox_take(self._fence, limit=room, accounts_excluded=self._accounts_paused())
+        for reply in replies:
+            spawn(
+                self._serve_chat(self._fence, reply), name=f"chat {reply.chat_id}", into=self._chats
+            ).add_done_callback(lambda _: self._hint.set())
+        if not replies or room <= len(replies):
+            await self._hint.wait(LOOK_SECONDS)
+
+    async def _serve_chat(self, fence: int, reply: Reply | None) -> None:
+        """Send a chat's replies one after the other until there is none, or it has to pause."""
+        while reply is not None:
+            try:
+                delivery = await self._deliver(fence, reply)
+            except Exception as error:  # noqa: BLE001 - border: the chat is let go and comes up again, nothing is lost
+                await self._let_go(fence, reply, error)
+                return
+            delivered = await self._record(fence, reply, delivery)
+            if delivered is None:
+                return
+            await self._conclude(reply, delivery, delivered)
+            reply = delivered.next
+
+    async def _deliver(self, fence: int, reply: Reply) -> Delivery:
+        if reply.state is ReplyState.SENDING:
+            return self._when_uncertain(reply, "the sender stopped while this was being sent")
+        if reply.deadline_at_ms is not None and reply.deadline_at_ms < self._queue.now_ms():
+            return Failed("too late: the platform no longer takes it")
+        channel = self._channels.get(reply.channel)
+        if channel is None:
+            return Again(ACCOUNT_RETRY_SECONDS, f"the channel {reply.channel} is not configured")
+        await self._pace.wait(reply)
+        await self._ledger.outbox_sending(fence, reply)
+        outcome = await channel.send(reply.account, reply.chat_id, reply.call)
+        replies_total.labels(reply.channel, reply.account, type(outcome).__name__).inc()
+        return self._decide(reply, outcome)
+
+    def _decide(self, reply: Reply, outcome: SendOutcome) -> Delivery:
+        """The reply table of the protocol, row by row."""
+        account = (reply.channel, reply.account)
+        match outcome:
+            case Succeeded(platform_ref):
+                self._account_works(account)
+                return Sent(platform_ref)
+            case NotSent(error):
+                return Again(self._backoff_seconds(reply.tries), error)
+            case Paused(seconds, error, whole_account):
+                if whole_account:
+                    self._pause(account, seconds)
+                return Again(seconds, error)
+            case Unreadable(error, plain):
+                return Again(0.0, error, call=plain)
+            case Moved(chat_id):
+                return Again(0.0, f"the chat has moved to {chat_id}", chat_id=chat_id)
+            case Refused(error, chat_gone):
+                return Failed(error, chat_gone=chat_gone)
+            case AccountDown(error):
+                self._pause(account, ACCOUNT_RETRY_SECONDS)
+                self._accounts_down.add(account)
+                self._on_account(*account, error)
+                return Again(ACCOUNT_RETRY_SECONDS, error)
+            case Uncertain(error):
+                return self._when_uncertain(reply, error)
+
+    def _when_uncertain(self, reply: Reply, error: str) -> Delivery:
+        channel = self._channels.get(reply.channel)
+        if channel is not None and channel.is_repeatable(reply.call):
+            if reply.resends < self._limits.repeats_max:
+                return Resend(error, seconds=self._backoff_seconds(reply.resends))
+            return Failed(error)
+        if reply.kind is ReplyKind.NOTICE:
+            return HeldUnknown(error)  # nobody is asked about a notice; it stays as it is
+        if self._limits.unknown_policy == "hold" or reply.resends >= self._limits.resends_max or channel is None:
+            return HeldUnknown(error)
+        marked = channel.marked(reply.call) if self._limits.unknown_policy == "resend_marked" else None
+        return Resend(error, call=marked)
+
+    async def _record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered | None:
+        """Write the end of the call down, however long that takes: forgetting it would make it a doubt."""
+        return await self._insist(lambda: self._ledger.outbox_record(fence, reply, delivery), reply)
+
+    async def _let_go(self, fence: int, reply: Reply, error: Exception) -> None:
+        """The chat comes up again after a pause; a reply that was being sent comes up as a doubt."""
+        pause = 0.0 if isinstance(error, ClaimLost) else RETRY_SECONDS[0]
+        if not isinstance(error, ClaimLost | Unavailable):
+            log.error("delivery.failed", reply_id=reply.reply_id, error=error, exc_info=error)
+            pause = ACCOUNT_RETRY_SECONDS
+        await self._insist(lambda: self._ledger.outbox_release(fence, reply, seconds=pause), reply)
+
+    async def _insist(self, write: Callable[[], Awaitable[T]], reply: Reply) -> T | None:
+        """Repeat a write until the store takes it. None: another sender has taken over."""
+        pause = 0.1
+        while True:
+            try:
+                return await write()
+            except ClaimLost:
+                log.warning("delivery.superseded", consequence="another process of this installation sends now")
+                return None
+            except Unavailable as error:
+                log.warning(
+                    "reply.record_delayed",
+                    reply_id=reply.reply_id,
+                    error=error,
+                    consequence="if this process stops now, the reply may be sent a second time",
+                )
+                await self._clock.sleep(pause)
+                pause = min(pause * 2, 5.0)
+
+    async def _conclude(self, reply: Reply, delivery: Delivery, delivered: Delivered) -> None:
+        _log_delivery(reply, delivery)
+        try:
+            if isinstance(delivery, HeldUnknown) and reply.kind is ReplyKind.ANSWER:
+                generation = int(reply.run_id.rpartition(".")[2])
+                await self._queue.hold(reply.task_id, generation, Suspend(Reason.REPLY_HELD, delivery.error))
+                self._announce(reply, Status.SUSPENDED, None)
+            if delivered.ended is not None:
+                await self._queue.finish(delivered.ended.task_id, delivered.ended.generation)
+                self._announce(reply, Status.COMPLETED, delivered.ended.outcome)
+                self._measure(reply, delivered.ended.outcome)
+        except Unavailable as error:
+            # The ledger has it; the supervisor brings the queue in line when the store answers again.
+            log.warning("task.finish_delayed", task_id=reply.task_id, error=error)
+
+    def _measure(self, reply: Reply, outcome: Outcome) -> None:
+        if outcome is Outcome.ANSWERED:
+            seconds = max(0.0, (self._queue.now_ms() - reply.accepted_at_ms) / 1000)
+            enqueue_to_reply_seconds.labels(reply.channel, reply.account, reply.workflow_id or "").observe(seconds)
+
+    def _announce(self, reply: Reply, status: Status, outcome: Outcome | None) -> None:
+        self._bus.publish(
+            Topic.TASK_SETTLED,
+            {
+                "task_id": reply.task_id,
+                "status": status,
+                "outcome": outcome,
+                "channel": reply.channel,
+                "account": reply.account,
+                "workflow_id": reply.workflow_id,
+            },
+        )
+
+    # --- pauses ---
+
+    def _pause(self, account: tuple[str, str], seconds: float) -> None:
+        self._paused_until[account] = max(self._paused_until.get(account, 0.0), self._clock.monotonic() + seconds)
+
+    def _accounts_paused(self) -> list[tuple[str, str]]:
+        now = self._clock.monotonic()
+        return [account for account, until in self._paused_until.items() if until > now]
+
+    def _account_works(self, account: tuple[str, str]) -> None:
+        if account in self._accounts_down:
+            self._accounts_down.discard(account)
+            self._paused_until.pop(account, None)
+            self._on_account(*account, None)
+
+    def _backoff_seconds(self, tries: int) -> float:
+        return RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)] * self._clock.random.uniform(0.8, 1.2)
+
+
+class Pace:
+    """Waits until a chat and its account may be sent to."""
+
+    def __init__(self, channels: Mapping[str, PushChannel], clock: Clock) -> None:
+        self._channels = channels
+        self._clock = clock
+        self._accounts: dict[tuple[str, str], Bucket] = {}
+        self._per_second: dict[float, Buckets] = {}
+        self._per_minute: dict[float, Buckets] = {}
+
+    async def wait(self, reply: Reply) -> None:
+        rates = self._channels[reply.channel].rates(reply.chat_id)
+        account, chat = (reply.channel, reply.account), (reply.channel, reply.account, reply.chat_id)
+        now = self._clock.monotonic()
+        if account not in self._accounts:
+            self._accounts[account] = Bucket(rates.account_per_second, max(1.0, rates.account_per_second))
+        per_second = self._per_second.setdefault(
+            rates.chat_per_second, Buckets(rates.chat_per_second, max(1.0, rates.chat_per_second))
+        )
+        seconds = max(self._accounts[account].wait_seconds(now), per_second.wait_seconds(chat, now))
+        if rates.chat_per_minute is not None:
+            per_minute = self._per_minute.setdefault(
+                rates.chat_per_minute, Buckets(rates.chat_per_minute / 60, rates.chat_per_minute)
+            )
+            seconds = max(seconds, per_minute.wait_seconds(chat, now))
+            per_minute.take(chat, now)
+        # Taken before the wait: whoever comes meanwhile queues behind.
+        per_second.take(chat, now)
+        self._accounts[account].take(now)
+        if seconds > 0:
+            await self._clock.sleep(seconds)
+
+
+class Typing:
+    """Shows people that an answer is on its way while a workflow runs. Best effort, kept nowhere."""
+
+    def __init__(self, channels: Mapping[str, PushChannel], bus: Bus, clock: Clock) -> None:
+        self._channels = channels
+        self._bus = bus
+        self._clock = clock
+        self._shown: dict[str, asyncio.Task[Any]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        self._unsubscribe = (
+            self._bus.subscribe(Topic.RUN_STARTED, self._begin),
+            self._bus.subscribe(Topic.RUN_ENDED, self._end),
+        )
+
+    async def stop(self) -> None:
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
+        await cancel_all(self._tasks)
+
+    def _begin(self, run: Mapping[str, Any]) -> None:
+        channel = self._channels.get(str(run.get("channel")))
+        if channel is None or not run.get("chat_id") or len(self._shown) >= 1000:
+            return
+        run_id = str(run.get("run_id"))
+        if run_id not in self._shown:
+            self._shown[run_id] = spawn(
+                self._show(channel, str(run["account"]), str(run["chat_id"])), name="typing", into=self._tasks
+            )
+            self._shown[run_id].add_done_callback(lambda _: self._shown.pop(run_id, None))
+
+    def _end(self, run: Mapping[str, Any]) -> None:
+        shown = self._shown.get(str(run.get("run_id")))
+        if shown is not None:
+            shown.cancel()
+
+    async def _show(self, channel: PushChannel, account: str, chat_id: str) -> None:
+        # Quick answers need no indicator, and each one is a call that counts against the account's rate.
+        await self._clock.sleep(0.3)
+        until = self._clock.monotonic() + TYPING_SECONDS_MAX
+        while self._clock.monotonic() < until:
+            await channel.show_typing(account, chat_id)
+            await self._clock.sleep(TYPING_SECONDS)
+
+
+def _log_delivery(reply: Reply, delivery: Delivery) -> None:
+    names = {"reply_id": reply.reply_id, "task_id": reply.task_id, "channel": reply.channel}
+    match delivery:
+        case Sent(platform_ref):
+            log.info("reply.delivered", platform_ref=platform_ref, **names)
+        case Failed(error):
+            log.warning("reply.failed", error=error, **names)
+        case Again(seconds, error):
+            log.info("reply.postponed", seconds=round(seconds, 1), error=error, **names)
+        case Resend(error):
+            log.warning("reply.resent", error=error, consequence="the person may see it twice", **names)
+        case HeldUnknown(error):
+            log.warning("reply.unknown", error=error, **names)
+
+
+def _report(name: str, error: BaseException) -> None:
+    log.error("delivery.look_failed", error=error, consequence="looks again after a pause")

@@ -1,0 +1,322 @@
+"""What a task is, on disk and on the wire, and how everything gets its name.
+
+A task is kept as a small `Head` (derived once, at acceptance), the exact bytes received, and its `Progress`.
+The `TaskEnvelope` of the HTTP API is made from the three when somebody looks. All ids come from here: those
+of messages are derived from the platform's own, so that every host, store and replay arrives at the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final, NewType
+
+import msgspec
+
+from rise.clock import from_epoch_ms, iso
+from rise.errors import EnvelopeMalformed
+
+TaskId = NewType("TaskId", str)
+RunId = NewType("RunId", str)
+ReplyId = NewType("ReplyId", str)
+DeliveryKey = NewType("DeliveryKey", str)
+LaneKey = NewType("LaneKey", str)
+
+SCHEMA: Final = 1
+RAW_BYTES_MAX: Final = 1 << 20
+"""The largest body any entry reads. Telegram sends at most 512 KiB."""
+RAW_SHOWN_BYTES_MAX: Final = 256 * 1024
+
+
+class TaskType(StrEnum):
+    WORKFLOW_EXECUTE = "workflow.execute"
+    MESSAGE_SEND = "message.send"
+
+
+class Status(StrEnum):
+    """The states of a task. Drawn in docs/states.md."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    REPLYING = "replying"
+    SUSPENDED = "suspended"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    DROPPED = "dropped"
+
+    @property
+    def is_finished(self) -> bool:
+        return self in _FINISHED
+
+
+_FINISHED = frozenset({Status.COMPLETED, Status.EXPIRED, Status.DROPPED})
+
+
+class Reason(StrEnum):
+    """Why a task is suspended."""
+
+    WORKFLOW_PENDING = "workflow_pending"
+    RAW_PAYLOAD_INVALID = "raw_payload_invalid"
+    RETRIES_EXHAUSTED = "retries_exhausted"
+    POISON = "poison"
+    LANE_BLOCKED = "lane_blocked"
+    STALE_REPLAY = "stale_replay"
+    SCHEMA_NEWER = "schema_newer"
+    KILL_SWITCH = "kill_switch"
+    REPLY_HELD = "reply_held"
+
+
+class Outcome(StrEnum):
+    """How a completed task ended."""
+
+    ANSWERED = "answered"
+    SILENT = "silent"
+    UNDELIVERABLE = "undeliverable"
+    NOT_ALLOWED = "not_allowed"
+    RATE_LIMITED = "rate_limited"
+
+
+# --- names ------------------------------------------------------------------------------------------------
+
+
+def task_id_of(delivery_key: DeliveryKey) -> TaskId:
+    """The task of a delivery: the same on every host, in every store, at every replay."""
+    digest = hashlib.sha256(b"rise1|" + delivery_key.encode()).digest()
+    return TaskId("t_" + base64.b32encode(digest)[:26].decode().lower())
+
+
+def run_id_of(task_id: TaskId, generation: int) -> RunId:
+    return RunId(f"{task_id}.{generation}")
+
+
+def reply_id_of(run_id: RunId, chunk: int) -> ReplyId:
+    return ReplyId(f"{run_id}.{chunk}")
+
+
+def notice_id_of(*parts: str) -> ReplyId:
+    """One notice per cause: the parts name the cause, and the ledger keeps the id unique."""
+    return ReplyId("n_" + base64.b32encode(hashlib.sha256("|".join(parts).encode()).digest())[:26].decode().lower())
+
+
+def new_key() -> str:
+    """A random id for callers that brought none. 128 bits, URL-safe."""
+    return secrets.token_urlsafe(16)
+
+
+def new_secret() -> str:
+    """A random credential. 256 bits, URL-safe."""
+    return secrets.token_urlsafe(32)
+
+
+# --- the record -------------------------------------------------------------------------------------------
+
+
+class Order(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """A task's place in its lane: the platform's date (ms), then its sequence, then the task id."""
+
+    at_ms: int
+    seq: int
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was derived from a delivery at acceptance. Never changed afterwards."""
+
+    schema: int = SCHEMA
+    task_id: TaskId
+    delivery_key: DeliveryKey
+    task_type: TaskType = TaskType.WORKFLOW_EXECUTE
+    channel: str
+    account: str
+    source: str
+    lane: LaneKey
+    order: Order
+    accepted_at_ms: int
+    request_id: str
+    trace_id: str
+    idempotency_key: str
+    """A label for people. Nothing is matched on it."""
+    kind: str = "message"
+    """The platform's kind of update: message, edited_message, callback_query …"""
+    chat_id: str | None = None
+    workflow_id: str | None = None
+    """Asked for by the caller; otherwise the binding decides at claim."""
+    user_text: str = ""
+    metadata: dict[str, Any] = {}
+    user: dict[str, Any] = {}
+    policy: dict[str, Any] = {}
+    history_chunks: list[Any] = []
+    telemetry: dict[str, Any] = {}
+    raw_version: str = "json.v1"
+    raw_is_json: bool = True
+    raw_sha256: str = ""
+    retry_max: int | None = None
+    notifiable: bool = False
+    """Whether a notice about this task may be said in its chat: a person wrote a message there."""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a task has come. Times are milliseconds of the store's clock."""
+
+    status: Status
+    reason: Reason | None = None
+    generation: int = 0
+    attempts: int = 0
+    deaths: int = 0
+    due_at_ms: int = 0
+    deadline_at_ms: int | None = None
+    failing_since_ms: int | None = None
+    updated_at_ms: int = 0
+    error: str | None = None
+
+
+class Task(msgspec.Struct, frozen=True):
+    """One message's work: what it is, the bytes it came as, how far it is."""
+
+    head: Head
+    raw: bytes
+    progress: Progress
+
+    @property
+    def task_id(self) -> TaskId:
+        return self.head.task_id
+
+    @property
+    def run_id(self) -> RunId:
+        return run_id_of(self.head.task_id, self.progress.generation)
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_head = msgspec.json.Decoder(Head).decode
+
+
+def encode_head(head: Head) -> bytes:
+    return _encode(head)
+
+
+def decode_head(stored: bytes) -> Head:
+    """Raises `EnvelopeMalformed` if this version of Rise cannot read the record."""
+    try:
+        head = _decode_head(stored)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise EnvelopeMalformed(f"the stored head is unreadable: {error}") from error
+    if head.schema > SCHEMA:
+        raise EnvelopeMalformed(f"the stored head has schema {head.schema}, this version reads {SCHEMA}")
+    return head
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON as Rise writes it. Lone surrogates from old inputs become U+FFFD instead of an error."""
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        return _encode(_without_surrogates(value))
+
+
+def clean_text(text: str) -> str:
+    """The text with lone surrogates replaced: they exist in JSON but in no encoding."""
+    return text.encode("utf-8", "replace").decode() if not text.isascii() else text
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, Mapping):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_surrogates(item) for item in value]
+    return value
+
+
+# --- the wire ---------------------------------------------------------------------------------------------
+
+
+def envelope(
+    task: Task,
+    *,
+    result: Any = None,
+    raw_shown_bytes_max: int = RAW_SHOWN_BYTES_MAX,
+    retry_max: int = 3,
+) -> dict[str, Any]:
+    """The `TaskEnvelope` as the HTTP API shows it, `raw` spliced in untouched.
+
+    A raw over the limit, or one that is not JSON, is shown as a string of its first part; the whole is
+    kept and is what the workflow gets.
+    """
+    head, progress = task.head, task.progress
+    truncated = len(task.raw) > raw_shown_bytes_max
+    telemetry = head.telemetry | {
+        "channel": head.channel,
+        "requestId": head.request_id,
+        "source": head.source,
+        "raw_size_bytes": len(task.raw),
+        "raw_truncated": truncated,
+        "raw_sha256": head.raw_sha256,
+    }
+    shown: Any
+    if head.raw_is_json and not truncated:
+        shown = msgspec.Raw(task.raw)
+    else:
+        shown = task.raw[:raw_shown_bytes_max].decode("utf-8", "backslashreplace")
+    return {
+        "taskId": head.task_id,
+        "taskType": head.task_type,
+        "status": progress.status,
+        "reason": progress.reason,
+        "payload": {
+            "workflowId": head.workflow_id,
+            "channel": head.channel,
+            "source": head.source,
+            "metadata": head.metadata,
+            "userText": head.user_text,
+            "historyChunks": head.history_chunks,
+            "policy": head.policy,
+            "telemetry": telemetry,
+            "channelPayload": {"version": head.raw_version, "raw": shown},
+        },
+        "context": {
+            "idempotencyKey": head.idempotency_key,
+            "traceId": head.trace_id,
+            "user": head.user,
+        },
+        "retry": {
+            "count": progress.attempts,
+            "max": retry_max if head.retry_max is None else head.retry_max,
+            "nextAttemptAt": progress.due_at_ms // 1000 if progress.attempts else 0,
+        },
+        "createdAt": iso(from_epoch_ms(head.accepted_at_ms)),
+        "updatedAt": iso(from_epoch_ms(progress.updated_at_ms or head.accepted_at_ms)),
+        "result": result,
+        "error": progress.error,
+    }
+
+
+# --- what a workflow may do -------------------------------------------------------------------------------
+
+
+class Effect(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing a workflow wants done on its channel; the channel turns it into calls.
+
+    `kind`: reply, edit, answer_callback, or call (a platform method by name).
+    """
+
+    kind: str
+    text: str = ""
+    buttons: list[list[dict[str, str]]] | None = None
+    media: dict[str, Any] | None = None
+    reply_to: str | None = None
+    parse_mode: str | None = None
+    message_id: str | None = None
+    method: str = ""
+    params: dict[str, Any] = {}
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A platform call as it is frozen in the outbox: one chunk of a reply."""
+
+    method: str
+    params: dict[str, Any]
+    text: str = ""
+    """What a person reads of it, for history and display."""

@@ -1,0 +1,229 @@
+"""What can go wrong, said once.
+
+An error carries the decision in its class and fields; nobody decides by its text. `code` is stable and
+documented in docs/errors.md; `public_message` may be shown to anybody and never holds a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class RiseError(Exception):
+    """Everything Rise raises on purpose."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, public_message: str) -> None:
+        super().__init__(public_message)
+        self.public_message = public_message
+
+
+# --- at start ---------------------------------------------------------------------------------------------
+
+
+class SettingsInvalid(RiseError):
+    """The configuration would not work or would lose messages. Exit code 2; every problem at once."""
+
+    code = "settings_invalid"
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+# --- the caller's fault: answered 4xx, never retried -----------------------------------------------------
+
+
+class Rejected(RiseError):
+    """The request is refused and nothing was written."""
+
+    code = "rejected"
+    http_status: ClassVar[int] = 400
+
+    def __init__(self, public_message: str, *, field: str | None = None) -> None:
+        super().__init__(public_message)
+        self.field = field
+
+
+class PayloadInvalid(Rejected):
+    code = "payload_invalid"
+    http_status = 422
+
+
+class PayloadMalformed(Rejected):
+    """Not even JSON."""
+
+    code = "payload_malformed"
+
+
+class PayloadTooLarge(Rejected):
+    code = "payload_too_large"
+    http_status = 413
+
+
+class PayloadTooSlow(Rejected):
+    """The body did not arrive within its deadline."""
+
+    code = "payload_too_slow"
+    http_status = 408
+
+
+class ContentTypeUnsupported(Rejected):
+    code = "content_type_unsupported"
+    http_status = 415
+
+
+class SignatureMismatch(Rejected):
+    """Forged, or a secret that is no longer valid. Says nothing more on purpose."""
+
+    code = "signature_mismatch"
+    http_status = 401
+
+
+class CredentialsMissing(Rejected):
+    code = "credentials_missing"
+    http_status = 401
+
+
+class RoleInsufficient(Rejected):
+    code = "role_insufficient"
+    http_status = 403
+
+
+class RateExceeded(Rejected):
+    code = "rate_exceeded"
+    http_status = 429
+
+    def __init__(self, public_message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(public_message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ChannelUnknown(Rejected):
+    code = "channel_unknown"
+    http_status = 404
+
+
+class WorkflowUnknown(Rejected):
+    code = "workflow_unknown"
+    http_status = 404
+
+
+class TaskUnknown(Rejected):
+    code = "task_unknown"
+    http_status = 404
+
+
+class KeyReused(Rejected):
+    """The same idempotency key came before with another body."""
+
+    code = "idempotency_key_reused"
+    http_status = 422
+
+
+class StateConflict(Rejected):
+    """The task is not in a state in which this can be done to it."""
+
+    code = "state_conflict"
+    http_status = 409
+
+
+# --- a dependency's fault: retried -----------------------------------------------------------------------
+
+
+class Unavailable(RiseError):
+    """Something Rise needs does not answer. Trying again is right and safe."""
+
+    code = "unavailable"
+    retryable = True
+    capability: ClassVar[str] = "unknown"
+
+    def __init__(self, public_message: str, *, retry_after_seconds: int | None = None) -> None:
+        super().__init__(public_message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class StoreUnavailable(Unavailable):
+    """The embedded store cannot be read or written: full, read-only, locked, broken or gone."""
+
+    code = "store_unavailable"
+    capability = "disk"
+
+
+class StoreCorrupt(StoreUnavailable):
+    """The store answers, but what it holds cannot be trusted. Waiting will not mend it."""
+
+    code = "store_corrupt"
+
+
+class StoreLocked(RiseError):
+    """Another `rise serve` owns this directory."""
+
+    code = "store_locked"
+
+
+class CopiesInsufficient(Unavailable):
+    """Fewer durable places than RISE_MIN_COPIES hold the message: not promised."""
+
+    code = "copies_insufficient"
+
+
+class ChannelUnavailable(Unavailable):
+    """The platform cannot be reached. `sent_perhaps`: a request may have taken effect all the same."""
+
+    code = "channel_unavailable"
+    capability = "channel"
+
+    def __init__(
+        self, public_message: str, *, sent_perhaps: bool = False, retry_after_seconds: int | None = None
+    ) -> None:
+        super().__init__(public_message, retry_after_seconds=retry_after_seconds)
+        self.sent_perhaps = sent_perhaps
+
+
+class CapabilityClosed(Unavailable):
+    """A capability that this needs is not available now."""
+
+    code = "capability_unavailable"
+
+    def __init__(self, name: str, status: str, detail: str, *, retry_after_seconds: int = 30) -> None:
+        super().__init__(f"{name} is {status}: {detail}", retry_after_seconds=retry_after_seconds)
+        self.name = name
+        self.status = status
+        self.detail = detail
+
+
+# --- within a run ----------------------------------------------------------------------------------------
+
+
+class ClaimLost(RiseError):
+    """Somebody else works this lane now; whatever the holder still writes changes nothing."""
+
+    code = "claim_lost"
+
+
+class EnvelopeMalformed(RiseError):
+    """The stored record cannot be read by this version of Rise."""
+
+    code = "raw_payload_invalid"
+
+
+class WaitsForDependency(RiseError):
+    """Raise it in a workflow when something outside is down or limits the rate: the task waits, no try used."""
+
+    code = "dependency_unavailable"
+    retryable = True
+
+    def __init__(self, public_message: str, *, retry_after_seconds: float = 15.0) -> None:
+        super().__init__(public_message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RunTimedOut(RiseError):
+    """The workflow did not return within its time."""
+
+    code = "run_timed_out"
+    retryable = True

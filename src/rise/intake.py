@@ -1,0 +1,158 @@
+"""The door. One function for every way in: webhook, polling, HTTP, web chat, replay.
+
+The promise: when `accept` returns, the message is on durable storage and will end done, expired, or parked
+with a reason. When it raises `Unavailable`, nothing is promised: the message may or may not be kept, and
+repeating it with the same key is always safe. It never runs a workflow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+
+import msgspec
+
+from rise.bindings import BindingRegistry
+from rise.bus.port import Bus, Topic
+from rise.channels.port import Incoming
+from rise.clock import Clock, epoch_ms
+from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, TaskId, new_key, task_id_of
+from rise.errors import CopiesInsufficient, KeyReused, Unavailable
+from rise.queue.port import Enqueued, NewTask, Queue
+from rise.telemetry import (
+    accept_seconds,
+    accepted_total,
+    duplicates_total,
+    late_total,
+    log,
+    out_of_order_total,
+    raw_truncated_total,
+    refused_total,
+)
+
+COPIES = ("journal",)
+"""The durable places of the embedded profile: its queue's file is the journal."""
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The receipt."""
+
+    task_id: TaskId
+    new: bool
+    """False: it was accepted before, and this names the first task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Verify, keep, confirm."""
+
+    queue: Queue
+    bindings: BindingRegistry
+    bus: Bus
+    clock: Clock
+    accept_seconds_max: float = 3.0
+    same_body_required: frozenset[str] = frozenset({"http"})
+    """Channels whose caller chooses the key: there, the same key with another body is a mistake of theirs."""
+
+    async def accept(self, incoming: Incoming) -> Accepted:
+        """Make the delivery durable, once. Raises `Unavailable` (503) or `KeyReused` (422)."""
+        began = self.clock.monotonic()
+        task = NewTask(
+            self._head(incoming),
+            incoming.raw,
+            receipt_seconds=incoming.receipt_seconds,
+            suspend=incoming.suspend,
+            error=incoming.error,
+            lifetime_seconds=incoming.lifetime_seconds,
+        )
+        enqueued = await self._keep(task)
+        if not enqueued.same_body and incoming.channel in self.same_body_required:
+            raise KeyReused("this idempotency key was used before with another body", field="idempotencyKey")
+        if enqueued.new and incoming.suspend is None:
+            self.bus.publish(Topic.LANES_READY)
+        self._count(incoming, enqueued, self.clock.monotonic() - began)
+        return Accepted(enqueued.task_id, enqueued.new)
+
+    async def _keep(self, task: NewTask) -> Enqueued:
+        """The line where a message becomes durable: `enqueue` returns after the fsync it shares."""
+        try:
+            async with asyncio.timeout(self.accept_seconds_max):
+                return await self.queue.enqueue(task)
+        except TimeoutError as error:
+            # It is still on its way and may yet be kept; not promised is all that can be said in time.
+            self._refuse(task.head, "copies_insufficient")
+            raise CopiesInsufficient("the message could not be made durable in time") from error
+        except Unavailable as error:
+            self._refuse(task.head, error.code)
+            raise
+
+    def _head(self, incoming: Incoming) -> Head:
+        now_ms = epoch_ms(self.clock.now())
+        request_id = incoming.request_id or new_key()
+        bound = self.bindings.lookup(incoming.channel, incoming.account, incoming.workflow_id)
+        workflow_id = bound.workflow.workflow_id if bound else "pending"
+        return Head(
+            task_id=task_id_of(incoming.delivery_key),
+            delivery_key=incoming.delivery_key,
+            task_type=incoming.task_type,
+            channel=incoming.channel,
+            account=incoming.account,
+            source=incoming.source,
+            lane=incoming.lane,
+            order=incoming.order or Order(now_ms, 0),
+            accepted_at_ms=now_ms,
+            request_id=request_id,
+            trace_id=incoming.trace_id or request_id,
+            idempotency_key=f"{incoming.channel}:{workflow_id}:{incoming.message_label or incoming.delivery_key}",
+            kind=incoming.kind,
+            chat_id=incoming.chat_id,
+            workflow_id=incoming.workflow_id,
+            user_text=incoming.user_text,
+            metadata=incoming.metadata,
+            user=incoming.user,
+            policy=incoming.policy,
+            history_chunks=incoming.history_chunks,
+            telemetry={
+                "copies": COPIES,
+                "bindingVersion": bound.binding.version if bound and bound.binding else None,
+                "binding": {"status": "bound" if bound else "missing"},
+            },
+            raw_version=incoming.raw_version,
+            raw_is_json=incoming.raw_is_json,
+            raw_sha256=hashlib.sha256(incoming.raw).hexdigest(),
+            retry_max=incoming.retry_max,
+            notifiable=incoming.notifiable,
+        )
+
+    def _count(self, incoming: Incoming, enqueued: Enqueued, seconds: float) -> None:
+        labels = (incoming.channel, incoming.account)
+        accept_seconds.labels(incoming.channel).observe(seconds)
+        if not enqueued.new:
+            duplicates_total.labels(*labels).inc()
+            log.info("task.duplicate", channel=incoming.channel, task_id=enqueued.task_id)
+            return
+        accepted_total.labels(*labels).inc()
+        if enqueued.out_of_order:
+            out_of_order_total.labels(*labels).inc()
+        if enqueued.late:
+            late_total.labels(*labels).inc()
+        if len(incoming.raw) > RAW_SHOWN_BYTES_MAX:
+            raw_truncated_total.labels(*labels).inc()
+            log.info("task.raw_truncated", task_id=enqueued.task_id, raw_size_bytes=len(incoming.raw))
+        log.debug(
+            "telegram.queue.enqueued" if incoming.channel == "telegram" else "queue.enqueued",
+            task_id=enqueued.task_id,
+            channel=incoming.channel,
+            kind=incoming.kind,
+            suspended=incoming.suspend,
+        )
+
+    def _refuse(self, head: Head, code: str) -> None:
+        refused_total.labels(head.channel, code).inc()
+        log.warning(
+            "telegram.queue.enqueue_failed" if head.channel == "telegram" else "queue.enqueue_failed",
+            task_id=head.task_id,
+            code=code,
+            consequence="answered 503; the sender keeps the message and repeats it",
+        )

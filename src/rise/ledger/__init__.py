@@ -1,0 +1,1 @@
+"""What became of everything. The promises: `port.py`; one file per backend."""

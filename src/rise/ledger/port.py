@@ -1,0 +1,345 @@
+"""What became of everything: results, replies, history, definitions, and who changed what.
+
+The ledger is one store and it decides: `run_id` is unique among results and `reply_id` among intents to
+send, so a result is written once and a reply is meant once, however often somebody tries.
+The promises here are executable: `rise.testing.conformance.ledger` runs on every backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Protocol
+
+import msgspec
+
+from rise.envelope import Call, Outcome, ReplyId, RunId, Status, Task, TaskId
+
+
+class ReplyState(StrEnum):
+    READY = "ready"
+    SENDING = "sending"
+    SENT = "sent"
+    UNKNOWN = "unknown"
+    """It may or may not have been sent; the platform cannot be asked."""
+    FAILED = "failed"
+
+
+class ReplyKind(StrEnum):
+    ANSWER = "answer"
+    """Part of a run's result; the task ends when all of them are final."""
+    NOTICE = "notice"
+    """Said beside it ("queued", "running late"); never holds anything up."""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """One chunk in the outbox: one call to a platform, frozen."""
+
+    reply_id: ReplyId
+    run_id: RunId
+    task_id: TaskId
+    channel: str
+    account: str
+    chat_id: str
+    call: Call
+    kind: ReplyKind = ReplyKind.ANSWER
+    workflow_id: str | None = None
+    accepted_at_ms: int = 0
+    deadline_at_ms: int | None = None
+    """After this it is pointless to send it."""
+    state: ReplyState = ReplyState.READY
+    tries: int = 0
+    """Calls that certainly had no effect."""
+    resends: int = 0
+    """Calls made although an earlier one may have had its effect."""
+    sequence: int = 0
+    platform_ref: str | None = None
+    """The platform's own id of what was sent."""
+    error: str | None = None
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to. The first one saved for a `run_id` stays."""
+
+    outcome: Outcome
+    value: Any = None
+    """JSON, for callers who read the result."""
+    workflow_id: str | None = None
+    workflow_version: int | None = None
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a chat's history."""
+
+    role: str
+    text: str
+    at_ms: int
+    run_id: RunId | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """A try that did not succeed."""
+
+    at_ms: int
+    error: str
+    counted: bool
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """A run as the ledger knows it: its result, and how the task ended if it has."""
+
+    task_id: TaskId
+    generation: int
+    status: Status
+    outcome: Outcome | None
+    result: Any
+    workflow_id: str | None
+    saved_at_ms: int
+    finished_at_ms: int | None
+    by: str | None = None
+    why: str | None = None
+
+
+class RunEnded(msgspec.Struct, frozen=True):
+    """The last reply of a run became final, and the run with it."""
+
+    task_id: TaskId
+    generation: int
+    outcome: Outcome
+
+
+# --- how a try to send ends -------------------------------------------------------------------------------
+
+
+class Sent(msgspec.Struct, frozen=True):
+    platform_ref: str | None = None
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """Final: the platform will not take this, ever."""
+
+    error: str
+    chat_gone: bool = False
+    """Nor anything else for this chat: the rest of the run's replies are not tried."""
+
+
+class Again(msgspec.Struct, frozen=True):
+    """Not sent for certain: send the same (or `call` instead) after a pause."""
+
+    seconds: float
+    error: str
+    call: Call | None = None
+    chat_id: str | None = None
+    """The chat has moved: this and all that waits for the old one go there."""
+
+
+class Resend(msgspec.Struct, frozen=True):
+    """Perhaps sent; the policy says to send it (or `call` instead) once more."""
+
+    error: str
+    call: Call | None = None
+    seconds: float = 0.0
+
+
+class HeldUnknown(msgspec.Struct, frozen=True):
+    """Perhaps sent; the policy says to ask a person. The run's later replies wait with it."""
+
+    error: str
+
+
+Delivery = Sent | Failed | Again | Resend | HeldUnknown
+
+
+class Delivered(msgspec.Struct, frozen=True):
+    """What recording a delivery brought about."""
+
+    ended: RunEnded | None
+    next: Reply | None
+    """The chat's next reply, taken by the same step."""
+
+
+# --- definitions ------------------------------------------------------------------------------------------
+
+
+class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
+    workflow_id: str
+    name: str
+    kind: str = "code"
+    version: int = 1
+    channels: tuple[str, ...] = ()
+    published: bool = True
+    enabled: bool = True
+    updated_at: str = ""
+    updated_by: str = ""
+
+
+class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Which workflow serves a channel's account. Identity: (channel, account, workflow_id)."""
+
+    channel: str
+    account: str
+    workflow_id: str
+    is_default: bool = True
+    enabled: bool = True
+    version: int = 0
+    config: dict[str, Any] = {}
+    updated_at: str = ""
+    updated_by: str = ""
+
+
+class Definitions(msgspec.Struct, frozen=True):
+    """Everything a process needs to route, as of `version`."""
+
+    version: int
+    workflows: dict[str, WorkflowRecord]
+    bindings: list[BindingRecord]
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """Something a person (or code at start) changed."""
+
+    at_ms: int
+    who: str
+    action: str
+    target: str
+    why: str = ""
+
+
+class OutboxDepth(msgspec.Struct, frozen=True, kw_only=True):
+    by_state: dict[str, int] = {}
+    oldest_waiting_ms: int | None = None
+    unknown: int = 0
+    resent: int = 0
+    """Replies that were sent although an earlier call may have had its effect."""
+
+
+class Ledger(Protocol):
+    """Every method raises `StoreUnavailable` (or its backend's sibling) when the store does not answer."""
+
+    # results
+
+    async def save_result(
+        self,
+        task: Task,
+        result: RunResult,
+        replies: Sequence[Reply],
+        history: Sequence[Turn],
+        *,
+        deliver: bool,
+    ) -> Run:
+        """Freeze the result and the intents to send, in one step. The first for a run wins and is returned.
+
+        `deliver=False`: the replies are where their reader fetches them; the run is completed at once, as it
+        is when there is nothing to send.
+        """
+        ...
+
+    async def finish(
+        self, task: Task, status: Status, outcome: Outcome | None = None, *, by: str = "", why: str = ""
+    ) -> Run:
+        """Completed without a reply, expired, or dropped. Final: a finished run is returned unchanged.
+
+        What it still had in the outbox is not sent any more.
+        """
+        ...
+
+    async def run(self, run_id: RunId) -> Run | None: ...
+
+    async def latest_run(self, task_id: TaskId) -> Run | None:
+        """The run of the highest generation."""
+        ...
+
+    async def archived(self, task_id: TaskId) -> Task | None:
+        """The task of the latest run as it was, bytes included; None if unknown or past its retention."""
+        ...
+
+    async def finished_among(self, task_ids: Sequence[TaskId]) -> dict[TaskId, Run]:
+        """Of these, the ones whose latest run is finished."""
+        ...
+
+    async def save_step(self, run_id: RunId, step: str, value: bytes) -> bytes:
+        """Keep a step's result; the first wins and is returned."""
+        ...
+
+    async def steps(self, run_id: RunId) -> dict[str, bytes]: ...
+
+    async def add_attempt(self, run_id: RunId, attempt: Attempt) -> None: ...
+
+    async def attempts(self, run_id: RunId) -> list[Attempt]: ...
+
+    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
+        """The chat's last turns, oldest first."""
+        ...
+
+    # outbox
+
+    async def add_notice(self, reply: Reply) -> bool:
+        """Mean to send something beside a run. False if it was meant before: once per `reply_id`, ever."""
+        ...
+
+    async def outbox_open(self) -> int:
+        """Become the sender: a new fence, which voids all older ones. What an older one was sending when it
+        ended is perhaps sent; `outbox_take` hands it out with `state == SENDING` for the policy to decide."""
+        ...
+
+    async def outbox_take(
+        self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
+    ) -> list[Reply]:
+        """The first due reply of up to `limit` chats that nobody sends to. Order within a chat is of saving."""
+        ...
+
+    async def outbox_sending(self, fence: int, reply: Reply) -> None:
+        """Written before the call goes out. Raises `ClaimLost` if the fence is stale or the run was ended."""
+        ...
+
+    async def outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
+        """Write down how the call ended, end the run if it was its last reply, take the chat's next."""
+        ...
+
+    async def outbox_release(self, fence: int, reply: Reply, *, seconds: float) -> None:
+        """Let go of a chat without having tried: it is due again after the pause."""
+        ...
+
+    async def outbox_rearm(self, run_id: RunId) -> int:
+        """A person said to send what was held. Returns how many replies wait for sending again."""
+        ...
+
+    async def outbox_depth(self) -> OutboxDepth: ...
+
+    async def replies(self, *, run_id: RunId | None = None, task_id: TaskId | None = None) -> list[Reply]:
+        """Every reply meant for a run or task, in the order of sending."""
+        ...
+
+    async def transcript(self, channel: str, account: str, chat_id: str, *, after: int, limit: int) -> list[Reply]:
+        """A chat's replies with a sequence beyond `after`: what a page that was away has missed."""
+        ...
+
+    # definitions
+
+    async def definitions_version(self) -> int: ...
+
+    async def definitions(self) -> Definitions: ...
+
+    async def put_workflow(self, record: WorkflowRecord) -> int:
+        """Returns the new version of the definitions; the old one if nothing changed."""
+        ...
+
+    async def put_binding(self, record: BindingRecord) -> int: ...
+
+    async def remove_binding(self, channel: str, account: str, workflow_id: str) -> int: ...
+
+    # people
+
+    async def record_operation(self, operation: Operation) -> None: ...
+
+    async def operations(self, *, limit: int) -> list[Operation]:
+        """Newest first."""
+        ...
+
+    async def purge(self, *, finished_before_ms: int, limit: int = 5000) -> int:
+        """Forget finished runs, with their bytes and replies, that ended before then."""
+        ...
+
+    async def finished_counts(self) -> Mapping[str, int]:
+        """Finished tasks by status and outcome (`completed.answered`, `expired` …), as far as kept."""
+        ...

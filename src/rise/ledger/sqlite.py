@@ -1,0 +1,808 @@
+"""The embedded ledger: in the same SQLite file as the queue, behind its own port.
+
+The outbox works like the lanes of the queue: a chat's row says when its first open reply may be sent, and
+taking a chat sets that to NULL, so that one sender call is in flight per chat. Who takes is fenced by a
+number that grows with every start of a sender.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from rise.connections.sqlite import Database
+from rise.envelope import (
+    Call,
+    Outcome,
+    Progress,
+    ReplyId,
+    RunId,
+    Status,
+    Task,
+    TaskId,
+    decode_head,
+    encode_head,
+    encode_json,
+)
+from rise.errors import ClaimLost
+from rise.ledger.port import (
+    Again,
+    Attempt,
+    BindingRecord,
+    Definitions,
+    Delivered,
+    Delivery,
+    Failed,
+    HeldUnknown,
+    Operation,
+    OutboxDepth,
+    Reply,
+    ReplyKind,
+    ReplyState,
+    Resend,
+    Run,
+    RunEnded,
+    RunResult,
+    Sent,
+    Turn,
+    WorkflowRecord,
+)
+
+SCHEMA: Final = (
+    """
+    CREATE TABLE runs (
+        run_id TEXT PRIMARY KEY,
+        task_id TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        channel TEXT NOT NULL,
+        workflow_id TEXT,
+        workflow_version INTEGER,
+        status TEXT NOT NULL,
+        outcome TEXT,
+        result BLOB NOT NULL,
+        head BLOB NOT NULL,
+        raw BLOB NOT NULL,
+        saved_at INTEGER NOT NULL,
+        finished_at INTEGER,
+        by_whom TEXT,
+        why TEXT
+    );
+    CREATE INDEX runs_by_task ON runs (task_id, generation);
+    CREATE INDEX runs_finished ON runs (finished_at) WHERE finished_at IS NOT NULL;
+
+    CREATE TABLE steps (
+        run_id TEXT NOT NULL, step TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (run_id, step)
+    ) WITHOUT ROWID;
+    CREATE TABLE attempts (
+        run_id TEXT NOT NULL, at INTEGER NOT NULL, error TEXT NOT NULL, counted INTEGER NOT NULL
+    );
+    CREATE INDEX attempts_by_run ON attempts (run_id);
+
+    CREATE TABLE history (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        channel TEXT NOT NULL, account TEXT NOT NULL, chat_id TEXT NOT NULL,
+        role TEXT NOT NULL, text TEXT NOT NULL, at INTEGER NOT NULL, run_id TEXT
+    );
+    CREATE INDEX history_by_chat ON history (channel, account, chat_id, sequence);
+
+    CREATE TABLE replies (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        reply_id TEXT NOT NULL UNIQUE,
+        run_id TEXT NOT NULL,
+        task_id TEXT NOT NULL,
+        channel TEXT NOT NULL, account TEXT NOT NULL, chat_id TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        call BLOB NOT NULL,
+        workflow_id TEXT,
+        accepted_at INTEGER NOT NULL,
+        deadline_at INTEGER,
+        saved_at INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        held INTEGER NOT NULL DEFAULT 0,
+        fence INTEGER,
+        tries INTEGER NOT NULL DEFAULT 0,
+        resends INTEGER NOT NULL DEFAULT 0,
+        platform_ref TEXT,
+        error TEXT
+    );
+    CREATE INDEX replies_open ON replies (channel, account, chat_id, sequence)
+        WHERE state IN ('ready', 'sending') AND held = 0;
+    CREATE INDEX replies_by_run ON replies (run_id);
+    CREATE INDEX replies_by_task ON replies (task_id);
+    CREATE INDEX replies_by_chat ON replies (channel, account, chat_id, sequence);
+    CREATE INDEX replies_uncertain ON replies (state) WHERE state IN ('unknown', 'sending');
+
+    CREATE TABLE outbox_chats (
+        channel TEXT NOT NULL, account TEXT NOT NULL, chat_id TEXT NOT NULL,
+        ready_at INTEGER,
+        PRIMARY KEY (channel, account, chat_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX outbox_ready ON outbox_chats (ready_at) WHERE ready_at IS NOT NULL;
+    CREATE TABLE chat_aliases (
+        channel TEXT NOT NULL, account TEXT NOT NULL, chat_id TEXT NOT NULL, moved_to TEXT NOT NULL,
+        PRIMARY KEY (channel, account, chat_id)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE workflows (workflow_id TEXT PRIMARY KEY, record BLOB NOT NULL);
+    CREATE TABLE bindings (
+        channel TEXT NOT NULL, account TEXT NOT NULL, workflow_id TEXT NOT NULL, record BLOB NOT NULL,
+        PRIMARY KEY (channel, account, workflow_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE operations (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        at INTEGER NOT NULL, who TEXT NOT NULL, action TEXT NOT NULL, target TEXT NOT NULL, why TEXT NOT NULL
+    );
+    CREATE TABLE ledger_counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    INSERT INTO ledger_counters VALUES ('sender_fence', 0), ('definitions', 0), ('resent', 0);
+    """,
+)
+
+HISTORY_KEPT: Final = 50
+"""Turns kept per chat."""
+
+_REPLY_COLUMNS: Final = (
+    "sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id, accepted_at,"
+    " deadline_at, state, tries, resends, platform_ref, error"
+)
+_RUN_COLUMNS: Final = "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why"
+_OPEN: Final = "state IN ('ready', 'sending') AND held = 0"
+
+_decode_call = msgspec.json.Decoder(Call).decode
+_decode_json = msgspec.json.Decoder().decode
+
+
+class SqliteLedger:
+    """`rise.ledger.port.Ledger` on one SQLite file, for any number of processes on one host."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def _now(self) -> int:
+        return self._database.now_ms()
+
+    # --- results ---
+
+    async def save_result(
+        self,
+        task: Task,
+        result: RunResult,
+        replies: Sequence[Reply],
+        history: Sequence[Turn],
+        *,
+        deliver: bool,
+    ) -> Run:
+        value, head = encode_json(result.value), encode_head(task.head)
+        calls = [encode_json(reply.call) for reply in replies]
+
+        def change(connection: apsw.Connection) -> Run:
+            known = _run(connection, task.run_id)
+            if known is not None:
+                return known
+            now = self._now()
+            open_replies = deliver and bool(replies)
+            status = Status.REPLYING if open_replies else Status.COMPLETED
+            _insert_run(connection, task, head, status, result, value, now, finished=not open_replies)
+            for reply, call in zip(replies, calls, strict=True):
+                state = ReplyState.READY if deliver else ReplyState.SENT
+                _insert_reply(connection, reply, call, state, now)
+            _append_history(connection, task, history)
+            if not open_replies:
+                _forget_workings(connection, task.run_id)
+            return _run(connection, task.run_id) or _missing(task.run_id)
+
+        return await self._database.write(change)
+
+    async def finish(
+        self, task: Task, status: Status, outcome: Outcome | None = None, *, by: str = "", why: str = ""
+    ) -> Run:
+        assert status.is_finished
+        head = encode_head(task.head)
+
+        def change(connection: apsw.Connection) -> Run:
+            now = self._now()
+            known = _run(connection, task.run_id)
+            if known is None:
+                ended = RunResult(outcome=outcome or Outcome.SILENT)
+                _insert_run(connection, task, head, status, ended, b"null", now, finished=True)
+                connection.execute("UPDATE runs SET outcome = ? WHERE run_id = ?", (outcome, task.run_id))
+            elif not known.status.is_finished:
+                connection.execute(
+                    "UPDATE runs SET status = ?, outcome = ?, finished_at = ? WHERE run_id = ?",
+                    (status, outcome, now, task.run_id),
+                )
+                _close_replies(connection, task.run_id, f"not sent: the task was {status}")
+            else:
+                return known
+            connection.execute(
+                "UPDATE runs SET by_whom = ?, why = ? WHERE run_id = ?",
+                (by or None, why or None, task.run_id),
+            )
+            _forget_workings(connection, task.run_id)
+            return _run(connection, task.run_id) or _missing(task.run_id)
+
+        return await self._database.write(change)
+
+    async def run(self, run_id: RunId) -> Run | None:
+        return await self._database.read(lambda connection: _run(connection, run_id))
+
+    async def latest_run(self, task_id: TaskId) -> Run | None:
+        def query(connection: apsw.Connection) -> Run | None:
+            row = connection.execute(
+                f"SELECT {_RUN_COLUMNS} FROM runs WHERE task_id = ? ORDER BY generation DESC LIMIT 1",
+                (task_id,),
+            ).fetchone()
+            return _as_run(row) if row else None
+
+        return await self._database.read(query)
+
+    async def archived(self, task_id: TaskId) -> Task | None:
+        def query(connection: apsw.Connection) -> Task | None:
+            row = connection.execute(
+                "SELECT head, raw, status, generation FROM runs WHERE task_id = ? ORDER BY generation DESC LIMIT 1",
+                (task_id,),
+            ).fetchone()
+            if row is None:
+                return None
+            return Task(decode_head(row[0]), row[1], Progress(status=Status(row[2]), generation=row[3]))
+
+        return await self._database.read(query)
+
+    async def finished_among(self, task_ids: Sequence[TaskId]) -> dict[TaskId, Run]:
+        def query(connection: apsw.Connection) -> dict[TaskId, Run]:
+            rows = connection.execute(
+                f"SELECT {_RUN_COLUMNS} FROM runs WHERE task_id IN ({','.join('?' * len(task_ids))})"
+                " ORDER BY generation",
+                tuple(task_ids),
+            )
+            runs = {TaskId(row[0]): _as_run(row) for row in rows}
+            return {task_id: run for task_id, run in runs.items() if run.status.is_finished}
+
+        return await self._database.read(query) if task_ids else {}
+
+    async def save_step(self, run_id: RunId, step: str, value: bytes) -> bytes:
+        def change(connection: apsw.Connection) -> bytes:
+            connection.execute("INSERT OR IGNORE INTO steps VALUES (?,?,?)", (run_id, step, value))
+            if connection.changes():
+                return value
+            kept = connection.execute(
+                "SELECT value FROM steps WHERE run_id = ? AND step = ?", (run_id, step)
+            ).fetchone()
+            return bytes(kept[0])
+
+        return await self._database.write(change)
+
+    async def steps(self, run_id: RunId) -> dict[str, bytes]:
+        return await self._database.read(
+            lambda connection: dict(connection.execute("SELECT step, value FROM steps WHERE run_id = ?", (run_id,)))
+        )
+
+    async def add_attempt(self, run_id: RunId, attempt: Attempt) -> None:
+        await self._execute(
+            "INSERT INTO attempts VALUES (?,?,?,?)",
+            (run_id, attempt.at_ms, attempt.error, int(attempt.counted)),
+        )
+
+    async def attempts(self, run_id: RunId) -> list[Attempt]:
+        rows = await self._rows("SELECT at, error, counted FROM attempts WHERE run_id = ? ORDER BY rowid", (run_id,))
+        return [Attempt(at_ms=at, error=error, counted=bool(counted)) for at, error, counted in rows]
+
+    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
+        rows = await self._rows(
+            "SELECT role, text, at, run_id FROM history WHERE channel = ? AND account = ? AND chat_id = ?"
+            " ORDER BY sequence DESC LIMIT ?",
+            (channel, account, chat_id, limit),
+        )
+        return [Turn(role=role, text=text, at_ms=at, run_id=run_id) for role, text, at, run_id in reversed(rows)]
+
+    # --- outbox ---
+
+    async def add_notice(self, reply: Reply) -> bool:
+        call = encode_json(reply.call)
+        return await self._database.write(
+            lambda connection: _insert_reply(connection, reply, call, ReplyState.READY, self._now())
+        )
+
+    async def outbox_open(self) -> int:
+        def change(connection: apsw.Connection) -> int:
+            connection.execute("UPDATE outbox_chats SET ready_at = ? WHERE ready_at IS NULL", (self._now(),))
+            return _count(connection, "sender_fence")
+
+        return await self._database.write(change)
+
+    async def outbox_take(
+        self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
+    ) -> list[Reply]:
+        excluded = set(accounts_excluded)
+
+        def due(connection: apsw.Connection) -> list[tuple[str, str, str]]:
+            rows = connection.execute(
+                "SELECT channel, account, chat_id FROM outbox_chats WHERE ready_at <= ? ORDER BY ready_at",
+                (self._now(),),
+            )
+            chats: list[tuple[str, str, str]] = []
+            for channel, account, chat_id in rows:
+                if (channel, account) not in excluded:
+                    chats.append((channel, account, chat_id))
+                    if len(chats) == limit:
+                        break
+            return chats
+
+        def change(connection: apsw.Connection) -> list[Reply]:
+            _check_fence(connection, fence)
+            taken = (_take(connection, chat) for chat in due(connection))
+            return [reply for reply in taken if reply is not None]
+
+        if limit <= 0 or not await self._database.read(due):
+            return []  # most looks find nothing; they must not cost an fsync
+        return await self._database.write(change)
+
+    async def outbox_sending(self, fence: int, reply: Reply) -> None:
+        def change(connection: apsw.Connection) -> None:
+            _check_fence(connection, fence)
+            connection.execute(
+                "UPDATE replies SET state = 'sending', fence = ? WHERE reply_id = ? AND state = 'ready' AND held = 0",
+                (fence, reply.reply_id),
+            )
+            if not connection.changes():
+                raise ClaimLost(f"the reply {reply.reply_id} is not to be sent any more")
+
+        await self._database.write(change)
+
+    async def outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
+        def change(connection: apsw.Connection) -> Delivered:
+            _check_fence(connection, fence)
+            chat = (reply.channel, reply.account, reply.chat_id)
+            pause = _record(connection, reply, delivery)
+            if isinstance(delivery, Again) and delivery.chat_id is not None:
+                chat = _move_chat(connection, chat, delivery.chat_id)
+            ended = _end_run(connection, reply, self._now())
+            if pause:
+                _schedule(connection, chat, self._now() + int(pause * 1000))
+                return Delivered(ended, None)
+            return Delivered(ended, _take(connection, chat))
+
+        return await self._database.write(change)
+
+    async def outbox_release(self, fence: int, reply: Reply, *, seconds: float) -> None:
+        def change(connection: apsw.Connection) -> None:
+            _check_fence(connection, fence)
+            chat = (reply.channel, reply.account, reply.chat_id)
+            _schedule(connection, chat, self._now() + int(seconds * 1000))
+
+        await self._database.write(change)
+
+    async def outbox_rearm(self, run_id: RunId) -> int:
+        def change(connection: apsw.Connection) -> int:
+            rows = connection.execute(
+                "UPDATE replies SET state = 'ready', held = 0, resends = resends + (state = 'unknown')"
+                " WHERE run_id = ? AND kind = 'answer' AND (held = 1 OR state = 'unknown')"
+                " RETURNING channel, account, chat_id",
+                (run_id,),
+            ).fetchall()
+            for chat in set(rows):
+                _schedule(connection, chat, self._now())
+            return len(rows)
+
+        return await self._database.write(change)
+
+    async def outbox_depth(self) -> OutboxDepth:
+        def query(connection: apsw.Connection) -> OutboxDepth:
+            states = dict(
+                connection.execute(
+                    "SELECT CASE WHEN held THEN 'held' ELSE state END, count(*) FROM replies"
+                    " WHERE state IN ('ready', 'sending', 'unknown') GROUP BY 1"
+                )
+            )
+            oldest = connection.execute("SELECT min(ready_at) FROM outbox_chats").fetchone()[0]
+            resent = connection.execute("SELECT value FROM ledger_counters WHERE name = 'resent'").fetchone()[0]
+            return OutboxDepth(
+                by_state=states,
+                oldest_waiting_ms=None if oldest is None else max(0, self._now() - oldest),
+                unknown=states.get("unknown", 0),
+                resent=resent,
+            )
+
+        return await self._database.read(query)
+
+    async def replies(self, *, run_id: RunId | None = None, task_id: TaskId | None = None) -> list[Reply]:
+        column, value = ("run_id", run_id) if run_id is not None else ("task_id", task_id)
+        rows = await self._rows(f"SELECT {_REPLY_COLUMNS} FROM replies WHERE {column} = ? ORDER BY sequence", (value,))
+        return [_as_reply(row) for row in rows]
+
+    async def transcript(self, channel: str, account: str, chat_id: str, *, after: int, limit: int) -> list[Reply]:
+        rows = await self._rows(
+            f"SELECT {_REPLY_COLUMNS} FROM replies INDEXED BY replies_by_chat"
+            " WHERE channel = ? AND account = ? AND chat_id = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+            (channel, account, chat_id, after, limit),
+        )
+        return [_as_reply(row) for row in rows]
+
+    # --- definitions ---
+
+    async def definitions_version(self) -> int:
+        rows = await self._rows("SELECT value FROM ledger_counters WHERE name = 'definitions'", ())
+        return int(rows[0][0])
+
+    async def definitions(self) -> Definitions:
+        def query(connection: apsw.Connection) -> Definitions:
+            version = connection.execute("SELECT value FROM ledger_counters WHERE name = 'definitions'").fetchone()
+            workflows = [
+                msgspec.json.decode(record, type=WorkflowRecord)
+                for (record,) in connection.execute("SELECT record FROM workflows ORDER BY workflow_id")
+            ]
+            bindings = [
+                msgspec.json.decode(record, type=BindingRecord)
+                for (record,) in connection.execute(
+                    "SELECT record FROM bindings ORDER BY channel, account, workflow_id"
+                )
+            ]
+            return Definitions(int(version[0]), {known.workflow_id: known for known in workflows}, bindings)
+
+        return await self._database.read(query)
+
+    async def put_workflow(self, record: WorkflowRecord) -> int:
+        def change(connection: apsw.Connection) -> int:
+            row = connection.execute(
+                "SELECT record FROM workflows WHERE workflow_id = ?", (record.workflow_id,)
+            ).fetchone()
+            if row is not None:
+                known = msgspec.json.decode(row[0], type=WorkflowRecord)
+                same = msgspec.structs.replace(record, version=known.version, updated_at=known.updated_at)
+                if same == known:
+                    return _value(connection, "definitions")
+            connection.execute(
+                "INSERT OR REPLACE INTO workflows VALUES (?,?)", (record.workflow_id, encode_json(record))
+            )
+            return _count(connection, "definitions")
+
+        return await self._database.write(change)
+
+    async def put_binding(self, record: BindingRecord) -> int:
+        def change(connection: apsw.Connection) -> int:
+            version = _count(connection, "definitions")
+            if record.is_default:
+                _demote_others(connection, record)
+            numbered = msgspec.structs.replace(record, version=version)
+            connection.execute(
+                "INSERT OR REPLACE INTO bindings VALUES (?,?,?,?)",
+                (record.channel, record.account, record.workflow_id, encode_json(numbered)),
+            )
+            return version
+
+        return await self._database.write(change)
+
+    async def remove_binding(self, channel: str, account: str, workflow_id: str) -> int:
+        def change(connection: apsw.Connection) -> int:
+            connection.execute(
+                "DELETE FROM bindings WHERE channel = ? AND account = ? AND workflow_id = ?",
+                (channel, account, workflow_id),
+            )
+            return _count(connection, "definitions") if connection.changes() else _value(connection, "definitions")
+
+        return await self._database.write(change)
+
+    # --- people ---
+
+    async def record_operation(self, operation: Operation) -> None:
+        await self._execute(
+            "INSERT INTO operations (at, who, action, target, why) VALUES (?,?,?,?,?)",
+            (operation.at_ms, operation.who, operation.action, operation.target, operation.why),
+        )
+
+    async def operations(self, *, limit: int) -> list[Operation]:
+        rows = await self._rows(
+            "SELECT at, who, action, target, why FROM operations ORDER BY sequence DESC LIMIT ?", (limit,)
+        )
+        return [
+            Operation(at_ms=at, who=who, action=action, target=target, why=why) for at, who, action, target, why in rows
+        ]
+
+    async def purge(self, *, finished_before_ms: int, limit: int = 5000) -> int:
+        def change(connection: apsw.Connection) -> int:
+            old = connection.execute(
+                "SELECT run_id FROM runs WHERE finished_at < ? ORDER BY finished_at LIMIT ?",
+                (finished_before_ms, limit),
+            ).fetchall()
+            for table in ("runs", "replies", "steps", "attempts"):
+                connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", old)
+            return len(old)
+
+        return await self._database.write(change)
+
+    async def finished_counts(self) -> Mapping[str, int]:
+        rows = await self._rows(
+            "SELECT status, outcome, count(*) FROM runs INDEXED BY runs_finished"
+            " WHERE finished_at IS NOT NULL GROUP BY 1, 2",
+            (),
+        )
+        return {f"{status}.{outcome}" if outcome else status: count for status, outcome, count in rows}
+
+    # --- shorthand ---
+
+    async def _execute(self, sql: str, values: Sequence[Any]) -> None:
+        def change(connection: apsw.Connection) -> None:
+            connection.execute(sql, values)
+
+        await self._database.write(change)
+
+    async def _rows(self, sql: str, values: Sequence[Any]) -> list[Any]:
+        def query(connection: apsw.Connection) -> list[Any]:
+            return list(connection.execute(sql, values))
+
+        return await self._database.read(query)
+
+
+# --- single steps, each inside its caller's transaction ---------------------------------------------------
+
+
+def _insert_run(
+    connection: apsw.Connection,
+    task: Task,
+    head: bytes,
+    status: Status,
+    result: RunResult,
+    value: bytes,
+    now: int,
+    *,
+    finished: bool,
+) -> None:
+    connection.execute(
+        "INSERT INTO runs (run_id, task_id, generation, channel, workflow_id, workflow_version, status, outcome,"
+        " result, head, raw, saved_at, finished_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            task.run_id, task.task_id, task.progress.generation, task.head.channel, result.workflow_id,
+            result.workflow_version, status, result.outcome, value, head, task.raw, now, now if finished else None,
+        ),
+    )  # fmt: skip
+
+
+def _insert_reply(connection: apsw.Connection, reply: Reply, call: bytes, state: ReplyState, now: int) -> bool:
+    chat_id = _moved_to(connection, reply.channel, reply.account, reply.chat_id)
+    connection.execute(
+        "INSERT OR IGNORE INTO replies (reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id,"
+        " accepted_at, deadline_at, saved_at, state) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            reply.reply_id, reply.run_id, reply.task_id, reply.channel, reply.account, chat_id, reply.kind, call,
+            reply.workflow_id, reply.accepted_at_ms, reply.deadline_at_ms, now, state,
+        ),
+    )  # fmt: skip
+    if not connection.changes():
+        return False
+    if state is ReplyState.READY:
+        # A chat that is there already is being sent to, or waits for its time: this one queues behind.
+        connection.execute(
+            "INSERT OR IGNORE INTO outbox_chats VALUES (?,?,?,?)",
+            (reply.channel, reply.account, chat_id, now),
+        )
+    return True
+
+
+def _append_history(connection: apsw.Connection, task: Task, history: Sequence[Turn]) -> None:
+    head = task.head
+    if head.chat_id is None:
+        return
+    for turn in history:
+        connection.execute(
+            "INSERT INTO history (channel, account, chat_id, role, text, at, run_id) VALUES (?,?,?,?,?,?,?)",
+            (head.channel, head.account, head.chat_id, turn.role, turn.text, turn.at_ms, turn.run_id),
+        )
+    connection.execute(
+        "DELETE FROM history WHERE channel = ?1 AND account = ?2 AND chat_id = ?3 AND sequence <="
+        " (SELECT sequence FROM history WHERE channel = ?1 AND account = ?2 AND chat_id = ?3"
+        "  ORDER BY sequence DESC LIMIT 1 OFFSET ?4)",
+        (head.channel, head.account, head.chat_id, HISTORY_KEPT),
+    )
+
+
+def _forget_workings(connection: apsw.Connection, run_id: RunId) -> None:
+    connection.execute("DELETE FROM steps WHERE run_id = ?", (run_id,))
+
+
+def _take(connection: apsw.Connection, chat: tuple[str, str, str]) -> Reply | None:
+    """The chat's first open reply, and the chat with it; forgets the chat if there is none."""
+    row = connection.execute(
+        f"SELECT {_REPLY_COLUMNS} FROM replies INDEXED BY replies_open"
+        f" WHERE channel = ? AND account = ? AND chat_id = ? AND {_OPEN} ORDER BY sequence LIMIT 1",
+        chat,
+    ).fetchone()
+    if row is None:
+        connection.execute("DELETE FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", chat)
+        return None
+    connection.execute(
+        "UPDATE outbox_chats SET ready_at = NULL WHERE channel = ? AND account = ? AND chat_id = ?", chat
+    )
+    return _as_reply(row)
+
+
+def _schedule(connection: apsw.Connection, chat: tuple[str, str, str], ready_at: int) -> None:
+    connection.execute(
+        "INSERT INTO outbox_chats VALUES (?,?,?,?)"
+        " ON CONFLICT (channel, account, chat_id) DO UPDATE SET ready_at = excluded.ready_at",
+        (*chat, ready_at),
+    )
+
+
+def _record(connection: apsw.Connection, reply: Reply, delivery: Delivery) -> float:
+    """Write down what became of a call; returns for how many seconds its chat pauses."""
+    match delivery:
+        case Sent(platform_ref):
+            _set_state(connection, reply, ReplyState.SENT, platform_ref=platform_ref)
+        case Failed(error, chat_gone):
+            _set_state(connection, reply, ReplyState.FAILED, error=error)
+            if chat_gone and reply.kind is ReplyKind.ANSWER:
+                _close_replies(connection, reply.run_id, f"not tried: {error}")
+        case Again(seconds, error, call, _):
+            _set_state(connection, reply, ReplyState.READY, error=error, call=call, tries=1)
+            return seconds
+        case Resend(error, call, seconds):
+            _set_state(connection, reply, ReplyState.READY, error=error, call=call, resends=1)
+            _count(connection, "resent")
+            return seconds
+        case HeldUnknown(error):
+            _set_state(connection, reply, ReplyState.UNKNOWN, error=error)
+            if reply.kind is ReplyKind.ANSWER:
+                connection.execute(
+                    "UPDATE replies SET held = 1 WHERE run_id = ? AND kind = 'answer' AND state = 'ready'",
+                    (reply.run_id,),
+                )
+    return 0.0
+
+
+def _set_state(
+    connection: apsw.Connection,
+    reply: Reply,
+    state: ReplyState,
+    *,
+    platform_ref: str | None = None,
+    error: str | None = None,
+    call: Call | None = None,
+    tries: int = 0,
+    resends: int = 0,
+) -> None:
+    connection.execute(
+        "UPDATE replies SET state = ?, platform_ref = ?, error = ?, call = coalesce(?, call), tries = tries + ?,"
+        " resends = resends + ? WHERE reply_id = ?",
+        (
+            state,
+            platform_ref,
+            error,
+            None if call is None else encode_json(call),
+            tries,
+            resends,
+            reply.reply_id,
+        ),
+    )
+
+
+def _close_replies(connection: apsw.Connection, run_id: RunId, why: str) -> None:
+    connection.execute(
+        "UPDATE replies SET state = 'failed', error = ? WHERE run_id = ? AND kind = 'answer'"
+        " AND state IN ('ready', 'unknown')",
+        (why, run_id),
+    )
+
+
+def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | None:
+    if reply.kind is not ReplyKind.ANSWER:
+        return None
+    states = [
+        state
+        for (state,) in connection.execute(
+            "SELECT state FROM replies WHERE run_id = ? AND kind = 'answer' ORDER BY sequence",
+            (reply.run_id,),
+        )
+    ]
+    if not all(state in ("sent", "failed") for state in states):
+        return None
+    # What the person reads is the end of it: an answer that broke off was not delivered.
+    outcome = Outcome.ANSWERED if states[-1] == "sent" else Outcome.UNDELIVERABLE
+    row = connection.execute(
+        "UPDATE runs SET status = 'completed', outcome = ?, finished_at = ?"
+        " WHERE run_id = ? AND status = 'replying' RETURNING task_id, generation",
+        (outcome, now, reply.run_id),
+    ).fetchone()
+    if row is None:
+        return None
+    _forget_workings(connection, reply.run_id)
+    return RunEnded(TaskId(row[0]), row[1], outcome)
+
+
+def _move_chat(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str) -> tuple[str, str, str]:
+    """What waits for the old chat goes to the new one, from now on too."""
+    channel, account, chat_id = old
+    connection.execute("INSERT OR REPLACE INTO chat_aliases VALUES (?,?,?,?)", (channel, account, chat_id, moved_to))
+    connection.execute(
+        f"UPDATE replies SET chat_id = ? WHERE channel = ? AND account = ? AND chat_id = ? AND {_OPEN}",
+        (moved_to, *old),
+    )
+    connection.execute("DELETE FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old)
+    return (channel, account, moved_to)
+
+
+def _moved_to(connection: apsw.Connection, channel: str, account: str, chat_id: str) -> str:
+    row = connection.execute(
+        "SELECT moved_to FROM chat_aliases WHERE channel = ? AND account = ? AND chat_id = ?",
+        (channel, account, chat_id),
+    ).fetchone()
+    return str(row[0]) if row else chat_id
+
+
+def _check_fence(connection: apsw.Connection, fence: int) -> None:
+    if _value(connection, "sender_fence") != fence:
+        raise ClaimLost("another process sends now")
+
+
+def _demote_others(connection: apsw.Connection, chosen: BindingRecord) -> None:
+    rows = connection.execute(
+        "SELECT workflow_id, record FROM bindings WHERE channel = ? AND account = ? AND workflow_id <> ?",
+        (chosen.channel, chosen.account, chosen.workflow_id),
+    ).fetchall()
+    for workflow_id, record in rows:
+        demoted = msgspec.structs.replace(msgspec.json.decode(record, type=BindingRecord), is_default=False)
+        connection.execute(
+            "UPDATE bindings SET record = ? WHERE channel = ? AND account = ? AND workflow_id = ?",
+            (encode_json(demoted), chosen.channel, chosen.account, workflow_id),
+        )
+
+
+def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
+    row = connection.execute(f"SELECT {_RUN_COLUMNS} FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    return _as_run(row) if row else None
+
+
+def _as_run(row: Sequence[Any]) -> Run:
+    task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by, why = row
+    return Run(
+        task_id=TaskId(task_id),
+        generation=generation,
+        status=Status(status),
+        outcome=Outcome(outcome) if outcome else None,
+        result=_decode_json(result),
+        workflow_id=workflow_id,
+        saved_at_ms=saved_at,
+        finished_at_ms=finished_at,
+        by=by,
+        why=why,
+    )
+
+
+def _as_reply(row: Sequence[Any]) -> Reply:
+    sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id = row[:10]
+    accepted_at, deadline_at, state, tries, resends, platform_ref, error = row[10:]
+    return Reply(
+        reply_id=ReplyId(reply_id),
+        run_id=RunId(run_id),
+        task_id=TaskId(task_id),
+        channel=channel,
+        account=account,
+        chat_id=chat_id,
+        call=_decode_call(call),
+        kind=ReplyKind(kind),
+        workflow_id=workflow_id,
+        accepted_at_ms=accepted_at,
+        deadline_at_ms=deadline_at,
+        state=ReplyState(state),
+        tries=tries,
+        resends=resends,
+        sequence=sequence,
+        platform_ref=platform_ref,
+        error=error,
+    )
+
+
+def _missing(run_id: RunId) -> Run:
+    raise AssertionError(f"the run {run_id} was just written in this transaction")
+
+
+def _count(connection: apsw.Connection, name: str) -> int:
+    row = connection.execute(
+        "UPDATE ledger_counters SET value = value + 1 WHERE name = ? RETURNING value", (name,)
+    ).fetchone()
+    return int(row[0])
+
+
+def _value(connection: apsw.Connection, name: str) -> int:
+    return int(connection.execute("SELECT value FROM ledger_counters WHERE name = ?", (name,)).fetchone()[0])

@@ -1,0 +1,1 @@
+"""Open work in lanes. The promises: `port.py`; one file per backend."""

@@ -1,0 +1,229 @@
+"""Open work, in lanes: who may work on what, in which order.
+
+The promises here are executable: `rise.testing.conformance.queue` runs on every backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from rise.envelope import Head, LaneKey, Reason, RunId, Status, Task, TaskId, run_id_of
+
+
+class NewTask(msgspec.Struct, frozen=True):
+    """A delivery on its way in."""
+
+    head: Head
+    raw: bytes
+    receipt_seconds: int
+    """How long the delivery key is remembered after the first receipt."""
+    suspend: Reason | None = None
+    """Keep it, but do not run it: its bytes are unreadable, or it is a stale replay."""
+    error: str | None = None
+    lifetime_seconds: float | None = None
+    """After this it is too late to answer (callbacks, payments, inline queries)."""
+
+
+class Enqueued(msgspec.Struct, frozen=True):
+    """What became of a delivery."""
+
+    task_id: TaskId
+    new: bool
+    """False: the key was known, nothing was created, and this names the first task."""
+    same_body: bool = True
+    out_of_order: bool = False
+    """It came after a delivery of its lane that the platform dates later."""
+    late: bool = False
+    """... and that later one had already been started."""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """The right to work one lane for a while. `fence` grows with every claim ever given out."""
+
+    lane: LaneKey
+    channel: str
+    fence: int
+    holder: str
+    task: Task
+    """The first task to run; `settle` hands over the next."""
+    tasks_left: int
+    """How many more tasks this claim may take before the lane must be let go (fairness)."""
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    claims: list[Claim]
+    suspects_waiting: bool = False
+    """A task that was running in several crashes waits for a worker that runs nothing else."""
+
+
+# --- how a claim on a task ends ---------------------------------------------------------------------------
+
+
+class Replying(msgspec.Struct, frozen=True):
+    """Result and replies are saved in the ledger; the task stays open until the last is delivered."""
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The ledger says finished; the task leaves the queue and nothing of it stays behind."""
+
+
+class RetryIn(msgspec.Struct, frozen=True):
+    """Run it again later. It keeps its place and holds its lane until then."""
+
+    seconds: float
+    error: str
+    counts: bool
+    """Whether this used up one of the task's own tries; a dependency's fault never does."""
+
+
+class Suspend(msgspec.Struct, frozen=True):
+    """Wait for a person or an event; the lane goes on."""
+
+    reason: Reason
+    error: str | None = None
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Hand it back as if it had never been claimed (stopping)."""
+
+
+Settlement = Replying | Finished | RetryIn | Suspend | Release
+
+
+class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
+    """Counted, not estimated. Times are milliseconds of the store's clock."""
+
+    by_status: dict[str, int] = {}
+    by_channel: dict[str, int] = {}
+    by_reason: dict[str, int] = {}
+    retrying: int = 0
+    oldest_waiting_ms: int | None = None
+    """Age of the oldest task that should be moving (pending, due, not claimed)."""
+    lanes_claimed: int = 0
+    accepted: int = 0
+    """Delivery keys remembered now."""
+    duplicates: int = 0
+    out_of_order: int = 0
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """The memory of a delivery key."""
+
+    delivery_key: str
+    task_id: TaskId
+    received_at_ms: int
+    duplicates: int
+
+
+class OpenTask(msgspec.Struct, frozen=True):
+    """A row for lists: everything but the bytes."""
+
+    head: Head
+    status: Status
+    reason: Reason | None
+    generation: int
+    attempts: int
+    deaths: int
+    due_at_ms: int
+    updated_at_ms: int
+    error: str | None
+
+    @property
+    def run_id(self) -> RunId:
+        return run_id_of(self.head.task_id, self.generation)
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Which open tasks are meant. Empty fields do not narrow."""
+
+    task_ids: tuple[TaskId, ...] = ()
+    status: Status | None = None
+    reason: Reason | None = None
+    channel: str | None = None
+    account: str | None = None
+    lane: LaneKey | None = None
+    older_than_ms: int | None = None
+    """Only tasks accepted before this moment of the store's clock."""
+
+
+class Queue(Protocol):
+    """Open work, one lane per chat.
+
+    Every method raises `StoreUnavailable` (or its backend's sibling) when the store does not answer, and
+    has then changed nothing or will be found to have changed everything: repeating is always safe.
+    """
+
+    def now_ms(self) -> int:
+        """The store's clock: the same for all processes, never stepping back, not the host's wall clock."""
+        ...
+
+    async def enqueue(self, task: NewTask) -> Enqueued:
+        """Claim the delivery key and write the task, in one atomic and durable step."""
+        ...
+
+    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool) -> Claimed:
+        """Take up to `room[channel]` lanes per channel whose head is due, longest-waiting first.
+
+        A lane has at most one live claim. A task found running from a claim that was never settled has one
+        more death counted; with `deaths_max` it is suspended as poison and the next is taken. A task with
+        `deaths_suspect` is given only to an `idle` holder, alone.
+        """
+        ...
+
+    async def renew(self, claims: Sequence[Claim]) -> set[LaneKey]:
+        """Prolong; returns the lanes whose claim is lost. What is lost must not be worked on."""
+        ...
+
+    async def settle(self, claim: Claim, task: Task, settlement: Settlement) -> Claim | None:
+        """End the work on `task`; the same step starts the lane's next task and returns it.
+
+        None: the lane was let go. Raises `ClaimLost`, having changed nothing, if the fence is stale.
+        """
+        ...
+
+    async def reclaim(self, holder: str) -> int:
+        """Its process is known to be dead: make its claims claimable now instead of when they expire."""
+        ...
+
+    async def sweep(self) -> int:
+        """Make claimable every lane that has work and was forgotten; forget old receipts. Returns lanes found."""
+        ...
+
+    async def finish(self, task_id: TaskId, generation: int) -> bool:
+        """The ledger says finished: forget the task. False if it was gone or has been started anew."""
+        ...
+
+    async def resume(self, selection: Selection, *, limit: int) -> list[TaskId]:
+        """Suspended → pending, whole lanes at a time, oldest first; about `limit` tasks. Retries start over."""
+        ...
+
+    async def hold(self, task_id: TaskId, generation: int, suspend: Suspend) -> bool:
+        """Replying → suspended: its reply's fate is unknown and the binding says to ask a person."""
+        ...
+
+    async def restart(self, task: Task, *, generation: int) -> bool:
+        """Run a finished or suspended task again as `generation`. False if it is already there or further."""
+        ...
+
+    async def cancel(self, task_id: TaskId) -> Task | None:
+        """Take the task out of its lane for good, claimed or not; its claim, if any, is void at once."""
+        ...
+
+    async def get(self, task_id: TaskId) -> Task | None: ...
+
+    async def list_open(self, selection: Selection, *, limit: int, after: str = "") -> list[OpenTask]:
+        """Ordered by task id; pass the last one to go on."""
+        ...
+
+    async def suspended_accounts(self, reason: Reason) -> set[tuple[str, str]]:
+        """The channels and accounts that have tasks suspended for this reason."""
+        ...
+
+    async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:
+        """Ordered by delivery key; pass the last one to go on."""
+        ...
+
+    async def depth(self) -> QueueDepth: ...

@@ -1,0 +1,707 @@
+"""The embedded queue: lanes in SQLite, in the same file as everything else.
+
+A lane's row says when it may next be claimed (`ready_at`). Enqueueing sets it to now, a claim to the end of
+its lease, a waiting retry to its due time, nothing left to do to NULL. So one index finds new work, due
+retries and lapsed claims alike, and a wrong `ready_at` is only a hint: whoever claims looks at the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from rise.connections.sqlite import Database
+from rise.envelope import (
+    DeliveryKey,
+    Head,
+    LaneKey,
+    Order,
+    Progress,
+    Reason,
+    Status,
+    Task,
+    TaskId,
+    decode_head,
+    encode_head,
+)
+from rise.errors import ClaimLost, EnvelopeMalformed
+from rise.queue.port import (
+    Claim,
+    Claimed,
+    Enqueued,
+    Finished,
+    NewTask,
+    OpenTask,
+    QueueDepth,
+    Receipt,
+    Release,
+    Replying,
+    RetryIn,
+    Selection,
+    Settlement,
+    Suspend,
+)
+
+SCHEMA: Final = (
+    """
+    CREATE TABLE receipts (
+        delivery_key TEXT PRIMARY KEY,
+        task_id TEXT NOT NULL,
+        body_sha256 TEXT NOT NULL,
+        received_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL,
+        duplicates INTEGER NOT NULL DEFAULT 0
+    ) WITHOUT ROWID;
+    CREATE INDEX receipts_by_expiry ON receipts (expires_at);
+
+    CREATE TABLE tasks (
+        task_id TEXT PRIMARY KEY,
+        lane TEXT NOT NULL,
+        channel TEXT NOT NULL,
+        account TEXT NOT NULL,
+        order_at INTEGER NOT NULL,
+        order_seq INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        reason TEXT,
+        generation INTEGER NOT NULL DEFAULT 0,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        deaths INTEGER NOT NULL DEFAULT 0,
+        due_at INTEGER NOT NULL,
+        deadline_at INTEGER,
+        failing_since INTEGER,
+        accepted_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        error TEXT,
+        head BLOB NOT NULL,
+        raw BLOB NOT NULL
+    );
+    CREATE INDEX tasks_runnable ON tasks (lane, order_at, order_seq, task_id)
+        WHERE status IN ('pending', 'processing');
+    CREATE INDEX tasks_suspended ON tasks (reason, channel, lane) WHERE status = 'suspended';
+    CREATE INDEX tasks_replying ON tasks (updated_at) WHERE status = 'replying';
+
+    CREATE TABLE lanes (
+        lane TEXT PRIMARY KEY,
+        channel TEXT NOT NULL,
+        ready_at INTEGER,
+        holder TEXT,
+        fence INTEGER NOT NULL DEFAULT 0,
+        newest_at INTEGER NOT NULL,
+        newest_seq INTEGER NOT NULL,
+        started_at INTEGER NOT NULL DEFAULT 0,
+        started_seq INTEGER NOT NULL DEFAULT 0,
+        touched_at INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX lanes_ready ON lanes (channel, ready_at) WHERE ready_at IS NOT NULL;
+    CREATE INDEX lanes_idle ON lanes (touched_at) WHERE ready_at IS NULL;
+
+    CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    INSERT INTO counters VALUES ('fence', 0), ('duplicates', 0), ('out_of_order', 0), ('late', 0);
+    """,
+)
+
+_COLUMNS: Final = (
+    "head, raw, status, reason, generation, attempts, deaths, due_at, deadline_at, failing_since, updated_at, error,"
+    " task_id"
+)
+_RUNNABLE: Final = "status IN ('pending', 'processing')"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How long claims live and when a message is taken for poison."""
+
+    claim: timedelta = timedelta(seconds=30)
+    tasks_per_claim: int = 20
+    deaths_suspect: int = 2
+    deaths_max: int = 3
+    lane_memory: timedelta = timedelta(hours=1)
+    """How long an idle lane is remembered, to notice messages that arrive out of order."""
+
+
+class SqliteQueue:
+    """`rise.queue.port.Queue` on one SQLite file, for any number of processes on one host."""
+
+    def __init__(self, database: Database, limits: QueueLimits | None = None) -> None:
+        self._database = database
+        self._limits = limits or QueueLimits()
+
+    @property
+    def claim_seconds(self) -> float:
+        return self._limits.claim.total_seconds()
+
+    def now_ms(self) -> int:
+        return self._database.now_ms()
+
+    # --- in ---
+
+    async def enqueue(self, task: NewTask) -> Enqueued:
+        head = encode_head(task.head)  # encoded before the writer thread, once
+        return await self._database.write(lambda connection: self._enqueue(connection, task, head))
+
+    def _enqueue(self, connection: apsw.Connection, task: NewTask, head: bytes) -> Enqueued:
+        now = self.now_ms()
+        if not _remember(connection, task, now):
+            return _duplicate(connection, task)
+        deadline = None if task.lifetime_seconds is None else now + int(task.lifetime_seconds * 1000)
+        status = Status.SUSPENDED if task.suspend else Status.PENDING
+        known = task.head
+        connection.execute(
+            "INSERT OR IGNORE INTO tasks (task_id, lane, channel, account, order_at, order_seq, status, reason,"
+            " due_at, deadline_at, accepted_at, updated_at, error, head, raw)"
+            " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                known.task_id, known.lane, known.channel, known.account, known.order.at_ms, known.order.seq,
+                status.value, task.suspend.value if task.suspend else None, now, deadline, now, now,
+                task.error, head, task.raw,
+            ),
+        )  # fmt: skip
+        if not connection.changes():
+            # The receipt had been forgotten, the task had not: suspended for longer than the key is kept.
+            return _duplicate(connection, task)
+        if task.suspend:
+            return Enqueued(known.task_id, new=True)
+        out_of_order, late = _announce(connection, known, now)
+        return Enqueued(known.task_id, new=True, out_of_order=out_of_order, late=late)
+
+    # --- claims ---
+
+    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool) -> Claimed:
+        if not await self._database.read(lambda connection: _anything_ready(connection, room, self.now_ms())):
+            return Claimed([])  # most looks find nothing; they must not cost an fsync
+        return await self._database.write(lambda connection: self._claim(connection, holder, room, idle))
+
+    def _claim(self, connection: apsw.Connection, holder: str, room: Mapping[str, int], idle: bool) -> Claimed:
+        now = self.now_ms()
+        claims: list[Claim] = []
+        left = dict(room)
+        suspects_waiting = False
+        for lane, channel in _ready_lanes(connection, room, now):
+            if left[channel] <= 0:
+                continue
+            head = self._runnable_head(connection, lane, now)
+            if head is None:
+                continue
+            if head.progress.deaths >= self._limits.deaths_suspect:
+                # It was running in several crashes. It gets a process to itself, so that if it kills
+                # once more nobody else's message is counted with it.
+                if not idle or claims:
+                    suspects_waiting = True
+                    continue
+                return Claimed([self._start(connection, lane, channel, holder, head, tasks_left=1, now=now)])
+            left[channel] -= 1
+            claims.append(
+                self._start(connection, lane, channel, holder, head, tasks_left=self._limits.tasks_per_claim, now=now)
+            )
+        return Claimed(claims, suspects_waiting)
+
+    def _runnable_head(self, connection: apsw.Connection, lane: LaneKey, now: int) -> Task | None:
+        """The lane's first task if it is due. Otherwise correct the lane's hint and return None."""
+        self._count_deaths(connection, lane, now)
+        head = _head_of(connection, lane)
+        if head is not None and head.progress.due_at_ms <= now:
+            return head
+        _let_go(connection, lane, head.progress.due_at_ms if head else None, now)
+        return None
+
+    def _count_deaths(self, connection: apsw.Connection, lane: LaneKey, now: int) -> None:
+        # Count when the next worker claims, not when this one starts: only a task left running by a claim
+        # that was never settled means that its process died, and a message that kills must not run for ever.
+        connection.execute(
+            "UPDATE tasks SET status = 'pending', deaths = deaths + 1, updated_at = ?"
+            " WHERE lane = ? AND status = 'processing'",
+            (now, lane),
+        )
+        if connection.changes():
+            connection.execute(
+                "UPDATE tasks SET status = 'suspended', reason = ?, error = ?"
+                " WHERE lane = ? AND status = 'pending' AND deaths >= ?",
+                (
+                    Reason.POISON.value,
+                    f"the worker process died {self._limits.deaths_max} times while running it",
+                    lane,
+                    self._limits.deaths_max,
+                ),
+            )
+
+    def _start(
+        self,
+        connection: apsw.Connection,
+        lane: LaneKey,
+        channel: str,
+        holder: str,
+        task: Task,
+        *,
+        tasks_left: int,
+        now: int,
+    ) -> Claim:
+        fence = _count(connection, "fence")
+        connection.execute("UPDATE lanes SET holder = ?, fence = ? WHERE lane = ?", (holder, fence, lane))
+        started = _mark_processing(connection, task, now + self._claim_ms, now)
+        return Claim(lane, channel, fence, holder, started, tasks_left - 1)
+
+    async def renew(self, claims: Sequence[Claim]) -> set[LaneKey]:
+        return await self._database.write(lambda connection: self._renew(connection, claims))
+
+    def _renew(self, connection: apsw.Connection, claims: Sequence[Claim]) -> set[LaneKey]:
+        lost = set()
+        for claim in claims:
+            connection.execute(
+                "UPDATE lanes SET ready_at = ? WHERE lane = ? AND fence = ? AND holder IS NOT NULL",
+                (self.now_ms() + self._claim_ms, claim.lane, claim.fence),
+            )
+            if not connection.changes():
+                lost.add(claim.lane)
+        return lost
+
+    async def settle(self, claim: Claim, task: Task, settlement: Settlement) -> Claim | None:
+        return await self._database.write(lambda connection: self._settle(connection, claim, task, settlement))
+
+    def _settle(self, connection: apsw.Connection, claim: Claim, task: Task, settlement: Settlement) -> Claim | None:
+        held = connection.execute("SELECT fence FROM lanes WHERE lane = ?", (claim.lane,)).fetchone()
+        if held is None or held[0] != claim.fence:
+            raise ClaimLost(f"the claim on {claim.lane} has passed to another worker")
+        now = self.now_ms()
+        _apply(connection, task.task_id, settlement, now)
+        head = _head_of(connection, claim.lane)
+        if head is None or head.progress.due_at_ms > now:
+            _let_go(connection, claim.lane, head.progress.due_at_ms if head else None, now)
+            return None
+        if (
+            claim.tasks_left == 0
+            or isinstance(settlement, Release)
+            or head.progress.deaths >= self._limits.deaths_suspect
+        ):
+            _let_go(connection, claim.lane, now, now)
+            return None
+        started = _mark_processing(connection, head, now + self._claim_ms, now)
+        return msgspec.structs.replace(claim, task=started, tasks_left=claim.tasks_left - 1)
+
+    async def reclaim(self, holder: str) -> int:
+        def change(connection: apsw.Connection) -> int:
+            connection.execute("UPDATE lanes SET ready_at = min(ready_at, ?) WHERE holder = ?", (self.now_ms(), holder))
+            return int(connection.changes())
+
+        return await self._database.write(change)
+
+    async def sweep(self) -> int:
+        return await self._database.write(self._sweep)
+
+    def _sweep(self, connection: apsw.Connection) -> int:
+        now = self.now_ms()
+        # Too late to be of use to anybody: let the lane's next claim end them.
+        connection.execute(
+            "UPDATE tasks SET status = 'pending', due_at = ? WHERE status = 'suspended' AND deadline_at < ?",
+            (now, now),
+        )
+        connection.execute(
+            "INSERT INTO lanes (lane, channel, ready_at, newest_at, newest_seq, touched_at)"
+            " SELECT lane, channel, ?, max(order_at), 0, ? FROM tasks"
+            f" WHERE {_RUNNABLE} AND NOT EXISTS"
+            " (SELECT 1 FROM lanes WHERE lanes.lane = tasks.lane AND ready_at IS NOT NULL) GROUP BY lane"
+            " ON CONFLICT (lane) DO UPDATE SET ready_at = excluded.ready_at, holder = NULL",
+            (now, now),
+        )
+        found = int(connection.changes())
+        connection.execute(
+            "DELETE FROM receipts WHERE delivery_key IN"
+            " (SELECT delivery_key FROM receipts WHERE expires_at < ? ORDER BY expires_at LIMIT 5000)",
+            (now,),
+        )
+        connection.execute(
+            "DELETE FROM lanes WHERE ready_at IS NULL AND touched_at < ?",
+            (now - int(self._limits.lane_memory.total_seconds() * 1000),),
+        )
+        return found
+
+    @property
+    def _claim_ms(self) -> int:
+        return int(self._limits.claim.total_seconds() * 1000)
+
+    # --- out, and people's hands ---
+
+    async def finish(self, task_id: TaskId, generation: int) -> bool:
+        def change(connection: apsw.Connection) -> bool:
+            connection.execute(
+                "DELETE FROM tasks WHERE task_id = ? AND generation = ? AND status = 'replying'",
+                (task_id, generation),
+            )
+            return bool(connection.changes())
+
+        return await self._database.write(change)
+
+    async def resume(self, selection: Selection, *, limit: int) -> list[TaskId]:
+        return await self._database.write(lambda connection: self._resume(connection, selection, limit))
+
+    def _resume(self, connection: apsw.Connection, selection: Selection, limit: int) -> list[TaskId]:
+        now = self.now_ms()
+        where, values = _where(msgspec.structs.replace(selection, status=Status.SUSPENDED))
+        lanes = connection.execute(
+            f"SELECT lane, channel, count(*) FROM tasks WHERE {where} GROUP BY lane ORDER BY min(order_at)",
+            values,
+        )
+        resumed: list[TaskId] = []
+        chosen: list[tuple[LaneKey, str]] = []
+        count = 0
+        for lane, channel, tasks in lanes:
+            if count >= limit:
+                break
+            count += tasks
+            chosen.append((lane, channel))
+        for lane, channel in chosen:
+            rows = connection.execute(
+                "UPDATE tasks SET status = 'pending', reason = NULL, attempts = 0, deaths = 0, failing_since = NULL,"
+                f" due_at = ?, updated_at = ? WHERE {where} AND lane = ? RETURNING task_id",
+                (now, now, *values, lane),
+            ).fetchall()
+            resumed += [TaskId(task_id) for (task_id,) in rows]
+            _make_ready(connection, lane, channel, now)
+        return resumed
+
+    async def hold(self, task_id: TaskId, generation: int, suspend: Suspend) -> bool:
+        def change(connection: apsw.Connection) -> bool:
+            connection.execute(
+                "UPDATE tasks SET status = 'suspended', reason = ?, error = ?, updated_at = ?"
+                " WHERE task_id = ? AND generation = ? AND status = 'replying'",
+                (suspend.reason.value, suspend.error, self.now_ms(), task_id, generation),
+            )
+            return bool(connection.changes())
+
+        return await self._database.write(change)
+
+    async def restart(self, task: Task, *, generation: int) -> bool:
+        head = encode_head(task.head)
+        return await self._database.write(lambda connection: self._restart(connection, task, head, generation))
+
+    def _restart(self, connection: apsw.Connection, task: Task, head: bytes, generation: int) -> bool:
+        now, known = self.now_ms(), task.head
+        row = connection.execute("SELECT generation, status FROM tasks WHERE task_id = ?", (known.task_id,)).fetchone()
+        if row is not None and (row[0] >= generation or row[1] != Status.SUSPENDED):
+            return False
+        connection.execute(
+            "INSERT OR REPLACE INTO tasks (task_id, lane, channel, account, order_at, order_seq, status, generation,"
+            " due_at, accepted_at, updated_at, head, raw) VALUES (?,?,?,?,?,?,'pending',?,?,?,?,?,?)",
+            (
+                known.task_id, known.lane, known.channel, known.account, known.order.at_ms, known.order.seq,
+                generation, now, now, now, head, task.raw,
+            ),
+        )  # fmt: skip
+        _make_ready(connection, known.lane, known.channel, now)
+        return True
+
+    async def cancel(self, task_id: TaskId) -> Task | None:
+        return await self._database.write(lambda connection: self._cancel(connection, task_id))
+
+    def _cancel(self, connection: apsw.Connection, task_id: TaskId) -> Task | None:
+        task = _get(connection, task_id)
+        if task is None:
+            return None
+        connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
+        if task.progress.status is Status.PROCESSING:
+            # A new fence: whatever its worker still writes about this lane is refused.
+            connection.execute(
+                "UPDATE lanes SET fence = ?, holder = NULL, ready_at = ? WHERE lane = ?",
+                (_count(connection, "fence"), self.now_ms(), task.head.lane),
+            )
+        return task
+
+    # --- looking ---
+
+    async def get(self, task_id: TaskId) -> Task | None:
+        return await self._database.read(lambda connection: _get(connection, task_id))
+
+    async def list_open(self, selection: Selection, *, limit: int, after: str = "") -> list[OpenTask]:
+        where, values = _where(selection)
+
+        def query(connection: apsw.Connection) -> list[OpenTask]:
+            rows = connection.execute(
+                "SELECT task_id, head, status, reason, generation, attempts, deaths, due_at, updated_at, error"
+                f" FROM tasks WHERE {where} AND task_id > ? ORDER BY task_id LIMIT ?",
+                (*values, after, limit),
+            ).fetchall()
+            return [
+                OpenTask(
+                    _head_or_stand_in(connection, task_id, head),
+                    Status(status),
+                    Reason(reason) if reason else None,
+                    *rest,
+                )
+                for task_id, head, status, reason, *rest in rows
+            ]
+
+        return await self._database.read(query)
+
+    async def suspended_accounts(self, reason: Reason) -> set[tuple[str, str]]:
+        return await self._database.read(
+            lambda connection: set(
+                connection.execute(
+                    "SELECT DISTINCT channel, account FROM tasks WHERE status = 'suspended' AND reason = ?", (reason,)
+                )
+            )
+        )
+
+    async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:
+        def query(connection: apsw.Connection) -> list[Receipt]:
+            rows = connection.execute(
+                "SELECT delivery_key, task_id, received_at, duplicates FROM receipts"
+                " WHERE delivery_key > ? ORDER BY delivery_key LIMIT ?",
+                (after, limit),
+            )
+            return [Receipt(*row) for row in rows]
+
+        return await self._database.read(query)
+
+    async def depth(self) -> QueueDepth:
+        return await self._database.read(lambda connection: _depth(connection, self.now_ms()))
+
+
+# --- single steps, each inside its caller's transaction ---------------------------------------------------
+
+
+def _remember(connection: apsw.Connection, task: NewTask, now: int) -> bool:
+    """Claim the delivery key. False if it is taken."""
+    connection.execute(
+        "INSERT OR IGNORE INTO receipts (delivery_key, task_id, body_sha256, received_at, expires_at)"
+        " VALUES (?,?,?,?,?)",
+        (
+            task.head.delivery_key,
+            task.head.task_id,
+            task.head.raw_sha256,
+            now,
+            now + task.receipt_seconds * 1000,
+        ),
+    )
+    return bool(connection.changes())
+
+
+def _duplicate(connection: apsw.Connection, task: NewTask) -> Enqueued:
+    row = connection.execute(
+        "UPDATE receipts SET duplicates = duplicates + 1 WHERE delivery_key = ? RETURNING task_id, body_sha256",
+        (task.head.delivery_key,),
+    ).fetchone()
+    _count(connection, "duplicates")
+    return Enqueued(TaskId(row[0]), new=False, same_body=row[1] == task.head.raw_sha256)
+
+
+def _announce(connection: apsw.Connection, head: Head, now: int) -> tuple[bool, bool]:
+    """Say that the lane has work; returns whether the task came out of order, and late."""
+    order = head.order
+    row = connection.execute(
+        "SELECT newest_at, newest_seq, started_at, started_seq FROM lanes WHERE lane = ?", (head.lane,)
+    ).fetchone()
+    if row is None:
+        connection.execute(
+            "INSERT INTO lanes (lane, channel, ready_at, newest_at, newest_seq, touched_at) VALUES (?,?,?,?,?,?)",
+            (head.lane, head.channel, now, order.at_ms, order.seq, now),
+        )
+        return False, False
+    newest, started = Order(row[0], row[1]), Order(row[2], row[3])
+    out_of_order, late = order < newest, order < started
+    newest = max(newest, order)
+    connection.execute(
+        "UPDATE lanes SET newest_at = ?, newest_seq = ?, touched_at = ?,"
+        " ready_at = CASE WHEN holder IS NULL THEN min(coalesce(ready_at, ?), ?) ELSE ready_at END WHERE lane = ?",
+        (newest.at_ms, newest.seq, now, now, now, head.lane),
+    )
+    if out_of_order:
+        _count(connection, "out_of_order")
+    if late:
+        _count(connection, "late")
+    return out_of_order, late
+
+
+def _make_ready(connection: apsw.Connection, lane: LaneKey, channel: str, now: int) -> None:
+    connection.execute(
+        "INSERT INTO lanes (lane, channel, ready_at, newest_at, newest_seq, touched_at) VALUES (?,?,?,0,0,?)"
+        " ON CONFLICT (lane) DO UPDATE SET touched_at = excluded.touched_at,"
+        " ready_at = CASE WHEN holder IS NULL THEN excluded.ready_at ELSE ready_at END",
+        (lane, channel, now, now),
+    )
+
+
+def _let_go(connection: apsw.Connection, lane: LaneKey, ready_at: int | None, now: int) -> None:
+    connection.execute(
+        "UPDATE lanes SET holder = NULL, ready_at = ?, touched_at = ? WHERE lane = ?", (ready_at, now, lane)
+    )
+
+
+def _anything_ready(connection: apsw.Connection, room: Mapping[str, int], now: int) -> bool:
+    return any(
+        connection.execute("SELECT 1 FROM lanes WHERE channel = ? AND ready_at <= ? LIMIT 1", (channel, now)).fetchone()
+        for channel, places in room.items()
+        if places > 0
+    )
+
+
+def _ready_lanes(connection: apsw.Connection, room: Mapping[str, int], now: int) -> list[tuple[LaneKey, str]]:
+    """Candidates, longest-waiting first. A few more than there is room for: some turn out not to be due."""
+    rows: list[tuple[int, LaneKey, str]] = []
+    for channel, places in room.items():
+        if places > 0:
+            found = connection.execute(
+                "SELECT ready_at, lane FROM lanes WHERE channel = ? AND ready_at <= ? ORDER BY ready_at LIMIT ?",
+                (channel, now, places * 2 + 10),
+            )
+            rows += [(ready_at, lane, channel) for ready_at, lane in found]
+    return [(lane, channel) for _, lane, channel in sorted(rows)]
+
+
+def _head_of(connection: apsw.Connection, lane: LaneKey) -> Task | None:
+    """The lane's first runnable task. What this version cannot read is suspended and the next one taken."""
+    while True:
+        row = connection.execute(
+            f"SELECT {_COLUMNS} FROM tasks INDEXED BY tasks_runnable WHERE lane = ? AND {_RUNNABLE}"
+            " ORDER BY order_at, order_seq, task_id LIMIT 1",
+            (lane,),
+        ).fetchone()
+        if row is None:
+            return None
+        try:
+            return _task(row, decode_head(row[0]))
+        except EnvelopeMalformed as error:
+            connection.execute(
+                "UPDATE tasks SET status = 'suspended', reason = ?, error = ? WHERE task_id = ?",
+                (Reason.SCHEMA_NEWER.value, str(error), row[-1]),
+            )
+
+
+def _get(connection: apsw.Connection, task_id: TaskId) -> Task | None:
+    row = connection.execute(f"SELECT {_COLUMNS} FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
+    return _task(row, _head_or_stand_in(connection, task_id, row[0])) if row else None
+
+
+def _head_or_stand_in(connection: apsw.Connection, task_id: str, stored: bytes) -> Head:
+    """For looking, not for running: an unreadable record must still be listed, resumed and dropped."""
+    try:
+        return decode_head(stored)
+    except EnvelopeMalformed:
+        channel, account, lane, at_ms, seq, accepted_at = connection.execute(
+            "SELECT channel, account, lane, order_at, order_seq, accepted_at FROM tasks WHERE task_id = ?",
+            (task_id,),
+        ).fetchone()
+        return Head(
+            task_id=TaskId(task_id),
+            delivery_key=DeliveryKey(""),
+            channel=channel,
+            account=account,
+            source="unreadable",
+            lane=lane,
+            order=Order(at_ms, seq),
+            accepted_at_ms=accepted_at,
+            request_id="",
+            trace_id="",
+            idempotency_key="",
+        )
+
+
+def _task(row: Sequence[Any], head: Head) -> Task:
+    _, raw, status, reason, generation, attempts, deaths, due_at, deadline_at, since, updated_at, error, _ = row
+    return Task(
+        head,
+        raw,
+        Progress(
+            status=Status(status),
+            reason=Reason(reason) if reason else None,
+            generation=generation,
+            attempts=attempts,
+            deaths=deaths,
+            due_at_ms=due_at,
+            deadline_at_ms=deadline_at,
+            failing_since_ms=since,
+            updated_at_ms=updated_at,
+            error=error,
+        ),
+    )
+
+
+def _mark_processing(connection: apsw.Connection, task: Task, claimed_until: int, now: int) -> Task:
+    order = task.head.order
+    connection.execute(
+        "UPDATE lanes SET ready_at = ?, touched_at = ? WHERE lane = ?", (claimed_until, now, task.head.lane)
+    )
+    connection.execute(
+        "UPDATE lanes SET started_at = ?, started_seq = ? WHERE lane = ? AND (started_at, started_seq) < (?, ?)",
+        (order.at_ms, order.seq, task.head.lane, order.at_ms, order.seq),
+    )
+    connection.execute("UPDATE tasks SET status = 'processing', updated_at = ? WHERE task_id = ?", (now, task.task_id))
+    progress = msgspec.structs.replace(task.progress, status=Status.PROCESSING, updated_at_ms=now)
+    return msgspec.structs.replace(task, progress=progress)
+
+
+def _apply(connection: apsw.Connection, task_id: TaskId, settlement: Settlement, now: int) -> None:
+    match settlement:
+        case Finished():
+            connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
+        case Replying():
+            connection.execute(
+                "UPDATE tasks SET status = 'replying', reason = NULL, error = NULL, updated_at = ? WHERE task_id = ?",
+                (now, task_id),
+            )
+        case RetryIn(seconds, error, counts):
+            connection.execute(
+                "UPDATE tasks SET status = 'pending', due_at = ?, error = ?, updated_at = ?,"
+                " attempts = attempts + ?, failing_since = CASE WHEN ? THEN coalesce(failing_since, ?)"
+                " ELSE failing_since END WHERE task_id = ?",
+                (now + int(seconds * 1000), error, now, int(counts), counts, now, task_id),
+            )
+        case Suspend(reason, error):
+            connection.execute(
+                "UPDATE tasks SET status = 'suspended', reason = ?, error = ?, updated_at = ? WHERE task_id = ?",
+                (reason.value, error, now, task_id),
+            )
+        case Release():
+            connection.execute("UPDATE tasks SET status = 'pending', updated_at = ? WHERE task_id = ?", (now, task_id))
+
+
+def _count(connection: apsw.Connection, name: str) -> int:
+    row = connection.execute("UPDATE counters SET value = value + 1 WHERE name = ? RETURNING value", (name,)).fetchone()
+    return int(row[0])
+
+
+def _where(selection: Selection) -> tuple[str, list[Any]]:
+    parts: list[str] = ["1"]
+    values: list[Any] = []
+    for column, value in (
+        ("status", selection.status.value if selection.status else None),
+        ("reason", selection.reason.value if selection.reason else None),
+        ("channel", selection.channel),
+        ("account", selection.account),
+        ("lane", selection.lane),
+    ):
+        if value is not None:
+            parts.append(f"{column} = ?")
+            values.append(value)
+    if selection.older_than_ms is not None:
+        parts.append("accepted_at < ?")
+        values.append(selection.older_than_ms)
+    if selection.task_ids:
+        parts.append(f"task_id IN ({','.join('?' * len(selection.task_ids))})")
+        values += selection.task_ids
+    return " AND ".join(parts), values
+
+
+def _depth(connection: apsw.Connection, now: int) -> QueueDepth:
+    def counted(column: str) -> dict[str, int]:
+        rows = connection.execute(f"SELECT {column}, count(*) FROM tasks GROUP BY {column}")
+        return {name: count for name, count in rows if name is not None}
+
+    def one(sql: str, *values: Any) -> Any:
+        return connection.execute(sql, values).fetchone()[0]
+
+    oldest = one("SELECT min(ready_at) FROM lanes WHERE ready_at <= ? AND holder IS NULL", now)
+    return QueueDepth(
+        by_status=counted("status"),
+        by_channel=counted("channel"),
+        by_reason=counted("reason"),
+        retrying=one("SELECT count(*) FROM tasks WHERE status = 'pending' AND due_at > ?", now),
+        oldest_waiting_ms=None if oldest is None else now - oldest,
+        lanes_claimed=one("SELECT count(*) FROM lanes WHERE holder IS NOT NULL AND ready_at > ?", now),
+        accepted=one("SELECT count(*) FROM receipts"),
+        duplicates=one("SELECT value FROM counters WHERE name = 'duplicates'"),
+        out_of_order=one("SELECT value FROM counters WHERE name = 'out_of_order'"),
+    )

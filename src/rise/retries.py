@@ -1,0 +1,55 @@
+"""When to try again, and when to stop trying."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+from rise.clock import Clock
+from rise.envelope import Head, Progress, Reason
+from rise.errors import Unavailable, WaitsForDependency
+
+DEFAULT_CURVE: Final = (15.0, 60.0, 180.0)
+JITTER: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """A task's own errors use up its tries; a dependency's never do."""
+
+    curve_seconds: Sequence[float] = DEFAULT_CURVE
+    retry_max: int = 3
+    lane_block_max: timedelta = timedelta(seconds=600)
+    curve_by_channel: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    retry_max_by_channel: Mapping[str, int] = field(default_factory=dict)
+
+    def tries_left(self, head: Head, progress: Progress) -> int:
+        allowed = head.retry_max
+        if allowed is None:
+            allowed = self.retry_max_by_channel.get(head.channel, self.retry_max)
+        return allowed - progress.attempts
+
+    def delay_seconds(self, head: Head, progress: Progress, clock: Clock) -> float:
+        """Before the next try, ± 20 %, so that what failed together does not come back together."""
+        curve = self.curve_by_channel.get(head.channel, self.curve_seconds) or DEFAULT_CURVE
+        return curve[min(progress.attempts, len(curve) - 1)] * clock.random.uniform(1 - JITTER, 1 + JITTER)
+
+    def verdict(self, head: Head, progress: Progress, error: Exception, *, now_ms: int, clock: Clock) -> float | Reason:
+        """Seconds to wait, or the reason to stop trying. The caller asks `uses_a_try` whether it counts."""
+        if isinstance(error, WaitsForDependency):
+            return error.retry_after_seconds * clock.random.uniform(1, 1 + JITTER)
+        if isinstance(error, Unavailable):
+            return (error.retry_after_seconds or DEFAULT_CURVE[0]) * clock.random.uniform(1, 1 + JITTER)
+        if self.tries_left(head, progress) <= 0:
+            return Reason.RETRIES_EXHAUSTED
+        delay = self.delay_seconds(head, progress, clock)
+        since = progress.failing_since_ms if progress.failing_since_ms is not None else now_ms
+        if now_ms + delay * 1000 - since > self.lane_block_max.total_seconds() * 1000:
+            return Reason.LANE_BLOCKED
+        return delay
+
+
+def uses_a_try(error: Exception) -> bool:
+    return not isinstance(error, WaitsForDependency | Unavailable)

@@ -1,0 +1,221 @@
+"""Which backend plays which part. The only file that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from rise.bindings import BindingRegistry
+from rise.bus.local import LocalBus
+from rise.bus.port import Bus
+from rise.capabilities import CapabilityRegistry, CapabilityStatus
+from rise.channels.http import HttpChannel
+from rise.channels.port import Channel, PushChannel
+from rise.channels.telegram import TelegramChannel, TelegramRates, bot_id_of
+from rise.channels.telegram_polling import TelegramPolling
+from rise.channels.webchat import WebChatChannel
+from rise.clock import Clock, SystemClock
+from rise.connections.sqlite import Database
+from rise.delivery import DeliveryLimits, Sender
+from rise.intake import Intake
+from rise.ledger.port import Ledger, WorkflowRecord
+from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
+from rise.ledger.sqlite import SqliteLedger
+from rise.queue.port import Queue
+from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
+from rise.queue.sqlite import QueueLimits, SqliteQueue
+from rise.retries import RetryPolicy
+from rise.runtime.directory import DataDirectory, derived_secret
+from rise.settings import Settings
+from rise.telemetry import keep_out_of_logs
+from rise.worker import Texts, Worker, WorkerLimits
+from rise.workflows.definition import WorkflowDefinition
+
+DEFAULT_ACCOUNT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What was configured, or made and kept in the data directory."""
+
+    admin_token: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    telegram_webhook: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Where everything is kept: shared by the gateway, workers and the command line."""
+
+    directory: DataDirectory
+    database: Database
+    queue: Queue
+    ledger: Ledger
+
+    async def open(self) -> None:
+        self.directory.create()
+        await self.database.open()
+
+    async def close(self) -> None:
+        await self.database.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    http: HttpChannel
+    webchat: WebChatChannel
+    telegram: TelegramChannel | None
+    telegram_account: str | None
+    """The default bot's number."""
+
+    def by_name(self) -> dict[str, Channel]:
+        channels: dict[str, Channel] = {"http": self.http, "webchat": self.webchat}
+        if self.telegram is not None:
+            channels["telegram"] = self.telegram
+        return channels
+
+    def pushed(self) -> dict[str, PushChannel]:
+        return {} if self.telegram is None else {"telegram": self.telegram}
+
+    def accounts(self) -> dict[str, str]:
+        """The account each channel uses unless told otherwise."""
+        accounts = {"http": DEFAULT_ACCOUNT, "webchat": DEFAULT_ACCOUNT}
+        if self.telegram_account is not None:
+            accounts["telegram"] = self.telegram_account
+        return accounts
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """One process's parts, wired. Nothing has been started."""
+
+    settings: Settings
+    clock: Clock
+    secrets: Secrets
+    stores: Stores
+    bus: Bus
+    bindings: BindingRegistry
+    channels: Channels
+    capabilities: CapabilityRegistry
+    intake: Intake
+
+    @property
+    def queue(self) -> Queue:
+        return self.stores.queue
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.stores.ledger
+
+
+def build_stores(settings: Settings, clock: Clock) -> Stores:
+    directory = DataDirectory(settings.data_dir)
+    database = Database(directory.database, clock=clock, schema={"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA})
+    limits = QueueLimits(claim=timedelta(seconds=settings.claim_seconds))
+    return Stores(directory, database, SqliteQueue(database, limits), SqliteLedger(database))
+
+
+def build(settings: Settings, clock: Clock | None = None) -> House:
+    """Wire everything a process may need. Raises `StoreUnavailable` if the data directory cannot be used."""
+    clock = clock or SystemClock()
+    stores = build_stores(settings, clock)
+    stores.directory.create()
+    secrets = _secrets(settings, stores.directory)
+    bus = LocalBus(stores.directory.bus)
+    bindings = BindingRegistry(stores.ledger, bus, clock)
+    intake = Intake(stores.queue, bindings, bus, clock, accept_seconds_max=settings.accept_seconds)
+    return House(
+        settings=settings,
+        clock=clock,
+        secrets=secrets,
+        stores=stores,
+        bus=bus,
+        bindings=bindings,
+        channels=_channels(settings, secrets, clock),
+        capabilities=CapabilityRegistry(clock),
+        intake=intake,
+    )
+
+
+def build_sender(house: House) -> Sender:
+    settings = house.settings
+    return Sender(
+        ledger=house.ledger,
+        queue=house.queue,
+        channels=house.channels.pushed(),
+        bus=house.bus,
+        clock=house.clock,
+        limits=DeliveryLimits(unknown_policy=settings.telegram_unknown),
+    )
+
+
+def build_polling(house: House) -> TelegramPolling | None:
+    telegram, account = house.channels.telegram, house.channels.telegram_account
+    if telegram is None or account is None or not house.settings.telegram_is_polling:
+        return None
+
+    def report(works: bool, detail: str) -> None:
+        status = CapabilityStatus.AVAILABLE if works else CapabilityStatus.DEGRADED
+        house.capabilities.set("telegram_polling", status, detail)
+
+    return TelegramPolling(telegram, account, accept=house.intake.accept, clock=house.clock, on_state=report)
+
+
+def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> Worker:
+    settings = house.settings
+    return Worker(
+        queue=house.queue,
+        ledger=house.ledger,
+        bindings=house.bindings,
+        workflows=workflows,
+        channels=house.channels.by_name(),
+        retry_policy=RetryPolicy(
+            curve_seconds=settings.retry_seconds,
+            retry_max=settings.retry_max,
+            lane_block_max=timedelta(seconds=settings.lane_block_seconds_max),
+        ),
+        bus=house.bus,
+        clock=house.clock,
+        limits=WorkerLimits(
+            concurrency=settings.worker_concurrency,
+            claim=timedelta(seconds=settings.claim_seconds),
+            run_seconds=settings.run_seconds,
+            stop_seconds=settings.stop_seconds,
+            history_turns=settings.history_turns,
+        ),
+        texts=Texts(workflow_missing=settings.workflow_missing_message, failed=settings.failed_message),
+    )
+
+
+def workflow_records(workflows: Mapping[str, WorkflowDefinition]) -> list[WorkflowRecord]:
+    return [
+        WorkflowRecord(workflow_id=workflow_id, name=definition.name, channels=definition.channels)
+        for workflow_id, definition in workflows.items()
+    ]
+
+
+def _secrets(settings: Settings, directory: DataDirectory) -> Secrets:
+    admin = settings.admin_token.get_secret_value() if settings.admin_token else directory.kept_secret("admin-token")
+    key = settings.secret_key.get_secret_value() if settings.secret_key else directory.kept_secret("secret-key")
+    token = settings.telegram_token.get_secret_value() if settings.telegram_token else None
+    webhook = settings.telegram_secret.get_secret_value() if settings.telegram_secret else None
+    if webhook is None and token is not None:
+        webhook = derived_secret(key, f"telegram-webhook:{bot_id_of(token)}")
+    keep_out_of_logs([admin, key, token, webhook, *settings.tokens])
+    return Secrets(admin_token=admin, secret_key=key, telegram_webhook=webhook)
+
+
+def _channels(settings: Settings, secrets: Secrets, clock: Clock) -> Channels:
+    telegram, account = None, None
+    if settings.telegram_token is not None and settings.effective_telegram_mode != "off":
+        token = settings.telegram_token.get_secret_value()
+        rates = TelegramRates(
+            chat_per_second=settings.telegram_rate_chat,
+            group_per_minute=settings.telegram_rate_group_minute,
+            bot_per_second=settings.telegram_rate_bot,
+        )
+        telegram = TelegramChannel([token], clock=clock, api_base=settings.telegram_api_base, rates=rates)
+        account = bot_id_of(token)
+    webchat = WebChatChannel(derived_secret(secrets.secret_key, "webchat-sessions"))
+    return Channels(HttpChannel(), webchat, telegram, account)

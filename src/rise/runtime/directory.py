@@ -1,0 +1,101 @@
+"""The data directory: who owns it, and the secrets that were made for it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import os
+from pathlib import Path
+
+from rise.envelope import new_secret
+from rise.errors import StoreLocked, StoreUnavailable
+
+DATABASE = "rise.db"
+
+
+class DataDirectory:
+    """One directory holds everything of the embedded profile. It is private to its owner (0700)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock_fd: int | None = None
+
+    @property
+    def database(self) -> Path:
+        return self.path / DATABASE
+
+    @property
+    def bus(self) -> Path:
+        return self.path / "bus"
+
+    def create(self) -> None:
+        """Raises `StoreUnavailable` if it cannot be made or written."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(f"{self.path} cannot be created: {error.strerror}") from error
+
+    def own(self) -> None:
+        """Be the one `rise serve` of this directory until the process ends. Raises `StoreLocked`."""
+        fd = os.open(self.path / "serve.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise StoreLocked(
+                f"another `rise serve` uses {self.path}. Stop it, or give this one its own RISE_DATA_DIR. "
+                "More workers are added with `rise worker`."
+            ) from error
+        self._lock_fd = fd
+
+    def disown(self) -> None:
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def is_owned(self) -> bool:
+        """Whether a `rise serve` runs on it now."""
+        try:
+            fd = os.open(self.path / "serve.lock", os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def kept_secret(self, name: str) -> str:
+        """The secret of that name, made at first use and readable by the owner alone."""
+        path = self.path / name
+        try:
+            if not path.exists():
+                _write_once(path, new_secret())
+            return path.read_text().strip()
+        except OSError as error:
+            raise StoreUnavailable(f"{path} cannot be read or written: {error.strerror}") from error
+
+
+def derived_secret(key: str, purpose: str) -> str:
+    """A secret for one purpose that tells nothing about the key or the others. 43 URL-safe characters."""
+    digest = hmac.new(key.encode(), purpose.encode(), hashlib.sha256).hexdigest()
+    return digest[:48]
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Whole or not at all, also when two processes start at the same moment."""
+    nameless = path.with_name(f"{path.name}.{os.getpid()}")
+    fd = os.open(nameless, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(nameless, path)
+    except FileExistsError:
+        pass  # the other one was first; its secret is the one
+    finally:
+        nameless.unlink()

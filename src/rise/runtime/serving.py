@@ -1,0 +1,225 @@
+"""`rise serve` and `rise worker`: what starts, in which order, and how it stops.
+
+Doors close first, so that nothing new enters; then the worker, whose claims need the queue to be settled;
+then the sender, because workers fill the outbox; stores last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from rise.bus.port import Topic
+from rise.capabilities import CapabilityStatus
+from rise.channels.telegram import TelegramChannel
+from rise.envelope import Reason
+from rise.errors import RiseError, Unavailable
+from rise.queue.port import Selection
+from rise.runtime import assembly
+from rise.runtime.assembly import House
+from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, stop_on_signals
+from rise.runtime.supervisor import Duties, Supervisor
+from rise.service import Loop, Service, start_all, stop_all
+from rise.telemetry import log
+from rise.workflows.definition import WorkflowDefinition, load_workflows
+
+STORE_RETRY_SECONDS: Final = 2.0
+
+
+class Door(Service, Protocol):
+    """Where requests come in."""
+
+    port: int
+
+
+async def serve(
+    house: House,
+    build_door: Callable[[House], Door],
+    *,
+    in_process: bool = False,
+    on_ready: Callable[[int], None] = lambda port: None,
+) -> None:
+    """Run the gateway until SIGTERM or SIGINT. Raises `StoreLocked` if the directory has another."""
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    house.stores.directory.own()
+    try:
+        await _open_stores(house)
+        door = build_door(house)
+        services: list[Service] = [house.bus, house.bindings, _supervisor(house), assembly.build_sender(house)]
+        services += [InProcessWorker(house)] if in_process else [_worker_process(house)]
+        services += [door, *_telegram_services(house)]
+        await start_all(services)
+        log.info("serve.started", port=door.port, data_dir=str(house.settings.data_dir))
+        on_ready(door.port)
+        await stop.wait()
+        log.info("serve.stopping")
+        await stop_all(services, on_error=_report_stop)
+    finally:
+        await house.stores.close()
+        house.stores.directory.disown()
+    log.info("serve.stopped")
+
+
+async def work(house: House, *, parent_fd: int | None = None) -> int:
+    """Run a worker until told to stop, or its parent is gone. Returns the exit code."""
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    if parent_fd is not None:
+        # Ctrl-C in a terminal reaches the whole group; the parent says when this one stops.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
+    workflows = load_workflows(house.settings.app)
+    await _open_stores(house, until=stop)
+    worker = InProcessWorker(house, workflows)
+    services: list[Service] = [house.bus, house.bindings, worker]
+    await start_all(services)
+    parent = Parent(parent_fd, house.clock) if parent_fd is not None else None
+    if parent is not None:
+        parent.start(stop.set, grace_seconds=house.settings.stop_seconds)
+    while not stop.is_set() and not worker.is_worn_out:
+        await _wait(stop, 1.0)
+    code = 0 if stop.is_set() else EXIT_WORN_OUT
+    await stop_all(services, on_error=_report_stop)
+    if parent is not None:
+        await parent.stop()
+    await house.stores.close()
+    return code
+
+
+class InProcessWorker:
+    """A worker, with the definitions brought in line with the code it has loaded."""
+
+    name = "worker"
+
+    def __init__(self, house: House, workflows: dict[str, WorkflowDefinition] | None = None) -> None:
+        self._house = house
+        self._workflows = load_workflows(house.settings.app) if workflows is None else workflows
+        self._worker = assembly.build_worker(house, self._workflows)
+
+    @property
+    def is_worn_out(self) -> bool:
+        return self._worker.is_worn_out
+
+    async def start(self) -> None:
+        house = self._house
+        records = assembly.workflow_records(self._workflows)
+        await house.bindings.follow_code(records, house.channels.accounts())
+        # Written by a newer version and left alone by an older one: perhaps this one can read them.
+        await house.queue.resume(Selection(reason=Reason.SCHEMA_NEWER), limit=1_000_000)
+        await self._worker.start()
+        house.bus.publish(Topic.LANES_READY)
+
+    async def stop(self) -> None:
+        await self._worker.stop()
+
+
+class TelegramRegistration:
+    """Tells Telegram where to deliver, until it has heard."""
+
+    name = "telegram registration"
+
+    def __init__(self, house: House, telegram: TelegramChannel) -> None:
+        self._house = house
+        self._telegram = telegram
+        self._loop = Loop(
+            self.name,
+            self._register,
+            sleep=house.clock.sleep,
+            on_error=self._report,
+            pause_seconds=1.0,
+            pause_seconds_max=60,
+        )
+
+    async def start(self) -> None:
+        self._house.capabilities.set("telegram_webhook", CapabilityStatus.DEGRADED, "not registered yet")
+        await self._loop.start()
+
+    async def stop(self) -> None:
+        await self._loop.stop()
+        await self._telegram.close()
+
+    async def _register(self) -> None:
+        house = self._house
+        if house.settings.effective_telegram_mode == "webhook":
+            assert house.settings.public_url and house.secrets.telegram_webhook and house.channels.telegram_account
+            account = house.channels.telegram_account
+            url = f"{house.settings.public_url.rstrip('/')}/telegram/webhook/{account}"
+            await self._telegram.set_webhook(account, url, house.secrets.telegram_webhook)
+            house.capabilities.set("telegram_webhook", CapabilityStatus.AVAILABLE, f"delivering to {url}")
+        await asyncio.Event().wait()
+
+    def _report(self, name: str, error: BaseException) -> None:
+        detail = error.public_message if isinstance(error, RiseError) else type(error).__name__
+        self._house.capabilities.set("telegram_webhook", CapabilityStatus.DEGRADED, detail)
+
+
+def _telegram_services(house: House) -> list[Service]:
+    telegram = house.channels.telegram
+    if telegram is None:
+        return []
+    polling = assembly.build_polling(house)
+    return [polling] if polling is not None else [TelegramRegistration(house, telegram)]
+
+
+def _supervisor(house: House) -> Supervisor:
+    settings = house.settings
+    house.capabilities.register_capability_probe("disk", lambda: _probe_disk(house))
+    return Supervisor(
+        queue=house.queue,
+        ledger=house.ledger,
+        bus=house.bus,
+        bindings=house.bindings,
+        channels=house.channels.by_name(),
+        capabilities=house.capabilities,
+        clock=house.clock,
+        duties=Duties(
+            resume_per_second=settings.resume_per_second,
+            late_after_seconds=settings.late_after_seconds,
+            late_text=settings.late_message,
+            failed_text=settings.failed_message,
+            keep_finished_seconds=settings.keep_finished_days * 86400,
+        ),
+    )
+
+
+def _worker_process(house: House) -> WorkerProcess:
+    return WorkerProcess(
+        capabilities=house.capabilities,
+        clock=house.clock,
+        stall_seconds=house.settings.worker_stall_seconds,
+        stop_seconds=house.settings.stop_seconds,
+    )
+
+
+async def _probe_disk(house: House) -> tuple[CapabilityStatus, str]:
+    """Written and synced just now; anything else raises."""
+    await house.stores.database.write(lambda connection: None)
+    return CapabilityStatus.AVAILABLE, "written and synced"
+
+
+async def _open_stores(house: House, *, until: asyncio.Event | None = None) -> None:
+    """The gateway starts without its store, answering 503, and goes on when it is back; a worker waits."""
+    while True:
+        try:
+            await house.stores.open()
+            return
+        except Unavailable as error:
+            house.capabilities.set("disk", CapabilityStatus.UNAVAILABLE, error.public_message)
+            log.error("store.unavailable", error=error, consequence="nothing is accepted until it is back")
+            if until is None or until.is_set():
+                return
+            await house.clock.sleep(STORE_RETRY_SECONDS)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+def _report_stop(name: str, error: BaseException) -> None:
+    log.warning("service.stop_failed", service=name, error=error)

@@ -1,0 +1,214 @@
+"""Keeps it moving: whatever a crash, a lost hint or a half-done step left behind is found and set right.
+
+Nothing here is on a message's way when all is well. Each duty is a loop of its own that survives its errors;
+each may run at any time, any number of times, beside workers and senders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rise.bindings import BindingRegistry
+from rise.bus.port import Bus, Topic
+from rise.capabilities import CapabilityRegistry
+from rise.channels.port import Channel
+from rise.clock import Clock, epoch_ms
+from rise.envelope import Reason, Status, TaskId, notice_id_of
+from rise.ledger.port import Ledger, Reply, ReplyKind, ReplyState
+from rise.queue.port import OpenTask, Queue, Selection, Suspend
+from rise.service import Loop, Signal
+from rise.telemetry import log, oldest_waiting_seconds, tasks_open
+
+REAP_SECONDS: Final = 1.0
+SWEEP_SECONDS: Final = 30.0
+RESUME_SECONDS: Final = 5.0
+TELL_SECONDS: Final = 2.0
+PROBE_SECONDS: Final = 10.0
+PAGE: Final = 500
+
+_CANNOT_BE_ANSWERED: Final = frozenset({Reason.POISON})
+"""Suspended by the queue itself, where no worker could tell the sender."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duties:
+    """How eagerly."""
+
+    resume_per_second: float = 50.0
+    late_after_seconds: float = 30.0
+    late_text: str = "Got it, running late. The answer will come."
+    failed_text: str = "Sorry, your message could not be answered. A person has been told."
+    keep_finished_seconds: float = 30 * 86400.0
+
+
+class Supervisor:
+    """One per `rise serve`."""
+
+    name = "supervisor"
+
+    def __init__(
+        self,
+        *,
+        queue: Queue,
+        ledger: Ledger,
+        bus: Bus,
+        bindings: BindingRegistry,
+        channels: Mapping[str, Channel],
+        capabilities: CapabilityRegistry,
+        clock: Clock,
+        duties: Duties | None = None,
+    ) -> None:
+        self._queue = queue
+        self._ledger = ledger
+        self._bus = bus
+        self._bindings = bindings
+        self._channels = channels
+        self._capabilities = capabilities
+        self._clock = clock
+        self._duties = duties or Duties()
+        self._defined = Signal()
+        self._told: set[TaskId] = set()
+        self._telling_after = ""
+        self._loops = [
+            self._every("supervisor.reap", REAP_SECONDS, self.reap),
+            self._every("supervisor.sweep", SWEEP_SECONDS, self.sweep),
+            self._every("supervisor.tell", TELL_SECONDS, self.tell),
+            self._every("supervisor.probe", PROBE_SECONDS, self.probe),
+            Loop("supervisor.resume", self._resume_when_defined, sleep=clock.sleep, on_error=_report),
+        ]
+
+    async def start(self) -> None:
+        self._unsubscribe = self._bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._defined.set())
+        for loop in self._loops:
+            await loop.start()
+
+    async def stop(self) -> None:
+        for loop in self._loops:
+            await loop.stop()
+        self._unsubscribe()
+
+    # --- duties ---
+
+    async def reap(self) -> None:
+        """Free at once what processes held that are certainly dead."""
+        for member in self._bus.dead_members():
+            lanes = await self._queue.reclaim(member)
+            self._bus.bury(member)
+            if lanes:
+                log.warning("worker.reclaimed", member=member, lanes=lanes)
+                self._bus.publish(Topic.LANES_READY)
+
+    async def sweep(self) -> None:
+        """Find forgotten lanes and replies whose end the queue has not heard of; forget what is old enough."""
+        found = await self._queue.sweep()
+        if found:
+            log.warning("queue.hints_remade", lanes=found)
+            self._bus.publish(Topic.LANES_READY)
+        await self._bring_in_line()
+        now_ms = epoch_ms(self._clock.now())
+        await self._ledger.purge(finished_before_ms=now_ms - int(self._duties.keep_finished_seconds * 1000))
+
+    async def resume(self) -> int:
+        """Let go on what waited for a workflow that is there now, oldest first per chat, at a bounded rate."""
+        limit = max(1, int(self._duties.resume_per_second * RESUME_SECONDS))
+        resumed = 0
+        for channel, account in await self._queue.suspended_accounts(Reason.WORKFLOW_PENDING):
+            if resumed < limit and self._bindings.lookup(channel, account) is not None:
+                waiting = Selection(reason=Reason.WORKFLOW_PENDING, channel=channel, account=account)
+                resumed += len(await self._queue.resume(waiting, limit=limit - resumed))
+        if resumed:
+            log.info("suspended.resumed", count=resumed, reason=Reason.WORKFLOW_PENDING)
+            self._bus.publish(Topic.LANES_READY)
+        return resumed
+
+    async def tell(self) -> None:
+        """Tell people, once each, that an answer will be late or could not be given."""
+        if self._duties.late_after_seconds > 0:
+            late_before = self._queue.now_ms() - int(self._duties.late_after_seconds * 1000)
+            page = await self._queue.list_open(
+                Selection(older_than_ms=late_before), limit=PAGE, after=self._telling_after
+            )
+            self._telling_after = page[-1].head.task_id if len(page) == PAGE else ""
+            for task in page:
+                if task.status in (Status.PENDING, Status.PROCESSING):
+                    await self._tell(task, "late", self._duties.late_text)
+        for reason in _CANNOT_BE_ANSWERED:
+            for task in await self._queue.list_open(Selection(status=Status.SUSPENDED, reason=reason), limit=PAGE):
+                await self._tell(task, reason, self._duties.failed_text)
+
+    async def probe(self) -> None:
+        await self._capabilities.probe_all()
+        depth = await self._queue.depth()
+        for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING, Status.SUSPENDED):
+            tasks_open.labels(status).set(depth.by_status.get(status, 0))
+        oldest_waiting_seconds.labels("task").set((depth.oldest_waiting_ms or 0) / 1000)
+        outbox = await self._ledger.outbox_depth()
+        oldest_waiting_seconds.labels("reply").set((outbox.oldest_waiting_ms or 0) / 1000)
+
+    # --- details ---
+
+    async def _bring_in_line(self) -> None:
+        """A crash between ledger and queue leaves a task `replying` whose run has ended or is held."""
+        after = ""
+        while True:
+            page = await self._queue.list_open(Selection(status=Status.REPLYING), limit=PAGE, after=after)
+            finished = await self._ledger.finished_among([task.head.task_id for task in page])
+            for task in page:
+                run = finished.get(task.head.task_id)
+                if run is not None and run.generation == task.generation:
+                    await self._queue.finish(task.head.task_id, task.generation)
+                elif await self._is_held(task):
+                    held = Suspend(Reason.REPLY_HELD, "it is not known whether the reply was sent")
+                    await self._queue.hold(task.head.task_id, task.generation, held)
+            if len(page) < PAGE:
+                return
+            after = page[-1].head.task_id
+
+    async def _is_held(self, task: OpenTask) -> bool:
+        replies = await self._ledger.replies(task_id=task.head.task_id)
+        return any(reply.kind is ReplyKind.ANSWER and reply.state is ReplyState.UNKNOWN for reply in replies)
+
+    async def _resume_when_defined(self) -> None:
+        await self._defined.wait(RESUME_SECONDS)
+        await self._bindings.refresh()
+        await self.resume()
+
+    async def _tell(self, task: OpenTask, cause: str, text: str) -> None:
+        head = task.head
+        if head.task_id in self._told or not head.notifiable or head.chat_id is None:
+            return
+        channel = self._channels.get(head.channel)
+        call = channel.notice(head, text) if channel else None
+        if call is None:
+            return
+        told = await self._ledger.add_notice(
+            Reply(
+                reply_id=notice_id_of(head.task_id, str(task.generation), cause),
+                run_id=task.run_id,
+                task_id=head.task_id,
+                channel=head.channel,
+                account=head.account,
+                chat_id=head.chat_id,
+                call=call,
+                kind=ReplyKind.NOTICE,
+            )
+        )
+        if len(self._told) > 100_000:
+            self._told.clear()  # the ledger knows; this only saves asking it
+        self._told.add(head.task_id)
+        if told:
+            log.info("notice.added", task_id=head.task_id, cause=cause)
+            self._bus.publish(Topic.OUTBOX_READY)
+
+    def _every(self, name: str, seconds: float, duty: Callable[[], Awaitable[None]]) -> Loop:
+        async def body() -> None:
+            await duty()
+            await self._clock.sleep(seconds)
+
+        return Loop(name, body, sleep=self._clock.sleep, on_error=_report)
+
+
+def _report(name: str, error: BaseException) -> None:
+    log.warning("supervisor.duty_failed", duty=name, error=error, consequence="tried again after a pause")

@@ -1,0 +1,126 @@
+"""How parts start, run and stop: in order, under supervision, never in silence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+
+class Service(Protocol):
+    """Something with a beginning and an end."""
+
+    name: str
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        """Leave nothing half done that a crash would not leave half done too. Safe to call twice."""
+        ...
+
+
+async def start_all(services: Sequence[Service]) -> None:
+    """Start in order; if one fails, stop those already started and let the failure through."""
+    started: list[Service] = []
+    try:
+        for service in services:
+            await service.start()
+            started.append(service)
+    except BaseException:
+        await stop_all(started)
+        raise
+
+
+async def stop_all(
+    services: Sequence[Service], *, on_error: Callable[[str, BaseException], None] | None = None
+) -> None:
+    """Stop in reverse order of starting. One that fails to stop does not keep the others from it."""
+    for service in reversed(services):
+        try:
+            await service.stop()
+        except Exception as error:  # noqa: BLE001 - border: stopping goes on; the caller hears of it
+            if on_error is not None:
+                on_error(service.name, error)
+
+
+def spawn(work: Coroutine[Any, Any, Any], *, name: str, into: set[asyncio.Task[Any]]) -> asyncio.Task[Any]:
+    """Start a task that is held until it ends. Its exception is the caller's to read."""
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    into.add(task)
+    task.add_done_callback(into.discard)
+    return task
+
+
+async def cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel and wait until all have ended."""
+    waiting = list(tasks)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+class Loop:
+    """A service that does one thing again and again, and survives its own errors.
+
+    `body` runs until it returns and is then called again. An unexpected error is handed to `on_error` and
+    the body starts anew after `pause` (doubling up to `pause_max`): a loop that dies in silence is the
+    failure where everything looks healthy and nothing moves.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        body: Callable[[], Awaitable[None]],
+        *,
+        sleep: Callable[[float], Awaitable[None]],
+        on_error: Callable[[str, BaseException], None],
+        pause_seconds: float = 0.2,
+        pause_seconds_max: float = 10.0,
+    ) -> None:
+        self.name = name
+        self._body = body
+        self._sleep = sleep
+        self._on_error = on_error
+        self._pause_seconds = pause_seconds
+        self._pause_seconds_max = pause_seconds_max
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        spawn(self._run(), name=self.name, into=self._tasks)
+
+    async def stop(self) -> None:
+        await cancel_all(self._tasks)
+
+    async def _run(self) -> None:
+        pause = self._pause_seconds
+        while True:
+            try:
+                await self._body()
+                pause = self._pause_seconds
+            except Exception as error:  # noqa: BLE001 - border: the loop goes on, the error is reported
+                self._on_error(self.name, error)
+                await self._sleep(pause)
+                pause = min(pause * 2, self._pause_seconds_max)
+
+
+class Signal:
+    """A wake-up that is never lost: set while nobody waits, the next wait returns at once.
+
+    Made for hints, where many mean no more than one.
+    """
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    async def wait(self, timeout_seconds: float | None = None) -> bool:
+        """True if signalled, False if the time ran out first."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        self._event.clear()
+        return True

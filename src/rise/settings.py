@@ -1,0 +1,231 @@
+"""Everything that can be configured, read once at start.
+
+A combination that cannot work, or that would lose messages, is refused with all its problems at once, each
+with its remedy. `docs/settings.md` is made from this file and a test compares.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from rise.errors import SettingsInvalid
+
+Seconds = Annotated[float, Field(gt=0)]
+
+_NOT_YET = {
+    "redis_url": "Redis",
+    "rabbitmq_url": "RabbitMQ",
+    "mongodb_url": "MongoDB",
+    "temporal_address": "Temporal",
+}
+
+
+class Settings(BaseSettings):
+    """Environment variables with the prefix `RISE_`, or the same names in a file `.env`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RISE_", env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    # where and how it listens
+    data_dir: Path = Field(Path(".rise"), description="The one directory that holds everything.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    public_url: str | None = Field(
+        None, description="Where the world reaches this server, as `https://…`; needed for webhooks."
+    )
+    log: Literal["json", "console"] = Field("console", description="Form of the log.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="From this level up.")
+
+    # who may
+    admin_token: SecretStr | None = Field(
+        None,
+        description="Token of the first admin; made and kept in `$RISE_DATA_DIR/admin-token` when unset.",
+    )
+    tokens: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Further tokens, `name:role:token` separated by spaces; roles: viewer, operator, admin.",
+    )
+    secret_key: SecretStr | None = Field(
+        None,
+        description="Signs sessions and derives secrets; made and kept in `$RISE_DATA_DIR/secret-key` when unset.",
+    )
+    rate_per_source: Annotated[float, Field(gt=0)] = Field(
+        50.0,
+        description="Requests per second a source without credentials may make; bursts of ten times that.",
+    )
+
+    # the bot's code
+    app: str | None = Field(None, description="Your workflows: a file (`my_bot.py`) or a module (`pkg.module`).")
+    run_seconds: Seconds = Field(300.0, description="How long one run of a workflow may take.")
+    worker_concurrency: int = Field(32, ge=1, le=10_000, description="Chats a worker serves at once, per channel.")
+    worker_stall_seconds: Seconds = Field(
+        30.0,
+        description="A worker process whose event loop is blocked for longer is killed and started anew.",
+    )
+    history_turns: int = Field(20, ge=0, le=50, description="Turns of a chat's history given to a workflow.")
+
+    # keeping and retrying
+    min_copies: int = Field(1, ge=1, le=3, description="Durable places that must hold a message before 2xx.")
+    accept_seconds: Seconds = Field(3.0, description="How long an acceptance may take before it is answered 503.")
+    claim_seconds: Annotated[float, Field(ge=0.5)] = Field(
+        30.0, description="How long a silent worker keeps its chats before another takes over."
+    )
+    retry_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
+        (15.0, 60.0, 180.0),
+        description="Pauses before the first, second, … retry, ± 20 %, separated by commas.",
+    )
+    retry_max: int = Field(3, ge=0, le=100, description="Retries after the first try.")
+    lane_block_seconds_max: Seconds = Field(
+        600.0, description="A failing message holds up its chat no longer than this, then it is suspended."
+    )
+    resume_per_second: Seconds = Field(
+        50.0, description="How fast suspended messages are resumed when a workflow appears."
+    )
+    keep_finished_days: Annotated[float, Field(ge=4)] = Field(
+        30.0, description="How long finished messages are kept; not less than delivery keys are remembered."
+    )
+    stop_seconds: Seconds = Field(20.0, description="How long a stop waits for running workflows.")
+    late_after_seconds: Annotated[float, Field(ge=0)] = Field(
+        30.0, description='After this a person is told "running late"; 0 never tells.'
+    )
+
+    # what is said when there is no answer
+    workflow_missing_message: str = Field(
+        "Your message is saved. It will be answered as soon as this bot is set up.",
+        description="Said once to a chat whose channel has no workflow.",
+    )
+    late_message: str = Field("Got it, running late. The answer will come.", description="Said when late.")
+    failed_message: str = Field(
+        "Sorry, your message could not be answered. A person has been told.",
+        description="Said when an answer could not be given.",
+    )
+
+    # Telegram
+    telegram_token: SecretStr | None = Field(None, description="Token of the default bot.")
+    telegram_secret: SecretStr | None = Field(
+        None, description="Webhook secret; derived from the secret key when unset."
+    )
+    telegram_api_base: str = Field("https://api.telegram.org", description="Bot API server.")
+    telegram_mode: Literal["webhook", "polling", "off"] | None = Field(
+        None, description="Unset: webhook if RISE_PUBLIC_URL is set, else polling."
+    )
+    telegram_rate_chat: Seconds = Field(1.0, description="Messages per second to one chat.")
+    telegram_rate_group_minute: Seconds = Field(20.0, description="Messages per minute to one group.")
+    telegram_rate_bot: Seconds = Field(30.0, description="Messages per second of one bot.")
+    telegram_unknown: Literal["resend_marked", "resend", "hold"] = Field(
+        "resend_marked", description="When nobody can tell whether a message was sent."
+    )
+
+    # servers of the full profile
+    redis_url: SecretStr | None = Field(None, description="Redis as the queue.")
+    rabbitmq_url: SecretStr | None = Field(None, description="RabbitMQ as the second copy.")
+    mongodb_url: SecretStr | None = Field(None, description="MongoDB as the ledger.")
+    temporal_address: str | None = Field(None, description="Temporal for conversations and follow-ups.")
+
+    @field_validator("retry_seconds", mode="before")
+    @classmethod
+    def _split_numbers(cls, value: Any) -> Any:
+        return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _split_tokens(cls, value: Any) -> Any:
+        """`name:role:token` → {token: "name:role"}."""
+        if not isinstance(value, str):
+            return value
+        tokens = {}
+        for part in value.split():
+            name, role, token = part.split(":", 2)
+            if role not in ("viewer", "operator", "admin"):
+                raise ValueError(f"the role of {name} is {role}; use viewer, operator or admin")
+            tokens[token] = f"{name}:{role}"
+        return tokens
+
+    @property
+    def telegram_is_polling(self) -> bool:
+        return self.telegram_token is not None and self.effective_telegram_mode == "polling"
+
+    @property
+    def effective_telegram_mode(self) -> Literal["webhook", "polling", "off"]:
+        return self.telegram_mode or ("webhook" if self.public_url else "polling")
+
+    def problems(self) -> list[str]:
+        """Combinations that would not work or would lose messages, each with its remedy."""
+        found = [
+            f"RISE_{name.upper()} is set, but this version has no {vendor} backend yet. "
+            f"Unset it: everything runs embedded, in RISE_DATA_DIR."
+            for name, vendor in _NOT_YET.items()
+            if getattr(self, name) is not None
+        ]
+        if self.min_copies > 1:
+            found.append(
+                f"RISE_MIN_COPIES is {self.min_copies}, but the embedded profile has one durable place, its "
+                "directory. Set it to 1 or leave it out."
+            )
+        return found + self._telegram_problems() + self._access_problems()
+
+    def _telegram_problems(self) -> list[str]:
+        found = []
+        token = self.telegram_token.get_secret_value() if self.telegram_token else None
+        if token is not None and not token.partition(":")[0].isdigit():
+            found.append("RISE_TELEGRAM_TOKEN is not a bot token: it starts with the bot's number and a colon.")
+        if self.effective_telegram_mode == "webhook" and token and not self.public_url:
+            found.append(
+                "RISE_TELEGRAM_MODE is webhook without RISE_PUBLIC_URL: Telegram would not know where to send. "
+                "Set RISE_PUBLIC_URL=https://…, or RISE_TELEGRAM_MODE=polling."
+            )
+        if self.telegram_mode == "polling" and self.public_url and token:
+            found.append(
+                "RISE_TELEGRAM_MODE is polling with RISE_PUBLIC_URL set: with both ways in, one takes the other's "
+                "place. Unset RISE_PUBLIC_URL, or set RISE_TELEGRAM_MODE=webhook."
+            )
+        if self.public_url and urlsplit(self.public_url).scheme not in ("https", "http"):
+            found.append("RISE_PUBLIC_URL must begin with https:// (http:// only for tests).")
+        secret = self.telegram_secret.get_secret_value() if self.telegram_secret else None
+        if secret is not None and not _is_webhook_secret(secret):
+            found.append("RISE_TELEGRAM_SECRET must be 16 to 256 of A-Z a-z 0-9 _ -; unset it to have one derived.")
+        return found
+
+    def _access_problems(self) -> list[str]:
+        found = []
+        for name, secret, least in (
+            ("RISE_ADMIN_TOKEN", self.admin_token, 16),
+            ("RISE_SECRET_KEY", self.secret_key, 32),
+        ):
+            if secret is not None and len(secret.get_secret_value()) < least:
+                found.append(
+                    f"{name} has fewer than {least} characters; use a longer one or unset it to have one made."
+                )
+        if any(len(token) < 16 for token in self.tokens):
+            found.append("RISE_TOKENS holds a token of fewer than 16 characters; use longer ones.")
+        if self.keep_finished_days * 86400 <= 72 * 3600:
+            found.append("RISE_KEEP_FINISHED_DAYS must be over 3: finished messages outlive their delivery keys.")
+        return found
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment. Raises `SettingsInvalid` naming every problem and its remedy."""
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsInvalid([_describe(cast("dict[str, Any]", problem)) for problem in error.errors()]) from None
+    problems = settings.problems()
+    if problems:
+        raise SettingsInvalid(problems)
+    return settings
+
+
+def _describe(problem: dict[str, Any]) -> str:
+    name = "RISE_" + "_".join(str(part) for part in problem["loc"][:1]).upper()
+    return f"{name}: {problem['msg']}"
+
+
+def _is_webhook_secret(secret: str) -> bool:
+    return 16 <= len(secret) <= 256 and all(char.isascii() and (char.isalnum() or char in "_-") for char in secret)

@@ -1,0 +1,569 @@
+"""Working: claim a chat, run what is bound to it, save the result, settle; then the chat's next message.
+
+Crash anywhere and the claim lapses; whoever takes over finds either no result and runs again (finished steps
+are not repeated), or the result and goes on to the reply. A worker that was frozen and wakes up finds its
+fence stale: what it still writes changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from rise.bindings import BindingRegistry, Bound
+from rise.bus.port import Bus, Topic
+from rise.channels.port import Channel, PushChannel
+from rise.clock import Clock, epoch_ms
+from rise.envelope import Call, Effect, Outcome, Reason, Status, Task, TaskType, notice_id_of, reply_id_of
+from rise.errors import ClaimLost, PayloadInvalid, RunTimedOut, Unavailable
+from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn
+from rise.queue.port import Claim, Finished, Queue, Release, Replying, RetryIn, Settlement, Suspend
+from rise.retries import RetryPolicy, uses_a_try
+from rise.service import Loop, Signal, cancel_all, spawn
+from rise.telemetry import log, redact, workflow_pending_total
+from rise.workflows.definition import WorkflowDefinition
+from rise.workflows.turn import BlockingTurn
+from rise.workflows.turn import Turn as WorkflowTurn
+
+T = TypeVar("T")
+
+LOOK_SECONDS: Final = 1.0
+"""How often the queue is looked at without a hint."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    concurrency: int = 32
+    """Chats at once, per channel."""
+    claim: timedelta = timedelta(seconds=30)
+    run_seconds: float = 300.0
+    stop_seconds: float = 20.0
+    history_turns: int = 20
+    abandoned_threads_max: int = 4
+    """Plain functions that did not return in time; beyond this the process should be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What people are told when there is no answer."""
+
+    workflow_missing: str = "Your message is saved. It will be answered as soon as this bot is set up."
+    failed: str = "Sorry, your message could not be answered. A person has been told."
+
+
+# --- how a run ends: a value, settled in one place --------------------------------------------------------
+
+
+class Answered(msgspec.Struct, frozen=True):
+    result: RunResult
+    calls: list[Call]
+    said: str
+
+
+class AlreadyRun(msgspec.Struct, frozen=True):
+    """A former worker saved the result and died before it settled."""
+
+    run: Run
+
+
+class TooLate(msgspec.Struct, frozen=True):
+    pass
+
+
+class Retry(msgspec.Struct, frozen=True):
+    seconds: float
+    error: str
+    counts: bool
+
+
+class Park(msgspec.Struct, frozen=True):
+    reason: Reason
+    error: str
+    tell: str | None = None
+
+
+class Interrupted(msgspec.Struct, frozen=True):
+    """Stopping, or the claim was lost: nothing is decided."""
+
+
+Ending = Answered | AlreadyRun | TooLate | Retry | Park | Interrupted
+
+
+class Worker:
+    """Runs workflows. Any number of them, in any number of processes."""
+
+    name = "worker"
+
+    def __init__(
+        self,
+        *,
+        queue: Queue,
+        ledger: Ledger,
+        bindings: BindingRegistry,
+        workflows: Mapping[str, WorkflowDefinition],
+        channels: Mapping[str, Channel],
+        retry_policy: RetryPolicy,
+        bus: Bus,
+        clock: Clock,
+        limits: WorkerLimits | None = None,
+        texts: Texts | None = None,
+    ) -> None:
+        self._queue = queue
+        self._ledger = ledger
+        self._bindings = bindings
+        self._channels = channels
+        self._retry_policy = retry_policy
+        self._bus = bus
+        self._clock = clock
+        self._limits = limits or WorkerLimits()
+        self._texts = texts or Texts()
+        self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits)
+        self._held: dict[str, Claim] = {}
+        self._renewed_at: dict[str, float] = {}
+        self._working: dict[str, asyncio.Task[Any]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._hint = Signal()
+        self._draining = False
+        self._looking = Loop("worker", self._look, sleep=clock.sleep, on_error=_report)
+        self._heartbeat = Loop("worker.heartbeat", self._renew, sleep=clock.sleep, on_error=_report)
+
+    @property
+    def is_worn_out(self) -> bool:
+        """Too many threads are lost in functions that never return; a new process would do better."""
+        return self._runner.abandoned_threads > self._limits.abandoned_threads_max
+
+    async def start(self) -> None:
+        self._unsubscribe = self._bus.subscribe(Topic.LANES_READY, lambda _: self._hint.set())
+        await self._heartbeat.start()
+        await self._looking.start()
+        log.info("task_worker.start", member=self._bus.member, workflows=sorted(self._runner.workflows))
+
+    async def stop(self) -> None:
+        """Claim nothing more, let runs finish within the grace, hand back the rest as if never claimed."""
+        await self._looking.stop()
+        self._unsubscribe()
+        self._draining = True
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=self._limits.stop_seconds)
+        await cancel_all(self._tasks)
+        await self._heartbeat.stop()
+        self._runner.close()
+        log.info("task_worker.stop", member=self._bus.member)
+
+    # --- claiming ---
+
+    async def _look(self) -> None:
+        claimed = await self._queue.claim(self._bus.member, self._room(), idle=not self._held)
+        self._draining = claimed.suspects_waiting
+        for claim in claimed.claims:
+            self._hold(claim)
+            self._working[claim.lane] = spawn(self._work(claim), name=f"lane {claim.lane}", into=self._tasks)
+        if not claimed.claims:
+            await self._hint.wait(LOOK_SECONDS)
+
+    def _room(self) -> dict[str, int]:
+        """Free places per channel. None while a suspect waits for this process to be alone."""
+        if self._draining and self._held:
+            return {}
+        room = dict.fromkeys(self._channels, self._limits.concurrency)
+        for claim in self._held.values():
+            room[claim.channel] = room.get(claim.channel, 0) - 1
+        return room
+
+    def _hold(self, claim: Claim) -> None:
+        self._held[claim.lane] = claim
+        self._renewed_at[claim.lane] = self._clock.monotonic()
+
+    def _let_go(self, claim: Claim) -> None:
+        if self._held.get(claim.lane) is not None and self._held[claim.lane].fence == claim.fence:
+            del self._held[claim.lane], self._renewed_at[claim.lane]
+            self._working.pop(claim.lane, None)
+        self._hint.set()
+
+    async def _renew(self) -> None:
+        """Prolong all claims; stop working on what is lost, or could be lost without our knowing."""
+        await self._clock.sleep(self._limits.claim.total_seconds() / 3)
+        claims = list(self._held.values())
+        if not claims:
+            return
+        began = self._clock.monotonic()
+        try:
+            lost = await self._queue.renew(claims)
+        except Unavailable:
+            alive_until = self._clock.monotonic() - self._limits.claim.total_seconds()
+            lost = {claim.lane for claim in claims if self._renewed_at.get(claim.lane, began) < alive_until}
+        else:
+            for claim in claims:
+                if claim.lane in self._renewed_at:
+                    self._renewed_at[claim.lane] = began
+        for lane in lost:
+            log.warning("task.claim_lost", lane=lane, consequence="another worker runs it from its saved steps")
+            if lane in self._working:
+                self._working[lane].cancel()
+
+    # --- working ---
+
+    async def _work(self, claim: Claim) -> None:
+        """The whole life of a claim."""
+        try:
+            following: Claim | None = claim
+            while following is not None:
+                task = following.task
+                ending = await self._end(task)
+                following = await self._settle(following, task, ending)
+        except ClaimLost as error:
+            log.warning("task.claim_lost", lane=claim.lane, error=error)
+        except asyncio.CancelledError:
+            # Stopping, or lost: give it back if it is still ours, so that nobody waits for it to lapse.
+            await self._give_back(claim)
+            raise
+        finally:
+            self._let_go(claim)
+
+    async def _end(self, task: Task) -> Ending:
+        """Run the task and say how that ended. Nothing is written here but steps."""
+        try:
+            return await self._attempt(task)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - border: whatever a workflow raises is judged by the retry policy
+            return self._judge(task, error)
+
+    async def _attempt(self, task: Task) -> Ending:
+        head, progress = task.head, task.progress
+        known = await self._ledger.run(task.run_id)
+        if known is not None:
+            return AlreadyRun(known)
+        if progress.deadline_at_ms is not None and progress.deadline_at_ms < self._queue.now_ms():
+            return TooLate()
+        channel = self._channels[head.channel]
+        if head.task_type is TaskType.MESSAGE_SEND:
+            return _answered(task, channel, [Effect(kind="reply", **head.policy["reply"])], value=None, bound=None)
+        bound = self._bindings.lookup(head.channel, head.account, head.workflow_id)
+        if bound is None or bound.workflow.workflow_id not in self._runner.workflows:
+            workflow_pending_total.labels(head.channel, head.account).inc()
+            text = bound.text("workflowMissingMessage", "") if bound else ""
+            return Park(
+                Reason.WORKFLOW_PENDING,
+                f"no usable workflow for {head.channel}:{head.account}",
+                tell=text or self._texts.workflow_missing,
+            )
+        effects, value = await self._runner.run(task, bound, channel)
+        return _answered(task, channel, effects, value=value, bound=bound)
+
+    def _judge(self, task: Task, error: Exception) -> Ending:
+        text = redact(f"{type(error).__name__}: {error}")[:2000]
+        counts = uses_a_try(error)
+        verdict = self._retry_policy.verdict(
+            task.head, task.progress, error, now_ms=self._queue.now_ms(), clock=self._clock
+        )
+        log.warning(
+            "task.failed",
+            task_id=task.task_id,
+            error=error,
+            counts=counts,
+            exc_info=error if counts else None,
+        )
+        if isinstance(verdict, Reason):
+            return Park(verdict, text, tell=self._texts.failed)
+        return Retry(verdict, text, counts)
+
+    # --- settling: the only code that ends a claim on a task ---
+
+    async def _settle(self, claim: Claim, task: Task, ending: Ending) -> Claim | None:
+        settlement = await self._insist(lambda: self._record(task, ending), task)
+        following = await self._insist(lambda: self._queue.settle(claim, task, settlement), task)
+        self._announce(task, ending, settlement)
+        if following is not None:
+            self._held[following.lane] = following
+        return following
+
+    async def _record(self, task: Task, ending: Ending) -> Settlement:
+        """Write the ending into the ledger; only then may the queue know. Repeating it changes nothing."""
+        match ending:
+            case Answered(result, calls, said):
+                return await self._record_answer(task, result, calls, said)
+            case AlreadyRun(run):
+                if run.status.is_finished:
+                    return Finished()
+                await self._ledger.outbox_rearm(task.run_id)  # a person resumed what had been held
+                return Replying()
+            case TooLate():
+                await self._ledger.finish(task, Status.EXPIRED)
+                return Finished()
+            case Retry(seconds, error, counts):
+                await self._note_attempt(task, error, counts=counts)
+                return RetryIn(seconds, error, counts)
+            case Park(reason, error, tell):
+                if reason is not Reason.WORKFLOW_PENDING:
+                    await self._note_attempt(task, error, counts=True)
+                await self._tell(task, reason, tell)
+                return Suspend(reason, error)
+            case Interrupted():
+                return Release()
+
+    async def _record_answer(self, task: Task, result: RunResult, calls: Sequence[Call], said: str) -> Settlement:
+        channel = self._channels[task.head.channel]
+        run = await self._ledger.save_result(
+            task,
+            result,
+            _replies(task, calls, result.workflow_id),
+            _history(task, said, epoch_ms(self._clock.now())),
+            deliver=isinstance(channel, PushChannel),
+        )
+        return Finished() if run.status.is_finished else Replying()
+
+    async def _note_attempt(self, task: Task, error: str, *, counts: bool) -> None:
+        await self._ledger.add_attempt(
+            task.run_id, Attempt(at_ms=epoch_ms(self._clock.now()), error=error, counted=counts)
+        )
+
+    async def _tell(self, task: Task, reason: Reason, text: str | None) -> None:
+        """A notice to the sender: once per chat and cause, never where nobody wrote."""
+        head = task.head
+        call = self._channels[head.channel].notice(head, text) if text and head.notifiable else None
+        if call is None or head.chat_id is None:
+            return
+        cause = (str(self._bindings.version),) if reason is Reason.WORKFLOW_PENDING else (task.run_id,)
+        await self._ledger.add_notice(
+            Reply(
+                reply_id=notice_id_of(head.channel, head.account, head.chat_id, reason, *cause),
+                run_id=task.run_id,
+                task_id=task.task_id,
+                channel=head.channel,
+                account=head.account,
+                chat_id=head.chat_id,
+                call=call,
+                kind=ReplyKind.NOTICE,
+            )
+        )
+        self._bus.publish(Topic.OUTBOX_READY)
+
+    def _announce(self, task: Task, ending: Ending, settlement: Settlement) -> None:
+        head = task.head
+        match settlement:
+            case Replying():
+                self._bus.publish(Topic.OUTBOX_READY)
+                return
+            case Finished():
+                status: Status = Status.EXPIRED if isinstance(ending, TooLate) else Status.COMPLETED
+            case Suspend():
+                status = Status.SUSPENDED
+            case _:
+                return
+        self._bus.publish(
+            Topic.TASK_SETTLED,
+            {
+                "task_id": task.task_id,
+                "status": status,
+                "outcome": ending.result.outcome if isinstance(ending, Answered) else None,
+                "reason": ending.reason if isinstance(ending, Park) else None,
+                "channel": head.channel,
+                "account": head.account,
+                "workflow_id": ending.result.workflow_id if isinstance(ending, Answered) else None,
+                "seconds": round((epoch_ms(self._clock.now()) - head.accepted_at_ms) / 1000, 4),
+            },
+        )
+
+    async def _insist(self, write: Callable[[], Awaitable[T]], task: Task) -> T:
+        """Repeat a write until the store takes it: forgetting it would run the workflow again."""
+        pause = 0.1
+        while True:
+            try:
+                return await write()
+            except Unavailable as error:
+                log.warning(
+                    "task.settle_delayed",
+                    task_id=task.task_id,
+                    error=error,
+                    consequence="the task runs again if this process stops now",
+                )
+                await self._clock.sleep(pause)
+                pause = min(pause * 2, 5.0)
+
+    async def _give_back(self, claim: Claim) -> None:
+        held = self._held.get(claim.lane)
+        if held is None:
+            return
+        try:
+            await self._queue.settle(held, held.task, Release())
+        except (ClaimLost, Unavailable):
+            # Not ours any more, or nobody to tell: it lapses by itself.
+            return
+
+
+class Runner:
+    """Runs one workflow function for one task, within its time."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        workflows: Mapping[str, WorkflowDefinition],
+        channels: Mapping[str, Channel],
+        bus: Bus,
+        clock: Clock,
+        limits: WorkerLimits,
+    ) -> None:
+        self.workflows = workflows
+        self.abandoned_threads = 0
+        self._ledger = ledger
+        self._channels = channels
+        self._bus = bus
+        self._clock = clock
+        self._limits = limits
+        self._threads = ThreadPoolExecutor(max_workers=limits.concurrency * 2, thread_name_prefix="rise-workflow")
+        self._places = {
+            workflow_id: asyncio.Semaphore(definition.concurrency)
+            for workflow_id, definition in workflows.items()
+            if definition.concurrency is not None
+        }
+
+    async def run(self, task: Task, bound: Bound, channel: Channel) -> tuple[list[Effect], Any]:
+        """The effects it noted and the value it returned. Raises what the workflow raises, or `RunTimedOut`."""
+        definition = self.workflows[bound.workflow.workflow_id]
+        if not definition.answers_callbacks:
+            await self._acknowledge(task, channel)
+        turn = await self._turn(task, definition)
+        self._bus.publish(Topic.RUN_STARTED, _running(task))
+        try:
+            async with self._place(definition):
+                value = await self._call(definition, turn)
+        finally:
+            effects = turn.close()
+            self._bus.publish(Topic.RUN_ENDED, {"run_id": task.run_id})
+        return effects, value
+
+    def close(self) -> None:
+        # Not waited for: a function that never returns must not keep the process from ending.
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _turn(self, task: Task, definition: WorkflowDefinition) -> WorkflowTurn:
+        head = task.head
+        history: list[dict[str, Any]] = list(head.history_chunks)
+        if not history and head.chat_id is not None and self._limits.history_turns:
+            kept = await self._ledger.history(
+                head.channel, head.account, head.chat_id, limit=self._limits.history_turns
+            )
+            history = [{"role": turn.role, "text": turn.text} for turn in kept]
+        steps = await self._ledger.steps(task.run_id)
+        memory = _RunMemory(self._ledger, task, self._channels[head.channel])
+        if definition.is_async:
+            return WorkflowTurn(task, memory, steps=steps, history=history)
+        return BlockingTurn(task, memory, steps=steps, history=history, loop=asyncio.get_running_loop())
+
+    async def _call(self, definition: WorkflowDefinition, turn: WorkflowTurn) -> Any:
+        seconds = definition.run_seconds or self._limits.run_seconds
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                if definition.is_async:
+                    return await definition.function(turn)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, definition.function, turn)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise  # the workflow's own
+            if not definition.is_async:
+                self.abandoned_threads += 1  # a thread cannot be stopped; it can do nothing more for this run
+            raise RunTimedOut(f"the workflow {definition.name} did not return within {seconds:g} s") from error
+
+    async def _acknowledge(self, task: Task, channel: Channel) -> None:
+        """Answer a tap empty, so that the person's client stops waiting. Once, however often it is run."""
+        call = channel.acknowledgement(task.head) if isinstance(channel, PushChannel) else None
+        if call is None:
+            return
+        await self._ledger.add_notice(
+            Reply(
+                reply_id=notice_id_of(task.task_id, "acknowledgement"),
+                run_id=task.run_id,
+                task_id=task.task_id,
+                channel=task.head.channel,
+                account=task.head.account,
+                chat_id=task.head.chat_id or f"acknowledgement:{task.task_id}",
+                call=call,
+                kind=ReplyKind.NOTICE,
+                deadline_at_ms=task.progress.deadline_at_ms,
+            )
+        )
+        self._bus.publish(Topic.OUTBOX_READY)
+
+    def _place(self, definition: WorkflowDefinition) -> Any:
+        return self._places.get(definition.workflow_id) or _Unlimited()
+
+
+class _Unlimited:
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _RunMemory:
+    """What a turn may ask for while it runs."""
+
+    ledger: Ledger
+    task: Task
+    channel: Channel
+
+    async def save_step(self, step: str, value: bytes) -> bytes:
+        return await self.ledger.save_step(self.task.run_id, step, value)
+
+    async def download(self, file_id: str) -> bytes:
+        if not isinstance(self.channel, PushChannel):
+            raise PayloadInvalid(f"the channel {self.channel.name} keeps no files", field="file_id")
+        return await self.channel.download(self.task.head.account, file_id)
+
+
+def _answered(task: Task, channel: Channel, effects: Sequence[Effect], *, value: Any, bound: Bound | None) -> Answered:
+    calls = channel.compose(task.head, effects)
+    said = "\n\n".join(call.text for call in calls if call.text)
+    result = RunResult(
+        outcome=Outcome.ANSWERED if calls or value is not None else Outcome.SILENT,
+        value={"text": said, "replies": [call.params for call in calls], "value": value},
+        workflow_id=bound.workflow.workflow_id if bound else None,
+        workflow_version=bound.workflow.version if bound else None,
+    )
+    return Answered(result, calls, said)
+
+
+def _replies(task: Task, calls: Sequence[Call], workflow_id: str | None) -> list[Reply]:
+    head = task.head
+    return [
+        Reply(
+            reply_id=reply_id_of(task.run_id, chunk),
+            run_id=task.run_id,
+            task_id=task.task_id,
+            channel=head.channel,
+            account=head.account,
+            chat_id=head.chat_id or head.lane,
+            call=call,
+            workflow_id=workflow_id,
+            accepted_at_ms=head.accepted_at_ms,
+            deadline_at_ms=task.progress.deadline_at_ms if call.method.startswith("answer") else None,
+        )
+        for chunk, call in enumerate(calls)
+    ]
+
+
+def _history(task: Task, said: str, now_ms: int) -> list[Turn]:
+    turns = []
+    if task.head.user_text:
+        turns.append(Turn(role="user", text=task.head.user_text, at_ms=task.head.accepted_at_ms, run_id=task.run_id))
+    if said:
+        turns.append(Turn(role="assistant", text=said, at_ms=now_ms, run_id=task.run_id))
+    return turns
+
+
+def _running(task: Task) -> dict[str, Any]:
+    head = task.head
+    return {"run_id": task.run_id, "channel": head.channel, "account": head.account, "chat_id": head.chat_id}
+
+
+def _report(name: str, error: BaseException) -> None:
+    log.error("worker.loop_failed", loop=name, error=error, consequence="starts anew after a pause")

@@ -1,0 +1,212 @@
+"""What a workflow sees of one message, and all it can do.
+
+Every effect is only noted here. It becomes real when the run has ended well and its result is frozen in the
+ledger: a run that fails or crashes has said nothing, so running it again cannot say anything twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from rise.envelope import Effect, Task, encode_json
+
+
+class _Noted:
+    """The result of noting an effect: may be awaited, need not be, so plain functions can use it too."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        return iter(())  # type: ignore[return-value]
+
+
+_NOTED: Final = _Noted()
+
+
+class Memory(Protocol):
+    """Where a run's finished steps are kept."""
+
+    async def save_step(self, step: str, value: bytes) -> bytes: ...
+
+    async def download(self, file_id: str) -> bytes: ...
+
+
+class Turn:
+    """One message, and the means to answer it."""
+
+    def __init__(
+        self, task: Task, memory: Memory, *, steps: Mapping[str, bytes], history: list[dict[str, Any]]
+    ) -> None:
+        self._task = task
+        self._memory = memory
+        self._steps = dict(steps)
+        self._steps_used: dict[str, int] = {}
+        self._effects: list[Effect] = []
+        self._open = True
+        self.history = history
+        """The chat's last turns, oldest first: `{"role": "user" | "assistant", "text": …}`."""
+
+    # --- what came in ---
+
+    @property
+    def text(self) -> str:
+        return self._task.head.user_text
+
+    @property
+    def raw(self) -> bytes:
+        """Exactly the bytes the platform sent, always whole."""
+        return self._task.raw
+
+    @property
+    def update(self) -> Any:
+        """`raw` as JSON."""
+        return msgspec.json.decode(self._task.raw)
+
+    @property
+    def kind(self) -> str:
+        """The platform's kind of update: `message`, `edited_message`, `callback_query` …"""
+        return self._task.head.kind
+
+    @property
+    def channel(self) -> str:
+        return self._task.head.channel
+
+    @property
+    def account(self) -> str:
+        return self._task.head.account
+
+    @property
+    def chat_id(self) -> str | None:
+        return self._task.head.chat_id
+
+    @property
+    def user_id(self) -> str | None:
+        user_id = self._task.head.user.get("user_id")
+        return None if user_id is None else str(user_id)
+
+    @property
+    def user(self) -> dict[str, Any]:
+        """As the channel knows the person; never from what a client claims."""
+        return self._task.head.user
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self._task.head.metadata
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        return self._task.head.policy
+
+    @property
+    def task_id(self) -> str:
+        return self._task.task_id
+
+    @property
+    def attempt(self) -> int:
+        """1 on the first try."""
+        return self._task.progress.attempts + 1
+
+    # --- what goes out ---
+
+    def reply(
+        self,
+        text: str = "",
+        *,
+        buttons: list[list[dict[str, str]]] | None = None,
+        media: dict[str, Any] | None = None,
+        reply_to: str | None = None,
+        parse_mode: str | None = None,
+    ) -> Awaitable[None]:
+        """Answer in the chat. `buttons`: rows of `{"text": …, "data": … | "url": …}`."""
+        return self._note(
+            Effect(
+                kind="reply",
+                text=text,
+                buttons=buttons,
+                media=media,
+                reply_to=reply_to,
+                parse_mode=parse_mode,
+            )
+        )
+
+    def edit(
+        self,
+        text: str,
+        *,
+        message_id: str | None = None,
+        buttons: list[list[dict[str, str]]] | None = None,
+        parse_mode: str | None = None,
+    ) -> Awaitable[None]:
+        """Change a message of the bot; without `message_id` the one whose button was tapped."""
+        return self._note(Effect(kind="edit", text=text, message_id=message_id, buttons=buttons, parse_mode=parse_mode))
+
+    def answer_callback(self, text: str = "", *, alert: bool = False) -> Awaitable[None]:
+        """Answer the tap on a button. The workflow says so beforehand: `answers_callbacks=True`."""
+        return self._note(Effect(kind="answer_callback", text=text, params={"show_alert": True} if alert else {}))
+
+    def call(self, method: str, **params: Any) -> Awaitable[None]:
+        """Any other call of the platform, by name. Like everything it goes through the outbox."""
+        return self._note(Effect(kind="call", method=method, params=params))
+
+    async def download(self, file_id: str) -> bytes:
+        """A file that came with the message."""
+        return await self._memory.download(file_id)
+
+    # --- what survives a crash ---
+
+    async def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call `function` and keep its result: when the run is repeated, it is taken from there.
+
+        The result must be expressible in JSON, and is returned as it comes back from it. Using a name again
+        in one run makes another step. Between the call's end and its saving a crash can still repeat it.
+        """
+        self._refuse_when_over()
+        key = self._step_key(name)
+        if key not in self._steps:
+            if inspect.iscoroutinefunction(function):
+                value = await function(*args, **kwargs)
+            else:
+                value = await asyncio.to_thread(function, *args, **kwargs)
+                if inspect.isawaitable(value):
+                    value = await value
+            self._steps[key] = await self._memory.save_step(key, encode_json(value))
+        return msgspec.json.decode(self._steps[key])
+
+    def _step_key(self, name: str) -> str:
+        count = self._steps_used[name] = self._steps_used.get(name, 0) + 1
+        return name if count == 1 else f"{name}#{count}"
+
+    def _note(self, effect: Effect) -> _Noted:
+        self._refuse_when_over()
+        self._effects.append(effect)
+        return _NOTED
+
+    def _refuse_when_over(self) -> None:
+        if not self._open:
+            raise RuntimeError("this run is over (it took too long, or was taken away); nothing more is done for it")
+
+    # --- for the worker ---
+
+    def close(self) -> list[Effect]:
+        """The run is over: what it noted so far; whatever still runs of it can do nothing more."""
+        self._open = False
+        return self._effects
+
+
+class BlockingTurn(Turn):
+    """The same for a plain function in its thread: `step` and `download` return results, not coroutines."""
+
+    def __init__(self, *args: Any, loop: asyncio.AbstractEventLoop, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._loop = loop
+
+    def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(super().step(name, function, *args, **kwargs), self._loop).result()
+
+    def download(self, file_id: str) -> Any:
+        return asyncio.run_coroutine_threadsafe(super().download(file_id), self._loop).result()
