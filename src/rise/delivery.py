@@ -44,7 +44,7 @@ from rise.ledger.port import (
 from rise.pacing import Bucket, Buckets
 from rise.queue.port import Queue, Suspend
 from rise.service import Loop, Signal, cancel_all, spawn
-from rise.telemetry import enqueue_to_reply_seconds, log, replies_total
+from rise.telemetry import log, replies_total
 
 T = TypeVar("T")
 
@@ -93,6 +93,7 @@ class Sender:
         self._on_account = on_account
         self._pace = Pace(channels, clock)
         self._fence: int | None = None
+        self._stopping = False
         self._hint = Signal()
         self._chats: set[asyncio.Task[Any]] = set()
         self._paused_until: dict[tuple[str, str], float] = {}
@@ -107,6 +108,7 @@ class Sender:
 
     async def stop(self) -> None:
         """Take nothing new, let calls that are out come to their end, leave the rest for the next start."""
+        self._stopping = True
         await self._loop.stop()
         await self._typing.stop()
         self._unsubscribe()
@@ -140,7 +142,7 @@ class Sender:
             if delivered is None:
                 return
             await self._conclude(reply, delivery, delivered)
-            reply = delivered.next
+            reply = None if self._stopping else delivered.next
 
     async def _deliver(self, fence: int, reply: Reply) -> Delivery:
         if reply.state is ReplyState.SENDING:
@@ -237,15 +239,9 @@ class Sender:
             if delivered.ended is not None:
                 await self._queue.finish(delivered.ended.task_id, delivered.ended.generation)
                 self._announce(reply, Status.COMPLETED, delivered.ended.outcome)
-                self._measure(reply, delivered.ended.outcome)
         except Unavailable as error:
             # The ledger has it; the supervisor brings the queue in line when the store answers again.
             log.warning("task.finish_delayed", task_id=reply.task_id, error=error)
-
-    def _measure(self, reply: Reply, outcome: Outcome) -> None:
-        if outcome is Outcome.ANSWERED:
-            seconds = max(0.0, (self._queue.now_ms() - reply.accepted_at_ms) / 1000)
-            enqueue_to_reply_seconds.labels(reply.channel, reply.account, reply.workflow_id or "").observe(seconds)
 
     def _announce(self, reply: Reply, status: Status, outcome: Outcome | None) -> None:
         self._bus.publish(
@@ -257,6 +253,8 @@ class Sender:
                 "channel": reply.channel,
                 "account": reply.account,
                 "workflow_id": reply.workflow_id,
+                "reason": Reason.REPLY_HELD if status is Status.SUSPENDED else None,
+                "seconds": max(0.0, (self._queue.now_ms() - reply.accepted_at_ms) / 1000),
             },
         )
 

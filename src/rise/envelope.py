@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import secrets
 from collections.abc import Mapping
 from enum import StrEnum
@@ -84,8 +85,7 @@ class Outcome(StrEnum):
 
 def task_id_of(delivery_key: DeliveryKey) -> TaskId:
     """The task of a delivery: the same on every host, in every store, at every replay."""
-    digest = hashlib.sha256(b"rise1|" + delivery_key.encode()).digest()
-    return TaskId("t_" + base64.b32encode(digest)[:26].decode().lower())
+    return TaskId("t_" + _base32(b"rise1|" + delivery_key.encode()))
 
 
 def run_id_of(task_id: TaskId, generation: int) -> RunId:
@@ -98,12 +98,26 @@ def reply_id_of(run_id: RunId, chunk: int) -> ReplyId:
 
 def notice_id_of(*parts: str) -> ReplyId:
     """One notice per cause: the parts name the cause, and the ledger keeps the id unique."""
-    return ReplyId("n_" + base64.b32encode(hashlib.sha256("|".join(parts).encode()).digest())[:26].decode().lower())
+    return ReplyId("n_" + _base32("|".join(parts).encode()))
+
+
+def _base32(named: bytes) -> str:
+    """26 characters, 130 bits, of the SHA-256; only the bytes that show are encoded."""
+    return base64.b32encode(hashlib.sha256(named).digest()[:17])[:26].decode().lower()
 
 
 def new_key() -> str:
     """A random id for callers that brought none. 128 bits, URL-safe."""
     return secrets.token_urlsafe(16)
+
+
+_process_name = secrets.token_hex(5)
+_requests = itertools.count(1)
+
+
+def new_request_id() -> str:
+    """Unique among all requests of all processes, and cheap: one is made for every message."""
+    return f"req-{_process_name}-{next(_requests)}"
 
 
 def new_secret() -> str:

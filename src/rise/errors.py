@@ -49,6 +49,8 @@ class Rejected(RiseError):
 
 
 class PayloadInvalid(Rejected):
+    """The JSON can be read, but a field is missing, wrong or unknown; `field` names it."""
+
     code = "payload_invalid"
     http_status = 422
 
@@ -60,6 +62,8 @@ class PayloadMalformed(Rejected):
 
 
 class PayloadTooLarge(Rejected):
+    """The body is over 1 MiB."""
+
     code = "payload_too_large"
     http_status = 413
 
@@ -72,6 +76,8 @@ class PayloadTooSlow(Rejected):
 
 
 class ContentTypeUnsupported(Rejected):
+    """Not JSON by its own word, or compressed."""
+
     code = "content_type_unsupported"
     http_status = 415
 
@@ -84,16 +90,22 @@ class SignatureMismatch(Rejected):
 
 
 class CredentialsMissing(Rejected):
+    """No token, or one that is not known."""
+
     code = "credentials_missing"
     http_status = 401
 
 
 class RoleInsufficient(Rejected):
+    """The token is known, but its role may not do this."""
+
     code = "role_insufficient"
     http_status = 403
 
 
 class RateExceeded(Rejected):
+    """Too many requests from this source; `Retry-After` says when to come back."""
+
     code = "rate_exceeded"
     http_status = 429
 
@@ -103,16 +115,22 @@ class RateExceeded(Rejected):
 
 
 class ChannelUnknown(Rejected):
+    """There is no such channel or account here."""
+
     code = "channel_unknown"
     http_status = 404
 
 
 class WorkflowUnknown(Rejected):
+    """There is no published workflow with this id."""
+
     code = "workflow_unknown"
     http_status = 404
 
 
 class TaskUnknown(Rejected):
+    """There is no such task, or it is past its retention."""
+
     code = "task_unknown"
     http_status = 404
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 
 import msgspec
 
@@ -17,7 +18,7 @@ from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Incoming
 from rise.clock import Clock, epoch_ms
-from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, TaskId, new_key, task_id_of
+from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, TaskId, new_request_id, task_id_of
 from rise.errors import CopiesInsufficient, KeyReused, Unavailable
 from rise.queue.port import Enqueued, NewTask, Queue
 from rise.telemetry import (
@@ -33,6 +34,10 @@ from rise.telemetry import (
 
 COPIES = ("journal",)
 """The durable places of the embedded profile: its queue's file is the journal."""
+
+# Looking a labelled metric up costs more than counting it.
+_accept_seconds = cache(accept_seconds.labels)
+_accepted = cache(accepted_total.labels)
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -89,7 +94,7 @@ class Intake:
 
     def _head(self, incoming: Incoming) -> Head:
         now_ms = epoch_ms(self.clock.now())
-        request_id = incoming.request_id or new_key()
+        request_id = incoming.request_id or new_request_id()
         bound = self.bindings.lookup(incoming.channel, incoming.account, incoming.workflow_id)
         workflow_id = bound.workflow.workflow_id if bound else "pending"
         return Head(
@@ -127,12 +132,12 @@ class Intake:
 
     def _count(self, incoming: Incoming, enqueued: Enqueued, seconds: float) -> None:
         labels = (incoming.channel, incoming.account)
-        accept_seconds.labels(incoming.channel).observe(seconds)
+        _accept_seconds(incoming.channel).observe(seconds)
         if not enqueued.new:
             duplicates_total.labels(*labels).inc()
             log.info("task.duplicate", channel=incoming.channel, task_id=enqueued.task_id)
             return
-        accepted_total.labels(*labels).inc()
+        _accepted(*labels).inc()
         if enqueued.out_of_order:
             out_of_order_total.labels(*labels).inc()
         if enqueued.late:

@@ -88,8 +88,8 @@ class Settings(BaseSettings):
     resume_per_second: Seconds = Field(
         50.0, description="How fast suspended messages are resumed when a workflow appears."
     )
-    keep_finished_days: Annotated[float, Field(ge=4)] = Field(
-        30.0, description="How long finished messages are kept; not less than delivery keys are remembered."
+    keep_finished_days: Annotated[float, Field(ge=8)] = Field(
+        30.0, description="How long finished messages are kept; longer than delivery keys are remembered (7 days)."
     )
     stop_seconds: Seconds = Field(20.0, description="How long a stop waits for running workflows.")
     late_after_seconds: Annotated[float, Field(ge=0)] = Field(
@@ -205,8 +205,6 @@ class Settings(BaseSettings):
                 )
         if any(len(token) < 16 for token in self.tokens):
             found.append("RISE_TOKENS holds a token of fewer than 16 characters; use longer ones.")
-        if self.keep_finished_days * 86400 <= 72 * 3600:
-            found.append("RISE_KEEP_FINISHED_DAYS must be over 3: finished messages outlive their delivery keys.")
         return found
 
 

@@ -23,10 +23,10 @@ from rise.clock import Clock, epoch_ms
 from rise.envelope import Call, Effect, Outcome, Reason, Status, Task, TaskType, notice_id_of, reply_id_of
 from rise.errors import ClaimLost, PayloadInvalid, RunTimedOut, Unavailable
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn
-from rise.queue.port import Claim, Finished, Queue, Release, Replying, RetryIn, Settlement, Suspend
+from rise.queue.port import Claim, Finished, Queue, Replying, RetryIn, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import Loop, Signal, cancel_all, spawn
-from rise.telemetry import log, redact, workflow_pending_total
+from rise.telemetry import log, redact
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.turn import BlockingTurn
 from rise.workflows.turn import Turn as WorkflowTurn
@@ -88,11 +88,7 @@ class Park(msgspec.Struct, frozen=True):
     tell: str | None = None
 
 
-class Interrupted(msgspec.Struct, frozen=True):
-    """Stopping, or the claim was lost: nothing is decided."""
-
-
-Ending = Answered | AlreadyRun | TooLate | Retry | Park | Interrupted
+Ending = Answered | AlreadyRun | TooLate | Retry | Park
 
 
 class Worker:
@@ -148,24 +144,30 @@ class Worker:
         """Claim nothing more, let runs finish within the grace, hand back the rest as if never claimed."""
         await self._looking.stop()
         self._unsubscribe()
-        self._draining = True
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=self._limits.stop_seconds)
+        give_up_at = self._clock.monotonic() + self._limits.stop_seconds
+        while self._tasks and (left := give_up_at - self._clock.monotonic()) > 0:
+            await asyncio.wait(set(self._tasks), timeout=left)
         await cancel_all(self._tasks)
         await self._heartbeat.stop()
         self._runner.close()
+        await self._queue.hand_back(self._bus.member)
         log.info("task_worker.stop", member=self._bus.member)
 
     # --- claiming ---
 
     async def _look(self) -> None:
+        # In a task of its own: a stop that comes between the claim and its return must not lose what was claimed.
+        looking = spawn(self._claim(), name="worker.claim", into=self._tasks)
+        if not await asyncio.shield(looking):
+            await self._hint.wait(LOOK_SECONDS)
+
+    async def _claim(self) -> int:
         claimed = await self._queue.claim(self._bus.member, self._room(), idle=not self._held)
         self._draining = claimed.suspects_waiting
         for claim in claimed.claims:
             self._hold(claim)
             self._working[claim.lane] = spawn(self._work(claim), name=f"lane {claim.lane}", into=self._tasks)
-        if not claimed.claims:
-            await self._hint.wait(LOOK_SECONDS)
+        return len(claimed.claims)
 
     def _room(self) -> dict[str, int]:
         """Free places per channel. None while a suspect waits for this process to be alone."""
@@ -219,10 +221,6 @@ class Worker:
                 following = await self._settle(following, task, ending)
         except ClaimLost as error:
             log.warning("task.claim_lost", lane=claim.lane, error=error)
-        except asyncio.CancelledError:
-            # Stopping, or lost: give it back if it is still ours, so that nobody waits for it to lapse.
-            await self._give_back(claim)
-            raise
         finally:
             self._let_go(claim)
 
@@ -247,7 +245,6 @@ class Worker:
             return _answered(task, channel, [Effect(kind="reply", **head.policy["reply"])], value=None, bound=None)
         bound = self._bindings.lookup(head.channel, head.account, head.workflow_id)
         if bound is None or bound.workflow.workflow_id not in self._runner.workflows:
-            workflow_pending_total.labels(head.channel, head.account).inc()
             text = bound.text("workflowMissingMessage", "") if bound else ""
             return Park(
                 Reason.WORKFLOW_PENDING,
@@ -290,10 +287,7 @@ class Worker:
             case Answered(result, calls, said):
                 return await self._record_answer(task, result, calls, said)
             case AlreadyRun(run):
-                if run.status.is_finished:
-                    return Finished()
-                await self._ledger.outbox_rearm(task.run_id)  # a person resumed what had been held
-                return Replying()
+                return Finished() if run.status.is_finished else Replying()
             case TooLate():
                 await self._ledger.finish(task, Status.EXPIRED)
                 return Finished()
@@ -305,8 +299,6 @@ class Worker:
                     await self._note_attempt(task, error, counts=True)
                 await self._tell(task, reason, tell)
                 return Suspend(reason, error)
-            case Interrupted():
-                return Release()
 
     async def _record_answer(self, task: Task, result: RunResult, calls: Sequence[Call], said: str) -> Settlement:
         channel = self._channels[task.head.channel]
@@ -386,16 +378,6 @@ class Worker:
                 )
                 await self._clock.sleep(pause)
                 pause = min(pause * 2, 5.0)
-
-    async def _give_back(self, claim: Claim) -> None:
-        held = self._held.get(claim.lane)
-        if held is None:
-            return
-        try:
-            await self._queue.settle(held, held.task, Release())
-        except (ClaimLost, Unavailable):
-            # Not ours any more, or nobody to tell: it lapses by itself.
-            return
 
 
 class Runner:

@@ -86,11 +86,7 @@ class Suspend(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-class Release(msgspec.Struct, frozen=True):
-    """Hand it back as if it had never been claimed (stopping)."""
-
-
-Settlement = Replying | Finished | RetryIn | Suspend | Release
+Settlement = Replying | Finished | RetryIn | Suspend
 
 
 class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +180,10 @@ class Queue(Protocol):
         """
         ...
 
+    async def hand_back(self, holder: str) -> int:
+        """Stopping: everything this holder claimed is as if it had never been claimed. Returns lanes freed."""
+        ...
+
     async def reclaim(self, holder: str) -> int:
         """Its process is known to be dead: make its claims claimable now instead of when they expire."""
         ...
@@ -193,7 +193,10 @@ class Queue(Protocol):
         ...
 
     async def finish(self, task_id: TaskId, generation: int) -> bool:
-        """The ledger says finished: forget the task. False if it was gone or has been started anew."""
+        """The ledger says finished: forget the task, wherever it stands, even claimed.
+
+        False if it was gone or has been started anew.
+        """
         ...
 
     async def resume(self, selection: Selection, *, limit: int) -> list[TaskId]:

@@ -7,6 +7,7 @@ retries and lapsed claims alike, and a wrong `ready_at` is only a hint: whoever 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,7 +40,6 @@ from rise.queue.port import (
     OpenTask,
     QueueDepth,
     Receipt,
-    Release,
     Replying,
     RetryIn,
     Selection,
@@ -163,6 +163,7 @@ class SqliteQueue:
         )  # fmt: skip
         if not connection.changes():
             # The receipt had been forgotten, the task had not: suspended for longer than the key is kept.
+            _remember_body(connection, task.head)
             return _duplicate(connection, task)
         if task.suspend:
             return Enqueued(known.task_id, new=True)
@@ -218,6 +219,9 @@ class SqliteQueue:
             (now, lane),
         )
         if connection.changes():
+            # Whoever was taken for dead has lost the lane, also when nobody gets it now: should it come back,
+            # its late result must not undo what was decided about the task.
+            connection.execute("UPDATE lanes SET holder = NULL WHERE lane = ?", (lane,))
             connection.execute(
                 "UPDATE tasks SET status = 'suspended', reason = ?, error = ?"
                 " WHERE lane = ? AND status = 'pending' AND deaths >= ?",
@@ -263,7 +267,9 @@ class SqliteQueue:
         return await self._database.write(lambda connection: self._settle(connection, claim, task, settlement))
 
     def _settle(self, connection: apsw.Connection, claim: Claim, task: Task, settlement: Settlement) -> Claim | None:
-        held = connection.execute("SELECT fence FROM lanes WHERE lane = ?", (claim.lane,)).fetchone()
+        held = connection.execute(
+            "SELECT fence FROM lanes WHERE lane = ? AND holder IS NOT NULL", (claim.lane,)
+        ).fetchone()
         if held is None or held[0] != claim.fence:
             raise ClaimLost(f"the claim on {claim.lane} has passed to another worker")
         now = self.now_ms()
@@ -272,15 +278,23 @@ class SqliteQueue:
         if head is None or head.progress.due_at_ms > now:
             _let_go(connection, claim.lane, head.progress.due_at_ms if head else None, now)
             return None
-        if (
-            claim.tasks_left == 0
-            or isinstance(settlement, Release)
-            or head.progress.deaths >= self._limits.deaths_suspect
-        ):
+        if claim.tasks_left == 0 or head.progress.deaths >= self._limits.deaths_suspect:
             _let_go(connection, claim.lane, now, now)
             return None
         started = _mark_processing(connection, head, now + self._claim_ms, now)
         return msgspec.structs.replace(claim, task=started, tasks_left=claim.tasks_left - 1)
+
+    async def hand_back(self, holder: str) -> int:
+        def change(connection: apsw.Connection) -> int:
+            connection.execute(
+                "UPDATE tasks SET status = 'pending' WHERE status = 'processing'"
+                " AND lane IN (SELECT lane FROM lanes WHERE holder = ?)",
+                (holder,),
+            )
+            connection.execute("UPDATE lanes SET holder = NULL, ready_at = ? WHERE holder = ?", (self.now_ms(), holder))
+            return int(connection.changes())
+
+        return await self._database.write(change)
 
     async def reclaim(self, holder: str) -> int:
         def change(connection: apsw.Connection) -> int:
@@ -290,34 +304,37 @@ class SqliteQueue:
         return await self._database.write(change)
 
     async def sweep(self) -> int:
-        return await self._database.write(self._sweep)
+        # Looked for in a snapshot and put right afterwards: the search takes long with many open tasks, and
+        # acceptance must not wait for it.
+        forgotten, expired = await self._database.read(lambda connection: _find_forgotten(connection, self.now_ms()))
+        return await self._database.write(lambda connection: self._sweep(connection, forgotten, expired))
 
-    def _sweep(self, connection: apsw.Connection) -> int:
+    def _sweep(
+        self, connection: apsw.Connection, forgotten: Sequence[tuple[LaneKey, str]], expired: Sequence[TaskId]
+    ) -> int:
         now = self.now_ms()
-        # Too late to be of use to anybody: let the lane's next claim end them.
-        connection.execute(
-            "UPDATE tasks SET status = 'pending', due_at = ? WHERE status = 'suspended' AND deadline_at < ?",
-            (now, now),
-        )
-        connection.execute(
-            "INSERT INTO lanes (lane, channel, ready_at, newest_at, newest_seq, touched_at)"
-            " SELECT lane, channel, ?, max(order_at), 0, ? FROM tasks"
-            f" WHERE {_RUNNABLE} AND NOT EXISTS"
-            " (SELECT 1 FROM lanes WHERE lanes.lane = tasks.lane AND ready_at IS NOT NULL) GROUP BY lane"
-            " ON CONFLICT (lane) DO UPDATE SET ready_at = excluded.ready_at, holder = NULL",
-            (now, now),
-        )
-        found = int(connection.changes())
+        for lane, channel in forgotten:
+            _make_ready(connection, lane, channel, now)
+        for task_id in expired:
+            # Too late to be of use to anybody: let the lane's next claim end it.
+            row = connection.execute(
+                "UPDATE tasks SET status = 'pending', reason = NULL, due_at = ? WHERE task_id = ? AND status = 'suspended'"
+                " RETURNING lane, channel",
+                (now, task_id),
+            ).fetchone()
+            if row is not None:
+                _make_ready(connection, row[0], row[1], now)
         connection.execute(
             "DELETE FROM receipts WHERE delivery_key IN"
-            " (SELECT delivery_key FROM receipts WHERE expires_at < ? ORDER BY expires_at LIMIT 5000)",
+            " (SELECT delivery_key FROM receipts WHERE expires_at < ? ORDER BY expires_at LIMIT 1000)",
             (now,),
         )
         connection.execute(
-            "DELETE FROM lanes WHERE ready_at IS NULL AND touched_at < ?",
+            "DELETE FROM lanes WHERE lane IN"
+            " (SELECT lane FROM lanes WHERE ready_at IS NULL AND touched_at < ? LIMIT 1000)",
             (now - int(self._limits.lane_memory.total_seconds() * 1000),),
         )
-        return found
+        return len(forgotten) + len(expired)
 
     @property
     def _claim_ms(self) -> int:
@@ -327,10 +344,7 @@ class SqliteQueue:
 
     async def finish(self, task_id: TaskId, generation: int) -> bool:
         def change(connection: apsw.Connection) -> bool:
-            connection.execute(
-                "DELETE FROM tasks WHERE task_id = ? AND generation = ? AND status = 'replying'",
-                (task_id, generation),
-            )
+            connection.execute("DELETE FROM tasks WHERE task_id = ? AND generation = ?", (task_id, generation))
             return bool(connection.changes())
 
         return await self._database.write(change)
@@ -408,6 +422,9 @@ class SqliteQueue:
                 "UPDATE lanes SET fence = ?, holder = NULL, ready_at = ? WHERE lane = ?",
                 (_count(connection, "fence"), self.now_ms(), task.head.lane),
             )
+        elif task.progress.status is Status.PENDING:
+            # It may have been the head that waits for its retry, and the lane with it.
+            _make_ready(connection, task.head.lane, task.head.channel, self.now_ms())
         return task
 
     # --- looking ---
@@ -479,6 +496,15 @@ def _remember(connection: apsw.Connection, task: NewTask, now: int) -> bool:
     return bool(connection.changes())
 
 
+def _remember_body(connection: apsw.Connection, head: Head) -> None:
+    """The body that counts is that of the task."""
+    (raw,) = connection.execute("SELECT raw FROM tasks WHERE task_id = ?", (head.task_id,)).fetchone()
+    connection.execute(
+        "UPDATE receipts SET body_sha256 = ? WHERE delivery_key = ?",
+        (hashlib.sha256(raw).hexdigest(), head.delivery_key),
+    )
+
+
 def _duplicate(connection: apsw.Connection, task: NewTask) -> Enqueued:
     row = connection.execute(
         "UPDATE receipts SET duplicates = duplicates + 1 WHERE delivery_key = ? RETURNING task_id, body_sha256",
@@ -515,11 +541,23 @@ def _announce(connection: apsw.Connection, head: Head, now: int) -> tuple[bool, 
     return out_of_order, late
 
 
+def _find_forgotten(connection: apsw.Connection, now: int) -> tuple[list[tuple[LaneKey, str]], list[TaskId]]:
+    """Lanes that have work and no time to be claimed at, and suspended tasks past their deadline."""
+    lanes = connection.execute(
+        f"SELECT DISTINCT lane, channel FROM tasks INDEXED BY tasks_runnable WHERE {_RUNNABLE} AND NOT EXISTS"
+        " (SELECT 1 FROM lanes WHERE lanes.lane = tasks.lane AND ready_at IS NOT NULL)"
+    ).fetchall()
+    expired = connection.execute(
+        "SELECT task_id FROM tasks WHERE status = 'suspended' AND deadline_at < ?", (now,)
+    ).fetchall()
+    return lanes, [task_id for (task_id,) in expired]
+
+
 def _make_ready(connection: apsw.Connection, lane: LaneKey, channel: str, now: int) -> None:
     connection.execute(
         "INSERT INTO lanes (lane, channel, ready_at, newest_at, newest_seq, touched_at) VALUES (?,?,?,0,0,?)"
         " ON CONFLICT (lane) DO UPDATE SET touched_at = excluded.touched_at,"
-        " ready_at = CASE WHEN holder IS NULL THEN excluded.ready_at ELSE ready_at END",
+        " ready_at = CASE WHEN holder IS NULL OR ready_at IS NULL THEN excluded.ready_at ELSE ready_at END",
         (lane, channel, now, now),
     )
 
@@ -634,28 +672,29 @@ def _mark_processing(connection: apsw.Connection, task: Task, claimed_until: int
 
 
 def _apply(connection: apsw.Connection, task_id: TaskId, settlement: Settlement, now: int) -> None:
+    # Only what is still being processed is settled: a repeated settle, or one for a task that a person took
+    # away or delivery has finished meanwhile, finds nothing to change.
+    running = "task_id = ? AND status = 'processing'"
     match settlement:
         case Finished():
-            connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
+            connection.execute(f"DELETE FROM tasks WHERE {running}", (task_id,))
         case Replying():
             connection.execute(
-                "UPDATE tasks SET status = 'replying', reason = NULL, error = NULL, updated_at = ? WHERE task_id = ?",
+                f"UPDATE tasks SET status = 'replying', reason = NULL, error = NULL, updated_at = ? WHERE {running}",
                 (now, task_id),
             )
         case RetryIn(seconds, error, counts):
             connection.execute(
                 "UPDATE tasks SET status = 'pending', due_at = ?, error = ?, updated_at = ?,"
                 " attempts = attempts + ?, failing_since = CASE WHEN ? THEN coalesce(failing_since, ?)"
-                " ELSE failing_since END WHERE task_id = ?",
+                f" ELSE failing_since END WHERE {running}",
                 (now + int(seconds * 1000), error, now, int(counts), counts, now, task_id),
             )
         case Suspend(reason, error):
             connection.execute(
-                "UPDATE tasks SET status = 'suspended', reason = ?, error = ?, updated_at = ? WHERE task_id = ?",
+                f"UPDATE tasks SET status = 'suspended', reason = ?, error = ?, updated_at = ? WHERE {running}",
                 (reason.value, error, now, task_id),
             )
-        case Release():
-            connection.execute("UPDATE tasks SET status = 'pending', updated_at = ? WHERE task_id = ?", (now, task_id))
 
 
 def _count(connection: apsw.Connection, name: str) -> int:
@@ -693,7 +732,7 @@ def _depth(connection: apsw.Connection, now: int) -> QueueDepth:
     def one(sql: str, *values: Any) -> Any:
         return connection.execute(sql, values).fetchone()[0]
 
-    oldest = one("SELECT min(ready_at) FROM lanes WHERE ready_at <= ? AND holder IS NULL", now)
+    oldest = one("SELECT min(ready_at) FROM lanes WHERE ready_at <= ?", now)  # lapsed claims wait, too
     return QueueDepth(
         by_status=counted("status"),
         by_channel=counted("channel"),

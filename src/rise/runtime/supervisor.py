@@ -8,18 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.capabilities import CapabilityRegistry
 from rise.channels.port import Channel
 from rise.clock import Clock, epoch_ms
-from rise.envelope import Reason, Status, TaskId, notice_id_of
+from rise.envelope import Outcome, Reason, Status, TaskId, notice_id_of
 from rise.ledger.port import Ledger, Reply, ReplyKind, ReplyState
 from rise.queue.port import OpenTask, Queue, Selection, Suspend
 from rise.service import Loop, Signal
-from rise.telemetry import log, oldest_waiting_seconds, tasks_open
+from rise.telemetry import (
+    enqueue_to_reply_seconds,
+    log,
+    oldest_waiting_seconds,
+    settled_total,
+    tasks_open,
+    workflow_pending_total,
+)
 
 REAP_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 30.0
@@ -80,14 +87,18 @@ class Supervisor:
         ]
 
     async def start(self) -> None:
-        self._unsubscribe = self._bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._defined.set())
+        self._unsubscribe = (
+            self._bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._defined.set()),
+            self._bus.subscribe(Topic.TASK_SETTLED, _count_settled),
+        )
         for loop in self._loops:
             await loop.start()
 
     async def stop(self) -> None:
         for loop in self._loops:
             await loop.stop()
-        self._unsubscribe()
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
 
     # --- duties ---
 
@@ -208,6 +219,18 @@ class Supervisor:
             await self._clock.sleep(seconds)
 
         return Loop(name, body, sleep=self._clock.sleep, on_error=_report)
+
+
+def _count_settled(event: Mapping[str, Any]) -> None:
+    """Workers are processes of their own; what they bring about is counted here, where metrics are read."""
+    account = (str(event.get("channel")), str(event.get("account")))
+    workflow = str(event.get("workflow_id") or "")
+    outcome, reason = event.get("outcome"), event.get("reason")
+    settled_total.labels(*account, workflow, str(outcome or reason or event.get("status"))).inc()
+    if reason == Reason.WORKFLOW_PENDING:
+        workflow_pending_total.labels(*account).inc()
+    if outcome == Outcome.ANSWERED:
+        enqueue_to_reply_seconds.labels(*account, workflow).observe(float(event.get("seconds") or 0.0))
 
 
 def _report(name: str, error: BaseException) -> None:

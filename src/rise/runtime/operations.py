@@ -1,0 +1,241 @@
+"""What a person may do to messages, for the HTTP API and the command line alike.
+
+Everything changed here is in the audit log, written before the change: a crash between the two leaves a
+record of something that was not done, never a change without a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import msgspec
+
+from rise.bus.port import Bus, Topic
+from rise.clock import Clock, epoch_ms
+from rise.envelope import Reason, Status, Task, TaskId, run_id_of
+from rise.errors import StateConflict, TaskUnknown
+from rise.ledger.port import Attempt, Ledger, Operation, Reply, Run
+from rise.queue.port import OpenTask, Queue, Selection
+from rise.telemetry import log, raw_truncated_total, workflow_pending_total
+
+RESUME_MAX = 10_000
+"""Tasks that one command resumes; what is beyond waits for the next."""
+
+
+class TaskStory(msgspec.Struct, frozen=True):
+    """All that is known of one task."""
+
+    task: Task
+    run: Run | None
+    """The current run, once it has a result or an end."""
+    attempts: list[Attempt]
+    replies: list[Reply]
+
+    @property
+    def status(self) -> Status:
+        if self.run is not None and self.run.status.is_finished:
+            return self.run.status  # the queue hears of it a moment later
+        return self.task.progress.status
+
+
+class Restarted(msgspec.Struct, frozen=True):
+    """A task that runs again, or would."""
+
+    task_id: TaskId
+    generation: int
+    was: Status
+
+
+class Operations:
+    """Look, resume, drop, run again."""
+
+    def __init__(self, queue: Queue, ledger: Ledger, bus: Bus, clock: Clock) -> None:
+        self._queue = queue
+        self._ledger = ledger
+        self._bus = bus
+        self._clock = clock
+
+    # --- looking ---
+
+    async def story(self, task_id: TaskId) -> TaskStory:
+        """The task wherever it is now, open or ended. Raises `TaskUnknown`."""
+        # The queue first: what it forgets between the two looks is in the ledger, never the other way round.
+        task = await self._queue.get(task_id)
+        run = None
+        if task is None:
+            task, run = await self._archived(task_id)
+        else:
+            run = await self._ledger.run(task.run_id)
+        attempts = await self._ledger.attempts(task.run_id)
+        return TaskStory(task, run, attempts, await self._ledger.replies(task_id=task_id))
+
+    async def suspended(
+        self, *, channel: str | None = None, reason: Reason | None = None, limit: int = 100, after: str = ""
+    ) -> list[OpenTask]:
+        """What waits for a person or an event, ordered by id; pass the last one to go on."""
+        selection = Selection(status=Status.SUSPENDED, channel=channel, reason=reason)
+        return await self._queue.list_open(selection, limit=limit, after=after)
+
+    async def stats(self) -> dict[str, Any]:
+        """What is open, what waits and for how long, and how things ended, counted now."""
+        depth = await self._queue.depth()
+        outbox = await self._ledger.outbox_depth()
+        received = depth.accepted + depth.duplicates
+        waiting = depth.oldest_waiting_ms
+        return {
+            "journalDepth": sum(depth.by_status.values()),
+            "byStatus": depth.by_status,
+            "byChannel": depth.by_channel,
+            "byReason": depth.by_reason,
+            "oldestWaitingSeconds": None if waiting is None else waiting / 1000,
+            "retryDepth": depth.retrying,
+            "lanesClaimed": depth.lanes_claimed,
+            "accepted": depth.accepted,
+            "duplicates": depth.duplicates,
+            "duplicateRate": depth.duplicates / received if received else 0.0,
+            "outOfOrder": depth.out_of_order,
+            "outOfOrderRate": depth.out_of_order / depth.accepted if depth.accepted else 0.0,
+            "outbox": {
+                "depth": sum(outbox.by_state.values()),
+                "byState": outbox.by_state,
+                "oldestWaitingSeconds": None if outbox.oldest_waiting_ms is None else outbox.oldest_waiting_ms / 1000,
+                "unknown": outbox.unknown,
+                "resent": outbox.resent,
+            },
+            "channelPayload": {"raw_truncated_total": _total(raw_truncated_total)},
+            # Counted where the worker runs; what waits now is known everywhere.
+            "workflow_pending_total": max(
+                _total(workflow_pending_total), depth.by_reason.get(Reason.WORKFLOW_PENDING, 0)
+            ),
+            "finished": dict(await self._ledger.finished_counts()),
+        }
+
+    # --- changing ---
+
+    async def resume(self, task_id: TaskId, *, who: str, why: str = "") -> None:
+        """Let a suspended task go on. Raises `TaskUnknown`, or `StateConflict` if it is not suspended."""
+        found = await self._queue.list_open(Selection(task_ids=(task_id,)), limit=1)
+        if not found:
+            await self._refuse_ended(task_id, "resumed")
+        if found[0].status is not Status.SUSPENDED:
+            raise StateConflict(f"the task is {found[0].status}, not suspended")
+        await self._record(who, "resume", task_id, why)
+        if not await self._queue.resume(Selection(task_ids=(task_id,)), limit=1):
+            raise StateConflict("somebody else resumed or dropped the task just now")
+        self._bus.publish(Topic.LANES_READY)
+
+    async def resume_selected(
+        self, selection: Selection, *, who: str, why: str = "", limit: int = RESUME_MAX, dry_run: bool = False
+    ) -> list[TaskId]:
+        """Let go on what is suspended and selected, whole chats at a time, about `limit` tasks of it.
+
+        `dry_run`: only say which.
+        """
+        suspended = msgspec.structs.replace(selection, status=Status.SUSPENDED)
+        waiting = await self._queue.list_open(suspended, limit=limit)
+        if dry_run or not waiting:
+            return [task.head.task_id for task in waiting]
+        await self._record(who, "resume", _named(selection), why)
+        resumed = await self._queue.resume(suspended, limit=limit)
+        log.info("suspended.resumed", count=len(resumed), who=who)
+        self._bus.publish(Topic.LANES_READY)
+        return resumed
+
+    async def drop(self, task_id: TaskId, *, who: str, why: str = "") -> Run:
+        """End a task for good, unanswered. Raises `TaskUnknown`, or `StateConflict` if it has ended otherwise.
+
+        What is just being sent to its chat cannot be called back; nothing after it is sent.
+        """
+        task = await self._queue.get(task_id)
+        if task is None:
+            run = await self._ledger.latest_run(task_id)
+            if run is not None and run.status is Status.DROPPED:
+                return run
+            await self._refuse_ended(task_id, "dropped")
+        await self._record(who, "drop", task_id, why)
+        # The ledger first: whatever still works on the task finds it ended there.
+        run = await self._ledger.finish(task, Status.DROPPED, by=who, why=why)
+        await self._queue.cancel(task_id)
+        if run.status is not Status.DROPPED:
+            raise StateConflict(f"the task is {run.status} already")
+        self._announce_dropped(task)
+        return run
+
+    async def run_again(self, task_id: TaskId, *, who: str, why: str = "", dry_run: bool = False) -> Restarted:
+        """Run a finished or suspended task once more, as a new generation that may answer again.
+
+        Raises `TaskUnknown`, or `StateConflict` while it is still on its way. `dry_run`: only say what would be.
+        """
+        task = await self._queue.get(task_id)
+        if task is None:
+            task, _ = await self._archived(task_id)
+        elif task.progress.status is not Status.SUSPENDED:
+            raise StateConflict(f"the task is {task.progress.status}: it is still on its way")
+        latest = await self._ledger.latest_run(task_id)
+        generation = max(task.progress.generation, latest.generation if latest else 0) + 1
+        restarted = Restarted(task_id, generation, task.progress.status)
+        if dry_run:
+            return restarted
+        await self._record(who, "run again", run_id_of(task_id, generation), why)
+        if not await self._queue.restart(task, generation=generation):
+            raise StateConflict("somebody else runs the task again already")
+        self._bus.publish(Topic.LANES_READY)
+        return restarted
+
+    # --- details ---
+
+    async def _archived(self, task_id: TaskId) -> tuple[Task, Run]:
+        task, run = await self._ledger.archived(task_id), await self._ledger.latest_run(task_id)
+        if task is None or run is None:
+            raise TaskUnknown("there is no such task, or it has been forgotten", field="taskId")
+        attempts = await self._ledger.attempts(task.run_id)
+        progress = msgspec.structs.replace(
+            task.progress,
+            attempts=sum(attempt.counted for attempt in attempts),
+            updated_at_ms=run.finished_at_ms or run.saved_at_ms,
+        )
+        return msgspec.structs.replace(task, progress=progress), run
+
+    async def _refuse_ended(self, task_id: TaskId, verb: str) -> NoReturn:
+        run = await self._ledger.latest_run(task_id)
+        if run is None:
+            raise TaskUnknown("there is no such task, or it has been forgotten", field="taskId")
+        raise StateConflict(f"the task is {run.status} and cannot be {verb}")
+
+    async def _record(self, who: str, action: str, target: str, why: str) -> None:
+        now_ms = epoch_ms(self._clock.now())
+        await self._ledger.record_operation(Operation(at_ms=now_ms, who=who, action=action, target=target, why=why))
+        log.info("operation.recorded", who=who, action=action, target=target, why=why)
+
+    def _announce_dropped(self, task: Task) -> None:
+        head = task.head
+        self._bus.publish(
+            Topic.TASK_SETTLED,
+            {
+                "task_id": task.task_id,
+                "status": Status.DROPPED,
+                "outcome": None,
+                "reason": None,
+                "channel": head.channel,
+                "account": head.account,
+                "workflow_id": head.workflow_id,
+            },
+        )
+        self._bus.publish(Topic.LANES_READY)  # its chat goes on without it
+
+
+def _named(selection: Selection) -> str:
+    """The selection as people read it in the audit log."""
+    ids: Sequence[str] = selection.task_ids
+    parts = [f"reason={selection.reason}"] if selection.reason else []
+    parts += [f"{name}={value}" for name in ("channel", "account", "lane") if (value := getattr(selection, name))]
+    if ids:
+        parts.append(f"{len(ids)} tasks: {', '.join(ids[:10])}{' …' if len(ids) > 10 else ''}")
+    return "suspended " + (" ".join(parts) or "all")
+
+
+def _total(counter: Any) -> int:
+    """What this process has counted, over all labels."""
+    samples = (sample for metric in counter.collect() for sample in metric.samples)
+    return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
