@@ -91,6 +91,10 @@ class Settings(BaseSettings):
     keep_finished_days: Annotated[float, Field(ge=8)] = Field(
         30.0, description="How long finished messages are kept; longer than delivery keys are remembered (7 days)."
     )
+    suspended_alert_count: int = Field(100, ge=1, description="So many suspended messages raise an alert.")
+    suspended_alert_hours: Annotated[float, Field(gt=0)] = Field(
+        24.0, description="One suspended for so long raises an alert."
+    )
     stop_seconds: Seconds = Field(20.0, description="How long a stop waits for running workflows.")
     late_after_seconds: Annotated[float, Field(ge=0)] = Field(
         30.0, description='After this a person is told "running late"; 0 never tells.'

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import queue
 import re
 import sys
+import threading
 from collections.abc import Iterable, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -62,6 +65,49 @@ def _timestamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappi
     return event
 
 
+class _Writer:
+    """Hands lines to a thread of its own: a terminal or pipe that does not take them never stops a message.
+
+    What does not fit is dropped and counted; the count is written when lines flow again.
+    """
+
+    LINES_MAX: Final = 10_000
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write_lines, name="rise-log", daemon=True)
+        self._thread.start()
+        atexit.register(self._finish)
+
+    def write(self, text: str) -> None:
+        if self._lines.qsize() < self.LINES_MAX:
+            self._lines.put(text)
+        else:
+            self._dropped += 1
+            log_lines_dropped_total.inc()
+
+    def flush(self) -> None:
+        """Nothing to do: the thread flushes when it has written all there is."""
+
+    def _write_lines(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._file.write(line)
+                if self._lines.empty():
+                    self._file.flush()
+            except (OSError, ValueError):
+                log_lines_dropped_total.inc()  # a full disk, or closed: the next line tries again
+            if self._dropped and self._lines.empty():
+                dropped, self._dropped = self._dropped, 0
+                self._lines.put(f'{{"event": "log.dropped", "lines": {dropped}}}\n')
+
+    def _finish(self) -> None:
+        self._lines.put(None)
+        self._thread.join(timeout=1.0)
+
+
 def configure_logs(style: str, *, level: str = "info") -> None:
     """`json` for machines, `console` for people. To standard error; a full pipe never blocks a message."""
     renderer: Any = (
@@ -79,7 +125,7 @@ def configure_logs(style: str, *, level: str = "info") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Writer(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_ToStructlog()], level=logging.WARNING, force=True)
@@ -167,6 +213,10 @@ oldest_waiting_seconds = Gauge(
     "Age of the oldest work that should be moving",
     ("what",),
     registry=registry,
+)
+alert_raised = Gauge("rise_alert_raised", "1 while the condition lasts", ("alert",), registry=registry)
+log_lines_dropped_total = Counter(
+    "rise_log_lines_dropped_total", "Log lines that could not be written", registry=registry
 )
 worker_restarts_total = Counter(
     "rise_worker_restarts_total",

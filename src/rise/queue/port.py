@@ -98,11 +98,20 @@ class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
     retrying: int = 0
     oldest_waiting_ms: int | None = None
     """Age of the oldest task that should be moving (pending, due, not claimed)."""
+    oldest_suspended_ms: int | None = None
     lanes_claimed: int = 0
     accepted: int = 0
     """Delivery keys remembered now."""
     duplicates: int = 0
     out_of_order: int = 0
+
+
+class LaneDepth(msgspec.Struct, frozen=True):
+    """How much waits in a lane, and for how long its first has."""
+
+    lane: LaneKey
+    open: int
+    oldest_waiting_ms: int
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -230,3 +239,7 @@ class Queue(Protocol):
         ...
 
     async def depth(self) -> QueueDepth: ...
+
+    async def longest_lanes(self, *, limit: int) -> list[LaneDepth]:
+        """The lanes with most runnable tasks: the chats that are worst off."""
+        ...

@@ -27,6 +27,7 @@ from rise.envelope import (
     Status,
     Task,
     TaskId,
+    clean_text,
     decode_head,
     encode_head,
 )
@@ -36,6 +37,7 @@ from rise.queue.port import (
     Claimed,
     Enqueued,
     Finished,
+    LaneDepth,
     NewTask,
     OpenTask,
     QueueDepth,
@@ -158,7 +160,7 @@ class SqliteQueue:
             (
                 known.task_id, known.lane, known.channel, known.account, known.order.at_ms, known.order.seq,
                 status.value, task.suspend.value if task.suspend else None, now, deadline, now, now,
-                task.error, head, task.raw,
+                _storable(task.error), head, task.raw,
             ),
         )  # fmt: skip
         if not connection.changes():
@@ -318,8 +320,8 @@ class SqliteQueue:
         for task_id in expired:
             # Too late to be of use to anybody: let the lane's next claim end it.
             row = connection.execute(
-                "UPDATE tasks SET status = 'pending', reason = NULL, due_at = ? WHERE task_id = ? AND status = 'suspended'"
-                " RETURNING lane, channel",
+                "UPDATE tasks SET status = 'pending', reason = NULL, due_at = ?"
+                " WHERE task_id = ? AND status = 'suspended' RETURNING lane, channel",
                 (now, task_id),
             ).fetchone()
             if row is not None:
@@ -382,7 +384,7 @@ class SqliteQueue:
             connection.execute(
                 "UPDATE tasks SET status = 'suspended', reason = ?, error = ?, updated_at = ?"
                 " WHERE task_id = ? AND generation = ? AND status = 'replying'",
-                (suspend.reason.value, suspend.error, self.now_ms(), task_id, generation),
+                (suspend.reason.value, _storable(suspend.error), self.now_ms(), task_id, generation),
             )
             return bool(connection.changes())
 
@@ -475,6 +477,18 @@ class SqliteQueue:
 
     async def depth(self) -> QueueDepth:
         return await self._database.read(lambda connection: _depth(connection, self.now_ms()))
+
+    async def longest_lanes(self, *, limit: int) -> list[LaneDepth]:
+        def query(connection: apsw.Connection) -> list[LaneDepth]:
+            rows = connection.execute(
+                f"SELECT lane, count(*), min(accepted_at) FROM tasks WHERE {_RUNNABLE}"
+                " GROUP BY lane ORDER BY 2 DESC, 3 LIMIT ?",
+                (limit,),
+            )
+            now = self.now_ms()
+            return [LaneDepth(lane, count, max(0, now - accepted_at)) for lane, count, accepted_at in rows]
+
+        return await self._database.read(query)
 
 
 # --- single steps, each inside its caller's transaction ---------------------------------------------------
@@ -688,13 +702,18 @@ def _apply(connection: apsw.Connection, task_id: TaskId, settlement: Settlement,
                 "UPDATE tasks SET status = 'pending', due_at = ?, error = ?, updated_at = ?,"
                 " attempts = attempts + ?, failing_since = CASE WHEN ? THEN coalesce(failing_since, ?)"
                 f" ELSE failing_since END WHERE {running}",
-                (now + int(seconds * 1000), error, now, int(counts), counts, now, task_id),
+                (now + int(seconds * 1000), _storable(error), now, int(counts), counts, now, task_id),
             )
         case Suspend(reason, error):
             connection.execute(
                 f"UPDATE tasks SET status = 'suspended', reason = ?, error = ?, updated_at = ? WHERE {running}",
-                (reason.value, error, now, task_id),
+                (reason.value, _storable(error), now, task_id),
             )
+
+
+def _storable(text: str | None) -> str | None:
+    """Errors quote what people wrote, and that may hold what SQLite's UTF-8 cannot."""
+    return None if text is None else clean_text(text)
 
 
 def _count(connection: apsw.Connection, name: str) -> int:
@@ -733,12 +752,14 @@ def _depth(connection: apsw.Connection, now: int) -> QueueDepth:
         return connection.execute(sql, values).fetchone()[0]
 
     oldest = one("SELECT min(ready_at) FROM lanes WHERE ready_at <= ?", now)  # lapsed claims wait, too
+    suspended = one("SELECT min(updated_at) FROM tasks WHERE status = 'suspended'")
     return QueueDepth(
         by_status=counted("status"),
         by_channel=counted("channel"),
         by_reason=counted("reason"),
         retrying=one("SELECT count(*) FROM tasks WHERE status = 'pending' AND due_at > ?", now),
         oldest_waiting_ms=None if oldest is None else now - oldest,
+        oldest_suspended_ms=None if suspended is None else now - suspended,
         lanes_claimed=one("SELECT count(*) FROM lanes WHERE holder IS NOT NULL AND ready_at > ?", now),
         accepted=one("SELECT count(*) FROM receipts"),
         duplicates=one("SELECT value FROM counters WHERE name = 'duplicates'"),

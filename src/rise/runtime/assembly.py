@@ -12,8 +12,7 @@ from rise.bus.port import Bus
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.http import HttpChannel
 from rise.channels.port import Channel, PushChannel
-from rise.channels.telegram import TelegramChannel, TelegramRates, bot_id_of
-from rise.channels.telegram_polling import TelegramPolling
+from rise.channels.telegram import TelegramChannel, TelegramPolling, TelegramRates, bot_id_of
 from rise.channels.webchat import WebChatChannel
 from rise.clock import Clock, SystemClock
 from rise.connections.sqlite import Database
@@ -77,6 +76,10 @@ class Channels:
 
     def pushed(self) -> dict[str, PushChannel]:
         return {} if self.telegram is None else {"telegram": self.telegram}
+
+    async def close(self) -> None:
+        if self.telegram is not None:
+            await self.telegram.close()
 
     def accounts(self) -> dict[str, str]:
         """The account each channel uses unless told otherwise."""

@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 """Told now and then: how many pages of the database are copied, of how many."""
 
 
-class Contents(msgspec.Struct, frozen=True, kw_only=True):
+class Contents(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What a backup holds, as read from it."""
 
     files: list[str]

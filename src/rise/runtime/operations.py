@@ -108,6 +108,10 @@ class Operations:
             "workflow_pending_total": max(
                 _total(workflow_pending_total), depth.by_reason.get(Reason.WORKFLOW_PENDING, 0)
             ),
+            "worstLanes": [
+                {"lane": lane.lane, "open": lane.open, "oldestWaitingSeconds": lane.oldest_waiting_ms / 1000}
+                for lane in await self._queue.longest_lanes(limit=10)
+            ],
             "finished": dict(await self._ledger.finished_counts()),
         }
 

@@ -58,6 +58,8 @@ async def serve(
         log.info("serve.stopping")
         await stop_all(services, on_error=_report_stop)
     finally:
+        # After the sender: a connection closed under a call that is out leaves its end in doubt.
+        await house.channels.close()
         await house.stores.close()
         house.stores.directory.disown()
     log.info("serve.stopped")
@@ -84,6 +86,7 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
     await stop_all(services, on_error=_report_stop)
     if parent is not None:
         await parent.stop()
+    await house.channels.close()
     await house.stores.close()
     return code
 
@@ -138,7 +141,6 @@ class TelegramRegistration:
 
     async def stop(self) -> None:
         await self._loop.stop()
-        await self._telegram.close()
 
     async def _register(self) -> None:
         house = self._house
@@ -180,6 +182,8 @@ def _supervisor(house: House) -> Supervisor:
             late_text=settings.late_message,
             failed_text=settings.failed_message,
             keep_finished_seconds=settings.keep_finished_days * 86400,
+            suspended_alert_count=settings.suspended_alert_count,
+            suspended_alert_seconds=settings.suspended_alert_hours * 3600,
         ),
     )
 

@@ -17,7 +17,8 @@ from rise.channels.port import Channel
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Outcome, Reason, Status, TaskId, notice_id_of
 from rise.ledger.port import Ledger, Reply, ReplyKind, ReplyState
-from rise.queue.port import OpenTask, Queue, Selection, Suspend
+from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
+from rise.runtime.alerts import Alerts
 from rise.service import Loop, Signal
 from rise.telemetry import (
     enqueue_to_reply_seconds,
@@ -48,6 +49,8 @@ class Duties:
     late_text: str = "Got it, running late. The answer will come."
     failed_text: str = "Sorry, your message could not be answered. A person has been told."
     keep_finished_seconds: float = 30 * 86400.0
+    suspended_alert_count: int = 100
+    suspended_alert_seconds: float = 86400.0
 
 
 class Supervisor:
@@ -76,6 +79,7 @@ class Supervisor:
         self._clock = clock
         self._duties = duties or Duties()
         self._defined = Signal()
+        self._alerts = Alerts()
         self._told: set[TaskId] = set()
         self._telling_after = ""
         self._loops = [
@@ -155,10 +159,22 @@ class Supervisor:
         for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING, Status.SUSPENDED):
             tasks_open.labels(status).set(depth.by_status.get(status, 0))
         oldest_waiting_seconds.labels("task").set((depth.oldest_waiting_ms or 0) / 1000)
+        self._alert_on_suspended(depth)
         outbox = await self._ledger.outbox_depth()
         oldest_waiting_seconds.labels("reply").set((outbox.oldest_waiting_ms or 0) / 1000)
 
     # --- details ---
+
+    def _alert_on_suspended(self, depth: QueueDepth) -> None:
+        count = depth.by_status.get(Status.SUSPENDED, 0)
+        age_seconds = (depth.oldest_suspended_ms or 0) / 1000
+        self._alerts.follow(
+            "suspended",
+            count >= self._duties.suspended_alert_count or age_seconds >= self._duties.suspended_alert_seconds,
+            count=count,
+            oldest_seconds=round(age_seconds),
+            remedy="rise suspended shows them with their reasons; resume or drop",
+        )
 
     async def _bring_in_line(self) -> None:
         """A crash between ledger and queue leaves a task `replying` whose run has ended or is held."""

@@ -1,0 +1,500 @@
+"""The doctor: what is configured, what is there, what works, and what to do about the rest.
+
+Promises: changes nothing but a file of its own that it writes, syncs and removes; shows no secret; says the
+same words as the log and `/healthz`; every line that is not ok names its remedy; one check that fails or
+hangs does not keep the others from being made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import stat
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import apsw
+import msgspec
+from pydantic import SecretStr
+
+from rise.capabilities import CapabilityStatus
+from rise.clock import Clock
+from rise.connections.sqlite import sqlite_errors
+from rise.errors import RiseError, StoreCorrupt
+from rise.ledger.port import Definitions
+from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
+from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
+from rise.runtime import assembly
+from rise.runtime.backup import SECRETS, members_alive
+from rise.runtime.directory import DataDirectory
+from rise.settings import Settings
+from rise.telemetry import keep_out_of_logs, redact
+
+if TYPE_CHECKING:
+    from rise.channels.telegram import TelegramChannel
+    from rise.workflows.definition import WorkflowDefinition
+
+SPACE_WARN_BYTES: Final = 1 << 30
+SPACE_FAIL_BYTES: Final = 100 << 20
+ANSWER_SECONDS_MAX: Final = 5.0
+UPDATES_WAITING_WARN: Final = 100
+
+_USERINFO: Final = re.compile(r"//[^/@\s]*@")
+
+
+class Level(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of the report."""
+
+    name: str
+    level: Level
+    detail: str
+    remedy: str = ""
+
+
+Check = Callable[[], Awaitable[list[Finding]]]
+
+_LEVELS: Final = {
+    CapabilityStatus.AVAILABLE: Level.OK,
+    CapabilityStatus.DEGRADED: Level.WARN,
+    CapabilityStatus.UNAVAILABLE: Level.FAIL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Doctor:
+    settings: Settings
+    clock: Clock
+
+    @property
+    def checks(self) -> Mapping[str, Check]:
+        """By name, in the order of the report."""
+        return {
+            "settings": self._settings,
+            "directory": self._directory,
+            "disk": self._disk,
+            "database": self._database,
+            "serve": self._serve,
+            "capabilities": self._capabilities,
+            "app": self._app,
+            "bindings": self._bindings,
+            "telegram": self._telegram,
+        }
+
+    async def examine(self) -> AsyncIterator[Finding]:
+        """Everything, one after the other."""
+        for name, check in self.checks.items():
+            for finding in await _made(name, check):
+                yield finding
+
+    async def probe(self, name: str) -> list[Finding]:
+        """One check by its name, or one capability, probed anew by the running server."""
+        check = self.checks.get(name)
+        return await _made(name, check or (lambda: self._probe_capability(name)))
+
+    # --- what is configured ---
+
+    async def _settings(self) -> list[Finding]:
+        settings = self.settings
+        keep_out_of_logs(settings.tokens)
+        shown = {name: _masked(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
+        detail = ", ".join(f"RISE_{name.upper()}={value}" for name, value in shown.items())
+        return [_ok("settings", detail or "all as by default")]
+
+    async def _app(self) -> list[Finding]:
+        if self.settings.app is None:
+            return [
+                _warn(
+                    "app",
+                    "RISE_APP is not set: what comes in is kept and waits (workflow_pending)",
+                    "set RISE_APP to the file or module with your workflows",
+                )
+            ]
+        workflows = self._workflows()
+        return [_ok("app", f"{self.settings.app}: {', '.join(sorted(workflows))}")]
+
+    def _workflows(self) -> dict[str, WorkflowDefinition]:
+        from rise.workflows.definition import load_workflows
+
+        with contextlib.redirect_stdout(sys.stderr):  # what a bot prints when imported is not ours to say
+            return load_workflows(self.settings.app)
+
+    async def _bindings(self) -> list[Finding]:
+        """Each channel with what serves it, or will from the next start on."""
+        definitions = await self._definitions()
+        try:
+            workflows = self._workflows()
+        except RiseError:
+            workflows = {}  # said by the check of the app
+        asked = {channel: workflow_id for workflow_id, known in workflows.items() for channel in known.channels}
+        findings = []
+        for channel, account in self._accounts():
+            name = f"{channel}:{account}"
+            bound = [
+                binding
+                for binding in definitions.bindings
+                if (binding.channel, binding.account) == (channel, account) and binding.enabled and binding.is_default
+            ]
+            if not bound and channel in asked:
+                findings.append(_ok(name, f"{asked[channel]} asks for it; bound at the next start"))
+            elif not bound:
+                findings.append(
+                    _warn(
+                        name,
+                        "no workflow: what comes in is kept and waits (workflow_pending)",
+                        f'name the channel in a workflow: @rise.workflow("…", channels=["{channel}"])',
+                    )
+                )
+            elif workflows and bound[0].workflow_id not in workflows:
+                findings.append(
+                    _warn(
+                        name,
+                        f"bound to {bound[0].workflow_id}, which RISE_APP does not hold",
+                        "add the workflow to RISE_APP, or bind another",
+                    )
+                )
+            else:
+                findings.append(_ok(name, f"served by {bound[0].workflow_id}"))
+        return findings
+
+    def _accounts(self) -> list[tuple[str, str]]:
+        accounts = [("http", assembly.DEFAULT_ACCOUNT), ("webchat", assembly.DEFAULT_ACCOUNT)]
+        if self._bot_token is not None:
+            accounts.append(("telegram", self._bot_token.partition(":")[0]))
+        return accounts
+
+    async def _definitions(self) -> Definitions:
+        nothing = Definitions(0, {}, [])
+        if not self._data.database.exists() or _schema_problem(_schema_versions(self._data.database)) is not None:
+            return nothing  # opening it would migrate it, which is for a start to do
+        stores = assembly.build_stores(self.settings, self.clock)
+        await stores.database.open()
+        try:
+            return await stores.ledger.definitions()
+        finally:
+            await stores.database.close()
+
+    # --- what is there ---
+
+    @property
+    def _data(self) -> DataDirectory:
+        return DataDirectory(self.settings.data_dir)
+
+    async def _directory(self) -> list[Finding]:
+        path = self._data.path
+        if not path.exists():
+            return [_warn("directory", f"{path} is not there yet", "`rise serve` makes it; or set RISE_DATA_DIR")]
+        if not path.is_dir():
+            return [_fail("directory", f"{path} is not a directory", "set RISE_DATA_DIR to one")]
+        findings = [
+            _warn(
+                "directory",
+                f"{open_to_others} can be read by others",
+                f"chmod {'700' if open_to_others == path else '600'} {open_to_others}",
+            )
+            for open_to_others in (path, self._data.database, *(path / name for name in SECRETS))
+            if _is_open_to_others(open_to_others, within=path)
+        ]
+        return [*(findings or [_ok("directory", f"{path}, private")]), _space(path)]
+
+    async def _disk(self) -> list[Finding]:
+        path = self._data.path
+        if not path.is_dir():
+            return []
+        try:
+            await asyncio.to_thread(_write_and_sync, path)
+        except OSError as error:
+            return [
+                _fail(
+                    "disk",
+                    f"{path} cannot be written: {error.strerror}",
+                    "make room, or give the user of Rise the right to write there; messages are answered 503 now",
+                )
+            ]
+        return [_ok("disk", "written and synced")]
+
+    async def _database(self) -> list[Finding]:
+        path = self._data.database
+        if not path.exists():
+            return [_ok("database", "not there yet; made at the first start")]
+        versions = _schema_versions(path)
+        problem = await asyncio.to_thread(_quick_check, path)
+        if problem is not None:
+            return [
+                _fail(
+                    "database",
+                    f"the database is damaged: {problem}",
+                    "stop Rise, keep the file, and `rise restore` a backup",
+                )
+            ]
+        size_mb = path.stat().st_size / (1 << 20)
+        shown = ", ".join(f"{part} {version}" for part, version in sorted(versions.items()))
+        return [_ok("database", f"sound, {size_mb:.1f} MB"), _schema_problem(versions) or _ok("schema", shown)]
+
+    # --- what runs ---
+
+    async def _serve(self) -> list[Finding]:
+        roles = [f"{_role(member)} (process {member.partition('-')[0]})" for member in members_alive(self._data)]
+        others = f"; running: {', '.join(roles)}" if roles else ""
+        if self._data.is_owned():
+            return [_ok("serve", f"`rise serve` runs{others}")]
+        return [_warn("serve", f"no `rise serve` runs: nothing is accepted{others}", "start `rise serve`")]
+
+    async def _capabilities(self) -> list[Finding]:
+        """As the running server sees them."""
+        if not self._data.is_owned():
+            return []
+        status, body = await self._ask_server("GET", "/healthz")
+        if status is None:
+            return [
+                _warn(
+                    "capabilities",
+                    f"the server could not be asked at {self._server_url}: {body}",
+                    "set RISE_HOST and RISE_PORT here as they are for `rise serve`",
+                )
+            ]
+        return [_capability(name, state) for name, state in sorted(dict(body.get("capabilities") or {}).items())]
+
+    async def _probe_capability(self, name: str) -> list[Finding]:
+        known = ", ".join(self.checks)
+        if not self._data.is_owned():
+            return [_fail(name, "no `rise serve` runs that could probe it", f"start it, or probe one of {known}")]
+        status, body = await self._ask_server("POST", f"/internal/capabilities/{quote(name, safe='')}/probe")
+        if status == 200 and isinstance(body.get("data"), dict):
+            return [_capability(name, body["data"])]
+        if status == 404:
+            return [_fail(name, "no such check or capability", f"checks are {known}; capabilities: /healthz")]
+        detail = body if status is None else f"it answered {status}"
+        return [_fail(name, f"the server could not be asked at {self._server_url}: {detail}", "see its log")]
+
+    @property
+    def _server_url(self) -> str:
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.settings.host, self.settings.host)  # noqa: S104
+        return f"http://{host}:{self.settings.port}"
+
+    async def _ask_server(self, method: str, path: str) -> tuple[int | None, Any]:
+        """Status and body; without a status, why there is none."""
+        import httpx
+
+        if self.settings.port == 0:
+            return None, "RISE_PORT is 0, the server took a free one"
+        headers = {"Authorization": f"Bearer {self._admin_token()}"} if method == "POST" else {}
+        try:
+            async with httpx.AsyncClient(
+                base_url=self._server_url, timeout=ANSWER_SECONDS_MAX, trust_env=False
+            ) as client:
+                response = await client.request(method, path, headers=headers)
+                return response.status_code, msgspec.json.decode(response.content or b"{}")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return None, f"{type(error).__name__}"
+        except msgspec.DecodeError:
+            return None, "something else than Rise answered"
+
+    def _admin_token(self) -> str:
+        if self.settings.admin_token is not None:
+            return self.settings.admin_token.get_secret_value()
+        kept = self._data.path / "admin-token"
+        return kept.read_text().strip() if kept.exists() else ""
+
+    # --- Telegram ---
+
+    @property
+    def _bot_token(self) -> str | None:
+        token = self.settings.telegram_token
+        return (
+            token.get_secret_value() if token is not None and self.settings.effective_telegram_mode != "off" else None
+        )
+
+    async def _telegram(self) -> list[Finding]:
+        from rise.channels.telegram import TelegramChannel
+
+        if self._bot_token is None:
+            return [_ok("telegram", "not configured")]
+        keep_out_of_logs([self._bot_token])
+        channel = TelegramChannel([self._bot_token], clock=self.clock, api_base=self.settings.telegram_api_base)
+        [account] = channel.accounts
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                bot = await channel.get_me(account)
+                name = f"bot {account} (@{bot.get('username', '?')}) answers"
+                return [_ok("telegram", name), await self._webhook(channel, account)]
+        except (RiseError, TimeoutError) as error:
+            why = error.public_message if isinstance(error, RiseError) else "no answer in time"
+            return [
+                _fail(
+                    "telegram",
+                    f"bot {account}: {redact(why)}",
+                    "check RISE_TELEGRAM_TOKEN and the way to RISE_TELEGRAM_API_BASE; replies wait meanwhile",
+                )
+            ]
+        finally:
+            await channel.close()
+
+    async def _webhook(self, channel: TelegramChannel, account: str) -> Finding:
+        """Whether Telegram delivers in the way that is configured."""
+        state = await channel.webhook_info(account)
+        waiting = f"{state.pending_update_count} updates wait at Telegram"
+        if self.settings.telegram_is_polling:
+            if state.url:
+                return _fail(
+                    "telegram_polling",
+                    f"a webhook is set ({_without_userinfo(state.url)}): polling is answered 409",
+                    "remove the webhook, or set RISE_PUBLIC_URL and receive by webhook",
+                )
+            return _ok("telegram_polling", waiting)
+        wanted = f"{(self.settings.public_url or '').rstrip('/')}/telegram/webhook/{account}"
+        if state.url != wanted:
+            return _warn(
+                "telegram_webhook",
+                f"Telegram delivers to {_without_userinfo(state.url) or 'nobody'}, not to {wanted}",
+                "`rise serve` registers it when it starts; if another installation uses this bot, give it its own",
+            )
+        if state.last_error_message and state.pending_update_count:
+            return _warn(
+                "telegram_webhook",
+                f"{waiting}; its last try failed: {state.last_error_message}",
+                "see that RISE_PUBLIC_URL reaches this server",
+            )
+        level = Level.WARN if state.pending_update_count > UPDATES_WAITING_WARN else Level.OK
+        remedy = "see that RISE_PUBLIC_URL reaches this server" if level is Level.WARN else ""
+        return Finding("telegram_webhook", level, f"delivering to {wanted}; {waiting}", remedy)
+
+
+def _ok(name: str, detail: str) -> Finding:
+    return Finding(name, Level.OK, detail)
+
+
+def _warn(name: str, detail: str, remedy: str) -> Finding:
+    return Finding(name, Level.WARN, detail, remedy)
+
+
+def _fail(name: str, detail: str, remedy: str) -> Finding:
+    return Finding(name, Level.FAIL, detail, remedy)
+
+
+async def _made(name: str, check: Check) -> list[Finding]:
+    try:
+        return await check()
+    except RiseError as error:
+        return [_fail(name, redact(error.public_message), "see above, and the log of `rise serve`")]
+    except Exception as error:  # noqa: BLE001 - border: a check that breaks is a finding, the others go on
+        return [_fail(name, redact(f"the check broke: {type(error).__name__}: {error}"), "report it")]
+
+
+def _capability(name: str, state: Mapping[str, Any]) -> Finding:
+    try:
+        level = _LEVELS[CapabilityStatus(state.get("status", ""))]
+    except ValueError:
+        level = Level.WARN
+    detail = f"{state.get('status')}: {state.get('detail')}"
+    remedy = "" if level is Level.OK else "it is probed again by itself; the log of `rise serve` says more"
+    return Finding(name, level, redact(detail), remedy)
+
+
+def _masked(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return "***"
+    if isinstance(value, dict):
+        return ", ".join(f"{who}:***" for who in value.values())  # of tokens, who they are for
+    if isinstance(value, tuple):
+        return ",".join(f"{item:g}" for item in value)
+    return redact(_without_userinfo(str(value)))
+
+
+def _without_userinfo(url: str) -> str:
+    return _USERINFO.sub("//***@", url)
+
+
+def _is_open_to_others(path: Path, *, within: Path) -> bool:
+    """Readable by somebody else; what is in a private directory is not, whatever its own mode."""
+    if not path.exists() or (path != within and not stat.S_IMODE(within.stat().st_mode) & 0o077):
+        return False
+    return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+
+
+def _space(path: Path) -> Finding:
+    free = shutil.disk_usage(path).free
+    files = os.statvfs(path)
+    detail = f"{free / (1 << 30):.1f} GB free"
+    if files.f_files and not files.f_favail:
+        return _fail("space", "no more files can be made (inodes)", "remove files from this disk")
+    if free < SPACE_FAIL_BYTES:
+        return _fail("space", detail, "make room: without it, messages are answered 503")
+    if free < SPACE_WARN_BYTES:
+        return _warn("space", detail, "make room before it is needed")
+    return _ok("space", detail)
+
+
+def _write_and_sync(path: Path) -> None:
+    trial = path / f"doctor.{os.getpid()}"
+    fd = os.open(trial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        os.write(fd, b"written by rise doctor\n")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+        trial.unlink()
+
+
+def _schema_versions(path: Path) -> dict[str, int]:
+    with sqlite_errors(), closing(_opened(path)) as connection:
+        try:
+            return dict(connection.execute("SELECT part, version FROM schema_versions"))
+        except apsw.SQLError as error:
+            raise StoreCorrupt(f"{path} is not a database of Rise") from error
+
+
+def _schema_problem(versions: Mapping[str, int]) -> Finding | None:
+    known = {"queue": len(QUEUE_SCHEMA), "ledger": len(LEDGER_SCHEMA)}
+    for part, version in known.items():
+        found = versions.get(part, 0)
+        if found > version:
+            return _fail(
+                "schema",
+                f"written by a newer Rise ({part} has version {found}, this one knows {version})",
+                "install that version; nothing was changed",
+            )
+        if found < version:
+            return _warn(
+                "schema",
+                f"{part} has version {found}, this Rise has {version}: migrated at the next start",
+                "`rise backup` first",
+            )
+    return None
+
+
+def _quick_check(path: Path) -> str | None:
+    """The first thing that is wrong with it."""
+    with sqlite_errors(), closing(_opened(path)) as connection:
+        verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    return None if verdict == "ok" else verdict
+
+
+def _opened(path: Path) -> apsw.Connection:
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    connection.set_busy_timeout(5000)
+    return connection
+
+
+def _role(member: str) -> str:
+    """`rise serve`, `rise worker` …, as the process was started."""
+    try:
+        words = Path(f"/proc/{member.partition('-')[0]}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return "a process"
+    verbs = [word for word in words[1:] if word.isalpha() and word not in ("rise")]
+    return f"rise {verbs[0]}" if verbs else "a process"
