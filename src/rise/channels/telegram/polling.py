@@ -17,7 +17,9 @@ from typing import Any, Final
 import msgspec
 
 from rise.channels.port import Incoming
-from rise.channels.telegram import KINDS, Answer, TelegramChannel, Unanswered
+from rise.channels.telegram.channel import TelegramChannel
+from rise.channels.telegram.outcomes import Answer, Unanswered
+from rise.channels.telegram.updates import KINDS
 from rise.clock import Clock
 from rise.errors import RiseError, Unavailable
 from rise.service import Loop
@@ -108,8 +110,10 @@ class TelegramPolling:
         await self._take([bytes(update) for update in updates.result])
 
     async def _fetch(self) -> Answer | Unanswered:
+        # Until it is known that updates come in, a poll does not wait for any: the answer itself is the news.
+        is_receiving = self._reported is not None and self._reported[0]
         params: dict[str, Any] = {
-            "timeout": self._poll_seconds,
+            "timeout": self._poll_seconds if is_receiving else 0,
             "limit": UPDATES_PER_POLL_MAX,
             "allowed_updates": list(KINDS),
         }

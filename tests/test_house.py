@@ -1,0 +1,74 @@
+"""The house keeps its own rules: names, borders, and documents that say what is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "src" / "rise").rglob("*.py"))
+BANNED = re.compile(r"(^|_)(manager|helper|helpers|util|utils|common|processor)($|_)|Manager|Helper|Util|Processor$")
+LINES_LONG = 60
+LONG_SHARE_MAX = 0.025
+"""In the best of the field, at most 2.5 % of functions are longer than 60 lines."""
+
+
+def functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path, node
+
+
+def test_no_name_says_manager_helper_or_util() -> None:
+    named = {f"{path.name}:{node.name}" for path, node in functions() if BANNED.search(node.name)}
+    named |= {path.name for path in SOURCES if BANNED.search(path.stem)}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and BANNED.search(node.name):
+                named.add(f"{path.name}:{node.name}")
+    assert not named
+
+
+def test_every_catch_all_is_a_border_that_says_what_happens_next() -> None:
+    bare = []
+    for path in SOURCES:
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines, 1):
+            if re.search(r"except (Base)?Exception\b", line) and "raise" not in (lines[number : number + 3] or [""])[-1]:
+                if not re.search(r"# noqa: BLE001 - border: \S", line) and "raise" not in " ".join(
+                    lines[number : number + 3]
+                ):
+                    bare.append(f"{path.relative_to(ROOT)}:{number}")
+    assert not bare
+
+
+def test_few_functions_are_long() -> None:
+    lengths = [(node.end_lineno or 0) - node.lineno + 1 for _, node in functions()]
+    long = sum(length > LINES_LONG for length in lengths)
+    assert long / len(lengths) <= LONG_SHARE_MAX
+
+
+def test_every_module_says_what_it_promises() -> None:
+    silent = [path.relative_to(ROOT) for path in SOURCES if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert not silent
+
+
+@pytest.mark.parametrize("document", ["docs/guarantees.md"])
+def test_every_test_a_document_names_exists(document: str) -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    tests += "\n".join(path.read_text() for path in (ROOT / "src/rise/testing/conformance").rglob("*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / document).read_text()))
+    assert named
+    assert not {name for name in named if f"def {name}(" not in tests}
+
+
+def test_every_file_the_architecture_names_exists() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    table = re.findall(r"^\| \d \| `([\w/.]+\.py)`", text, re.MULTILINE)
+    assert len(table) == 7, "from webhook to reply: at most seven files"
+    assert not [name for name in table if not (ROOT / "src/rise" / name).exists()]
