@@ -39,7 +39,10 @@ def test_every_catch_all_is_a_border_that_says_what_happens_next() -> None:
     for path in SOURCES:
         lines = path.read_text().splitlines()
         for number, line in enumerate(lines, 1):
-            if re.search(r"except (Base)?Exception\b", line) and "raise" not in (lines[number : number + 3] or [""])[-1]:
+            if (
+                re.search(r"except (Base)?Exception\b", line)
+                and "raise" not in (lines[number : number + 3] or [""])[-1]
+            ):
                 if not re.search(r"# noqa: BLE001 - border: \S", line) and "raise" not in " ".join(
                     lines[number : number + 3]
                 ):

@@ -98,17 +98,21 @@ class BindingRegistry:
             if known.kind == CODE and known.workflow_id not in loaded and known.enabled:
                 await self._ledger.put_workflow(msgspec.structs.replace(known, enabled=False, updated_at=now))
         for workflow in workflows:
-            for channel in workflow.channels:
-                if channel in accounts:
-                    await self._bind_by_code(channel, accounts[channel], workflow.workflow_id, now)
+            for channel, account in accounts.items():
+                if channel in workflow.channels:
+                    await self._bind_by_code(channel, account, workflow.workflow_id, now)
+                else:
+                    await self._unbind_by_code(channel, account, workflow.workflow_id)
         await self.refresh()
         self._bus.publish(Topic.DEFINITIONS_CHANGED)
 
     async def _bind_by_code(self, channel: str, account: str, workflow_id: str, now: str) -> None:
-        served = self._defaults.get((channel, account))
-        if served is not None and (served.workflow_id == workflow_id or served.updated_by != CODE):
+        known = [one for one in self._current.bindings if (one.channel, one.account) == (channel, account)]
+        if any(one.updated_by != CODE for one in known):
+            return  # a person has decided here, if only to switch it off
+        if any(one.workflow_id == workflow_id and one.is_default and one.enabled for one in known):
             return
-        if served is not None:
+        for served in known:
             await self._ledger.remove_binding(channel, account, served.workflow_id)
         binding = BindingRecord(
             channel=channel, account=account, workflow_id=workflow_id, updated_at=now, updated_by=CODE
@@ -130,6 +134,12 @@ class BindingRegistry:
             workflow_id=workflow_id,
             version=version,
         )
+
+    async def _unbind_by_code(self, channel: str, account: str, workflow_id: str) -> None:
+        """The code asked for this channel before, and does not any more."""
+        for one in self._current.bindings:
+            if (one.channel, one.account, one.workflow_id, one.updated_by) == (channel, account, workflow_id, CODE):
+                await self._ledger.remove_binding(channel, account, workflow_id)
 
     async def _follow(self) -> None:
         await self._changed.wait(CHECK_SECONDS)

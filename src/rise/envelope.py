@@ -207,7 +207,7 @@ _decode_head = msgspec.json.Decoder(Head).decode
 
 
 def encode_head(head: Head) -> bytes:
-    return _encode(head)
+    return encode_json(head)
 
 
 def decode_head(stored: bytes) -> Head:
@@ -222,7 +222,7 @@ def decode_head(stored: bytes) -> Head:
 
 
 def encode_json(value: Any) -> bytes:
-    """JSON as Rise writes it. Lone surrogates from old inputs become U+FFFD instead of an error."""
+    """JSON as Rise writes it. Lone surrogates from old inputs become `?` instead of an error."""
     try:
         return _encode(value)
     except UnicodeEncodeError:
@@ -241,6 +241,8 @@ def _without_surrogates(value: Any) -> Any:
         return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_surrogates(item) for item in value]
+    if isinstance(value, msgspec.Struct):
+        return _without_surrogates(msgspec.to_builtins(value))
     return value
 
 

@@ -229,7 +229,11 @@ class Worker:
         try:
             return await self._attempt(task)
         except asyncio.CancelledError:
-            raise
+            if _is_being_cancelled():
+                raise
+            # Nobody cancelled this run: the workflow awaited something of its own that was. Taken for a stop,
+            # it would leave the claim to lapse and be counted as the death of a process.
+            return self._judge(task, RuntimeError("the workflow awaited something that was cancelled"))
         except Exception as error:  # noqa: BLE001 - border: whatever a workflow raises is judged by the retry policy
             return self._judge(task, error)
 
@@ -295,9 +299,10 @@ class Worker:
                 await self._note_attempt(task, error, counts=counts)
                 return RetryIn(seconds, error, counts)
             case Park(reason, error, tell):
-                if reason is not Reason.WORKFLOW_PENDING:
-                    await self._note_attempt(task, error, counts=True)
                 await self._tell(task, reason, tell)
+                if reason is not Reason.WORKFLOW_PENDING:
+                    # Last, because it is the one write here that repeating would do twice.
+                    await self._note_attempt(task, error, counts=True)
                 return Suspend(reason, error)
 
     async def _record_answer(self, task: Task, result: RunResult, calls: Sequence[Call], said: str) -> Settlement:
@@ -540,6 +545,12 @@ def _history(task: Task, said: str, now_ms: int) -> list[Turn]:
     if said:
         turns.append(Turn(role="assistant", text=said, at_ms=now_ms, run_id=task.run_id))
     return turns
+
+
+def _is_being_cancelled() -> bool:
+    """Whether somebody asked the current task to end, as opposed to something within it."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
 
 
 def _running(task: Task) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from rise.bus.port import Listener, Topic
-from rise.envelope import new_key
+from rise.envelope import encode_json, new_key
 
 DATAGRAM_BYTES_MAX: Final = 8192
 
@@ -90,7 +90,7 @@ class LocalBus:
         if self._socket is None:
             return
         self._tell(topic, payload)
-        datagram = msgspec.json.encode((topic, payload))
+        datagram = encode_json((topic, payload))
         for member in self._members():
             if member != self.member:
                 try:

@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def build_app() -> typer.Typer:
-    from rise.cli import running
+    from rise.cli import bench, checking, keeping, replay, running, standin, tasks
 
     app = typer.Typer(
         name="rise",
@@ -35,5 +35,6 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    running.register(app)
+    for commands in (running, tasks, replay, checking, keeping, standin, bench):
+        commands.register(app)
     return app

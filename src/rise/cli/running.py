@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import webbrowser
 from pathlib import Path
@@ -47,6 +48,7 @@ def demo(
     app = os.environ.get("RISE_APP") or str(DEMO_BOT)
     # The worker process reads the environment, as every process of an installation does.
     os.environ |= {"RISE_APP": app, "RISE_DATA_DIR": str(data_dir), "RISE_PORT": str(port)}
+    os.environ.setdefault("RISE_LOG_LEVEL", "warning")
     settings = load_settings(app=app, data_dir=data_dir, port=port)
     _serve(settings, page=True, browser=browser)
 
@@ -65,6 +67,7 @@ def worker(
     configure_logs(settings.log, level=settings.log_level)
     code = run(work(assembly.build(settings), parent_fd=parent_fd))
     # Threads of functions that never returned must not keep the process from ending.
+    atexit._run_exitfuncs()
     os._exit(code)
 
 

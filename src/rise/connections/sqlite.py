@@ -30,6 +30,10 @@ BATCH_MAX: Final = 1000
 BUSY_SECONDS: Final = 2.5
 """How long a write waits for another process. Below the acceptance deadline, so that the answer is ours."""
 
+SEEN_EVERY_MS: Final = 10_000
+"""How exactly it is kept what time the store's clock has reached."""
+
+_LOCKED = (apsw.BusyError, apsw.LockedError)
 _CORRUPT = (apsw.CorruptError, apsw.NotADBError)
 _UNAVAILABLE = (
     apsw.BusyError,
@@ -59,7 +63,7 @@ def sqlite_errors() -> Iterator[None]:
         ) from error
     except apsw.FullError as error:
         raise StoreUnavailable("the disk is full") from error
-    except (apsw.BusyError, apsw.LockedError) as error:
+    except _LOCKED as error:
         raise StoreUnavailable("the database is locked by another process") from error
     except apsw.ReadOnlyError as error:
         raise StoreUnavailable("the database or its directory is read-only") from error
@@ -89,6 +93,8 @@ class Database:
         self._inode: int | None = None
         self._distrusted = False
         self._clock_base_ms: int | None = None
+        self._seen_ms = 0
+        self._closed = False
 
     # --- what callers use ---
 
@@ -102,12 +108,15 @@ class Database:
 
     async def close(self) -> None:
         """Everything handed in before is written; afterwards the file can be copied or moved."""
-        if self._writer is not None:
+        # Closed to callers first: a change handed in behind the end would wait for ever.
+        writer, self._writer = self._writer, None
+        if writer is not None:
             self._changes.put(None)
-            await asyncio.to_thread(self._writer.join)
-            self._writer = None
-        self._readers.submit(self._close_reader)
-        await asyncio.to_thread(self._readers.shutdown)
+            await asyncio.to_thread(writer.join)
+        if not self._closed:
+            self._closed = True
+            self._readers.submit(self._close_reader)
+            await asyncio.to_thread(self._readers.shutdown)
 
     async def write(self, apply: Callable[[apsw.Connection], T]) -> T:
         """Run `apply` in a transaction and return its result once that is durable.
@@ -125,15 +134,15 @@ class Database:
         """Run `query` on a snapshot of what is committed."""
         if self._loop is None:
             raise StoreUnavailable("the database is not open")
-        try:
-            return await self._loop.run_in_executor(self._readers, self._read, query)
-        except RuntimeError as error:  # the executor after close()
-            raise StoreUnavailable("the database is closed") from error
+        if self._closed:
+            raise StoreUnavailable("the database is closed")
+        return await self._loop.run_in_executor(self._readers, self._read, query)
 
     def now_ms(self) -> int:
         """The store's clock: wall time at the host's first use since boot, then the boot clock's pace.
 
-        All processes agree on it, and a step of the wall clock does not move it.
+        All processes agree on it, a step of the wall clock does not move it, and it never goes back, not even
+        when the host comes up with its wall clock in 1970.
         """
         if self._clock_base_ms is None:
             raise StoreUnavailable("the database is not open")
@@ -174,7 +183,9 @@ class Database:
                 connection = self._connection()
                 return self._commit(connection, batch)
         except StoreUnavailable as error:
-            self._distrust()
+            if not isinstance(error.__cause__, _LOCKED):
+                # Another's lock says nothing about the file; all else may mean that it is not what it seems.
+                self._distrust()
             return [error] * len(batch)
         except BaseException as error:  # noqa: BLE001 - border: the writer must outlive any change; callers are told
             self._distrust()
@@ -192,6 +203,7 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             results = [_apply_alone(connection, change) for change in batch]
         try:
+            self._note_time(connection)
             connection.execute("COMMIT")
         except BaseException:
             _rollback(connection)
@@ -209,15 +221,14 @@ class Database:
     def _connection(self) -> apsw.Connection:
         if self._writing is not None and self._inode != _inode(self.path):
             self._distrust()
-            raise StoreUnavailable(f"{self.path} was deleted or replaced while open; restore it and restart")
         if self._writing is None:
             self._writing = self._connect()
         return self._writing
 
     def _connect(self) -> apsw.Connection:
-        if self._inode is not None and _inode(self.path) is None:
-            # It was there before. Creating an empty one in its place would turn a loss into silence.
-            raise StoreUnavailable(f"{self.path} is gone; restore it and restart")
+        if self._inode is not None and self._inode != _inode(self.path):
+            # Creating an empty one in its place, or going on with another, would turn a loss into silence.
+            raise StoreUnavailable(f"{self.path} was deleted or replaced while open; restore it and restart")
         connection = _open(self.path)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -225,7 +236,7 @@ class Database:
             connection.execute("PRAGMA wal_autocheckpoint=2000")
             connection.execute("PRAGMA journal_size_limit=67108864")
             if self._distrusted:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                _fold_log(connection)
             self._migrate(connection)
         except BaseException:
             connection.close(True)
@@ -242,7 +253,8 @@ class Database:
             )
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS store_clock"
-                " (one INTEGER PRIMARY KEY CHECK (one = 1), boot_id TEXT NOT NULL, base_ms INTEGER NOT NULL)"
+                " (one INTEGER PRIMARY KEY CHECK (one = 1), boot_id TEXT NOT NULL, base_ms INTEGER NOT NULL,"
+                " seen_ms INTEGER NOT NULL)"
             )
             for part, migrations in self._schema.items():
                 _migrate_part(connection, part, migrations)
@@ -254,12 +266,24 @@ class Database:
 
     def _agree_on_time(self, connection: apsw.Connection) -> int:
         """The first process after a boot fixes the offset; the others take it over."""
-        row = connection.execute("SELECT boot_id, base_ms FROM store_clock").fetchone()
+        row = connection.execute("SELECT boot_id, base_ms, seen_ms FROM store_clock").fetchone()
         if row is not None and row[0] == self._clock.boot_id:
             return int(row[1])
-        base_ms = epoch_ms(self._clock.now()) - int(self._clock.monotonic() * 1000)
-        connection.execute("INSERT OR REPLACE INTO store_clock VALUES (1, ?, ?)", (self._clock.boot_id, base_ms))
+        now_ms = epoch_ms(self._clock.now())
+        if row is not None:
+            now_ms = max(now_ms, row[2] + SEEN_EVERY_MS)
+        base_ms = now_ms - int(self._clock.monotonic() * 1000)
+        connection.execute(
+            "INSERT OR REPLACE INTO store_clock VALUES (1, ?, ?, ?)", (self._clock.boot_id, base_ms, now_ms)
+        )
         return base_ms
+
+    def _note_time(self, connection: apsw.Connection) -> None:
+        """Now and then keep how late it is, for the next boot."""
+        now_ms = self.now_ms()
+        if now_ms - self._seen_ms >= SEEN_EVERY_MS:
+            connection.execute("UPDATE store_clock SET seen_ms = max(seen_ms, ?)", (now_ms,))
+            self._seen_ms = now_ms
 
     def _distrust(self) -> None:
         self._distrusted = True
@@ -311,6 +335,13 @@ def _open(path: Path, *, create: bool = True) -> apsw.Connection:
     connection.set_busy_timeout(int(BUSY_SECONDS * 1000))
     connection.execute("PRAGMA temp_store=MEMORY")
     return connection
+
+
+def _fold_log(connection: apsw.Connection) -> None:
+    """Write everything in the log to the file itself, synced, and start the log anew."""
+    [(is_busy, _, _)] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    if is_busy:
+        raise StoreUnavailable("the log cannot be checked after an error while another process reads it")
 
 
 def _inode(path: Path) -> int | None:

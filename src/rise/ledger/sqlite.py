@@ -23,6 +23,7 @@ from rise.envelope import (
     Status,
     Task,
     TaskId,
+    clean_text,
     decode_head,
     encode_head,
     encode_json,
@@ -71,7 +72,7 @@ SCHEMA: Final = (
         why TEXT
     );
     CREATE INDEX runs_by_task ON runs (task_id, generation);
-    CREATE INDEX runs_finished ON runs (finished_at) WHERE finished_at IS NOT NULL;
+    CREATE INDEX runs_finished ON runs (finished_at, status, outcome) WHERE finished_at IS NOT NULL;
 
     CREATE TABLE steps (
         run_id TEXT NOT NULL, step TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (run_id, step)
@@ -113,7 +114,7 @@ SCHEMA: Final = (
     CREATE INDEX replies_by_run ON replies (run_id);
     CREATE INDEX replies_by_task ON replies (task_id);
     CREATE INDEX replies_by_chat ON replies (channel, account, chat_id, sequence);
-    CREATE INDEX replies_uncertain ON replies (state) WHERE state IN ('unknown', 'sending');
+    CREATE INDEX replies_waiting ON replies (state, held) WHERE state IN ('ready', 'sending', 'unknown');
 
     CREATE TABLE outbox_chats (
         channel TEXT NOT NULL, account TEXT NOT NULL, chat_id TEXT NOT NULL,
@@ -218,7 +219,7 @@ class SqliteLedger:
                 return known
             connection.execute(
                 "UPDATE runs SET by_whom = ?, why = ? WHERE run_id = ?",
-                (by or None, why or None, task.run_id),
+                (clean_text(by) or None, clean_text(why) or None, task.run_id),
             )
             _forget_workings(connection, task.run_id)
             return _run(connection, task.run_id) or _missing(task.run_id)
@@ -282,7 +283,7 @@ class SqliteLedger:
     async def add_attempt(self, run_id: RunId, attempt: Attempt) -> None:
         await self._execute(
             "INSERT INTO attempts VALUES (?,?,?,?)",
-            (run_id, attempt.at_ms, attempt.error, int(attempt.counted)),
+            (run_id, attempt.at_ms, clean_text(attempt.error), int(attempt.counted)),
         )
 
     async def attempts(self, run_id: RunId) -> list[Attempt]:
@@ -357,7 +358,8 @@ class SqliteLedger:
             chat = (reply.channel, reply.account, reply.chat_id)
             pause = _record(connection, reply, delivery)
             if isinstance(delivery, Again) and delivery.chat_id is not None:
-                chat = _move_chat(connection, chat, delivery.chat_id)
+                _move_chat(connection, chat, delivery.chat_id, self._now() + int(pause * 1000))
+                return Delivered(None, None)
             ended = _end_run(connection, reply, self._now())
             if pause:
                 _schedule(connection, chat, self._now() + int(pause * 1000))
@@ -376,14 +378,19 @@ class SqliteLedger:
 
     async def outbox_rearm(self, run_id: RunId) -> int:
         def change(connection: apsw.Connection) -> int:
+            held = "run_id = ? AND kind = 'answer' AND (state = 'unknown' OR (state = 'ready' AND held = 1))"
+            connection.execute(
+                "UPDATE ledger_counters SET value = value +"
+                f" (SELECT count(*) FROM replies WHERE {held} AND state = 'unknown') WHERE name = 'resent'",
+                (run_id,),
+            )
             rows = connection.execute(
                 "UPDATE replies SET state = 'ready', held = 0, resends = resends + (state = 'unknown')"
-                " WHERE run_id = ? AND kind = 'answer' AND (held = 1 OR state = 'unknown')"
-                " RETURNING channel, account, chat_id",
+                f" WHERE {held} RETURNING channel, account, chat_id",
                 (run_id,),
             ).fetchall()
             for chat in set(rows):
-                _schedule(connection, chat, self._now())
+                _queue_chat(connection, chat, self._now())
             return len(rows)
 
         return await self._database.write(change)
@@ -393,7 +400,7 @@ class SqliteLedger:
             states = dict(
                 connection.execute(
                     "SELECT CASE WHEN held THEN 'held' ELSE state END, count(*) FROM replies"
-                    " WHERE state IN ('ready', 'sending', 'unknown') GROUP BY 1"
+                    " INDEXED BY replies_waiting WHERE state IN ('ready', 'sending', 'unknown') GROUP BY 1"
                 )
             )
             oldest = connection.execute("SELECT min(ready_at) FROM outbox_chats").fetchone()[0]
@@ -464,7 +471,7 @@ class SqliteLedger:
         def change(connection: apsw.Connection) -> int:
             version = _count(connection, "definitions")
             if record.is_default:
-                _demote_others(connection, record)
+                _demote_others(connection, record, version)
             numbered = msgspec.structs.replace(record, version=version)
             connection.execute(
                 "INSERT OR REPLACE INTO bindings VALUES (?,?,?,?)",
@@ -489,7 +496,13 @@ class SqliteLedger:
     async def record_operation(self, operation: Operation) -> None:
         await self._execute(
             "INSERT INTO operations (at, who, action, target, why) VALUES (?,?,?,?,?)",
-            (operation.at_ms, operation.who, operation.action, operation.target, operation.why),
+            (
+                operation.at_ms,
+                clean_text(operation.who),
+                operation.action,
+                clean_text(operation.target),
+                clean_text(operation.why),
+            ),
         )
 
     async def operations(self, *, limit: int) -> list[Operation]:
@@ -572,11 +585,7 @@ def _insert_reply(connection: apsw.Connection, reply: Reply, call: bytes, state:
     if not connection.changes():
         return False
     if state is ReplyState.READY:
-        # A chat that is there already is being sent to, or waits for its time: this one queues behind.
-        connection.execute(
-            "INSERT OR IGNORE INTO outbox_chats VALUES (?,?,?,?)",
-            (reply.channel, reply.account, chat_id, now),
-        )
+        _queue_chat(connection, (reply.channel, reply.account, chat_id), now)
     return True
 
 
@@ -587,7 +596,7 @@ def _append_history(connection: apsw.Connection, task: Task, history: Sequence[T
     for turn in history:
         connection.execute(
             "INSERT INTO history (channel, account, chat_id, role, text, at, run_id) VALUES (?,?,?,?,?,?,?)",
-            (head.channel, head.account, head.chat_id, turn.role, turn.text, turn.at_ms, turn.run_id),
+            (head.channel, head.account, head.chat_id, turn.role, clean_text(turn.text), turn.at_ms, turn.run_id),
         )
     connection.execute(
         "DELETE FROM history WHERE channel = ?1 AND account = ?2 AND chat_id = ?3 AND sequence <="
@@ -617,6 +626,11 @@ def _take(connection: apsw.Connection, chat: tuple[str, str, str]) -> Reply | No
     return _as_reply(row)
 
 
+def _queue_chat(connection: apsw.Connection, chat: tuple[str, str, str], ready_at: int) -> None:
+    """A chat that is there already is being sent to, or waits for its time: what is new queues behind."""
+    connection.execute("INSERT OR IGNORE INTO outbox_chats VALUES (?,?,?,?)", (*chat, ready_at))
+
+
 def _schedule(connection: apsw.Connection, chat: tuple[str, str, str], ready_at: int) -> None:
     connection.execute(
         "INSERT INTO outbox_chats VALUES (?,?,?,?)"
@@ -627,6 +641,9 @@ def _schedule(connection: apsw.Connection, chat: tuple[str, str, str], ready_at:
 
 def _record(connection: apsw.Connection, reply: Reply, delivery: Delivery) -> float:
     """Write down what became of a call; returns for how many seconds its chat pauses."""
+    if isinstance(delivery, Again | Resend | HeldUnknown) and _is_ended(connection, reply):
+        # Dropped while the call was out: what was dropped is not answered, so it is not tried once more.
+        delivery = Failed(f"not tried again, the task had ended: {delivery.error}")
     match delivery:
         case Sent(platform_ref):
             _set_state(connection, reply, ReplyState.SENT, platform_ref=platform_ref)
@@ -668,7 +685,7 @@ def _set_state(
         (
             state,
             platform_ref,
-            error,
+            None if error is None else clean_text(error),
             None if call is None else encode_json(call),
             tries,
             resends,
@@ -677,11 +694,18 @@ def _set_state(
     )
 
 
+def _is_ended(connection: apsw.Connection, reply: Reply) -> bool:
+    if reply.kind is not ReplyKind.ANSWER:
+        return False
+    ended = "SELECT 1 FROM runs WHERE run_id = ? AND finished_at IS NOT NULL"
+    return connection.execute(ended, (reply.run_id,)).fetchone() is not None
+
+
 def _close_replies(connection: apsw.Connection, run_id: RunId, why: str) -> None:
     connection.execute(
         "UPDATE replies SET state = 'failed', error = ? WHERE run_id = ? AND kind = 'answer'"
         " AND state IN ('ready', 'unknown')",
-        (why, run_id),
+        (clean_text(why), run_id),
     )
 
 
@@ -710,16 +734,20 @@ def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | 
     return RunEnded(TaskId(row[0]), row[1], outcome)
 
 
-def _move_chat(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str) -> tuple[str, str, str]:
+def _move_chat(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str, ready_at: int) -> None:
     """What waits for the old chat goes to the new one, from now on too."""
-    channel, account, chat_id = old
-    connection.execute("INSERT OR REPLACE INTO chat_aliases VALUES (?,?,?,?)", (channel, account, chat_id, moved_to))
+    channel, account, _ = old
+    connection.execute(
+        "UPDATE chat_aliases SET moved_to = ? WHERE channel = ? AND account = ? AND moved_to = ?", (moved_to, *old)
+    )
+    connection.execute("INSERT OR REPLACE INTO chat_aliases VALUES (?,?,?,?)", (*old, moved_to))
     connection.execute(
         f"UPDATE replies SET chat_id = ? WHERE channel = ? AND account = ? AND chat_id = ? AND {_OPEN}",
         (moved_to, *old),
     )
     connection.execute("DELETE FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old)
-    return (channel, account, moved_to)
+    # Somebody may be sending to the new one at this moment; these come next.
+    _queue_chat(connection, (channel, account, moved_to), ready_at)
 
 
 def _moved_to(connection: apsw.Connection, channel: str, account: str, chat_id: str) -> str:
@@ -735,13 +763,17 @@ def _check_fence(connection: apsw.Connection, fence: int) -> None:
         raise ClaimLost("another process sends now")
 
 
-def _demote_others(connection: apsw.Connection, chosen: BindingRecord) -> None:
+def _demote_others(connection: apsw.Connection, chosen: BindingRecord, version: int) -> None:
     rows = connection.execute(
         "SELECT workflow_id, record FROM bindings WHERE channel = ? AND account = ? AND workflow_id <> ?",
         (chosen.channel, chosen.account, chosen.workflow_id),
     ).fetchall()
     for workflow_id, record in rows:
-        demoted = msgspec.structs.replace(msgspec.json.decode(record, type=BindingRecord), is_default=False)
+        known = msgspec.json.decode(record, type=BindingRecord)
+        if not known.is_default:
+            continue
+        # Its version, too: who changes it on the strength of what it was must be told.
+        demoted = msgspec.structs.replace(known, is_default=False, version=version)
         connection.execute(
             "UPDATE bindings SET record = ? WHERE channel = ? AND account = ? AND workflow_id = ?",
             (encode_json(demoted), chosen.channel, chosen.account, workflow_id),

@@ -233,7 +233,7 @@ class Audit:
         since_ms = books.started_ms - (RECEIPT_SECONDS_LEAST - 3600) * 1000
         after = ""
         while True:
-            page = await self.queue.list_open(Selection(older_than_ms=books.started_ms), limit=PAGE, after=after)
+            page = await self.queue.list_open(Selection(), limit=PAGE, after=after)
             for task in page:
                 head = task.head
                 is_young = head.accepted_at_ms > since_ms and head.delivery_key

@@ -1,0 +1,100 @@
+"""The whole HTTP application: Telegram's webhook in front, everything else behind it on FastAPI."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+
+from rise.api import webhooks
+from rise.api.answers import Border, add_error_answers
+from rise.api.operations import build_health, build_operations
+from rise.api.reading import Receive, Scope, Send
+from rise.api.results import TaskResultBroker
+from rise.api.security import Credentials, Gate, Principal, Role, requires
+from rise.api.tasks import build_tasks
+from rise.api.webchat import Watchers, build_webchat
+from rise.api.webhooks import TelegramWebhook, answer_unconfigured
+from rise.envelope import encode_json
+from rise.runtime.assembly import House
+from rise.runtime.operations import Operations
+
+
+class App:
+    """An ASGI application. The hot path is one comparison away; the rest has a framework."""
+
+    def __init__(self, house: House) -> None:
+        gate = Gate(
+            Credentials(house.secrets.admin_token, house.settings.tokens),
+            house.clock,
+            rate_per_source=house.settings.rate_per_source,
+        )
+        self._broker = TaskResultBroker(house.queue, house.ledger, house.bus, house.clock)
+        self._watchers = Watchers(house.bus)
+        self._behind = _build_behind(house, gate, self._broker, self._watchers)
+        self._webhook = _build_webhook(house, gate)
+
+    @property
+    def state(self) -> Any:
+        """`house` and `capabilities`, as FastAPI's `app.state`."""
+        return self._behind.state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(webhooks.PATH):
+            await self._webhook(scope, receive, send)
+        else:
+            await self._behind(scope, receive, send)
+
+    def close(self) -> None:
+        """End what would hold up a stop: streams, and callers that wait for results."""
+        self._broker.close()
+        self._watchers.close()
+
+
+def build_app(house: House) -> App:
+    """Everything this process answers over HTTP. Nothing is started."""
+    return App(house)
+
+
+def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: Watchers) -> FastAPI:
+    # The descriptions of the API are for those who may use it.
+    app = FastAPI(title="Rise", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.house = house
+    app.state.capabilities = house.capabilities
+    app.state.gate = gate
+    operations = Operations(house.queue, house.ledger, house.bus, house.clock)
+    app.include_router(build_health(house))
+    app.include_router(build_tasks(house, operations, broker))
+    app.include_router(build_operations(house, operations))
+    app.include_router(build_webchat(house, watchers))
+    app.include_router(_build_description())
+    add_error_answers(app)
+    app.add_middleware(Border)
+    return app
+
+
+def _build_description() -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/api/openapi.json", include_in_schema=False)
+    async def description(
+        request: Request, principal: Annotated[Principal, Depends(requires(Role.VIEWER))]
+    ) -> Response:
+        """What there is, for programs and people with a token."""
+        return Response(encode_json(request.app.openapi()), media_type="application/json")
+
+    return router
+
+
+def _build_webhook(house: House, gate: Gate) -> Any:
+    telegram, account = house.channels.telegram, house.channels.telegram_account
+    if telegram is None or account is None or house.secrets.telegram_webhook is None:
+        return answer_unconfigured
+    return TelegramWebhook(
+        telegram,
+        account=account,
+        secret=house.secrets.telegram_webhook,
+        intake=house.intake,
+        gate=gate,
+        clock=house.clock,
+    )

@@ -1,0 +1,221 @@
+"""What operators ask: is it well, what waits, why, and let it go on or end.
+
+Only translates: what is done is in `rise.runtime.operations`, for the command line too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from rise.api.answers import RETRY_AFTER_SECONDS, answer
+from rise.api.reading import read_json_body
+from rise.api.security import Principal, Role, anonymous, requires
+from rise.capabilities import CapabilityStatus
+from rise.channels.http import optional, read_object, refuse_unknown
+from rise.clock import from_epoch_ms, iso
+from rise.envelope import Progress, Reason, Status, Task, TaskId, encode_json, envelope
+from rise.errors import PayloadInvalid, Rejected
+from rise.ledger.port import Operation
+from rise.queue.port import OpenTask, Selection
+from rise.runtime.assembly import House
+from rise.runtime.operations import RESUME_MAX, Operations
+from rise.telemetry import registry
+
+Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
+Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
+
+LIMIT_MAX: Final = 500
+RAW_LIMIT_MAX: Final = 20
+"""Rows of a list that is asked for with all its bytes."""
+WHY_CHARS_MAX: Final = 500
+
+_RESUME_FIELDS: Final = ("taskIds", "reason", "channel", "account", "limit", "why", "dryRun")
+
+Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
+Why = Annotated[str, Query(max_length=WHY_CHARS_MAX)]
+
+
+class CapabilityUnknown(Rejected):
+    """Nothing of that name is watched here."""
+
+    code = "capability_unknown"
+    http_status = 404
+
+
+def build_health(house: House) -> APIRouter:
+    """Whether it is well, for anybody who asks, though not too often."""
+    router = APIRouter(dependencies=[Depends(anonymous)])
+    capabilities = house.capabilities
+
+    @router.get("/healthz")
+    async def health() -> Response:
+        """200 as long as the process serves."""
+        body = {"status": capabilities.overall(), "router": "behavior", "capabilities": capabilities.shown()}
+        return _json(body)
+
+    @router.get("/healthz/startup")
+    async def startup() -> Response:
+        """200 when a message can be accepted, as far as is known; asks nobody."""
+        disk = capabilities.get("disk")
+        return _ready(house, disk is not None and disk.status is not CapabilityStatus.UNAVAILABLE)
+
+    @router.get("/healthz/readiness")
+    async def readiness() -> Response:
+        """200 when a message can be accepted; asks the store now."""
+        state = await capabilities.probe("disk")
+        return _ready(house, state.status is not CapabilityStatus.UNAVAILABLE)
+
+    return router
+
+
+def build_operations(house: House, operations: Operations) -> APIRouter:
+    """The routes under /internal, and the metrics."""
+    router = APIRouter()
+    _add_looking(router, house, operations)
+    _add_changing(router, house, operations)
+    return router
+
+
+def _add_looking(router: APIRouter, house: House, operations: Operations) -> None:
+    @router.get("/internal/tasks/suspended")
+    async def suspended(
+        request: Request,
+        principal: Viewer,
+        channel: str | None = None,
+        reason: Reason | None = None,
+        limit: Limit = 100,
+        after: str = "",
+        raw: bool = False,
+    ) -> Response:
+        """What waits for a person or an event. `after`: the last task id of the page before."""
+        limit = min(limit, RAW_LIMIT_MAX) if raw else limit
+        page = await operations.suspended(channel=channel, reason=reason, limit=limit, after=after)
+        retry_max = house.settings.retry_max
+        rows = [await _whole_row(house, task) if raw else _row(task, retry_max) for task in page]
+        following = page[-1].head.task_id if len(page) == limit else None
+        return answer(request, [row for row in rows if row is not None], meta={"next": following})
+
+    @router.get("/internal/tasks/stats")
+    async def stats(request: Request, principal: Viewer) -> Response:
+        """What is open, what waits and for how long, and how things ended."""
+        return answer(request, await operations.stats())
+
+    @router.get("/internal/operations")
+    async def audit_log(request: Request, principal: Viewer, limit: Limit = 100) -> Response:
+        """What people changed, newest first."""
+        return answer(request, [_shown_operation(entry) for entry in await house.ledger.operations(limit=limit)])
+
+    @router.get("/metrics")
+    async def metrics(principal: Viewer) -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_changing(router: APIRouter, house: House, operations: Operations) -> None:
+    @router.post("/internal/tasks/resume")
+    async def resume_selected(request: Request, principal: Operator) -> Response:
+        """Let go on what is suspended: by task ids, reason, channel or account."""
+        fields = read_object(await read_json_body(request.scope, request.receive))
+        selection, why, dry_run, limit = _selection(fields)
+        resumed = await operations.resume_selected(selection, who=principal.name, why=why, limit=limit, dry_run=dry_run)
+        return answer(request, {"count": len(resumed), "taskIds": resumed[:LIMIT_MAX], "dryRun": dry_run})
+
+    @router.post("/internal/tasks/{task_id}/resume")
+    async def resume(request: Request, task_id: str, principal: Operator, why: Why = "") -> Response:
+        """Let a suspended task go on."""
+        await operations.resume(TaskId(task_id), who=principal.name, why=why)
+        return answer(request, {"taskId": task_id, "status": Status.PENDING})
+
+    @router.delete("/internal/tasks/{task_id}")
+    async def drop(request: Request, task_id: str, principal: Operator, why: Why = "") -> Response:
+        """End a task for good, unanswered."""
+        run = await operations.drop(TaskId(task_id), who=principal.name, why=why)
+        return answer(request, {"taskId": task_id, "status": run.status, "by": run.by, "why": run.why})
+
+    @router.post("/internal/capabilities/{name}/probe")
+    async def probe(request: Request, name: str, principal: Operator) -> Response:
+        """Look now whether it works."""
+        if house.capabilities.get(name) is None:
+            raise CapabilityUnknown(f"there is no capability {ascii(name)[1:-1][:80]} here", field="name")
+        await house.capabilities.probe(name)
+        return answer(request, {"name": name} | house.capabilities.shown()[name])
+
+
+def _selection(fields: dict[str, Any]) -> tuple[Selection, str, bool, int]:
+    """What is to be resumed. At least one thing must narrow it: everything is never meant by an empty body."""
+    refuse_unknown(fields, _RESUME_FIELDS)
+    task_ids = optional(fields, "taskIds", list) or []
+    if len(task_ids) > LIMIT_MAX or any(type(task_id) is not str for task_id in task_ids):
+        raise PayloadInvalid(f"taskIds is a list of at most {LIMIT_MAX} strings", field="taskIds")
+    selection = Selection(
+        task_ids=tuple(TaskId(task_id) for task_id in task_ids),
+        reason=_reason(optional(fields, "reason", str)),
+        channel=optional(fields, "channel", str),
+        account=optional(fields, "account", str),
+    )
+    if selection == Selection():
+        raise PayloadInvalid("name what to resume: taskIds, reason, channel or account", field="reason")
+    limit = optional(fields, "limit", int)
+    if limit is not None and not 1 <= limit <= RESUME_MAX:
+        raise PayloadInvalid(f"limit is 1 to {RESUME_MAX}", field="limit")
+    why = optional(fields, "why", str) or ""
+    return selection, why[:WHY_CHARS_MAX], bool(optional(fields, "dryRun", bool)), limit or RESUME_MAX
+
+
+def _reason(name: str | None) -> Reason | None:
+    if name is None:
+        return None
+    try:
+        return Reason(name)
+    except ValueError as error:
+        raise PayloadInvalid(f"reason is one of {', '.join(Reason)}", field="reason") from error
+
+
+def _row(task: OpenTask, retry_max: int) -> dict[str, Any]:
+    """The envelope of a task in a list: everything but the bytes, which were not read."""
+    progress = Progress(
+        status=task.status,
+        reason=task.reason,
+        generation=task.generation,
+        attempts=task.attempts,
+        deaths=task.deaths,
+        due_at_ms=task.due_at_ms,
+        updated_at_ms=task.updated_at_ms,
+        error=task.error,
+    )
+    shown = envelope(Task(task.head, b"", progress), retry_max=retry_max)
+    del shown["payload"]["channelPayload"]["raw"]
+    for unknown in ("raw_size_bytes", "raw_truncated"):
+        del shown["payload"]["telemetry"][unknown]
+    return shown | {"suspendedAt": iso(from_epoch_ms(task.updated_at_ms)), "deaths": task.deaths}
+
+
+async def _whole_row(house: House, task: OpenTask) -> dict[str, Any] | None:
+    """With its bytes; None if it has gone on meanwhile."""
+    whole = await house.queue.get(task.head.task_id)
+    if whole is None or whole.progress.status is not Status.SUSPENDED:
+        return None
+    shown = envelope(whole, retry_max=house.settings.retry_max)
+    return shown | {"suspendedAt": iso(from_epoch_ms(task.updated_at_ms)), "deaths": task.deaths}
+
+
+def _shown_operation(entry: Operation) -> dict[str, Any]:
+    return {"at": iso(from_epoch_ms(entry.at_ms))} | {
+        name: value for name, value in msgspec.structs.asdict(entry).items() if name != "at_ms"
+    }
+
+
+def _ready(house: House, can_accept: bool) -> Response:
+    capabilities = house.capabilities
+    body = {"status": capabilities.overall(), "router": "behavior", "capabilities": capabilities.shown()}
+    if can_accept:
+        return _json(body)
+    return _json(body, 503, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode_json(body), status, headers, "application/json")

@@ -1,0 +1,77 @@
+"""Waiting for a task's result without asking for it all the time.
+
+The bus says when a task was settled, and the ledger is looked at every second besides: a lost event costs a
+second, never an answer. Who stops waiting, or hangs up, loses nothing: the result stays where it is.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from rise.bus.port import Bus, Topic
+from rise.clock import Clock
+from rise.envelope import Status, TaskId
+from rise.ledger.port import Ledger, Run
+from rise.queue.port import Queue, Selection
+from rise.service import Signal
+
+LOOK_SECONDS: Final = 1.0
+WAITING_MAX: Final = 5_000
+"""Beyond this nobody is let wait; they read their results later."""
+
+
+class TaskResultBroker:
+    """Tells those who wait for a task that it has ended."""
+
+    def __init__(self, queue: Queue, ledger: Ledger, bus: Bus, clock: Clock) -> None:
+        self._queue = queue
+        self._ledger = ledger
+        self._clock = clock
+        self._waiting: dict[str, set[Signal]] = defaultdict(set)
+        self._closing = False
+        self._unsubscribe = bus.subscribe(Topic.TASK_SETTLED, self._settled)
+
+    def close(self) -> None:
+        """Nobody waits any longer: those who do are told that there is no result yet."""
+        self._closing = True
+        self._unsubscribe()
+        for signals in self._waiting.values():
+            for signal in signals:
+                signal.set()
+
+    async def wait(self, task_id: TaskId, seconds: float) -> Run | None:
+        """How the task ended; None if it has not within the time, or has been suspended."""
+        until = self._clock.monotonic() + seconds
+        with self._listening(task_id) as settled:
+            while True:
+                run = await self._ledger.latest_run(task_id)
+                if run is not None and run.status.is_finished:
+                    return run
+                left = until - self._clock.monotonic()
+                if left <= 0 or self._closing or len(self._waiting) > WAITING_MAX:
+                    return None
+                if await self._is_suspended(task_id):
+                    return None
+                await settled.wait(min(left, LOOK_SECONDS))
+
+    @contextmanager
+    def _listening(self, task_id: TaskId) -> Iterator[Signal]:
+        signal = Signal()
+        self._waiting[task_id].add(signal)
+        try:
+            yield signal
+        finally:
+            self._waiting[task_id].discard(signal)
+            if not self._waiting[task_id]:
+                del self._waiting[task_id]
+
+    async def _is_suspended(self, task_id: TaskId) -> bool:
+        found = await self._queue.list_open(Selection(task_ids=(task_id,), status=Status.SUSPENDED), limit=1)
+        return bool(found)
+
+    def _settled(self, event: Mapping[str, Any]) -> None:
+        for signal in self._waiting.get(str(event.get("task_id")), ()):
+            signal.set()

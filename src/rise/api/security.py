@@ -1,0 +1,143 @@
+"""Who may: tokens with roles, compared in constant time, and rate limits for everybody without one.
+
+Who somebody is comes from their token alone; no header a client or a proxy could write adds to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import math
+from collections.abc import Callable, Coroutine, Mapping
+from enum import IntEnum
+from typing import Any, Final
+
+import msgspec
+from fastapi import Request
+
+from rise.clock import Clock
+from rise.errors import CredentialsMissing, RateExceeded, RoleInsufficient
+from rise.pacing import Buckets
+
+BURST_SECONDS: Final = 10
+
+PAGE_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors *"
+)
+"""For the chat page, which is made to be shown inside other sites: nothing inline, nothing from elsewhere."""
+
+HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+"""For every answer that does not say otherwise."""
+
+
+class Role(IntEnum):
+    """Each may what the one before may."""
+
+    VIEWER = 1
+    OPERATOR = 2
+    ADMIN = 3
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Somebody who has shown a token."""
+
+    name: str
+    role: Role
+
+
+class Credentials:
+    """The tokens of this installation. Only their digests are held."""
+
+    def __init__(self, admin_token: str, others: Mapping[str, str]) -> None:
+        """`others`: token → `name:role`."""
+        self._known = [(_digest(admin_token), Principal("admin", Role.ADMIN))]
+        for token, named in others.items():
+            name, _, role = named.rpartition(":")
+            self._known.append((_digest(token), Principal(name, Role[role.upper()])))
+
+    def principal(self, token: str) -> Principal | None:
+        """Whose token it is. Takes as long for a wrong one as for the first or the last."""
+        shown = _digest(token)
+        found = None
+        for digest, principal in self._known:
+            if hmac.compare_digest(digest, shown):
+                found = principal
+        return found
+
+
+class Gate:
+    """Lets in who has a token, and slows down who has none or a wrong one."""
+
+    def __init__(self, credentials: Credentials, clock: Clock, *, rate_per_source: float) -> None:
+        self._credentials = credentials
+        self._clock = clock
+        self._sources = Buckets(rate_per_source, rate_per_source * BURST_SECONDS)
+
+    def admit(self, scope: Mapping[str, Any], role: Role) -> Principal:
+        """Raises `CredentialsMissing`, `RoleInsufficient`, or `RateExceeded` after too many failures."""
+        token = bearer_of(scope)
+        principal = self._credentials.principal(token) if token else None
+        if principal is None:
+            self.slow_down(scope)
+            raise CredentialsMissing("this needs a token: Authorization: Bearer …")
+        if principal.role < role:
+            raise RoleInsufficient(f"this needs the role {role.name.lower()}; {principal.name} has a lesser one")
+        return principal
+
+    def slow_down(self, scope: Mapping[str, Any]) -> None:
+        """Count one request of this source. Raises `RateExceeded` if it makes too many."""
+        source, now = source_of(scope), self._clock.monotonic()
+        wait = self._sources.wait_seconds(source, now)
+        if wait > 0:
+            raise RateExceeded("too many requests from this address", retry_after_seconds=math.ceil(wait))
+        self._sources.take(source, now)
+
+
+def requires(role: Role) -> Callable[[Request], Coroutine[Any, Any, Principal]]:
+    """A dependency: the caller, if the role is theirs."""
+
+    # A coroutine: FastAPI would hand a plain function to a thread.
+    async def admitted(request: Request) -> Principal:
+        gate: Gate = request.app.state.gate
+        return gate.admit(request.scope, role)
+
+    return admitted
+
+
+async def anonymous(request: Request) -> None:
+    """A dependency for routes without credentials: not too often from one source."""
+    gate: Gate = request.app.state.gate
+    gate.slow_down(request.scope)
+
+
+def bearer_of(scope: Mapping[str, Any]) -> str | None:
+    """The token of `Authorization: Bearer …`, if there is exactly one such header."""
+    shown = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(shown) != 1:
+        return None
+    scheme, _, token = shown[0].decode("latin-1").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def source_of(scope: Mapping[str, Any]) -> str:
+    """Whom to count a request for: the peer's address. Of IPv6 the network, of which one person has a whole."""
+    client = scope.get("client")
+    host = str(client[0]) if client else ""
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

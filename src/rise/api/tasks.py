@@ -1,0 +1,217 @@
+"""What programs ask for: run a workflow, say something in a chat, read what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response
+
+from rise.api.answers import answer, answer_error, request_id_of
+from rise.api.reading import read_json_body
+from rise.api.results import TaskResultBroker
+from rise.api.security import Principal, Role, requires
+from rise.api.webhooks import trace_id_of
+from rise.channels import http
+from rise.channels.port import Incoming
+from rise.clock import from_epoch_ms, iso
+from rise.envelope import TaskId, envelope
+from rise.errors import Unavailable, WorkflowUnknown
+from rise.intake import Accepted, Intake
+from rise.ledger.port import Attempt, Reply
+from rise.runtime.assembly import House
+from rise.runtime.operations import Operations, TaskStory
+
+Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
+Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
+
+_TEXT: Final = {"type": "string"}
+_OBJECT: Final = {"type": "object"}
+_APPLY_SCHEMA: Final = {
+    "workflowId": _TEXT,
+    "userText": _TEXT,
+    "historyChunks": {"type": "array"},
+    "policy": _OBJECT,
+    "metadata": _OBJECT,
+    "idempotencyKey": _TEXT,
+    "retryMax": {"type": "integer", "minimum": 0, "maximum": http.RETRY_MAX_MAX},
+    "waitForResult": {"type": "boolean"},
+    "waitTimeoutSeconds": {"type": "number", "exclusiveMinimum": 0, "maximum": http.WAIT_SECONDS_MAX},
+}
+_MESSAGE_SCHEMA: Final = {
+    "channel": _TEXT,
+    "account": _TEXT,
+    "chatId": {"type": ["string", "integer"]},
+    "text": {"type": "string", "maxLength": http.MESSAGE_CHARS_MAX},
+    "parseMode": _TEXT,
+    "buttons": {"type": "array", "items": {"type": "array", "items": _OBJECT}},
+    "replyTo": {"type": ["string", "integer"]},
+    "idempotencyKey": _TEXT,
+}
+
+
+def build_tasks(house: House, operations: Operations, broker: TaskResultBroker) -> APIRouter:
+    """The routes under /api that enter and read tasks."""
+    router = APIRouter(prefix="/api")
+    door = _Door(house, operations, broker)
+
+    @router.post("/workflows/apply", openapi_extra=_documented(_APPLY_SCHEMA, required=()))
+    async def apply(request: Request, principal: Operator) -> Response:
+        """Run a workflow. The message is durable when this answers 2xx."""
+        return await door.apply(request, principal)
+
+    @router.post("/messages", openapi_extra=_documented(_MESSAGE_SCHEMA, required=("channel", "chatId", "text")))
+    async def send_message(request: Request, principal: Operator) -> Response:
+        """Say something in a chat without an incoming message. It is durable when this answers 2xx."""
+        return await door.send_message(request, principal)
+
+    @router.get("/workflows/tasks/{task_id}")
+    async def read_task(request: Request, task_id: str, principal: Viewer) -> Response:
+        """A task with its attempts, result and replies, open or ended."""
+        story = await operations.story(TaskId(task_id))
+        return answer(request, shown(story, retry_max=house.settings.retry_max))
+
+    return router
+
+
+class _Door:
+    """Reads what was asked for, has it made durable, and says what is known."""
+
+    def __init__(self, house: House, operations: Operations, broker: TaskResultBroker) -> None:
+        self._house = house
+        self._operations = operations
+        self._broker = broker
+        # Here callers choose their keys, whatever channel they send to.
+        self._intake = requiring_same_body(house)
+
+    async def apply(self, request: Request, principal: Principal) -> Response:
+        body = await read_json_body(request.scope, request.receive)
+        asked = self._house.channels.http.read_apply(
+            body,
+            principal=principal.name,
+            key=request.headers.get("idempotency-key"),
+            request_id=request_id_of(request.scope),
+            trace_id=_trace_id(request),
+        )
+        if asked.incoming.workflow_id is not None:
+            await self._check_workflow(asked.incoming.workflow_id)
+        accepted = await self._accept(asked.incoming, request, asked.idempotency_key)
+        if isinstance(accepted, Response):
+            return accepted
+        if asked.wait_seconds is None:
+            return await self._answer_accepted(request, accepted, asked.idempotency_key, 200)
+        run = await self._broker.wait(accepted.task_id, asked.wait_seconds)
+        return await self._answer_accepted(request, accepted, asked.idempotency_key, 202 if run is None else 200)
+
+    async def send_message(self, request: Request, principal: Principal) -> Response:
+        body = await read_json_body(request.scope, request.receive)
+        house = self._house
+        asked = http.read_message(
+            body,
+            accounts={channel: [account] for channel, account in house.channels.accounts().items()},
+            principal=principal.name,
+            key=request.headers.get("idempotency-key"),
+            request_id=request_id_of(request.scope),
+            trace_id=_trace_id(request),
+        )
+        accepted = await self._accept(asked.incoming, request, asked.idempotency_key)
+        if isinstance(accepted, Response):
+            return accepted
+        return await self._answer_accepted(request, accepted, asked.idempotency_key, 200)
+
+    async def _accept(self, incoming: Incoming, request: Request, key: str) -> Accepted | Response:
+        try:
+            return await self._intake.accept(incoming)
+        except Unavailable as error:
+            # Not promised, but perhaps kept: with this key the caller can repeat it safely.
+            return answer_error(
+                error,
+                request_id_of(request.scope),
+                data={"idempotencyKey": key},
+                headers={"Idempotency-Key": key},
+            )
+
+    async def _check_workflow(self, workflow_id: str) -> None:
+        bindings = self._house.bindings
+        if bindings.workflow(workflow_id) is None:
+            await bindings.refresh()  # perhaps it was published this moment
+        workflow = bindings.workflow(workflow_id)
+        if workflow is None or not workflow.published or not workflow.enabled:
+            raise WorkflowUnknown(f"there is no published workflow {workflow_id}", field="workflowId")
+
+    async def _answer_accepted(self, request: Request, accepted: Accepted, key: str, status: int) -> Response:
+        """Where the task stands now. It was accepted: not being able to look must not say otherwise."""
+        data: dict[str, Any] = {"taskId": accepted.task_id, "idempotencyKey": key, "duplicate": not accepted.new}
+        try:
+            story = await self._operations.story(accepted.task_id)
+        except Unavailable:
+            data |= {"status": "pending", "retry": None, "result": None}
+        else:
+            whole = shown(story, retry_max=self._house.settings.retry_max)
+            data |= {name: whole[name] for name in ("status", "reason", "retry", "outcome", "result", "error")}
+        return answer(request, data, status=status, headers={"Idempotency-Key": key})
+
+
+def requiring_same_body(house: House) -> Intake:
+    """The intake, for callers who choose their own keys: a key that comes with another body is refused."""
+    return replace(house.intake, same_body_required=frozenset(house.channels.by_name()))
+
+
+def shown(story: TaskStory, *, retry_max: int) -> dict[str, Any]:
+    """A task as the API shows it: the envelope, and what became of it."""
+    run = story.run
+    progress = msgspec.structs.replace(story.task.progress, status=story.status)
+    task = msgspec.structs.replace(story.task, progress=progress)
+    ended = run is not None and run.status.is_finished
+    return envelope(task, result=run.result if run else None, retry_max=retry_max) | {
+        "outcome": run.outcome if run else None,
+        "generation": task.progress.generation,
+        "deaths": task.progress.deaths,
+        "finishedAt": _iso(run.finished_at_ms) if run and ended else None,
+        "droppedBy": run.by if run else None,
+        "droppedWhy": run.why if run else None,
+        "workflowRun": run.workflow_id if run else None,
+        "attempts": [_shown_attempt(attempt) for attempt in story.attempts],
+        "replies": [_shown_reply(reply) for reply in story.replies],
+    }
+
+
+def _shown_attempt(attempt: Attempt) -> dict[str, Any]:
+    return {"at": _iso(attempt.at_ms), "error": attempt.error, "counted": attempt.counted}
+
+
+def _shown_reply(reply: Reply) -> dict[str, Any]:
+    return {
+        "replyId": reply.reply_id,
+        "kind": reply.kind,
+        "state": reply.state,
+        "chatId": reply.chat_id,
+        "method": reply.call.method,
+        "params": reply.call.params,
+        "text": reply.call.text,
+        "tries": reply.tries,
+        "resends": reply.resends,
+        "platformRef": reply.platform_ref,
+        "error": reply.error,
+    }
+
+
+def _iso(milliseconds: int | None) -> str | None:
+    return None if milliseconds is None else iso(from_epoch_ms(milliseconds))
+
+
+def _trace_id(request: Request) -> str | None:
+    trace_parent = request.headers.get("traceparent")
+    return None if trace_parent is None else trace_id_of(trace_parent.encode("latin-1"))
+
+
+def _documented(properties: dict[str, Any], *, required: tuple[str, ...]) -> dict[str, Any]:
+    """The body for the API description: it is read by a stricter reader than the framework has."""
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -1,0 +1,232 @@
+"""Web chat's way in and out: a page, a session, messages, and a stream of what is said.
+
+The stream reads the transcript from where the page left off, so a page that was away, or a server that was
+killed, misses nothing. Events of the bus only make it quick; every second it looks by itself.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from rise.api.answers import answer, request_id_of
+from rise.api.reading import read_json_body
+from rise.api.security import PAGE_POLICY, anonymous, bearer_of
+from rise.api.tasks import requiring_same_body
+from rise.api.webhooks import trace_id_of
+from rise.bus.port import Bus, Topic
+from rise.channels.webchat import ACCOUNT, CHANNEL
+from rise.envelope import encode_json
+from rise.errors import CredentialsMissing, RateExceeded, Unavailable
+from rise.ledger.port import Reply
+from rise.runtime.assembly import House
+from rise.service import Signal
+from rise.telemetry import log
+
+MESSAGE_BYTES_MAX: Final = 64 * 1024
+LOOK_SECONDS: Final = 1.0
+HEARTBEAT_SECONDS: Final = 15.0
+STREAM_SECONDS_MAX: Final = 900.0
+"""A page comes back by itself; a stream nobody reads any more does not live for ever."""
+STREAMS_MAX: Final = 5_000
+STREAMS_PER_SESSION_MAX: Final = 8
+TASKS_KNOWN_MAX: Final = 10_000
+PAGE_SIZE: Final = 100
+SEQUENCE_MAX: Final = (1 << 63) - 1
+
+_PAGES: Final = Path(__file__).with_name("pages")
+_FILES: Final = {
+    "chat.css": "text/css; charset=utf-8",
+    "chat.js": "text/javascript; charset=utf-8",
+    "embed.js": "text/javascript; charset=utf-8",
+}
+
+
+class Watchers:
+    """Who looks at which chat now, and what wakes them."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._of_session: dict[str, set[Watcher]] = defaultdict(set)
+        self._session_of: OrderedDict[str, str] = OrderedDict()
+        self._count = 0
+        self.closing = False
+        self._subscriptions = (
+            bus.subscribe(Topic.RUN_STARTED, self._run_started),
+            bus.subscribe(Topic.RUN_ENDED, self._run_ended),
+            bus.subscribe(Topic.TASK_SETTLED, self._task_settled),
+        )
+
+    def close(self) -> None:
+        """End all streams; their pages come back to the next process."""
+        self.closing = True
+        for unsubscribe in self._subscriptions:
+            unsubscribe()
+        for watchers in self._of_session.values():
+            for watcher in watchers:
+                watcher.changed.set()
+
+    def expect(self, task_id: str, session: str) -> None:
+        """The end of this task concerns that chat."""
+        self._session_of[task_id] = session
+        if len(self._session_of) > TASKS_KNOWN_MAX:
+            self._session_of.popitem(last=False)  # its chat looks by itself
+
+    @contextmanager
+    def watching(self, session: str) -> Iterator[Watcher]:
+        watcher = Watcher()
+        self._of_session[session].add(watcher)
+        self._count += 1
+        try:
+            yield watcher
+        finally:
+            self._count -= 1
+            self._of_session[session].discard(watcher)
+            if not self._of_session[session]:
+                del self._of_session[session]
+
+    def refuse_too_many(self, session: str) -> None:
+        if self._count >= STREAMS_MAX or len(self._of_session.get(session, ())) >= STREAMS_PER_SESSION_MAX:
+            raise RateExceeded("too many open streams", retry_after_seconds=5)
+
+    def _run_started(self, run: Mapping[str, Any]) -> None:
+        if run.get("channel") == CHANNEL and run.get("chat_id"):
+            task_id, session = str(run["run_id"]).rpartition(".")[0], str(run["chat_id"])
+            self.expect(task_id, session)
+            self._wake(session, typing=True)
+
+    def _run_ended(self, run: Mapping[str, Any]) -> None:
+        session = self._session_of.get(str(run.get("run_id")).rpartition(".")[0])
+        if session is not None:
+            self._wake(session, typing=False)
+
+    def _task_settled(self, event: Mapping[str, Any]) -> None:
+        session = self._session_of.pop(str(event.get("task_id")), None)
+        if session is not None:
+            self._wake(session, typing=False)
+
+    def _wake(self, session: str, *, typing: bool) -> None:
+        for watcher in self._of_session.get(session, ()):
+            watcher.typing = typing
+            watcher.changed.set()
+
+
+class Watcher:
+    """One open page."""
+
+    def __init__(self) -> None:
+        self.changed = Signal()
+        self.typing = False
+
+
+def build_webchat(house: House, watchers: Watchers) -> APIRouter:
+    """The routes under /webchat. Anonymous: bounded in rate and size."""
+    router = APIRouter(prefix="/webchat", dependencies=[Depends(anonymous)])
+    _add_pages(router)
+    _add_conversation(router, house, watchers)
+    return router
+
+
+def _add_pages(router: APIRouter) -> None:
+    page = (_PAGES / "chat.html").read_bytes()
+
+    @router.get("", include_in_schema=False)
+    async def chat_page() -> Response:
+        headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
+        return Response(page, headers=headers, media_type="text/html; charset=utf-8")
+
+    for name, media_type in _FILES.items():
+        _add_file(router, name, media_type)
+
+
+def _add_file(router: APIRouter, name: str, media_type: str) -> None:
+    content = (_PAGES / name).read_bytes()
+
+    @router.get(f"/{name}", include_in_schema=False)
+    async def file() -> Response:
+        return Response(content, headers={"Cache-Control": "no-cache"}, media_type=media_type)
+
+
+def _add_conversation(router: APIRouter, house: House, watchers: Watchers) -> None:
+    channel, intake = house.channels.webchat, requiring_same_body(house)
+
+    def session_of(request: Request) -> str:
+        token = bearer_of(request.scope)
+        if token is None:
+            raise CredentialsMissing("this needs a session: Authorization: Bearer …")
+        return channel.session_of(token)
+
+    @router.post("/session")
+    async def open_session(request: Request) -> Response:
+        """A new chat. Nothing is kept for it until its first message."""
+        token = channel.new_session()
+        return answer(request, {"token": token, "session": channel.session_of(token)})
+
+    @router.post("/messages")
+    async def send(request: Request) -> Response:
+        """Keep a message. It is durable when this answers 2xx; until then the page repeats it."""
+        session = session_of(request)
+        body = await read_json_body(request.scope, request.receive, bytes_max=MESSAGE_BYTES_MAX)
+        trace_parent = request.headers.get("traceparent", "").encode("latin-1")
+        incoming = channel.read_message(
+            body, session, request_id=request_id_of(request.scope), trace_id=trace_id_of(trace_parent)
+        )
+        accepted = await intake.accept(incoming)
+        watchers.expect(accepted.task_id, session)
+        return answer(request, {"taskId": accepted.task_id, "duplicate": not accepted.new})
+
+    @router.get("/events")
+    async def events(request: Request, after: int = Query(0, ge=0, le=SEQUENCE_MAX)) -> Response:
+        """What is said in the chat beyond `after` (or `Last-Event-ID`), as it is said."""
+        session = session_of(request)
+        watchers.refuse_too_many(session)
+        last = request.headers.get("last-event-id", "")
+        if last.isascii() and last.isdigit() and len(last) < 19:
+            after = max(after, int(last))
+        return StreamingResponse(
+            _stream(house, watchers, session, after),
+            media_type="text/event-stream",
+            headers={"X-Accel-Buffering": "no"},
+        )
+
+
+async def _stream(house: House, watchers: Watchers, session: str, after: int) -> AsyncIterator[bytes]:
+    """Server-sent events: `reply` with the reply's sequence as id, and `typing`."""
+    clock = house.clock
+    typing_shown, quiet_since = False, clock.monotonic()
+    ends_at = quiet_since + STREAM_SECONDS_MAX
+    with watchers.watching(session) as watcher:
+        yield b"retry: 1000\n\n"
+        while not watchers.closing and clock.monotonic() < ends_at:
+            try:
+                replies = await house.ledger.transcript(CHANNEL, ACCOUNT, session, after=after, limit=PAGE_SIZE)
+            except Unavailable as error:
+                log.warning("webchat.stream_ended", error=error, consequence="the page comes back by itself")
+                return
+            for reply in replies:
+                after = reply.sequence
+                yield _event("reply", _shown(reply), id=after)
+            if watcher.typing is not typing_shown:
+                typing_shown = watcher.typing
+                yield _event("typing", {"on": typing_shown})
+            elif not replies and clock.monotonic() - quiet_since >= HEARTBEAT_SECONDS:
+                yield b": still here\n\n"
+            elif not replies:
+                await watcher.changed.wait(LOOK_SECONDS)
+                continue
+            quiet_since = clock.monotonic()
+
+
+def _event(name: str, value: Any, *, id: int | None = None) -> bytes:
+    numbered = b"" if id is None else b"id: %d\n" % id
+    return b"%bevent: %b\ndata: %b\n\n" % (numbered, name.encode(), encode_json(value))
+
+
+def _shown(reply: Reply) -> dict[str, Any]:
+    """What the page needs of a reply; who it is for is the session's secret."""
+    return {"sequence": reply.sequence, "kind": reply.kind, "taskId": reply.task_id} | reply.call.params

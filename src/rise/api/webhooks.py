@@ -1,0 +1,154 @@
+"""Telegram's way in: raw ASGI, because every message passes here and a framework costs more than the disk.
+
+Order: the secret is compared in constant time before the body is read; the body is read within bounds; the
+update is made durable; only then 200. An authentic update is never answered 4xx, whatever it holds, and
+nothing is ever answered 410: Telegram would hold the chat back for a day, or take the webhook away.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from typing import Any, Final
+
+from rise.api.answers import RETRY_AFTER_SECONDS, request_id_of, retry_after_seconds
+from rise.api.reading import Message, Receive, Scope, Send, discard, read_body
+from rise.api.security import Gate
+from rise.channels.port import Incoming
+from rise.channels.telegram import TelegramChannel
+from rise.clock import Clock
+from rise.envelope import RAW_BYTES_MAX
+from rise.errors import PayloadMalformed, PayloadTooLarge, RateExceeded, Rejected, Unavailable
+from rise.intake import Intake
+from rise.telemetry import log, refused_total
+
+PATH: Final = "/telegram/webhook"
+SOURCE: Final = "telegram-bot"
+
+_OK: Final[Message] = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
+_EMPTY: Final[Message] = {"type": "http.response.body"}
+_TRACE_PARENT: Final = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?", re.ASCII)
+
+
+class TelegramWebhook:
+    """Answers `POST /telegram/webhook` for the default bot, and `/telegram/webhook/{bot_id}`."""
+
+    __slots__ = ("_account", "_clock", "_gate", "_intake", "_paths", "_refused", "_secret", "_telegram")
+
+    def __init__(
+        self,
+        telegram: TelegramChannel,
+        *,
+        account: str,
+        secret: str,
+        intake: Intake,
+        gate: Gate,
+        clock: Clock,
+    ) -> None:
+        self._telegram = telegram
+        self._account = account
+        self._paths = frozenset({PATH, f"{PATH}/{account}"})
+        self._secret = secret.encode()
+        self._intake = intake
+        self._gate = gate
+        self._clock = clock
+        self._refused = refused_total.labels("telegram", "signature_mismatch")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            await _refuse(send, 405, (b"allow", b"POST"))
+            return
+        secret, trace_parent, length = b"", None, b""
+        for name, value in scope["headers"]:
+            if name == b"x-telegram-bot-api-secret-token":
+                secret = value
+            elif name == b"content-length":
+                length = value
+            elif name == b"traceparent":
+                trace_parent = value
+        if not hmac.compare_digest(secret, self._secret) or scope["path"] not in self._paths:
+            await self._refuse_forged(scope, send)
+            return
+        try:
+            body = await self._body(scope, receive, length)
+            incoming = self._telegram.read_update(
+                body,
+                account=self._account,
+                webhook=True,
+                now=self._clock.now(),
+                source=SOURCE,
+                trace_id=None if trace_parent is None else trace_id_of(trace_parent),
+            )
+        except Rejected as error:
+            await self._refuse_body(send, error)
+            return
+        except Exception as error:  # noqa: BLE001 - border: Telegram keeps the update and repeats it
+            await _fail(scope, send, error)
+            return
+        await self._accept(incoming, scope, send)
+
+    async def _accept(self, incoming: Incoming, scope: Scope, send: Send) -> None:
+        try:
+            await self._intake.accept(incoming)
+        except Unavailable as error:
+            await _refuse(send, 503, (b"retry-after", b"%d" % wait_seconds(error, incoming.lifetime_seconds)))
+        except Exception as error:  # noqa: BLE001 - border: Telegram keeps the update and repeats it
+            await _fail(scope, send, error)
+        else:
+            await send(_OK)
+            await send(_EMPTY)
+
+    async def _body(self, scope: Scope, receive: Receive, length: bytes) -> bytes:
+        if len(length) > 6 and length.isdigit() and int(length[:20]) > RAW_BYTES_MAX:
+            await discard(receive)
+            raise PayloadTooLarge("larger than any update", field="body")
+        return await read_body(scope, receive)
+
+    async def _refuse_forged(self, scope: Scope, send: Send) -> None:
+        self._refused.inc()
+        try:
+            self._gate.slow_down(scope)
+        except RateExceeded as error:
+            await _refuse(send, 429, (b"retry-after", b"%d" % error.retry_after_seconds), close=True)
+            return
+        # The body was not read and will not be; whatever of it still comes dies with the connection.
+        await _refuse(send, 401, close=True)
+
+    async def _refuse_body(self, send: Send, error: Rejected) -> None:
+        refused_total.labels("telegram", error.code).inc()
+        if not isinstance(error, PayloadMalformed):  # that one hung up
+            await _refuse(send, error.http_status, close=True)
+
+
+async def answer_unconfigured(scope: Scope, receive: Receive, send: Send) -> None:
+    """There is no bot here."""
+    await _refuse(send, 404, close=True)
+
+
+def wait_seconds(error: Unavailable, lifetime_seconds: float | None) -> int:
+    """When Telegram shall try again: as what is down needs, but well within the update's life."""
+    wait = retry_after_seconds(error)
+    if lifetime_seconds is None:
+        return max(1, min(wait, 60))
+    return 1 if lifetime_seconds <= 30 else min(wait, 2)
+
+
+def trace_id_of(trace_parent: bytes) -> str | None:
+    """The trace that a `traceparent` header continues; None if it is not one."""
+    found = _TRACE_PARENT.fullmatch(trace_parent)
+    return None if found is None else found[1].decode()
+
+
+async def _fail(scope: Scope, send: Send, error: Exception) -> None:
+    request_id = request_id_of(scope)
+    log.error("request.failed", request_id=request_id, path=scope["path"], error=error, exc_info=error)
+    await _refuse(send, 500, (b"retry-after", b"%d" % RETRY_AFTER_SECONDS), (b"x-request-id", request_id.encode()))
+
+
+async def _refuse(send: Send, status: int, *headers: tuple[bytes, bytes], close: bool = False) -> None:
+    """Always with an empty body: Telegram would run a JSON body as a command."""
+    said: list[Any] = [(b"content-length", b"0"), *headers]
+    if close:
+        said.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": said})
+    await send(_EMPTY)

@@ -1,0 +1,36 @@
+"""`rise bench`: how fast it is here, beside what one might use instead."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Part(StrEnum):
+    ACCEPT = "accept"
+    EXECUTE = "execute"
+    RESTART = "restart"
+    MEMORY = "memory"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(bench)
+
+
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller and shorter: minutes less, more spread.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    part: Annotated[list[Part] | None, typer.Option(help="Only this; may be repeated.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Show instead what takes the time.")] = False,
+    directory: Annotated[Path, typer.Option(help="On the disk that is to be measured.")] = Path(),
+) -> None:
+    """Measure ratios: Rise and what it is compared with take turns in one run."""
+    words = [f"--part={one}" for one in part or []] + [f"--directory={directory.resolve()}"]
+    words += [option for option, wanted in (("--quick", quick), ("--json", as_json), ("--profile", profile)) if wanted]
+    # A program of its own: what this one has imported would be in its figures.
+    os.execv(sys.executable, [sys.executable, "-m", "rise.testing.bench", *words])  # noqa: S606 - ourselves

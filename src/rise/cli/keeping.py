@@ -1,0 +1,75 @@
+"""`rise backup`, `rise restore`: the directory, whole, somewhere else and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rise.cli.opening import AsJson, DataDir, read_settings
+from rise.cli.printing import progress, say, show_json, show_pairs
+
+
+def register(app: typer.Typer) -> None:
+    app.command("backup")(backup)
+    app.command("restore")(restore)
+
+
+def backup(
+    target: Annotated[Path, typer.Argument(help="A new directory, or a new file ending in .tar.gz.")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy everything, at one moment, while work goes on; checked by reading the copy. Overwrites nothing."""
+    from rise.runtime.backup import back_up
+    from rise.runtime.directory import DataDirectory
+
+    settings = read_settings(data_dir)
+    with progress("copying the database") as told:
+        contents = back_up(DataDirectory(settings.data_dir), target, told)
+    if as_json:
+        show_json({"target": str(target), "contents": contents})
+        return
+    say(f"{target} is complete and checked")
+    show_pairs(
+        [
+            ("files", ", ".join(contents.files)),
+            ("size", f"{contents.size_bytes / (1 << 20):.1f} MB"),
+            ("open messages", contents.tasks_open),
+            ("receipts", contents.receipts),
+            ("ended runs and replies under way", contents.runs),
+        ]
+    )
+    if "secret-key" not in contents.files or "admin-token" not in contents.files:
+        say("RISE_ADMIN_TOKEN or RISE_SECRET_KEY come from the environment: keep them too", style="yellow")
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(help="What `rise backup` made.")],
+    force: Annotated[bool, typer.Option("--force", help="Move what is there aside first; nothing is deleted.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a backup back, checked first. Refuses while Rise runs, and where something is, unless --force."""
+    from rise.runtime.backup import restore as restore_directory
+    from rise.runtime.directory import DataDirectory
+
+    settings = read_settings(data_dir)
+    restored = restore_directory(source, DataDirectory(settings.data_dir), replaces=force)
+    if as_json:
+        aside = None if restored.moved_aside is None else str(restored.moved_aside)
+        show_json({"dataDir": str(settings.data_dir), "contents": restored.contents, "movedAside": aside})
+        return
+    say(f"{settings.data_dir} is restored from {source}")
+    show_pairs(
+        [
+            ("open messages", restored.contents.tasks_open),
+            ("receipts", restored.contents.receipts),
+            ("before", restored.moved_aside and f"kept as {restored.moved_aside}"),
+        ]
+    )
+    say(
+        "What came in or was answered after the backup is not in it: answers given since may be given again.",
+        style="yellow",
+    )

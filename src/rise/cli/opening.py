@@ -1,0 +1,82 @@
+"""How commands get at the data directory: with or without a running `rise serve`, which shares it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rise.runtime.assembly import House
+    from rise.settings import Settings
+
+T = TypeVar("T")
+
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The data directory, if not RISE_DATA_DIR.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
+
+
+def read_settings(data_dir: Path | None) -> Settings:
+    """As the environment says. From here on the log has warnings only: the command's words are its output."""
+    from rise.settings import load_settings
+    from rise.telemetry import configure_logs
+
+    settings = load_settings() if data_dir is None else load_settings(data_dir=data_dir)
+    configure_logs(settings.log, level="error" if settings.log_level == "error" else "warning")
+    return settings
+
+
+def in_house(data_dir: Path | None, work: Callable[[House], Coroutine[Any, Any, T]], *, creates: bool = False) -> T:
+    """Run `work` with the directory open. Without a database there is nothing to look at, unless it `creates`."""
+    from rise.errors import Rejected
+    from rise.runtime.processes import run
+
+    settings = read_settings(data_dir)
+    if not creates and not has_database(settings):
+        raise Rejected(
+            f"{settings.data_dir} holds no Rise database: name the right directory with --data-dir or RISE_DATA_DIR",
+            field="data_dir",
+        )
+
+    async def main() -> T:
+        async with _opened(settings) as house:
+            return await work(house)
+
+    return run(main())
+
+
+def has_database(settings: Settings) -> bool:
+    from rise.runtime.directory import DataDirectory
+
+    return DataDirectory(settings.data_dir).database.exists()
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[House]:
+    from rise.runtime import assembly
+
+    house = assembly.build(settings)
+    await house.stores.open()
+    await house.bus.start()
+    try:
+        await house.bindings.refresh()
+        yield house
+        await house.clock.sleep(0)  # hints go out in the loop's next turn
+    finally:
+        await house.bus.stop()
+        if house.channels.telegram is not None:
+            await house.channels.telegram.close()
+        await house.stores.close()
+
+
+def operator() -> str:
+    """Who is at the keyboard, for the audit log."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return f"cli:uid{os.getuid()}"

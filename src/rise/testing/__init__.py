@@ -1,0 +1,1 @@
+"""What Rise is tested with, shipped because whoever builds on it needs the same."""

@@ -1,0 +1,93 @@
+"""A data directory with open tasks, made once and copied for every round."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from rise.channels.http import CHANNEL as HTTP
+from rise.channels.port import Incoming
+from rise.clock import SystemClock
+from rise.envelope import DeliveryKey, LaneKey
+from rise.runtime import assembly
+from rise.settings import load_settings
+from rise.testing.bench.processes import rise_settings
+from rise.testing.bench.update import CHATS, TOKEN, Updates
+
+TOGETHER: Final = 1000
+
+
+async def seed(directory: Path, count: int, channel: str) -> None:
+    """`count` messages, accepted as every message is, spread over many chats."""
+    house = assembly.build(load_settings(**rise_settings(directory)))
+    await house.stores.open()
+    try:
+        for first in range(0, count, TOGETHER):
+            numbers = range(first, min(first + TOGETHER, count))
+            incoming = _from_telegram(numbers) if channel == "telegram" else _from_http(numbers)
+            await asyncio.gather(*(house.intake.accept(one) for one in incoming))
+    finally:
+        await house.stores.close()
+
+
+def copied(seeded: Path, target: Path) -> Path:
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(seeded, target)
+    return target
+
+
+def seed_rows(directory: Path, count: int) -> Path:
+    """The same number of bodies in a plain table."""
+    directory.mkdir(parents=True)
+    updates = Updates()
+    connection = sqlite3.connect(directory / "waiting.db")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE waiting (id INTEGER PRIMARY KEY, body BLOB NOT NULL)")
+    connection.execute("CREATE TABLE results (id INTEGER PRIMARY KEY, result BLOB NOT NULL)")
+    connection.executemany(
+        "INSERT INTO waiting VALUES (?,?)", ((number, updates.body(number)) for number in range(count))
+    )
+    connection.commit()
+    connection.close()
+    return directory
+
+
+def is_drained(directory: Path) -> bool:
+    """Whether no task is open any more. Costs the database next to nothing."""
+    connection = sqlite3.connect(f"file:{directory / 'rise.db'}?mode=ro", uri=True)
+    try:
+        return connection.execute("SELECT 1 FROM tasks LIMIT 1").fetchone() is None
+    finally:
+        connection.close()
+
+
+def _from_telegram(numbers: range) -> list[Incoming]:
+    from rise.channels.telegram import read_update
+
+    updates, now, account = Updates(), SystemClock().now(), TOKEN.partition(":")[0]
+    return [read_update(updates.body(number), account=account, now=now, webhook=True) for number in numbers]
+
+
+def _from_http(numbers: range) -> list[Incoming]:
+    return [_request(number) for number in numbers]
+
+
+def _request(number: int) -> Incoming:
+    chat = str(number % CHATS)
+    text = "The quick brown fox jumps over the lazy dog. " * 25
+    return Incoming(
+        channel=HTTP,
+        account="default",
+        source="http-api",
+        delivery_key=DeliveryKey(f"http:bench:{number}"),
+        lane=LaneKey(f"http:default:{chat}"),
+        raw=json.dumps({"userText": text, "metadata": {"chat_id": chat}, "idempotencyKey": str(number)}).encode(),
+        raw_version="http.v1",
+        chat_id=chat,
+        user_text=text,
+        metadata={"chat_id": chat},
+    )

@@ -1,0 +1,867 @@
+"""What every ledger promises, executable.
+
+class TestMyLedger(LedgerConformance):
+    @pytest.fixture
+    async def stage(self, tmp_path): ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+import pytest
+
+from rise.envelope import Call, Outcome, Progress, RunId, Status, Task, TaskId, notice_id_of, reply_id_of, run_id_of
+from rise.errors import ClaimLost
+from rise.ledger.port import (
+    Again,
+    Attempt,
+    BindingRecord,
+    Delivery,
+    Failed,
+    HeldUnknown,
+    Ledger,
+    Operation,
+    Reply,
+    ReplyKind,
+    ReplyState,
+    Resend,
+    RunEnded,
+    RunResult,
+    Sent,
+    Turn,
+    WorkflowRecord,
+)
+from rise.testing.conformance.queue import delivery
+
+ANSWERED: Final = RunResult(outcome=Outcome.ANSWERED, value={"text": "hello"}, workflow_id="greeter")
+
+
+class LedgerStage(Protocol):
+    """A ledger, and what surrounds it."""
+
+    ledger: Ledger
+    history_kept: int
+    """Turns kept per chat."""
+
+    async def another(self) -> Ledger:
+        """The same store, as another process sees it."""
+        ...
+
+    def pass_time(self, seconds: float) -> None: ...
+
+
+def task(number: int = 1, *, chat: str = "1", generation: int = 0, raw: bytes = b'{"n":1}') -> Task:
+    head = delivery(number, chat=chat, raw=raw).head
+    return Task(head, raw, Progress(status=Status.PROCESSING, generation=generation))
+
+
+def chunks(of: Task, count: int = 1, *, chat: str | None = None) -> list[Reply]:
+    """The reply to a task, in so many calls."""
+    return [
+        Reply(
+            reply_id=reply_id_of(of.run_id, chunk),
+            run_id=of.run_id,
+            task_id=of.task_id,
+            channel=of.head.channel,
+            account=of.head.account,
+            chat_id=chat or of.head.chat_id or "",
+            call=Call("sendMessage", {"text": f"{of.head.order.seq}.{chunk}"}, f"{of.head.order.seq}.{chunk}"),
+            workflow_id="greeter",
+            accepted_at_ms=of.head.accepted_at_ms,
+        )
+        for chunk in range(count)
+    ]
+
+
+def notice(of: Task, cause: str) -> Reply:
+    [reply] = chunks(of)
+    return msgspec.structs.replace(
+        reply,
+        reply_id=notice_id_of(of.task_id, cause),
+        kind=ReplyKind.NOTICE,
+        call=Call("sendMessage", {"text": cause}, cause),
+    )
+
+
+async def answer(ledger: Ledger, of: Task, count: int = 1) -> list[Reply]:
+    """Save a result with a reply of so many chunks."""
+    replies = chunks(of, count)
+    await ledger.save_result(of, ANSWERED, replies, [], deliver=True)
+    return replies
+
+
+async def take_one(ledger: Ledger, fence: int) -> Reply:
+    [reply] = await ledger.outbox_take(fence, limit=10)
+    return reply
+
+
+async def send(ledger: Ledger, fence: int, reply: Reply, delivery: Delivery) -> Reply | None:
+    """Send one reply, let the call end like that, and return the chat's next."""
+    await ledger.outbox_sending(fence, reply)
+    return (await ledger.outbox_record(fence, reply, delivery)).next
+
+
+async def send_everything(ledger: Ledger, fence: int) -> list[str]:
+    """Texts in the order of sending."""
+    sent = []
+    while replies := await ledger.outbox_take(fence, limit=1):
+        reply: Reply | None = replies[0]
+        while reply is not None:
+            sent.append(reply.call.text)
+            reply = await send(ledger, fence, reply, Sent("m"))
+    return sent
+
+
+async def states(ledger: Ledger, run_id: RunId) -> list[str]:
+    return [str(reply.state) for reply in await ledger.replies(run_id=run_id)]
+
+
+class LedgerConformance:
+    """Every promise of `rise.ledger.port.Ledger`."""
+
+    @pytest.fixture
+    async def stage(self) -> LedgerStage:
+        raise NotImplementedError("a backend's suite says how to make one")
+
+    @pytest.fixture
+    def ledger(self, stage: LedgerStage) -> Ledger:
+        return stage.ledger
+
+    # --- results ---
+
+    @pytest.mark.req("WRK-4", "OUT-1")
+    async def test_result_and_replies_are_saved_in_one_step(self, ledger: Ledger) -> None:
+        run = await ledger.save_result(task(), ANSWERED, chunks(task(), 2), [], deliver=True)
+        assert (run.task_id, run.generation, run.status) == (task().task_id, 0, Status.REPLYING)
+        assert (run.outcome, run.result, run.workflow_id) == (Outcome.ANSWERED, {"text": "hello"}, "greeter")
+        assert run.finished_at_ms is None
+        assert await ledger.run(task().run_id) == run
+        assert await states(ledger, task().run_id) == ["ready", "ready"]
+
+    @pytest.mark.failure("E2", "F1", "F4", "F11", "G8")
+    async def test_the_first_result_of_a_run_stays(self, stage: LedgerStage) -> None:
+        first = await stage.ledger.save_result(task(), ANSWERED, chunks(task()), [], deliver=True)
+        other = RunResult(outcome=Outcome.SILENT, value="another")
+        again = await (await stage.another()).save_result(task(), other, chunks(task(), 3), [], deliver=True)
+        assert again == first
+        assert len(await stage.ledger.replies(run_id=task().run_id)) == 1
+
+    @pytest.mark.failure("F4")
+    async def test_results_saved_at_the_same_moment_are_one(self, stage: LedgerStage) -> None:
+        ledgers = [stage.ledger, await stage.another()]
+        runs = await asyncio.gather(
+            *(
+                ledger.save_result(
+                    task(), RunResult(outcome=Outcome.ANSWERED, value=n), chunks(task(), 2), [], deliver=True
+                )
+                for n, ledger in enumerate(ledgers * 10)
+            )
+        )
+        assert len({run.result for run in runs}) == 1
+        assert len(await stage.ledger.replies(run_id=task().run_id)) == 2
+
+    async def test_a_result_without_replies_completes_the_run(self, ledger: Ledger) -> None:
+        silent = RunResult(outcome=Outcome.SILENT)
+        run = await ledger.save_result(task(), silent, [], [], deliver=True)
+        assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.SILENT)
+        assert run.finished_at_ms is not None
+
+    async def test_replies_that_are_fetched_by_their_reader_complete_the_run(self, ledger: Ledger) -> None:
+        run = await ledger.save_result(task(), ANSWERED, chunks(task(), 2), [], deliver=False)
+        assert run.status is Status.COMPLETED
+        fence = await ledger.outbox_open()
+        assert await ledger.outbox_take(fence, limit=10) == []
+        assert [reply.call.text for reply in await ledger.transcript("telegram", "7", "1", after=0, limit=10)] == [
+            "1.0",
+            "1.1",
+        ]
+
+    @pytest.mark.failure("F5", "B2")
+    @pytest.mark.parametrize(
+        "value", [None, 0, "", "\u2028 \x00 \ud800", {"$set": {"a.b": 2**63}, "": [1e300]}, ["x" * 100_000]]
+    )
+    async def test_any_result_that_json_has_can_be_kept(self, ledger: Ledger, value: Any) -> None:
+        saved = await ledger.save_result(task(), RunResult(outcome=Outcome.SILENT, value=value), [], [], deliver=True)
+        kept = await ledger.run(task().run_id)
+        assert kept is not None
+        assert kept.result == saved.result
+        expected = value.replace("\ud800", "?") if isinstance(value, str) else value
+        assert kept.result == expected
+
+    @pytest.mark.failure("B2")
+    async def test_text_that_no_encoding_has_does_not_stop_an_answer(self, ledger: Ledger) -> None:
+        odd = "half a \ud83d"
+        [reply] = chunks(task())
+        reply = msgspec.structs.replace(reply, call=Call("sendMessage", {"text": odd}, odd))
+        turns = [Turn(role="user", text=odd, at_ms=1)]
+        await ledger.save_result(task(), ANSWERED, [reply], turns, deliver=True)
+        await ledger.add_attempt(task().run_id, Attempt(at_ms=1, error=odd, counted=True))
+        await ledger.record_operation(Operation(at_ms=1, who="me", action="drop", target="t", why=odd))
+        fence = await ledger.outbox_open()
+        taken = await take_one(ledger, fence)
+        assert taken.call.text.startswith("half a ")
+        await send(ledger, fence, taken, Failed(odd))
+        assert (await ledger.history("telegram", "7", "1", limit=1))[0].text.startswith("half a ")
+        assert (await ledger.attempts(task().run_id))[0].error.startswith("half a ")
+        dropped = await ledger.finish(task(2), Status.DROPPED, by="me", why=odd)
+        assert (dropped.why or "").startswith("half a ")
+
+    @pytest.mark.failure("E11", "H8")
+    async def test_a_dropped_task_never_answers(self, ledger: Ledger) -> None:
+        dropped = await ledger.finish(task(), Status.DROPPED, by="ann", why="spam")
+        late = await ledger.save_result(task(), ANSWERED, chunks(task()), [], deliver=True)
+        assert late == dropped
+        assert (late.status, late.outcome, late.by, late.why) == (Status.DROPPED, None, "ann", "spam")
+        fence = await ledger.outbox_open()
+        assert await ledger.outbox_take(fence, limit=10) == []
+
+    async def test_dropping_takes_back_what_was_not_sent(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 3)
+        fence = await ledger.outbox_open()
+        following = await send(ledger, fence, await take_one(ledger, fence), Sent("m1"))
+        assert following is not None
+        assert (await ledger.finish(task(), Status.DROPPED)).status is Status.DROPPED
+        with pytest.raises(ClaimLost):
+            await ledger.outbox_sending(fence, following)
+        await ledger.outbox_release(fence, following, seconds=0)
+        assert await ledger.outbox_take(fence, limit=10) == []
+        assert await states(ledger, task().run_id) == ["sent", "failed", "failed"]
+
+    @pytest.mark.failure("E11", "H8")
+    @pytest.mark.parametrize(
+        "ending", [Again(0.0, "429"), Resend("timeout"), HeldUnknown("timeout")], ids=lambda one: type(one).__name__
+    )
+    async def test_dropping_while_a_call_is_out_lets_it_not_be_repeated(self, ledger: Ledger, ending: Delivery) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        reply = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, reply)
+        await ledger.finish(task(), Status.DROPPED)
+        delivered = await ledger.outbox_record(fence, reply, ending)
+        assert (delivered.ended, delivered.next) == (None, None)
+        assert await ledger.outbox_rearm(task().run_id) == 0
+        assert await ledger.outbox_take(fence, limit=10) == []
+        assert await states(ledger, task().run_id) == ["failed", "failed"]
+
+    @pytest.mark.failure("E11")
+    async def test_dropping_what_is_held_is_final(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 3)
+        fence = await ledger.outbox_open()
+        await send(ledger, fence, await take_one(ledger, fence), HeldUnknown("timeout"))
+        await ledger.finish(task(), Status.DROPPED)
+        assert await ledger.outbox_rearm(task().run_id) == 0
+        assert await send_everything(ledger, fence) == []
+
+    @pytest.mark.parametrize("status", [Status.COMPLETED, Status.EXPIRED, Status.DROPPED])
+    async def test_finished_is_final(self, ledger: Ledger, status: Status) -> None:
+        first = await ledger.finish(task(), status, Outcome.RATE_LIMITED if status is Status.COMPLETED else None)
+        assert first.status is status
+        for other in (Status.DROPPED, Status.EXPIRED, Status.COMPLETED):
+            assert await ledger.finish(task(), other, by="bob", why="again") == first
+        assert await ledger.run(task().run_id) == first
+
+    @pytest.mark.req("ENV-3")
+    async def test_each_generation_has_a_result_of_its_own(self, ledger: Ledger) -> None:
+        first, second = task(), task(generation=1)
+        await ledger.finish(first, Status.DROPPED)
+        await answer(ledger, second)
+        latest = await ledger.latest_run(first.task_id)
+        assert latest is not None
+        assert (latest.generation, latest.status) == (1, Status.REPLYING)
+        assert await ledger.finished_among([first.task_id]) == {}
+        archived = await ledger.archived(first.task_id)
+        assert archived is not None
+        assert archived.progress.generation == 1
+
+    async def test_a_finished_task_is_kept_as_it_was(self, ledger: Ledger) -> None:
+        raw = bytes(range(256)) * 4
+        await ledger.finish(task(raw=raw), Status.DROPPED)
+        kept = await ledger.archived(task().task_id)
+        assert kept is not None
+        assert (kept.head, kept.raw, kept.progress.status) == (task(raw=raw).head, raw, Status.DROPPED)
+
+    async def test_what_is_not_there_is_none(self, ledger: Ledger) -> None:
+        assert await ledger.run(RunId("t_x.0")) is None
+        assert await ledger.latest_run(TaskId("t_x")) is None
+        assert await ledger.archived(TaskId("t_x")) is None
+        assert await ledger.finished_among([]) == {}
+        assert await ledger.replies(task_id=TaskId("t_x")) == []
+        assert await ledger.history("telegram", "7", "1", limit=5) == []
+
+    async def test_finished_among_names_only_the_finished(self, ledger: Ledger) -> None:
+        tasks = [task(number) for number in range(1, 1200)]
+        for one in tasks[:3]:
+            await ledger.finish(one, Status.EXPIRED)
+        await answer(ledger, tasks[3])
+        finished = await ledger.finished_among([one.task_id for one in tasks])
+        assert set(finished) == {one.task_id for one in tasks[:3]}
+
+    @pytest.mark.req("WRK-5")
+    @pytest.mark.failure("E2", "E9")
+    async def test_the_first_value_of_a_step_stays(self, stage: LedgerStage) -> None:
+        run_id = task().run_id
+        assert await stage.ledger.save_step(run_id, "llm", b"paid for") == b"paid for"
+        assert await (await stage.another()).save_step(run_id, "llm", b"again") == b"paid for"
+        assert await stage.ledger.save_step(run_id, "tool", b"") == b""
+        assert await stage.ledger.steps(run_id) == {"llm": b"paid for", "tool": b""}
+        assert await stage.ledger.steps(run_id_of(task().task_id, 1)) == {}
+
+    async def test_steps_are_forgotten_when_the_run_has_ended(self, ledger: Ledger) -> None:
+        for number, ending in enumerate(("silent", "finish", "delivered"), start=1):
+            one = task(number)
+            await ledger.save_step(one.run_id, "llm", b"1")
+            if ending == "silent":
+                await ledger.save_result(one, RunResult(outcome=Outcome.SILENT), [], [], deliver=True)
+            elif ending == "finish":
+                await ledger.finish(one, Status.EXPIRED)
+            else:
+                await answer(ledger, one)
+                assert await ledger.steps(one.run_id) == {"llm": b"1"}
+                fence = await ledger.outbox_open()
+                await send_everything(ledger, fence)
+            assert await ledger.steps(one.run_id) == {}, ending
+
+    @pytest.mark.req("SUS-3")
+    async def test_tries_that_failed_are_remembered_in_order(self, ledger: Ledger) -> None:
+        tries = [Attempt(at_ms=5, error="boom", counted=True), Attempt(at_ms=5, error="down", counted=False)]
+        for one in tries:
+            await ledger.add_attempt(task().run_id, one)
+        assert await ledger.attempts(task().run_id) == tries
+
+    # --- history ---
+
+    async def test_history_is_oldest_first_and_of_one_chat(self, ledger: Ledger) -> None:
+        for number, chat in ((1, "a"), (2, "b"), (3, "a")):
+            turns = [
+                Turn(role="user", text=f"q{number}", at_ms=number),
+                Turn(role="assistant", text=f"a{number}", at_ms=number, run_id=task(number).run_id),
+            ]
+            await ledger.save_result(
+                task(number, chat=chat), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True
+            )
+        assert [turn.text for turn in await ledger.history("telegram", "7", "a", limit=10)] == ["q1", "a1", "q3", "a3"]
+        assert [turn.text for turn in await ledger.history("telegram", "7", "a", limit=2)] == ["q3", "a3"]
+        assert [turn.text for turn in await ledger.history("telegram", "8", "a", limit=10)] == []
+
+    async def test_a_result_saved_twice_is_in_history_once(self, ledger: Ledger) -> None:
+        for _ in range(2):
+            turns = [Turn(role="user", text="q", at_ms=1)]
+            await ledger.save_result(task(), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
+        assert len(await ledger.history("telegram", "7", "1", limit=10)) == 1
+
+    async def test_history_is_bounded(self, stage: LedgerStage) -> None:
+        for number in range(1, stage.history_kept + 11):
+            turns = [Turn(role="user", text=str(number), at_ms=number)]
+            await stage.ledger.save_result(task(number), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
+        kept = await stage.ledger.history("telegram", "7", "1", limit=10_000)
+        assert [turn.text for turn in kept] == [str(n) for n in range(11, stage.history_kept + 11)]
+
+    # --- outbox: order ---
+
+    @pytest.mark.req("OUT-1")
+    @pytest.mark.failure("G1", "G7")
+    async def test_a_chats_replies_go_out_in_the_order_of_saving(self, ledger: Ledger) -> None:
+        await answer(ledger, task(2), 3)
+        await answer(ledger, task(1), 2)
+        await ledger.add_notice(notice(task(3), "queued"))
+        fence = await ledger.outbox_open()
+        assert await send_everything(ledger, fence) == ["2.0", "2.1", "2.2", "1.0", "1.1", "queued"]
+
+    async def test_one_reply_per_chat_is_out_at_a_time(self, ledger: Ledger) -> None:
+        await answer(ledger, task(1, chat="a"), 2)
+        await answer(ledger, task(2, chat="b"), 2)
+        fence = await ledger.outbox_open()
+        taken = sorted(await ledger.outbox_take(fence, limit=10), key=lambda reply: reply.chat_id)
+        assert [reply.call.text for reply in taken] == ["1.0", "2.0"]
+        await answer(ledger, task(3, chat="a"))
+        await ledger.add_notice(notice(task(3, chat="a"), "queued"))
+        assert await ledger.outbox_take(fence, limit=10) == []
+        following = await send(ledger, fence, taken[0], Sent("m"))
+        assert following is not None
+        assert following.call.text == "1.1"
+        assert await ledger.outbox_take(fence, limit=10) == []
+
+    async def test_no_more_chats_are_taken_than_asked_for(self, ledger: Ledger) -> None:
+        for number in range(1, 6):
+            await answer(ledger, task(number, chat=str(number)))
+        fence = await ledger.outbox_open()
+        assert await ledger.outbox_take(fence, limit=0) == []
+        assert len(await ledger.outbox_take(fence, limit=2)) == 2
+        assert len(await ledger.outbox_take(fence, limit=10)) == 3
+
+    @pytest.mark.failure("G10")
+    async def test_an_account_that_pauses_does_not_hold_up_the_others(self, ledger: Ledger) -> None:
+        for number in range(1, 5):
+            await answer(ledger, task(number, chat=str(number)))
+        other = task(9, chat="9")
+        [reply] = chunks(other)
+        await ledger.save_result(other, ANSWERED, [msgspec.structs.replace(reply, account="8")], [], deliver=True)
+        fence = await ledger.outbox_open()
+        taken = await ledger.outbox_take(fence, limit=1, accounts_excluded=[("telegram", "7")])
+        assert [reply.account for reply in taken] == ["8"]
+        assert len(await ledger.outbox_take(fence, limit=10)) == 4
+
+    async def test_a_reply_carries_everything_the_sender_needs(self, ledger: Ledger) -> None:
+        [meant] = chunks(task())
+        meant = msgspec.structs.replace(meant, deadline_at_ms=123_456)
+        await ledger.save_result(task(), ANSWERED, [meant], [], deliver=True)
+        fence = await ledger.outbox_open()
+        taken = await take_one(ledger, fence)
+        assert msgspec.structs.replace(taken, sequence=0) == meant
+
+    # --- outbox: endings ---
+
+    @pytest.mark.req("OUT-1")
+    async def test_the_run_ends_with_its_last_reply_and_not_before(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        first = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, first)
+        delivered = await ledger.outbox_record(fence, first, Sent("m1"))
+        assert delivered.ended is None
+        assert delivered.next is not None
+        run = await ledger.run(task().run_id)
+        assert run is not None
+        assert run.status is Status.REPLYING
+        await ledger.outbox_sending(fence, delivered.next)
+        last = await ledger.outbox_record(fence, delivered.next, Sent("m2"))
+        assert last.ended == RunEnded(task().task_id, 0, Outcome.ANSWERED)
+        assert last.next is None
+        run = await ledger.run(task().run_id)
+        assert run is not None
+        assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.ANSWERED)
+        assert run.finished_at_ms is not None
+        assert [reply.platform_ref for reply in await ledger.replies(task_id=task().task_id)] == ["m1", "m2"]
+
+    @pytest.mark.failure("C13")
+    async def test_recording_an_ending_twice_changes_nothing_more(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        first = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, first)
+        once = await ledger.outbox_record(fence, first, Sent("m1"))
+        again = await ledger.outbox_record(fence, first, Sent("m1"))
+        assert again == once
+        assert await ledger.outbox_take(fence, limit=10) == []
+
+    @pytest.mark.failure("G5")
+    async def test_what_was_certainly_not_sent_is_sent_again_after_a_pause(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        assert await send(ledger, fence, await take_one(ledger, fence), Again(30.0, "429")) is None
+        await answer(ledger, task(2))
+        stage.pass_time(29)
+        assert await ledger.outbox_take(fence, limit=10) == [], "what comes later does not overtake"
+        stage.pass_time(2)
+        again = await take_one(ledger, fence)
+        assert (again.call.text, again.tries, again.resends, again.error) == ("1.0", 1, 0, "429")
+        assert again.state is ReplyState.READY
+
+    async def test_sending_again_may_be_in_other_words(self, ledger: Ledger) -> None:
+        await answer(ledger, task())
+        fence = await ledger.outbox_open()
+        plain = Call("sendMessage", {"text": "plain"}, "plain")
+        following = await send(ledger, fence, await take_one(ledger, fence), Again(0.0, "entities", call=plain))
+        assert following is not None
+        assert following.call == plain
+
+    @pytest.mark.failure("G9")
+    async def test_when_the_chat_is_gone_the_rest_is_not_tried_and_the_run_ends(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 3)
+        await answer(ledger, task(2))
+        fence = await ledger.outbox_open()
+        reply = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, reply)
+        delivered = await ledger.outbox_record(fence, reply, Failed("blocked", chat_gone=True))
+        assert delivered.ended == RunEnded(task().task_id, 0, Outcome.UNDELIVERABLE)
+        assert await states(ledger, task().run_id) == ["failed"] * 3
+        assert delivered.next is not None
+        assert delivered.next.run_id == task(2).run_id, "other runs are tried for themselves"
+
+    async def test_a_chunk_that_is_refused_does_not_stop_the_others(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        following = await send(ledger, fence, await take_one(ledger, fence), Failed("too long"))
+        assert following is not None
+        await ledger.outbox_sending(fence, following)
+        ended = (await ledger.outbox_record(fence, following, Sent())).ended
+        assert ended is not None
+        assert ended.outcome is Outcome.ANSWERED
+
+    async def test_an_answer_that_broke_off_was_not_delivered(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        following = await send(ledger, fence, await take_one(ledger, fence), Sent())
+        assert following is not None
+        await ledger.outbox_sending(fence, following)
+        ended = (await ledger.outbox_record(fence, following, Failed("refused"))).ended
+        assert ended is not None
+        assert ended.outcome is Outcome.UNDELIVERABLE
+
+    @pytest.mark.failure("G3", "G4", "G6")
+    async def test_sending_what_was_perhaps_sent_is_counted(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        await answer(ledger, task())
+        fence = await ledger.outbox_open()
+        marked = Call("sendMessage", {"text": "↻ 1.0"}, "↻ 1.0")
+        following = await send(ledger, fence, await take_one(ledger, fence), Resend("timeout", call=marked))
+        assert following is not None
+        assert (following.call, following.resends, following.tries) == (marked, 1, 0)
+        assert await send(ledger, fence, following, Resend("timeout", seconds=5.0)) is None
+        stage.pass_time(6)
+        assert (await take_one(ledger, fence)).resends == 2
+        assert (await ledger.outbox_depth()).resent == 2
+
+    @pytest.mark.failure("G4", "G7")
+    async def test_what_is_held_holds_the_rest_of_its_run_and_nothing_else(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 3)
+        await answer(ledger, task(2))
+        fence = await ledger.outbox_open()
+        following = await send(ledger, fence, await take_one(ledger, fence), HeldUnknown("timeout"))
+        assert following is not None
+        assert following.call.text == "2.0"
+        assert await send(ledger, fence, following, Sent()) is None
+        assert await states(ledger, task().run_id) == ["unknown", "ready", "ready"]
+        depth = await ledger.outbox_depth()
+        assert depth.unknown == 1
+        run = await ledger.run(task().run_id)
+        assert run is not None
+        assert run.status is Status.REPLYING
+
+        assert await ledger.outbox_rearm(task().run_id) == 3
+        assert await ledger.outbox_rearm(task().run_id) == 0
+        assert (await ledger.outbox_depth()).resent == 1
+        assert await send_everything(ledger, fence) == ["1.0", "1.1", "1.2"]
+        assert [reply.resends for reply in await ledger.replies(run_id=task().run_id)] == [1, 0, 0]
+
+    @pytest.mark.failure("G8")
+    async def test_what_is_released_from_hold_waits_while_its_chat_is_sent_to(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 2)
+        await answer(ledger, task(2))
+        fence = await ledger.outbox_open()
+        out = await send(ledger, fence, await take_one(ledger, fence), HeldUnknown("timeout"))
+        assert out is not None
+        await ledger.outbox_sending(fence, out)
+        await ledger.outbox_rearm(task().run_id)
+        assert await ledger.outbox_take(fence, limit=10) == []
+        following = (await ledger.outbox_record(fence, out, Sent())).next
+        assert following is not None
+        assert following.call.text == "1.0"
+
+    @pytest.mark.failure("G5")
+    async def test_what_is_released_from_hold_waits_while_its_chat_pauses(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        await answer(ledger, task())
+        await answer(ledger, task(2))
+        fence = await ledger.outbox_open()
+        out = await send(ledger, fence, await take_one(ledger, fence), HeldUnknown("timeout"))
+        assert out is not None
+        await send(ledger, fence, out, Again(30.0, "429"))
+        await ledger.outbox_rearm(task().run_id)
+        assert await ledger.outbox_take(fence, limit=10) == []
+        stage.pass_time(31)
+        assert await send_everything(ledger, fence) == ["1.0", "2.0"]
+
+    @pytest.mark.failure("A13")
+    async def test_when_a_chat_moves_everything_that_waits_goes_to_the_new_one(self, ledger: Ledger) -> None:
+        await answer(ledger, task(1, chat="old"), 2)
+        await answer(ledger, task(2, chat="old"))
+        fence = await ledger.outbox_open()
+        await send(ledger, fence, await take_one(ledger, fence), Again(0.0, "moved", chat_id="new"))
+        await answer(ledger, task(3, chat="old"))
+        await answer(ledger, task(4, chat="new"))
+        moved = await take_one(ledger, fence)
+        assert (moved.chat_id, moved.call.text) == ("new", "1.0")
+        following = await send(ledger, fence, moved, Sent())
+        assert following is not None
+        assert following.chat_id == "new"
+        await send(ledger, fence, following, Sent())
+        assert await ledger.outbox_take(fence, limit=10) == []
+        assert {reply.chat_id for reply in await ledger.replies(run_id=task(3).run_id)} == {"new"}
+
+    @pytest.mark.failure("A13", "G8")
+    async def test_a_chat_that_moves_to_one_that_is_sent_to_waits_for_it(self, ledger: Ledger) -> None:
+        await answer(ledger, task(1, chat="old"))
+        await answer(ledger, task(2, chat="new"), 2)
+        fence = await ledger.outbox_open()
+        new, old = sorted(await ledger.outbox_take(fence, limit=10), key=lambda reply: reply.chat_id)
+        await ledger.outbox_sending(fence, new)
+        await ledger.outbox_sending(fence, old)
+        delivered = await ledger.outbox_record(fence, old, Again(0.0, "moved", chat_id="new"))
+        assert delivered.next is None
+        assert await ledger.outbox_take(fence, limit=10) == []
+        following = (await ledger.outbox_record(fence, new, Sent())).next
+        assert following is not None
+        assert following.call.text == "1.0", "in the order of saving"
+
+    async def test_a_chat_that_moves_twice_is_followed(self, ledger: Ledger) -> None:
+        fence = await ledger.outbox_open()
+        for old, new in (("a", "b"), ("b", "c")):
+            await answer(ledger, task(1 if old == "a" else 2, chat=old))
+            reply = await take_one(ledger, fence)
+            await send(ledger, fence, reply, Again(0.0, "moved", chat_id=new))
+            await send(ledger, fence, await take_one(ledger, fence), Sent())
+        await answer(ledger, task(3, chat="a"))
+        assert (await take_one(ledger, fence)).chat_id == "c"
+
+    async def test_a_chat_that_was_let_go_comes_up_again_after_the_pause(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        await answer(ledger, task())
+        fence = await ledger.outbox_open()
+        reply = await take_one(ledger, fence)
+        await ledger.outbox_release(fence, reply, seconds=5)
+        assert await ledger.outbox_take(fence, limit=10) == []
+        stage.pass_time(6)
+        again = await take_one(ledger, fence)
+        assert (again.reply_id, again.tries) == (reply.reply_id, 0)
+
+    # --- outbox: who sends ---
+
+    @pytest.mark.failure("G8")
+    async def test_a_new_sender_voids_the_old_one(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        await answer(ledger, task(), 2)
+        old = await ledger.outbox_open()
+        reply = await take_one(ledger, old)
+        new = await (await stage.another()).outbox_open()
+        assert new > old
+        with pytest.raises(ClaimLost):
+            await ledger.outbox_sending(old, reply)
+        with pytest.raises(ClaimLost):
+            await ledger.outbox_record(old, reply, Sent())
+        with pytest.raises(ClaimLost):
+            await ledger.outbox_release(old, reply, seconds=0)
+        with pytest.raises(ClaimLost):
+            await ledger.outbox_take(old, limit=10)
+        assert await states(ledger, task().run_id) == ["ready", "ready"]
+        assert await send_everything(ledger, new) == ["1.0", "1.1"]
+
+    @pytest.mark.req("OUT-1")
+    @pytest.mark.failure("G2", "G3")
+    async def test_what_was_out_when_the_sender_died_comes_up_as_a_doubt(self, ledger: Ledger) -> None:
+        await answer(ledger, task(1, chat="a"), 2)
+        await answer(ledger, task(2, chat="b"))
+        fence = await ledger.outbox_open()
+        first, _ = sorted(await ledger.outbox_take(fence, limit=10), key=lambda reply: reply.chat_id)
+        await ledger.outbox_sending(fence, first)  # and then the process is killed; chat b was only taken
+        fence = await ledger.outbox_open()
+        in_doubt, not_sent = sorted(await ledger.outbox_take(fence, limit=10), key=lambda reply: reply.chat_id)
+        assert (in_doubt.call.text, in_doubt.state) == ("1.0", ReplyState.SENDING)
+        assert (not_sent.call.text, not_sent.state) == ("2.0", ReplyState.READY)
+        delivered = await ledger.outbox_record(fence, in_doubt, Resend("the sender stopped"))
+        assert delivered.next is not None
+        assert (delivered.next.call.text, delivered.next.state) == ("1.0", ReplyState.READY)
+
+    @pytest.mark.failure("G2")
+    async def test_what_was_out_when_its_chat_was_let_go_comes_up_as_a_doubt(self, ledger: Ledger) -> None:
+        await answer(ledger, task())
+        fence = await ledger.outbox_open()
+        reply = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, reply)
+        await ledger.outbox_release(fence, reply, seconds=0)
+        assert (await take_one(ledger, fence)).state is ReplyState.SENDING
+
+    @pytest.mark.req("OUT-1")
+    async def test_a_restart_sends_what_was_ready_and_never_what_was_sent(self, stage: LedgerStage) -> None:
+        await answer(stage.ledger, task(), 3)
+        fence = await stage.ledger.outbox_open()
+        await send(stage.ledger, fence, await take_one(stage.ledger, fence), Sent())
+        restarted = await stage.another()
+        fence = await restarted.outbox_open()
+        assert await send_everything(restarted, fence) == ["1.1", "1.2"]
+
+    async def test_a_reply_goes_out_once_per_intent(self, ledger: Ledger) -> None:
+        await answer(ledger, task())
+        fence = await ledger.outbox_open()
+        reply = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, reply)
+        with pytest.raises(ClaimLost):
+            await ledger.outbox_sending(fence, reply)
+
+    # --- notices ---
+
+    @pytest.mark.req("SUS-1")
+    @pytest.mark.failure("G16")
+    async def test_a_notice_is_said_once_ever(self, stage: LedgerStage) -> None:
+        ledgers = [stage.ledger, await stage.another()]
+        added = await asyncio.gather(*(one.add_notice(notice(task(), "queued")) for one in ledgers * 5))
+        assert sum(added) == 1
+        fence = await stage.ledger.outbox_open()
+        assert await send_everything(stage.ledger, fence) == ["queued"]
+        assert not await stage.ledger.add_notice(notice(task(), "queued"))
+        assert await stage.ledger.add_notice(notice(task(), "late"))
+
+    @pytest.mark.failure("G16")
+    async def test_a_notice_never_holds_a_run(self, ledger: Ledger) -> None:
+        await answer(ledger, task())
+        await ledger.add_notice(notice(task(), "queued"))
+        fence = await ledger.outbox_open()
+        reply = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, reply)
+        delivered = await ledger.outbox_record(fence, reply, Sent())
+        assert delivered.ended == RunEnded(task().task_id, 0, Outcome.ANSWERED)
+        assert delivered.next is not None
+        assert delivered.next.kind is ReplyKind.NOTICE
+
+    @pytest.mark.failure("G16")
+    @pytest.mark.parametrize(
+        "ending",
+        [Failed("blocked", chat_gone=True), HeldUnknown("timeout"), Sent()],
+        ids=lambda one: type(one).__name__,
+    )
+    async def test_whatever_becomes_of_a_notice_the_answer_goes_out(self, ledger: Ledger, ending: Delivery) -> None:
+        await ledger.add_notice(notice(task(), "queued"))
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        first = await take_one(ledger, fence)
+        assert first.kind is ReplyKind.NOTICE
+        await ledger.outbox_sending(fence, first)
+        delivered = await ledger.outbox_record(fence, first, ending)
+        assert delivered.ended is None
+        following, texts = delivered.next, []
+        while following is not None:
+            texts.append(following.call.text)
+            following = await send(ledger, fence, following, Sent())
+        assert texts == ["1.0", "1.1"]
+
+    async def test_a_dropped_tasks_notice_still_goes_out(self, ledger: Ledger) -> None:
+        await ledger.add_notice(notice(task(), "queued"))
+        await ledger.finish(task(), Status.DROPPED)
+        fence = await ledger.outbox_open()
+        assert await send_everything(ledger, fence) == ["queued"]
+
+    # --- looking ---
+
+    async def test_a_page_that_was_away_reads_what_it_missed(self, ledger: Ledger) -> None:
+        for number in range(1, 4):
+            await ledger.save_result(task(number), ANSWERED, chunks(task(number), 2), [], deliver=False)
+        await ledger.save_result(task(9, chat="2"), ANSWERED, chunks(task(9, chat="2")), [], deliver=False)
+        everything = await ledger.transcript("telegram", "7", "1", after=0, limit=100)
+        assert [reply.call.text for reply in everything] == ["1.0", "1.1", "2.0", "2.1", "3.0", "3.1"]
+        assert [reply.sequence for reply in everything] == sorted({reply.sequence for reply in everything})
+        rest = await ledger.transcript("telegram", "7", "1", after=everything[2].sequence, limit=2)
+        assert [reply.call.text for reply in rest] == ["2.1", "3.0"]
+
+    async def test_the_outbox_is_counted_and_its_age_known(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        empty = await ledger.outbox_depth()
+        assert (empty.by_state, empty.oldest_waiting_ms) == ({}, None)
+        await answer(ledger, task(1, chat="a"), 2)
+        await answer(ledger, task(2, chat="b"), 3)
+        stage.pass_time(20)
+        depth = await ledger.outbox_depth()
+        assert depth.by_state == {"ready": 5}
+        assert depth.oldest_waiting_ms is not None
+        assert 20_000 <= depth.oldest_waiting_ms < 21_000
+        fence = await ledger.outbox_open()
+        first, second = await ledger.outbox_take(fence, limit=10)
+        await send(ledger, fence, first, Sent())
+        await send(ledger, fence, second, HeldUnknown("timeout"))
+        depth = await ledger.outbox_depth()
+        assert sum(depth.by_state.values()) == 4
+        assert depth.unknown == 1
+
+    @pytest.mark.req("SEC-5")
+    async def test_old_finished_runs_are_forgotten_with_everything_of_theirs(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        old, young, running = task(1), task(2), task(3)
+        await answer(ledger, old, 2)
+        await ledger.add_attempt(old.run_id, Attempt(at_ms=1, error="boom", counted=True))
+        await answer(ledger, running)
+        fence = await ledger.outbox_open()
+        reply: Reply | None = await take_one(ledger, fence)
+        while reply is not None and reply.run_id == old.run_id:
+            reply = await send(ledger, fence, reply, Sent())
+        stage.pass_time(100)
+        ended = await ledger.finish(young, Status.DROPPED)
+        assert ended.finished_at_ms is not None
+        assert await ledger.purge(finished_before_ms=ended.finished_at_ms) == 1
+        assert await ledger.run(old.run_id) is None
+        assert await ledger.archived(old.task_id) is None
+        assert await ledger.replies(task_id=old.task_id) == []
+        assert await ledger.attempts(old.run_id) == []
+        assert await ledger.run(young.run_id) == ended
+        assert await ledger.run(running.run_id) is not None
+
+    async def test_purging_takes_no_more_than_its_limit_oldest_first(self, stage: LedgerStage) -> None:
+        for number in range(1, 6):
+            await stage.ledger.finish(task(number), Status.EXPIRED)
+            stage.pass_time(1)
+        far = 10**15
+        assert await stage.ledger.purge(finished_before_ms=far, limit=3) == 3
+        assert await stage.ledger.run(task(3).run_id) is None
+        assert await stage.ledger.run(task(4).run_id) is not None
+        assert await stage.ledger.purge(finished_before_ms=far, limit=3) == 2
+
+    async def test_endings_are_counted(self, ledger: Ledger) -> None:
+        await ledger.save_result(task(1), RunResult(outcome=Outcome.SILENT), [], [], deliver=True)
+        await ledger.save_result(task(2), ANSWERED, chunks(task(2)), [], deliver=False)
+        await ledger.finish(task(3), Status.DROPPED)
+        await ledger.finish(task(4), Status.EXPIRED)
+        await answer(ledger, task(5))
+        assert await ledger.finished_counts() == {
+            "completed.silent": 1,
+            "completed.answered": 1,
+            "dropped": 1,
+            "expired": 1,
+        }
+
+    # --- definitions ---
+
+    @pytest.mark.failure("H5")
+    async def test_every_change_of_a_definition_is_a_new_version(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        assert await ledger.definitions_version() == 0
+        versions = [
+            await ledger.put_workflow(WorkflowRecord(workflow_id="a", name="A")),
+            await ledger.put_workflow(WorkflowRecord(workflow_id="a", name="A, better")),
+            await ledger.put_binding(BindingRecord(channel="telegram", account="7", workflow_id="a")),
+            await ledger.remove_binding("telegram", "7", "a"),
+        ]
+        assert versions == sorted(set(versions))
+        assert await (await stage.another()).definitions_version() == versions[-1]
+        definitions = await ledger.definitions()
+        assert definitions.version == versions[-1]
+        assert definitions.workflows["a"].name == "A, better"
+        assert definitions.bindings == []
+
+    async def test_what_changes_nothing_is_no_new_version(self, ledger: Ledger) -> None:
+        record = WorkflowRecord(workflow_id="a", name="A", updated_at="yesterday")
+        version = await ledger.put_workflow(record)
+        assert await ledger.put_workflow(msgspec.structs.replace(record, updated_at="today")) == version
+        assert await ledger.remove_binding("telegram", "7", "a") == version
+        assert (await ledger.definitions()).workflows["a"].updated_at == "yesterday"
+
+    @pytest.mark.req("BND-2")
+    async def test_an_account_has_one_default_and_a_new_one_demotes_the_former(self, ledger: Ledger) -> None:
+        for workflow_id in ("a", "b", "c"):
+            await ledger.put_binding(BindingRecord(channel="telegram", account="7", workflow_id=workflow_id))
+        await ledger.put_binding(BindingRecord(channel="telegram", account="8", workflow_id="a"))
+        await ledger.put_binding(
+            BindingRecord(channel="telegram", account="7", workflow_id="d", is_default=False, config={"x": 1})
+        )
+        bindings = (await ledger.definitions()).bindings
+        assert [(one.account, one.workflow_id) for one in bindings if one.is_default] == [("7", "c"), ("8", "a")]
+        assert len(bindings) == 5
+
+    @pytest.mark.req("BND-2")
+    async def test_a_binding_carries_the_version_of_its_last_change(self, ledger: Ledger) -> None:
+        first = await ledger.put_binding(BindingRecord(channel="telegram", account="7", workflow_id="a"))
+        other = await ledger.put_binding(BindingRecord(channel="telegram", account="8", workflow_id="a"))
+        demoting = await ledger.put_binding(BindingRecord(channel="telegram", account="7", workflow_id="b"))
+        versions = {(one.account, one.workflow_id): one.version for one in (await ledger.definitions()).bindings}
+        assert first < other < demoting
+        assert versions == {("7", "a"): demoting, ("7", "b"): demoting, ("8", "a"): other}
+
+    async def test_what_people_did_is_listed_newest_first(self, ledger: Ledger) -> None:
+        done: Sequence[Operation] = [
+            Operation(at_ms=n, who="ann", action="drop", target=f"t_{n}", why="spam") for n in range(5)
+        ]
+        for operation in done:
+            await ledger.record_operation(operation)
+        assert await ledger.operations(limit=3) == [done[4], done[3], done[2]]

@@ -1,0 +1,1350 @@
+"""What every queue promises, executable.
+
+    class TestMyQueue(QueueConformance):
+        @pytest.fixture
+        async def stage(self, tmp_path): ...
+
+The queue under test is configured with `CLAIM`, `TASKS_PER_CLAIM`, `DEATHS_SUSPECT` and `DEATHS_MAX`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, Final, Protocol
+
+import msgspec
+import pytest
+
+from rise.envelope import DeliveryKey, Head, LaneKey, Order, Reason, Status, Task, TaskId, task_id_of
+from rise.errors import ClaimLost
+from rise.queue.port import (
+    Claim,
+    Enqueued,
+    Finished,
+    NewTask,
+    OpenTask,
+    Queue,
+    Receipt,
+    Replying,
+    RetryIn,
+    Selection,
+    Settlement,
+    Suspend,
+)
+from rise.testing.clock import ManualClock
+
+CLAIM: Final = timedelta(seconds=30)
+TASKS_PER_CLAIM: Final = 3
+DEATHS_SUSPECT: Final = 2
+DEATHS_MAX: Final = 3
+
+HOUR: Final = 3600
+RECEIPT_SECONDS: Final = 72 * HOUR
+
+
+class QueueStage(Protocol):
+    """A queue, and the hands that reach where a worker cannot."""
+
+    queue: Queue
+
+    async def another(self) -> Queue:
+        """The same store, as another process sees it."""
+        ...
+
+    def pass_time(self, seconds: float) -> None:
+        """On the store's clock, and everywhere else."""
+        ...
+
+    def step_wall_clock(self, seconds: float) -> None:
+        """On this host's wall clock alone."""
+        ...
+
+    async def lose_hints(self) -> None:
+        """Everything that says that a lane has work, but the work itself."""
+        ...
+
+    async def overwrite_head(self, task_id: TaskId, stored: bytes) -> None: ...
+
+    async def leftovers(self) -> dict[str, int]:
+        """What is stored for tasks, by kind; receipts and the memory of idle lanes apart."""
+        ...
+
+
+def delivery(
+    number: int,
+    *,
+    chat: str = "1",
+    account: str = "7",
+    channel: str = "telegram",
+    at: int | None = None,
+    raw: bytes | None = None,
+    suspend: Reason | None = None,
+    lifetime_seconds: float | None = None,
+    receipt_seconds: int = RECEIPT_SECONDS,
+) -> NewTask:
+    """The update `number` of a bot: dated by it unless said otherwise, in the lane of its chat."""
+    key = DeliveryKey(f"tg:{account}:u:{number}")
+    body = raw if raw is not None else b'{"update_id":%d}' % number
+    head = Head(
+        task_id=task_id_of(key),
+        delivery_key=key,
+        channel=channel,
+        account=account,
+        source="webhook",
+        lane=lane_of(chat, account=account, channel=channel),
+        order=Order(number * 1000 if at is None else at, number),
+        accepted_at_ms=number,
+        request_id=f"r{number}",
+        trace_id=f"r{number}",
+        idempotency_key=f"telegram:pending:{chat}:{number}",
+        chat_id=chat,
+        user_text=f"message {number}",
+        raw_sha256=hashlib.sha256(body).hexdigest(),
+    )
+    return NewTask(head, body, receipt_seconds, suspend=suspend, lifetime_seconds=lifetime_seconds)
+
+
+def lane_of(chat: str, *, account: str = "7", channel: str = "telegram") -> LaneKey:
+    return LaneKey(f"{channel}:{account}:{chat}")
+
+
+def number_of(task: Task | OpenTask) -> int:
+    return task.head.order.seq
+
+
+async def enqueue(queue: Queue, *numbers: int, chat: str = "1") -> list[TaskId]:
+    return [(await queue.enqueue(delivery(number, chat=chat))).task_id for number in numbers]
+
+
+async def claim_all(queue: Queue, holder: str = "w1", *, room: int = 100, idle: bool = True) -> list[Claim]:
+    return (await queue.claim(holder, {"telegram": room}, idle=idle)).claims
+
+
+async def claim_one(queue: Queue, holder: str = "w1") -> Claim:
+    [claim] = await claim_all(queue, holder, room=1)
+    return claim
+
+
+async def open_task(queue: Queue, task_id: TaskId) -> Task:
+    task = await queue.get(task_id)
+    assert task is not None, f"{task_id} is gone"
+    return task
+
+
+async def run_lane(queue: Queue, claim: Claim | None) -> list[int]:
+    """Finish one task after the other until the claim is let go; returns their numbers."""
+    ran = []
+    while claim is not None:
+        ran.append(number_of(claim.task))
+        claim = await queue.settle(claim, claim.task, Finished())
+    return ran
+
+
+async def run_everything(queue: Queue) -> list[int]:
+    ran = []
+    while claims := await claim_all(queue, room=1):
+        ran += await run_lane(queue, claims[0])
+    return ran
+
+
+async def die(stage: QueueStage, *holders: str) -> None:
+    """The processes are killed, and their claims lapse."""
+    stage.pass_time(CLAIM.total_seconds() + 1)
+
+
+class QueueConformance:
+    """Every promise of `rise.queue.port.Queue`."""
+
+    @pytest.fixture
+    async def stage(self) -> QueueStage:
+        raise NotImplementedError("a backend's suite says how to make one")
+
+    @pytest.fixture
+    def queue(self, stage: QueueStage) -> Queue:
+        return stage.queue
+
+    # --- accepting ---
+
+    @pytest.mark.req("ENV-3")
+    async def test_a_delivery_becomes_a_task_that_can_be_claimed(self, queue: Queue) -> None:
+        enqueued = await queue.enqueue(delivery(1))
+        assert enqueued == Enqueued(task_id_of(DeliveryKey("tg:7:u:1")), new=True)
+        claim = await claim_one(queue)
+        assert claim.task.head == delivery(1).head
+        assert claim.task.progress.status is Status.PROCESSING
+        assert (claim.lane, claim.channel, claim.holder) == (lane_of("1"), "telegram", "w1")
+
+    @pytest.mark.parametrize("raw", [b"", b"\x00\xff\xfe not JSON", b'{"text":"\\ud800"}', bytes(range(256)) * 4096])
+    async def test_the_bytes_received_come_back_untouched(self, queue: Queue, raw: bytes) -> None:
+        [task_id] = [(await queue.enqueue(delivery(1, raw=raw))).task_id]
+        assert (await open_task(queue, task_id)).raw == raw
+        assert (await claim_one(queue)).task.raw == raw
+
+    @pytest.mark.req("ENV-3")
+    @pytest.mark.failure("A1", "A3", "A4", "C13")
+    async def test_a_duplicate_creates_nothing_and_names_the_first_task(self, queue: Queue) -> None:
+        first = await queue.enqueue(delivery(1))
+        again = await queue.enqueue(delivery(1))
+        assert again == Enqueued(first.task_id, new=False)
+        assert await run_everything(queue) == [1]
+        depth = await queue.depth()
+        assert (depth.accepted, depth.duplicates) == (1, 1)
+
+    @pytest.mark.req("ENV-3")
+    @pytest.mark.failure("A2", "C29")
+    async def test_duplicates_at_the_same_moment_in_several_processes_create_one_task(self, stage: QueueStage) -> None:
+        queues = [stage.queue, await stage.another(), await stage.another()]
+        enqueued = await asyncio.gather(*(queue.enqueue(delivery(1)) for queue in queues * 10))
+        assert sum(one.new for one in enqueued) == 1
+        assert len({one.task_id for one in enqueued}) == 1
+        assert await run_everything(stage.queue) == [1]
+        assert (await stage.queue.depth()).duplicates == 29
+
+    @pytest.mark.failure("A19")
+    async def test_the_same_key_with_another_body_is_noticed(self, queue: Queue) -> None:
+        await queue.enqueue(delivery(1, raw=b"one"))
+        assert not (await queue.enqueue(delivery(1, raw=b"two"))).same_body
+        assert (await queue.enqueue(delivery(1, raw=b"one"))).same_body
+        assert (await claim_one(queue)).task.raw == b"one"
+
+    @pytest.mark.failure("H10")
+    async def test_a_duplicate_of_a_suspended_task_is_known(self, queue: Queue) -> None:
+        await queue.enqueue(delivery(1))
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, Suspend(Reason.WORKFLOW_PENDING))
+        assert not (await queue.enqueue(delivery(1))).new
+
+    async def test_a_key_is_remembered_after_its_task_is_finished(self, stage: QueueStage) -> None:
+        await stage.queue.enqueue(delivery(1))
+        await run_everything(stage.queue)
+        stage.pass_time(RECEIPT_SECONDS - 1)
+        await stage.queue.sweep()
+        assert not (await stage.queue.enqueue(delivery(1))).new
+        assert await claim_all(stage.queue) == []
+
+    @pytest.mark.failure("A7")
+    async def test_a_key_is_forgotten_when_its_time_is_over(self, stage: QueueStage) -> None:
+        await stage.queue.enqueue(delivery(1))
+        await run_everything(stage.queue)
+        stage.pass_time(RECEIPT_SECONDS + 1)
+        await stage.queue.sweep()
+        assert await stage.queue.receipts(limit=10) == []
+        assert (await stage.queue.enqueue(delivery(1))).new
+
+    @pytest.mark.failure("H9")
+    async def test_an_open_task_is_known_even_when_its_key_is_forgotten(self, stage: QueueStage) -> None:
+        first = await stage.queue.enqueue(delivery(1, raw=b"first", suspend=Reason.RAW_PAYLOAD_INVALID))
+        stage.pass_time(RECEIPT_SECONDS + 1)
+        await stage.queue.sweep()
+        again = await stage.queue.enqueue(delivery(1, raw=b"second"))
+        assert again == Enqueued(first.task_id, new=False, same_body=False)
+        assert (await open_task(stage.queue, first.task_id)).raw == b"first"
+
+    @pytest.mark.failure("A9")
+    async def test_update_ids_may_jump_back(self, queue: Queue) -> None:
+        for number in (5_000, 7, 4_999, 6):
+            assert (await queue.enqueue(delivery(number, at=1))).new
+
+    @pytest.mark.failure("A14")
+    async def test_two_bots_with_the_same_numbers_have_two_tasks(self, queue: Queue) -> None:
+        first = await queue.enqueue(delivery(1, account="7"))
+        second = await queue.enqueue(delivery(1, account="8"))
+        assert first.new
+        assert second.new
+        assert len(await claim_all(queue)) == 2
+
+    async def test_a_delivery_accepted_as_suspended_is_kept_and_not_run(self, queue: Queue) -> None:
+        enqueued = await queue.enqueue(delivery(1, raw=b"\xff", suspend=Reason.RAW_PAYLOAD_INVALID))
+        await enqueue(queue, 2)
+        assert await run_everything(queue) == [2]
+        kept = await open_task(queue, enqueued.task_id)
+        assert (kept.progress.status, kept.progress.reason) == (Status.SUSPENDED, Reason.RAW_PAYLOAD_INVALID)
+        assert kept.raw == b"\xff"
+
+    async def test_a_lifetime_becomes_a_deadline_on_the_stores_clock(self, queue: Queue) -> None:
+        await queue.enqueue(delivery(1, lifetime_seconds=150))
+        deadline = (await claim_one(queue)).task.progress.deadline_at_ms
+        assert deadline is not None
+        assert 0 <= deadline - queue.now_ms() <= 150_000
+
+    @pytest.mark.req("ENV-6")
+    async def test_35_updates_with_5_duplicates_and_3_reordered_make_30_tasks(self, queue: Queue) -> None:
+        numbers = list(range(1, 31))
+        for early, late in ((3, 4), (11, 12), (20, 21)):
+            numbers[early], numbers[late] = numbers[late], numbers[early]
+        numbers += [1, 5, 9, 13, 30]
+        enqueued = [await queue.enqueue(delivery(number)) for number in numbers]
+        assert sum(one.new for one in enqueued) == 30
+        assert sum(one.out_of_order for one in enqueued) == 3
+        depth = await queue.depth()
+        assert (depth.accepted, depth.duplicates, depth.out_of_order) == (30, 5, 3)
+        assert await run_everything(queue) == list(range(1, 31))
+
+    # --- order ---
+
+    @pytest.mark.req("QUE-2")
+    @pytest.mark.parametrize("seed", range(5))
+    async def test_a_lane_runs_in_the_platforms_order_whatever_the_arrival(self, queue: Queue, seed: int) -> None:
+        dice = ManualClock(seed=seed).random
+        # Several with one date: then the update id decides.
+        deliveries = [delivery(number, at=dice.choice((1000, 2000, 3000))) for number in range(1, 13)]
+        expected = [one.head.order.seq for one in sorted(deliveries, key=lambda one: one.head.order)]
+        dice.shuffle(deliveries)
+        await asyncio.gather(*(queue.enqueue(one) for one in deliveries))
+        assert await run_everything(queue) == expected
+
+    @pytest.mark.req("QUE-2")
+    async def test_a_late_arrival_runs_next_and_is_counted(self, queue: Queue) -> None:
+        await enqueue(queue, 5, 6)
+        claim = await claim_one(queue)
+        late = await queue.enqueue(delivery(3))
+        assert (late.out_of_order, late.late) == (True, True)
+        early = await queue.enqueue(delivery(7))
+        assert (early.out_of_order, early.late) == (False, False)
+        assert await run_lane(queue, claim) == [5, 3, 6]
+        assert (await queue.depth()).out_of_order == 1
+
+    async def test_out_of_order_is_not_late_while_the_later_one_has_not_started(self, queue: Queue) -> None:
+        await enqueue(queue, 5)
+        assert await queue.enqueue(delivery(3)) == Enqueued(
+            task_id_of(DeliveryKey("tg:7:u:3")), new=True, out_of_order=True
+        )
+        assert await run_everything(queue) == [3, 5]
+
+    @pytest.mark.req("QUE-2")
+    @pytest.mark.failure("A10")
+    async def test_chats_do_not_wait_for_each_other(self, queue: Queue) -> None:
+        await enqueue(queue, 1, 2, chat="slow")
+        slow = await claim_one(queue)
+        await enqueue(queue, 3, chat="quick")
+        quick = await claim_one(queue, "w2")
+        assert number_of(quick.task) == 3
+        assert await run_lane(queue, quick) == [3]
+        assert await run_lane(queue, slow) == [1, 2]
+
+    async def test_the_lane_that_waited_longest_comes_first(self, stage: QueueStage) -> None:
+        for number, chat in ((9, "a"), (1, "b"), (5, "c")):
+            await enqueue(stage.queue, number, chat=chat)
+            stage.pass_time(0.01)
+        claims = [await claim_one(stage.queue) for _ in range(3)]
+        assert [number_of(claim.task) for claim in claims] == [9, 1, 5]
+
+    async def test_no_more_lanes_are_taken_than_there_is_room_for(self, queue: Queue) -> None:
+        for number in range(1, 6):
+            await queue.enqueue(delivery(number, chat=str(number)))
+            await queue.enqueue(delivery(number + 10, chat=str(number), channel="webchat"))
+        claimed = await queue.claim("w1", {"telegram": 2, "webchat": 1}, idle=True)
+        assert sorted(claim.channel for claim in claimed.claims) == ["telegram", "telegram", "webchat"]
+        assert (await queue.claim("w1", {"telegram": 0}, idle=False)).claims == []
+        assert (await queue.claim("w1", {}, idle=False)).claims == []
+
+    @pytest.mark.failure("D13")
+    async def test_a_long_lane_lets_others_have_their_turn(self, stage: QueueStage) -> None:
+        await enqueue(stage.queue, *range(1, 8), chat="long")
+        stage.pass_time(0.01)
+        await enqueue(stage.queue, 20, chat="short")
+        stage.pass_time(0.01)
+        turns = []
+        while claims := await claim_all(stage.queue, room=1):
+            turns.append(await run_lane(stage.queue, claims[0]))
+            stage.pass_time(0.01)
+        assert turns == [[1, 2, 3], [20], [4, 5, 6], [7]]
+
+    # --- claims ---
+
+    @pytest.mark.failure("D3")
+    async def test_a_lane_has_one_live_claim_however_many_ask(self, stage: QueueStage) -> None:
+        queues = [stage.queue, await stage.another(), await stage.another()]
+        await enqueue(stage.queue, 1, 2)
+        claimed = await asyncio.gather(*(claim_all(queue, f"w{n}") for n, queue in enumerate(queues * 5)))
+        assert sum(len(claims) for claims in claimed) == 1
+        assert (await stage.queue.depth()).lanes_claimed == 1
+
+    async def test_settling_starts_the_next_task_of_the_lane(self, queue: Queue) -> None:
+        await enqueue(queue, 1)
+        claim = await claim_one(queue)
+        await enqueue(queue, 2)
+        following = await queue.settle(claim, claim.task, Finished())
+        assert following is not None
+        assert number_of(following.task) == 2
+        assert following.fence == claim.fence
+        assert following.tasks_left == claim.tasks_left - 1
+        assert await queue.settle(following, following.task, Finished()) is None
+
+    async def test_a_lane_that_was_let_go_is_claimable_when_something_comes(self, queue: Queue) -> None:
+        await enqueue(queue, 1)
+        await run_everything(queue)
+        assert await claim_all(queue) == []
+        await enqueue(queue, 2)
+        assert number_of((await claim_one(queue)).task) == 2
+
+    async def test_fences_only_grow(self, stage: QueueStage) -> None:
+        fences = []
+        for number in range(1, 6):
+            await enqueue(stage.queue, number, chat=str(number % 2))
+            claim = await claim_one(stage.queue)
+            fences.append(claim.fence)
+            if number % 2:
+                await die(stage)
+                fences.append((await claim_one(stage.queue)).fence)
+            await die(stage)
+        assert fences == sorted(set(fences))
+
+    @pytest.mark.req("QUE-3")
+    @pytest.mark.failure("D1")
+    async def test_a_lost_workers_task_goes_to_another_with_one_death_counted(self, stage: QueueStage) -> None:
+        await enqueue(stage.queue, 1, 2)
+        claim = await claim_one(stage.queue)
+        stage.pass_time(CLAIM.total_seconds() - 1)
+        assert await claim_all(stage.queue, "w2") == []
+        stage.pass_time(2)
+        again = await claim_one(stage.queue, "w2")
+        assert (number_of(again.task), again.task.progress.deaths, again.task.progress.attempts) == (1, 1, 0)
+        assert again.fence > claim.fence
+        assert await run_lane(stage.queue, again) == [1, 2]
+
+    @pytest.mark.req("QUE-3")
+    @pytest.mark.failure("D2", "E5")
+    @pytest.mark.parametrize(
+        "settlement",
+        [Finished(), Replying(), Suspend(Reason.KILL_SWITCH), RetryIn(1, "late", counts=True)],
+        ids=lambda settlement: type(settlement).__name__,
+    )
+    async def test_who_lost_the_claim_changes_nothing(self, stage: QueueStage, settlement: Settlement) -> None:
+        [task_id, _] = await enqueue(stage.queue, 1, 2)
+        stale = await claim_one(stage.queue)
+        await die(stage)
+        claim = await claim_one(stage.queue, "w2")
+        before = await open_task(stage.queue, task_id)
+        with pytest.raises(ClaimLost):
+            await stage.queue.settle(stale, stale.task, settlement)
+        assert await stage.queue.renew([stale]) == {stale.lane}
+        assert await open_task(stage.queue, task_id) == before
+        assert await run_lane(stage.queue, claim) == [1, 2]
+
+    @pytest.mark.failure("D2")
+    async def test_who_lost_the_claim_changes_nothing_when_nobody_took_it_over(self, stage: QueueStage) -> None:
+        """Its death was counted and the message parked: it must not come back to life behind that."""
+        [task_id] = await enqueue(stage.queue, 1)
+        for _ in range(DEATHS_MAX):
+            stale = await claim_one(stage.queue)
+            await die(stage)
+        assert await claim_all(stage.queue) == []
+        with pytest.raises(ClaimLost):
+            await stage.queue.settle(stale, stale.task, Replying())
+        assert await stage.queue.renew([stale]) == {stale.lane}
+        progress = (await open_task(stage.queue, task_id)).progress
+        assert (progress.status, progress.reason) == (Status.SUSPENDED, Reason.POISON)
+
+    @pytest.mark.failure("D2")
+    async def test_who_was_taken_for_dead_has_lost_its_claim(self, stage: QueueStage) -> None:
+        """Also where the task now waits for a worker of its own."""
+        await enqueue(stage.queue, 1)
+        for _ in range(DEATHS_SUSPECT):
+            stale = await claim_one(stage.queue)
+            await die(stage)
+        busy = await stage.queue.claim("w2", {"telegram": 1}, idle=False)
+        assert (busy.claims, busy.suspects_waiting) == ([], True)
+        assert await stage.queue.renew([stale]) == {stale.lane}
+        with pytest.raises(ClaimLost):
+            await stage.queue.settle(stale, stale.task, Finished())
+        assert number_of((await claim_one(stage.queue, "w3")).task) == 1
+
+    async def test_a_claim_that_lapsed_unnoticed_is_still_good(self, stage: QueueStage) -> None:
+        """Nobody else has it: throwing the work away would help nobody."""
+        await enqueue(stage.queue, 1)
+        claim = await claim_one(stage.queue)
+        await die(stage)
+        assert await stage.queue.renew([claim]) == set()
+        assert await claim_all(stage.queue, "w2") == []
+        assert await stage.queue.settle(claim, claim.task, Finished()) is None
+
+    async def test_renewing_prolongs(self, stage: QueueStage) -> None:
+        await enqueue(stage.queue, 1)
+        claim = await claim_one(stage.queue)
+        for _ in range(5):
+            stage.pass_time(CLAIM.total_seconds() - 1)
+            assert await stage.queue.renew([claim]) == set()
+        assert await claim_all(stage.queue, "w2") == []
+        assert await run_lane(stage.queue, claim) == [1]
+
+    async def test_renewing_tells_the_lost_from_the_kept(self, stage: QueueStage) -> None:
+        await enqueue(stage.queue, 1, chat="a")
+        lost = await claim_one(stage.queue)
+        await die(stage)
+        await claim_one(stage.queue, "w2")
+        await enqueue(stage.queue, 2, chat="b")
+        kept = await claim_one(stage.queue)
+        assert await stage.queue.renew([lost, kept]) == {lost.lane}
+
+    async def test_a_claim_that_was_settled_cannot_be_renewed(self, queue: Queue) -> None:
+        await enqueue(queue, 1)
+        claim = await claim_one(queue)
+        await run_lane(queue, claim)
+        assert await queue.renew([claim]) == {claim.lane}
+        with pytest.raises(ClaimLost):
+            await queue.settle(claim, claim.task, Finished())
+
+    @pytest.mark.failure("L1", "D17")
+    async def test_steps_of_the_wall_clock_do_not_move_claims(self, stage: QueueStage) -> None:
+        await enqueue(stage.queue, 1)
+        claim = await claim_one(stage.queue)
+        before = stage.queue.now_ms()
+        for seconds in (86_400, -2 * 86_400, 86_400):
+            stage.step_wall_clock(seconds)
+            assert await claim_all(stage.queue, "w2") == []
+        assert abs(stage.queue.now_ms() - before) < 1000
+        stage.step_wall_clock(-86_400)
+        await die(stage)
+        assert len(await claim_all(await stage.another(), "w2")) == 1
+        assert await stage.queue.renew([claim]) == {claim.lane}
+
+    @pytest.mark.req("QUE-3")
+    async def test_the_claims_of_a_process_known_to_be_dead_are_free_at_once(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await enqueue(queue, 1, chat="a")
+        await enqueue(queue, 2, chat="b")
+        await claim_one(queue, "dead")
+        alive = await claim_one(queue, "alive")
+        assert await queue.reclaim("dead") == 1
+        assert await queue.reclaim("never heard of") == 0
+        again = await claim_all(queue, "w3")
+        assert [(number_of(claim.task), claim.task.progress.deaths) for claim in again] == [(1, 1)]
+        assert await queue.reclaim("dead") == 0
+        assert await run_lane(queue, alive) == [2]
+
+    # --- deaths ---
+
+    @pytest.mark.req("QUE-3")
+    @pytest.mark.failure("E4")
+    async def test_a_message_that_killed_three_processes_is_parked_and_the_lane_goes_on(
+        self, stage: QueueStage
+    ) -> None:
+        [poison, _] = await enqueue(stage.queue, 1, 2)
+        for death in range(DEATHS_MAX):
+            claim = await claim_one(stage.queue)
+            assert (number_of(claim.task), claim.task.progress.deaths) == (1, death)
+            await die(stage)
+        assert await run_everything(stage.queue) == [2]
+        progress = (await open_task(stage.queue, poison)).progress
+        assert (progress.status, progress.reason, progress.deaths) == (Status.SUSPENDED, Reason.POISON, DEATHS_MAX)
+        assert progress.error
+
+    @pytest.mark.failure("E4")
+    async def test_a_suspect_is_given_only_to_an_idle_worker_and_alone(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await enqueue(queue, 1, 2, chat="suspect")
+        for _ in range(DEATHS_SUSPECT):
+            await claim_one(queue)
+            await die(stage)
+        stage.pass_time(1)
+        await enqueue(queue, 3, chat="other")
+
+        busy = await queue.claim("w1", {"telegram": 10}, idle=False)
+        assert [number_of(claim.task) for claim in busy.claims] == [3]
+        assert busy.suspects_waiting
+
+        await enqueue(queue, 4, chat="third")
+        idle = await queue.claim("w2", {"telegram": 10}, idle=True)
+        assert [number_of(claim.task) for claim in idle.claims] in ([1], [4])
+        if number_of(idle.claims[0].task) == 4:
+            assert idle.suspects_waiting
+            await run_lane(queue, idle.claims[0])
+            idle = await queue.claim("w2", {"telegram": 10}, idle=True)
+        [alone] = idle.claims
+        assert (number_of(alone.task), alone.tasks_left) == (1, 0)
+        assert await queue.settle(alone, alone.task, Finished()) is None, "the next task is claimed anew"
+        assert 2 in await run_everything(queue)
+
+    async def test_settling_never_hands_over_a_suspect(self, stage: QueueStage) -> None:
+        """The claim's worker may be running other lanes."""
+        await enqueue(stage.queue, 2)
+        for _ in range(DEATHS_SUSPECT):
+            await claim_one(stage.queue)
+            await die(stage)
+        await stage.queue.enqueue(delivery(1))
+        claim = await claim_one(stage.queue)
+        assert number_of(claim.task) == 1
+        assert await stage.queue.settle(claim, claim.task, Finished()) is None
+        assert number_of((await claim_one(stage.queue)).task) == 2
+
+    @pytest.mark.req("QUE-3")
+    @pytest.mark.failure("E4")
+    async def test_messages_that_ran_beside_a_killer_are_not_parked_with_it(self, stage: QueueStage) -> None:
+        queue, killer = stage.queue, 3
+        for number in range(1, 6):
+            await enqueue(queue, number, chat=str(number))
+        answered = []
+        for worker in range(20):
+            claimed = await queue.claim(f"w{worker}", {"telegram": 10}, idle=True)
+            numbers = [number_of(claim.task) for claim in claimed.claims]
+            if not numbers:
+                break
+            if killer in numbers:
+                await die(stage)
+                continue
+            for claim in claimed.claims:
+                answered += await run_lane(queue, claim)
+        assert sorted(answered) == [1, 2, 4, 5]
+        [parked] = await queue.list_open(Selection(), limit=10)
+        assert (number_of(parked), parked.reason) == (killer, Reason.POISON)
+
+    # --- how work ends ---
+
+    async def test_what_is_finished_leaves_nothing_behind(self, stage: QueueStage) -> None:
+        ids = await enqueue(stage.queue, 1, 2, 3)
+        assert await run_everything(stage.queue) == [1, 2, 3]
+        assert [await stage.queue.get(task_id) for task_id in ids] == [None, None, None]
+        assert not any((await stage.leftovers()).values()), await stage.leftovers()
+        stage.pass_time(RECEIPT_SECONDS + HOUR * 2)
+        await stage.queue.sweep()
+        depth = await stage.queue.depth()
+        assert (depth.by_status, depth.accepted, depth.oldest_waiting_ms) == ({}, 0, None)
+
+    @pytest.mark.req("QUE-4")
+    async def test_a_retry_holds_its_own_lane_and_no_other(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        [retried, _] = await enqueue(queue, 1, 2, chat="a")
+        await enqueue(queue, 3, chat="b")
+        claim = next(claim for claim in await claim_all(queue) if number_of(claim.task) == 1)
+        assert await queue.settle(claim, claim.task, RetryIn(15.0, "boom", counts=True)) is None
+        waiting = (await open_task(queue, retried)).progress
+        assert (waiting.status, waiting.attempts, waiting.error) == (Status.PENDING, 1, "boom")
+        assert (await queue.depth()).retrying == 1
+        await enqueue(queue, 4, chat="b")
+        stage.pass_time(14)
+        await queue.sweep()
+        assert await claim_all(queue, "w2") == []
+        stage.pass_time(2)
+        again = await claim_one(queue, "w2")
+        assert await run_lane(queue, again) == [1, 2]
+
+    async def test_something_new_does_not_overtake_a_waiting_retry(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await enqueue(queue, 1)
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, RetryIn(60.0, "boom", counts=True))
+        await enqueue(queue, 2)
+        assert await claim_all(queue) == []
+        stage.pass_time(61)
+        assert await run_everything(queue) == [1, 2]
+
+    @pytest.mark.req("QUE-4")
+    @pytest.mark.failure("H1")
+    async def test_a_due_retry_survives_the_worker_that_picked_it(self, stage: QueueStage) -> None:
+        await enqueue(stage.queue, 1)
+        claim = await claim_one(stage.queue)
+        await stage.queue.settle(claim, claim.task, RetryIn(15.0, "boom", counts=True))
+        stage.pass_time(16)
+        await claim_one(stage.queue, "dies")
+        await die(stage)
+        again = await claim_one(stage.queue, "w2")
+        assert (again.task.progress.attempts, again.task.progress.deaths) == (1, 1)
+
+    @pytest.mark.req("QUE-4")
+    @pytest.mark.failure("E7")
+    async def test_waiting_for_a_dependency_uses_no_try(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        [task_id] = await enqueue(queue, 1)
+        for _ in range(10):
+            claim = await claim_one(queue)
+            await queue.settle(claim, claim.task, RetryIn(60.0, "the model is down", counts=False))
+            stage.pass_time(61)
+        progress = (await open_task(queue, task_id)).progress
+        assert (progress.attempts, progress.deaths, progress.failing_since_ms) == (0, 0, None)
+
+    async def test_it_is_remembered_since_when_a_task_has_been_failing(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        [task_id] = await enqueue(queue, 1)
+        since = queue.now_ms()
+        for _ in range(3):
+            claim = await claim_one(queue)
+            await queue.settle(claim, claim.task, RetryIn(60.0, "boom", counts=True))
+            stage.pass_time(61)
+        progress = (await open_task(queue, task_id)).progress
+        assert progress.attempts == 3
+        assert progress.failing_since_ms is not None
+        assert abs(progress.failing_since_ms - since) < 1000
+
+    @pytest.mark.failure("B2")
+    async def test_errors_may_quote_anything(self, stage: QueueStage) -> None:
+        """What no encoding has is replaced; it does not stop the task from being settled."""
+        queue, odd = stage.queue, "half a \ud83d and \x00"
+        [task_id] = [(await queue.enqueue(msgspec.structs.replace(delivery(1), error=odd))).task_id]
+        for settlement in (RetryIn(1.0, odd, counts=True), Suspend(Reason.KILL_SWITCH, odd)):
+            claim = await claim_one(queue)
+            await queue.settle(claim, claim.task, settlement)
+            assert ((await open_task(queue, task_id)).progress.error or "").startswith("half a ")
+            stage.pass_time(2)
+
+    @pytest.mark.failure("B2")
+    async def test_a_head_may_quote_anything(self, queue: Queue) -> None:
+        new = delivery(1)
+        head = msgspec.structs.replace(new.head, user_text="half a \ud83d", metadata={"\ud83d": "\x00"})
+        await queue.enqueue(msgspec.structs.replace(new, head=head))
+        assert (await claim_one(queue)).task.head.user_text == "half a ?"
+
+    @pytest.mark.req("QUE-2", "SUS-1")
+    async def test_a_suspended_task_lets_its_lane_go_on(self, queue: Queue) -> None:
+        [task_id, _, _] = await enqueue(queue, 1, 2, 3)
+        claim = await claim_one(queue)
+        following = await queue.settle(claim, claim.task, Suspend(Reason.WORKFLOW_PENDING, "no workflow"))
+        assert await run_lane(queue, following) == [2, 3]
+        progress = (await open_task(queue, task_id)).progress
+        assert (progress.status, progress.reason) == (Status.SUSPENDED, Reason.WORKFLOW_PENDING)
+        assert progress.error == "no workflow"
+
+    async def test_a_task_being_answered_stays_open_and_its_lane_goes_on(self, queue: Queue) -> None:
+        [task_id, _] = await enqueue(queue, 1, 2)
+        claim = await claim_one(queue)
+        following = await queue.settle(claim, claim.task, Replying())
+        assert await run_lane(queue, following) == [2]
+        assert (await open_task(queue, task_id)).progress.status is Status.REPLYING
+        assert not await queue.finish(task_id, 1), "another generation"
+        assert await queue.finish(task_id, 0)
+        assert not await queue.finish(task_id, 0)
+        assert await queue.get(task_id) is None
+
+    @pytest.mark.failure("F11")
+    async def test_what_the_ledger_calls_finished_is_forgotten_wherever_it_stands(self, queue: Queue) -> None:
+        """The last reply may be delivered before the worker has come to settle the task."""
+        [running, waiting, _] = await enqueue(queue, 1, 2, 3)
+        claim = await claim_one(queue)
+        assert await queue.finish(running, 0)
+        assert await queue.finish(waiting, 0)
+        following = await queue.settle(claim, claim.task, Replying())
+        assert await queue.get(running) is None
+        assert await run_lane(queue, following) == [3]
+
+    async def test_a_reply_of_unknown_fate_suspends_the_task(self, queue: Queue) -> None:
+        [task_id] = await enqueue(queue, 1)
+        held = Suspend(Reason.REPLY_HELD, "timed out")
+        assert not await queue.hold(task_id, 0, held)
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, Replying())
+        assert not await queue.hold(task_id, 1, held)
+        assert await queue.hold(task_id, 0, held)
+        assert not await queue.hold(task_id, 0, held)
+        progress = (await open_task(queue, task_id)).progress
+        assert (progress.status, progress.reason) == (Status.SUSPENDED, Reason.REPLY_HELD)
+
+    @pytest.mark.req("WRK-6")
+    @pytest.mark.failure("D18")
+    async def test_what_is_handed_back_is_as_if_it_had_never_been_claimed(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        [task_id, _] = await enqueue(queue, 1, 2)
+        for _ in range(DEATHS_MAX + 2):
+            claim = await claim_one(queue)
+            assert await queue.hand_back("w1") == 1
+            progress = (await open_task(queue, task_id)).progress
+            assert (progress.status, progress.attempts, progress.deaths) == (Status.PENDING, 0, 0)
+            with pytest.raises(ClaimLost):
+                await queue.settle(claim, claim.task, Finished())
+            assert await queue.renew([claim]) == {claim.lane}
+        assert await queue.hand_back("w1") == 0
+        assert await run_everything(queue) == [1, 2]
+
+    async def test_handing_back_leaves_the_claims_of_others_alone(self, queue: Queue) -> None:
+        await enqueue(queue, 1, chat="a")
+        mine = await claim_one(queue, "mine")
+        await enqueue(queue, 2, chat="b")
+        await claim_one(queue, "stopping")
+        assert await queue.hand_back("stopping") == 1
+        assert await queue.renew([mine]) == set()
+        assert [number_of(claim.task) for claim in await claim_all(queue, "w3")] == [2]
+
+    @pytest.mark.failure("D16", "C13")
+    @pytest.mark.parametrize(
+        "settlement",
+        [Finished(), Replying(), Suspend(Reason.KILL_SWITCH), RetryIn(0.5, "boom", counts=True)],
+        ids=lambda settlement: type(settlement).__name__,
+    )
+    async def test_settling_again_because_the_answer_was_lost_changes_nothing_more(
+        self, stage: QueueStage, settlement: Settlement
+    ) -> None:
+        [task_id, _] = await enqueue(stage.queue, 1, 2)
+        claim = await claim_one(stage.queue)
+        following = await stage.queue.settle(claim, claim.task, settlement)
+        before = await stage.queue.get(task_id)
+        try:
+            again = await stage.queue.settle(claim, claim.task, settlement)
+        except ClaimLost:
+            assert following is None
+        else:
+            assert following is not None
+            assert again is not None
+            assert again.task.head == following.task.head
+        after = await stage.queue.get(task_id)
+        assert (after and after.progress.attempts) == (before and before.progress.attempts)
+        assert (after and after.progress.status) == (before and before.progress.status)
+
+    # --- people's hands ---
+
+    @pytest.mark.req("SUS-2")
+    async def test_what_is_resumed_runs_in_its_old_place(self, queue: Queue) -> None:
+        ids = await self._suspend(queue, 1, 2)
+        await enqueue(queue, 3)
+        resumed = await queue.resume(Selection(reason=Reason.WORKFLOW_PENDING), limit=100)
+        assert sorted(resumed) == sorted(ids)
+        assert await run_everything(queue) == [1, 2, 3]
+
+    @pytest.mark.req("SUS-2")
+    @pytest.mark.failure("H2")
+    async def test_resuming_twice_resumes_once(self, stage: QueueStage) -> None:
+        [task_id] = await self._suspend(stage.queue, 1)
+        other = await stage.another()
+        twice = await asyncio.gather(
+            *(queue.resume(Selection(task_ids=(task_id,)), limit=1) for queue in (stage.queue, other))
+        )
+        assert sorted(map(len, twice)) == [0, 1]
+        assert await run_everything(stage.queue) == [1]
+
+    @pytest.mark.failure("H3")
+    async def test_what_is_resumed_waits_its_turn_in_a_lane_at_work(self, queue: Queue) -> None:
+        await self._suspend(queue, 1)
+        await enqueue(queue, 2, 3)
+        claim = await claim_one(queue)
+        await queue.resume(Selection(), limit=10)
+        assert await claim_all(queue, "w2") == []
+        assert await run_lane(queue, claim) == [2, 1, 3]
+
+    @pytest.mark.req("SUS-2")
+    @pytest.mark.failure("H6")
+    async def test_many_are_resumed_by_whole_lanes_oldest_first(self, queue: Queue) -> None:
+        for chat, first, second in (("young", 50, 51), ("old", 1, 60), ("middle", 20, 21)):
+            await self._suspend(queue, first, second, chat=chat)
+        waves = []
+        while resumed := await queue.resume(Selection(reason=Reason.WORKFLOW_PENDING), limit=3):
+            numbers = [number_of(await open_task(queue, task_id)) for task_id in resumed]
+            waves.append(sorted(numbers))
+        assert waves == [[1, 20, 21, 60], [50, 51]]
+
+    async def test_resuming_starts_the_tries_over(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        [task_id] = await enqueue(queue, 1)
+        for _ in range(3):
+            claim = await claim_one(queue)
+            await queue.settle(claim, claim.task, RetryIn(1.0, "boom", counts=True))
+            stage.pass_time(2)
+        await claim_one(queue)
+        await die(stage)
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, Suspend(Reason.RETRIES_EXHAUSTED, "boom"))
+        await queue.resume(Selection(task_ids=(task_id,)), limit=1)
+        progress = (await open_task(queue, task_id)).progress
+        assert (progress.status, progress.reason, progress.attempts, progress.deaths, progress.failing_since_ms) == (
+            Status.PENDING,
+            None,
+            0,
+            0,
+            None,
+        )
+
+    async def test_only_what_is_meant_is_resumed(self, queue: Queue) -> None:
+        await self._suspend(queue, 1)
+        await queue.enqueue(delivery(2, chat="2", suspend=Reason.STALE_REPLAY))
+        await queue.enqueue(delivery(3, chat="3", account="8", suspend=Reason.WORKFLOW_PENDING))
+        await queue.enqueue(delivery(4, chat="4", channel="webchat", suspend=Reason.WORKFLOW_PENDING))
+        assert await queue.suspended_accounts(Reason.WORKFLOW_PENDING) == {
+            ("telegram", "7"),
+            ("telegram", "8"),
+            ("webchat", "7"),
+        }
+        mine = Selection(reason=Reason.WORKFLOW_PENDING, channel="telegram", account="7")
+        assert [number_of(await open_task(queue, one)) for one in await queue.resume(mine, limit=10)] == [1]
+        assert await queue.resume(Selection(task_ids=(TaskId("t_unknown"),)), limit=10) == []
+        assert len(await queue.list_open(Selection(status=Status.SUSPENDED), limit=10)) == 3
+
+    @pytest.mark.failure("H9")
+    async def test_nothing_open_goes_away_by_time(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await self._suspend(queue, 1)
+        await enqueue(queue, 2, chat="2")
+        [replying] = await enqueue(queue, 3, chat="3")
+        claim = next(claim for claim in await claim_all(queue) if number_of(claim.task) == 3)
+        await queue.settle(claim, claim.task, Replying())
+        for _ in range(30):
+            stage.pass_time(86_400)
+            await queue.sweep()
+        assert [number_of(task) for task in await self._all_open(queue)] == [1, 2, 3]
+        assert (await open_task(queue, replying)).raw == delivery(3).raw
+        await queue.resume(Selection(), limit=10)
+        assert sorted(await run_everything(queue)) == [1, 2]
+
+    @pytest.mark.failure("E11", "H8")
+    async def test_cancelling_a_running_task_voids_its_claim_and_the_lane_goes_on(self, queue: Queue) -> None:
+        [task_id, _] = await enqueue(queue, 1, 2)
+        claim = await claim_one(queue)
+        cancelled = await queue.cancel(task_id)
+        assert cancelled is not None
+        assert (cancelled.head, cancelled.raw) == (claim.task.head, claim.task.raw)
+        with pytest.raises(ClaimLost):
+            await queue.settle(claim, claim.task, Replying())
+        assert await queue.renew([claim]) == {claim.lane}
+        assert await queue.get(task_id) is None
+        assert await queue.cancel(task_id) is None
+        assert await run_everything(queue) == [2]
+
+    async def test_cancelling_a_task_that_waits_does_not_disturb_the_one_that_runs(self, queue: Queue) -> None:
+        [_, task_id, _] = await enqueue(queue, 1, 2, 3)
+        claim = await claim_one(queue)
+        await queue.cancel(task_id)
+        assert await run_lane(queue, claim) == [1, 3]
+
+    async def test_cancelling_a_waiting_retry_frees_its_lane(self, queue: Queue) -> None:
+        [task_id, _] = await enqueue(queue, 1, 2)
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, RetryIn(600.0, "boom", counts=True))
+        await queue.cancel(task_id)
+        assert await run_everything(queue) == [2]
+
+    async def test_a_cancelled_task_is_known_to_duplicates(self, queue: Queue) -> None:
+        [task_id] = await enqueue(queue, 1)
+        await queue.cancel(task_id)
+        assert not (await queue.enqueue(delivery(1))).new
+
+    @pytest.mark.req("ENV-3")
+    async def test_a_finished_task_can_be_run_again_as_the_next_generation(self, queue: Queue) -> None:
+        await enqueue(queue, 1)
+        claim = await claim_one(queue)
+        first = claim.task
+        await run_lane(queue, claim)
+        assert await queue.restart(first, generation=1)
+        assert not await queue.restart(first, generation=1), "it is there already"
+        assert not (await queue.enqueue(delivery(1))).new
+        again = await claim_one(queue)
+        assert (again.task.head, again.task.raw) == (first.head, first.raw)
+        assert (again.task.progress.generation, again.task.run_id) == (1, f"{first.task_id}.1")
+        assert not await queue.restart(first, generation=2), "it runs"
+
+    async def test_a_suspended_task_can_be_run_again_and_starts_over(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        [task_id] = await enqueue(queue, 1)
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, RetryIn(1.0, "boom", counts=True))
+        stage.pass_time(2)
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, Suspend(Reason.RETRIES_EXHAUSTED))
+        assert await queue.restart(claim.task, generation=1)
+        progress = (await open_task(queue, task_id)).progress
+        assert (progress.status, progress.generation, progress.attempts) == (Status.PENDING, 1, 0)
+        assert not await queue.finish(task_id, 0), "an answer of the former run does not end this one"
+
+    async def test_a_task_that_waits_or_runs_cannot_be_started_a_second_time(self, queue: Queue) -> None:
+        [task_id] = await enqueue(queue, 1)
+        task = await open_task(queue, task_id)
+        assert not await queue.restart(task, generation=1)
+        claim = await claim_one(queue)
+        assert not await queue.restart(task, generation=1)
+        await queue.settle(claim, claim.task, Replying())
+        assert not await queue.restart(task, generation=1)
+
+    # --- what is lost is found again ---
+
+    @pytest.mark.req("QUE-3")
+    @pytest.mark.failure("D7", "D8", "D9")
+    async def test_lost_hints_are_made_again(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        for number in range(1, 5):
+            await enqueue(queue, number, chat=str(number))
+        await enqueue(queue, 11, chat="1")
+        await stage.lose_hints()
+        assert await queue.sweep() == 4
+        assert sorted(await run_everything(queue)) == [1, 2, 3, 4, 11]
+
+    async def test_a_lane_that_lost_its_claim_with_the_hints_goes_to_one_worker(self, stage: QueueStage) -> None:
+        await enqueue(stage.queue, 1)
+        stale = await claim_one(stage.queue)
+        await stage.lose_hints()
+        await stage.queue.sweep()
+        claim = await claim_one(stage.queue, "w2")
+        assert claim.fence > stale.fence
+        with pytest.raises(ClaimLost):
+            await stage.queue.settle(stale, stale.task, Finished())
+
+    @pytest.mark.failure("D10")
+    async def test_sweeping_changes_nothing_when_all_is_well(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await enqueue(queue, 1, chat="a")
+        await enqueue(queue, 2, chat="b")
+        claim = await claim_one(queue)
+        for _ in range(10):
+            assert await queue.sweep() == 0
+        assert len(await claim_all(queue, "w2")) == 1
+        assert await claim_all(queue, "w3") == []
+        assert await queue.renew([claim]) == set()
+
+    async def test_a_suspended_task_whose_time_has_passed_comes_up_to_be_ended(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        [task_id] = [(await queue.enqueue(delivery(1, lifetime_seconds=150))).task_id]
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, Suspend(Reason.WORKFLOW_PENDING))
+        await queue.sweep()
+        assert await claim_all(queue) == []
+        stage.pass_time(151)
+        await queue.sweep()
+        late = await claim_one(queue)
+        assert late.task.task_id == task_id
+        assert late.task.progress.deadline_at_ms is not None
+        assert late.task.progress.deadline_at_ms < queue.now_ms()
+        assert (await queue.depth()).by_reason == {}, "it is not suspended any more"
+
+    # --- what cannot be read ---
+
+    @pytest.mark.failure("B14", "B15", "D12", "M4")
+    @pytest.mark.parametrize("stored", [b"\xff\x00 garbage", b"{}", b'{"schema":', "newer"])
+    async def test_an_unreadable_record_is_set_aside_and_its_lane_goes_on(
+        self, stage: QueueStage, stored: bytes | str
+    ) -> None:
+        queue = stage.queue
+        [unreadable, _] = await enqueue(queue, 1, 2)
+        if isinstance(stored, str):
+            stored = msgspec.json.encode(msgspec.structs.replace(delivery(1).head, schema=99))
+        await stage.overwrite_head(unreadable, stored)
+        assert await run_everything(queue) == [2]
+
+        [row] = await queue.list_open(Selection(), limit=10)
+        assert (row.head.task_id, row.status, row.reason) == (unreadable, Status.SUSPENDED, Reason.SCHEMA_NEWER)
+        assert row.head.lane == lane_of("1")
+        assert (await open_task(queue, unreadable)).raw == delivery(1).raw
+        assert (await queue.depth()).by_reason == {"schema_newer": 1}
+
+        assert await queue.resume(Selection(reason=Reason.SCHEMA_NEWER), limit=10) == [unreadable]
+        assert await run_everything(queue) == []
+        dropped = await queue.cancel(unreadable)
+        assert dropped is not None
+        assert dropped.raw == delivery(1).raw
+
+    @pytest.mark.failure("B14")
+    async def test_a_record_set_aside_runs_when_it_can_be_read(self, stage: QueueStage) -> None:
+        [task_id] = await enqueue(stage.queue, 1)
+        await stage.overwrite_head(task_id, b"newer")
+        assert await run_everything(stage.queue) == []
+        await stage.overwrite_head(task_id, msgspec.json.encode(delivery(1).head))
+        await stage.queue.resume(Selection(reason=Reason.SCHEMA_NEWER), limit=10)
+        assert await run_everything(stage.queue) == [1]
+
+    async def test_an_unreadable_record_in_the_middle_of_a_claim_is_passed_over(self, stage: QueueStage) -> None:
+        [_, unreadable, _] = await enqueue(stage.queue, 1, 2, 3)
+        claim = await claim_one(stage.queue)
+        await stage.overwrite_head(unreadable, b"newer")
+        assert await run_lane(stage.queue, claim) == [1, 3]
+
+    # --- looking ---
+
+    async def test_lists_come_in_pages(self, queue: Queue) -> None:
+        await enqueue(queue, *range(1, 8))
+        seen: list[OpenTask] = []
+        while page := await queue.list_open(Selection(), limit=3, after=seen[-1].head.task_id if seen else ""):
+            assert len(page) <= 3
+            seen += page
+        assert sorted(number_of(row) for row in seen) == list(range(1, 8))
+        assert [row.head.task_id for row in seen] == sorted(row.head.task_id for row in seen)
+
+    async def test_lists_can_be_narrowed(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await self._suspend(queue, 1)
+        stage.pass_time(10)
+        boundary = queue.now_ms()
+        stage.pass_time(10)
+        await queue.enqueue(delivery(2, chat="2", account="8"))
+        await queue.enqueue(delivery(3, chat="3", channel="webchat"))
+
+        async def found(**narrowing: Any) -> list[int]:
+            return sorted(map(number_of, await queue.list_open(Selection(**narrowing), limit=10)))
+
+        assert await found() == [1, 2, 3]
+        assert await found(status=Status.PENDING) == [2, 3]
+        assert await found(reason=Reason.WORKFLOW_PENDING) == [1]
+        assert await found(channel="webchat") == [3]
+        assert await found(account="8") == [2]
+        assert await found(lane=lane_of("1")) == [1]
+        assert await found(older_than_ms=boundary) == [1]
+        assert await found(task_ids=(delivery(2).head.task_id, delivery(3).head.task_id), channel="webchat") == [3]
+
+    @pytest.mark.req("OPS-2")
+    async def test_receipts_name_every_key_and_its_duplicates(self, queue: Queue) -> None:
+        await enqueue(queue, 1, 2, 3, 2, 2)
+        await run_everything(queue)
+        seen: list[Receipt] = []
+        while page := await queue.receipts(limit=2, after=seen[-1].delivery_key if seen else ""):
+            seen += page
+        assert [(receipt.delivery_key, receipt.duplicates) for receipt in seen] == [
+            ("tg:7:u:1", 0),
+            ("tg:7:u:2", 2),
+            ("tg:7:u:3", 0),
+        ]
+        assert seen[0].task_id == task_id_of(DeliveryKey("tg:7:u:1"))
+
+    async def test_what_is_not_there_is_none(self, queue: Queue) -> None:
+        assert await queue.get(TaskId("t_unknown")) is None
+        assert await queue.cancel(TaskId("t_unknown")) is None
+        assert not await queue.finish(TaskId("t_unknown"), 0)
+
+    @pytest.mark.failure("D14")
+    async def test_work_that_nobody_does_is_seen_by_its_age(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        assert (await queue.depth()).oldest_waiting_ms is None
+        await enqueue(queue, 1)
+        stage.pass_time(40)
+        waiting = (await queue.depth()).oldest_waiting_ms
+        assert waiting is not None
+        assert 40_000 <= waiting < 41_000
+        await claim_one(queue)
+        assert (await queue.depth()).oldest_waiting_ms is None
+        stage.pass_time(CLAIM.total_seconds() + 50)
+        lapsed = (await queue.depth()).oldest_waiting_ms
+        assert lapsed is not None, "its worker is gone: it waits again"
+        assert 50_000 <= lapsed < 51_000
+
+    @pytest.mark.req("QUE-2", "QUE-3")
+    @pytest.mark.failure("A1", "D1", "D2", "D3", "H8")
+    @pytest.mark.parametrize("seed", range(12))
+    async def test_whatever_happens_no_task_is_lost_doubled_or_overtaken(self, stage: QueueStage, seed: int) -> None:
+        await _Happenings(stage, seed).run(steps=120)
+
+    # --- shorthand ---
+
+    async def _suspend(self, queue: Queue, *numbers: int, chat: str = "1") -> list[TaskId]:
+        """Enqueue and suspend as `workflow_pending`."""
+        ids = []
+        for number in numbers:
+            enqueued = await queue.enqueue(delivery(number, chat=chat, suspend=Reason.WORKFLOW_PENDING))
+            ids.append(enqueued.task_id)
+        return ids
+
+    async def _all_open(self, queue: Queue) -> list[OpenTask]:
+        return sorted(await queue.list_open(Selection(), limit=10_000), key=number_of)
+
+
+class _Happenings:
+    """Random commands, each checked against what may happen; a simple memory is the model."""
+
+    CHATS = ("a", "b", "c", "d")
+
+    def __init__(self, stage: QueueStage, seed: int) -> None:
+        self._stage = stage
+        self._queue = stage.queue
+        self._dice = ManualClock(seed=seed).random
+        self._number = 0
+        self._accepted: dict[int, NewTask] = {}
+        self._ended: set[int] = set()
+        self._duplicates = 0
+        self._live: dict[LaneKey, tuple[Claim, int]] = {}
+        """By lane: the claim, and until when it certainly holds."""
+        self._stale: list[Claim] = []
+        self._fence_max = 0
+        self._deaths_possible: dict[int, int] = {}
+
+    async def run(self, *, steps: int) -> None:
+        commands = (
+            [self._enqueue] * 6
+            + [self._claim] * 5
+            + [self._settle] * 8
+            + [self._settle_stale, self._renew, self._duplicate, self._time, self._time, self._reclaim, self._hand_back]
+            + [self._sweep, self._resume, self._cancel, self._finish, self._lose_hints]
+        )
+        for _ in range(steps):
+            await self._dice.choice(commands)()
+            await self._check()
+        await self._drain()
+
+    async def _enqueue(self) -> None:
+        self._number += 1
+        new = delivery(self._number, chat=self._dice.choice(self.CHATS), at=self._dice.randrange(100))
+        assert (await self._queue.enqueue(new)).new
+        self._accepted[self._number] = new
+
+    async def _duplicate(self) -> None:
+        if self._accepted:
+            assert not (await self._queue.enqueue(self._dice.choice(list(self._accepted.values())))).new
+            self._duplicates += 1
+
+    async def _claim(self) -> None:
+        before = await self._runnable()
+        idle = self._dice.random() < 0.7
+        claimed = await self._queue.claim(f"w{self._dice.randrange(3)}", {"telegram": 10}, idle=idle)
+        suspects = [claim for claim in claimed.claims if claim.task.progress.deaths >= DEATHS_SUSPECT]
+        assert not suspects or (idle and len(claimed.claims) == 1)
+        for claim in claimed.claims:
+            live = self._live.pop(claim.lane, None)
+            if live is not None:
+                assert live[1] <= self._queue.now_ms(), "claimed while another's claim was good"
+                self._lost(live[0])
+            assert claim.fence > self._fence_max
+            self._fence_max = claim.fence
+            self._took(claim, before)
+
+    def _took(self, claim: Claim, before: dict[LaneKey, list[OpenTask]]) -> None:
+        parked = 0
+        for row in before[claim.lane]:
+            if row.head.task_id == claim.task.task_id:
+                break
+            # Only what died once too often is passed over.
+            assert (row.status, row.deaths) == (Status.PROCESSING, DEATHS_MAX - 1)
+            parked += 1
+        assert parked <= 1
+        assert claim.task.progress.due_at_ms <= self._queue.now_ms()
+        self._live[claim.lane] = (claim, self._queue.now_ms() + int(CLAIM.total_seconds() * 1000))
+
+    async def _settle(self) -> None:
+        if not self._live:
+            return
+        claim, _ = self._live.pop(self._dice.choice(sorted(self._live)))
+        settlements: list[Settlement] = [
+            Finished(),
+            Finished(),
+            Replying(),
+            RetryIn(self._dice.choice((0.0, 5.0, 50.0)), "boom", counts=self._dice.random() < 0.5),
+            Suspend(self._dice.choice((Reason.WORKFLOW_PENDING, Reason.RETRIES_EXHAUSTED))),
+        ]
+        settlement = self._dice.choice(settlements)
+        before = await self._runnable()
+        try:
+            following = await self._queue.settle(claim, claim.task, settlement)
+        except ClaimLost:
+            assert claim in self._stale, "a good claim was refused"
+            return
+        assert claim not in self._stale
+        if isinstance(settlement, Finished):
+            self._ended.add(number_of(claim.task))
+        if following is None:
+            self._stale.append(claim)
+            return
+        assert following.tasks_left == claim.tasks_left - 1
+        assert following.task.progress.deaths < DEATHS_SUSPECT
+        rest = [row for row in before[claim.lane] if row.head.task_id != claim.task.task_id]
+        if isinstance(settlement, RetryIn) and following.task.task_id == claim.task.task_id:
+            assert not rest or claim.task.head.order < rest[0].head.order
+        else:
+            assert rest[0].head.task_id == following.task.task_id
+        self._live[claim.lane] = (following, self._queue.now_ms() + int(CLAIM.total_seconds() * 1000))
+
+    async def _settle_stale(self) -> None:
+        live = {claim.fence for claim, _ in self._live.values()}
+        stale = [claim for claim in self._stale if claim.fence not in live]
+        if stale:
+            claim = self._dice.choice(stale)
+            with pytest.raises(ClaimLost):
+                await self._queue.settle(claim, claim.task, Finished())
+
+    async def _renew(self) -> None:
+        lost = await self._queue.renew([claim for claim, _ in self._live.values()])
+        now = self._queue.now_ms()
+        for lane, (claim, until) in list(self._live.items()):
+            if lane in lost:
+                assert until <= now, "a good claim was lost"
+                del self._live[lane]
+                self._lost(claim)
+            else:
+                self._live[lane] = (claim, now + int(CLAIM.total_seconds() * 1000))
+
+    async def _time(self) -> None:
+        self._stage.pass_time(self._dice.choice((0.01, 1.0, 10.0, CLAIM.total_seconds() + 1)))
+
+    async def _reclaim(self) -> None:
+        holder = f"w{self._dice.randrange(3)}"
+        await self._queue.reclaim(holder)
+        for lane, (claim, _) in list(self._live.items()):
+            if claim.holder == holder:
+                # Dead for certain: none of its claims is used again.
+                del self._live[lane]
+
+    async def _hand_back(self) -> None:
+        holder = f"w{self._dice.randrange(3)}"
+        await self._queue.hand_back(holder)
+        for lane, (claim, _) in list(self._live.items()):
+            if claim.holder == holder:
+                del self._live[lane]
+                self._lost(claim)
+
+    async def _lose_hints(self) -> None:
+        await self._stage.lose_hints()
+        await self._sweep()
+        # Its claims are gone with them; whoever had one finds out at the next write.
+        for lane, (claim, _) in list(self._live.items()):
+            if await self._queue.renew([claim]):
+                del self._live[lane]
+                self._lost(claim)
+
+    async def _sweep(self) -> None:
+        await self._queue.sweep()
+
+    async def _resume(self) -> None:
+        await self._queue.resume(Selection(), limit=self._dice.randrange(1, 5))
+
+    async def _cancel(self) -> None:
+        rows = await self._open()
+        if not rows or self._dice.random() < 0.7:
+            return
+        row = self._dice.choice(rows)
+        assert await self._queue.cancel(row.head.task_id) is not None
+        self._ended.add(number_of(row))
+        live = self._live.get(row.head.lane)
+        if live is not None and live[0].task.task_id == row.head.task_id:
+            del self._live[row.head.lane]
+            self._lost(live[0])
+
+    async def _finish(self) -> None:
+        for row in await self._open():
+            if row.status is Status.REPLYING:
+                assert await self._queue.finish(row.head.task_id, row.generation)
+                self._ended.add(number_of(row))
+                return
+
+    def _lost(self, claim: Claim) -> None:
+        self._stale.append(claim)
+
+    async def _check(self) -> None:
+        """Accepted = open + finished, the queue's own count says the same, and one task runs per lane."""
+        rows = await self._open()
+        assert {number_of(row) for row in rows} == set(self._accepted) - self._ended
+        depth = await self._queue.depth()
+        assert depth.by_status == _counted(row.status for row in rows)
+        assert depth.by_reason == _counted(row.reason for row in rows if row.reason is not None)
+        assert depth.by_channel == _counted(row.head.channel for row in rows)
+        assert (depth.accepted, depth.duplicates) == (len(self._accepted), self._duplicates)
+        assert all((row.reason is not None) == (row.status is Status.SUSPENDED) for row in rows)
+        running = [row.head.lane for row in rows if row.status is Status.PROCESSING]
+        assert len(running) == len(set(running)), "two tasks of a lane run at once"
+
+    async def _drain(self) -> None:
+        """In the end everything that may run does, in order, and nothing stays behind."""
+        self._stage.pass_time(HOUR)
+        await self._queue.resume(Selection(), limit=10_000)
+        for row in await self._open():
+            if row.status is Status.REPLYING:
+                await self._queue.finish(row.head.task_id, row.generation)
+        ran: dict[LaneKey, list[Order]] = {}
+        while claims := await claim_all(self._queue, room=10):
+            for claim in claims:
+                following: Claim | None = claim
+                while following is not None:
+                    ran.setdefault(claim.lane, []).append(following.task.head.order)
+                    following = await self._queue.settle(following, following.task, Finished())
+        assert all(orders == sorted(orders) for orders in ran.values())
+        left = await self._open()
+        assert all(row.reason is Reason.POISON for row in left), left
+        for row in left:
+            await self._queue.cancel(row.head.task_id)
+        assert not any((await self._stage.leftovers()).values())
+
+    async def _open(self) -> list[OpenTask]:
+        return await self._queue.list_open(Selection(), limit=10_000)
+
+    async def _runnable(self) -> dict[LaneKey, list[OpenTask]]:
+        lanes: dict[LaneKey, list[OpenTask]] = {}
+        for row in sorted(await self._open(), key=lambda row: (row.head.order, row.head.task_id)):
+            if row.status in (Status.PENDING, Status.PROCESSING):
+                lanes.setdefault(row.head.lane, []).append(row)
+        return lanes
+
+
+def _counted(values: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[str(value)] = counts.get(str(value), 0) + 1
+    return counts

@@ -1,0 +1,89 @@
+"""What the tests of the API are made with: a whole house on a directory of its own, and ways to talk to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+import rise
+from rise.api.app import App
+from rise.capabilities import CapabilityStatus
+from rise.runtime.assembly import House, build
+from rise.settings import load_settings
+
+ADMIN = "admin-token-of-the-tests"
+OPERATOR = "operator-token-of-the-tests"
+VIEWER = "viewer-token-of-the-tests"
+SECRET = "webhook-secret-of-the-tests"
+BOT = "7"
+
+
+def as_(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@asynccontextmanager
+async def opened(directory: Path, **overrides: Any) -> AsyncIterator[House]:
+    settings = {
+        "data_dir": directory,
+        "host": "127.0.0.1",
+        "port": 0,
+        "admin_token": ADMIN,
+        "tokens": {OPERATOR: "olga:operator", VIEWER: "vic:viewer"},
+        "telegram_token": f"{BOT}:token-of-the-tests",
+        "telegram_secret": SECRET,
+        "telegram_mode": "webhook",
+        "public_url": "https://bot.example",
+        "stop_seconds": 2.0,
+    } | overrides
+    house = build(load_settings(_env_file=None, **settings))
+    await house.stores.open()
+    await house.bus.start()
+
+    async def disk() -> tuple[CapabilityStatus, str]:
+        await house.stores.database.write(lambda connection: None)
+        return CapabilityStatus.AVAILABLE, "written and synced"
+
+    house.capabilities.register_capability_probe("disk", disk)
+    await house.capabilities.probe_all()
+    try:
+        yield house
+    finally:
+        await house.bus.stop()
+        await house.stores.close()
+
+
+def client_of(app: App, **headers: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://rise", headers=headers)
+
+
+Work = Callable[[Callable[..., Any]], Awaitable[None]]
+
+
+async def echo(turn: rise.Turn) -> None:
+    await turn.reply(f"you said: {turn.text}")
+
+
+async def eventually(look: Callable[[], Awaitable[Any]], *, seconds: float = 10.0) -> Any:
+    """The first answer of `look` that is something."""
+    async with asyncio.timeout(seconds):
+        while not (found := await look()):
+            await asyncio.sleep(0.02)
+        return found
+
+
+async def talk(port: int, request: bytes, *, seconds: float = 10.0) -> bytes:
+    """Send raw bytes, read until the server closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(seconds):
+            writer.write(request)
+            await writer.drain()
+            return await reader.read()
+    finally:
+        writer.close()

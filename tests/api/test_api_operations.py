@@ -1,0 +1,446 @@
+"""What operators ask: health, what waits, letting go and dropping, and who may."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from api_house import ADMIN, OPERATOR, VIEWER, Work, as_, client_of, echo, eventually, opened
+
+import rise
+from rise.api.app import App, build_app
+from rise.capabilities import CapabilityStatus
+from rise.envelope import Status, TaskId
+from rise.errors import CapabilityClosed, StateConflict, TaskUnknown
+from rise.queue.port import Selection
+from rise.runtime.assembly import House
+from rise.runtime.operations import Operations
+
+APPLY = "/api/workflows/apply"
+SUSPENDED = "/internal/tasks/suspended"
+
+
+async def failing(turn: rise.Turn) -> None:
+    raise ValueError("on purpose")
+
+
+async def suspend_some(client: httpx.AsyncClient, count: int) -> list[str]:
+    """Tasks that failed for good. The house's worker runs `failing`."""
+    ids = []
+    for n in range(count):
+        sent = await client.post(APPLY, json={"userText": str(n), "retryMax": 0, "metadata": {"chat_id": str(n)}})
+        ids.append(sent.json()["data"]["taskId"])
+
+    async def all_there() -> bool:
+        return len((await client.get(SUSPENDED)).json()["data"]) == count
+
+    await eventually(all_there)
+    return sorted(ids)
+
+
+@pytest.mark.req("CAP-6")
+async def test_health_answers_200_and_names_capabilities(nobody: httpx.AsyncClient, house: House) -> None:
+    body = (await nobody.get("/healthz")).json()
+    assert (body["status"], body["router"]) == ("ok", "behavior")
+    assert set(body["capabilities"]) == {"disk"}
+    assert set(body["capabilities"]["disk"]) == {"status", "checked_at", "detail"}
+    house.capabilities.set("disk", CapabilityStatus.UNAVAILABLE, "gone")
+    down = await nobody.get("/healthz")
+    assert (down.status_code, down.json()["status"]) == (200, "unavailable")
+
+
+@pytest.mark.req("CAP-6")
+async def test_readiness_asks_the_store_and_startup_only_the_registry(nobody: httpx.AsyncClient, house: House) -> None:
+    assert (await nobody.get("/healthz/readiness")).status_code == 200
+    assert (await nobody.get("/healthz/startup")).status_code == 200
+    await house.stores.close()
+    assert (await nobody.get("/healthz/startup")).status_code == 200
+    down = await nobody.get("/healthz/readiness")
+    assert down.status_code == 503
+    assert int(down.headers["Retry-After"]) > 0
+    # and from then on they agree
+    assert (await nobody.get("/healthz/startup")).status_code == 503
+    assert (await nobody.get("/healthz")).json()["capabilities"]["disk"]["status"] == "unavailable"
+
+
+@pytest.mark.req("CAP-6")
+async def test_degraded_work_never_makes_readiness_fail(nobody: httpx.AsyncClient, house: House) -> None:
+    house.capabilities.set("pipeline", CapabilityStatus.DEGRADED, "not moving")
+    assert (await nobody.get("/healthz/readiness")).status_code == 200
+    assert (await nobody.get("/healthz")).json()["status"] == "degraded"
+
+
+@pytest.mark.req("CAP-3")
+async def test_a_closed_capability_is_said_in_its_own_form(app: App, nobody: httpx.AsyncClient) -> None:
+    @app._behind.get("/api/needs-mongo")
+    async def needs() -> None:
+        raise CapabilityClosed("mongo", "unavailable", "one line")
+
+    response = await nobody.get("/api/needs-mongo")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "30")
+    body = response.json()
+    assert body.pop("meta").keys() == {"requestId", "status", "warnings"}
+    assert body == {
+        "data": None,
+        "capability": "mongo",
+        "status": "unavailable",
+        "detail": "one line",
+        "error": {"code": "capability_unavailable"},
+    }
+
+
+async def test_an_error_nobody_expected_is_500_with_a_request_id_and_no_cause(
+    app: App, nobody: httpx.AsyncClient
+) -> None:
+    @app._behind.get("/api/broken")
+    async def broken() -> None:
+        raise ZeroDivisionError("the secret cause")
+
+    response = await nobody.get("/api/broken")
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
+    assert "secret cause" not in response.text
+    assert response.json()["meta"]["requestId"] == response.headers["X-Request-Id"]
+
+
+@pytest.mark.req("SUS-1", "SUS-3")
+async def test_suspended_work_is_listed_with_reason_channel_and_envelope(client: httpx.AsyncClient, work: Work) -> None:
+    await work(failing)
+    ids = await suspend_some(client, 3)
+    rows = (await client.get(SUSPENDED)).json()["data"]
+    assert [row["taskId"] for row in rows] == ids
+    assert {row["reason"] for row in rows} == {"retries_exhausted"}
+    assert {row["payload"]["channel"] for row in rows} == {"http"}
+    assert "raw" not in rows[0]["payload"]["channelPayload"]
+    whole = (await client.get(SUSPENDED, params={"raw": 1})).json()["data"]
+    assert whole[0]["payload"]["channelPayload"]["raw"]["retryMax"] == 0
+    assert "ValueError" in rows[0]["error"]
+
+
+@pytest.mark.req("SUS-1")
+async def test_the_list_is_narrowed_and_paged(client: httpx.AsyncClient, work: Work) -> None:
+    await work(failing)
+    ids = await suspend_some(client, 3)
+    first = (await client.get(SUSPENDED, params={"limit": 2})).json()
+    assert [row["taskId"] for row in first["data"]] == ids[:2]
+    rest = (await client.get(SUSPENDED, params={"limit": 2, "after": first["meta"]["next"]})).json()
+    assert [row["taskId"] for row in rest["data"]] == ids[2:]
+    assert rest["meta"]["next"] is None
+    assert (await client.get(SUSPENDED, params={"reason": "poison"})).json()["data"] == []
+    assert (await client.get(SUSPENDED, params={"channel": "telegram"})).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"reason": "nonsense"}, "reason"),
+        ({"limit": "0"}, "limit"),
+        ({"limit": "9" * 5000}, "limit"),
+        ({"limit": "x"}, "limit"),
+        ({"raw": "perhaps"}, "raw"),
+    ],
+)
+async def test_a_bad_parameter_is_told_its_name(client: httpx.AsyncClient, params: dict[str, str], field: str) -> None:
+    response = await client.get(SUSPENDED, params=params)
+    assert (response.status_code, response.json()["error"]["field"]) == (422, field)
+
+
+@pytest.mark.req("SUS-2")
+async def test_one_is_resumed_and_recorded_with_who_and_why(client: httpx.AsyncClient, work: Work) -> None:
+    fail = [True]
+
+    async def fragile(turn: rise.Turn) -> None:
+        if fail[0]:
+            raise ValueError
+        await turn.reply("mended")
+
+    await work(fragile)
+    [task_id] = await suspend_some(client, 1)
+    fail[0] = False
+    resumed = await client.post(f"/internal/tasks/{task_id}/resume", params={"why": "mended it"})
+    assert resumed.status_code == 200
+
+    async def completed() -> bool:
+        return (await client.get(f"/api/workflows/tasks/{task_id}")).json()["data"]["status"] == "completed"
+
+    await eventually(completed)
+    [entry] = [
+        entry for entry in (await client.get("/internal/operations")).json()["data"] if entry["action"] == "resume"
+    ]
+    assert (entry["who"], entry["target"], entry["why"]) == ("olga", task_id, "mended it")
+
+
+@pytest.mark.req("SUS-2")
+@pytest.mark.failure("H2")
+async def test_resuming_what_is_not_suspended_is_a_conflict_or_unknown(client: httpx.AsyncClient, work: Work) -> None:
+    pending = (await client.post(APPLY, json={"userText": "x"})).json()["data"]["taskId"]
+    response = await client.post(f"/internal/tasks/{pending}/resume")
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "state_conflict")
+    assert (await client.post("/internal/tasks/t_nobody/resume")).status_code == 404
+    await work(echo)
+    done = await client.post(APPLY, json={"userText": "x", "waitForResult": True})
+    ended = await client.post(f"/internal/tasks/{done.json()['data']['taskId']}/resume")
+    assert (ended.status_code, ended.json()["error"]["code"]) == (409, "state_conflict")
+
+
+@pytest.mark.req("SUS-2")
+async def test_many_are_resumed_by_reason_after_a_look_at_which(client: httpx.AsyncClient, work: Work) -> None:
+    await work(failing)
+    ids = await suspend_some(client, 3)
+    ask = {"reason": "retries_exhausted", "channel": "http"}
+    look = await client.post("/internal/tasks/resume", json=ask | {"dryRun": True})
+    assert look.json()["data"] == {"count": 3, "taskIds": ids, "dryRun": True}
+    assert len((await client.get(SUSPENDED)).json()["data"]) == 3
+    done = await client.post("/internal/tasks/resume", json=ask | {"why": "again"})
+    assert sorted(done.json()["data"]["taskIds"]) == ids
+    [entry] = [
+        entry for entry in (await client.get("/internal/operations")).json()["data"] if entry["action"] == "resume"
+    ]
+    assert entry["target"] == "suspended reason=retries_exhausted channel=http"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "reason"),
+        ({"reason": "nonsense"}, "reason"),
+        ({"reason": 1}, "reason"),
+        ({"taskIds": "t_1"}, "taskIds"),
+        ({"taskIds": [1]}, "taskIds"),
+        ({"channel": "http", "limit": 0}, "limit"),
+        ({"chanel": "http"}, "chanel"),
+    ],
+)
+async def test_resuming_everything_by_mistake_is_refused(
+    client: httpx.AsyncClient, body: dict[str, Any], field: str
+) -> None:
+    response = await client.post("/internal/tasks/resume", json=body)
+    assert (response.status_code, response.json()["error"]["field"]) == (422, field)
+
+
+@pytest.mark.req("SUS-3", "QUE-2")
+async def test_a_drop_is_final_recorded_and_lets_its_chat_go_on(
+    client: httpx.AsyncClient, house: House, work: Work
+) -> None:
+    told: list[Any] = []
+    house.bus.subscribe("task.settled", told.append)  # type: ignore[arg-type]
+    first = await client.post(APPLY, json={"userText": "1", "metadata": {"chat_id": "c"}})
+    task_id = first.json()["data"]["taskId"]
+    dropped = await client.delete(f"/internal/tasks/{task_id}", params={"why": "spam"})
+    assert dropped.json()["data"] == {"taskId": task_id, "status": "dropped", "by": "olga", "why": "spam"}
+    assert await house.queue.get(TaskId(task_id)) is None
+    assert [event["status"] for event in told] == ["dropped"]
+    shown = (await client.get(f"/api/workflows/tasks/{task_id}")).json()["data"]
+    assert (shown["status"], shown["droppedBy"], shown["droppedWhy"]) == ("dropped", "olga", "spam")
+    again = await client.delete(f"/internal/tasks/{task_id}")
+    assert (again.status_code, again.json()["data"]["why"]) == (200, "spam")
+    [entry] = [
+        entry for entry in (await client.get("/internal/operations")).json()["data"] if entry["action"] == "drop"
+    ]
+    assert (entry["who"], entry["why"]) == ("olga", "spam")
+    await work(echo)
+    following = {"userText": "2", "metadata": {"chat_id": "c"}, "waitForResult": True}
+    assert (await client.post(APPLY, json=following)).json()["data"]["status"] == "completed"
+
+
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("H8", "E11")
+async def test_what_is_dropped_while_it_runs_never_answers(client: httpx.AsyncClient, house: House, work: Work) -> None:
+    import asyncio
+
+    running, let_go = asyncio.Event(), asyncio.Event()
+
+    async def slow(turn: rise.Turn) -> None:
+        running.set()
+        await let_go.wait()
+        await turn.reply("too late")
+
+    await work(slow)
+    task_id = (await client.post(APPLY, json={"userText": "x"})).json()["data"]["taskId"]
+    await running.wait()
+    assert (await client.delete(f"/internal/tasks/{task_id}")).status_code == 200
+    let_go.set()
+    await asyncio.sleep(0.3)
+    shown = (await client.get(f"/api/workflows/tasks/{task_id}")).json()["data"]
+    assert (shown["status"], shown["replies"]) == ("dropped", [])
+
+
+@pytest.mark.failure("H8")
+async def test_what_has_ended_cannot_be_dropped(client: httpx.AsyncClient, work: Work) -> None:
+    await work(echo)
+    done = (await client.post(APPLY, json={"userText": "x", "waitForResult": True})).json()["data"]
+    response = await client.delete(f"/internal/tasks/{done['taskId']}")
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "state_conflict")
+    assert (await client.delete("/internal/tasks/t_nobody")).status_code == 404
+
+
+@pytest.mark.req("SUP-4")
+async def test_stats_count_what_is_there(client: httpx.AsyncClient, house: House) -> None:
+    for key in ("a", "a", "b"):
+        await client.post(APPLY, json={"userText": "x"}, headers={"Idempotency-Key": key})
+    stats = (await client.get("/internal/tasks/stats")).json()["data"]
+    assert (stats["journalDepth"], stats["byStatus"], stats["byChannel"]) == (2, {"pending": 2}, {"http": 2})
+    assert stats["duplicateRate"] == pytest.approx(1 / 3)
+    assert stats["outOfOrderRate"] == 0
+    assert stats["oldestWaitingSeconds"] >= 0
+    assert {"retryDepth", "outbox", "channelPayload", "workflow_pending_total", "finished"} <= stats.keys()
+    assert "raw_truncated_total" in stats["channelPayload"]
+
+
+@pytest.mark.req("CAP-5")
+async def test_a_capability_is_probed_on_demand(client: httpx.AsyncClient, house: House) -> None:
+    house.capabilities.set("disk", CapabilityStatus.UNAVAILABLE, "gone")
+    response = await client.post("/internal/capabilities/disk/probe")
+    assert (response.status_code, response.json()["data"]["status"]) == (200, "available")
+    assert (await client.post("/internal/capabilities/nonsense/probe")).status_code == 404
+
+
+@pytest.mark.req("OPS-4", "SEC-1")
+async def test_metrics_are_for_those_with_a_token(app: App, nobody: httpx.AsyncClient) -> None:
+    assert (await nobody.get("/metrics")).status_code == 401
+    async with client_of(app, **as_(VIEWER)) as viewer:
+        response = await viewer.get("/metrics")
+        assert "rise_capability_available" in response.text
+
+
+# --- who may ----------------------------------------------------------------------------------------------
+
+PROTECTED = [
+    ("POST", APPLY),
+    ("POST", "/api/messages"),
+    ("GET", "/api/workflows/tasks/t_1"),
+    ("GET", SUSPENDED),
+    ("POST", "/internal/tasks/t_1/resume"),
+    ("POST", "/internal/tasks/resume"),
+    ("DELETE", "/internal/tasks/t_1"),
+    ("GET", "/internal/tasks/stats"),
+    ("GET", "/internal/operations"),
+    ("POST", "/internal/capabilities/disk/probe"),
+    ("GET", "/metrics"),
+    ("GET", "/api/openapi.json"),
+]
+
+
+@pytest.mark.req("SEC-1")
+@pytest.mark.parametrize(("method", "path"), PROTECTED)
+async def test_without_a_valid_token_nothing_is_shown_or_done(
+    nobody: httpx.AsyncClient, method: str, path: str
+) -> None:
+    for shown in (
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        f"Basic {ADMIN}",
+        f"bearer-{ADMIN}",
+        f"Bearer {ADMIN}x",
+    ):
+        headers = {} if shown is None else {"Authorization": shown}
+        response = await nobody.request(method, path, headers=headers | {"X-Forwarded-For": "127.0.0.1"})
+        assert response.status_code == 401, shown
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert response.json()["error"]["code"] == "credentials_missing"
+
+
+@pytest.mark.req("SEC-1")
+async def test_each_role_may_what_the_one_before_may(app: App) -> None:
+    def allowed(statuses: list[int]) -> list[bool]:
+        return [status not in (401, 403) for status in statuses]
+
+    looks = [("GET", SUSPENDED), ("GET", "/internal/tasks/stats"), ("GET", "/metrics")]
+    changes = [("POST", "/internal/tasks/t_1/resume"), ("DELETE", "/internal/tasks/t_1"), ("POST", APPLY)]
+    for token, expected in ((VIEWER, [True] * 3 + [False] * 3), (OPERATOR, [True] * 6), (ADMIN, [True] * 6)):
+        async with client_of(app, **as_(token)) as client:
+            statuses = [(await client.request(method, path)).status_code for method, path in looks + changes]
+            assert allowed(statuses) == expected
+
+
+@pytest.mark.req("SEC-4")
+async def test_guessing_tokens_is_slowed_down_and_the_right_one_still_works(tmp_path: Any) -> None:
+    async with opened(tmp_path / "slow", rate_per_source=1.0) as house:
+        app = build_app(house)
+        async with client_of(app) as guesser:
+            statuses = [
+                (await guesser.get(SUSPENDED, headers=as_(f"guess-{n}-{'x' * 20}"))).status_code for n in range(12)
+            ]
+            assert statuses == [401] * 10 + [429] * 2
+            assert (await guesser.get(SUSPENDED, headers=as_(VIEWER))).status_code == 200
+            limited = await guesser.get("/healthz")
+            assert limited.status_code == 429
+            assert int(limited.headers["Retry-After"]) >= 1
+        app.close()
+
+
+@pytest.mark.req("SEC-1")
+async def test_the_description_of_the_api_is_for_those_who_may_use_it(app: App, nobody: httpx.AsyncClient) -> None:
+    for path in ("/docs", "/redoc", "/openapi.json"):
+        assert (await nobody.get(path)).status_code == 404
+    async with client_of(app, **as_(VIEWER)) as viewer:
+        paths = (await viewer.get("/api/openapi.json")).json()["paths"]
+        assert APPLY in paths
+
+
+async def test_what_the_framework_refuses_has_the_same_form(client: httpx.AsyncClient) -> None:
+    missing = await client.get("/nowhere")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert missing.json()["meta"]["status"] == "not_found"
+    wrong = await client.get(APPLY)
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+
+
+async def test_every_answer_has_its_security_headers(nobody: httpx.AsyncClient) -> None:
+    for path in ("/healthz", "/nowhere", "/metrics", "/webchat", "/webchat/chat.js"):
+        headers = (await nobody.get(path)).headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert headers["Referrer-Policy"] == "no-referrer"
+
+
+# --- by hand, without HTTP --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def operations(house: House) -> Operations:
+    return Operations(house.queue, house.ledger, house.bus, house.clock)
+
+
+@pytest.mark.failure("M9")
+async def test_running_again_says_first_what_it_would_do_and_then_answers_again(
+    client: httpx.AsyncClient, house: House, work: Work, operations: Operations
+) -> None:
+    await work(echo)
+    done = (await client.post(APPLY, json={"userText": "x", "waitForResult": True})).json()["data"]
+    task_id = TaskId(done["taskId"])
+    would = await operations.run_again(task_id, who="admin", dry_run=True)
+    assert (would.generation, would.was) == (1, Status.COMPLETED)
+    assert await house.queue.list_open(Selection(), limit=1) == []
+    assert [entry.action for entry in await house.ledger.operations(limit=10) if entry.who == "admin"] == []
+    await operations.run_again(task_id, who="admin", why="wanted twice")
+
+    async def twice() -> bool:
+        return len(await house.ledger.replies(task_id=task_id)) == 2
+
+    await eventually(twice)
+    run = await house.ledger.latest_run(task_id)
+    assert run is not None
+    assert run.generation == 1
+
+
+async def test_running_again_what_is_on_its_way_is_a_conflict(
+    client: httpx.AsyncClient, operations: Operations
+) -> None:
+    pending = (await client.post(APPLY, json={"userText": "x"})).json()["data"]["taskId"]
+    with pytest.raises(StateConflict):
+        await operations.run_again(TaskId(pending), who="admin")
+    with pytest.raises(TaskUnknown):
+        await operations.run_again(TaskId("t_nobody"), who="admin")
+
+
+async def test_a_suspended_task_may_be_run_again_too(
+    client: httpx.AsyncClient, work: Work, operations: Operations
+) -> None:
+    await work(failing)
+    [task_id] = await suspend_some(client, 1)
+    assert (await operations.run_again(TaskId(task_id), who="admin")).generation == 1

@@ -1,0 +1,142 @@
+"""The bus of one host keeps every promise of the port, between real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from rise.bus.local import LocalBus
+from rise.bus.port import Topic
+from rise.testing.conformance.bus import BusConformance, Heard
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+from rise.bus.local import LocalBus
+from rise.bus.port import Topic
+
+async def main():
+    bus = LocalBus(Path(sys.argv[1]))
+    bus.subscribe(Topic.TASK_SETTLED, lambda payload: bus.publish(Topic.RUN_ENDED, {"echo": dict(payload)}))
+    await bus.start()
+    print(bus.member, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    await bus.stop()
+
+asyncio.run(main())
+"""
+
+
+class LocalStage:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.members: list[LocalBus] = []
+        self.processes: list[asyncio.subprocess.Process] = []
+
+    async def member(self) -> LocalBus:
+        bus = LocalBus(self.directory)
+        await bus.start()
+        self.members.append(bus)
+        return bus
+
+    async def process(self) -> tuple[asyncio.subprocess.Process, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CHILD, str(self.directory), stdin=-1, stdout=-1
+        )
+        self.processes.append(process)
+        return process, (await process.stdout.readline()).decode().strip()
+
+    async def killed_member(self) -> str:
+        process, member = await self.process()
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        return member
+
+    async def flood(self, sender: LocalBus) -> None:
+        for number in range(5000):
+            sender.publish(Topic.TASK_SETTLED, {"n": number})
+
+    async def end(self) -> None:
+        for bus in self.members:
+            await bus.stop()
+        for process in self.processes:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            process.stdin.close()
+
+
+@pytest.fixture
+async def local(tmp_path: Path) -> AsyncIterator[LocalStage]:
+    stage = LocalStage(tmp_path / "bus")
+    yield stage
+    await stage.end()
+
+
+class TestLocalBus(BusConformance):
+    @pytest.fixture
+    def stage(self, local: LocalStage) -> LocalStage:
+        return local
+
+
+async def test_two_processes_hear_each_other(local: LocalStage):
+    bus, heard = await local.member(), Heard()
+    bus.subscribe(Topic.RUN_ENDED, heard)
+    await local.process()
+    bus.publish(Topic.TASK_SETTLED, {"task_id": "t_1"})
+    await heard.until({"echo": {"task_id": "t_1"}})
+
+
+async def test_a_process_that_ends_leaves_nothing_behind(local: LocalStage):
+    process, member = await local.process()
+    assert {path.name for path in local.directory.iterdir()} == {f"{member}.lock", f"{member}.sock"}
+    process.stdin.write(b"end\n")
+    await process.wait()
+    assert list(local.directory.iterdir()) == []
+
+
+@pytest.mark.failure("D2")
+async def test_a_stopped_process_is_not_taken_for_dead(local: LocalStage):
+    """Not even one that has not run for any length of time: its claims are for the lease to end."""
+    bus = await local.member()
+    process, _ = await local.process()
+    process.send_signal(signal.SIGSTOP)
+    assert bus.dead_members() == []
+    bus.publish(Topic.TASK_SETTLED, {"n": 1})
+    process.send_signal(signal.SIGKILL)
+
+
+async def test_what_does_not_come_from_a_member_is_ignored(local: LocalStage, monkeypatch: pytest.MonkeyPatch):
+    bus, heard = await local.member(), Heard()
+    bus.subscribe(Topic.TASK_SETTLED, heard)
+    stranger = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    monkeypatch.chdir(local.directory)  # a socket address has no room for a long path
+    for datagram in (
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b'["a topic of tomorrow",{}]',
+        b'["task.settled",7]',
+        b'["task.settled",{"a":"\xff"}]',
+    ):
+        stranger.sendto(datagram, f"{bus.member}.sock")
+    stranger.sendto(b'["task.settled",{"n":1}]', f"{bus.member}.sock")
+    stranger.close()
+    await heard.until({"n": 1})
+    assert heard.payloads == [{"n": 1}]
+
+
+async def test_a_directory_may_have_a_long_name(tmp_path: Path):
+    stage = LocalStage(tmp_path / ("x" * 120) / ("y" * 120))
+    one, other = await stage.member(), await stage.member()
+    heard = Heard()
+    other.subscribe(Topic.TASK_SETTLED, heard)
+    one.publish(Topic.TASK_SETTLED, {"n": 1})
+    await heard.until({"n": 1})
+    await stage.end()

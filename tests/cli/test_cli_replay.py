@@ -1,0 +1,180 @@
+"""`rise replay`: says what it would do, does it only when told to, and never twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_directory import BOT, Directory, Rise, update
+
+from rise.envelope import Reason, Status
+from rise.queue.port import Suspend
+
+CHATS = 4
+POISON = Suspend(Reason.POISON, "died 3 times")
+
+
+def thirty_five_updates() -> list[dict[str, Any]]:
+    """30 unique in 4 chats, 3 of them after a later one of their chat, and 5 repeated."""
+    unique = [update(number, chat=42 + number % CHATS, text=f"message {number:02}") for number in range(30)]
+    sent = list(unique)
+    for number in (5, 13, 21):  # each changes places with the one its chat sends next
+        sent[number], sent[number + CHATS] = sent[number + CHATS], sent[number]
+    return sent + [unique[number] for number in (0, 7, 14, 22, 29)]
+
+
+def written(path: Path, updates: Sequence[Any]) -> str:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in updates))
+    return str(path)
+
+
+@pytest.fixture
+def from_file(rise: Rise) -> Rise:
+    return lambda *words: rise("replay", *words, "--channel", "telegram", "--account", BOT, "--json")
+
+
+@pytest.mark.req("ENV-6", "OPS-1")
+def test_thirty_five_updates_are_thirty_tasks_and_a_second_run_adds_none(
+    from_file: Rise, rise: Rise, directory: Directory, tmp_path: Path
+):
+    path = written(tmp_path / "updates.jsonl", thirty_five_updates())
+    first = from_file(path, "--yes").json
+    assert (first["lines"], first["new"], first["duplicate"], first["dryRun"]) == (35, 30, 5, False)
+    assert first["outOfOrder"] == 3
+    assert len(directory.statuses()) == 30
+    second = from_file(path, "--yes").json
+    assert (second["new"], second["duplicate"], second["outOfOrder"]) == (0, 35, 0)
+    assert len(directory.statuses()) == 30
+    audit = rise("audit", "--json")
+    assert (audit.code, audit.json["accepted"], audit.json["duplicate"]) == (0, 30, 40)
+
+
+@pytest.mark.req("OPS-1")
+@pytest.mark.failure("M9")
+def test_a_dry_run_foretells_exactly_what_is_done_and_changes_nothing(
+    from_file: Rise, directory: Directory, tmp_path: Path
+):
+    updates = thirty_five_updates()
+    from_file(written(tmp_path / "some.jsonl", updates[:10]), "--yes")
+    before = directory.statuses()
+    path = written(tmp_path / "updates.jsonl", updates)
+    foretold = from_file(path).json
+    assert directory.statuses() == before
+    assert from_file(path).json == foretold
+    done = from_file(path, "--yes").json
+
+    def essence(told: dict[str, Any]) -> list[tuple[object, ...]]:
+        return [(entry["line"], entry["taskId"], entry["deliveryKey"], entry["new"]) for entry in told["updates"]]
+
+    assert essence(foretold) == essence(done)
+    assert (foretold["new"], foretold["duplicate"]) == (done["new"], done["duplicate"]) == (20, 15)
+    assert foretold["dryRun"]
+
+
+def test_people_are_told_that_nothing_was_changed(rise: Rise, directory: Directory, tmp_path: Path):
+    directory.accept(1)
+    path = written(tmp_path / "updates.jsonl", thirty_five_updates())
+    told = rise("replay", path, "--channel", "telegram", "--account", BOT)
+    assert "35 updates: 29 new, 6 duplicates, 3 out of order" in told.out
+    assert "Nothing was changed. Add --yes to do it." in told.out
+
+
+def test_an_old_update_is_run_because_a_person_wants_it(from_file: Rise, directory: Directory, tmp_path: Path):
+    old = update(1, chat=5)
+    old["message"]["date"] = 1_500_000_000
+    assert from_file(written(tmp_path / "old.jsonl", [old]), "--yes").json["unreadable"] == 0
+    assert set(directory.statuses().values()) == {(Status.PENDING, 0)}
+
+
+@pytest.mark.req("ENV-4")
+def test_a_line_that_cannot_be_read_is_parked_with_its_bytes(from_file: Rise, rise: Rise, tmp_path: Path):
+    lines = [b'{"update_id": 5, "message": ', b"\xff\xfe", b"", b'{"update_id": 6, "something_new": {}}\r']
+    (tmp_path / "bad.jsonl").write_bytes(b"\n".join(lines))
+    replayed = from_file("bad.jsonl", "--yes").json
+    assert (replayed["lines"], replayed["new"], replayed["unreadable"]) == (3, 3, 3)
+    assert [entry["line"] for entry in replayed["updates"]] == [1, 2, 4]
+    suspended = rise("suspended", "--reason", "raw_payload_invalid", "--json").json["tasks"]
+    assert len(suspended) == 3
+    last = replayed["updates"][-1]["taskId"]
+    assert rise("tasks", "show", last, "--raw").out == '{"update_id": 6, "something_new": {}}\r'
+
+
+def test_a_line_longer_than_any_update_stops_it(from_file: Rise, tmp_path: Path):
+    (tmp_path / "long.jsonl").write_bytes(b"x" * (1 << 20) + b"x\n")
+    ended = from_file("long.jsonl", "--yes")
+    assert ended.code == 2
+    assert "line 1 is longer than any update" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([], "say what"),
+        (["updates.jsonl"], "--channel telegram"),
+        (["missing.jsonl", "--channel", "telegram"], "there is no file"),
+        (["updates.jsonl", "--channel", "telegram"], "no bot is configured"),
+        (["updates.jsonl", "--channel", "telegram", "--status", "completed"], "not lines of a file"),
+        (["a.jsonl", "b.jsonl"], "is no task id"),
+        (["t_" + "a" * 26, "t_" + "b" * 26, "--channel", "telegram"], "not both"),
+        (["--status", "pending"], "still on its way"),
+        (["--since", "yesterday"], "say an age"),
+    ],
+)
+def test_what_is_not_clear_is_refused(rise: Rise, directory: Directory, tmp_path: Path, words: list[str], problem: str):
+    directory.accept(1)
+    written(tmp_path / "updates.jsonl", [update(1, chat=1)])
+    ended = rise("replay", *words)
+    assert ended.code == 2
+    assert problem in " ".join(ended.err.replace("│", " ").split())
+
+
+# --- tasks once more --------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("OPS-1")
+@pytest.mark.failure("M9")
+def test_run_again_raises_the_generation_once_even_if_pressed_twice(rise: Rise, directory: Directory):
+    [task_id] = directory.accept(1)
+    directory.finish(task_id)
+    told = rise("replay", task_id, "--json")
+    assert told.json["tasks"] == [{"taskId": task_id, "was": "completed", "generation": 1, "problem": None}]
+    assert directory.statuses() == {}, "a dry run"
+
+    assert rise("replay", task_id, "--yes").code == 0
+    assert directory.statuses() == {task_id: (Status.PENDING, 1)}
+    again = rise("replay", task_id, "--yes")
+    assert again.code == 1
+    assert "still on its way" in again.out
+    assert directory.statuses() == {task_id: (Status.PENDING, 1)}
+    assert [action for action, _, _ in directory.operations()] == ["run again"]
+    assert rise("audit").code == 0
+
+
+def test_finished_and_suspended_tasks_are_selected_and_open_or_dropped_ones_are_not(rise: Rise, directory: Directory):
+    done, suspended, dropped, _ = directory.accept(1, 2, 3, 4)
+    directory.finish(done)
+    directory.suspend(POISON, suspended)
+    rise("tasks", "drop", dropped, "--why", "spam")
+
+    def meant(*words: str) -> set[str]:
+        return {task["taskId"] for task in rise("replay", *words, "--json").json["tasks"]}
+
+    assert meant("--channel", "telegram") == {done, suspended}
+    assert meant("--channel", "http") == set()
+    assert meant("--status", "suspended") == {suspended}
+    assert meant("--status", "dropped") == {dropped}
+    assert meant("--since", "1h") == {done, suspended}
+    assert meant("--since", "2999-01-01") == set()
+
+
+def test_what_is_selected_runs_again_with_yes(rise: Rise, directory: Directory):
+    done = directory.accept(*range(1, 6))
+    directory.finish(*done)
+    told = rise("replay", "--channel", "telegram", "--yes", "--json").json
+    assert (told["again"], told["refused"]) == (5, 0)
+    assert set(directory.statuses().values()) == {(Status.PENDING, 1)}
+    nothing = rise("replay", "--channel", "telegram", "--yes", "--json").json
+    assert nothing["again"] == 0

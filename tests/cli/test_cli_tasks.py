@@ -1,0 +1,162 @@
+"""`rise tasks`, `rise suspended`: look at messages, let them go on, end them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_directory import Directory, Rise
+
+from rise.envelope import Reason, Status
+from rise.queue.port import Suspend
+
+POISON = Suspend(Reason.POISON, "the worker process died 3 times while running it")
+BLOCKED = Suspend(Reason.LANE_BLOCKED, "too long")
+
+
+def test_open_tasks_are_listed_oldest_first(rise: Rise, directory: Directory):
+    first, second, third = directory.accept(1, 2, 3)
+    for number, task_id in enumerate((third, first, second)):
+        head = b'"accepted_at_ms":' + str(number).encode()
+        directory.write(
+            "UPDATE tasks SET head = CAST(replace(CAST(head AS TEXT), '\"accepted_at_ms\":', ?) AS BLOB)"
+            " WHERE task_id = ?",
+            head.decode(),
+            task_id,
+        )
+    listed = rise("tasks", "--json").json
+    assert [task["taskId"] for task in listed["tasks"]] == [third, first, second]
+    assert [task["taskId"] for task in rise("tasks", "--json", "--limit", "1").json["tasks"]] == [third]
+    assert listed["found"] == 3
+
+
+def test_lists_narrow_by_state_channel_and_reason(rise: Rise, directory: Directory):
+    poisoned, blocked, pending = directory.accept(1, 2, 3)
+    directory.suspend(POISON, poisoned)
+    directory.suspend(BLOCKED, blocked)
+
+    def ids(*words: str) -> set[str]:
+        return {task["taskId"] for task in rise(*words, "--json").json["tasks"]}
+
+    assert ids("tasks", "--status", "pending") == {pending}
+    assert ids("tasks", "--channel", "http") == set()
+    assert ids("suspended") == {poisoned, blocked}
+    assert ids("suspended", "--reason", "poison") == {poisoned}
+    assert "the worker process died 3 times" in rise("suspended").out
+
+
+def test_finished_tasks_are_counted_and_not_listed(rise: Rise, directory: Directory):
+    done, _ = directory.accept(1, 2)
+    directory.finish(done)
+    assert rise("tasks", "--json").json["finished"] == {"completed.silent": 1}
+    refused = rise("tasks", "--status", "completed")
+    assert refused.code == 2
+    assert "counted, not listed" in refused.err
+
+
+@pytest.mark.req("SEC-4")
+def test_text_of_a_message_is_printed_as_text(rise: Rise, directory: Directory):
+    directory.accept(1, text="[bold red]x[/] \x1b[2J \u202e evil\nt_forged")
+    printed = rise("tasks").out
+    assert "[bold red]x[/]" in printed
+    assert "\x1b" not in printed
+    assert "\\u001b[2J" in printed
+    assert "\\u202e" in printed
+    assert "\nt_forged" not in printed
+
+
+def test_one_tasks_whole_life_is_told(rise: Rise, directory: Directory):
+    [task_id] = directory.accept(1, text="What is this?")
+    directory.accept(1)
+    directory.finish(task_id)
+    told = rise("tasks", "show", task_id)
+    assert told.code == 0
+    for words in ("What is this?", "completed", "tg:7:u:1001", "1 more deliveries", "accepted", "wf_test"):
+        assert words in told.out
+    shown = rise("tasks", "show", task_id, "--json").json
+    assert (shown["taskId"], shown["status"], shown["outcome"]) == (task_id, "completed", "silent")
+    assert shown["payload"]["channelPayload"]["raw"]["message"]["text"] == "What is this?"
+    assert (shown["deliveryKey"], shown["duplicates"]) == ("tg:7:u:1001", 1)
+
+
+@pytest.mark.req("ENV-2")
+def test_the_bytes_received_are_given_exactly(rise: Rise, tmp_path, directory: Directory):
+    line = (
+        b'{ "update_id" : 5,\t"message": {"message_id": 1, "date": 1762587000, "chat": {"id": 3}, "text": "\xc3\xa9"}}'
+    )
+    (tmp_path / "one.jsonl").write_bytes(line + b"\n")
+    replayed = rise("replay", "one.jsonl", "--channel", "telegram", "--account", "7", "--yes", "--json").json
+    [task_id] = [entry["taskId"] for entry in replayed["updates"]]
+    assert rise("tasks", "show", task_id, "--raw").out.encode() == line
+
+
+def test_a_task_that_is_not_there_is_one_clear_line(rise: Rise, directory: Directory):
+    directory.accept(1)
+    ended = rise("tasks", "show", "t_nothing")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err == "rise: there is no such task, or it has been forgotten\n"
+
+
+def test_a_directory_without_a_database_is_named_and_not_made(rise: Rise, directory: Directory):
+    for words in (["tasks"], ["suspended"], ["audit"], ["tasks", "show", "t_x"], ["replay", "--status", "suspended"]):
+        ended = rise(*words)
+        assert ended.code == 1
+        assert "holds no Rise database" in ended.err
+    assert not directory.path.exists()
+
+
+def test_wrong_settings_are_said_and_end_with_2(rise: Rise, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RISE_MIN_COPIES", "2")
+    ended = rise("tasks")
+    assert ended.code == 2
+    assert ended.err.startswith("rise: RISE_MIN_COPIES is 2")
+
+
+# --- changing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("SUS-3")
+def test_dropping_is_recorded_with_who_and_why(rise: Rise, directory: Directory):
+    [task_id] = directory.accept(1)
+    assert rise("tasks", "drop", task_id).code == 2, "a reason is wanted"
+    assert rise("tasks", "drop", task_id, "--why", "spam").code == 0
+    assert directory.statuses() == {}
+    assert directory.operations() == [("drop", task_id, "spam")]
+    assert "spam" in rise("tasks", "show", task_id).out
+    assert rise("audit", "--json").json["dropped"] == 1
+
+
+@pytest.mark.req("SUS-2")
+@pytest.mark.parametrize("words", [["--reason", "poison"], ["--channel", "telegram"], ["--all"]])
+def test_suspended_tasks_are_resumed_by_filter(rise: Rise, directory: Directory, words: list[str]):
+    poisoned, _ = directory.accept(1, 2)
+    directory.suspend(POISON, poisoned)
+    resumed = rise("suspended", "resume", *words, "--json")
+    assert (resumed.code, resumed.json) == (0, {"resumed": [poisoned], "refused": {}})
+    assert {status for status, _ in directory.statuses().values()} == {Status.PENDING}
+
+
+@pytest.mark.req("SUS-2")
+def test_suspended_tasks_are_resumed_by_id_and_each_refusal_is_named(rise: Rise, directory: Directory):
+    poisoned, pending = directory.accept(1, 2)
+    directory.suspend(POISON, poisoned)
+    ended = rise("suspended", "resume", poisoned, pending, "t_nothing")
+    assert ended.code == 1
+    assert ended.out.startswith("1 resumed")
+    assert f"rise: {pending}: the task is pending, not suspended" in ended.err
+    assert "rise: t_nothing: there is no such task" in ended.err
+    assert directory.statuses()[poisoned] == (Status.PENDING, 0)
+
+
+def test_resuming_wants_to_know_which(rise: Rise, directory: Directory):
+    directory.accept(1)
+    assert rise("suspended", "resume").code == 2
+    assert rise("suspended", "resume", "--all", "--reason", "poison").code == 2
+
+
+def test_json_is_all_that_goes_to_standard_output(rise: Rise, directory: Directory):
+    directory.accept(*range(1, 4))
+    for words in (["tasks"], ["suspended"], ["audit"], ["doctor"]):
+        printed = rise(*words, "--json").out
+        assert printed.count("\n") == 1
+        json.loads(printed)

@@ -1,0 +1,43 @@
+"""The embedded ledger keeps every promise of the port, on a real file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from rise.connections.sqlite import Database
+from rise.ledger.sqlite import HISTORY_KEPT, SCHEMA, SqliteLedger
+from rise.testing.clock import ManualClock
+from rise.testing.conformance.ledger import LedgerConformance
+
+
+class SqliteStage:
+    history_kept = HISTORY_KEPT
+
+    def __init__(self, path: Path) -> None:
+        self.clock = ManualClock()
+        self.path = path
+        self.databases: list[Database] = []
+
+    async def open(self) -> SqliteLedger:
+        database = Database(self.path, clock=self.clock, schema={"ledger": SCHEMA})
+        await database.open()
+        self.databases.append(database)
+        return SqliteLedger(database)
+
+    another = open
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+
+class TestSqliteLedger(LedgerConformance):
+    @pytest.fixture
+    async def stage(self, tmp_path: Path) -> AsyncIterator[SqliteStage]:
+        stage = SqliteStage(tmp_path / "rise.db")
+        stage.ledger = await stage.open()
+        yield stage
+        for database in stage.databases:
+            await database.close()

@@ -1,0 +1,33 @@
+"""The stage for the tests of a message's way: see `pipeline_stage.py`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from pipeline_stage import Stage
+
+from rise.testing.clock import ManualClock
+from rise.testing.telegram import SendRates, TelegramStandIn
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def telegram() -> AsyncIterator[TelegramStandIn]:
+    async with TelegramStandIn() as telegram:
+        telegram.change_send_rates(SendRates.unlimited())
+        yield telegram
+
+
+@pytest.fixture
+async def stage(tmp_path: Path, telegram: TelegramStandIn, clock: ManualClock) -> AsyncIterator[Stage]:
+    """Nothing runs on it yet: a test sets its limits, then starts processes."""
+    stage = Stage(tmp_path / "data", telegram, clock)
+    await stage.open()
+    yield stage
+    await stage.close()

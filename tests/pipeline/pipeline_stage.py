@@ -1,0 +1,601 @@
+"""A whole installation in one test: real parts on one SQLite file, in "processes" that can be killed.
+
+A `Process` holds what one operating-system process would: its own connection, bus member, and parts. Its calls
+to queue, ledger and platform go past a gate, where a test may kill the process, make the call fail, or hold it.
+After `die` nothing of it has an effect any more, as after kill -9: no clean-up, no release, no goodbye.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rise.bindings import BindingRegistry
+from rise.bus.local import LocalBus
+from rise.bus.port import Topic
+from rise.capabilities import CapabilityRegistry
+from rise.channels.http import HttpChannel, read_message
+from rise.channels.port import Incoming, SendOutcome
+from rise.channels.telegram import TelegramChannel, TelegramRates
+from rise.connections.sqlite import Database
+from rise.delivery import DeliveryLimits, Sender
+from rise.envelope import Call, Reason, Status, TaskId, run_id_of
+from rise.intake import Intake
+from rise.ledger.port import BindingRecord, Reply, ReplyKind, Run, WorkflowRecord
+from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
+from rise.ledger.sqlite import SqliteLedger
+from rise.queue.port import OpenTask, Selection
+from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
+from rise.queue.sqlite import QueueLimits, SqliteQueue
+from rise.retries import RetryPolicy
+from rise.runtime.operations import Operations
+from rise.runtime.supervisor import Duties, Supervisor
+from rise.testing.clock import ManualClock
+from rise.testing.telegram import SentMessage, TelegramStandIn
+from rise.worker import Texts, Worker, WorkerLimits
+from rise.workflows.definition import WorkflowDefinition
+
+Edge = Literal["before", "after"]
+UNLIMITED = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=1e6)
+PATIENCE_SECONDS = 10.0
+MARK = "↻ "
+OTHER_TOKEN = "7000000002:the-other-bot"
+
+_process: ContextVar[Process | None] = ContextVar("process", default=None)
+
+
+class Killed(BaseException):
+    """The process that was asked is dead. Only a test's own task sees this; those of the process just end."""
+
+
+class Gate:
+    """Holds calls until it is opened."""
+
+    def __init__(self) -> None:
+        self._reached = asyncio.Event()
+        self._opened = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self._reached.set()
+        await self._opened.wait()
+
+    async def reached(self) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self._reached.wait()
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+@dataclass
+class _Stop:
+    """What happens at the n-th passing of one edge of one call, and the `times` that follow."""
+
+    step: str
+    edge: Edge
+    nth: int
+    times: int
+    act: Callable[[], Awaitable[None]]
+    passed: int = 0
+
+    def is_due(self, step: str, edge: Edge) -> bool:
+        if (step, edge) != (self.step, self.edge):
+            return False
+        self.passed += 1
+        return self.nth <= self.passed < self.nth + self.times
+
+
+class _Watched:
+    """A port whose every call goes past its process."""
+
+    def __init__(self, process: Process, name: str, inner: Any) -> None:
+        self._process = process
+        self._name = name
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+        if not inspect.iscoroutinefunction(method):
+            return method
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await self._process.passing(f"{self._name}.{name}", lambda: method(*args, **kwargs))
+
+        return call
+
+
+class _WatchedTelegram(TelegramChannel):
+    """Counts how many calls are out per chat, and goes past its process."""
+
+    def __init__(self, process: Process, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._process = process
+
+    async def send(self, account: str, chat_id: str, call: Call) -> SendOutcome:
+        return await self._process.passing("channel.send", lambda: self._send(account, chat_id, call))
+
+    async def _send(self, account: str, chat_id: str, call: Call) -> SendOutcome:
+        out = self._process.stage.out
+        out[chat_id] += 1
+        self._process.stage.out_max[chat_id] = max(self._process.stage.out_max[chat_id], out[chat_id])
+        try:
+            return await super().send(account, chat_id, call)
+        finally:
+            out[chat_id] -= 1
+
+
+class Process:
+    """One process's worth of parts. Start it through `Stage`."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.is_dead = False
+        self.steps: list[str] = []
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self._stops: list[_Stop] = []
+        self._died = asyncio.Event()
+        self.database = stage.new_database()
+        self.bus = LocalBus(stage.directory / "bus")
+        self.queue: Any = _Watched(self, "queue", SqliteQueue(self.database, stage.queue_limits))
+        self.ledger: Any = _Watched(self, "ledger", SqliteLedger(self.database))
+        self.telegram = _WatchedTelegram(
+            self,
+            [stage.telegram.token, OTHER_TOKEN],
+            clock=stage.clock,
+            api_base=stage.telegram.url,
+            rates=stage.rates,
+            timeout_seconds=stage.call_seconds,
+        )
+        self.bindings = BindingRegistry(self.ledger, self.bus, stage.clock)
+        self.intake = Intake(self.queue, self.bindings, self.bus, stage.clock)
+        self.parts: list[Any] = []
+
+    # --- what tests do with it ---
+
+    def at(
+        self, step: str, edge: Edge, act: Callable[[], Awaitable[None]], *, nth: int = 1, times: int = 1
+    ) -> None:
+        """Do something at the n-th call from now on, before it or after it."""
+        self._stops.append(_Stop(step, edge, nth, times, act))
+
+    def die_at(self, step: str, edge: Edge, *, nth: int = 1) -> None:
+        self.at(step, edge, self._die_here, nth=nth)
+
+    def fail_at(self, step: str, edge: Edge, error: Exception, *, nth: int = 1, times: int = 1) -> None:
+        async def fail() -> None:
+            raise error
+
+        self.at(step, edge, fail, nth=nth, times=times)
+
+    def hold_at(self, step: str, edge: Edge, *, nth: int = 1) -> Gate:
+        gate = Gate()
+        self.at(step, edge, gate, nth=nth)
+        return gate
+
+    async def kill(self) -> None:
+        """kill -9, now; returns when nothing of it runs any more."""
+        self._die()
+        await self.dead()
+
+    async def dead(self) -> None:
+        """Wait until it has been killed where it was told to be, and nothing of it runs any more."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self._died.wait()
+            while self.tasks:
+                await asyncio.wait(set(self.tasks))
+
+    async def stop(self) -> None:
+        """SIGTERM."""
+        with self._inside():
+            for part in reversed(self.parts):
+                await part.stop()
+        self.parts.clear()
+
+    async def passing(self, step: str, call: Callable[[], Awaitable[Any]]) -> Any:
+        await self._alive()
+        self.steps.append(step)
+        await self._stop_at(step, "before")
+        result = await call()
+        await self._alive()  # what comes back to a dead process reaches nobody
+        await self._stop_at(step, "after")
+        self.stage.touch()
+        return result
+
+    # --- inside ---
+
+    async def start(self, *parts: Any) -> None:
+        with self._inside():
+            await self.database.open()
+            for part in parts:
+                await part.start()
+                self.parts.append(part)
+
+
+    def _inside(self) -> Any:
+        return _Inside(self)
+
+    async def _stop_at(self, step: str, edge: Edge) -> None:
+        for stop in self._stops:
+            if stop.is_due(step, edge):
+                await stop.act()
+                await self._alive()
+
+    async def _alive(self) -> None:
+        if not self.is_dead:
+            return
+        if asyncio.current_task() not in self.tasks:
+            raise Killed
+        await asyncio.Event().wait()  # until it is cancelled with the rest
+
+    async def _die_here(self) -> None:
+        self._die()
+
+    def _die(self) -> None:
+        if self.is_dead:
+            return
+        self.is_dead = True
+        # What the kernel does: the socket and the lock are gone, their names stay.
+        bus: Any = self.bus
+        if bus._socket is not None:
+            asyncio.get_running_loop().remove_reader(bus._socket)
+            bus._socket.close()
+            bus._socket = None
+            os.close(bus._lock_fd)
+            os.close(bus._directory_fd)
+        for task in list(self.tasks):
+            task.cancel()
+        self._died.set()
+        self.stage.touch()
+
+    async def clear_away(self) -> None:
+        """At the end of a test, dead or alive."""
+        if not self.is_dead:
+            await self.stop()
+        for task in list(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.telegram.close()
+        await self.database.close()
+
+
+class _Inside:
+    """Tasks that are started within belong to the process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process_of_tasks = process
+
+    def __enter__(self) -> None:
+        self._token = _process.set(self._process_of_tasks)
+
+    def __exit__(self, *_: object) -> None:
+        _process.reset(self._token)
+
+
+def count_tasks(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    """A task factory: each task belongs to the process whose code started it."""
+    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+    process = _process.get()
+    if process is not None:
+        process.tasks.add(task)
+        task.add_done_callback(process.tasks.discard)
+    return task
+
+
+class Gateway(Process):
+    """Accepts, supervises and sends."""
+
+    sender: Sender
+    supervisor: Supervisor
+
+
+class WorkerProcess(Process):
+    worker: Worker
+
+
+@dataclass
+class Stage:
+    """One data directory, the platform beside it, and the processes that were started on it."""
+
+    directory: Path
+    telegram: TelegramStandIn
+    clock: ManualClock
+    queue_limits: QueueLimits = field(default_factory=QueueLimits)
+    worker_limits: WorkerLimits = field(default_factory=lambda: WorkerLimits(run_seconds=5.0, stop_seconds=5.0))
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
+    delivery_limits: DeliveryLimits = field(default_factory=DeliveryLimits)
+    duties: Duties = field(default_factory=lambda: Duties(late_after_seconds=0.0))
+    rates: TelegramRates = UNLIMITED
+    call_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        self.out: Counter[str] = Counter()
+        self.out_max: Counter[str] = Counter()
+        self.settled: list[Mapping[str, Any]] = []
+        self._processes: list[Process] = []
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    # --- its life ---
+
+    async def open(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        asyncio.get_running_loop().set_task_factory(count_tasks)
+        self.database = self.new_database()
+        await self.database.open()
+        self.queue = SqliteQueue(self.database, self.queue_limits)
+        self.ledger = SqliteLedger(self.database)
+        self.bus = LocalBus(self.directory / "bus")
+        await self.bus.start()
+        self.bus.subscribe(Topic.TASK_SETTLED, self._hear)
+        self.operations = Operations(self.queue, self.ledger, self.bus, self.clock)
+
+    async def close(self) -> None:
+        for process in reversed(self._processes):
+            await process.clear_away()
+        await self.bus.stop()
+        await self.database.close()
+
+    def new_database(self) -> Database:
+        schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
+        return Database(self.directory / "rise.db", clock=self.clock, schema=schema)
+
+    async def start(self, *workflows: Callable[..., Any]) -> tuple[Gateway, WorkerProcess]:
+        """A gateway, and a worker with these workflows."""
+        gateway = await self.start_gateway()
+        return gateway, await self.start_worker(*workflows)
+
+    async def start_gateway(self, *, sends: bool = True) -> Gateway:
+        gateway = Gateway(self)
+        self._processes.append(gateway)
+        gateway.sender = self.new_sender(gateway)
+        gateway.supervisor = Supervisor(
+            queue=gateway.queue,
+            ledger=gateway.ledger,
+            bus=gateway.bus,
+            bindings=gateway.bindings,
+            channels={"telegram": gateway.telegram, "http": HttpChannel()},
+            capabilities=CapabilityRegistry(self.clock),
+            clock=self.clock,
+            duties=self.duties,
+        )
+        await gateway.start(gateway.bus, gateway.bindings, gateway.supervisor, *([gateway.sender] if sends else []))
+        return gateway
+
+    def new_sender(self, process: Process, **options: Any) -> Sender:
+        return Sender(
+            ledger=process.ledger,
+            queue=process.queue,
+            channels={"telegram": process.telegram},
+            bus=process.bus,
+            clock=self.clock,
+            limits=self.delivery_limits,
+            **options,
+        )
+
+    async def start_worker(self, *workflows: Callable[..., Any], follows_code: bool = True) -> WorkerProcess:
+        process = WorkerProcess(self)
+        self._processes.append(process)
+        definitions = {one.workflow_id: one for one in map(definition_of, workflows)}
+        process.worker = Worker(
+            queue=process.queue,
+            ledger=process.ledger,
+            bindings=process.bindings,
+            workflows=definitions,
+            channels={"telegram": process.telegram, "http": HttpChannel()},
+            retry_policy=self.retry_policy,
+            bus=process.bus,
+            clock=self.clock,
+            limits=self.worker_limits,
+            texts=Texts(),
+        )
+        await process.start(process.bus, process.bindings)
+        if follows_code:
+            await process.bindings.follow_code([record_of(one) for one in definitions.values()], self.accounts)
+        await process.bindings.refresh()
+        await process.start(process.worker)
+        return process
+
+    @property
+    def account(self) -> str:
+        return str(self.telegram.bot_id)
+
+    @property
+    def accounts(self) -> dict[str, str]:
+        return {"telegram": self.account, "http": "default"}
+
+    async def bind(self, workflow: Callable[..., Any], *, account: str | None = None, **config: Any) -> None:
+        """A person binds it."""
+        definition = definition_of(workflow)
+        await self.ledger.put_workflow(record_of(definition))
+        await self.ledger.put_binding(
+            BindingRecord(
+                channel="telegram",
+                account=account or self.account,
+                workflow_id=definition.workflow_id,
+                config=config,
+                updated_by="a person",
+            )
+        )
+        self.bus.publish(Topic.DEFINITIONS_CHANGED)
+
+    # --- people write ---
+
+    def incoming(self, text: str = "Hello", *, chat: int = 42, **fields: Any) -> Incoming:
+        """Somebody wrote in Telegram; nobody has accepted it yet."""
+        queued = self.telegram.message(text, chat_id=chat, **fields)
+        assert queued is not None
+        return self.reading(queued.body)
+
+    def tapped(self, data: str = "yes", *, chat: int = 42, **fields: Any) -> Incoming:
+        queued = self.telegram.callback_query(data, chat_id=chat, **fields)
+        assert queued is not None
+        return self.reading(queued.body)
+
+    def reading(self, body: bytes) -> Incoming:
+        return self._processes[0].telegram.read_update(
+            body, account=self.account, webhook=False, now=self.clock.now()
+        )
+
+    async def write(self, *texts: str, chat: int = 42, by: Process | None = None, **fields: Any) -> list[TaskId]:
+        """Somebody writes, and it is accepted."""
+        intake = (by or self._a_living_process()).intake
+        return [(await intake.accept(self.incoming(text, chat=chat, **fields))).task_id for text in texts]
+
+    async def tap(self, data: str = "yes", *, chat: int = 42, **fields: Any) -> TaskId:
+        return (await self._a_living_process().intake.accept(self.tapped(data, chat=chat, **fields))).task_id
+
+    async def say(self, text: str, *, chat: int, account: str, key: str | None = None) -> TaskId:
+        """A program says something in a chat, through the same door."""
+        body = json.dumps({"channel": "telegram", "account": account, "chatId": str(chat), "text": text}).encode()
+        request = read_message(
+            body,
+            accounts={"telegram": [self.account, OTHER_TOKEN.partition(":")[0]]},
+            principal="test",
+            key=key,
+            request_id="r",
+            trace_id=None,
+        )
+        return (await self._a_living_process().intake.accept(request.incoming)).task_id
+
+    def _a_living_process(self) -> Process:
+        return next(process for process in self._processes if not process.is_dead)
+
+    # --- time, and what happened ---
+
+    async def pass_time(self, seconds: float) -> None:
+        """On every clock of the installation; whoever looks by itself from time to time looks now."""
+        self.clock.advance(seconds)
+        self.nudge()
+        await self.let_go_on()
+
+    async def let_go_on(self) -> None:
+        """Whoever was woken reads and writes a few times before a test looks, or moves the clock again."""
+        for _ in range(3):
+            for process in self._processes:
+                if not process.is_dead and process.parts:
+                    await process.database.read(lambda connection: None)
+                    await process.database.write(lambda connection: None)
+
+    def nudge(self) -> None:
+        self.bus.publish(Topic.LANES_READY)
+        self.bus.publish(Topic.OUTBOX_READY)
+
+    def touch(self) -> None:
+        """Something may have changed: let all who wait look again."""
+        for waiting in list(self._waiting):
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def until(self, holds: Callable[[], Awaitable[Any]]) -> Any:
+        """Return what it returned as soon as that is true; asked again whenever a process has done something."""
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while True:
+                    change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._waiting.add(change)
+                    try:
+                        if found := await holds():
+                            return found
+                        await change
+                    finally:
+                        self._waiting.discard(change)
+        except TimeoutError:
+            raise AssertionError(f"it never came to that; {await self.report()}") from None
+
+    async def report(self) -> str:
+        open_tasks = [
+            (one.head.user_text, one.status, one.reason, one.error)
+            for one in await self.queue.list_open(Selection(), limit=20)
+        ]
+        said = [(message.chat_id, message.text[:60]) for message in self.telegram.sent[-20:]]
+        return f"open: {open_tasks}; outbox: {await self.ledger.outbox_depth()}; said: {said}"
+
+    async def ended(self, *task_ids: TaskId) -> list[Run]:
+        """Wait until these are finished, in the ledger and in the queue."""
+
+        async def holds() -> list[Run] | None:
+            runs = [await self.ledger.latest_run(task_id) for task_id in task_ids]
+            if any(run is None or not run.status.is_finished for run in runs):
+                return None
+            still_open = [await self.queue.get(task_id) for task_id in task_ids]
+            return None if any(still_open) else [run for run in runs if run is not None]
+
+        return list(await self.until(holds)) if task_ids else []
+
+    async def suspended(self, task_id: TaskId, reason: Reason) -> OpenTask:
+        """Wait until it is suspended for this reason."""
+
+        async def holds() -> OpenTask | None:
+            task = await self.look(task_id)
+            return task if task is not None and task.reason is reason else None
+
+        found: OpenTask = await self.until(holds)
+        assert found.status is Status.SUSPENDED
+        return found
+
+    async def waiting_for_retry(self, task_id: TaskId, *, attempts: int | None = None) -> OpenTask:
+        """Wait until it is due later."""
+
+        async def holds() -> OpenTask | None:
+            task = await self.look(task_id)
+            if task is None or task.status is not Status.PENDING or task.due_at_ms <= self.queue.now_ms():
+                return None
+            return task if attempts is None or task.attempts == attempts else None
+
+        found: OpenTask = await self.until(holds)
+        return found
+
+    async def look(self, task_id: TaskId) -> OpenTask | None:
+        found = await self.queue.list_open(Selection(task_ids=(task_id,)), limit=1)
+        return found[0] if found else None
+
+    async def open_count(self) -> int:
+        return len(await self.queue.list_open(Selection(), limit=10_000))
+
+    async def notices(self, *task_ids: TaskId) -> list[Reply]:
+        replies = [reply for task_id in task_ids for reply in await self.ledger.replies(task_id=task_id)]
+        return [reply for reply in replies if reply.kind is ReplyKind.NOTICE]
+
+    async def said(self, count: int, *, chat: int | None = None) -> list[str]:
+        """Wait until people have seen so many messages, and return all they have seen."""
+
+        def seen(telegram: TelegramStandIn) -> list[SentMessage]:
+            return [message for message in telegram.sent if chat is None or message.chat_id == chat]
+
+        try:
+            await self.telegram.wait_until(lambda t: len(seen(t)) >= count, timeout_seconds=PATIENCE_SECONDS)
+        except TimeoutError:
+            raise AssertionError(f"said only {len(seen(self.telegram))} of {count}; {await self.report()}") from None
+        return [message.text for message in seen(self.telegram)]
+
+    def texts(self, chat: int = 42) -> list[str]:
+        """What people have seen in a chat so far."""
+        return [message.text for message in self.telegram.sent if message.chat_id == chat]
+
+    def calls(self, method: str) -> list[Any]:
+        return [call for call in self.telegram.calls if call.method.lower() == method.lower()]
+
+    async def result(self, task_id: TaskId, generation: int = 0) -> Run:
+        run = await self.ledger.run(run_id_of(task_id, generation))
+        assert run is not None
+        return run
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        self.settled.append(event)
+        self.touch()
+
+
+def definition_of(workflow: Callable[..., Any]) -> WorkflowDefinition:
+    definition: WorkflowDefinition = workflow.__rise_workflow__  # type: ignore[attr-defined]
+    return definition
+
+
+def record_of(definition: WorkflowDefinition) -> WorkflowRecord:
+    return WorkflowRecord(workflow_id=definition.workflow_id, name=definition.name, channels=definition.channels)

@@ -1,0 +1,821 @@
+"""Working: a run that fails, waits, hangs, or has nothing to run, and what its chat and its sender see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from pipeline_stage import Stage, record_of
+
+import rise
+from rise.envelope import Outcome, Reason, Status, run_id_of
+from rise.errors import StateConflict, StoreUnavailable
+from rise.ledger.port import BindingRecord
+from rise.queue.port import Selection
+from rise.retries import RetryPolicy
+from rise.runtime.supervisor import Duties
+from rise.testing.telegram import Fault
+from rise.worker import Texts, WorkerLimits
+
+FAILED = Texts().failed
+MISSING = Texts().workflow_missing
+
+
+@rise.workflow("echo", channels=["telegram", "http"])
+async def echo(turn: rise.Turn) -> None:
+    await turn.reply(f"echo {turn.text}")
+
+
+# --- its own errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("QUE-4", "SUS-3", "CHN-4")
+@pytest.mark.failure("E3", "H1")
+async def test_an_error_is_retried_along_the_curve_then_suspended_and_its_sender_told_once(stage: Stage):
+    @rise.workflow("fails", channels=["telegram"])
+    async def fails(turn: rise.Turn) -> None:
+        await turn.reply("never said, because the run did not end well")
+        raise ValueError(f"no luck at attempt {turn.attempt}")
+
+    await stage.start(fails)
+    [task_id] = await stage.write("Hello")
+    for attempts, seconds in enumerate((15, 60, 180), start=1):
+        task = await stage.waiting_for_retry(task_id, attempts=attempts)
+        wait = (task.due_at_ms - stage.queue.now_ms()) / 1000
+        assert 0.8 * seconds <= wait <= 1.2 * seconds
+        await stage.pass_time(wait)
+    task = await stage.suspended(task_id, Reason.RETRIES_EXHAUSTED)
+    assert "no luck at attempt 4" in (task.error or "")
+    history = await stage.ledger.attempts(run_id_of(task_id, 0))
+    assert [attempt.error.partition(": ")[2] for attempt in history] == [
+        f"no luck at attempt {attempt}" for attempt in (1, 2, 3, 4)
+    ]
+    assert all(attempt.counted for attempt in history)
+    assert await stage.said(1) == [FAILED]
+    assert len(await stage.notices(task_id)) == 1
+
+
+@pytest.mark.req("QUE-4")
+async def test_a_caller_may_allow_fewer_retries(stage: Stage):
+    @rise.workflow("fails", channels=["telegram"])
+    async def fails(turn: rise.Turn) -> None:
+        raise ValueError("no luck")
+
+    gateway, _ = await stage.start(fails)
+    incoming = msgspec.structs.replace(stage.incoming("Hello"), retry_max=0)
+    task_id = (await gateway.intake.accept(incoming)).task_id
+    await stage.suspended(task_id, Reason.RETRIES_EXHAUSTED)
+    assert len(await stage.ledger.attempts(run_id_of(task_id, 0))) == 1
+
+
+@pytest.mark.req("QUE-2", "QUE-4")
+@pytest.mark.failure("E1")
+async def test_a_dependency_that_is_down_uses_no_try_and_holds_only_its_own_chat(stage: Stage):
+    is_down = True
+    ran: list[str] = []
+
+    @rise.workflow("asks", channels=["telegram"])
+    async def asks(turn: rise.Turn) -> None:
+        ran.append(turn.text)
+        if is_down and turn.text == "first":
+            raise rise.WaitsForDependency("the model is busy", retry_after_seconds=20)
+        await turn.reply(f"echo {turn.text}")
+
+    await stage.start(asks)
+    [first, second] = await stage.write("first", "second", chat=1)
+    [other] = await stage.write("other", chat=2)
+    await stage.ended(other)
+    for _ in range(8):
+        task = await stage.waiting_for_retry(first)
+        assert (task.attempts, task.status) == (0, Status.PENDING)
+        await stage.pass_time((task.due_at_ms - stage.queue.now_ms()) / 1000)
+    await stage.waiting_for_retry(first)
+    assert "second" not in ran, "the head holds its lane, however long the dependency is down"
+    is_down = False
+    await stage.pass_time(30)
+    await stage.ended(first, second)
+    assert stage.texts(1) == ["echo first", "echo second"]
+    assert not any(attempt.counted for attempt in await stage.ledger.attempts(run_id_of(first, 0)))
+
+
+@pytest.mark.req("QUE-2", "SUS-3")
+async def test_a_failing_message_holds_up_its_chat_no_longer_than_allowed(stage: Stage):
+    stage.retry_policy = RetryPolicy(curve_seconds=(40.0,), retry_max=99, lane_block_max=timedelta(seconds=100))
+
+    @rise.workflow("sometimes", channels=["telegram"])
+    async def sometimes(turn: rise.Turn) -> None:
+        if turn.text == "bad":
+            raise ValueError("no luck")
+        await turn.reply(f"echo {turn.text}")
+
+    await stage.start(sometimes)
+    [bad, good] = await stage.write("bad", "good")
+    while (task := await stage.look(bad)) is not None and task.reason is None:
+        if task.status is Status.PENDING and task.due_at_ms > stage.queue.now_ms():
+            await stage.pass_time((task.due_at_ms - stage.queue.now_ms()) / 1000)
+        await asyncio.sleep(0)
+    task = await stage.suspended(bad, Reason.LANE_BLOCKED)
+    assert task.attempts == 2
+    await stage.ended(good)
+    assert sorted(stage.texts()) == sorted([FAILED, "echo good"])
+
+
+@pytest.mark.req("QUE-2")
+async def test_a_message_that_waits_for_its_retry_holds_its_own_chat_only(stage: Stage):
+    @rise.workflow("second-time-lucky", channels=["telegram"])
+    async def lucky(turn: rise.Turn) -> None:
+        if turn.text == "first" and turn.attempt == 1:
+            raise ValueError("no luck")
+        await turn.reply(f"echo {turn.text}")
+
+    await stage.start(lucky)
+    [first, second] = await stage.write("first", "second", chat=1)
+    [other] = await stage.write("other", chat=2)
+    await stage.waiting_for_retry(first)
+    await stage.ended(other)
+    assert stage.texts(1) == []
+    await stage.pass_time(20)
+    await stage.ended(first, second)
+    assert stage.texts(1) == ["echo first", "echo second"]
+
+
+@pytest.mark.req("WRK-7")
+async def test_a_workflow_that_cancels_itself_has_made_an_error_and_is_not_taken_for_a_dead_process(stage: Stage):
+    @rise.workflow("cancels", channels=["telegram"])
+    async def cancels(turn: rise.Turn) -> None:
+        if turn.attempt == 1:
+            never = asyncio.get_running_loop().create_future()
+            never.cancel()
+            await never
+        await turn.reply("the second time")
+
+    await stage.start(cancels)
+    [task_id] = await stage.write("Hello")
+    task = await stage.waiting_for_retry(task_id, attempts=1)
+    assert task.deaths == 0
+    await stage.pass_time(20)
+    await stage.ended(task_id)
+    assert stage.texts() == ["the second time"]
+
+
+# --- its time ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("WRK-7")
+@pytest.mark.failure("E5")
+async def test_an_async_run_that_takes_too_long_is_stopped_and_counts_as_its_own_error(stage: Stage):
+    stopped = asyncio.Event()
+
+    @rise.workflow("slow", channels=["telegram"], run_seconds=0.05)
+    async def slow(turn: rise.Turn) -> None:
+        if turn.attempt == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stopped.set()
+        await turn.reply("in time")
+
+    await stage.start(slow)
+    [task_id] = await stage.write("Hello")
+    task = await stage.waiting_for_retry(task_id, attempts=1)
+    assert stopped.is_set()
+    assert "did not return within 0.05 s" in (task.error or "")
+    await stage.pass_time(20)
+    await stage.ended(task_id)
+    assert stage.texts() == ["in time"]
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """Lets plain functions go that a test has left behind in their threads."""
+    release = threading.Event()
+    yield release
+    release.set()
+
+
+@pytest.mark.req("WRK-7")
+@pytest.mark.failure("E5")
+async def test_a_plain_function_that_takes_too_long_is_left_behind_and_cannot_say_anything_any_more(
+    stage: Stage, release: threading.Event
+):
+    refused: list[str] = []
+    over = threading.Event()
+
+    @rise.workflow("slow", channels=["telegram"], run_seconds=0.1)
+    def slow(turn: rise.Turn) -> None:
+        if turn.attempt > 1:
+            turn.reply("in time")
+            return
+        release.wait()
+        for say in (lambda: turn.reply("too late"), lambda: turn.step("pay", lambda: 1)):
+            try:
+                say()
+            except RuntimeError as error:
+                refused.append(str(error))
+        over.set()
+
+    _, worker = await stage.start(slow)
+    [task_id] = await stage.write("Hello")
+    await stage.waiting_for_retry(task_id, attempts=1)
+    assert worker.worker._runner.abandoned_threads == 1
+    release.set()
+    await asyncio.to_thread(over.wait, 5)
+    assert len(refused) == 2
+    await stage.pass_time(20)
+    await stage.ended(task_id)
+    assert stage.texts() == ["in time"]
+
+
+@pytest.mark.req("WRK-7")
+async def test_a_process_that_has_left_too_many_functions_behind_says_that_it_is_worn_out(
+    stage: Stage, release: threading.Event
+):
+    stage.worker_limits = WorkerLimits(run_seconds=0.05, abandoned_threads_max=1)
+
+    @rise.workflow("stuck", channels=["telegram"])
+    def stuck(turn: rise.Turn) -> None:
+        release.wait()
+
+    _, worker = await stage.start(stuck)
+    [first] = await stage.write("one", chat=1)
+    await stage.waiting_for_retry(first, attempts=1)
+    assert not worker.worker.is_worn_out
+    [second] = await stage.write("two", chat=2)
+    await stage.waiting_for_retry(second, attempts=1)
+    assert worker.worker.is_worn_out
+
+
+@pytest.mark.req("WRK-7", "WFL-3")
+async def test_plain_functions_run_in_threads_and_may_use_steps(stage: Stage):
+    threads: set[str] = set()
+    both = threading.Barrier(2, timeout=5)
+
+    async def look_up(text: str) -> str:
+        return text.upper()
+
+    @rise.workflow("plain", channels=["telegram"])
+    def plain(turn: rise.Turn) -> None:
+        threads.add(threading.current_thread().name)
+        both.wait()  # two at once, or never
+        shouted: Any = turn.step("shout", look_up, turn.text)
+        counted: Any = turn.step("count", len, shouted)
+        turn.reply(f"{shouted} {counted}")
+
+    await stage.start(plain)
+    await stage.ended(*await stage.write("one", chat=1), *await stage.write("three", chat=2))
+    assert (stage.texts(1), stage.texts(2)) == (["ONE 3"], ["THREE 5"])
+    assert len(threads) == 2
+    assert threading.main_thread().name not in threads
+
+
+# --- nothing to run it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("SUS-1", "SUS-2", "BND-9", "CHN-4")
+async def test_without_a_workflow_messages_wait_are_told_so_once_and_go_on_by_themselves_in_order(stage: Stage):
+    gateway, worker = await stage.start()
+    waiting = await stage.write("one", "two", "three", chat=1)
+    other = await stage.write("four", chat=2)
+    for task_id in (*waiting, *other):
+        await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    assert sorted(await stage.said(2)) == [MISSING, MISSING]
+    listed = await stage.operations.suspended(channel="telegram", reason=Reason.WORKFLOW_PENDING)
+    assert {task.head.task_id for task in listed} == {*waiting, *other}
+    await worker.stop()
+    await stage.start_worker(echo)
+    await stage.ended(*waiting, *other)
+    assert stage.texts(1) == [MISSING, "echo one", "echo two", "echo three"]
+    assert stage.texts(2) == [MISSING, "echo four"]
+
+
+@pytest.mark.req("SUS-2")
+async def test_what_waits_for_a_workflow_is_let_go_at_a_bounded_rate(stage: Stage):
+    stage.duties = Duties(late_after_seconds=0, resume_per_second=1.0)
+    gateway, worker = await stage.start()
+    tasks = [task_id for chat in range(1, 21) for task_id in await stage.write("Hello", chat=chat)]
+    for task_id in tasks:
+        await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    await worker.stop()
+    await stage.bind(echo)
+    await gateway.bindings.refresh()
+    assert await gateway.supervisor.resume() <= 5, "a second's worth for each second between two looks"
+    left = await stage.queue.list_open(Selection(reason=Reason.WORKFLOW_PENDING), limit=100)
+    assert len(left) >= 10
+
+
+@pytest.mark.req("SUS-1", "ENV-3")
+@pytest.mark.failure("H10")
+async def test_a_repeat_of_what_waits_for_a_workflow_is_known_before_and_after_binding(stage: Stage):
+    gateway, worker = await stage.start()
+    incoming = stage.incoming("Hello")
+    first = await gateway.intake.accept(incoming)
+    await stage.suspended(first.task_id, Reason.WORKFLOW_PENDING)
+    again = await gateway.intake.accept(incoming)
+    assert (again.task_id, again.new) == (first.task_id, False)
+    await worker.stop()
+    await stage.start_worker(echo)
+    assert not (await gateway.intake.accept(incoming)).new
+    await stage.ended(first.task_id)
+    assert not (await gateway.intake.accept(incoming)).new
+    assert stage.texts() == [MISSING, "echo Hello"]
+
+
+@pytest.mark.req("SUS-1", "BND-9")
+async def test_a_binding_words_its_own_notice(stage: Stage):
+    @rise.workflow("elsewhere")
+    async def elsewhere(turn: rise.Turn) -> None: ...
+
+    await stage.start_gateway()
+    await stage.bind(elsewhere, workflowMissingMessage="Back on Monday.")
+    await stage.start_worker(follows_code=False)
+    [task_id] = await stage.write("Hello")
+    await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    assert await stage.said(1) == ["Back on Monday."]
+
+
+@pytest.mark.req("BND-9")
+async def test_nobody_is_told_anything_where_nobody_wrote(stage: Stage):
+    gateway, _ = await stage.start()
+    queued = stage.telegram.add_update(
+        {"channel_post": {"chat": {"id": -1001, "type": "channel", "title": "News"}, "text": "Hello"}}
+    )
+    assert queued is not None
+    accepted = await gateway.intake.accept(stage.reading(queued.body))
+    await stage.suspended(accepted.task_id, Reason.WORKFLOW_PENDING)
+    assert await stage.notices(accepted.task_id) == []
+
+
+@pytest.mark.req("SUS-2")
+@pytest.mark.failure("H2")
+async def test_resume_pressed_twice_runs_it_once(stage: Stage):
+    ran: list[str] = []
+    works = False
+
+    @rise.workflow("sometimes", channels=["telegram"])
+    async def sometimes(turn: rise.Turn) -> None:
+        ran.append(turn.text)
+        if not works:
+            raise ValueError("no luck")
+        await turn.reply("now")
+
+    stage.retry_policy = RetryPolicy(retry_max=0)
+    await stage.start(sometimes)
+    [task_id] = await stage.write("Hello")
+    await stage.suspended(task_id, Reason.RETRIES_EXHAUSTED)
+    works = True
+    pressed = await asyncio.gather(
+        *(stage.operations.resume(task_id, who=f"operator {n}") for n in range(5)), return_exceptions=True
+    )
+    assert pressed.count(None) == 1
+    assert all(isinstance(one, StateConflict) for one in pressed if one is not None)
+    await stage.ended(task_id)
+    assert ran == ["Hello", "Hello"]
+    assert stage.texts() == [FAILED, "now"]
+    with pytest.raises(StateConflict):
+        await stage.operations.resume(task_id, who="operator")
+
+
+@pytest.mark.req("SUS-2", "QUE-2")
+@pytest.mark.failure("H3")
+async def test_what_is_resumed_while_its_chat_runs_something_else_waits_its_turn(stage: Stage):
+    held = asyncio.Event()
+    started: list[str] = []
+    works = False
+
+    @rise.workflow("sometimes", channels=["telegram"])
+    async def sometimes(turn: rise.Turn) -> None:
+        started.append(turn.text)
+        if turn.text == "one" and not works:
+            raise ValueError("no luck")
+        if turn.text == "two":
+            await held.wait()
+        await turn.reply(turn.text)
+
+    stage.retry_policy = RetryPolicy(retry_max=0)
+    await stage.start(sometimes)
+    [one] = await stage.write("one")
+    await stage.suspended(one, Reason.RETRIES_EXHAUSTED)
+    [two, three] = await stage.write("two", "three")
+    await stage.until(lambda: _true("two" in started))
+    works = True
+    await stage.operations.resume(one, who="operator")
+    held.set()
+    await stage.ended(one, two, three)
+    assert started == ["one", "two", "one", "three"], "resumed work has its old place, before what came later"
+
+
+@pytest.mark.failure("E6")
+@pytest.mark.req("SUS-1", "WRK-2")
+async def test_a_workflow_that_changed_between_acceptance_and_run_is_the_one_of_the_claim(stage: Stage):
+    @rise.workflow("old", channels=["telegram"])
+    async def old(turn: rise.Turn) -> None:
+        await turn.reply("the old one")
+
+    @rise.workflow("new", channels=["telegram"])
+    async def new(turn: rise.Turn) -> None:
+        await turn.reply("the new one")
+
+    gateway, worker = await stage.start(old)
+    await worker.stop()
+    await gateway.bindings.refresh()
+    [task_id] = await stage.write("Hello")
+    assert ":wf_old:" in (await stage.queue.get(task_id)).head.idempotency_key
+    await stage.start_worker(new)
+    [run] = await stage.ended(task_id)
+    assert (stage.texts(), run.workflow_id) == (["the new one"], "wf_new")
+
+
+@pytest.mark.failure("E6")
+@pytest.mark.req("SUS-1", "SUS-2")
+async def test_a_workflow_that_is_gone_from_the_code_leaves_its_messages_waiting_not_failed(stage: Stage):
+    @rise.workflow("other")
+    async def other(turn: rise.Turn) -> None: ...
+
+    gateway, worker = await stage.start(echo)
+    await worker.stop()
+    [task_id] = await stage.write("Hello")
+    worker = await stage.start_worker(other)
+    task = await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    assert task.attempts == 0
+    await worker.stop()
+    await stage.start_worker(echo)
+    await stage.ended(task_id)
+    assert stage.texts() == [MISSING, "echo Hello"]
+
+
+@pytest.mark.req("BND-9")
+async def test_what_a_person_has_bound_or_switched_off_the_code_leaves_alone(stage: Stage):
+    await stage.start_gateway()
+    definition = echo.__rise_workflow__
+    await stage.ledger.put_workflow(record_of(definition))
+    await stage.ledger.put_binding(
+        BindingRecord(
+            channel="telegram", account=stage.account, workflow_id="wf_echo", enabled=False, updated_by="Anna"
+        )
+    )
+    await stage.start_worker(echo)
+    [task_id] = await stage.write("Hello")
+    await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    definitions = await stage.ledger.definitions()
+    [binding] = [binding for binding in definitions.bindings if binding.channel == "telegram"]
+    assert (binding.enabled, binding.updated_by) == (False, "Anna")
+
+
+@pytest.mark.req("WRK-2")
+async def test_a_channel_that_the_code_no_longer_asks_for_is_no_longer_bound_by_it(stage: Stage):
+    @rise.workflow("echo", channels=["http"])
+    async def elsewhere(turn: rise.Turn) -> None:
+        await turn.reply("only for programs")
+
+    _, worker = await stage.start(echo)
+    await worker.stop()
+    await stage.start_worker(elsewhere)
+    [task_id] = await stage.write("Hello")
+    await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+
+
+# --- people's hands ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+@pytest.mark.failure("H8", "E11")
+@pytest.mark.parametrize(
+    ("process", "step", "edge", "may_be_seen"),
+    [
+        ("worker", "ledger.steps", "after", False),
+        ("worker", "ledger.save_result", "before", False),
+        ("worker", "ledger.save_result", "after", False),
+        ("worker", "queue.settle", "before", False),
+        ("worker", "queue.settle", "after", False),
+        ("gateway", "ledger.outbox_take", "after", False),
+        ("gateway", "ledger.outbox_sending", "before", False),
+        ("gateway", "ledger.outbox_sending", "after", True),
+        ("gateway", "channel.send", "after", True),
+        ("gateway", "ledger.outbox_record", "after", True),
+    ],
+)
+async def test_a_drop_that_races_with_the_run_ends_it_one_way_never_both(
+    stage: Stage, process: str, step: str, edge: Any, may_be_seen: bool
+):
+    @rise.workflow("two-replies", channels=["telegram"])
+    async def two_replies(turn: rise.Turn) -> None:
+        await turn.reply(f"first of {turn.text}")
+        await turn.reply(f"second of {turn.text}")
+
+    gateway, worker = await stage.start(two_replies)
+    holds_sender = process == "worker" and step in ("queue.settle", "ledger.save_result")
+    sender_held = gateway.hold_at("ledger.outbox_sending", "before") if holds_sender else None
+    held = {"worker": worker, "gateway": gateway}[process].hold_at(step, edge)
+    [task_id] = await stage.write("Hello")
+    await held.reached()
+    dropped = await stage.operations.drop(task_id, who="operator", why="not meant for us")
+    held.open()
+    if sender_held is not None:
+        sender_held.open()
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.by, run.why) == (Status.DROPPED, "operator", "not meant for us")
+    assert dropped.status is Status.DROPPED
+    [after] = await stage.write("the next")
+    await stage.ended(after)
+    seen = [text for text in stage.texts() if text.endswith("Hello")]
+    assert seen in ([[], ["first of Hello"]] if may_be_seen else [[]]), "nothing is sent after the drop"
+    assert [text for text in stage.texts() if text.endswith("next")] == ["first of the next", "second of the next"]
+
+
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("H8")
+async def test_what_has_been_answered_cannot_be_dropped_any_more(stage: Stage):
+    gateway, _ = await stage.start(echo)
+    held = gateway.hold_at("queue.finish", "before")
+    [task_id] = await stage.write("Hello")
+    await held.reached()
+    with pytest.raises(StateConflict):
+        await stage.operations.drop(task_id, who="operator")
+    held.open()
+    [run] = await stage.ended(task_id)
+    assert run.status is Status.COMPLETED
+
+
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("E11")
+async def test_dropping_what_runs_lets_its_chat_go_on_at_once(stage: Stage):
+    never = asyncio.Event()
+
+    @rise.workflow("hangs", channels=["telegram"])
+    async def hangs(turn: rise.Turn) -> None:
+        if turn.text == "hang":
+            await never.wait()
+        await turn.reply(f"echo {turn.text}")
+
+    _, worker = await stage.start(hangs)
+    [stuck, following] = await stage.write("hang", "next")
+    await stage.until(lambda: _true("ledger.steps" in worker.steps))
+    await stage.operations.drop(stuck, who="operator")
+    await stage.ended(stuck, following)
+    never.set()
+    assert await stage.said(1) == ["echo next"]
+
+
+# --- what is said -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("OUT-3", "CHN-4")
+@pytest.mark.failure("E8")
+async def test_an_empty_reply_is_an_error_that_says_so(stage: Stage):
+    stage.retry_policy = RetryPolicy(retry_max=0)
+
+    @rise.workflow("empty", channels=["telegram"])
+    async def empty(turn: rise.Turn) -> None:
+        await turn.reply("  ")
+
+    await stage.start(empty)
+    [task_id] = await stage.write("Hello")
+    task = await stage.suspended(task_id, Reason.RETRIES_EXHAUSTED)
+    assert "no text" in (task.error or "")
+    assert await stage.said(1) == [FAILED]
+
+
+@pytest.mark.failure("E8")
+@pytest.mark.req("WFL-3")
+async def test_saying_nothing_is_an_answer_too(stage: Stage):
+    @rise.workflow("silent", channels=["telegram"])
+    async def silent(turn: rise.Turn) -> None: ...
+
+    await stage.start(silent)
+    [task_id] = await stage.write("Hello")
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.SILENT)
+
+
+@pytest.mark.req("OUT-3")
+@pytest.mark.failure("E8")
+async def test_a_huge_reply_arrives_whole_in_pieces_and_in_order(stage: Stage):
+    words = [f"word{n:05}" for n in range(12_000)]
+
+    @rise.workflow("huge", channels=["telegram"])
+    async def huge(turn: rise.Turn) -> None:
+        await turn.reply(" ".join(words))
+
+    await stage.start(huge)
+    await stage.ended(*await stage.write("Hello"))
+    pieces = stage.texts()
+    assert len(pieces) > 25
+    assert all(len(piece.encode("utf-16-le")) // 2 <= 4096 for piece in pieces)
+    assert " ".join(pieces).split() == words
+
+
+@pytest.mark.req("WFL-3", "WFL-5")
+async def test_a_workflow_can_say_everything_that_telegram_can_show(stage: Stage):
+    @rise.workflow("rich", channels=["telegram"], answers_callbacks=True)
+    async def rich(turn: rise.Turn) -> None:
+        if turn.kind == "callback_query":
+            await turn.answer_callback("Noted")
+            await turn.edit(f"You chose {turn.text}")
+            return
+        assert turn.update["message"]["text"] == turn.text
+        await turn.reply("*Choose*", buttons=[[{"text": "Yes", "data": "yes"}]], parse_mode="Markdown")
+        await turn.reply(media={"kind": "photo", "file": "https://example.org/1.jpg"}, text="a picture")
+        await turn.call("sendDice", emoji="🎲")
+
+    await stage.start(rich)
+    await stage.ended(*await stage.write("Hello"))
+    question = stage.telegram.sent[0]
+    assert question.params["reply_markup"] is not None
+    assert [call.method for call in stage.telegram.calls] == ["sendMessage", "sendPhoto", "sendDice"]
+    await stage.ended(await stage.tap("yes", message_id=question.message_id))
+    assert "You chose yes" in stage.telegram.texts(42)
+    [answered] = stage.calls("answerCallbackQuery")
+    assert answered.params["text"] == "Noted"
+
+
+@pytest.mark.req("TGM-3", "WFL-3")
+async def test_a_tap_is_answered_empty_at_once_and_once_however_often_it_is_run(stage: Stage):
+    held = asyncio.Event()
+
+    @rise.workflow("taps", channels=["telegram"])
+    async def taps(turn: rise.Turn) -> None:
+        await held.wait()
+        if turn.attempt == 1:
+            raise ValueError("no luck")
+        await turn.reply(f"You chose {turn.text}")
+
+    await stage.start(taps)
+    task_id = await stage.tap("yes")
+    await stage.telegram.wait_until(lambda t: any(call.method == "answerCallbackQuery" for call in t.calls))
+    assert stage.texts() == [], "the person's client stops waiting while the workflow still runs"
+    held.set()
+    await stage.waiting_for_retry(task_id, attempts=1)
+    await stage.pass_time(20)
+    await stage.ended(task_id)
+    assert stage.texts() == ["You chose yes"]
+    assert len(stage.calls("answerCallbackQuery")) == 1
+
+
+@pytest.mark.req("TGM-3")
+async def test_a_tap_that_comes_up_too_late_expires_without_a_run(stage: Stage):
+    ran: list[str] = []
+
+    @rise.workflow("taps", channels=["telegram"])
+    async def taps(turn: rise.Turn) -> None:
+        ran.append(turn.text)
+
+    await stage.start_gateway()
+    late, early = await stage.tap("late", chat=1), await stage.tap("early", chat=2)
+    del early
+    await stage.pass_time(100)
+    in_time = await stage.tap("in time", chat=3)
+    await stage.pass_time(51)
+    await stage.start_worker(taps)
+    [expired, answered] = await stage.ended(late, in_time)
+    assert (expired.status, answered.status) == (Status.EXPIRED, Status.COMPLETED)
+    assert ran == ["in time"]
+
+
+@pytest.mark.req("TGM-3")
+async def test_a_tap_does_not_wait_behind_its_chat(stage: Stage):
+    held = asyncio.Event()
+
+    @rise.workflow("taps", channels=["telegram"])
+    async def taps(turn: rise.Turn) -> None:
+        if turn.kind == "message":
+            await held.wait()
+        await turn.reply(f"echo {turn.text}")
+
+    _, worker = await stage.start(taps)
+    [message] = await stage.write("message")
+    await stage.until(lambda: _true("ledger.steps" in worker.steps))
+    await stage.ended(await stage.tap("tap"))
+    assert stage.texts() == ["echo tap"]
+    held.set()
+    await stage.ended(message)
+
+
+@pytest.mark.req("WFL-4")
+async def test_a_workflow_is_given_the_last_turns_of_its_own_chat_and_no_more(stage: Stage):
+    stage.worker_limits = WorkerLimits(run_seconds=5, history_turns=4)
+    given: dict[str, list[Any]] = {}
+
+    @rise.workflow("remembers", channels=["telegram"])
+    async def remembers(turn: rise.Turn) -> None:
+        given[turn.text] = [(one["role"], one["text"]) for one in turn.history]
+        await turn.reply(f"echo {turn.text}")
+
+    await stage.start(remembers)
+    await stage.ended(*await stage.write("one", "two", "three", "four", chat=1))
+    await stage.ended(*await stage.write("other", chat=2))
+    assert given["one"] == given["other"] == []
+    assert given["two"] == [("user", "one"), ("assistant", "echo one")]
+    assert given["four"] == [
+        ("user", "two"),
+        ("assistant", "echo two"),
+        ("user", "three"),
+        ("assistant", "echo three"),
+    ]
+    await stage.ended(*await stage.write(*(f"more {n}" for n in range(40)), chat=1))
+    assert len(await stage.ledger.history("telegram", stage.account, "1", limit=1000)) <= 50
+
+
+# --- notices ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("CHN-4")
+async def test_a_sender_is_told_once_that_it_will_be_late_and_then_that_it_failed(stage: Stage):
+    stage.duties = Duties(late_after_seconds=10, late_text="late", failed_text="failed")
+    stage.retry_policy = RetryPolicy(retry_max=0)
+    held = asyncio.Event()
+
+    @rise.workflow("slow", channels=["telegram"])
+    async def slow(turn: rise.Turn) -> None:
+        await held.wait()
+        raise ValueError("no luck")
+
+    await stage.start(slow)
+    [task_id] = await stage.write("Hello")
+    await stage.pass_time(5)
+    assert await stage.notices(task_id) == []
+    for _ in range(6):
+        await stage.pass_time(4)
+    assert await stage.said(1) == ["late"]
+    held.set()
+    await stage.suspended(task_id, Reason.RETRIES_EXHAUSTED)
+    assert await stage.said(2) == ["late", FAILED]
+    for _ in range(6):
+        await stage.pass_time(4)
+    assert len(await stage.notices(task_id)) == 2
+
+
+@pytest.mark.req("CHN-4")
+@pytest.mark.failure("G16")
+@pytest.mark.parametrize(
+    "fault", [Fault.commit_then_close(), Fault.server_error(), Fault.blocked(), Fault.bad_request("no such thing")]
+)
+async def test_a_notice_that_fails_neither_blocks_nor_repeats_anything(stage: Stage, fault: Fault):
+    _, worker = await stage.start()
+    stage.telegram.fault(fault, method="sendMessage")
+    [task_id] = await stage.write("Hello")
+    await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    await stage.until(lambda: _is_final(stage, task_id))
+    await worker.stop()
+    await stage.start_worker(echo)
+    await stage.ended(task_id)
+    assert [text for text in stage.texts() if text != MISSING] == ["echo Hello"]
+    assert len(stage.calls("sendMessage")) == 2
+
+
+async def _is_final(stage: Stage, task_id: Any) -> bool:
+    return all(notice.state in ("sent", "failed", "unknown") for notice in await stage.notices(task_id))
+
+
+# --- the store --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("WRK-4")
+@pytest.mark.parametrize("step", ["ledger.save_result", "queue.settle"])
+@pytest.mark.parametrize("edge", ["before", "after"])
+async def test_a_store_that_fails_at_the_end_of_a_run_does_not_make_it_run_again(stage: Stage, step: str, edge: Any):
+    ran: list[str] = []
+
+    @rise.workflow("counts", channels=["telegram"])
+    async def counts(turn: rise.Turn) -> None:
+        ran.append(turn.text)
+        await turn.reply(f"echo {turn.text}")
+
+    _, worker = await stage.start(counts)
+    worker.fail_at(step, edge, StoreUnavailable("the disk is full"), times=3)
+    tasks = await stage.write("one", "two")
+    for _ in range(3):
+        await stage.clock.until_sleeping()
+        await stage.until(lambda: _true(worker.steps.count(step) >= 1))
+        await stage.pass_time(1)
+    while await stage.open_count():
+        await stage.pass_time(1)
+        await asyncio.sleep(0.01)
+    await stage.ended(*tasks)
+    assert ran == ["one", "two"]
+    assert stage.texts() == ["echo one", "echo two"]
+
+
+@pytest.mark.req("SUS-3")
+async def test_an_attempt_is_noted_once_however_often_the_store_fails_beside_it(stage: Stage):
+    stage.retry_policy = RetryPolicy(retry_max=0)
+
+    @rise.workflow("fails", channels=["telegram"])
+    async def fails(turn: rise.Turn) -> None:
+        raise ValueError("no luck")
+
+    _, worker = await stage.start(fails)
+    worker.fail_at("ledger.add_notice", "before", StoreUnavailable("the disk is full"), times=2)
+    [task_id] = await stage.write("Hello")
+    while (task := await stage.look(task_id)) is None or task.reason is None:
+        await stage.pass_time(1)
+        await asyncio.sleep(0.01)
+    assert len(await stage.ledger.attempts(run_id_of(task_id, 0))) == 1
+
+
+async def _true(value: Any) -> Any:
+    return value

@@ -1,0 +1,142 @@
+"""The embedded queue keeps every promise of the port, on a real file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from rise.connections.sqlite import Database
+from rise.envelope import TaskId
+from rise.queue.port import Finished
+from rise.queue.sqlite import SCHEMA, QueueLimits, SqliteQueue
+from rise.testing.clock import ManualClock
+from rise.testing.conformance.queue import (
+    CLAIM,
+    DEATHS_MAX,
+    DEATHS_SUSPECT,
+    TASKS_PER_CLAIM,
+    QueueConformance,
+    claim_all,
+    claim_one,
+    delivery,
+    enqueue,
+)
+
+LIMITS = QueueLimits(claim=CLAIM, tasks_per_claim=TASKS_PER_CLAIM, deaths_suspect=DEATHS_SUSPECT, deaths_max=DEATHS_MAX)
+
+
+class SqliteStage:
+    def __init__(self, path: Path) -> None:
+        self.clock = ManualClock()
+        self.path = path
+        self.databases: list[Database] = []
+
+    async def open(self) -> SqliteQueue:
+        database = Database(self.path, clock=self.clock, schema={"queue": SCHEMA})
+        await database.open()
+        self.databases.append(database)
+        return SqliteQueue(database, LIMITS)
+
+    another = open
+
+    async def close(self) -> None:
+        for database in self.databases:
+            await database.close()
+        self.databases.clear()
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    def step_wall_clock(self, seconds: float) -> None:
+        self.clock.step_wall(seconds)
+
+    async def lose_hints(self) -> None:
+        # Some rows gone altogether, some there and silent.
+        await self.write("DELETE FROM lanes WHERE holder IS NULL AND unicode(substr(lane, -1)) % 2")
+        await self.write("UPDATE lanes SET ready_at = NULL")
+
+    async def overwrite_head(self, task_id: TaskId, stored: bytes) -> None:
+        await self.write("UPDATE tasks SET head = ? WHERE task_id = ?", stored, task_id)
+
+    async def leftovers(self) -> dict[str, int]:
+        def count(connection) -> dict[str, int]:
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+            kept = {"receipts", "counters", "schema_versions", "store_clock", "lanes"}
+            counts = {
+                name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in set(tables) - kept
+            }
+            ready = "SELECT count(*) FROM lanes WHERE ready_at IS NOT NULL OR holder IS NOT NULL"
+            return counts | {"hints": connection.execute(ready).fetchone()[0]}
+
+        return await self.databases[0].read(count)
+
+    async def count(self, table: str) -> int:
+        return await self.databases[0].read(
+            lambda connection: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        )
+
+    async def write(self, sql: str, *values: object) -> None:
+        await self.databases[0].write(lambda connection: connection.execute(sql, values) and None)
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[SqliteStage]:
+    stage = SqliteStage(tmp_path / "rise.db")
+    stage.queue = await stage.open()
+    yield stage
+    await stage.close()
+
+
+class TestSqliteQueue(QueueConformance):
+    @pytest.fixture
+    def stage(self, stage: SqliteStage) -> SqliteStage:
+        return stage
+
+
+async def test_everything_survives_a_restart(stage: SqliteStage):
+    await enqueue(stage.queue, 1, 2)
+    claim = await claim_one(stage.queue)
+    await stage.close()
+    queue = await stage.open()
+    assert await claim_all(queue, "w2") == []
+    assert await queue.renew([claim]) == set()
+    assert not (await queue.enqueue(delivery(2))).new
+
+
+@pytest.mark.failure("L1")
+@pytest.mark.parametrize("wall_step_seconds", [0.0, 86_400.0, -86_400.0, -40 * 365 * 86_400.0])
+async def test_after_a_reboot_the_stores_clock_goes_on_wherever_the_wall_clock_is(
+    stage: SqliteStage, wall_step_seconds: float
+):
+    """A host without a battery-backed clock starts in 1970."""
+    await enqueue(stage.queue, 1)
+    await claim_one(stage.queue)
+    stage.clock.advance(120)
+    await enqueue(stage.queue, 2, chat="2")
+    before = stage.queue.now_ms()
+    await stage.close()
+    stage.clock.reboot()
+    stage.clock.step_wall(wall_step_seconds)
+    queue = await stage.open()
+    assert queue.now_ms() >= before
+    assert len(await claim_all(queue, "w2")) == 2
+
+
+async def test_an_idle_lane_is_forgotten_after_a_while(stage: SqliteStage):
+    await enqueue(stage.queue, 1)
+    claim = await claim_one(stage.queue)
+    await stage.queue.settle(claim, claim.task, Finished())
+    assert await stage.count("lanes") == 1
+    stage.clock.advance(7200)
+    await stage.queue.sweep()
+    assert await stage.count("lanes") == 0
+
+
+async def test_looking_for_work_that_is_not_there_writes_nothing(stage: SqliteStage):
+    wal = stage.path.with_name("rise.db-wal")
+    before = wal.stat().st_size
+    for _ in range(20):
+        assert await claim_all(stage.queue) == []
+    assert wal.stat().st_size == before

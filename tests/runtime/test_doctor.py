@@ -1,0 +1,245 @@
+"""The doctor says what is wrong, in the words of the log and `/healthz`, and shows no secret."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+
+from rise.bus.local import LocalBus
+from rise.clock import SystemClock
+from rise.runtime.assembly import build
+from rise.runtime.directory import DataDirectory
+from rise.runtime.doctor import Doctor, Finding, Level
+from rise.settings import load_settings
+from rise.telemetry import _known_secrets
+from rise.testing.telegram import TelegramStandIn
+
+pytestmark = pytest.mark.req("OPS-1", "CAP-6")
+
+TOKEN = "123456789:AAaaBBbbCCccDDddEEeeFFffGGggHHhhIIi"
+BOT = """
+import rise
+print("a bot that prints when it is imported")
+
+@rise.workflow("greeter", channels=["http", "webchat"])
+async def greeter(turn): ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_left_behind() -> Iterator[None]:
+    before = set(_known_secrets)
+    yield
+    _known_secrets.clear()
+    _known_secrets.update(before)
+
+
+@pytest.fixture
+async def data_dir(tmp_path: Path) -> Path:
+    """A directory that has been used once."""
+    house = build(load_settings(data_dir=tmp_path / "data", _env_file=None))
+    await house.stores.open()
+    await house.stores.close()
+    return tmp_path / "data"
+
+
+def doctor(data_dir: Path, **settings: object) -> Doctor:
+    return Doctor(load_settings(data_dir=data_dir, _env_file=None, **settings), SystemClock())
+
+
+async def examined(doctor: Doctor) -> dict[str, Finding]:
+    return {finding.name: finding async for finding in doctor.examine()}
+
+
+def levels(findings: dict[str, Finding], level: Level) -> set[str]:
+    return {name for name, finding in findings.items() if finding.level is level}
+
+
+async def test_a_directory_that_is_not_there_yet_is_no_failure_and_is_not_made(tmp_path: Path):
+    findings = await examined(doctor(tmp_path / "data"))
+    assert not levels(findings, Level.FAIL)
+    assert findings["directory"].level is Level.WARN
+    assert not (tmp_path / "data").exists()
+
+
+async def test_a_used_directory_is_well_and_every_other_line_names_its_remedy(data_dir: Path):
+    before = sorted(data_dir.iterdir())
+    findings = await examined(doctor(data_dir))
+    assert levels(findings, Level.OK) >= {"settings", "directory", "space", "disk", "database", "schema", "telegram"}
+    assert levels(findings, Level.WARN) == {"serve", "app", "http:default", "webchat:default"}
+    assert all(finding.remedy for finding in findings.values() if finding.level is not Level.OK)
+    assert findings["disk"].detail == "written and synced"
+    assert [path for path in sorted(data_dir.iterdir()) if path.name != "bus"] == before
+
+
+async def test_secrets_are_masked(data_dir: Path):
+    examination = doctor(
+        data_dir,
+        telegram_token=TOKEN,
+        telegram_mode="off",
+        admin_token="an-admin-token-nobody-may-see",
+        tokens="ann:viewer:the-token-of-ann-is-long",
+        telegram_api_base="http://user:password@127.0.0.1:1",
+        workflow_missing_message=f"do not say {TOKEN}",
+    )
+    [finding] = await examination.probe("settings")
+    assert "RISE_TELEGRAM_TOKEN=***" in finding.detail
+    assert "ann:viewer:***" in finding.detail
+    for secret in (TOKEN, "an-admin-token", "the-token-of-ann", "password"):
+        assert secret not in finding.detail
+
+
+async def test_a_directory_that_others_can_read_is_a_warning_with_its_remedy(data_dir: Path):
+    data_dir.chmod(0o755)
+    (data_dir / "secret-key").chmod(0o644)
+    found = [finding for finding in await doctor(data_dir).probe("directory") if finding.level is Level.WARN]
+    assert {finding.remedy for finding in found} >= {f"chmod 700 {data_dir}", f"chmod 600 {data_dir / 'secret-key'}"}
+
+
+async def test_a_damaged_database_is_a_failure(data_dir: Path):
+    content = bytearray((data_dir / "rise.db").read_bytes())
+    for at in range(8192, len(content), 4096):
+        content[at : at + 16] = b"\xff" * 16
+    (data_dir / "rise.db").write_bytes(content)
+    [finding] = await doctor(data_dir).probe("database")
+    assert finding.level is Level.FAIL
+    assert "damaged" in finding.detail
+
+
+async def test_something_else_in_place_of_the_database_is_a_failure_and_the_rest_is_still_said(data_dir: Path):
+    (data_dir / "rise.db").unlink()
+    apsw.Connection(str(data_dir / "rise.db")).execute("CREATE TABLE other (x)")
+    findings = await examined(doctor(data_dir))
+    assert "database" in levels(findings, Level.FAIL)
+    assert "telegram" in findings
+
+
+@pytest.mark.failure("M3")
+@pytest.mark.parametrize(("version", "level"), [(99, Level.FAIL), (0, Level.WARN)], ids=["newer", "older"])
+async def test_another_versions_database_is_named_and_not_migrated(data_dir: Path, version: int, level: Level):
+    connection = apsw.Connection(str(data_dir / "rise.db"))
+    connection.execute("UPDATE schema_versions SET version = ? WHERE part = 'queue'", (version,))
+    findings = await examined(doctor(data_dir))
+    assert findings["schema"].level is level
+    assert connection.execute("SELECT version FROM schema_versions WHERE part = 'queue'").fetchall() == [(version,)]
+    connection.close()
+
+
+# --- the bot's code ---------------------------------------------------------------------------------------
+
+
+async def test_the_workflows_and_what_they_will_serve_are_named(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "bot.py").write_text(BOT)
+    findings = await examined(doctor(data_dir, app=str(tmp_path / "bot.py")))
+    assert findings["app"].detail.endswith("wf_greeter")
+    assert findings["http:default"].detail == "wf_greeter asks for it; bound at the next start"
+    assert capsys.readouterr().out == "", "what the bot prints would spoil JSON"
+
+
+async def test_a_bot_that_does_not_load_is_a_failure(data_dir: Path, tmp_path: Path):
+    (tmp_path / "broken_bot.py").write_text("import nothing_of_that_name")
+    [finding] = await doctor(data_dir, app=str(tmp_path / "broken_bot.py")).probe("app")
+    assert finding.level is Level.FAIL
+    assert "nothing_of_that_name" in finding.detail
+
+
+# --- what runs --------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def server(answers: dict[str, tuple[int, object]]) -> AsyncIterator[int]:
+    """Answers as a running `rise serve` would; yields the port."""
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = (await reader.readuntil(b"\r\n\r\n")).decode()
+        method, path, _ = request.split(" ", 2)
+        is_allowed = method == "GET" or "bearer an-admin-token-of-tests" in request.lower()
+        status, body = answers.get(f"{method} {path}", (404, {})) if is_allowed else (401, {})
+        content = json.dumps(body).encode()
+        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode())
+        writer.write(content)
+        await writer.drain()
+        writer.close()
+
+    listening = await asyncio.start_server(speak, "127.0.0.1", 0)
+    async with listening:
+        yield listening.sockets[0].getsockname()[1]
+
+
+@pytest.fixture
+def owned(data_dir: Path) -> Iterator[DataDirectory]:
+    """As if a `rise serve` ran on it."""
+    directory = DataDirectory(data_dir)
+    directory.own()
+    yield directory
+    directory.disown()
+
+
+async def test_the_running_servers_capabilities_are_told_in_its_own_words(data_dir: Path, owned: DataDirectory):
+    shown = {
+        "disk": {"status": "available", "detail": "written and synced"},
+        "worker": {"status": "unavailable", "detail": "it ended (exit 1); restarted in 5 s"},
+        "telegram_webhook": {"status": "degraded", "detail": "not registered yet"},
+    }
+    async with server({"GET /healthz": (200, {"capabilities": shown})}) as port:
+        findings = {finding.name: finding for finding in await doctor(data_dir, port=port).probe("capabilities")}
+    assert [finding.level for finding in findings.values()] == [Level.OK, Level.WARN, Level.FAIL]
+    assert findings["worker"].detail == "unavailable: it ended (exit 1); restarted in 5 s"
+
+
+async def test_a_server_that_runs_and_does_not_answer_is_said_so(data_dir: Path, owned: DataDirectory):
+    async with server({}) as port:
+        pass
+    findings = await examined(doctor(data_dir, port=port))
+    assert findings["serve"].level is Level.OK
+    assert f"could not be asked at http://127.0.0.1:{port}" in findings["capabilities"].detail
+
+
+async def test_a_capability_is_probed_by_the_server(data_dir: Path, owned: DataDirectory):
+    state = {"name": "worker", "status": "available", "detail": "process 5"}
+    async with server({"POST /internal/capabilities/worker/probe": (200, {"data": state})}) as port:
+        examination = doctor(data_dir, port=port, admin_token="an-admin-token-of-tests")
+        [known] = await examination.probe("worker")
+        [unknown] = await examination.probe("coffee")
+    assert (known.name, known.level, known.detail) == ("worker", Level.OK, "available: process 5")
+    assert (unknown.level, unknown.detail) == (Level.FAIL, "no such check or capability")
+
+
+async def test_processes_of_the_directory_are_named(data_dir: Path):
+    member = LocalBus(data_dir / "bus")
+    await member.start()
+    [finding] = await doctor(data_dir).probe("serve")
+    await member.stop()
+    assert f"(process {member.member.partition('-')[0]})" in finding.detail
+
+
+# --- Telegram ---------------------------------------------------------------------------------------------
+
+
+async def test_a_bot_that_answers_and_a_webhook_that_is_elsewhere(data_dir: Path):
+    async with TelegramStandIn() as telegram:
+        settings = {"telegram_token": telegram.token, "telegram_api_base": telegram.url}
+        polling = {finding.name: finding for finding in await doctor(data_dir, **settings).probe("telegram")}
+        assert {finding.level for finding in polling.values()} == {Level.OK}
+        assert set(polling) == {"telegram", "telegram_polling"}
+        examination = doctor(data_dir, **settings, public_url="https://bot.example")
+        webhook = {finding.name: finding for finding in await examination.probe("telegram")}
+    account = telegram.token.partition(":")[0]
+    assert webhook["telegram_webhook"].level is Level.WARN
+    assert f"not to https://bot.example/telegram/webhook/{account}" in webhook["telegram_webhook"].detail
+
+
+async def test_a_bot_that_does_not_answer_is_a_failure_that_does_not_show_its_token(data_dir: Path):
+    examination = doctor(data_dir, telegram_token=TOKEN, telegram_api_base="http://127.0.0.1:1")
+    [finding] = await examination.probe("telegram")
+    assert finding.level is Level.FAIL
+    assert TOKEN not in finding.detail
+    assert finding.remedy

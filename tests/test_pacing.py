@@ -1,0 +1,82 @@
+"""Never more than was said, and never longer than needed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rise.pacing import Bucket, Buckets
+
+pytestmark = [pytest.mark.req("OUT-2"), pytest.mark.failure("G17")]
+
+RATES = st.floats(0.01, 100)
+BURSTS = st.integers(1, 30)
+GAPS = st.lists(st.floats(0, 10), min_size=1, max_size=60)
+STARTS = st.floats(0, 1e7)
+
+
+@given(RATES, BURSTS, GAPS, STARTS)
+def test_never_more_than_burst_and_rate_allow(rate: float, burst: int, gaps: list[float], start: float):
+    bucket = Bucket(rate, burst)
+    now, went = start, []
+    for gap in gaps:
+        now += gap
+        now += bucket.wait_seconds(now)
+        bucket.take(now)
+        went.append(now)
+    for first in range(len(went)):
+        for last in range(first, len(went)):
+            allowed = burst + rate * (went[last] - went[first])
+            assert last - first + 1 <= allowed + 0.001
+
+
+@given(RATES, BURSTS, STARTS, st.integers(0, 40))
+def test_who_waited_as_long_as_told_may_go(rate: float, burst: int, start: float, before: int):
+    """A remainder too small for the clock to show would be waited for again and again."""
+    bucket = Bucket(rate, burst)
+    for _ in range(before):
+        bucket.take(start)
+    assert bucket.wait_seconds(start + bucket.wait_seconds(start)) == 0.0
+
+
+def test_a_burst_goes_at_once_and_then_one_by_one():
+    bucket = Bucket(rate=2.0, burst=3)
+    for _ in range(3):
+        assert bucket.wait_seconds(0.0) == 0.0
+        bucket.take(0.0)
+    assert bucket.wait_seconds(0.0) == 0.5
+    assert bucket.wait_seconds(0.25) == 0.25
+    assert bucket.wait_seconds(100.0) == 0.0
+    bucket.take(100.0)
+    assert bucket.tokens == 2.0, "no more than a burst is ever saved up"
+
+
+def test_who_goes_before_its_time_makes_the_next_wait():
+    bucket = Bucket(rate=1.0, burst=1)
+    bucket.take(0.0)
+    bucket.take(0.0)
+    assert bucket.wait_seconds(0.0) == 2.0
+
+
+def test_a_clock_that_steps_back_gives_nothing_away():
+    bucket = Bucket(rate=1.0, burst=1)
+    bucket.take(100.0)
+    assert bucket.wait_seconds(50.0) == 1.0
+
+
+def test_keys_do_not_wait_for_each_other():
+    buckets = Buckets(rate=1.0, burst=1)
+    buckets.take("a", 0.0)
+    assert buckets.wait_seconds("a", 0.0) == 1.0
+    assert buckets.wait_seconds("b", 0.0) == 0.0
+
+
+@pytest.mark.failure("A16", "L4")
+def test_an_attacker_who_chooses_keys_does_not_fill_the_memory():
+    buckets = Buckets(rate=1.0, burst=1, keys_max=100)
+    for key in range(10_000):
+        buckets.take("mine", 0.0)
+        buckets.take(key, 0.0)
+    assert len(buckets._buckets) == 100
+    assert buckets.wait_seconds("mine", 0.0) > 1000, "who is in use is not forgotten"
