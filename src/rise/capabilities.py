@@ -53,7 +53,13 @@ class CapabilityRegistry:
         self._probes[name] = checker
 
     async def probe(self, name: str) -> CapabilityState:
-        """Ask now. A probe that hangs or raises counts as failed, and says so."""
+        """Ask now. A probe that hangs or raises counts as failed, and says so.
+
+        What has no probe reports by itself as it changes; its last word is returned. Raises `KeyError` for a
+        name that nobody has spoken of.
+        """
+        if name not in self._probes:
+            return self._states[name]
         try:
             async with asyncio.timeout(PROBE_SECONDS_MAX):
                 status, detail = await self._probes[name]()

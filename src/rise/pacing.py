@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Final
+
+ROUNDING: Final = 1e-4
+"""Of a token."""
 
 
 @dataclass(slots=True)
@@ -22,7 +26,9 @@ class Bucket:
     def wait_seconds(self, now: float) -> float:
         """How long until one may go; 0.0 if now."""
         self._refill(now)
-        return 0.0 if self.tokens >= 1 else (1 - self.tokens) / self.rate
+        missing = 1 - self.tokens
+        # What is lost in rounding is not waited for: the clock could not even show it.
+        return 0.0 if missing <= ROUNDING else missing / self.rate
 
     def take(self, now: float) -> None:
         """One goes, whether or not its time had come: the debt is paid by the next."""

@@ -13,6 +13,8 @@ from rise.errors import Unavailable, WaitsForDependency
 
 DEFAULT_CURVE: Final = (15.0, 60.0, 180.0)
 JITTER: Final = 0.2
+WAIT_SECONDS_MIN: Final = 1.0
+WAIT_SECONDS_MAX: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,10 @@ class RetryPolicy:
     def verdict(self, head: Head, progress: Progress, error: Exception, *, now_ms: int, clock: Clock) -> float | Reason:
         """Seconds to wait, or the reason to stop trying. The caller asks `uses_a_try` whether it counts."""
         if isinstance(error, WaitsForDependency):
-            return error.retry_after_seconds * clock.random.uniform(1, 1 + JITTER)
+            return _sane_seconds(error.retry_after_seconds) * clock.random.uniform(1, 1 + JITTER)
         if isinstance(error, Unavailable):
-            return (error.retry_after_seconds or DEFAULT_CURVE[0]) * clock.random.uniform(1, 1 + JITTER)
+            seconds = _sane_seconds(error.retry_after_seconds or DEFAULT_CURVE[0])
+            return seconds * clock.random.uniform(1, 1 + JITTER)
         if self.tries_left(head, progress) <= 0:
             return Reason.RETRIES_EXHAUSTED
         delay = self.delay_seconds(head, progress, clock)
@@ -49,6 +52,13 @@ class RetryPolicy:
         if now_ms + delay * 1000 - since > self.lane_block_max.total_seconds() * 1000:
             return Reason.LANE_BLOCKED
         return delay
+
+
+def _sane_seconds(asked_for: float) -> float:
+    """Workflows and platforms say how long: nought would be a busy loop, infinity could not be stored."""
+    if asked_for != asked_for:  # NaN
+        return DEFAULT_CURVE[0]
+    return float(min(max(asked_for, WAIT_SECONDS_MIN), WAIT_SECONDS_MAX))
 
 
 def uses_a_try(error: Exception) -> bool:

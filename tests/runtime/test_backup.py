@@ -7,7 +7,6 @@ import io
 import json
 import os
 import tarfile
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,17 +15,19 @@ import pytest
 
 from rise.bus.local import LocalBus
 from rise.channels.telegram import read_update
+from rise.clock import SystemClock
 from rise.envelope import TaskId
 from rise.errors import Rejected, StoreCorrupt, StoreLocked, StoreUnavailable
 from rise.queue.port import Selection
 from rise.runtime.assembly import House, build
 from rise.runtime.audit import Audit
-from rise.runtime.backup import back_up, members_alive, restore
+from rise.runtime.backup import back_up, restore
 from rise.runtime.directory import DataDirectory
 from rise.settings import load_settings
 
 pytestmark = pytest.mark.req("CPY-7", "OPS-1")
 
+CLOCK = SystemClock()
 FILES = ["admin-token", "rise.db", "secret-key"]
 
 
@@ -77,10 +78,10 @@ def mode_of(path: Path) -> int:
 @pytest.mark.parametrize("name", ["copy", "copy.tar.gz", "copy.tgz", "new/deep/copy"])
 async def test_a_backup_restores_every_open_task_with_its_bytes(tmp_path: Path, house: House, name: str):
     accepted = await accept(house, *range(1, 31))
-    contents = back_up(house.stores.directory, tmp_path / name)
+    contents = await back_up(house.stores.directory, tmp_path / name, CLOCK)
     assert (contents.files, contents.tasks_open, contents.receipts, contents.runs) == (FILES, 30, 30, 0)
 
-    restored = restore(tmp_path / name, DataDirectory(tmp_path / "again"))
+    restored = await restore(tmp_path / name, DataDirectory(tmp_path / "again"), CLOCK)
 
     assert restored.contents == contents
     assert restored.moved_aside is None
@@ -95,9 +96,9 @@ async def test_a_backup_restores_every_open_task_with_its_bytes(tmp_path: Path, 
 async def test_nobody_else_can_read_a_backup_or_what_was_restored(tmp_path: Path, house: House):
     before = os.umask(0)
     try:
-        back_up(house.stores.directory, tmp_path / "copy")
-        back_up(house.stores.directory, tmp_path / "copy.tar.gz")
-        restore(tmp_path / "copy.tar.gz", DataDirectory(tmp_path / "again"))
+        await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
+        await back_up(house.stores.directory, tmp_path / "copy.tar.gz", CLOCK)
+        await restore(tmp_path / "copy.tar.gz", DataDirectory(tmp_path / "again"), CLOCK)
     finally:
         os.umask(before)
     assert mode_of(tmp_path / "copy.tar.gz") == 0o600
@@ -113,11 +114,11 @@ async def test_a_backup_ends_while_others_never_stop_writing(tmp_path: Path, hou
     await house.stores.database.write(
         lambda c: c.executemany("INSERT INTO ballast VALUES (randomblob(?))", [(100_000,)] * 300)
     )
-    stop = threading.Event()
+    stop = asyncio.Event()
     written: list[TaskId] = []
 
     async def write_for_ever() -> None:
-        number = 1000
+        number = 200
         while not stop.is_set():
             written.extend(await accept(house, number))
             number += 1
@@ -126,15 +127,18 @@ async def test_a_backup_ends_while_others_never_stop_writing(tmp_path: Path, hou
     writing = asyncio.create_task(write_for_ever())
     try:
         async with asyncio.timeout(30):
-            await asyncio.to_thread(
-                back_up, house.stores.directory, tmp_path / "copy", lambda copied, total: steps.append((copied, total))
+            await back_up(
+                house.stores.directory,
+                tmp_path / "copy",
+                CLOCK,
+                lambda copied, total: steps.append((copied, total)),
             )
     finally:
         stop.set()
         await writing
     assert len(steps) > 2
     assert written, "somebody wrote meanwhile"
-    restore(tmp_path / "copy", DataDirectory(tmp_path / "again"))
+    await restore(tmp_path / "copy", DataDirectory(tmp_path / "again"), CLOCK)
     restored = set(await open_tasks(tmp_path / "again"))
     # One moment: if a message is in it, so is every one that was accepted before.
     assert [task_id in restored for task_id in written] == sorted((t in restored for t in written), reverse=True)
@@ -146,12 +150,12 @@ async def test_a_backup_overwrites_nothing(tmp_path: Path, house: House):
     (tmp_path / "copy.tar.gz").symlink_to(tmp_path / "nowhere")
     for name in ("copy", "copy.tar.gz"):
         with pytest.raises(Rejected, match="exists"):
-            back_up(house.stores.directory, tmp_path / name)
+            await back_up(house.stores.directory, tmp_path / name, CLOCK)
 
 
 async def test_a_directory_without_a_database_is_not_backed_up(tmp_path: Path):
     with pytest.raises(Rejected, match="holds no Rise database"):
-        back_up(DataDirectory(tmp_path / "elsewhere"), tmp_path / "copy")
+        await back_up(DataDirectory(tmp_path / "elsewhere"), tmp_path / "copy", CLOCK)
     assert not (tmp_path / "elsewhere").exists()
     assert not (tmp_path / "copy").exists()
 
@@ -161,7 +165,7 @@ async def test_a_damaged_database_gives_no_backup(tmp_path: Path, house: House):
     await house.stores.close()
     damage(tmp_path / "data" / "rise.db")
     with pytest.raises(StoreUnavailable):
-        back_up(house.stores.directory, tmp_path / "copy")
+        await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
@@ -177,16 +181,16 @@ def damage(path: Path) -> None:
 
 async def test_what_was_there_is_moved_aside_and_only_when_asked_for(tmp_path: Path, house: House):
     first = await accept(house, 1, 2, 3)
-    back_up(house.stores.directory, tmp_path / "copy")
+    await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
     await accept(house, 4)
     await house.stores.close()
     data = DataDirectory(tmp_path / "data")
     with pytest.raises(Rejected, match="--force"):
-        restore(tmp_path / "copy", data)
+        await restore(tmp_path / "copy", data, CLOCK)
     assert len(await open_tasks(tmp_path / "data")) == 4
 
     for number in (1, 2):
-        restored = restore(tmp_path / "copy", data, replaces=True)
+        restored = await restore(tmp_path / "copy", data, CLOCK, replaces=True)
         assert restored.moved_aside == tmp_path / f"data.before-restore-{number}"
         assert set(await open_tasks(tmp_path / "data")) == set(first)
     assert len(await open_tasks(tmp_path / "data.before-restore-1")) == 4
@@ -194,50 +198,50 @@ async def test_what_was_there_is_moved_aside_and_only_when_asked_for(tmp_path: P
 
 async def test_an_empty_directory_that_is_there_already_is_used_as_it_is(tmp_path: Path, house: House):
     """It may be a mount point, which cannot be renamed or replaced."""
-    back_up(house.stores.directory, tmp_path / "copy.tar.gz")
+    await back_up(house.stores.directory, tmp_path / "copy.tar.gz", CLOCK)
     (tmp_path / "again").mkdir(mode=0o755)
     inode = (tmp_path / "again").stat().st_ino
-    restore(tmp_path / "copy.tar.gz", DataDirectory(tmp_path / "again"))
+    await restore(tmp_path / "copy.tar.gz", DataDirectory(tmp_path / "again"), CLOCK)
     assert (tmp_path / "again").stat().st_ino == inode
     assert mode_of(tmp_path / "again") == 0o700
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == FILES
 
 
 async def test_nothing_is_restored_under_a_running_server(tmp_path: Path, house: House):
-    back_up(house.stores.directory, tmp_path / "copy")
+    await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
     running = DataDirectory(tmp_path / "data")
     running.own()
     try:
         with pytest.raises(StoreLocked, match="rise serve"):
-            restore(tmp_path / "copy", house.stores.directory, replaces=True)
+            await restore(tmp_path / "copy", house.stores.directory, CLOCK, replaces=True)
     finally:
         running.disown()
 
 
 async def test_nothing_is_restored_under_a_worker_that_runs_alone(tmp_path: Path, house: House):
-    back_up(house.stores.directory, tmp_path / "copy")
+    await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
     worker = LocalBus(house.stores.directory.bus)
     await worker.start()
     try:
-        assert members_alive(house.stores.directory) == [worker.member]
+        assert house.stores.directory.members() == [worker.member]
         with pytest.raises(StoreLocked, match=f"pid {os.getpid()}"):
-            restore(tmp_path / "copy", house.stores.directory, replaces=True)
+            await restore(tmp_path / "copy", house.stores.directory, CLOCK, replaces=True)
     finally:
         await worker.stop()
-    assert members_alive(house.stores.directory) == []
+    assert house.stores.directory.members() == []
 
 
 @pytest.mark.parametrize("name", ["copy", "copy.tar.gz"])
 async def test_a_damaged_backup_is_refused_and_nothing_is_touched(tmp_path: Path, house: House, name: str):
     await accept(house, *range(1, 200))
-    back_up(house.stores.directory, tmp_path / "copy")
+    await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
     damage(tmp_path / "copy" / "rise.db")
     if name != "copy":
         with tarfile.open(tmp_path / name, "w:gz") as archive:
             archive.add(tmp_path / "copy", arcname="rise-backup")
     await house.stores.close()
     with pytest.raises(StoreCorrupt, match="backup is"):
-        restore(tmp_path / name, DataDirectory(tmp_path / "data"), replaces=True)
+        await restore(tmp_path / name, DataDirectory(tmp_path / "data"), CLOCK, replaces=True)
     assert len(await open_tasks(tmp_path / "data")) == 199
     assert not list(tmp_path.glob("*before-restore*"))
     assert not list(tmp_path.glob(".rise-unfinished-*"))
@@ -245,11 +249,11 @@ async def test_a_damaged_backup_is_refused_and_nothing_is_touched(tmp_path: Path
 
 async def test_a_cut_archive_is_refused(tmp_path: Path, house: House):
     await accept(house, *range(1, 100))
-    back_up(house.stores.directory, tmp_path / "copy.tar.gz")
+    await back_up(house.stores.directory, tmp_path / "copy.tar.gz", CLOCK)
     whole = (tmp_path / "copy.tar.gz").read_bytes()
     (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Rejected, match="not a readable backup"):
-        restore(tmp_path / "cut.tar.gz", DataDirectory(tmp_path / "again"))
+        await restore(tmp_path / "cut.tar.gz", DataDirectory(tmp_path / "again"), CLOCK)
     assert not (tmp_path / "again").exists()
 
 
@@ -260,16 +264,16 @@ async def test_what_is_no_backup_is_refused(tmp_path: Path):
     again = DataDirectory(tmp_path / "again")
     for name, words in (("nothing", "there is no"), ("folder", "no rise.db in it"), ("text", "not a readable backup")):
         with pytest.raises(Rejected, match=words):
-            restore(tmp_path / name, again)
+            await restore(tmp_path / name, again, CLOCK)
     (tmp_path / "folder" / "rise.db").write_bytes(b"")
     with pytest.raises(StoreCorrupt, match="not usable"):
-        restore(tmp_path / "folder", again)
+        await restore(tmp_path / "folder", again, CLOCK)
     assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.req("SEC-4")
 async def test_nothing_in_an_archive_says_where_to_write(tmp_path: Path, house: House):
-    back_up(house.stores.directory, tmp_path / "copy")
+    await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
     with tarfile.open(tmp_path / "crafted.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "copy" / "rise.db", arcname="../../rise.db")
         for name in ("../evil", "/tmp/evil-of-a-test", "rise-backup/serve.lock"):
@@ -279,7 +283,7 @@ async def test_nothing_in_an_archive_says_where_to_write(tmp_path: Path, house: 
         link = tarfile.TarInfo("rise-backup/secret-key")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
         archive.addfile(link)
-    restore(tmp_path / "crafted.tar.gz", DataDirectory(tmp_path / "deep" / "again"))
+    await restore(tmp_path / "crafted.tar.gz", DataDirectory(tmp_path / "deep" / "again"), CLOCK)
     assert [path.name for path in (tmp_path / "deep" / "again").iterdir()] == ["rise.db"]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["again"]
     assert not Path("/tmp/evil-of-a-test").exists()

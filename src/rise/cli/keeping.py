@@ -22,12 +22,14 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copy everything, at one moment, while work goes on; checked by reading the copy. Overwrites nothing."""
+    from rise.clock import SystemClock
     from rise.runtime.backup import back_up
     from rise.runtime.directory import DataDirectory
+    from rise.runtime.processes import run
 
     settings = read_settings(data_dir)
     with progress("copying the database") as told:
-        contents = back_up(DataDirectory(settings.data_dir), target, told)
+        contents = run(back_up(DataDirectory(settings.data_dir), target, SystemClock(), told))
     if as_json:
         show_json({"target": str(target), "contents": contents})
         return
@@ -38,7 +40,7 @@ def backup(
             ("size", f"{contents.size_bytes / (1 << 20):.1f} MB"),
             ("open messages", contents.tasks_open),
             ("receipts", contents.receipts),
-            ("ended runs and replies under way", contents.runs),
+            ("results", contents.runs),
         ]
     )
     if "secret-key" not in contents.files or "admin-token" not in contents.files:
@@ -52,11 +54,13 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Put a backup back, checked first. Refuses while Rise runs, and where something is, unless --force."""
+    from rise.clock import SystemClock
     from rise.runtime.backup import restore as restore_directory
     from rise.runtime.directory import DataDirectory
+    from rise.runtime.processes import run
 
     settings = read_settings(data_dir)
-    restored = restore_directory(source, DataDirectory(settings.data_dir), replaces=force)
+    restored = run(restore_directory(source, DataDirectory(settings.data_dir), SystemClock(), replaces=force))
     if as_json:
         aside = None if restored.moved_aside is None else str(restored.moved_aside)
         show_json({"dataDir": str(settings.data_dir), "contents": restored.contents, "movedAside": aside})

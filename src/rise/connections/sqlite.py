@@ -30,6 +30,8 @@ BATCH_MAX: Final = 1000
 BUSY_SECONDS: Final = 2.5
 """How long a write waits for another process. Below the acceptance deadline, so that the answer is ours."""
 
+BACKUP_PAGES_PER_STEP: Final = 1000
+
 SEEN_EVERY_MS: Final = 10_000
 """How exactly it is kept what time the store's clock has reached."""
 
@@ -148,9 +150,11 @@ class Database:
             raise StoreUnavailable("the database is not open")
         return self._clock_base_ms + int(self._clock.monotonic() * 1000)
 
-    async def backup_to(self, target: Path) -> None:
-        """Copy a consistent state to `target` while work goes on."""
-        await asyncio.to_thread(self._backup, target)
+    async def backup_to(
+        self, target: Path, on_progress: Callable[[int, int], None] = lambda pages_done, pages: None
+    ) -> None:
+        """Copy one moment's state to `target`, a file that stands alone, while work goes on."""
+        await self.read(lambda source: _copy_snapshot(source, target, on_progress))
 
     # --- the writer thread ---
 
@@ -316,18 +320,6 @@ class Database:
             self._reading.close(True)
             self._reading = None
 
-    def _backup(self, target: Path) -> None:
-        with sqlite_errors():
-            source, copy = _open(self.path, create=False), _open(target)
-            try:
-                with copy.backup("main", source, "main") as backup:
-                    while not backup.done:
-                        backup.step(1000)
-                copy.execute("PRAGMA journal_mode=DELETE").fetchall()
-            finally:
-                source.close()
-                copy.close()
-
 
 def _open(path: Path, *, create: bool = True) -> apsw.Connection:
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
@@ -342,6 +334,21 @@ def _fold_log(connection: apsw.Connection) -> None:
     [(is_busy, _, _)] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     if is_busy:
         raise StoreUnavailable("the log cannot be checked after an error while another process reads it")
+
+
+def _copy_snapshot(source: apsw.Connection, target: Path, on_progress: Callable[[int, int], None]) -> None:
+    # From the one snapshot that `source` reads: copied from the file as it changes, SQLite would start over
+    # whenever somebody writes, and on a busy installation it would never end.
+    source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+    copy = _open(target)
+    try:
+        with copy.backup("main", source, "main") as backup:
+            while not backup.done:
+                backup.step(BACKUP_PAGES_PER_STEP)
+                on_progress(backup.page_count - backup.remaining, backup.page_count)
+        copy.execute("PRAGMA journal_mode=DELETE").fetchall()
+    finally:
+        copy.close()
 
 
 def _inode(path: Path) -> int | None:

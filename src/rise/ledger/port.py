@@ -273,8 +273,11 @@ class Ledger(Protocol):
 
     # outbox
 
-    async def add_notice(self, reply: Reply) -> bool:
-        """Mean to send something beside a run. False if it was meant before: once per `reply_id`, ever."""
+    async def add_notice(self, reply: Reply, *, deliver: bool = True) -> bool:
+        """Mean to send something beside a run. False if it was meant before: once per `reply_id`, ever.
+
+        `deliver=False`: it is where its reader fetches it.
+        """
         ...
 
     async def outbox_open(self) -> int:

@@ -300,11 +300,9 @@ class SqliteLedger:
 
     # --- outbox ---
 
-    async def add_notice(self, reply: Reply) -> bool:
-        call = encode_json(reply.call)
-        return await self._database.write(
-            lambda connection: _insert_reply(connection, reply, call, ReplyState.READY, self._now())
-        )
+    async def add_notice(self, reply: Reply, *, deliver: bool = True) -> bool:
+        call, state = encode_json(reply.call), ReplyState.READY if deliver else ReplyState.SENT
+        return await self._database.write(lambda connection: _insert_reply(connection, reply, call, state, self._now()))
 
     async def outbox_open(self) -> int:
         def change(connection: apsw.Connection) -> int:

@@ -279,7 +279,7 @@ class Audit:
             else:
                 if waiting:
                     books.notice(
-                        NoticeKind.UPDATES_WAITING, f"bot {account}", f"{waiting} updates wait at Telegram for us"
+                        NoticeKind.UPDATES_WAITING, f"bot {account}", f"updates waiting at Telegram: {waiting}"
                     )
 
 

@@ -9,31 +9,30 @@ Refuses: to overwrite a backup, to restore under running processes, to delete wh
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, Final
+from typing import IO, Any, Final
 
-import apsw
 import msgspec
 
-from rise.bus.local import LocalBus
-from rise.connections.sqlite import sqlite_errors
+from rise.clock import Clock
+from rise.connections.sqlite import Database
 from rise.errors import Rejected, StoreCorrupt, StoreLocked, StoreUnavailable
 from rise.runtime.directory import DATABASE, DataDirectory
 
 SECRETS: Final = ("admin-token", "secret-key")
 ARCHIVE_SUFFIXES: Final = (".tar.gz", ".tgz")
-PAGES_PER_STEP: Final = 2000
-BUSY_MS: Final = 10_000
 
 _FOLDER: Final = "rise-backup"
 """The one folder in an archive."""
+_COUNTED: Final = ("tasks", "receipts", "runs")
 
 Progress = Callable[[int, int], None]
 """Told now and then: how many pages of the database are copied, of how many."""
@@ -55,122 +54,107 @@ class Restored(msgspec.Struct, frozen=True):
     """Where the former directory is now."""
 
 
-def back_up(directory: DataDirectory, target: Path, on_progress: Progress = lambda copied, total: None) -> Contents:
+async def back_up(
+    directory: DataDirectory, target: Path, clock: Clock, on_progress: Progress = lambda copied, total: None
+) -> Contents:
     """Copy the directory as it is at this moment to a new directory, or to a new archive `….tar.gz`.
 
     Raises `Rejected` if the target exists, `StoreUnavailable` if something cannot be read or written,
     `StoreCorrupt` if the copy does not pass its check; the target does not exist then.
     """
-    if not directory.database.exists():
-        raise Rejected(f"{directory.path} holds no Rise database: name the right one with --data-dir", field="data_dir")
-    if os.path.lexists(target):
-        raise Rejected(f"{target} exists, and a backup overwrites nothing: choose another name", field="target")
-    with _file_errors(f"the backup {target}"):
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _staging(target.parent) as staging:
-            folder = staging / _FOLDER
-            folder.mkdir(mode=0o700)
-            _copy_database(directory.database, folder / DATABASE, on_progress)
-            for name in SECRETS:
-                if (directory.path / name).exists():
-                    with (directory.path / name).open("rb") as source:
-                        _write_private(folder / name, source)
-            contents = _examined(folder)
-            _sync_files(folder)
-            if target.name.endswith(ARCHIVE_SUFFIXES):
-                os.link(_packed(folder), target)
-            else:
-                folder.rename(target)
-            _sync(target.parent)
+    _refuse_wrong_names(directory, target)
+    with _file_errors(f"the backup {target}"), _staging(target.parent) as staging:
+        folder = _new_folder(staging / _FOLDER)
+        await _copy_database(directory.database, folder / DATABASE, clock, on_progress)
+        _copy_files(directory.path, folder, SECRETS)
+        contents = await _examined(folder, clock)
+        await asyncio.to_thread(_deliver, folder, target)
     return contents
 
 
-def restore(source: Path, directory: DataDirectory, *, replaces: bool = False) -> Restored:
+async def restore(source: Path, directory: DataDirectory, clock: Clock, *, replaces: bool = False) -> Restored:
     """Make the directory what the backup says; `replaces` moves a former one aside first.
 
     Raises `StoreLocked` if processes use the directory, `Rejected` if it is not empty or the source is no
     backup, `StoreCorrupt` if the backup does not pass its check. Nothing was changed then.
     """
-    if not source.exists():
-        raise Rejected(f"there is no {source}", field="source")
-    _refuse_running(directory)
     path = directory.path
-    is_empty = not path.exists() or not any(path.iterdir())
+    is_empty = _is_empty(path)
+    _refuse_running(directory)
     if not is_empty and not replaces:
         raise Rejected(
             f"{path} is not empty. With --force it is moved aside, not deleted; or restore to another --data-dir",
             field="data_dir",
         )
-    with _file_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside a directory that is to be moved, within one that is there to stay: it may be a mount point.
-        with _staging(path if path.exists() and is_empty else path.parent) as staging:
-            _unpack(source, staging)
-            contents = _examined(staging)
-            _sync_files(staging)
-            moved_aside = None if is_empty else _move_aside(directory)
-            _put_in_place(staging, path)
+    # Beside a directory that is to be moved or made, within one that is there to stay: it may be a mount point.
+    with _file_errors(str(path)), _staging(path if is_empty and _exists(path) else path.parent) as staging:
+        await asyncio.to_thread(_unpack, source, staging)
+        contents = await _examined(staging, clock)
+        _sync_files(staging)
+        moved_aside = None if is_empty else _move_aside(directory)
+        _put_in_place(staging, path)
     return Restored(contents, moved_aside)
 
 
-def members_alive(directory: DataDirectory) -> list[str]:
-    """The processes that use the directory now: servers, workers, commands."""
-    bus = LocalBus(directory.bus)
-    gone = {bus.member, *bus.dead_members()}
-    return sorted(lock.stem for lock in directory.bus.glob("*.lock") if lock.stem not in gone)
+@asynccontextmanager
+async def opened_to_read(path: Path, clock: Clock) -> AsyncIterator[Database]:
+    """For reading. Without a schema: nothing is migrated, and what a newer Rise wrote is read all the same."""
+    database = Database(path, clock=clock, schema={})
+    try:
+        with suppress(StoreUnavailable):  # a full or read-only disk can still be read
+            await database.open()
+        yield database
+    finally:
+        await database.close()
 
 
 # --- the copy ---------------------------------------------------------------------------------------------
 
 
-def _copy_database(path: Path, target: Path, on_progress: Progress) -> None:
+async def _copy_database(path: Path, target: Path, clock: Clock, on_progress: Progress) -> None:
     _write_private(target)
-    with (
-        sqlite_errors(),
-        closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as source,
-        closing(apsw.Connection(str(target))) as copy,
-    ):
-        source.set_busy_timeout(BUSY_MS)
-        # One snapshot for the whole copy: without it, SQLite starts over whenever somebody writes, and on
-        # a busy installation it would never end.
-        source.execute("BEGIN")
-        source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        with copy.backup("main", source, "main") as backup:
-            while not backup.done:
-                backup.step(PAGES_PER_STEP)
-                on_progress(backup.page_count - backup.remaining, backup.page_count)
-        copy.execute("PRAGMA journal_mode=DELETE").fetchall()
+    async with opened_to_read(path, clock) as database:
+        await database.backup_to(target, on_progress)
 
 
-def _examined(folder: Path) -> Contents:
-    """Read the whole copy as a stranger would. Raises `StoreCorrupt` unless it is sound."""
+async def _examined(folder: Path, clock: Clock) -> Contents:
+    """Read the whole copy. Raises `StoreCorrupt` unless it is sound, and of Rise."""
     try:
-        with (
-            sqlite_errors(),
-            closing(
-                apsw.Connection(
-                    f"file:{str(folder / DATABASE).replace('?', '%3f').replace('#', '%23')}?immutable=1",
-                    flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
-                )
-            ) as copy,
-        ):
-            verdict = [str(row[0]) for row in copy.execute("PRAGMA integrity_check")]
-            if verdict != ["ok"]:
-                raise StoreCorrupt(f"the backup is damaged: {verdict[0]}")
-            tasks, receipts, runs = (
-                copy.execute(sql).fetchone()[0]
-                for sql in ("SELECT count(*) FROM tasks", "SELECT count(*) FROM receipts", "SELECT count(*) FROM runs")
-            )
-    except (StoreUnavailable, apsw.SQLError) as error:
+        async with opened_to_read(folder / DATABASE, clock) as copy:
+            verdict, counts = await copy.read(_examine)
+    except StoreUnavailable as error:
         raise StoreCorrupt(f"the backup is not usable: {error}") from error
-    files = sorted(file for file in folder.iterdir() if file.is_file())
+    if verdict != "ok":
+        raise StoreCorrupt(f"the backup is damaged: {verdict}")
+    if not counts:
+        raise StoreCorrupt("the backup is not usable: it is not a database of Rise")
+    files = _sizes(folder)
     return Contents(
-        files=[file.name for file in files],
-        size_bytes=sum(file.stat().st_size for file in files),
-        tasks_open=tasks,
-        receipts=receipts,
-        runs=runs,
+        files=sorted(files),
+        size_bytes=sum(files.values()),
+        tasks_open=counts["tasks"],
+        receipts=counts["receipts"],
+        runs=counts["runs"],
     )
+
+
+def _examine(connection: Any) -> tuple[str, dict[str, int]]:
+    """What is wrong with it, or `ok`; and how much it holds, nothing if it is not ours."""
+    verdict = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    if verdict != "ok" or not tables.issuperset(_COUNTED):
+        return verdict, {}
+    return verdict, {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in _COUNTED}  # noqa: S608 - our own names
+
+
+def _deliver(folder: Path, target: Path) -> None:
+    """Whole and on the disk, then under its name."""
+    _sync_files(folder)
+    if target.name.endswith(ARCHIVE_SUFFIXES):
+        os.link(_packed(folder), target)
+    else:
+        folder.rename(target)
+    _sync(target.parent)
 
 
 def _packed(folder: Path) -> Path:
@@ -188,23 +172,29 @@ def _packed(folder: Path) -> Path:
     return archive
 
 
+def _refuse_wrong_names(directory: DataDirectory, target: Path) -> None:
+    if not directory.database.exists():
+        raise Rejected(f"{directory.path} holds no Rise database: name the right one with --data-dir", field="data_dir")
+    if os.path.lexists(target):
+        raise Rejected(f"{target} exists, and a backup overwrites nothing: choose another name", field="target")
+
+
 # --- the way back -----------------------------------------------------------------------------------------
 
 
 def _refuse_running(directory: DataDirectory) -> None:
     if directory.is_owned():
         raise StoreLocked(f"a `rise serve` uses {directory.path}: stop it first, then restore")
-    if alive := members_alive(directory):
+    if alive := directory.members():
         pids = ", ".join(member.partition("-")[0] for member in alive)
         raise StoreLocked(f"processes use {directory.path} (pid {pids}): stop them first, then restore")
 
 
 def _unpack(source: Path, staging: Path) -> None:
+    if not source.exists():
+        raise Rejected(f"there is no {source}", field="source")
     if source.is_dir():
-        for name in (DATABASE, *SECRETS):
-            if (source / name).exists():
-                with (source / name).open("rb") as file:
-                    _write_private(staging / name, file)
+        _copy_files(source, staging, (DATABASE, *SECRETS))
     else:
         _unpack_archive(source, staging)
     if not (staging / DATABASE).exists():
@@ -253,11 +243,37 @@ def _put_in_place(staging: Path, path: Path) -> None:
 @contextmanager
 def _staging(parent: Path) -> Iterator[Path]:
     """A directory of the owner alone, on the same disk, gone afterwards."""
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = Path(tempfile.mkdtemp(prefix=".rise-unfinished-", dir=parent))
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _new_folder(path: Path) -> Path:
+    path.mkdir(mode=0o700)
+    return path
+
+
+def _exists(path: Path) -> bool:
+    return path.exists()
+
+
+def _is_empty(path: Path) -> bool:
+    """Or not there at all."""
+    return not path.exists() or not any(path.iterdir())
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+
+
+def _copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if (source / name).exists():
+            with (source / name).open("rb") as content:
+                _write_private(target / name, content)
 
 
 def _write_private(path: Path, content: IO[bytes] | None = None) -> None:

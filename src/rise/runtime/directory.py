@@ -56,17 +56,11 @@ class DataDirectory:
 
     def is_owned(self) -> bool:
         """Whether a `rise serve` runs on it now."""
-        try:
-            fd = os.open(self.path / "serve.lock", os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
+        return _is_locked(self.path / "serve.lock")
+
+    def members(self) -> list[str]:
+        """The processes that use it now: servers, workers, commands. Each locks a file of its name."""
+        return sorted(lock.stem for lock in self.bus.glob("*.lock") if _is_locked(lock))
 
     def kept_secret(self, name: str) -> str:
         """The secret of that name, made at first use and readable by the owner alone."""
@@ -83,6 +77,20 @@ def derived_secret(key: str, purpose: str) -> str:
     """A secret for one purpose that tells nothing about the key or the others. 43 URL-safe characters."""
     digest = hmac.new(key.encode(), purpose.encode(), hashlib.sha256).hexdigest()
     return digest[:48]
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except OSError:
+        return False  # it was just given up
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _write_once(path: Path, text: str) -> None:

@@ -1,6 +1,6 @@
 """The doctor: what is configured, what is there, what works, and what to do about the rest.
 
-Promises: changes nothing but a file of its own that it writes, syncs and removes; shows no secret; says the
+Promises: changes no message, and of files only its own, which it writes, syncs and removes; shows no secret; says the
 same words as the log and `/healthz`; every line that is not ok names its remedy; one check that fails or
 hangs does not keep the others from being made.
 """
@@ -14,27 +14,23 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-import apsw
 import msgspec
 from pydantic import SecretStr
 
 from rise.capabilities import CapabilityStatus
 from rise.clock import Clock
-from rise.connections.sqlite import sqlite_errors
-from rise.errors import RiseError, StoreCorrupt
+from rise.errors import RiseError
 from rise.ledger.port import Definitions
-from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
-from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.runtime import assembly
-from rise.runtime.backup import SECRETS, members_alive
+from rise.runtime.backup import SECRETS, opened_to_read
 from rise.runtime.directory import DataDirectory
 from rise.settings import Settings
 from rise.telemetry import keep_out_of_logs, redact
@@ -179,7 +175,7 @@ class Doctor:
 
     async def _definitions(self) -> Definitions:
         nothing = Definitions(0, {}, [])
-        if not self._data.database.exists() or _schema_problem(_schema_versions(self._data.database)) is not None:
+        if not self._data.database.exists() or await self._schema_problem() is not None:
             return nothing  # opening it would migrate it, which is for a start to do
         stores = assembly.build_stores(self.settings, self.clock)
         await stores.database.open()
@@ -231,24 +227,57 @@ class Doctor:
         path = self._data.database
         if not path.exists():
             return [_ok("database", "not there yet; made at the first start")]
-        versions = _schema_versions(path)
-        problem = await asyncio.to_thread(_quick_check, path)
-        if problem is not None:
+        async with opened_to_read(path, self.clock) as database:
+            verdict = await database.read(_quick_check)
+        if verdict != "ok":
             return [
                 _fail(
                     "database",
-                    f"the database is damaged: {problem}",
+                    f"the database is damaged: {verdict}",
                     "stop Rise, keep the file, and `rise restore` a backup",
                 )
             ]
         size_mb = path.stat().st_size / (1 << 20)
-        shown = ", ".join(f"{part} {version}" for part, version in sorted(versions.items()))
-        return [_ok("database", f"sound, {size_mb:.1f} MB"), _schema_problem(versions) or _ok("schema", shown)]
+        versions = ", ".join(f"{part} {version}" for part, version in sorted((await self._versions_there()).items()))
+        schema = await self._schema_problem() or _ok("schema", versions)
+        return [_ok("database", f"sound, {size_mb:.1f} MB"), schema]
+
+    async def _schema_problem(self) -> Finding | None:
+        there = await self._versions_there()
+        for part, version in (await self._versions_of_this_rise()).items():
+            found = there.get(part, 0)
+            if found > version:
+                return _fail(
+                    "schema",
+                    f"written by a newer Rise ({part} has version {found}, this one knows {version})",
+                    "install that version; nothing was changed",
+                )
+            if found < version:
+                return _warn(
+                    "schema",
+                    f"{part} has version {found}, this Rise has {version}: migrated at the next start",
+                    "`rise backup` first",
+                )
+        return None
+
+    async def _versions_there(self) -> dict[str, int]:
+        async with opened_to_read(self._data.database, self.clock) as database:
+            return await database.read(_schema_versions)
+
+    async def _versions_of_this_rise(self) -> dict[str, int]:
+        """As it would make a new directory."""
+        with tempfile.TemporaryDirectory(prefix="rise-doctor-") as path:
+            stores = assembly.build_stores(self.settings.model_copy(update={"data_dir": Path(path)}), self.clock)
+            await stores.open()
+            try:
+                return await stores.database.read(_schema_versions)
+            finally:
+                await stores.close()
 
     # --- what runs ---
 
     async def _serve(self) -> list[Finding]:
-        roles = [f"{_role(member)} (process {member.partition('-')[0]})" for member in members_alive(self._data)]
+        roles = [f"{_role(member)} (process {member.partition('-')[0]})" for member in self._data.members()]
         others = f"; running: {', '.join(roles)}" if roles else ""
         if self._data.is_owned():
             return [_ok("serve", f"`rise serve` runs{others}")]
@@ -347,7 +376,7 @@ class Doctor:
     async def _webhook(self, channel: TelegramChannel, account: str) -> Finding:
         """Whether Telegram delivers in the way that is configured."""
         state = await channel.webhook_info(account)
-        waiting = f"{state.pending_update_count} updates wait at Telegram"
+        waiting = f"updates waiting at Telegram: {state.pending_update_count}"
         if self.settings.telegram_is_polling:
             if state.url:
                 return _fail(
@@ -400,7 +429,7 @@ def _capability(name: str, state: Mapping[str, Any]) -> Finding:
         level = _LEVELS[CapabilityStatus(state.get("status", ""))]
     except ValueError:
         level = Level.WARN
-    detail = f"{state.get('status')}: {state.get('detail')}"
+    detail = ": ".join(str(part) for part in (state.get("status"), state.get("detail")) if part)
     remedy = "" if level is Level.OK else "it is probed again by itself; the log of `rise serve` says more"
     return Finding(name, level, redact(detail), remedy)
 
@@ -450,44 +479,13 @@ def _write_and_sync(path: Path) -> None:
         trial.unlink()
 
 
-def _schema_versions(path: Path) -> dict[str, int]:
-    with sqlite_errors(), closing(_opened(path)) as connection:
-        try:
-            return dict(connection.execute("SELECT part, version FROM schema_versions"))
-        except apsw.SQLError as error:
-            raise StoreCorrupt(f"{path} is not a database of Rise") from error
+def _schema_versions(connection: Any) -> dict[str, int]:
+    return dict(connection.execute("SELECT part, version FROM schema_versions"))
 
 
-def _schema_problem(versions: Mapping[str, int]) -> Finding | None:
-    known = {"queue": len(QUEUE_SCHEMA), "ledger": len(LEDGER_SCHEMA)}
-    for part, version in known.items():
-        found = versions.get(part, 0)
-        if found > version:
-            return _fail(
-                "schema",
-                f"written by a newer Rise ({part} has version {found}, this one knows {version})",
-                "install that version; nothing was changed",
-            )
-        if found < version:
-            return _warn(
-                "schema",
-                f"{part} has version {found}, this Rise has {version}: migrated at the next start",
-                "`rise backup` first",
-            )
-    return None
-
-
-def _quick_check(path: Path) -> str | None:
-    """The first thing that is wrong with it."""
-    with sqlite_errors(), closing(_opened(path)) as connection:
-        verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-    return None if verdict == "ok" else verdict
-
-
-def _opened(path: Path) -> apsw.Connection:
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-    connection.set_busy_timeout(5000)
-    return connection
+def _quick_check(connection: Any) -> str:
+    """The first thing that is wrong with it, or `ok`."""
+    return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
 
 
 def _role(member: str) -> str:

@@ -125,6 +125,7 @@ class Operations:
         if found[0].status is not Status.SUSPENDED:
             raise StateConflict(f"the task is {found[0].status}, not suspended")
         await self._record(who, "resume", task_id, why)
+        await self._rearm(found)
         if not await self._queue.resume(Selection(task_ids=(task_id,)), limit=1):
             raise StateConflict("somebody else resumed or dropped the task just now")
         self._bus.publish(Topic.LANES_READY)
@@ -141,6 +142,7 @@ class Operations:
         if dry_run or not waiting:
             return [task.head.task_id for task in waiting]
         await self._record(who, "resume", _named(selection), why)
+        await self._rearm(waiting)
         resumed = await self._queue.resume(suspended, limit=limit)
         log.info("suspended.resumed", count=len(resumed), who=who)
         self._bus.publish(Topic.LANES_READY)
@@ -182,6 +184,9 @@ class Operations:
         if dry_run:
             return restarted
         await self._record(who, "run again", run_id_of(task_id, generation), why)
+        if task.progress.reason is Reason.REPLY_HELD:
+            # Its answer will not be sent any more: the new generation's takes its place.
+            await self._ledger.finish(task, Status.DROPPED, by=who, why=f"run again as generation {generation}")
         if not await self._queue.restart(task, generation=generation):
             raise StateConflict("somebody else runs the task again already")
         self._bus.publish(Topic.LANES_READY)
@@ -206,6 +211,13 @@ class Operations:
         if run is None:
             raise TaskUnknown("there is no such task, or it has been forgotten", field="taskId")
         raise StateConflict(f"the task is {run.status} and cannot be {verb}")
+
+    async def _rearm(self, tasks: Sequence[OpenTask]) -> None:
+        """Held replies go out again, the workflow does not run again; before the queue lets the task go on."""
+        for task in tasks:
+            if task.reason is Reason.REPLY_HELD:
+                await self._ledger.outbox_rearm(task.run_id)
+        self._bus.publish(Topic.OUTBOX_READY)
 
     async def _record(self, who: str, action: str, target: str, why: str) -> None:
         now_ms = epoch_ms(self._clock.now())

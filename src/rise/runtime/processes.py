@@ -45,6 +45,7 @@ class WorkerProcess:
         self._stall_seconds = stall_seconds
         self._stop_seconds = stop_seconds
         self._process: asyncio.subprocess.Process | None = None
+        self._socket: socket.socket | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
@@ -60,8 +61,10 @@ class WorkerProcess:
         """Ask it to stop, wait as long as it may take, then insist."""
         self._stopping = True
         process = self._process
-        if process is not None and process.returncode is None:
-            process.terminate()
+        if process is not None and process.returncode is None and self._socket is not None:
+            # Not by a signal: service managers send theirs to every process at once, and a worker that took it
+            # as its own would end before this one has closed its doors.
+            self._socket.shutdown(socket.SHUT_WR)
             try:
                 async with asyncio.timeout(self._stop_seconds + 5.0):
                     await process.wait()
@@ -91,6 +94,7 @@ class WorkerProcess:
         """One life of the process; returns why it ended."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
+        self._socket = ours
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "rise", "worker", "--parent-fd", str(theirs.fileno()), pass_fds=[theirs.fileno()]
@@ -128,7 +132,7 @@ class WorkerProcess:
 
 
 class Parent:
-    """The parent as its worker process sees it."""
+    """The parent as its worker process sees it: gone, or done with it, when the socket ends."""
 
     def __init__(self, fd: int, clock: Clock) -> None:
         self._socket = socket.socket(fileno=fd)

@@ -70,8 +70,9 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
     stop = asyncio.Event()
     stop_on_signals(stop)
     if parent_fd is not None:
-        # Ctrl-C in a terminal reaches the whole group; the parent says when this one stops.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
+        # Ctrl-C and service managers reach the whole group; the parent says when this one stops.
+        for asked in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(asked, lambda: None)
     workflows = load_workflows(house.settings.app)
     await _open_stores(house, until=stop)
     worker = InProcessWorker(house, workflows)

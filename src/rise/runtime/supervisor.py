@@ -13,9 +13,9 @@ from typing import Any, Final
 from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.capabilities import CapabilityRegistry
-from rise.channels.port import Channel
+from rise.channels.port import Channel, PushChannel
 from rise.clock import Clock, epoch_ms
-from rise.envelope import Outcome, Reason, Status, TaskId, notice_id_of
+from rise.envelope import Outcome, Reason, ReplyId, Status, notice_id_of
 from rise.ledger.port import Ledger, Reply, ReplyKind, ReplyState
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
 from rise.runtime.alerts import Alerts
@@ -80,7 +80,7 @@ class Supervisor:
         self._duties = duties or Duties()
         self._defined = Signal()
         self._alerts = Alerts()
-        self._told: set[TaskId] = set()
+        self._told: set[ReplyId] = set()
         self._telling_after = ""
         self._loops = [
             self._every("supervisor.reap", REAP_SECONDS, self.reap),
@@ -204,15 +204,17 @@ class Supervisor:
 
     async def _tell(self, task: OpenTask, cause: str, text: str) -> None:
         head = task.head
-        if head.task_id in self._told or not head.notifiable or head.chat_id is None:
+        # By task and cause: who was told that it will be late is still told that it could not be answered.
+        reply_id = notice_id_of(head.task_id, str(task.generation), cause)
+        if reply_id in self._told or not head.notifiable or head.chat_id is None:
             return
         channel = self._channels.get(head.channel)
         call = channel.notice(head, text) if channel else None
-        if call is None:
+        if channel is None or call is None:
             return
         told = await self._ledger.add_notice(
             Reply(
-                reply_id=notice_id_of(head.task_id, str(task.generation), cause),
+                reply_id=reply_id,
                 run_id=task.run_id,
                 task_id=head.task_id,
                 channel=head.channel,
@@ -220,11 +222,12 @@ class Supervisor:
                 chat_id=head.chat_id,
                 call=call,
                 kind=ReplyKind.NOTICE,
-            )
+            ),
+            deliver=isinstance(channel, PushChannel),
         )
         if len(self._told) > 100_000:
             self._told.clear()  # the ledger knows; this only saves asking it
-        self._told.add(head.task_id)
+        self._told.add(reply_id)
         if told:
             log.info("notice.added", task_id=head.task_id, cause=cause)
             self._bus.publish(Topic.OUTBOX_READY)
