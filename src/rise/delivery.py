@@ -122,7 +122,15 @@ class Sender:
         if self._fence is None:
             self._fence = await self._ledger.outbox_open()
         room = self._limits.chats_at_once - len(self._chats)
-        replies = await self._ledger.outbox_take(self._fence, limit=room, accounts_excluded=self._accounts_paused())
+        try:
+            replies = await self._ledger.outbox_take(self._fence, limit=room, accounts_excluded=self._accounts_paused())
+        except Unavailable:
+            # It may have taken chats and failed to say which. Opening the outbox anew frees them; it would also
+            # void what is out now, so that comes to its end first.
+            if self._chats:
+                await asyncio.wait(set(self._chats))
+            self._fence = None
+            raise
         for reply in replies:
             spawn(
                 self._serve_chat(self._fence, reply), name=f"chat {reply.chat_id}", into=self._chats

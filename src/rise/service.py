@@ -95,12 +95,21 @@ class Loop:
         pause = self._pause_seconds
         while True:
             try:
-                await self._body()
+                await self._once()
                 pause = self._pause_seconds
             except Exception as error:  # noqa: BLE001 - border: the loop goes on, the error is reported
                 self._on_error(self.name, error)
                 await self._sleep(pause)
                 pause = min(pause * 2, self._pause_seconds_max)
+
+    async def _once(self) -> None:
+        try:
+            await self._body()
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # stop() means us
+            raise RuntimeError("what it waited for was cancelled by another part") from error
 
 
 class Signal:

@@ -126,6 +126,7 @@ class Worker:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._hint = Signal()
         self._draining = False
+        self._stopping = False
         self._looking = Loop("worker", self._look, sleep=clock.sleep, on_error=_report)
         self._heartbeat = Loop("worker.heartbeat", self._renew, sleep=clock.sleep, on_error=_report)
 
@@ -142,6 +143,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Claim nothing more, let runs finish within the grace, hand back the rest as if never claimed."""
+        self._stopping = True
         await self._looking.stop()
         self._unsubscribe()
         give_up_at = self._clock.monotonic() + self._limits.stop_seconds
@@ -162,7 +164,10 @@ class Worker:
             await self._hint.wait(LOOK_SECONDS)
 
     async def _claim(self) -> int:
-        claimed = await self._queue.claim(self._bus.member, self._room(), idle=not self._held)
+        room = self._room()
+        if not room:
+            return 0
+        claimed = await self._queue.claim(self._bus.member, room, idle=not self._held)
         self._draining = claimed.suspects_waiting
         for claim in claimed.claims:
             self._hold(claim)
@@ -170,8 +175,8 @@ class Worker:
         return len(claimed.claims)
 
     def _room(self) -> dict[str, int]:
-        """Free places per channel. None while a suspect waits for this process to be alone."""
-        if self._draining and self._held:
+        """Free places per channel. None while a suspect runs, or waits for this process to be alone."""
+        if self._held and (self._draining or any(_is_of_suspect(claim) for claim in self._held.values())):
             return {}
         room = dict.fromkeys(self._channels, self._limits.concurrency)
         for claim in self._held.values():
@@ -213,16 +218,19 @@ class Worker:
 
     async def _work(self, claim: Claim) -> None:
         """The whole life of a claim."""
+        following: Claim | None = claim
         try:
-            following: Claim | None = claim
-            while following is not None:
+            while following is not None and not self._stopping:
                 task = following.task
                 ending = await self._end(task)
                 following = await self._settle(following, task, ending)
         except ClaimLost as error:
             log.warning("task.claim_lost", lane=claim.lane, error=error)
+            following = None
         finally:
-            self._let_go(claim)
+            # What a stop leaves unbegun stays held, and so prolonged, until it is handed back with the rest.
+            if following is None or not self._stopping:
+                self._let_go(claim)
 
     async def _end(self, task: Task) -> Ending:
         """Run the task and say how that ended. Nothing is written here but steps."""
@@ -324,7 +332,8 @@ class Worker:
     async def _tell(self, task: Task, reason: Reason, text: str | None) -> None:
         """A notice to the sender: once per chat and cause, never where nobody wrote."""
         head = task.head
-        call = self._channels[head.channel].notice(head, text) if text and head.notifiable else None
+        channel = self._channels[head.channel]
+        call = channel.notice(head, text) if text and head.notifiable else None
         if call is None or head.chat_id is None:
             return
         cause = (str(self._bindings.version),) if reason is Reason.WORKFLOW_PENDING else (task.run_id,)
@@ -338,7 +347,8 @@ class Worker:
                 chat_id=head.chat_id,
                 call=call,
                 kind=ReplyKind.NOTICE,
-            )
+            ),
+            deliver=isinstance(channel, PushChannel),
         )
         self._bus.publish(Topic.OUTBOX_READY)
 
@@ -545,6 +555,11 @@ def _history(task: Task, said: str, now_ms: int) -> list[Turn]:
     if said:
         turns.append(Turn(role="assistant", text=said, at_ms=now_ms, run_id=task.run_id))
     return turns
+
+
+def _is_of_suspect(claim: Claim) -> bool:
+    """A task that was running in several crashes comes alone: no other may be claimed beside it."""
+    return claim.tasks_left == 0 and claim.task.progress.deaths > 0
 
 
 def _is_being_cancelled() -> bool:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
 from pipeline_stage import Stage
 
 from rise.testing.clock import ManualClock
@@ -27,7 +28,8 @@ async def telegram() -> AsyncIterator[TelegramStandIn]:
 @pytest.fixture
 async def stage(tmp_path: Path, telegram: TelegramStandIn, clock: ManualClock) -> AsyncIterator[Stage]:
     """Nothing runs on it yet: a test sets its limits, then starts processes."""
-    stage = Stage(tmp_path / "data", telegram, clock)
-    await stage.open()
-    yield stage
-    await stage.close()
+    with structlog.testing.capture_logs() as log:
+        stage = Stage(tmp_path / "data", telegram, clock, log=log)
+        await stage.open()
+        yield stage
+        await stage.close()

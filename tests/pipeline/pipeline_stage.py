@@ -141,6 +141,7 @@ class Process:
         self.steps: list[str] = []
         self.tasks: set[asyncio.Task[Any]] = set()
         self._stops: list[_Stop] = []
+        self._gates: list[Gate] = []
         self._died = asyncio.Event()
         self.database = stage.new_database()
         self.bus = LocalBus(stage.directory / "bus")
@@ -177,6 +178,7 @@ class Process:
 
     def hold_at(self, step: str, edge: Edge, *, nth: int = 1) -> Gate:
         gate = Gate()
+        self._gates.append(gate)
         self.at(step, edge, gate, nth=nth)
         return gate
 
@@ -257,6 +259,9 @@ class Process:
 
     async def clear_away(self) -> None:
         """At the end of a test, dead or alive."""
+        self._stops.clear()
+        for gate in self._gates:
+            gate.open()
         if not self.is_dead:
             await self.stop()
         for task in list(self.tasks):
@@ -314,6 +319,8 @@ class Stage:
     duties: Duties = field(default_factory=lambda: Duties(late_after_seconds=0.0))
     rates: TelegramRates = UNLIMITED
     call_seconds: float = 5.0
+    log: list[Any] = field(default_factory=list)
+    """The log's events as they were written."""
 
     def __post_init__(self) -> None:
         self.out: Counter[str] = Counter()
@@ -380,14 +387,17 @@ class Stage:
         )
 
     async def start_worker(self, *workflows: Callable[..., Any], follows_code: bool = True) -> WorkerProcess:
+        return await self.start_new_worker(self.new_worker(*workflows), *workflows, follows_code=follows_code)
+
+    def new_worker(self, *workflows: Callable[..., Any]) -> WorkerProcess:
+        """Not started, so that a test can say first where it dies."""
         process = WorkerProcess(self)
         self._processes.append(process)
-        definitions = {one.workflow_id: one for one in map(definition_of, workflows)}
         process.worker = Worker(
             queue=process.queue,
             ledger=process.ledger,
             bindings=process.bindings,
-            workflows=definitions,
+            workflows={one.workflow_id: one for one in map(definition_of, workflows)},
             channels={"telegram": process.telegram, "http": HttpChannel()},
             retry_policy=self.retry_policy,
             bus=process.bus,
@@ -395,9 +405,15 @@ class Stage:
             limits=self.worker_limits,
             texts=Texts(),
         )
+        return process
+
+    async def start_new_worker(
+        self, process: WorkerProcess, *workflows: Callable[..., Any], follows_code: bool = True
+    ) -> WorkerProcess:
         await process.start(process.bus, process.bindings)
         if follows_code:
-            await process.bindings.follow_code([record_of(one) for one in definitions.values()], self.accounts)
+            records = [record_of(definition_of(workflow)) for workflow in workflows]
+            await process.bindings.follow_code(records, self.accounts)
         await process.bindings.refresh()
         await process.start(process.worker)
         return process

@@ -6,10 +6,11 @@ import asyncio
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from pipeline_stage import Gateway, Stage, WorkerProcess
+from pipeline_stage import Gateway, Killed, Stage, WorkerProcess
 
 import rise
 from rise.envelope import Outcome, Reason, Status, TaskId
@@ -116,6 +117,7 @@ async def test_a_chat_with_much_to_do_does_not_starve_the_others(stage: Stage):
     many = await stage.write(*(f"many {n:03}" for n in range(50)), chat=1)
     await stage.pass_time(1)
     others = [task_id for chat in (2, 3, 4) for task_id in await stage.write(f"other {chat}", chat=chat)]
+    await stage.pass_time(1)
     await stage.start_worker(bot.workflow)
     await stage.ended(*many, *others)
     assert max(bot.started.index(f"other {chat}") for chat in (2, 3, 4)) <= stage.queue_limits.tasks_per_claim + 2
@@ -169,7 +171,10 @@ async def test_a_stop_hands_back_what_does_not_finish_with_its_tries_untouched(s
     _, worker = await stage.start(bot.workflow)
     [task_id] = await stage.write("long")
     await started(stage, bot, "long")
-    await worker.stop()
+    stopping = asyncio.create_task(worker.stop())
+    await stage.let_go_on()
+    stage.clock.advance(1)
+    await stopping
     task = await stage.look(task_id)
     assert task is not None
     assert (task.status, task.attempts, task.deaths) == (Status.PENDING, 0, 0)
@@ -245,6 +250,7 @@ async def test_a_message_that_kills_its_worker_three_times_is_parked_alone_and_i
     [deadly, behind] = await stage.write("deadly", "behind it", chat=1)
     innocents = [task_id for chat in range(2, 8) for task_id in await stage.write(f"innocent {chat}", chat=chat)]
     held = [bot.hold(f"innocent {chat}") for chat in range(2, 8)]
+    bot.hold("deadly")
     worker = await stage.start_worker(bot.workflow)
     for _ in range(3):
         await started(stage, bot, "deadly")
@@ -257,9 +263,8 @@ async def test_a_message_that_kills_its_worker_three_times_is_parked_alone_and_i
     task = await stage.suspended(deadly, Reason.POISON)
     assert task.deaths == 3
     await stage.ended(behind, *innocents)
-    assert stage.texts(1)[-1:] == ["behind it"] or stage.texts(1)[:1] == ["behind it"]
     await gateway.supervisor.tell()
-    assert Duties().failed_text in await stage.said(2, chat=1)
+    assert sorted(await stage.said(2, chat=1)) == sorted([Duties().failed_text, "behind it"])
     assert {Reason.POISON} == {one.reason for one in await stage.operations.suspended()}
 
 
@@ -302,6 +307,7 @@ async def test_a_suspect_gets_its_turn_however_much_else_there_is_to_do(stage: S
     )
     await stage.start_worker(bot.workflow)
     await started(stage, bot, "first")
+    await stage.pass_time(1)
     others = []
     for chat in (2, 3, 4, 5):
         others += await stage.write(str(chat), chat=chat)
@@ -346,9 +352,9 @@ async def test_a_worker_that_was_frozen_beyond_its_claim_changes_nothing_when_it
     _, frozen = await stage.start(bot.workflow)
     heart = frozen.hold_at("queue.renew", "before")
     held = frozen.hold_at(wakes_at, "before")
-    frozen.hold_at("queue.claim", "before", nth=2)
     [task_id] = await stage.write("one")
     await held.reached()
+    frozen.hold_at("queue.claim", "before")
     await stage.start_worker(bot.workflow)
     await stage.pass_time(31)
     [run] = await stage.ended(task_id)
@@ -441,19 +447,12 @@ async def test_processes_killed_at_random_calls_lose_nothing_and_repeat_nothing_
         chat = dice.randint(1, 5)
         text = f"{number:03}"
         incoming = stage.incoming(text, chat=chat)
-        while True:
-            if gateway.is_dead:
-                await gateway.dead()
-                gateway = await stage.start_gateway()
-            for at, worker in enumerate(workers):
-                if worker.is_dead:
-                    workers[at] = await replaced(gateway, worker, bot.workflow)
-            try:
-                tasks.append((await gateway.intake.accept(incoming)).task_id)
-                break
-            except BaseException as error:  # the gateway died in between: the platform tries again
-                if not gateway.is_dead:
-                    raise error
+        accepted = None
+        while accepted is None:
+            gateway = await replace_dead(gateway, workers, bot)
+            with suppress(Killed):  # it died in between: the platform tries again
+                accepted = await gateway.intake.accept(incoming)
+        tasks.append(accepted.task_id)
         written[chat].append(text)
     await heal(stage, gateway, workers, bot, tasks)
     for chat, texts in written.items():
@@ -466,6 +465,19 @@ async def test_processes_killed_at_random_calls_lose_nothing_and_repeat_nothing_
         assert await stage.ledger.run(f"{task_id}.1") is None  # type: ignore[arg-type]
 
 
+async def replace_dead(gateway: Gateway, workers: list[WorkerProcess], bot: Bot) -> Gateway:
+    """What watches over processes does this."""
+    while gateway.is_dead or any(worker.is_dead for worker in workers):
+        if gateway.is_dead:
+            await gateway.dead()
+            gateway = await gateway.stage.start_gateway()
+        for at, worker in enumerate(workers):
+            with suppress(Killed):
+                if worker.is_dead:
+                    workers[at] = await replaced(gateway, worker, bot.workflow)
+    return gateway
+
+
 async def heal(
     stage: Stage, gateway: Gateway, workers: list[WorkerProcess], bot: Bot, tasks: list[TaskId]
 ) -> None:
@@ -473,13 +485,10 @@ async def heal(
     for process in (gateway, *workers):
         process._stops.clear()
     for _ in range(200):
-        if gateway.is_dead:
-            await gateway.dead()
-            gateway = await stage.start_gateway()
-        for at, worker in enumerate(workers):
-            if worker.is_dead:
-                workers[at] = await replaced(gateway, worker, bot.workflow)
+        gateway = await replace_dead(gateway, workers, bot)
         if not await stage.queue.list_open(Selection(), limit=1):
             break
+        # In doubt twice: the policy leaves that to a person.
+        await stage.operations.resume_selected(Selection(reason=Reason.REPLY_HELD), who="operator")
         await stage.pass_time(7)
     await stage.ended(*tasks)

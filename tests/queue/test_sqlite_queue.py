@@ -9,7 +9,7 @@ import pytest
 
 from rise.connections.sqlite import Database
 from rise.envelope import TaskId
-from rise.queue.port import Finished
+from rise.queue.port import Finished, Replying, RetryIn
 from rise.queue.sqlite import SCHEMA, QueueLimits, SqliteQueue
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.queue import (
@@ -140,3 +140,28 @@ async def test_looking_for_work_that_is_not_there_writes_nothing(stage: SqliteSt
     for _ in range(20):
         assert await claim_all(stage.queue) == []
     assert wal.stat().st_size == before
+
+
+async def test_no_step_of_a_messages_way_reads_every_open_task(stage: SqliteStage):
+    """It would go unnoticed until there is a backlog, and then hold up acceptance."""
+    scans: list[str] = []
+
+    def trace(cursor, sql: str, bindings) -> bool:
+        if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+            plan = cursor.connection.cursor().execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall()
+            scans.extend(sql for *_, step in plan if step in ("SCAN tasks", "SCAN lanes"))
+        return True
+
+    database = stage.databases[0]
+    await database.write(lambda connection: connection.set_exec_trace(trace))
+    await enqueue(stage.queue, 1, 2, 3)
+    claim = await claim_one(stage.queue)
+    stage.clock.advance(31)
+    claim = await claim_one(stage.queue, "w2")
+    await stage.queue.renew([claim])
+    following = await stage.queue.settle(claim, claim.task, RetryIn(0.0, "boom", counts=True))
+    following = await stage.queue.settle(following, following.task, Replying())
+    await stage.queue.finish(claim.task.task_id, 0)
+    await stage.queue.settle(following, following.task, Finished())
+    await database.write(lambda connection: connection.set_exec_trace(None))
+    assert scans == []

@@ -216,8 +216,8 @@ class SqliteQueue:
         # Count when the next worker claims, not when this one starts: only a task left running by a claim
         # that was never settled means that its process died, and a message that kills must not run for ever.
         connection.execute(
-            "UPDATE tasks SET status = 'pending', deaths = deaths + 1, updated_at = ?"
-            " WHERE lane = ? AND status = 'processing'",
+            "UPDATE tasks INDEXED BY tasks_runnable SET status = 'pending', deaths = deaths + 1, updated_at = ?"
+            f" WHERE lane = ? AND {_RUNNABLE} AND status = 'processing'",
             (now, lane),
         )
         if connection.changes():
@@ -225,8 +225,8 @@ class SqliteQueue:
             # its late result must not undo what was decided about the task.
             connection.execute("UPDATE lanes SET holder = NULL WHERE lane = ?", (lane,))
             connection.execute(
-                "UPDATE tasks SET status = 'suspended', reason = ?, error = ?"
-                " WHERE lane = ? AND status = 'pending' AND deaths >= ?",
+                "UPDATE tasks INDEXED BY tasks_runnable SET status = 'suspended', reason = ?, error = ?"
+                f" WHERE lane = ? AND {_RUNNABLE} AND status = 'pending' AND deaths >= ?",
                 (
                     Reason.POISON.value,
                     f"the worker process died {self._limits.deaths_max} times while running it",
@@ -289,8 +289,8 @@ class SqliteQueue:
     async def hand_back(self, holder: str) -> int:
         def change(connection: apsw.Connection) -> int:
             connection.execute(
-                "UPDATE tasks SET status = 'pending' WHERE status = 'processing'"
-                " AND lane IN (SELECT lane FROM lanes WHERE holder = ?)",
+                f"UPDATE tasks INDEXED BY tasks_runnable SET status = 'pending' WHERE {_RUNNABLE}"
+                " AND status = 'processing' AND lane IN (SELECT lane FROM lanes WHERE holder = ?)",
                 (holder,),
             )
             connection.execute("UPDATE lanes SET holder = NULL, ready_at = ? WHERE holder = ?", (self.now_ms(), holder))

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import uvloop
@@ -77,7 +78,10 @@ class WorkerProcess:
         failures = 0
         while True:
             began = self._clock.monotonic()
-            cause = await self._run_once()
+            try:
+                cause = await self._run_once()
+            except OSError as error:  # no memory or no process left for it: that passes
+                cause = f"could not be started: {error.strerror}"
             if self._stopping:
                 return
             worker_restarts_total.labels(cause).inc()
@@ -100,6 +104,9 @@ class WorkerProcess:
                 sys.executable, "-m", "rise", "worker", "--parent-fd", str(theirs.fileno()), pass_fds=[theirs.fileno()]
             )
             theirs.close()
+            # What a workflow has forked keeps the socket open beyond its parent's end.
+            ended = spawn(self._process.wait(), name="worker process.end", into=self._tasks)
+            ended.add_done_callback(lambda _: _end_reading(ours))
             stalled = await self._watch(self._process, ours)
             code = await self._process.wait()
         finally:
@@ -120,7 +127,8 @@ class WorkerProcess:
                     beat = await loop.sock_recv(ours, 64)
             except TimeoutError:
                 log.error("worker.stalled", pid=process.pid, seconds=self._stall_seconds, consequence="killed")
-                process.kill()
+                with suppress(ProcessLookupError):
+                    process.kill()
                 return True
             except ConnectionError:
                 return False
@@ -129,6 +137,11 @@ class WorkerProcess:
             if not ready:
                 ready = True
                 self._capabilities.set("worker", CapabilityStatus.AVAILABLE, f"process {process.pid}")
+
+
+def _end_reading(beats: socket.socket) -> None:
+    with suppress(OSError):  # closed already
+        beats.shutdown(socket.SHUT_RD)
 
 
 class Parent:

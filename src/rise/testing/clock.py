@@ -8,6 +8,7 @@ import itertools
 import random  # noqa: TID251 - this is a clock
 from datetime import UTC, datetime, timedelta
 
+PATIENCE_SECONDS = 10
 START = datetime(2025, 11, 8, 7, 30, tzinfo=UTC)
 
 
@@ -83,14 +84,18 @@ class ManualClock:
         return min(wakes) - self._monotonic if wakes else None
 
     async def until_sleeping(self, count: int = 1) -> None:
-        """Wait for the signal that so many have gone to sleep; then it is time to `advance`."""
-        while self.sleepers < count:
-            arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._arrivals.add(arrival)
-            try:
-                await arrival
-            finally:
-                self._arrivals.discard(arrival)
+        """Wait for the signal that so many have gone to sleep; then it is time to `advance`.
+
+        Raises `TimeoutError` if they do not: whoever should sleep has ended, or waits for something else.
+        """
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while self.sleepers < count:
+                arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._arrivals.add(arrival)
+                try:
+                    await arrival
+                finally:
+                    self._arrivals.discard(arrival)
 
     def _wake(self) -> None:
         while self._sleepers and self._sleepers[0][0] <= self._monotonic:

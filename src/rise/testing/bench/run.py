@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from rise.clock import SystemClock
 from rise.testing.bench import accepting, executing, holding, starting
 from rise.testing.bench.measuring import syncs_per_second
 from rise.testing.bench.report import Report
@@ -41,10 +42,12 @@ async def run_bench(
         report.notes.append(
             f"{directory} is in memory: nothing is durable there, and nothing here says how it would be."
         )
+    clock = SystemClock()
     for name in parts or PARTS:
-        say(f"{name} …")
+        began = clock.monotonic()
         with tempfile.TemporaryDirectory(prefix="rise-bench-", dir=directory) as place:
             await PARTS[name](Path(place), sizes, report)
+        say(f"{name}: measured in {clock.monotonic() - began:.0f} s")
     return report
 
 

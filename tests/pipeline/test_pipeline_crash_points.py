@@ -1,0 +1,217 @@
+"""kill -9 before and after every call on a message's way, once each: one result, one answer, doubts marked.
+
+The calls are listed here, and a test compares the list with what a message really passes: whoever adds one finds
+out that it has to be killed, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pipeline_stage import MARK, Gateway, Killed, Process, Stage, WorkerProcess
+
+import rise
+from rise.envelope import Outcome, Reason, Status
+from rise.ledger.port import ReplyKind, ReplyState
+from rise.retries import RetryPolicy
+from rise.runtime.operations import Operations
+
+ACCEPTING = ["queue.enqueue"]
+WORKING = [
+    "queue.claim",
+    *("ledger.run", "ledger.add_notice", "ledger.history", "ledger.steps", "ledger.save_step", "ledger.save_result"),
+    "queue.settle",
+]
+SENDING = ["ledger.outbox_take", "ledger.outbox_sending", "channel.send", "ledger.outbox_record", "queue.finish"]
+ASIDE = {"queue.sweep", "queue.list_open", "queue.depth", "queue.renew", "queue.suspended_accounts", "queue.resume",
+         "ledger.outbox_open", "ledger.outbox_depth", "ledger.finished_among", "ledger.purge", "ledger.replies",
+         "ledger.definitions", "ledger.definitions_version", "ledger.put_workflow", "ledger.put_binding",
+         "ledger.record_operation"}  # fmt: skip
+"""Beside the way: looking, keeping house, and what a start does."""
+
+EDGES = ["before", "after"]
+IN_DOUBT = {("channel.send", "after"), ("ledger.outbox_record", "before")}
+"""Where the platform has committed and nobody wrote it down."""
+
+
+class Conversation:
+    """Two messages in one chat; each answer takes a paid step and is said in two parts."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.paid: list[str] = []
+        self.ran: list[str] = []
+
+        @rise.workflow("shouts", channels=["telegram"])
+        async def shouts(turn: rise.Turn) -> None:
+            self.ran.append(turn.text)
+            shouted = await turn.step("shout", self._shout, turn.text)
+            await turn.reply(f"{shouted} 1")
+            await turn.reply(f"{shouted} 2")
+
+        self.workflow = shouts
+
+    async def _shout(self, text: str) -> str:
+        self.paid.append(text)
+        return text.upper()
+
+    async def go_on(self, *dead: Process) -> None:
+        """Whatever died is replaced, and the supervisor does its rounds."""
+        gateways = [process for process in dead if isinstance(process, Gateway)]
+        for process in dead:
+            await process.dead()
+        gateway = await self.stage.start_gateway() if gateways else self._gateway()
+        if any(isinstance(process, WorkerProcess) for process in dead):
+            await gateway.supervisor.reap()
+            await self.stage.start_worker(self.workflow)
+        await gateway.supervisor.sweep()
+
+    def _gateway(self) -> Gateway:
+        return next(one for one in self.stage._processes if isinstance(one, Gateway) and not one.is_dead)
+
+    async def check(self, tasks: list[Any], *, repeats_max: int) -> None:
+        runs = await self.stage.ended(*tasks)
+        for task_id, run in zip(tasks, runs, strict=True):
+            assert (run.status, run.outcome, run.generation) == (Status.COMPLETED, Outcome.ANSWERED, 0)
+            replies = await self.stage.ledger.replies(task_id=task_id)
+            answers = [reply for reply in replies if reply.kind is ReplyKind.ANSWER]
+            assert [reply.state for reply in answers] == [ReplyState.SENT] * 2
+        seen = self.stage.texts()
+        assert list(dict.fromkeys(text.removeprefix(MARK) for text in seen)) == ["ONE 1", "ONE 2", "TWO 1", "TWO 2"]
+        unmarked = [text for text in seen if not text.startswith(MARK)]
+        assert len(unmarked) == len(set(unmarked))
+        assert len(seen) - 4 <= repeats_max
+        assert await self.stage.open_count() == 0
+        assert (await self.stage.ledger.outbox_depth()).by_state == {}
+
+
+@pytest.mark.req("QUE-3", "WRK-4", "WRK-5", "OUT-1", "CPY-7")
+@pytest.mark.failure("D1", "E2", "F11", "G1")
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("step", [step for step in WORKING if step != "ledger.add_notice"])
+async def test_a_worker_killed_anywhere_leaves_one_result_and_one_answer(stage: Stage, step: str, edge: Any, nth: int):
+    conversation = Conversation(stage)
+    gateway = await stage.start_gateway()
+    tasks = await stage.write("one", "two")
+    worker = stage.new_worker(conversation.workflow)
+    worker.die_at(step, edge, nth=nth)
+    await stage.start_new_worker(worker, conversation.workflow)
+    await conversation.go_on(worker)
+    await conversation.check(tasks, repeats_max=0)
+    before_it_was_saved = step == "ledger.save_step" and edge == "before"
+    assert len(conversation.paid) == (3 if before_it_was_saved else 2), "a finished step is not paid for again"
+    has_result = (step, edge) in {("ledger.save_result", "after"), ("queue.settle", "before"), ("queue.settle", "after")}
+    if has_result and nth == 1:
+        assert conversation.ran.count("one") == 1, "what has a result is not run again"
+    assert gateway.steps.count("channel.send") == 4
+
+
+@pytest.mark.req("OUT-1", "CPY-7")
+@pytest.mark.failure("G1", "G2", "G3", "F11")
+@pytest.mark.parametrize("nth", [1, 2, 4])
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("step", SENDING)
+async def test_a_sender_killed_anywhere_repeats_only_what_nobody_could_know_and_marks_it(
+    stage: Stage, step: str, edge: Any, nth: int
+):
+    if step in ("ledger.outbox_take", "queue.finish"):
+        nth = min(nth, 2)
+    conversation = Conversation(stage)
+    gateway, _ = await stage.start(conversation.workflow)
+    gateway.die_at(step, edge, nth=nth if step != "ledger.outbox_take" else nth + 1)
+    tasks = await stage.write("one", "two", by=gateway)
+    while not gateway.is_dead:
+        stage.nudge()
+        await stage.let_go_on()
+    await conversation.go_on(gateway)
+    await conversation.check(tasks, repeats_max=1 if (step, edge) in IN_DOUBT else 0)
+    if (step, edge) in IN_DOUBT:
+        assert len(stage.telegram.sent) == 5, "nobody can know that it was sent: it is said again, and marked"
+    assert conversation.ran == ["one", "two"]
+
+
+@pytest.mark.req("ENV-3", "CPY-7")
+@pytest.mark.failure("A4", "A5", "C1", "C4")
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("step", ACCEPTING)
+async def test_a_gateway_killed_while_accepting_keeps_it_once_or_was_never_believed(
+    stage: Stage, step: str, edge: Any
+):
+    conversation = Conversation(stage)
+    gateway, _ = await stage.start(conversation.workflow)
+    gateway.die_at(step, edge)
+    one = stage.incoming("one")
+    with pytest.raises(Killed):
+        await gateway.intake.accept(one)
+    await gateway.dead()
+    again = await stage.start_gateway()
+    accepted = await again.intake.accept(one)
+    assert accepted.new == (edge == "before")
+    tasks = [accepted.task_id, *await stage.write("two", by=again)]
+    await conversation.check(tasks, repeats_max=0)
+
+
+@pytest.mark.req("QUE-3", "CHN-4", "SUS-3")
+@pytest.mark.failure("H1", "G16")
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("step", ["ledger.add_attempt", "ledger.add_notice", "queue.settle"])
+async def test_a_worker_killed_while_it_gives_up_tells_the_sender_once(stage: Stage, step: str, edge: Any):
+    stage.retry_policy = RetryPolicy(retry_max=0)
+
+    @rise.workflow("fails", channels=["telegram"])
+    async def fails(turn: rise.Turn) -> None:
+        raise ValueError("no luck")
+
+    gateway, worker = await stage.start(fails)
+    worker.die_at(step, edge)
+    [task_id] = await stage.write("one")
+    await worker.dead()
+    await gateway.supervisor.reap()
+    await stage.start_worker(fails)
+    await stage.suspended(task_id, Reason.RETRIES_EXHAUSTED)
+    assert len(await stage.said(1)) == 1
+    assert len(await stage.notices(task_id)) == 1
+
+
+@pytest.mark.req("TGM-3")
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("step", ["ledger.add_notice", "ledger.save_result", "queue.settle"])
+async def test_a_worker_killed_over_a_tap_acknowledges_it_once(stage: Stage, step: str, edge: Any):
+    conversation = Conversation(stage)
+    gateway, worker = await stage.start(conversation.workflow)
+    worker.die_at(step, edge)
+    task_id = await stage.tap("one")
+    await conversation.go_on(worker)
+    await stage.ended(task_id)
+    assert stage.texts() == ["ONE 1", "ONE 2"]
+    assert len(stage.calls("answerCallbackQuery")) == 1
+
+
+@pytest.mark.req("WRK-4", "OUT-1")
+@pytest.mark.failure("F11", "H1")
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("step", ["ledger.finish", "queue.cancel"])
+async def test_a_drop_killed_between_ledger_and_queue_never_answers(stage: Stage, step: str, edge: Any):
+    conversation = Conversation(stage)
+    gateway = await stage.start_gateway()
+    [task_id] = await stage.write("one")
+    operator = Operations(gateway.queue, gateway.ledger, gateway.bus, stage.clock)
+    gateway.die_at(step, edge)
+    with pytest.raises(Killed):
+        await operator.drop(task_id, who="operator")
+    await gateway.dead()
+    await stage.start(conversation.workflow)
+    [run] = await stage.ended(task_id)
+    was_dropped = (step, edge) != ("ledger.finish", "before")
+    assert run.status is (Status.DROPPED if was_dropped else Status.COMPLETED)
+    assert stage.texts() == ([] if was_dropped else ["ONE 1", "ONE 2"])
+
+
+async def test_the_calls_that_are_killed_are_all_the_calls_there_are(stage: Stage):
+    conversation = Conversation(stage)
+    gateway, worker = await stage.start(conversation.workflow)
+    await stage.ended(*await stage.write("one", "two"), await stage.tap("three", chat=43))
+    assert set(worker.steps) - ASIDE == set(WORKING)
+    assert set(gateway.steps) - ASIDE == {*ACCEPTING, *SENDING}

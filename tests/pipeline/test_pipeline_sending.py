@@ -1,0 +1,550 @@
+"""Sending: every row of the reply table, against a platform that does what the row says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pipeline_stage import MARK, OTHER_TOKEN, Stage
+
+import rise
+from rise import delivery
+from rise.bus.port import Topic
+from rise.channels.telegram import TelegramRates
+from rise.delivery import DeliveryLimits
+from rise.envelope import Outcome, Reason, Status, TaskId
+from rise.errors import StoreUnavailable
+from rise.ledger.port import Reply, ReplyKind, ReplyState
+from rise.queue.port import Selection
+from rise.testing.telegram import Fault
+from rise.worker import WorkerLimits
+
+OTHER = OTHER_TOKEN.partition(":")[0]
+AMBIGUOUS = [
+    pytest.param(Fault.commit_then_close(), True, id="closed after the commit"),
+    pytest.param(Fault.close_before_commit(), False, id="closed before the commit"),
+    pytest.param(Fault.server_error(commits=True), True, id="500 after the commit"),
+    pytest.param(Fault.server_error(503), False, id="503"),
+    pytest.param(Fault.html_body(commits=True), True, id="a page after the commit"),
+    pytest.param(Fault.html_body(), False, id="a page"),
+    pytest.param(Fault.truncated_json(), True, id="half an answer"),
+    pytest.param(Fault.truncated_json(commits=False), False, id="half an answer to nothing"),
+    pytest.param(Fault.wrong_body(commits=True), True, id="a 200 from somebody else, after the commit"),
+    pytest.param(Fault.wrong_body(b'{"ok":true,"result":true}'), False, id="ok without a message"),
+    pytest.param(Fault.commit_then_stall(30), True, id="a stall after the commit"),
+    pytest.param(Fault.stall_before_commit(30), False, id="a stall before the commit"),
+]
+
+
+def saying(*texts: str, **options: Any) -> Callable[..., Any]:
+    """A workflow that answers with these, `{}` being what it was told."""
+
+    @rise.workflow("says", channels=["telegram"])
+    async def says(turn: rise.Turn) -> None:
+        says.runs += 1  # type: ignore[attr-defined]
+        for text in texts:
+            await turn.reply(text.format(turn.text), **options)
+
+    says.runs = 0  # type: ignore[attr-defined]
+    return says
+
+
+async def answers(stage: Stage, task_id: TaskId) -> list[Reply]:
+    return [reply for reply in await stage.ledger.replies(task_id=task_id) if reply.kind is ReplyKind.ANSWER]
+
+
+async def tried(stage: Stage, count: int, method: str = "sendMessage") -> None:
+    """So many calls have been looked at by the platform."""
+    await stage.telegram.wait_until(lambda t: sum(call.method == method for call in t.calls) >= count)
+
+
+async def waits(stage: Stage, task_id: TaskId, state: ReplyState = ReplyState.READY, *, tries: int = 1) -> Reply:
+    """Until its first reply waits to be sent again."""
+
+    async def holds() -> Reply | None:
+        found = [one for one in await answers(stage, task_id) if one.state is state and one.tries >= tries]
+        return found[0] if found else None
+
+    reply: Reply = await stage.until(holds)
+    return reply
+
+
+# --- not sent ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("G14")
+async def test_while_the_platform_cannot_be_reached_replies_wait_and_then_go_out_once_in_order(stage: Stage):
+    await stage.telegram.stop()
+    await stage.start(saying("echo {}"))
+    tasks = await stage.write("one", "two", chat=1) + await stage.write("three", chat=2)
+    for task_id in (tasks[0], tasks[2]):
+        await waits(stage, task_id)
+    for _ in range(20):
+        await stage.pass_time(600)
+    assert (await waits(stage, tasks[0], tries=5)).resends == 0
+    await stage.telegram.start()
+    while await stage.open_count():
+        await stage.pass_time(80)
+    await stage.ended(*tasks)
+    assert (stage.texts(1), stage.texts(2)) == (["echo one", "echo two"], ["echo three"])
+
+
+@pytest.mark.req("OUT-2")
+@pytest.mark.failure("G5")
+async def test_a_429_pauses_its_chat_as_long_as_asked_and_no_other(stage: Stage):
+    stage.telegram.fault(Fault.too_many_requests(30), method="sendMessage", chat_id=1)
+    await stage.start(saying("echo {}"))
+    tasks = await stage.write("one", "two", chat=1)
+    reply = await waits(stage, tasks[0])
+    assert "429" in (reply.error or "")
+    await stage.ended(*await stage.write("other", chat=2))
+    await stage.pass_time(29)
+    await stage.ended(*await stage.write("another", chat=3))
+    assert stage.texts(1) == []
+    await stage.pass_time(2)
+    await stage.ended(*tasks)
+    assert stage.texts(1) == ["echo one", "echo two"]
+    assert (await answers(stage, tasks[0]))[0].resends == 0
+
+
+@pytest.mark.req("OUT-2")
+@pytest.mark.failure("G5")
+async def test_a_429_that_lasts_for_hours_never_gives_up_and_never_repeats(stage: Stage):
+    stage.telegram.fault(Fault.too_many_requests(3600), method="sendMessage", times=12)
+    await stage.start(saying("echo {}"))
+    [task_id] = await stage.write("one")
+    for tries in range(1, 13):
+        await waits(stage, task_id, tries=tries)
+        await stage.pass_time(3601)
+    await stage.ended(task_id)
+    assert stage.texts() == ["echo one"]
+
+
+@pytest.mark.req("OUT-3")
+@pytest.mark.failure("E8")
+async def test_markup_that_cannot_be_read_is_sent_plain_and_once(stage: Stage):
+    await stage.start(saying("<b>not closed, {}", parse_mode="HTML"))
+    [task_id] = await stage.write("Anna")
+    [run] = await stage.ended(task_id)
+    [sent] = stage.telegram.sent
+    assert sent.text == "<b>not closed, Anna"
+    assert "parse_mode" not in sent.params
+    assert (run.outcome, len(stage.calls("sendMessage"))) == (Outcome.ANSWERED, 2)
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("A13")
+async def test_a_group_that_has_moved_is_answered_where_it_is_now_and_stays_there(stage: Stage):
+    stage.telegram.conditions().migrated[-100] = -1_000_000_000_100
+    await stage.start(saying("1 {}", "2 {}"))
+    await stage.ended(*await stage.write("Hello", "again", chat=-100))
+    await stage.ended(*await stage.write("third", chat=-100))
+    assert stage.texts(-1_000_000_000_100) == ["1 Hello", "2 Hello", "1 again", "2 again", "1 third", "2 third"]
+    assert stage.texts(-100) == []
+    assert len(stage.calls("sendMessage")) == 7, "the old chat was tried once"
+
+
+@pytest.mark.req("OUT-1", "OUT-2")
+@pytest.mark.failure("A13")
+async def test_a_chat_that_moves_has_never_two_calls_out_at_once(stage: Stage):
+    new = -1_000_000_000_100
+    stage.telegram.conditions().migrated[-100] = new
+    stage.telegram.fault(Fault.delay(0.2), method="sendMessage", chat_id=new, times=None)
+    await stage.start(saying("echo {}"))
+    in_new = await stage.write("in the new one", chat=new)
+    await tried(stage, 1)
+    in_old = await stage.write("in the old one", chat=-100)
+    later = await stage.write("later", chat=new)
+    await stage.ended(*in_new, *in_old, *later)
+    assert sorted(stage.texts(new)) == ["echo in the new one", "echo in the old one", "echo later"]
+    assert stage.out_max[str(new)] == 1
+
+
+# --- never sent -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("OUT-2", "OUT-1")
+@pytest.mark.failure("G9")
+@pytest.mark.parametrize("condition", ["blocked", "deactivated", "missing"])
+async def test_a_chat_that_is_gone_ends_undeliverable_and_the_rest_is_not_tried(stage: Stage, condition: str):
+    getattr(stage.telegram.conditions(), condition).add(1)
+    await stage.start(saying("1", "2", "3"))
+    [gone] = await stage.write("Hello", chat=1)
+    [other] = await stage.write("Hello", chat=2)
+    [run, _] = await stage.ended(gone, other)
+    assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.UNDELIVERABLE)
+    assert [reply.state for reply in await answers(stage, gone)] == [ReplyState.FAILED] * 3
+    assert len([call for call in stage.calls("sendMessage") if call.chat_id == 1]) == 1
+    assert stage.texts(2) == ["1", "2", "3"]
+    getattr(stage.telegram.conditions(), condition).clear()
+    await stage.ended(*await stage.write("back", chat=1))
+    assert stage.texts(1) == ["1", "2", "3"]
+
+
+@pytest.mark.req("OUT-2")
+@pytest.mark.failure("G7")
+async def test_a_part_that_is_refused_is_said_so_and_the_parts_around_it_are_sent_once(stage: Stage):
+    refused = Fault.bad_request("message is too rude")
+    stage.telegram.fault(refused, method="sendMessage", when=lambda call: call.params["text"] == "3")
+    await stage.start(saying("1", "2", "3", "4", "5"))
+    [task_id] = await stage.write("Hello")
+    await stage.ended(task_id)
+    assert stage.texts() == ["1", "2", "4", "5"]
+    states = {reply.call.text: reply.state for reply in await answers(stage, task_id)}
+    assert states["3"] is ReplyState.FAILED
+
+
+@pytest.mark.req("OUT-2")
+@pytest.mark.failure("G10")
+async def test_a_revoked_token_holds_that_bot_only_and_says_so_until_it_works_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(delivery, "ACCOUNT_RETRY_SECONDS", 60.0)
+    stage.telegram.add_bot(OTHER_TOKEN)
+    heard: list[tuple[str, str | None]] = []
+    gateway = await stage.start_gateway(sends=False)
+    sender = stage.new_sender(gateway, on_account=lambda channel, account, trouble: heard.append((account, trouble)))
+    await gateway.start(sender)
+    await stage.start_worker(saying("echo {}"))
+    stage.telegram.revoke_token()
+    held = [*await stage.write("one", "two", chat=1), *await stage.write("three", chat=2)]
+    await waits(stage, held[0])
+    await stage.ended(await stage.say("from the other bot", chat=3, account=OTHER))
+    assert heard[0][0] == stage.account and "401" in (heard[0][1] or "")
+    count = len(stage.calls("sendMessage"))
+    await stage.pass_time(30)
+    await stage.ended(await stage.say("once more", chat=3, account=OTHER))
+    assert len(stage.calls("sendMessage")) == count + 1, "nothing is tried for the bot that is held"
+    stage.telegram.bot().is_token_revoked = False
+    await stage.pass_time(61)
+    await stage.ended(*held)
+    assert (stage.texts(1), stage.texts(2)) == (["echo one", "echo two"], ["echo three"])
+    assert heard[-1] == (stage.account, None)
+
+
+# --- perhaps sent -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("G4", "G6", "G15")
+@pytest.mark.parametrize(("fault", "commits"), AMBIGUOUS)
+async def test_what_was_perhaps_sent_is_sent_once_more_and_marked(stage: Stage, fault: Fault, commits: bool):
+    stage.call_seconds = 0.2
+    stage.telegram.fault(fault, method="sendMessage")
+    await stage.start(saying("1 {}", "2 {}"))
+    [task_id] = await stage.write("Hello")
+    [run] = await stage.ended(task_id)
+    assert run.outcome is Outcome.ANSWERED
+    assert stage.texts() == [*(["1 Hello"] if commits else []), f"{MARK}1 Hello", "2 Hello"]
+    assert (await answers(stage, task_id))[0].resends == 1
+    assert (await stage.ledger.outbox_depth()).resent == 1
+
+
+@pytest.mark.req("OUT-1", "SUS-2")
+@pytest.mark.failure("G4", "G7")
+async def test_a_second_doubt_is_held_for_a_person_and_what_follows_waits_with_it(stage: Stage):
+    third = {"method": "sendMessage", "when": lambda call: call.params["text"].removeprefix(MARK) == "3"}
+    stage.telegram.fault(Fault.server_error(), times=2, **third)
+    says = saying("1", "2", "3", "4", "5")
+    await stage.start(says)
+    [task_id] = await stage.write("Hello")
+    await stage.suspended(task_id, Reason.REPLY_HELD)
+    assert stage.texts() == ["1", "2"]
+    [unknown] = [reply for reply in await answers(stage, task_id) if reply.state is ReplyState.UNKNOWN]
+    assert unknown.call.text.removeprefix(MARK) == "3"
+    await stage.pass_time(3600)
+    assert stage.texts() == ["1", "2"], "it waits for a person, not for time"
+    await stage.operations.resume(task_id, who="operator")
+    await stage.ended(task_id)
+    assert stage.texts() == ["1", "2", f"{MARK}3", "4", "5"]
+    assert says.runs == 1, "resuming a held reply does not run the workflow again"  # type: ignore[attr-defined]
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("G4")
+async def test_a_held_reply_does_not_hold_up_what_its_chat_is_told_next(stage: Stage):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold")
+    stage.telegram.fault(Fault.server_error(), method="sendMessage")
+    await stage.start(saying("1 {}", "2 {}"))
+    [held, following] = await stage.write("one", "two")
+    await stage.suspended(held, Reason.REPLY_HELD)
+    await stage.ended(following)
+    assert stage.texts() == ["1 two", "2 two"]
+
+
+@pytest.mark.req("OUT-1", "SUS-3")
+@pytest.mark.parametrize("several", [False, True])
+async def test_under_the_policy_hold_a_person_decides(stage: Stage, several: bool):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold")
+    stage.telegram.fault(Fault.commit_then_close(), method="sendMessage", times=2)
+    says = saying("echo {}")
+    await stage.start(says)
+    [send] = await stage.write("send it", chat=1)
+    [drop] = await stage.write("drop it", chat=2)
+    for task_id in (send, drop):
+        await stage.suspended(task_id, Reason.REPLY_HELD)
+    await stage.operations.drop(drop, who="operator", why="it was seen")
+    if several:
+        await stage.operations.resume_selected(Selection(reason=Reason.REPLY_HELD), who="operator")
+    else:
+        await stage.operations.resume(send, who="operator")
+    [sent, dropped] = await stage.ended(send, drop)
+    assert (sent.status, dropped.status) == (Status.COMPLETED, Status.DROPPED)
+    assert [text.removeprefix(MARK) for text in stage.texts(1)] == ["echo send it", "echo send it"]
+    assert stage.texts(2) == ["echo drop it"]
+    assert says.runs == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("G4")
+async def test_under_the_policy_resend_it_is_said_again_as_it_was(stage: Stage):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="resend")
+    stage.telegram.fault(Fault.commit_then_close(), method="sendMessage")
+    await stage.start(saying("echo {}"))
+    await stage.ended(*await stage.write("Hello"))
+    assert stage.texts() == ["echo Hello", "echo Hello"]
+
+
+@pytest.mark.req("OUT-1", "TGM-3")
+async def test_what_may_be_done_twice_without_harm_is_repeated_and_not_marked(stage: Stage):
+    stage.telegram.fault(Fault.server_error(), method="answerCallbackQuery", times=2)
+    await stage.start(saying("echo {}"))
+    task_id = await stage.tap("yes")
+    await tried(stage, 1, "answerCallbackQuery")
+    for _ in range(5):
+        await stage.pass_time(3)
+    await stage.ended(task_id)
+    await tried(stage, 3, "answerCallbackQuery")
+    assert stage.texts() == ["echo yes"]
+
+
+@pytest.mark.req("TGM-3", "OUT-1")
+async def test_an_answer_to_a_tap_that_comes_too_late_is_not_sent_and_holds_nothing_up(stage: Stage):
+    @rise.workflow("taps", channels=["telegram"], answers_callbacks=True)
+    async def taps(turn: rise.Turn) -> None:
+        await turn.answer_callback("Noted")
+        await turn.reply("done")
+
+    gateway = await stage.start_gateway(sends=False)
+    worker = await stage.start_worker(taps)
+    task_id = await stage.tap("yes")
+    await stage.until(lambda: _true(worker.steps.count("queue.settle")))
+    await stage.pass_time(151)
+    await gateway.start(stage.new_sender(gateway))
+    await stage.ended(task_id)
+    assert stage.calls("answerCallbackQuery") == []
+    assert stage.texts() == ["done"]
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+@pytest.mark.failure("E11", "H8")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault.too_many_requests(5), id="refused for now"),
+        pytest.param(Fault.server_error(), id="perhaps sent"),
+    ],
+)
+async def test_what_is_dropped_while_its_call_is_out_is_not_sent_again_whatever_came_of_it(
+    stage: Stage, fault: Fault
+):
+    stage.telegram.fault(fault, method="sendMessage")
+    gateway, _ = await stage.start(saying("1 {}", "2 {}"))
+    held = gateway.hold_at("channel.send", "after")
+    [task_id] = await stage.write("Hello")
+    await held.reached()
+    await stage.operations.drop(task_id, who="operator")
+    held.open()
+    await stage.ended(task_id)
+    for _ in range(4):
+        await stage.pass_time(60)
+    [after] = await stage.write("after")
+    await stage.ended(after)
+    assert stage.texts() == ["1 after", "2 after"]
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+@pytest.mark.failure("E11", "G3")
+async def test_what_was_being_sent_when_the_sender_died_is_not_sent_again_once_it_is_dropped(stage: Stage):
+    gateway, _ = await stage.start(saying("1 {}", "2 {}"))
+    gateway.die_at("channel.send", "before")
+    [task_id] = await stage.write("Hello")
+    await gateway.dead()
+    await stage.operations.drop(task_id, who="operator")
+    await stage.start_gateway()
+    await stage.ended(task_id)
+    await stage.ended(*await stage.write("after"))
+    assert stage.texts() == ["1 after", "2 after"]
+
+
+# --- who sends --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("OUT-2")
+@pytest.mark.failure("G8")
+@pytest.mark.parametrize("step", ["ledger.outbox_sending", "channel.send", "ledger.outbox_record"])
+async def test_of_two_senders_the_older_can_do_nothing_any_more(stage: Stage, step: str):
+    old, _ = await stage.start(saying("1 {}", "2 {}"))
+    held = old.hold_at(step, "before")
+    [task_id] = await stage.write("Hello")
+    await held.reached()
+    new = await stage.start_gateway()
+    await stage.ended(task_id)
+    held.open()
+    await stage.let_go_on()
+    await stage.ended(*await stage.write("next"))
+    unmarked = [text for text in stage.texts() if not text.startswith(MARK)]
+    assert [text for text in unmarked if text.endswith("next")] == ["1 next", "2 next"]
+    assert len(unmarked) == len(set(unmarked))
+    repeats = {"ledger.outbox_sending": 0, "channel.send": 1, "ledger.outbox_record": 1}[step]
+    assert len(stage.telegram.sent) - 4 == repeats, "what the older had begun is the one doubt there is"
+    assert new.steps.count("channel.send") >= 4
+
+
+@pytest.mark.req("OUT-1", "QUE-2")
+async def test_each_chat_has_one_call_out_and_all_chats_go_on_beside_each_other(stage: Stage):
+    everybody_is_out = asyncio.Event()
+    stage.telegram.fault(Fault.delay(0.1), method="sendMessage", times=20)
+    gateway, _ = await stage.start(saying("1 {}", "2 {}"))
+
+    async def together() -> None:
+        if sum(stage.out.values()) >= 4:
+            everybody_is_out.set()
+
+    gateway.at("channel.send", "before", together, times=1000)
+    tasks = [task_id for chat in range(1, 7) for task_id in await stage.write("a", "b", chat=chat)]
+    await stage.ended(*tasks)
+    assert everybody_is_out.is_set()
+    assert set(stage.out_max.values()) == {1}
+    for chat in range(1, 7):
+        assert stage.texts(chat) == ["1 a", "2 a", "1 b", "2 b"]
+
+
+@pytest.mark.req("OUT-1")
+async def test_a_chat_that_the_platform_keeps_waiting_does_not_hold_up_the_others(stage: Stage):
+    stage.telegram.fault(Fault.delay(2), method="sendMessage", chat_id=1)
+    await stage.start(saying("echo {}"))
+    [slow] = await stage.write("slow", chat=1)
+    await tried(stage, 1)
+    await stage.ended(*await stage.write("one", "two", chat=2))
+    assert stage.texts(1) == []
+    await stage.ended(slow)
+
+
+@pytest.mark.req("OUT-2")
+@pytest.mark.failure("G17")
+async def test_a_chat_is_sent_to_no_faster_than_it_may_be(stage: Stage):
+    stage.rates = TelegramRates(chat_per_second=1.0, group_per_minute=20.0, bot_per_second=30.0)
+    await stage.start(saying("1", "2", "3"))
+    [task_id] = await stage.write("Hello", chat=1)
+    [other] = await stage.write("Hello", chat=2)
+    for count in (1, 2, 3):
+        await tried(stage, count * 2)
+        assert (len(stage.texts(1)), len(stage.texts(2))) == (count, count)
+        await stage.pass_time(0.9)
+        assert len(stage.telegram.sent) == count * 2
+        await stage.pass_time(0.11)
+    await stage.ended(task_id, other)
+
+
+@pytest.mark.req("OUT-2")
+@pytest.mark.failure("G17")
+async def test_a_group_gets_no_more_in_a_minute_than_it_may(stage: Stage):
+    stage.rates = TelegramRates(chat_per_second=1e6, group_per_minute=20.0, bot_per_second=1e6)
+    await stage.start(saying(*(f"{n}" for n in range(25))))
+    [task_id] = await stage.write("Hello", chat=-5)
+    await tried(stage, 20)
+    await stage.let_go_on()
+    assert len(stage.texts(-5)) == 20
+    for count in range(21, 26):
+        await stage.pass_time(3.01)
+        await tried(stage, count)
+    await stage.ended(task_id)
+
+
+@pytest.mark.req("OUT-2")
+@pytest.mark.failure("G17")
+async def test_a_bot_sends_no_faster_than_it_may_in_all(stage: Stage):
+    stage.rates = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=5.0)
+    await stage.start(saying("echo {}"))
+    tasks = [task_id for chat in range(1, 16) for task_id in await stage.write("Hello", chat=chat)]
+    for count in (5, 10, 15):
+        await tried(stage, count)
+        await stage.let_go_on()
+        assert len(stage.telegram.sent) == count
+        await stage.pass_time(1.01)
+    await stage.ended(*tasks)
+
+
+@pytest.mark.req("OUT-3")
+async def test_people_see_that_an_answer_is_coming_while_a_workflow_runs_and_not_afterwards(stage: Stage):
+    stage.worker_limits = WorkerLimits(run_seconds=5)
+    held = asyncio.Event()
+
+    @rise.workflow("slow", channels=["telegram"])
+    async def slow(turn: rise.Turn) -> None:
+        await held.wait()
+        await turn.reply("done")
+
+    await stage.start(slow)
+    begun, over = asyncio.Event(), asyncio.Event()
+    stage.bus.subscribe(Topic.RUN_STARTED, lambda _: begun.set())
+    stage.bus.subscribe(Topic.RUN_ENDED, lambda _: over.set())
+    [task_id] = await stage.write("Hello")
+    await begun.wait()
+    await stage.let_go_on()
+    assert stage.calls("sendChatAction") == [], "a quick answer needs none"
+    await stage.pass_time(0.4)
+    await tried(stage, 1, "sendChatAction")
+    await stage.let_go_on()
+    await stage.pass_time(4.6)
+    await tried(stage, 2, "sendChatAction")
+    held.set()
+    await over.wait()
+    await stage.ended(task_id)
+    count = len(stage.calls("sendChatAction"))
+    for _ in range(5):
+        await stage.pass_time(5)
+    assert len(stage.calls("sendChatAction")) == count
+
+
+# --- the store --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.parametrize("edge", ["before", "after"])
+@pytest.mark.parametrize(
+    "step", ["ledger.outbox_take", "ledger.outbox_sending", "ledger.outbox_record", "queue.finish"]
+)
+async def test_a_store_that_fails_while_sending_repeats_nothing(stage: Stage, step: str, edge: Any):
+    gateway, _ = await stage.start(saying("1 {}", "2 {}"))
+    gateway.fail_at(step, edge, StoreUnavailable("the disk is full"), nth=2 if step == "ledger.outbox_take" else 1)
+    tasks = await stage.write("one", "two")
+    for _ in range(40):
+        if not await stage.open_count():
+            break
+        await stage.pass_time(31 if step == "queue.finish" else 2)
+    await stage.ended(*tasks)
+    seen = [text.removeprefix(MARK) for text in stage.texts()]
+    assert seen == ["1 one", "2 one", "1 two", "2 two"]
+    assert len(stage.telegram.sent) == 4
+
+
+@pytest.mark.req("WRK-6", "OUT-1")
+async def test_a_stop_lets_calls_that_are_out_come_to_their_end(stage: Stage):
+    stage.telegram.fault(Fault.delay(0.2), method="sendMessage")
+    gateway, _ = await stage.start(saying("1 {}", "2 {}"))
+    [task_id] = await stage.write("Hello")
+    await tried(stage, 1)
+    await gateway.stop()
+    assert stage.texts() == ["1 Hello"]
+    await stage.start_gateway()
+    await stage.ended(task_id)
+    assert stage.texts() == ["1 Hello", "2 Hello"], "nothing is in doubt after a stop in order"
+
+
+async def _true(value: Any) -> Any:
+    return value

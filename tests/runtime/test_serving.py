@@ -1,0 +1,92 @@
+"""What starts, in which order, and how it stops: one process, one stop, with or without a bot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from rise.testing.installation import Installation
+from rise.testing.telegram import TelegramStandIn
+
+BOT = Path(__file__).parent.parent / "proof" / "bot.py"
+
+
+def events(rise: Installation) -> list[str]:
+    lines = [json.loads(line) for line in rise.log().splitlines() if line.startswith("{")]
+    return [line["event"] for line in sorted(lines, key=lambda line: line["timestamp"])]
+
+
+async def health(rise: Installation) -> dict[str, object]:
+    async with aiohttp.ClientSession() as session, session.get(f"{rise.url}/healthz") as response:
+        assert response.status == 200
+        return dict(await response.json())
+
+
+@pytest.mark.req("TGM-4", "CAP-6", "EMB-1")
+async def test_it_starts_and_stops_in_order_without_any_bot(tmp_path: Path) -> None:
+    async with Installation(tmp_path / "data", app=BOT) as rise:
+        shown = await health(rise)
+        assert shown["router"] == "behavior"
+        assert set(shown["capabilities"]) == {"disk", "worker"}  # type: ignore[call-overload]
+        assert await rise.stop() == 0
+    seen = events(rise)
+    assert seen.index("serve.stopping") < seen.index("task_worker.stop") < seen.index("serve.stopped")
+
+
+@pytest.mark.req("TGM-4")
+async def test_the_bot_and_its_worker_share_one_stop(tmp_path: Path) -> None:
+    async with TelegramStandIn() as telegram:
+        settings = {"telegram_token": telegram.token, "telegram_api_base": telegram.url}
+        async with Installation(tmp_path / "data", app=BOT, **settings) as rise:
+            telegram.message("hello")
+            await telegram.wait_until(lambda t: len(t.sent) == 1, timeout_seconds=20)
+            assert await rise.stop() == 0
+            telegram.message("said to a bot that is away")
+            assert len(telegram.sent) == 1
+            await rise.start()
+            await telegram.wait_until(lambda t: len(t.sent) == 2, timeout_seconds=20)
+            assert await rise.stop() == 0
+    assert events(rise).count("serve.stopped") == 2
+
+
+@pytest.mark.req("EMB-1", "OPS-1")
+@pytest.mark.failure("C8")
+async def test_a_second_serve_on_the_same_directory_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    async with Installation(tmp_path / "data", app=BOT) as rise:
+        code, said = await rise.command("serve")
+        assert code == 2
+        assert "another `rise serve` uses" in said
+        assert "RISE_DATA_DIR" in said
+        await health(rise)
+
+
+@pytest.mark.req("SEC-2")
+async def test_no_secret_is_in_logs_answers_or_metrics(tmp_path: Path) -> None:
+    async with TelegramStandIn() as telegram:
+        secret = "a-webhook-secret-for-this-test"
+        settings = {
+            "telegram_token": telegram.token,
+            "telegram_api_base": telegram.url,
+            "telegram_secret": secret,
+            "log_level": "debug",
+        }
+        async with Installation(tmp_path / "data", app=BOT, **settings) as rise:
+            telegram.message(f"my token is {telegram.token}")
+            await telegram.wait_until(lambda t: len(t.sent) == 1, timeout_seconds=20)
+            telegram.revoke_token()
+            telegram.message("and now it is gone")
+            code, doctor = await rise.command("doctor")
+            assert code in (0, 1)
+            told = [doctor]
+            async with aiohttp.ClientSession(headers=rise.headers) as session:
+                for path in ("/healthz", "/internal/tasks/stats", "/metrics"):
+                    async with session.get(rise.url + path) as response:
+                        told.append(await response.text())
+            await rise.stop()
+    for text in [*told, rise.log()]:
+        assert telegram.token not in text
+        assert telegram.token.partition(":")[2] not in text
+        assert secret not in text
