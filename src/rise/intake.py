@@ -70,6 +70,7 @@ class Intake:
             suspend=incoming.suspend,
             error=incoming.error,
             lifetime_seconds=incoming.lifetime_seconds,
+            due_at_ms=incoming.due_at_ms,
         )
         enqueued = await self._keep(task)
         if not enqueued.same_body and incoming.channel in self.same_body_required:

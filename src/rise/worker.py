@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -18,20 +17,21 @@ import msgspec
 
 from rise.bindings import BindingRegistry, Bound
 from rise.bus.port import Bus, Topic
-from rise.channels.port import Channel, PushChannel
+from rise.channels.port import Channel, Incoming, PushChannel
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Call, Effect, Outcome, Reason, Status, Task, TaskType, notice_id_of, reply_id_of
-from rise.errors import ClaimLost, PayloadInvalid, RunTimedOut, Unavailable
+from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn
 from rise.queue.port import Claim, Finished, Queue, Replying, RetryIn, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import Loop, Signal, cancel_all, spawn
 from rise.telemetry import log, redact
 from rise.workflows.definition import WorkflowDefinition
-from rise.workflows.turn import BlockingTurn
-from rise.workflows.turn import Turn as WorkflowTurn
+from rise.workflows.follow_ups import FOLLOW_UP, follow_up
+from rise.workflows.runner import RunLimits, Runner
 
 T = TypeVar("T")
+Accept = Callable[[Incoming], Awaitable[object]]
 
 LOOK_SECONDS: Final = 1.0
 """How often the queue is looked at without a hint."""
@@ -47,6 +47,9 @@ class WorkerLimits:
     history_turns: int = 20
     abandoned_threads_max: int = 4
     """Plain functions that did not return in time; beyond this the process should be replaced."""
+
+    def of_a_run(self) -> RunLimits:
+        return RunLimits(self.run_seconds, threads=self.concurrency * 2, history_turns=self.history_turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +108,24 @@ class Worker:
         workflows: Mapping[str, WorkflowDefinition],
         channels: Mapping[str, Channel],
         retry_policy: RetryPolicy,
+        accept: Accept,
         bus: Bus,
         clock: Clock,
         limits: WorkerLimits | None = None,
         texts: Texts | None = None,
     ) -> None:
+        """`accept`: the intake's, for the follow-ups that runs ask for."""
         self._queue = queue
         self._ledger = ledger
         self._bindings = bindings
         self._channels = channels
         self._retry_policy = retry_policy
+        self._accept = accept
         self._bus = bus
         self._clock = clock
         self._limits = limits or WorkerLimits()
         self._texts = texts or Texts()
-        self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits)
+        self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits.of_a_run())
         self._held: dict[str, Claim] = {}
         self._renewed_at: dict[str, float] = {}
         self._working: dict[str, asyncio.Task[Any]] = {}
@@ -299,7 +305,7 @@ class Worker:
             case Answered(result, calls, said):
                 return await self._record_answer(task, result, calls, said)
             case AlreadyRun(run):
-                return Finished() if run.status.is_finished else Replying()
+                return await self._go_on(task, run)
             case TooLate():
                 await self._ledger.finish(task, Status.EXPIRED)
                 return Finished()
@@ -322,6 +328,13 @@ class Worker:
             _history(task, said, epoch_ms(self._clock.now())),
             deliver=isinstance(channel, PushChannel),
         )
+        return await self._go_on(task, run)
+
+    async def _go_on(self, task: Task, run: Run) -> Settlement:
+        """After a result is frozen: arm what it promised for later, each once, then let the task go on."""
+        if run.status is not Status.DROPPED:
+            for number, plan in enumerate((run.result or {}).get("followUps", [])):
+                await self._accept(follow_up(task, number, plan, run.saved_at_ms))
         return Finished() if run.status.is_finished else Replying()
 
     async def _note_attempt(self, task: Task, error: str, *, counts: bool) -> None:
@@ -395,134 +408,15 @@ class Worker:
                 pause = min(pause * 2, 5.0)
 
 
-class Runner:
-    """Runs one workflow function for one task, within its time."""
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        workflows: Mapping[str, WorkflowDefinition],
-        channels: Mapping[str, Channel],
-        bus: Bus,
-        clock: Clock,
-        limits: WorkerLimits,
-    ) -> None:
-        self.workflows = workflows
-        self.abandoned_threads = 0
-        self._ledger = ledger
-        self._channels = channels
-        self._bus = bus
-        self._clock = clock
-        self._limits = limits
-        self._threads = ThreadPoolExecutor(max_workers=limits.concurrency * 2, thread_name_prefix="rise-workflow")
-        self._places = {
-            workflow_id: asyncio.Semaphore(definition.concurrency)
-            for workflow_id, definition in workflows.items()
-            if definition.concurrency is not None
-        }
-
-    async def run(self, task: Task, bound: Bound, channel: Channel) -> tuple[list[Effect], Any]:
-        """The effects it noted and the value it returned. Raises what the workflow raises, or `RunTimedOut`."""
-        definition = self.workflows[bound.workflow.workflow_id]
-        if not definition.answers_callbacks:
-            await self._acknowledge(task, channel)
-        turn = await self._turn(task, definition)
-        self._bus.publish(Topic.RUN_STARTED, _running(task))
-        try:
-            async with self._place(definition):
-                value = await self._call(definition, turn)
-        finally:
-            effects = turn.close()
-            self._bus.publish(Topic.RUN_ENDED, {"run_id": task.run_id})
-        return effects, value
-
-    def close(self) -> None:
-        # Not waited for: a function that never returns must not keep the process from ending.
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def _turn(self, task: Task, definition: WorkflowDefinition) -> WorkflowTurn:
-        head = task.head
-        history: list[dict[str, Any]] = list(head.history_chunks)
-        if not history and head.chat_id is not None and self._limits.history_turns:
-            kept = await self._ledger.history(
-                head.channel, head.account, head.chat_id, limit=self._limits.history_turns
-            )
-            history = [{"role": turn.role, "text": turn.text} for turn in kept]
-        steps = await self._ledger.steps(task.run_id)
-        memory = _RunMemory(self._ledger, task, self._channels[head.channel])
-        if definition.is_async:
-            return WorkflowTurn(task, memory, steps=steps, history=history)
-        return BlockingTurn(task, memory, steps=steps, history=history, loop=asyncio.get_running_loop())
-
-    async def _call(self, definition: WorkflowDefinition, turn: WorkflowTurn) -> Any:
-        seconds = definition.run_seconds or self._limits.run_seconds
-        try:
-            async with asyncio.timeout(seconds) as limit:
-                if definition.is_async:
-                    return await definition.function(turn)
-                return await asyncio.get_running_loop().run_in_executor(self._threads, definition.function, turn)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise  # the workflow's own
-            if not definition.is_async:
-                self.abandoned_threads += 1  # a thread cannot be stopped; it can do nothing more for this run
-            raise RunTimedOut(f"the workflow {definition.name} did not return within {seconds:g} s") from error
-
-    async def _acknowledge(self, task: Task, channel: Channel) -> None:
-        """Answer a tap empty, so that the person's client stops waiting. Once, however often it is run."""
-        call = channel.acknowledgement(task.head) if isinstance(channel, PushChannel) else None
-        if call is None:
-            return
-        await self._ledger.add_notice(
-            Reply(
-                reply_id=notice_id_of(task.task_id, "acknowledgement"),
-                run_id=task.run_id,
-                task_id=task.task_id,
-                channel=task.head.channel,
-                account=task.head.account,
-                chat_id=task.head.chat_id or f"acknowledgement:{task.task_id}",
-                call=call,
-                kind=ReplyKind.NOTICE,
-                deadline_at_ms=task.progress.deadline_at_ms,
-            )
-        )
-        self._bus.publish(Topic.OUTBOX_READY)
-
-    def _place(self, definition: WorkflowDefinition) -> Any:
-        return self._places.get(definition.workflow_id) or _Unlimited()
-
-
-class _Unlimited:
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class _RunMemory:
-    """What a turn may ask for while it runs."""
-
-    ledger: Ledger
-    task: Task
-    channel: Channel
-
-    async def save_step(self, step: str, value: bytes) -> bytes:
-        return await self.ledger.save_step(self.task.run_id, step, value)
-
-    async def download(self, file_id: str) -> bytes:
-        if not isinstance(self.channel, PushChannel):
-            raise PayloadInvalid(f"the channel {self.channel.name} keeps no files", field="file_id")
-        return await self.channel.download(self.task.head.account, file_id)
-
-
 def _answered(task: Task, channel: Channel, effects: Sequence[Effect], *, value: Any, bound: Bound | None) -> Answered:
-    calls = channel.compose(task.head, effects)
+    calls = channel.compose(task.head, [effect for effect in effects if effect.kind != FOLLOW_UP])
     said = "\n\n".join(call.text for call in calls if call.text)
+    shown: dict[str, Any] = {"text": said, "replies": [call.params for call in calls], "value": value}
+    if plans := [{"text": effect.text, **effect.params} for effect in effects if effect.kind == FOLLOW_UP]:
+        shown["followUps"] = plans
     result = RunResult(
         outcome=Outcome.ANSWERED if calls or value is not None else Outcome.SILENT,
-        value={"text": said, "replies": [call.params for call in calls], "value": value},
+        value=shown,
         workflow_id=bound.workflow.workflow_id if bound else None,
         workflow_version=bound.workflow.version if bound else None,
     )
@@ -566,11 +460,6 @@ def _is_being_cancelled() -> bool:
     """Whether somebody asked the current task to end, as opposed to something within it."""
     current = asyncio.current_task()
     return current is not None and current.cancelling() > 0
-
-
-def _running(task: Task) -> dict[str, Any]:
-    head = task.head
-    return {"run_id": task.run_id, "channel": head.channel, "account": head.account, "chat_id": head.chat_id}
 
 
 def _report(name: str, error: BaseException) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from rise.bus.port import Topic
 from rise.testing.conformance.bus import BusConformance, Heard
 
 CHILD = """
-import asyncio, sys
+import asyncio, os, sys, time
 from pathlib import Path
 from rise.bus.local import LocalBus
 from rise.bus.port import Topic
@@ -26,7 +27,14 @@ async def main():
     bus.subscribe(Topic.TASK_SETTLED, lambda payload: bus.publish(Topic.RUN_ENDED, {"echo": dict(payload)}))
     await bus.start()
     print(bus.member, flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    word = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    if word == "fork\\n":
+        child = os.fork()
+        if child == 0:
+            os.close(0), os.close(1)
+            time.sleep(20)
+        print(child, flush=True)
+        time.sleep(60)
     await bus.stop()
 
 asyncio.run(main())
@@ -110,6 +118,34 @@ async def test_a_stopped_process_is_not_taken_for_dead(local: LocalStage):
     assert bus.dead_members() == []
     bus.publish(Topic.TASK_SETTLED, {"n": 1})
     process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.failure("L10")
+async def test_what_a_process_has_forked_does_not_hide_its_death(local: LocalStage):
+    bus = await local.member()
+    process, _ = await local.process()
+    process.stdin.write(b"fork\n")
+    forked = int(await process.stdout.readline())
+    try:
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        assert len(bus.dead_members()) == 1
+    finally:
+        os.kill(forked, signal.SIGKILL)
+
+
+@pytest.mark.failure("L9")
+async def test_a_bus_that_cannot_remove_its_files_stops_all_the_same(
+    local: LocalStage, monkeypatch: pytest.MonkeyPatch
+):
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    leaves, stays = await local.member(), await local.member()
+    monkeypatch.setattr(Path, "unlink", refuses)
+    await leaves.stop()
+    assert stays.dead_members() == [leaves.member]
+    monkeypatch.undo()
 
 
 async def test_what_does_not_come_from_a_member_is_ignored(local: LocalStage, monkeypatch: pytest.MonkeyPatch):

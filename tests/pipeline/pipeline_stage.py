@@ -161,9 +161,7 @@ class Process:
 
     # --- what tests do with it ---
 
-    def at(
-        self, step: str, edge: Edge, act: Callable[[], Awaitable[None]], *, nth: int = 1, times: int = 1
-    ) -> None:
+    def at(self, step: str, edge: Edge, act: Callable[[], Awaitable[None]], *, nth: int = 1, times: int = 1) -> None:
         """Do something at the n-th call from now on, before it or after it."""
         self._stops.append(_Stop(step, edge, nth, times, act))
 
@@ -219,7 +217,6 @@ class Process:
             for part in parts:
                 await part.start()
                 self.parts.append(part)
-
 
     def _inside(self) -> Any:
         return _Inside(self)
@@ -400,6 +397,7 @@ class Stage:
             workflows={one.workflow_id: one for one in map(definition_of, workflows)},
             channels={"telegram": process.telegram, "http": HttpChannel()},
             retry_policy=self.retry_policy,
+            accept=Intake(process.queue, process.bindings, process.bus, self.clock).accept,
             bus=process.bus,
             clock=self.clock,
             limits=self.worker_limits,
@@ -455,9 +453,7 @@ class Stage:
         return self.reading(queued.body)
 
     def reading(self, body: bytes) -> Incoming:
-        return self._processes[0].telegram.read_update(
-            body, account=self.account, webhook=False, now=self.clock.now()
-        )
+        return self._processes[0].telegram.read_update(body, account=self.account, webhook=False, now=self.clock.now())
 
     async def write(self, *texts: str, chat: int = 42, by: Process | None = None, **fields: Any) -> list[TaskId]:
         """Somebody writes, and it is accepted."""
@@ -534,16 +530,24 @@ class Stage:
         return f"open: {open_tasks}; outbox: {await self.ledger.outbox_depth()}; said: {said}"
 
     async def ended(self, *task_ids: TaskId) -> list[Run]:
-        """Wait until these are finished, in the ledger and in the queue."""
+        """Wait until these are finished, in the ledger and then in the queue."""
 
-        async def holds() -> list[Run] | None:
+        async def finished() -> list[Run] | None:
             runs = [await self.ledger.latest_run(task_id) for task_id in task_ids]
-            if any(run is None or not run.status.is_finished for run in runs):
-                return None
-            still_open = [await self.queue.get(task_id) for task_id in task_ids]
-            return None if any(still_open) else [run for run in runs if run is not None]
+            return (
+                [run for run in runs if run is not None]
+                if all(run and run.status.is_finished for run in runs)
+                else None
+            )
 
-        return list(await self.until(holds)) if task_ids else []
+        runs: list[Run] = list(await self.until(finished)) if task_ids else []
+        # The queue hears of it a moment later: at once, or when the sender or the supervisor looks again.
+        for _ in range(60):
+            await self.let_go_on()
+            if not any([await self.queue.get(task_id) for task_id in task_ids]):
+                return runs
+            await self.pass_time(1)
+        raise AssertionError(f"the queue never heard of it; {await self.report()}")
 
     async def suspended(self, task_id: TaskId, reason: Reason) -> OpenTask:
         """Wait until it is suspended for this reason."""

@@ -102,7 +102,11 @@ async def test_a_worker_killed_anywhere_leaves_one_result_and_one_answer(stage: 
     await conversation.check(tasks, repeats_max=0)
     before_it_was_saved = step == "ledger.save_step" and edge == "before"
     assert len(conversation.paid) == (3 if before_it_was_saved else 2), "a finished step is not paid for again"
-    has_result = (step, edge) in {("ledger.save_result", "after"), ("queue.settle", "before"), ("queue.settle", "after")}
+    has_result = (step, edge) in {
+        ("ledger.save_result", "after"),
+        ("queue.settle", "before"),
+        ("queue.settle", "after"),
+    }
     if has_result and nth == 1:
         assert conversation.ran.count("one") == 1, "what has a result is not run again"
     assert gateway.steps.count("channel.send") == 4
@@ -136,9 +140,7 @@ async def test_a_sender_killed_anywhere_repeats_only_what_nobody_could_know_and_
 @pytest.mark.failure("A4", "A5", "C1", "C4")
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("step", ACCEPTING)
-async def test_a_gateway_killed_while_accepting_keeps_it_once_or_was_never_believed(
-    stage: Stage, step: str, edge: Any
-):
+async def test_a_gateway_killed_while_accepting_keeps_it_once_or_was_never_believed(stage: Stage, step: str, edge: Any):
     conversation = Conversation(stage)
     gateway, _ = await stage.start(conversation.workflow)
     gateway.die_at(step, edge)
@@ -180,7 +182,7 @@ async def test_a_worker_killed_while_it_gives_up_tells_the_sender_once(stage: St
 @pytest.mark.parametrize("step", ["ledger.add_notice", "ledger.save_result", "queue.settle"])
 async def test_a_worker_killed_over_a_tap_acknowledges_it_once(stage: Stage, step: str, edge: Any):
     conversation = Conversation(stage)
-    gateway, worker = await stage.start(conversation.workflow)
+    _gateway, worker = await stage.start(conversation.workflow)
     worker.die_at(step, edge)
     task_id = await stage.tap("one")
     await conversation.go_on(worker)

@@ -348,9 +348,7 @@ async def test_an_answer_to_a_tap_that_comes_too_late_is_not_sent_and_holds_noth
         pytest.param(Fault.server_error(), id="perhaps sent"),
     ],
 )
-async def test_what_is_dropped_while_its_call_is_out_is_not_sent_again_whatever_came_of_it(
-    stage: Stage, fault: Fault
-):
+async def test_what_is_dropped_while_its_call_is_out_is_not_sent_again_whatever_came_of_it(stage: Stage, fault: Fault):
     stage.telegram.fault(fault, method="sendMessage")
     gateway, _ = await stage.start(saying("1 {}", "2 {}"))
     held = gateway.hold_at("channel.send", "after")

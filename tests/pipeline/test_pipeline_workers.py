@@ -478,9 +478,7 @@ async def replace_dead(gateway: Gateway, workers: list[WorkerProcess], bot: Bot)
     return gateway
 
 
-async def heal(
-    stage: Stage, gateway: Gateway, workers: list[WorkerProcess], bot: Bot, tasks: list[TaskId]
-) -> None:
+async def heal(stage: Stage, gateway: Gateway, workers: list[WorkerProcess], bot: Bot, tasks: list[TaskId]) -> None:
     """Nothing is killed any more; what is dead is replaced, time passes, and it all comes to its end by itself."""
     for process in (gateway, *workers):
         process._stops.clear()

@@ -278,7 +278,7 @@ async def test_plain_functions_run_in_threads_and_may_use_steps(stage: Stage):
 
 @pytest.mark.req("SUS-1", "SUS-2", "BND-9", "CHN-4")
 async def test_without_a_workflow_messages_wait_are_told_so_once_and_go_on_by_themselves_in_order(stage: Stage):
-    gateway, worker = await stage.start()
+    _gateway, worker = await stage.start()
     waiting = await stage.write("one", "two", "three", chat=1)
     other = await stage.write("four", chat=2)
     for task_id in (*waiting, *other):
@@ -436,7 +436,7 @@ async def test_a_workflow_that_is_gone_from_the_code_leaves_its_messages_waiting
     @rise.workflow("other")
     async def other(turn: rise.Turn) -> None: ...
 
-    gateway, worker = await stage.start(echo)
+    _gateway, worker = await stage.start(echo)
     await worker.stop()
     [task_id] = await stage.write("Hello")
     worker = await stage.start_worker(other)

@@ -132,9 +132,7 @@ async def test_what_waits_is_answered_in_the_platforms_order_however_it_came(tmp
         assert channel is not None and account is not None
         for update in thirty_five_updates():
             body = json.dumps(update).encode()
-            await house.intake.accept(
-                channel.read_update(body, account=account, webhook=False, now=house.clock.now())
-            )
+            await house.intake.accept(channel.read_update(body, account=account, webhook=False, now=house.clock.now()))
         await channel.close()
         await house.stores.close()
         async with rise:

@@ -10,8 +10,10 @@ import asyncio
 import fcntl
 import os
 import socket
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +47,7 @@ class LocalBus:
         self._lock_fd = _locked_file(self._directory, self.member)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(self._address(self.member))
+        _started.add(self)
         self._loop.add_reader(self._socket, self._receive)
 
     async def stop(self) -> None:
@@ -53,10 +56,13 @@ class LocalBus:
         self._loop.remove_reader(self._socket)
         self._socket.close()
         self._socket = None
-        self.bury(self.member)
+        # On a disk that has become read-only it cannot be taken back; then it is found dead, and is.
+        with suppress(OSError):
+            self.bury(self.member)
         for fd in (self._lock_fd, self._directory_fd):
             if fd is not None:
                 os.close(fd)
+        _started.discard(self)
 
     def publish(self, topic: Topic, payload: Mapping[str, Any] | None = None) -> None:
         if self._loop is None or self._socket is None:
@@ -81,6 +87,15 @@ class LocalBus:
         self._lock_path(member).unlink(missing_ok=True)
 
     # --- inside ---
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: its copy of the lock would hide the parent's death."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
 
     def _send_hint(self, topic: Topic) -> None:
         self._hints_waiting.discard(topic)
@@ -125,6 +140,18 @@ class LocalBus:
 
     def _lock_path(self, member: str) -> Path:
         return self._directory / f"{member}.lock"
+
+
+_started: weakref.WeakSet[LocalBus] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for bus in list(_started):
+        bus.leave_to_parent()
+    _started.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _locked_file(directory: Path, member: str) -> int:

@@ -40,6 +40,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """A person wrote it in a chat, so a notice about it may be said there."""
     receipt_seconds: int = 7 * 24 * 3600
     lifetime_seconds: float | None = None
+    due_at_ms: int | None = None
+    """Not to be run before this moment of the store's clock."""
     task_type: TaskType = TaskType.WORKFLOW_EXECUTE
     workflow_id: str | None = None
     policy: dict[str, Any] = {}

@@ -25,6 +25,8 @@ class NewTask(msgspec.Struct, frozen=True):
     error: str | None = None
     lifetime_seconds: float | None = None
     """After this it is too late to answer (callbacks, payments, inline queries)."""
+    due_at_ms: int | None = None
+    """Not to be run before this moment of the store's clock."""
 
 
 class Enqueued(msgspec.Struct, frozen=True):
@@ -202,9 +204,10 @@ class Queue(Protocol):
         ...
 
     async def finish(self, task_id: TaskId, generation: int) -> bool:
-        """The ledger says finished: forget the task, wherever it stands, even claimed.
+        """The ledger says finished: forget the task.
 
-        False if it was gone or has been started anew.
+        One whose worker has yet to settle it stays until then, because its result may ask for more than the
+        reply that was delivered so quickly. False if it is gone or has been started anew.
         """
         ...
 

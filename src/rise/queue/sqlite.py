@@ -73,6 +73,7 @@ SCHEMA: Final = (
         generation INTEGER NOT NULL DEFAULT 0,
         attempts INTEGER NOT NULL DEFAULT 0,
         deaths INTEGER NOT NULL DEFAULT 0,
+        is_answered INTEGER NOT NULL DEFAULT 0,
         due_at INTEGER NOT NULL,
         deadline_at INTEGER,
         failing_since INTEGER,
@@ -151,6 +152,7 @@ class SqliteQueue:
         if not _remember(connection, task, now):
             return _duplicate(connection, task)
         deadline = None if task.lifetime_seconds is None else now + int(task.lifetime_seconds * 1000)
+        due = max(now, task.due_at_ms or 0)
         status = Status.SUSPENDED if task.suspend else Status.PENDING
         known = task.head
         connection.execute(
@@ -159,7 +161,7 @@ class SqliteQueue:
             " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 known.task_id, known.lane, known.channel, known.account, known.order.at_ms, known.order.seq,
-                status.value, task.suspend.value if task.suspend else None, now, deadline, now, now,
+                status.value, task.suspend.value if task.suspend else None, due, deadline, now, now,
                 _storable(task.error), head, task.raw,
             ),
         )  # fmt: skip
@@ -346,8 +348,14 @@ class SqliteQueue:
 
     async def finish(self, task_id: TaskId, generation: int) -> bool:
         def change(connection: apsw.Connection) -> bool:
-            connection.execute("DELETE FROM tasks WHERE task_id = ? AND generation = ?", (task_id, generation))
-            return bool(connection.changes())
+            connection.execute(
+                "UPDATE tasks SET is_answered = 1 WHERE task_id = ? AND generation = ?", (task_id, generation)
+            )
+            is_there = bool(connection.changes())
+            connection.execute(
+                "DELETE FROM tasks WHERE task_id = ? AND status = 'replying' AND is_answered", (task_id,)
+            )
+            return is_there
 
         return await self._database.write(change)
 
@@ -693,6 +701,7 @@ def _apply(connection: apsw.Connection, task_id: TaskId, settlement: Settlement,
         case Finished():
             connection.execute(f"DELETE FROM tasks WHERE {running}", (task_id,))
         case Replying():
+            connection.execute(f"DELETE FROM tasks WHERE {running} AND is_answered", (task_id,))
             connection.execute(
                 f"UPDATE tasks SET status = 'replying', reason = NULL, error = NULL, updated_at = ? WHERE {running}",
                 (now, task_id),

@@ -178,6 +178,7 @@ def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> W
             retry_max=settings.retry_max,
             lane_block_max=timedelta(seconds=settings.lane_block_seconds_max),
         ),
+        accept=house.intake.accept,
         bus=house.bus,
         clock=house.clock,
         limits=WorkerLimits(

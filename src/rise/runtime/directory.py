@@ -37,8 +37,14 @@ class DataDirectory:
             raise StoreUnavailable(f"{self.path} cannot be created: {error.strerror}") from error
 
     def own(self) -> None:
-        """Be the one `rise serve` of this directory until the process ends. Raises `StoreLocked`."""
-        fd = os.open(self.path / "serve.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        """Be the one `rise serve` of this directory until the process ends.
+
+        Raises `StoreLocked`, or `StoreUnavailable` if it cannot be written.
+        """
+        try:
+            fd = os.open(self.path / "serve.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        except OSError as error:
+            raise StoreUnavailable(f"{self.path} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

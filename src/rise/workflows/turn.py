@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from rise.clock import epoch_ms
 from rise.envelope import Effect, Task, encode_json
 
 
@@ -152,6 +154,31 @@ class Turn:
     def call(self, method: str, **params: Any) -> Awaitable[None]:
         """Any other call of the platform, by name. Like everything it goes through the outbox."""
         return self._note(Effect(kind="call", method=method, params=params))
+
+    def follow_up(
+        self,
+        text: str = "",
+        *,
+        in_seconds: float | None = None,
+        at: datetime | None = None,
+        workflow: str | None = None,
+    ) -> Awaitable[None]:
+        """Say `text` in this chat later, or run `workflow` (a name) with it: once, through any restart.
+
+        Either `in_seconds` from the end of this run, or `at` a moment with its time zone.
+        """
+        if (in_seconds is None) == (at is None):
+            raise ValueError("a follow-up takes either in_seconds or at")
+        if at is not None and at.tzinfo is None:
+            raise ValueError("`at` needs a time zone: datetime(..., tzinfo=...)")
+        if self.chat_id is None:
+            raise ValueError("there is no chat to come back to")
+        if not text.strip() and workflow is None:
+            raise ValueError("a follow-up needs a text to say, or a workflow to run")
+        plan: dict[str, Any] = {"workflow": workflow, "inSeconds": in_seconds}
+        if at is not None:
+            plan["atMs"] = epoch_ms(at)
+        return self._note(Effect(kind="follow_up", text=text, params=plan))
 
     async def download(self, file_id: str) -> bytes:
         """A file that came with the message."""

@@ -1,0 +1,43 @@
+"""Messages promised for later: what a run planned becomes a delivery of its own, through the same door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rise.channels.port import Incoming
+from rise.envelope import DeliveryKey, LaneKey, Task, TaskType, encode_json
+
+FOLLOW_UP: Final = "follow_up"
+"""The kind of effect, and of the delivery it becomes."""
+
+
+def follow_up(task: Task, number: int, plan: Mapping[str, Any], saved_at_ms: int) -> Incoming:
+    """The `number`-th follow-up of a run. Named after the run, so that arming it again changes nothing.
+
+    It waits in a lane of its own: what is due in a week must not hold up the chat until then.
+    """
+    head = task.head
+    key = f"fu:{task.run_id}:{number}"
+    due_at_ms = plan["atMs"] if "atMs" in plan else saved_at_ms + int(plan["inSeconds"] * 1000)
+    workflow = plan.get("workflow")
+    return Incoming(
+        channel=head.channel,
+        account=head.account,
+        source=FOLLOW_UP,
+        delivery_key=DeliveryKey(key),
+        lane=LaneKey(key),
+        raw=encode_json(plan),
+        raw_version="follow-up.v1",
+        kind=FOLLOW_UP,
+        chat_id=head.chat_id,
+        message_label=f"{head.chat_id}:{key}",
+        user_text=plan["text"],
+        user=head.user,
+        metadata=head.metadata,
+        due_at_ms=due_at_ms,
+        task_type=TaskType.WORKFLOW_EXECUTE if workflow else TaskType.MESSAGE_SEND,
+        workflow_id=f"wf_{workflow}" if workflow else None,
+        policy={} if workflow else {"reply": {"text": plan["text"]}},
+        trace_id=head.trace_id,
+    )

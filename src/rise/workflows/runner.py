@@ -1,0 +1,156 @@
+"""Running one workflow function for one task, within its time.
+
+It gives the function its `Turn` and returns what that noted; it writes nothing but steps, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from rise.bindings import Bound
+from rise.bus.port import Bus, Topic
+from rise.channels.port import Channel, PushChannel
+from rise.clock import Clock
+from rise.envelope import Effect, Task, notice_id_of
+from rise.errors import PayloadInvalid, RunTimedOut
+from rise.ledger.port import Ledger, Reply, ReplyKind
+from rise.workflows.definition import WorkflowDefinition
+from rise.workflows.turn import BlockingTurn, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    run_seconds: float = 300.0
+    threads: int = 64
+    history_turns: int = 20
+
+
+class Runner:
+    """Runs one workflow function for one task, within its time."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        workflows: Mapping[str, WorkflowDefinition],
+        channels: Mapping[str, Channel],
+        bus: Bus,
+        clock: Clock,
+        limits: RunLimits,
+    ) -> None:
+        self.workflows = workflows
+        self.abandoned_threads = 0
+        self._ledger = ledger
+        self._channels = channels
+        self._bus = bus
+        self._clock = clock
+        self._limits = limits
+        self._threads = ThreadPoolExecutor(max_workers=limits.threads, thread_name_prefix="rise-workflow")
+        self._places = {
+            workflow_id: asyncio.Semaphore(definition.concurrency)
+            for workflow_id, definition in workflows.items()
+            if definition.concurrency is not None
+        }
+
+    async def run(self, task: Task, bound: Bound, channel: Channel) -> tuple[list[Effect], Any]:
+        """The effects it noted and the value it returned. Raises what the workflow raises, or `RunTimedOut`."""
+        definition = self.workflows[bound.workflow.workflow_id]
+        if not definition.answers_callbacks:
+            await self._acknowledge(task, channel)
+        turn = await self._turn(task, definition)
+        self._bus.publish(Topic.RUN_STARTED, _running(task))
+        try:
+            async with self._place(definition):
+                value = await self._call(definition, turn)
+        finally:
+            effects = turn.close()
+            self._bus.publish(Topic.RUN_ENDED, {"run_id": task.run_id})
+        return effects, value
+
+    def close(self) -> None:
+        # Not waited for: a function that never returns must not keep the process from ending.
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _turn(self, task: Task, definition: WorkflowDefinition) -> Turn:
+        head = task.head
+        history: list[dict[str, Any]] = list(head.history_chunks)
+        if not history and head.chat_id is not None and self._limits.history_turns:
+            kept = await self._ledger.history(
+                head.channel, head.account, head.chat_id, limit=self._limits.history_turns
+            )
+            history = [{"role": turn.role, "text": turn.text} for turn in kept]
+        steps = await self._ledger.steps(task.run_id)
+        memory = _RunMemory(self._ledger, task, self._channels[head.channel])
+        if definition.is_async:
+            return Turn(task, memory, steps=steps, history=history)
+        return BlockingTurn(task, memory, steps=steps, history=history, loop=asyncio.get_running_loop())
+
+    async def _call(self, definition: WorkflowDefinition, turn: Turn) -> Any:
+        seconds = definition.run_seconds or self._limits.run_seconds
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                if definition.is_async:
+                    return await definition.function(turn)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, definition.function, turn)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise  # the workflow's own
+            if not definition.is_async:
+                self.abandoned_threads += 1  # a thread cannot be stopped; it can do nothing more for this run
+            raise RunTimedOut(f"the workflow {definition.name} did not return within {seconds:g} s") from error
+
+    async def _acknowledge(self, task: Task, channel: Channel) -> None:
+        """Answer a tap empty, so that the person's client stops waiting. Once, however often it is run."""
+        call = channel.acknowledgement(task.head) if isinstance(channel, PushChannel) else None
+        if call is None:
+            return
+        await self._ledger.add_notice(
+            Reply(
+                reply_id=notice_id_of(task.task_id, "acknowledgement"),
+                run_id=task.run_id,
+                task_id=task.task_id,
+                channel=task.head.channel,
+                account=task.head.account,
+                chat_id=task.head.chat_id or f"acknowledgement:{task.task_id}",
+                call=call,
+                kind=ReplyKind.NOTICE,
+                deadline_at_ms=task.progress.deadline_at_ms,
+            )
+        )
+        self._bus.publish(Topic.OUTBOX_READY)
+
+    def _place(self, definition: WorkflowDefinition) -> Any:
+        return self._places.get(definition.workflow_id) or _Unlimited()
+
+
+class _Unlimited:
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _RunMemory:
+    """What a turn may ask for while it runs."""
+
+    ledger: Ledger
+    task: Task
+    channel: Channel
+
+    async def save_step(self, step: str, value: bytes) -> bytes:
+        return await self.ledger.save_step(self.task.run_id, step, value)
+
+    async def download(self, file_id: str) -> bytes:
+        if not isinstance(self.channel, PushChannel):
+            raise PayloadInvalid(f"the channel {self.channel.name} keeps no files", field="file_id")
+        return await self.channel.download(self.task.head.account, file_id)
+
+
+def _running(task: Task) -> dict[str, Any]:
+    head = task.head
+    return {"run_id": task.run_id, "channel": head.channel, "account": head.account, "chat_id": head.chat_id}

@@ -1,0 +1,106 @@
+"""Promised for later: a follow-up is armed once whatever dies, fires once, and not before its time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pipeline_stage import Stage
+
+import rise
+from rise.envelope import DeliveryKey, run_id_of, task_id_of
+
+MINUTE = 60
+
+
+@rise.workflow("reminds", channels=["telegram"])
+async def reminds(turn: rise.Turn) -> None:
+    await turn.follow_up("don't forget", in_seconds=MINUTE)
+    await turn.reply("I will remind you")
+
+
+@pytest.mark.req("WFL-3")
+async def test_a_follow_up_is_said_when_its_time_has_come_and_not_before(stage: Stage):
+    await stage.start(reminds)
+    [task_id] = await stage.write("remind me")
+    assert await stage.said(1) == ["I will remind you"]
+    later = task_id_of(DeliveryKey(f"fu:{run_id_of(task_id, 0)}:0"))
+    task = await stage.queue.get(later)
+    assert task is not None
+    assert 0 < task.progress.due_at_ms - stage.queue.now_ms() <= MINUTE * 1000
+    await stage.pass_time(MINUTE - 1)
+    assert stage.texts() == ["I will remind you"]
+    await stage.pass_time(2)
+    assert await stage.said(2) == ["I will remind you", "don't forget"]
+    await stage.ended(task_id, later)
+    assert await stage.open_count() == 0
+
+
+@pytest.mark.req("WFL-3", "QUE-2")
+async def test_a_follow_up_does_not_hold_up_its_chat_until_then(stage: Stage):
+    await stage.start(reminds)
+    await stage.write("first", "second")
+    assert await stage.said(2) == ["I will remind you"] * 2
+
+
+@pytest.mark.req("WFL-3", "WRK-4")
+@pytest.mark.failure("FU3")
+@pytest.mark.parametrize("edge", ["before", "after"])
+@pytest.mark.parametrize("step", ["ledger.save_result", "queue.enqueue", "queue.settle"])
+async def test_a_worker_killed_while_arming_arms_it_once(stage: Stage, step: str, edge: Any):
+    gateway = await stage.start_gateway()
+    [task_id] = await stage.write("remind me")
+    worker = stage.new_worker(reminds)
+    worker.die_at(step, edge)
+    await stage.start_new_worker(worker, reminds)
+    await worker.dead()
+    await gateway.supervisor.reap()
+    await stage.start_worker(reminds)
+    await stage.ended(task_id)
+    await stage.said(1)
+    await stage.pass_time(MINUTE + 1)
+    assert await stage.said(2) == ["I will remind you", "don't forget"]
+
+
+@pytest.mark.req("WFL-3")
+async def test_a_follow_up_may_run_a_workflow_at_a_moment(stage: Stage):
+    at = stage.clock.now() + timedelta(hours=1)
+
+    @rise.workflow("asks", channels=["telegram"])
+    async def asks(turn: rise.Turn) -> None:
+        if turn.kind == "follow_up":
+            await turn.reply(f"an hour later: {turn.text}")
+        else:
+            await turn.follow_up(turn.text, at=at, workflow="asks")
+
+    await stage.start(asks)
+    [task_id] = await stage.write("hello")
+    await stage.ended(task_id)
+    await stage.pass_time(3599)
+    assert stage.texts() == []
+    await stage.pass_time(2)
+    assert await stage.said(1) == ["an hour later: hello"]
+
+
+@pytest.mark.req("WFL-3")
+async def test_a_follow_up_without_a_time_or_with_an_ambiguous_one_is_refused(stage: Stage):
+    refused: list[str] = []
+
+    @rise.workflow("wrong", channels=["telegram"])
+    async def wrong(turn: rise.Turn) -> None:
+        for plan in (
+            {},
+            {"in_seconds": 1.0, "at": datetime(2030, 1, 1, tzinfo=UTC)},
+            {"at": datetime(2030, 1, 1)},  # noqa: DTZ001 - that is the mistake
+        ):
+            try:
+                await turn.follow_up("later", **plan)
+            except ValueError as error:
+                refused.append(str(error))
+        await turn.reply("done")
+
+    await stage.start(wrong)
+    await stage.write("go")
+    await stage.said(1)
+    assert len(refused) == 3
