@@ -79,7 +79,7 @@ class _Change(NamedTuple):
 
 
 class Database:
-    """One SQLite file, written by one thread per process and read by another."""
+    """One SQLite file, written by one thread per process and read by two others."""
 
     def __init__(self, path: Path, *, clock: Clock, schema: Mapping[str, Sequence[str]]) -> None:
         """`schema`: for each part, its migrations in order; the number applied is its version."""
@@ -88,8 +88,9 @@ class Database:
         self._schema = schema
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
-        self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rise-sqlite-read")
-        self._reading: apsw.Connection | None = None
+        # Two, so that counting everything for the metrics does not keep a claim waiting.
+        self._readers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="rise-sqlite-read")
+        self._reading_idle: list[apsw.Connection] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._writing: apsw.Connection | None = None
         self._inode: int | None = None
@@ -117,8 +118,9 @@ class Database:
             await asyncio.to_thread(writer.join)
         if not self._closed:
             self._closed = True
-            self._readers.submit(self._close_reader)
             await asyncio.to_thread(self._readers.shutdown)
+            while self._reading_idle:
+                self._reading_idle.pop().close(True)
 
     async def write(self, apply: Callable[[apsw.Connection], T]) -> T:
         """Run `apply` in a transaction and return its result once that is durable.
@@ -302,23 +304,22 @@ class Database:
                 pass
             self._writing = None
 
-    # --- the reader thread ---
+    # --- the reader threads ---
 
     def _read(self, query: Callable[[apsw.Connection], T]) -> T:
         with sqlite_errors():
+            connection = self._reading_idle.pop() if self._reading_idle else _open(self.path, create=False)
             try:
-                if self._reading is None:
-                    self._reading = _open(self.path, create=False)
-                with self._reading:
-                    return query(self._reading)
+                with connection:
+                    result = query(connection)
             except _UNAVAILABLE + _CORRUPT:
-                self._close_reader()
+                connection.close(True)
                 raise
-
-    def _close_reader(self) -> None:
-        if self._reading is not None:
-            self._reading.close(True)
-            self._reading = None
+            except BaseException:
+                self._reading_idle.append(connection)
+                raise
+            self._reading_idle.append(connection)
+            return result
 
 
 def _open(path: Path, *, create: bool = True) -> apsw.Connection:
