@@ -263,6 +263,7 @@ class Worker:
             return _answered(task, channel, [Effect(kind="reply", **head.policy["reply"])], value=None, bound=None)
         bound = self._bindings.lookup(head.channel, head.account, head.workflow_id)
         if bound is None or bound.workflow.workflow_id not in self._runner.workflows:
+            await self._runner.acknowledge(task, channel)
             text = bound.text("workflowMissingMessage", "") if bound else ""
             return Park(
                 Reason.WORKFLOW_PENDING,

@@ -199,8 +199,7 @@ async def test_a_message_that_aborts_its_process_is_parked_and_others_are_answer
 
 @pytest.mark.req("WRK-7")
 async def test_what_a_workflow_has_forked_does_not_hide_the_death_of_its_process(tmp_path: Path, bot: Path):
-    # It inherits the socket and the lock by which the death is seen at once; the claim lapses all the same.
-    async with Installation(tmp_path / "data", app=bot, claim_seconds=2) as rise, program(rise) as caller:
+    async with Installation(tmp_path / "data", app=bot) as rise, program(rise) as caller:
         try:
             assert await caller.result(await caller.write("fork")) == "fork"
         finally:

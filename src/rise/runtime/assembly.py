@@ -143,6 +143,11 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
 
 def build_sender(house: House) -> Sender:
     settings = house.settings
+
+    def report(channel: str, account: str, trouble: str | None) -> None:
+        status = CapabilityStatus.DEGRADED if trouble else CapabilityStatus.AVAILABLE
+        house.capabilities.set(f"{channel}_sending", status, trouble or f"account {account} is served again")
+
     return Sender(
         ledger=house.ledger,
         queue=house.queue,
@@ -150,6 +155,7 @@ def build_sender(house: House) -> Sender:
         bus=house.bus,
         clock=house.clock,
         limits=DeliveryLimits(unknown_policy=settings.telegram_unknown),
+        on_account=report,
     )
 
 

@@ -59,7 +59,7 @@ class Runner:
         """The effects it noted and the value it returned. Raises what the workflow raises, or `RunTimedOut`."""
         definition = self.workflows[bound.workflow.workflow_id]
         if not definition.answers_callbacks:
-            await self._acknowledge(task, channel)
+            await self.acknowledge(task, channel)
         turn = await self._turn(task, definition)
         self._bus.publish(Topic.RUN_STARTED, _running(task))
         try:
@@ -102,7 +102,7 @@ class Runner:
                 self.abandoned_threads += 1  # a thread cannot be stopped; it can do nothing more for this run
             raise RunTimedOut(f"the workflow {definition.name} did not return within {seconds:g} s") from error
 
-    async def _acknowledge(self, task: Task, channel: Channel) -> None:
+    async def acknowledge(self, task: Task, channel: Channel) -> None:
         """Answer a tap empty, so that the person's client stops waiting. Once, however often it is run."""
         call = channel.acknowledgement(task.head) if isinstance(channel, PushChannel) else None
         if call is None:
