@@ -12,7 +12,7 @@ from rise.testing.bench.bot import FIRST_RUN
 from rise.testing.bench.measuring import cpu_seconds, ratios
 from rise.testing.bench.processes import end, environment, installation, rise_settings, running
 from rise.testing.bench.report import Report
-from rise.testing.bench.seeding import copied, is_drained, seed, seed_rows
+from rise.testing.bench.seeding import copied, is_drained, seed, seed_rows, what_is_open
 from rise.testing.bench.sizes import Sizes
 
 PART: Final = "execute"
@@ -107,10 +107,13 @@ async def first_run(data: Path, *, seconds: float = 60.0) -> float:
 
 
 async def _until_drained(data: Path) -> float:
+    """Raises `RuntimeError` that says what is left, if it takes too long."""
     clock = SystemClock()
-    async with asyncio.timeout(DRAIN_SECONDS_MAX):
-        while not is_drained(data):
-            await clock.sleep(0.02)
+    give_up_at = clock.monotonic() + DRAIN_SECONDS_MAX
+    while not is_drained(data):
+        if clock.monotonic() > give_up_at:
+            raise RuntimeError(f"after {DRAIN_SECONDS_MAX:g} s there are still open: {what_is_open(data)}")
+        await clock.sleep(0.02)
     return clock.monotonic()
 
 

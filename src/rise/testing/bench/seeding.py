@@ -56,11 +56,20 @@ def seed_rows(directory: Path, count: int) -> Path:
     return directory
 
 
-def is_drained(directory: Path) -> bool:
+def is_drained(data: Path) -> bool:
     """Whether no task is open any more. Costs the database next to nothing."""
-    connection = sqlite3.connect(f"file:{directory / 'rise.db'}?mode=ro", uri=True)
+    return not _asked(data, "SELECT 1 FROM tasks LIMIT 1")
+
+
+def what_is_open(data: Path) -> list[tuple[object, ...]]:
+    """Status, reason, error, and how many."""
+    return _asked(data, "SELECT status, reason, error, count(*) FROM tasks GROUP BY 1, 2, 3 LIMIT 10")
+
+
+def _asked(data: Path, sql: str) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(f"file:{data / 'rise.db'}?mode=ro", uri=True)
     try:
-        return connection.execute("SELECT 1 FROM tasks LIMIT 1").fetchone() is None
+        return connection.execute(sql).fetchall()
     finally:
         connection.close()
 
