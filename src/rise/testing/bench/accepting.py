@@ -98,7 +98,7 @@ def _add(report: Report, seen: dict[str, list[Seen]], connections: int) -> None:
     is_wide = connections > 1
     ours = rates["rise"]
     report.add(
-        PART, f"Rise : plain FastAPI, {at}", ratios(ours, rates["fastapi"]), "×", at_least=2 if is_wide else None
+        PART, f"Rise ÷ plain FastAPI, {at}", ratios(ours, rates["fastapi"]), "×", at_least=2 if is_wide else None
     )
     report.add(PART, f"Rise ÷ raw ASGI, {at}", ratios(ours, rates["asgi"]), "×", at_least=0.5 if is_wide else None)
     report.add(PART, f"Rise ÷ FastAPI with a commit each, {at}", ratios(ours, rates["fastapi-row"]), "×")

@@ -30,4 +30,4 @@ class Sizes:
     @classmethod
     def least(cls) -> Sizes:
         """Only to see that it runs."""
-        return cls(1, (1, 4), 0.2, 0.1, 50, 50, 100, 50, 100, 0.2)
+        return cls(1, (4,), 0.1, 0.05, 50, 50, 100, 50, 100, 0.2)
