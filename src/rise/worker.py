@@ -17,7 +17,7 @@ import msgspec
 
 from rise.bindings import BindingRegistry, Bound
 from rise.bus.port import Bus, Topic
-from rise.channels.port import Channel, Incoming, PushChannel
+from rise.channels.port import Channel, Incoming, is_pushed
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Call, Effect, Outcome, Reason, Status, Task, TaskType, notice_id_of, reply_id_of
 from rise.errors import ClaimLost, Unavailable
@@ -327,7 +327,7 @@ class Worker:
             result,
             _replies(task, calls, result.workflow_id),
             _history(task, said, epoch_ms(self._clock.now())),
-            deliver=isinstance(channel, PushChannel),
+            deliver=is_pushed(channel),
         )
         return await self._go_on(task, run)
 
@@ -362,7 +362,7 @@ class Worker:
                 call=call,
                 kind=ReplyKind.NOTICE,
             ),
-            deliver=isinstance(channel, PushChannel),
+            deliver=is_pushed(channel),
         )
         self._bus.publish(Topic.OUTBOX_READY)
 

@@ -23,6 +23,7 @@ from rise.bus.port import Listener, Topic
 from rise.envelope import encode_json, new_key
 
 DATAGRAM_BYTES_MAX: Final = 8192
+PEERS_SECONDS: Final = 0.25
 
 
 class LocalBus:
@@ -39,6 +40,8 @@ class LocalBus:
         self._directory_fd: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hints_waiting: set[Topic] = set()
+        self._peers_known: list[str] = []
+        self._peers_until = 0.0
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -106,7 +109,7 @@ class LocalBus:
             return
         self._tell(topic, payload)
         datagram = encode_json((topic, payload))
-        for member in self._members():
+        for member in self._peers():
             if member != self.member:
                 try:
                     self._socket.sendto(datagram, self._address(member))
@@ -130,6 +133,13 @@ class LocalBus:
     def _tell(self, topic: Topic, payload: Mapping[str, Any]) -> None:
         for listener in list(self._listeners[topic]):
             listener(payload)
+
+    def _peers(self) -> list[str]:
+        """The members, looked up a few times a second at most: who came just now looks by itself at its start."""
+        assert self._loop is not None
+        if self._loop.time() >= self._peers_until:
+            self._peers_known, self._peers_until = self._members(), self._loop.time() + PEERS_SECONDS
+        return self._peers_known
 
     def _members(self) -> list[str]:
         return [lock.stem for lock in self._directory.glob("*.lock")]

@@ -326,6 +326,8 @@ def _open(path: Path, *, create: bool = True) -> apsw.Connection:
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
     connection.set_busy_timeout(int(BUSY_SECONDS * 1000))
+    # Woken when the other process lets go, instead of looking again after ever longer pauses.
+    connection.setlk_timeout(int(BUSY_SECONDS * 1000), 0)
     connection.execute("PRAGMA temp_store=MEMORY")
     return connection
 

@@ -8,6 +8,7 @@ retries and lapsed claims alike, and a wrong `ready_at` is only a hint: whoever 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -86,7 +87,8 @@ SCHEMA: Final = (
     CREATE INDEX tasks_runnable ON tasks (lane, order_at, order_seq, task_id)
         WHERE status IN ('pending', 'processing');
     CREATE INDEX tasks_suspended ON tasks (reason, channel, lane) WHERE status = 'suspended';
-    CREATE INDEX tasks_replying ON tasks (updated_at) WHERE status = 'replying';
+    CREATE INDEX tasks_processing ON tasks (lane) WHERE status = 'processing';
+    CREATE INDEX tasks_replying ON tasks (task_id) WHERE status = 'replying';
 
     CREATE TABLE lanes (
         lane TEXT PRIMARY KEY,
@@ -218,8 +220,8 @@ class SqliteQueue:
         # Count when the next worker claims, not when this one starts: only a task left running by a claim
         # that was never settled means that its process died, and a message that kills must not run for ever.
         connection.execute(
-            "UPDATE tasks INDEXED BY tasks_runnable SET status = 'pending', deaths = deaths + 1, updated_at = ?"
-            f" WHERE lane = ? AND {_RUNNABLE} AND status = 'processing'",
+            "UPDATE tasks INDEXED BY tasks_processing SET status = 'pending', deaths = deaths + 1, updated_at = ?"
+            " WHERE lane = ? AND status = 'processing'",
             (now, lane),
         )
         if connection.changes():
@@ -291,8 +293,8 @@ class SqliteQueue:
     async def hand_back(self, holder: str) -> int:
         def change(connection: apsw.Connection) -> int:
             connection.execute(
-                f"UPDATE tasks INDEXED BY tasks_runnable SET status = 'pending' WHERE {_RUNNABLE}"
-                " AND status = 'processing' AND lane IN (SELECT lane FROM lanes WHERE holder = ?)",
+                "UPDATE tasks INDEXED BY tasks_processing SET status = 'pending'"
+                " WHERE status = 'processing' AND lane IN (SELECT lane FROM lanes WHERE holder = ?)",
                 (holder,),
             )
             connection.execute("UPDATE lanes SET holder = NULL, ready_at = ? WHERE holder = ?", (self.now_ms(), holder))
@@ -753,22 +755,32 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
 
 
 def _depth(connection: apsw.Connection, now: int) -> QueueDepth:
-    def counted(column: str) -> dict[str, int]:
-        rows = connection.execute(f"SELECT {column}, count(*) FROM tasks GROUP BY {column}")
-        return {name: count for name, count in rows if name is not None}
-
     def one(sql: str, *values: Any) -> Any:
         return connection.execute(sql, values).fetchone()[0]
 
+    # One walk over the open tasks, however many there are: it is taken often.
+    groups = connection.execute(
+        "SELECT status, channel, reason, count(*), sum(status = 'pending' AND due_at > ?), min(updated_at)"
+        " FROM tasks GROUP BY status, channel, reason",
+        (now,),
+    ).fetchall()
+    by_status: Counter[str] = Counter()
+    by_channel: Counter[str] = Counter()
+    by_reason: Counter[str] = Counter()
+    for status, channel, reason, count, _, _ in groups:
+        by_status[status] += count
+        by_channel[channel] += count
+        if reason is not None:
+            by_reason[reason] += count
+    suspended_since = [since for status, *_, since in groups if status == Status.SUSPENDED]
     oldest = one("SELECT min(ready_at) FROM lanes WHERE ready_at <= ?", now)  # lapsed claims wait, too
-    suspended = one("SELECT min(updated_at) FROM tasks WHERE status = 'suspended'")
     return QueueDepth(
-        by_status=counted("status"),
-        by_channel=counted("channel"),
-        by_reason=counted("reason"),
-        retrying=one("SELECT count(*) FROM tasks WHERE status = 'pending' AND due_at > ?", now),
+        by_status=dict(by_status),
+        by_channel=dict(by_channel),
+        by_reason=dict(by_reason),
+        retrying=sum(waiting for *_, waiting, _ in groups),
         oldest_waiting_ms=None if oldest is None else now - oldest,
-        oldest_suspended_ms=None if suspended is None else now - suspended,
+        oldest_suspended_ms=now - min(suspended_since) if suspended_since else None,
         lanes_claimed=one("SELECT count(*) FROM lanes WHERE holder IS NOT NULL AND ready_at > ?", now),
         accepted=one("SELECT count(*) FROM receipts"),
         duplicates=one("SELECT value FROM counters WHERE name = 'duplicates'"),

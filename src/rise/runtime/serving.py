@@ -19,7 +19,7 @@ from rise.errors import RiseError, Unavailable
 from rise.queue.port import Selection
 from rise.runtime import assembly
 from rise.runtime.assembly import House
-from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, stop_on_signals
+from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, spare_the_collector, stop_on_signals
 from rise.runtime.supervisor import Duties, Supervisor
 from rise.service import Loop, Service, start_all, stop_all
 from rise.telemetry import log
@@ -52,6 +52,7 @@ async def serve(
         services += [InProcessWorker(house)] if in_process else [_worker_process(house)]
         services += [door, *_telegram_services(house)]
         await start_all(services)
+        spare_the_collector()
         log.info("serve.started", port=door.port, data_dir=str(house.settings.data_dir))
         on_ready(door.port)
         await stop.wait()
@@ -78,6 +79,7 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
     worker = InProcessWorker(house, workflows)
     services: list[Service] = [house.bus, house.bindings, worker]
     await start_all(services)
+    spare_the_collector()
     parent = Parent(parent_fd, house.clock) if parent_fd is not None else None
     if parent is not None:
         parent.start(stop.set, grace_seconds=house.settings.stop_seconds)

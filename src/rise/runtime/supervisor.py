@@ -13,7 +13,7 @@ from typing import Any, Final
 from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.capabilities import CapabilityRegistry
-from rise.channels.port import Channel, PushChannel
+from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Outcome, Reason, ReplyId, Status, notice_id_of
 from rise.ledger.port import Ledger, Reply, ReplyKind, ReplyState
@@ -32,7 +32,7 @@ from rise.telemetry import (
 REAP_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 30.0
 RESUME_SECONDS: Final = 5.0
-TELL_SECONDS: Final = 2.0
+TELL_SECONDS: Final = 5.0
 PROBE_SECONDS: Final = 10.0
 PAGE: Final = 500
 
@@ -223,7 +223,7 @@ class Supervisor:
                 call=call,
                 kind=ReplyKind.NOTICE,
             ),
-            deliver=isinstance(channel, PushChannel),
+            deliver=is_pushed(channel),
         )
         if len(self._told) > 100_000:
             self._told.clear()  # the ledger knows; this only saves asking it

@@ -13,7 +13,7 @@ from typing import Any
 
 from rise.bindings import Bound
 from rise.bus.port import Bus, Topic
-from rise.channels.port import Channel, PushChannel
+from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
 from rise.envelope import Effect, Task, notice_id_of
 from rise.errors import PayloadInvalid, RunTimedOut
@@ -104,7 +104,7 @@ class Runner:
 
     async def acknowledge(self, task: Task, channel: Channel) -> None:
         """Answer a tap empty, so that the person's client stops waiting. Once, however often it is run."""
-        call = channel.acknowledgement(task.head) if isinstance(channel, PushChannel) else None
+        call = channel.acknowledgement(task.head) if is_pushed(channel) else None
         if call is None:
             return
         await self._ledger.add_notice(
@@ -146,9 +146,10 @@ class _RunMemory:
         return await self.ledger.save_step(self.task.run_id, step, value)
 
     async def download(self, file_id: str) -> bytes:
-        if not isinstance(self.channel, PushChannel):
-            raise PayloadInvalid(f"the channel {self.channel.name} keeps no files", field="file_id")
-        return await self.channel.download(self.task.head.account, file_id)
+        channel = self.channel
+        if is_pushed(channel):
+            return await channel.download(self.task.head.account, file_id)
+        raise PayloadInvalid(f"the channel {channel.name} keeps no files", field="file_id")
 
 
 def _running(task: Task) -> dict[str, Any]:
