@@ -94,6 +94,16 @@ class Park(msgspec.Struct, frozen=True):
 Ending = Answered | AlreadyRun | TooLate | Retry | Park
 
 
+@dataclass(slots=True)
+class _Held:
+    """A claim of this process, and the work on it."""
+
+    claim: Claim
+    renewed_at: float
+    work: asyncio.Task[Any]
+    is_settled: bool = False
+
+
 class Worker:
     """Runs workflows. Any number of them, in any number of processes."""
 
@@ -126,9 +136,8 @@ class Worker:
         self._limits = limits or WorkerLimits()
         self._texts = texts or Texts()
         self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits.of_a_run())
-        self._held: dict[str, Claim] = {}
-        self._renewed_at: dict[str, float] = {}
-        self._working: dict[str, asyncio.Task[Any]] = {}
+        # By fence, not by lane: the same lane may be let go and claimed anew before its former work has noticed.
+        self._held: dict[int, _Held] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._hint = Signal()
         self._draining = False
@@ -177,48 +186,50 @@ class Worker:
         self._draining = claimed.suspects_waiting
         for claim in claimed.claims:
             self._hold(claim)
-            self._working[claim.lane] = spawn(self._work(claim), name=f"lane {claim.lane}", into=self._tasks)
         return len(claimed.claims)
 
     def _room(self) -> dict[str, int]:
         """Free places per channel. None while a suspect runs, or waits for this process to be alone."""
-        if self._held and (self._draining or any(_is_of_suspect(claim) for claim in self._held.values())):
+        if self._held and (self._draining or any(_is_of_suspect(held.claim) for held in self._held.values())):
             return {}
         room = dict.fromkeys(self._channels, self._limits.concurrency)
-        for claim in self._held.values():
-            room[claim.channel] = room.get(claim.channel, 0) - 1
+        for held in self._held.values():
+            room[held.claim.channel] = room.get(held.claim.channel, 0) - 1
         return room
 
     def _hold(self, claim: Claim) -> None:
-        self._held[claim.lane] = claim
-        self._renewed_at[claim.lane] = self._clock.monotonic()
+        work = spawn(self._work(claim), name=f"lane {claim.lane}", into=self._tasks)
+        self._held[claim.fence] = _Held(claim, self._clock.monotonic(), work)
+        # As a callback, because a task that is cancelled before its first step runs none of its code.
+        work.add_done_callback(lambda _: self._let_go(claim.fence))
 
-    def _let_go(self, claim: Claim) -> None:
-        if self._held.get(claim.lane) is not None and self._held[claim.lane].fence == claim.fence:
-            del self._held[claim.lane], self._renewed_at[claim.lane]
-            self._working.pop(claim.lane, None)
+    def _let_go(self, fence: int) -> None:
+        # What a stop leaves unbegun stays held, and so prolonged, until it is handed back with the rest.
+        if not self._stopping or self._held[fence].is_settled:
+            del self._held[fence]
         self._hint.set()
 
     async def _renew(self) -> None:
         """Prolong all claims; stop working on what is lost, or could be lost without our knowing."""
         await self._clock.sleep(self._limits.claim.total_seconds() / 3)
-        claims = list(self._held.values())
-        if not claims:
+        holding = dict(self._held)
+        if not holding:
             return
         began = self._clock.monotonic()
         try:
-            lost = await self._queue.renew(claims)
+            lost = await self._queue.renew([held.claim for held in holding.values()])
         except Unavailable:
             alive_until = self._clock.monotonic() - self._limits.claim.total_seconds()
-            lost = {claim.lane for claim in claims if self._renewed_at.get(claim.lane, began) < alive_until}
+            lost = {fence for fence, held in holding.items() if held.renewed_at < alive_until}
         else:
-            for claim in claims:
-                if claim.lane in self._renewed_at:
-                    self._renewed_at[claim.lane] = began
-        for lane in lost:
-            log.warning("task.claim_lost", lane=lane, consequence="another worker runs it from its saved steps")
-            if lane in self._working:
-                self._working[lane].cancel()
+            for held in holding.values():
+                held.renewed_at = began
+        for fence in lost & self._held.keys():
+            held = self._held[fence]
+            log.warning(
+                "task.claim_lost", lane=held.claim.lane, consequence="another worker runs it from its saved steps"
+            )
+            held.work.cancel()
 
     # --- working ---
 
@@ -233,10 +244,7 @@ class Worker:
         except ClaimLost as error:
             log.warning("task.claim_lost", lane=claim.lane, error=error)
             following = None
-        finally:
-            # What a stop leaves unbegun stays held, and so prolonged, until it is handed back with the rest.
-            if following is None or not self._stopping:
-                self._let_go(claim)
+        self._held[claim.fence].is_settled = following is None
 
     async def _end(self, task: Task) -> Ending:
         """Run the task and say how that ended. Nothing is written here but steps."""
@@ -297,7 +305,7 @@ class Worker:
         following = await self._insist(lambda: self._queue.settle(claim, task, settlement), task)
         self._announce(task, ending, settlement)
         if following is not None:
-            self._held[following.lane] = following
+            self._held[following.fence].claim = following
         return following
 
     async def _record(self, task: Task, ending: Ending) -> Settlement:

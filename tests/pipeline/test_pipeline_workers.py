@@ -15,7 +15,8 @@ from pipeline_stage import Gateway, Killed, Stage, WorkerProcess
 import rise
 from rise.envelope import Outcome, Reason, Status, TaskId
 from rise.errors import StoreUnavailable
-from rise.queue.port import Selection
+from rise.queue.port import Claim, Selection
+from rise.queue.sqlite import QueueLimits
 from rise.runtime.supervisor import Duties
 from rise.testing.telegram import Fault
 from rise.worker import WorkerLimits
@@ -490,3 +491,53 @@ async def heal(stage: Stage, gateway: Gateway, workers: list[WorkerProcess], bot
         await stage.operations.resume_selected(Selection(reason=Reason.REPLY_HELD), who="operator")
         await stage.pass_time(7)
     await stage.ended(*tasks)
+
+
+@pytest.mark.req("QUE-3")
+@pytest.mark.failure("D1")
+async def test_a_heartbeat_that_comes_late_takes_nothing_from_a_chat_that_was_claimed_anew(stage: Stage):
+    """It finds the former claim gone; the new one, of the same chat and the same worker, goes on."""
+    stage.queue_limits = QueueLimits(tasks_per_claim=1)
+    bot = Bot()
+    let_one_go, let_two_go = bot.hold("one"), bot.hold("two")
+    _, worker = await stage.start(bot.workflow)
+    heartbeat = worker.hold_at("queue.renew", "before")
+    tasks = await stage.write("one", "two")
+    await started(stage, bot, "one")
+    await stage.pass_time(11)
+    await heartbeat.reached()
+    let_one_go.set()
+    await started(stage, bot, "two")
+    heartbeat.open()
+    await stage.let_go_on()
+    assert bot.running.total() == 1, "the work on the new claim was not taken away"
+    let_two_go.set()
+    await stage.ended(*tasks)
+    assert stage.texts() == ["one", "two"]
+
+    async def let_go() -> bool:
+        return worker.worker._held == {}
+
+    await stage.until(let_go)
+
+
+@pytest.mark.req("QUE-3")
+async def test_a_claim_whose_work_is_cancelled_before_its_first_step_is_not_held_for_ever(stage: Stage):
+    bot = Bot()
+    _, worker = await stage.start(bot.workflow)
+    working, hold = worker.worker, worker.worker._hold
+
+    def hold_and_cancel(claim: Claim) -> None:
+        hold(claim)
+        working._held[claim.fence].work.cancel()
+        working._hold = hold  # type: ignore[method-assign]
+
+    working._hold = hold_and_cancel  # type: ignore[method-assign]
+    [task_id] = await stage.write("one")
+
+    async def let_go() -> bool:
+        return bool(await stage.look(task_id)) and working._hold is hold and working._held == {}
+
+    await stage.until(let_go)
+    await stage.pass_time(31)
+    await stage.ended(task_id)

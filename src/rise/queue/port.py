@@ -180,8 +180,8 @@ class Queue(Protocol):
         """
         ...
 
-    async def renew(self, claims: Sequence[Claim]) -> set[LaneKey]:
-        """Prolong; returns the lanes whose claim is lost. What is lost must not be worked on."""
+    async def renew(self, claims: Sequence[Claim]) -> set[int]:
+        """Prolong; returns the fences of the claims that are lost. What is lost must not be worked on."""
         ...
 
     async def settle(self, claim: Claim, task: Task, settlement: Settlement) -> Claim | None:

@@ -255,10 +255,10 @@ class SqliteQueue:
         started = _mark_processing(connection, task, now + self._claim_ms, now)
         return Claim(lane, channel, fence, holder, started, tasks_left - 1)
 
-    async def renew(self, claims: Sequence[Claim]) -> set[LaneKey]:
+    async def renew(self, claims: Sequence[Claim]) -> set[int]:
         return await self._database.write(lambda connection: self._renew(connection, claims))
 
-    def _renew(self, connection: apsw.Connection, claims: Sequence[Claim]) -> set[LaneKey]:
+    def _renew(self, connection: apsw.Connection, claims: Sequence[Claim]) -> set[int]:
         lost = set()
         for claim in claims:
             connection.execute(
@@ -266,7 +266,7 @@ class SqliteQueue:
                 (self.now_ms() + self._claim_ms, claim.lane, claim.fence),
             )
             if not connection.changes():
-                lost.add(claim.lane)
+                lost.add(claim.fence)
         return lost
 
     async def settle(self, claim: Claim, task: Task, settlement: Settlement) -> Claim | None:

@@ -421,7 +421,7 @@ class QueueConformance:
         before = await open_task(stage.queue, task_id)
         with pytest.raises(ClaimLost):
             await stage.queue.settle(stale, stale.task, settlement)
-        assert await stage.queue.renew([stale]) == {stale.lane}
+        assert await stage.queue.renew([stale]) == {stale.fence}
         assert await open_task(stage.queue, task_id) == before
         assert await run_lane(stage.queue, claim) == [1, 2]
 
@@ -435,7 +435,7 @@ class QueueConformance:
         assert await claim_all(stage.queue) == []
         with pytest.raises(ClaimLost):
             await stage.queue.settle(stale, stale.task, Replying())
-        assert await stage.queue.renew([stale]) == {stale.lane}
+        assert await stage.queue.renew([stale]) == {stale.fence}
         progress = (await open_task(stage.queue, task_id)).progress
         assert (progress.status, progress.reason) == (Status.SUSPENDED, Reason.POISON)
 
@@ -448,7 +448,7 @@ class QueueConformance:
             await die(stage)
         busy = await stage.queue.claim("w2", {"telegram": 1}, idle=False)
         assert (busy.claims, busy.suspects_waiting) == ([], True)
-        assert await stage.queue.renew([stale]) == {stale.lane}
+        assert await stage.queue.renew([stale]) == {stale.fence}
         with pytest.raises(ClaimLost):
             await stage.queue.settle(stale, stale.task, Finished())
         assert number_of((await claim_one(stage.queue, "w3")).task) == 1
@@ -478,13 +478,13 @@ class QueueConformance:
         await claim_one(stage.queue, "w2")
         await enqueue(stage.queue, 2, chat="b")
         kept = await claim_one(stage.queue)
-        assert await stage.queue.renew([lost, kept]) == {lost.lane}
+        assert await stage.queue.renew([lost, kept]) == {lost.fence}
 
     async def test_a_claim_that_was_settled_cannot_be_renewed(self, queue: Queue) -> None:
         await enqueue(queue, 1)
         claim = await claim_one(queue)
         await run_lane(queue, claim)
-        assert await queue.renew([claim]) == {claim.lane}
+        assert await queue.renew([claim]) == {claim.fence}
         with pytest.raises(ClaimLost):
             await queue.settle(claim, claim.task, Finished())
 
@@ -500,7 +500,7 @@ class QueueConformance:
         stage.step_wall_clock(-86_400)
         await die(stage)
         assert len(await claim_all(await stage.another(), "w2")) == 1
-        assert await stage.queue.renew([claim]) == {claim.lane}
+        assert await stage.queue.renew([claim]) == {claim.fence}
 
     @pytest.mark.req("QUE-3")
     async def test_the_claims_of_a_process_known_to_be_dead_are_free_at_once(self, stage: QueueStage) -> None:
@@ -753,7 +753,7 @@ class QueueConformance:
             assert (progress.status, progress.attempts, progress.deaths) == (Status.PENDING, 0, 0)
             with pytest.raises(ClaimLost):
                 await queue.settle(claim, claim.task, Finished())
-            assert await queue.renew([claim]) == {claim.lane}
+            assert await queue.renew([claim]) == {claim.fence}
         assert await queue.hand_back("w1") == 0
         assert await run_everything(queue) == [1, 2]
 
@@ -893,7 +893,7 @@ class QueueConformance:
         assert (cancelled.head, cancelled.raw) == (claim.task.head, claim.task.raw)
         with pytest.raises(ClaimLost):
             await queue.settle(claim, claim.task, Replying())
-        assert await queue.renew([claim]) == {claim.lane}
+        assert await queue.renew([claim]) == {claim.fence}
         assert await queue.get(task_id) is None
         assert await queue.cancel(task_id) is None
         assert await run_everything(queue) == [2]
@@ -1245,7 +1245,7 @@ class _Happenings:
         lost = await self._queue.renew([claim for claim, _ in self._live.values()])
         now = self._queue.now_ms()
         for lane, (claim, until) in list(self._live.items()):
-            if lane in lost:
+            if claim.fence in lost:
                 assert until <= now, "a good claim was lost"
                 del self._live[lane]
                 self._lost(claim)
