@@ -90,6 +90,7 @@ async def serve_rise() -> None:
     from rise.bindings import CODE
     from rise.ledger.port import WorkflowRecord
     from rise.runtime import assembly
+    from rise.runtime.processes import spare_the_collector
     from rise.settings import load_settings
     from rise.telemetry import configure_logs
 
@@ -104,6 +105,7 @@ async def serve_rise() -> None:
     await house.bindings.follow_code([bound], house.channels.accounts())
     door = ApiServer(house)
     await door.start()
+    spare_the_collector()  # as `rise serve` does
     _say_ready(door.port)
     await stop.wait()
     await door.stop()
