@@ -46,7 +46,7 @@ bench: install                  ## ratios, side by side in one run
 	$(BIN)/rise bench
 
 kill: install                   ## kill -9 at 200 random moments, and the table of what came of it
-	$(BIN)/python -m pytest tests/proof -m kill --kills 200
+	$(BIN)/python -m pytest tests/proof/test_kill.py -k random_moments -s --kills 200
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

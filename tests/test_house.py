@@ -72,3 +72,20 @@ def test_every_file_the_architecture_names_exists() -> None:
     table = re.findall(r"^\| \d \| `([\w/.]+\.py)`", text, re.MULTILINE)
     assert len(table) == 7, "from webhook to reply: at most seven files"
     assert not [name for name in table if not (ROOT / "src/rise" / name).exists()]
+
+
+def test_every_command_the_documents_name_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    named: set[str] = set()
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "guarantees.md"):
+        named |= set(re.findall(r"(?:^|`)(?:make|\./run) ([a-z]+)", document.read_text(), re.MULTILINE))
+    assert named
+    assert named <= targets
+
+
+def test_every_test_run_of_the_makefile_finds_tests() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for words in re.findall(r"-m pytest (tests/\S+) -k (\w+)", makefile):
+        path, name = words
+        assert name in (ROOT / path).read_text()

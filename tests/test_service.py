@@ -31,8 +31,8 @@ class Part:
 async def test_parts_start_in_order_and_stop_in_reverse():
     log: list[str] = []
     parts = [Part(name, log) for name in "abc"]
-    await start_all(parts)
-    await stop_all(parts)
+    await start_all(parts, on_error=lambda name, error: None)
+    await stop_all(parts, on_error=lambda name, error: None)
     assert log == ["+a", "+b", "+c", "-c", "-b", "-a"]
 
 
@@ -40,7 +40,10 @@ async def test_parts_start_in_order_and_stop_in_reverse():
 async def test_a_part_that_fails_to_start_stops_those_before_it():
     log: list[str] = []
     with pytest.raises(OSError, match="c"):
-        await start_all([Part("a", log), Part("b", log), Part("c", log, fails_to="start"), Part("d", log)])
+        await start_all(
+            [Part("a", log), Part("b", log), Part("c", log, fails_to="start"), Part("d", log)],
+            on_error=lambda name, error: None,
+        )
     assert log == ["+a", "+b", "-b", "-a"]
 
 

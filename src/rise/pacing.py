@@ -18,7 +18,7 @@ class Bucket:
     rate: float
     burst: float
     tokens: float = field(init=False)
-    updated_at: float | None = None
+    refilled_seconds: float | None = None
 
     def __post_init__(self) -> None:
         self.tokens = self.burst
@@ -36,9 +36,9 @@ class Bucket:
         self.tokens -= 1
 
     def _refill(self, now: float) -> None:
-        if self.updated_at is not None:
-            self.tokens = min(self.burst, self.tokens + max(0.0, now - self.updated_at) * self.rate)
-        self.updated_at = now
+        if self.refilled_seconds is not None:
+            self.tokens = min(self.burst, self.tokens + max(0.0, now - self.refilled_seconds) * self.rate)
+        self.refilled_seconds = now
 
 
 class Buckets:

@@ -19,7 +19,10 @@ class Service(Protocol):
         ...
 
 
-async def start_all(services: Sequence[Service]) -> None:
+OnError = Callable[[str, BaseException], None]
+
+
+async def start_all(services: Sequence[Service], *, on_error: OnError) -> None:
     """Start in order; if one fails, stop those already started and let the failure through."""
     started: list[Service] = []
     try:
@@ -27,20 +30,17 @@ async def start_all(services: Sequence[Service]) -> None:
             await service.start()
             started.append(service)
     except BaseException:
-        await stop_all(started)
+        await stop_all(started, on_error=on_error)
         raise
 
 
-async def stop_all(
-    services: Sequence[Service], *, on_error: Callable[[str, BaseException], None] | None = None
-) -> None:
-    """Stop in reverse order of starting. One that fails to stop does not keep the others from it."""
+async def stop_all(services: Sequence[Service], *, on_error: OnError) -> None:
+    """Stop in reverse order of starting. One that fails to stop is reported and keeps no other from it."""
     for service in reversed(services):
         try:
             await service.stop()
         except Exception as error:  # noqa: BLE001 - border: stopping goes on; the caller hears of it
-            if on_error is not None:
-                on_error(service.name, error)
+            on_error(service.name, error)
 
 
 def spawn(work: Coroutine[Any, Any, Any], *, name: str, into: set[asyncio.Task[Any]]) -> asyncio.Task[Any]:

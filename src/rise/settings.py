@@ -7,7 +7,7 @@ with its remedy. `docs/settings.md` is made from this file and a test compares.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -214,19 +214,26 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the environment. Raises `SettingsInvalid` naming every problem and its remedy."""
+    problems: list[str] = []
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
-        raise SettingsInvalid([_describe(cast("dict[str, Any]", problem)) for problem in error.errors()]) from None
-    problems = settings.problems()
+        wrong = {str(problem["loc"][0]): problem["msg"] for problem in error.errors()}
+        problems = [_describe(name, message) for name, message in wrong.items()]
+        # With defaults in place of what is wrong, so that the other problems are found in the same go.
+        defaults = {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in wrong}
+        settings = Settings(**overrides | defaults)
+    problems += settings.problems()
     if problems:
         raise SettingsInvalid(problems)
     return settings
 
 
-def _describe(problem: dict[str, Any]) -> str:
-    name = "RISE_" + "_".join(str(part) for part in problem["loc"][:1]).upper()
-    return f"{name}: {problem['msg']}"
+def _describe(name: str, message: str) -> str:
+    field = Settings.model_fields[name]
+    default = field.get_default(call_default_factory=True)
+    remedy = "Unset it" if default is None else f"Unset it for the default, {default}"
+    return f"RISE_{name.upper()}: {message}. {field.description} {remedy}, or correct it (docs/settings.md)."
 
 
 def _is_webhook_secret(secret: str) -> bool:

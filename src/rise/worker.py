@@ -85,13 +85,13 @@ class Retry(msgspec.Struct, frozen=True):
     counts: bool
 
 
-class Park(msgspec.Struct, frozen=True):
+class Suspended(msgspec.Struct, frozen=True):
     reason: Reason
     error: str
     tell: str | None = None
 
 
-Ending = Answered | AlreadyRun | TooLate | Retry | Park
+Ending = Answered | AlreadyRun | TooLate | Retry | Suspended
 
 
 @dataclass(slots=True)
@@ -273,7 +273,7 @@ class Worker:
         if bound is None or bound.workflow.workflow_id not in self._runner.workflows:
             await self._runner.acknowledge(task, channel)
             text = bound.text("workflowMissingMessage", "") if bound else ""
-            return Park(
+            return Suspended(
                 Reason.WORKFLOW_PENDING,
                 f"no usable workflow for {head.channel}:{head.account}",
                 tell=text or self._texts.workflow_missing,
@@ -295,7 +295,7 @@ class Worker:
             exc_info=error if counts else None,
         )
         if isinstance(verdict, Reason):
-            return Park(verdict, text, tell=self._texts.failed)
+            return Suspended(verdict, text, tell=self._texts.failed)
         return Retry(verdict, text, counts)
 
     # --- settling: the only code that ends a claim on a task ---
@@ -321,7 +321,7 @@ class Worker:
             case Retry(seconds, error, counts):
                 await self._note_attempt(task, error, counts=counts)
                 return RetryIn(seconds, error, counts)
-            case Park(reason, error, tell):
+            case Suspended(reason, error, tell):
                 await self._tell(task, reason, tell)
                 if reason is not Reason.WORKFLOW_PENDING:
                     # Last, because it is the one write here that repeating would do twice.
@@ -392,7 +392,7 @@ class Worker:
                 "task_id": task.task_id,
                 "status": status,
                 "outcome": ending.result.outcome if isinstance(ending, Answered) else None,
-                "reason": ending.reason if isinstance(ending, Park) else None,
+                "reason": ending.reason if isinstance(ending, Suspended) else None,
                 "channel": head.channel,
                 "account": head.account,
                 "workflow_id": ending.result.workflow_id if isinstance(ending, Answered) else None,

@@ -113,7 +113,11 @@ async def heal(traffic: Traffic, rise: Installation) -> None:
 @pytest.mark.failure("A3", "A4", "A5", "C1", "C4", "D1", "D14", "G1", "G2", "G3", "F11", "E2")
 async def test_kill_9_at_random_moments_loses_nothing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     kills: int = request.config.getoption("--kills")
-    dice = random.Random(20260101)
+    seed: int = request.config.getoption("--seed")
+    dice = random.Random(seed)
+    print(
+        f"\nthe same faults again: pytest tests/proof/test_kill.py -k random_moments -s --kills {kills} --seed {seed}"
+    )
     applied: Counter[str] = Counter()
     async with TelegramStandIn(time_scale=20) as telegram:
         telegram.change_send_rates(SendRates.unlimited())

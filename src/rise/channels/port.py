@@ -2,7 +2,6 @@
 
 A channel never decides what happens to a message. It says what came in as `Incoming` and how a try to send
 ended as a `SendOutcome`; intake and delivery decide.
-The promises here are executable: `rise.testing.conformance.channel` runs on every channel.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from rise.errors import StoreCorrupt, StoreUnavailable
 T = TypeVar("T")
 
 BATCH_MAX: Final = 1000
+UNTIL_THEN: Final = "Until then nothing is accepted (503, senders repeat) and nothing is lost; it goes on by itself."
 BUSY_SECONDS: Final = 2.5
 """How long a write waits for another process. Below the acceptance deadline, so that the answer is ours."""
 
@@ -64,11 +65,11 @@ def sqlite_errors() -> Iterator[None]:
             f"the database is damaged ({error}); stop Rise, keep the file, and restore a backup"
         ) from error
     except apsw.FullError as error:
-        raise StoreUnavailable("the disk is full") from error
+        raise StoreUnavailable(f"the disk is full: free some space. {UNTIL_THEN}") from error
     except _LOCKED as error:
-        raise StoreUnavailable("the database is locked by another process") from error
+        raise StoreUnavailable(f"the database is locked by another process: end that one. {UNTIL_THEN}") from error
     except apsw.ReadOnlyError as error:
-        raise StoreUnavailable("the database or its directory is read-only") from error
+        raise StoreUnavailable(f"the database or its directory is read-only: make it writable. {UNTIL_THEN}") from error
     except _UNAVAILABLE as error:
         raise StoreUnavailable(f"the database cannot be used: {error}") from error
 

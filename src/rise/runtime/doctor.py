@@ -27,6 +27,7 @@ from pydantic import SecretStr
 
 from rise.capabilities import CapabilityStatus
 from rise.clock import Clock
+from rise.connections.sqlite import UNTIL_THEN
 from rise.errors import RiseError
 from rise.ledger.port import Definitions
 from rise.runtime import assembly
@@ -218,7 +219,7 @@ class Doctor:
                 _fail(
                     "disk",
                     f"{path} cannot be written: {error.strerror}",
-                    "make room, or give the user of Rise the right to write there; messages are answered 503 now",
+                    f"make room, or give the user of Rise the right to write there. {UNTIL_THEN}",
                 )
             ]
         return [_ok("disk", "written and synced")]

@@ -51,7 +51,7 @@ async def serve(
         services: list[Service] = [house.bus, house.bindings, _supervisor(house), assembly.build_sender(house)]
         services += [InProcessWorker(house)] if in_process else [_worker_process(house)]
         services += [door, *_telegram_services(house)]
-        await start_all(services)
+        await start_all(services, on_error=_report_stop)
         spare_the_collector()
         log.info("serve.started", port=door.port, data_dir=str(house.settings.data_dir))
         on_ready(door.port)
@@ -78,7 +78,7 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
     await _open_stores(house, until=stop)
     worker = InProcessWorker(house, workflows)
     services: list[Service] = [house.bus, house.bindings, worker]
-    await start_all(services)
+    await start_all(services, on_error=_report_stop)
     spare_the_collector()
     parent = Parent(parent_fd, house.clock) if parent_fd is not None else None
     if parent is not None:
