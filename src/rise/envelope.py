@@ -183,6 +183,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at_ms: int | None = None
     failing_since_ms: int | None = None
     updated_at_ms: int = 0
+    accepted_at_ms: int = 0
     error: str | None = None
 
 

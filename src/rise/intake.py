@@ -17,7 +17,7 @@ import msgspec
 from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Incoming
-from rise.clock import Clock, epoch_ms
+from rise.clock import Clock
 from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, TaskId, new_request_id, task_id_of
 from rise.errors import CopiesInsufficient, KeyReused, Unavailable
 from rise.queue.port import Enqueued, NewTask, Queue
@@ -94,7 +94,7 @@ class Intake:
             raise
 
     def _head(self, incoming: Incoming) -> Head:
-        now_ms = epoch_ms(self.clock.now())
+        now_ms = self.queue.now_ms()  # a step of the wall clock must not change the order of a chat
         request_id = incoming.request_id or new_request_id()
         bound = self.bindings.lookup(incoming.channel, incoming.account, incoming.workflow_id)
         workflow_id = bound.workflow.workflow_id if bound else "pending"

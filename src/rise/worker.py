@@ -22,7 +22,7 @@ from rise.clock import Clock, epoch_ms
 from rise.envelope import Call, Effect, Outcome, Reason, Status, Task, TaskType, notice_id_of, reply_id_of
 from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn
-from rise.queue.port import Claim, Finished, Queue, Replying, RetryIn, Settlement, Suspend
+from rise.queue.port import Anew, Claim, Finished, Queue, Replying, RetryIn, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import Loop, Signal, cancel_all, spawn
 from rise.telemetry import log, redact
@@ -75,6 +75,12 @@ class AlreadyRun(msgspec.Struct, frozen=True):
     run: Run
 
 
+class KeyUsedAgain(msgspec.Struct, frozen=True):
+    """The ledger's result is older than the message: it is of a former one, whose key had been forgotten."""
+
+    generation: int
+
+
 class TooLate(msgspec.Struct, frozen=True):
     pass
 
@@ -91,7 +97,7 @@ class Suspended(msgspec.Struct, frozen=True):
     tell: str | None = None
 
 
-Ending = Answered | AlreadyRun | TooLate | Retry | Suspended
+Ending = Answered | AlreadyRun | KeyUsedAgain | TooLate | Retry | Suspended
 
 
 @dataclass(slots=True)
@@ -262,6 +268,8 @@ class Worker:
     async def _attempt(self, task: Task) -> Ending:
         head, progress = task.head, task.progress
         known = await self._ledger.run(task.run_id)
+        if known is not None and known.saved_at_ms < progress.accepted_at_ms:
+            return KeyUsedAgain(known.generation + 1)
         if known is not None:
             return AlreadyRun(known)
         if progress.deadline_at_ms is not None and progress.deadline_at_ms < self._queue.now_ms():
@@ -315,6 +323,8 @@ class Worker:
                 return await self._record_answer(task, result, calls, said)
             case AlreadyRun(run):
                 return await self._go_on(task, run)
+            case KeyUsedAgain(generation):
+                return Anew(generation)
             case TooLate():
                 await self._ledger.finish(task, Status.EXPIRED)
                 return Finished()

@@ -541,3 +541,25 @@ async def test_a_claim_whose_work_is_cancelled_before_its_first_step_is_not_held
     await stage.until(let_go)
     await stage.pass_time(31)
     await stage.ended(task_id)
+
+
+@pytest.mark.req("ENV-3", "QUE-3")
+async def test_a_key_that_is_used_again_after_it_was_forgotten_is_a_new_message(stage: Stage):
+    """The result of the former one is still kept; the new one must not be taken for it."""
+    bot = Bot()
+    gateway, _ = await stage.start(bot.workflow)
+    incoming = stage.incoming("one")
+    [first] = [(await gateway.intake.accept(incoming)).task_id]
+    await stage.ended(first)
+    await stage.pass_time(incoming.receipt_seconds + 1)
+    await gateway.supervisor.sweep()
+    again = await gateway.intake.accept(incoming)
+    assert (again.new, again.task_id) == (True, first)
+    assert await stage.said(2) == ["one", "one"]
+
+    async def ended_anew() -> bool:
+        run = await stage.ledger.latest_run(first)
+        is_over = run is not None and run.generation == 1 and run.status is Status.COMPLETED
+        return is_over and await stage.open_count() == 0
+
+    await stage.until(ended_anew)

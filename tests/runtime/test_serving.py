@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -90,3 +94,34 @@ async def test_no_secret_is_in_logs_answers_or_metrics(tmp_path: Path) -> None:
         assert telegram.token not in text
         assert telegram.token.partition(":")[2] not in text
         assert secret not in text
+
+
+@pytest.mark.req("WRK-7")
+async def test_a_worker_ends_with_a_parent_that_was_killed_with_its_beats_unread(tmp_path: Path) -> None:
+    async with Installation(tmp_path / "data", app=BOT, stop_seconds=1) as rise:
+        await until(lambda: len(rise.worker_pids()) == 1)
+        [worker] = rise.worker_pids()
+        assert rise.pid is not None
+        os.kill(rise.pid, signal.SIGSTOP)
+        await asyncio.sleep(2.5)  # its beats gather; there is no signal for that
+        await rise.kill(worker=False)
+        await until(lambda: not Path(f"/proc/{worker}").exists())
+
+
+@pytest.mark.req("WRK-1", "OPS-1")
+async def test_a_worker_without_an_app_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    async with Installation(tmp_path / "data", app=BOT) as rise:
+        other = Installation(tmp_path / "data")
+        code, said = await other.command("worker")
+        assert code == 2
+        assert "RISE_APP" in said
+        async with aiohttp.ClientSession(headers=rise.headers) as session:
+            body = {"userText": "still there?", "waitForResult": True, "waitTimeoutSeconds": 20}
+            async with session.post(f"{rise.url}/api/workflows/apply", json=body) as response:
+                assert (await response.json())["data"]["status"] == "completed"
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.05)

@@ -7,7 +7,7 @@ ended as a `SendOutcome`; intake and delivery decide.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import msgspec
 
@@ -135,6 +135,7 @@ class Channel(Protocol):
         ...
 
 
+@runtime_checkable
 class PushChannel(Channel, Protocol):
     """A channel whose platform must be called. The others keep replies where their reader fetches them."""
 

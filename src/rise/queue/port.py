@@ -88,7 +88,13 @@ class Suspend(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-Settlement = Replying | Finished | RetryIn | Suspend
+class Anew(msgspec.Struct, frozen=True):
+    """Its key was forgotten and used again: what the ledger knows is a former message's. Run it as `generation`."""
+
+    generation: int
+
+
+Settlement = Replying | Finished | RetryIn | Suspend | Anew
 
 
 class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):

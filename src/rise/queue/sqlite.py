@@ -34,6 +34,7 @@ from rise.envelope import (
 )
 from rise.errors import ClaimLost, EnvelopeMalformed
 from rise.queue.port import (
+    Anew,
     Claim,
     Claimed,
     Enqueued,
@@ -110,9 +111,11 @@ SCHEMA: Final = (
     """,
 )
 
+FORGET_AT_ONCE: Final = 1000
+
 _COLUMNS: Final = (
     "head, raw, status, reason, generation, attempts, deaths, due_at, deadline_at, failing_since, updated_at, error,"
-    " task_id"
+    " accepted_at, task_id"
 )
 _RUNNABLE: Final = "status IN ('pending', 'processing')"
 
@@ -313,7 +316,10 @@ class SqliteQueue:
         # Looked for in a snapshot and put right afterwards: the search takes long with many open tasks, and
         # acceptance must not wait for it.
         forgotten, expired = await self._database.read(lambda connection: _find_forgotten(connection, self.now_ms()))
-        return await self._database.write(lambda connection: self._sweep(connection, forgotten, expired))
+        found = await self._database.write(lambda connection: self._sweep(connection, forgotten, expired))
+        while await self._database.write(self._forget):
+            pass  # in small steps, because messages are accepted in between
+        return found
 
     def _sweep(
         self, connection: apsw.Connection, forgotten: Sequence[tuple[LaneKey, str]], expired: Sequence[TaskId]
@@ -330,17 +336,23 @@ class SqliteQueue:
             ).fetchone()
             if row is not None:
                 _make_ready(connection, row[0], row[1], now)
+        return len(forgotten) + len(expired)
+
+    def _forget(self, connection: apsw.Connection) -> bool:
+        """Some of what is old enough. True if there may be more."""
+        now = self.now_ms()
         connection.execute(
             "DELETE FROM receipts WHERE delivery_key IN"
-            " (SELECT delivery_key FROM receipts WHERE expires_at < ? ORDER BY expires_at LIMIT 1000)",
-            (now,),
+            " (SELECT delivery_key FROM receipts WHERE expires_at < ? ORDER BY expires_at LIMIT ?)",
+            (now, FORGET_AT_ONCE),
         )
+        is_more = connection.changes() == FORGET_AT_ONCE
         connection.execute(
             "DELETE FROM lanes WHERE lane IN"
-            " (SELECT lane FROM lanes WHERE ready_at IS NULL AND touched_at < ? LIMIT 1000)",
-            (now - int(self._limits.lane_memory.total_seconds() * 1000),),
+            " (SELECT lane FROM lanes WHERE ready_at IS NULL AND touched_at < ? LIMIT ?)",
+            (now - int(self._limits.lane_memory.total_seconds() * 1000), FORGET_AT_ONCE),
         )
-        return len(forgotten) + len(expired)
+        return bool(is_more or connection.changes() == FORGET_AT_ONCE)
 
     @property
     def _claim_ms(self) -> int:
@@ -662,7 +674,22 @@ def _head_or_stand_in(connection: apsw.Connection, task_id: str, stored: bytes) 
 
 
 def _task(row: Sequence[Any], head: Head) -> Task:
-    _, raw, status, reason, generation, attempts, deaths, due_at, deadline_at, since, updated_at, error, _ = row
+    (
+        _,
+        raw,
+        status,
+        reason,
+        generation,
+        attempts,
+        deaths,
+        due_at,
+        deadline_at,
+        since,
+        updated_at,
+        error,
+        accepted_at,
+        _,
+    ) = row
     return Task(
         head,
         raw,
@@ -676,6 +703,7 @@ def _task(row: Sequence[Any], head: Head) -> Task:
             deadline_at_ms=deadline_at,
             failing_since_ms=since,
             updated_at_ms=updated_at,
+            accepted_at_ms=accepted_at,
             error=error,
         ),
     )
@@ -714,6 +742,11 @@ def _apply(connection: apsw.Connection, task_id: TaskId, settlement: Settlement,
                 " attempts = attempts + ?, failing_since = CASE WHEN ? THEN coalesce(failing_since, ?)"
                 f" ELSE failing_since END WHERE {running}",
                 (now + int(seconds * 1000), _storable(error), now, int(counts), counts, now, task_id),
+            )
+        case Anew(generation):
+            connection.execute(
+                f"UPDATE tasks SET status = 'pending', generation = ?, updated_at = ? WHERE {running}",
+                (generation, now, task_id),
             )
         case Suspend(reason, error):
             connection.execute(

@@ -15,7 +15,7 @@ from rise.bus.port import Topic
 from rise.capabilities import CapabilityStatus
 from rise.channels.telegram import TelegramChannel
 from rise.envelope import Reason
-from rise.errors import RiseError, Unavailable
+from rise.errors import RiseError, SettingsInvalid, Unavailable
 from rise.queue.port import Selection
 from rise.runtime import assembly
 from rise.runtime.assembly import House
@@ -74,9 +74,13 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
         # Ctrl-C and service managers reach the whole group; the parent says when this one stops.
         for asked in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(asked, lambda: None)
+    elif house.settings.app is None:
+        raise SettingsInvalid(
+            ["RISE_APP is not set: this worker would have nothing to run. Set it as `rise serve` has it."]
+        )
     workflows = load_workflows(house.settings.app)
     await _open_stores(house, until=stop)
-    worker = InProcessWorker(house, workflows)
+    worker = InProcessWorker(house, workflows, defines=parent_fd is not None)
     services: list[Service] = [house.bus, house.bindings, worker]
     await start_all(services, on_error=_report_stop)
     spare_the_collector()
@@ -99,8 +103,12 @@ class InProcessWorker:
 
     name = "worker"
 
-    def __init__(self, house: House, workflows: dict[str, WorkflowDefinition] | None = None) -> None:
+    def __init__(
+        self, house: House, workflows: dict[str, WorkflowDefinition] | None = None, *, defines: bool = True
+    ) -> None:
+        """`defines`: what it has loaded is what there is. Only serve's own worker says so; others add hands."""
         self._house = house
+        self._defines = defines
         self._workflows = load_workflows(house.settings.app) if workflows is None else workflows
         self._worker = assembly.build_worker(house, self._workflows)
 
@@ -110,8 +118,11 @@ class InProcessWorker:
 
     async def start(self) -> None:
         house = self._house
-        records = assembly.workflow_records(self._workflows)
-        await house.bindings.follow_code(records, house.channels.accounts())
+        if self._defines:
+            records = assembly.workflow_records(self._workflows)
+            await house.bindings.follow_code(records, house.channels.accounts())
+        else:
+            await house.bindings.refresh()
         # Written by a newer version and left alone by an older one: perhaps this one can read them.
         await house.queue.resume(Selection(reason=Reason.SCHEMA_NEWER), limit=1_000_000)
         await self._worker.start()

@@ -14,7 +14,7 @@ from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.capabilities import CapabilityRegistry
 from rise.channels.port import Channel, is_pushed
-from rise.clock import Clock, epoch_ms
+from rise.clock import Clock
 from rise.envelope import Outcome, Reason, ReplyId, Status, notice_id_of
 from rise.ledger.port import Ledger, Reply, ReplyKind, ReplyState
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
@@ -122,8 +122,9 @@ class Supervisor:
             log.warning("queue.hints_remade", lanes=found)
             self._bus.publish(Topic.LANES_READY)
         await self._bring_in_line()
-        now_ms = epoch_ms(self._clock.now())
-        await self._ledger.purge(finished_before_ms=now_ms - int(self._duties.keep_finished_seconds * 1000))
+        old = self._queue.now_ms() - int(self._duties.keep_finished_seconds * 1000)
+        while await self._ledger.purge(finished_before_ms=old, limit=PAGE) == PAGE:
+            pass  # in small steps, because messages are accepted in between
 
     async def resume(self) -> int:
         """Let go on what waited for a workflow that is there now, oldest first per chat, at a bounded rate."""

@@ -114,7 +114,7 @@ class Runner:
                 task_id=task.task_id,
                 channel=task.head.channel,
                 account=task.head.account,
-                chat_id=task.head.chat_id or f"acknowledgement:{task.task_id}",
+                chat_id=f"acknowledgement:{task.task_id}",  # not behind what its chat still has to be told
                 call=call,
                 kind=ReplyKind.NOTICE,
                 deadline_at_ms=task.progress.deadline_at_ms,
