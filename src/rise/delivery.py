@@ -59,7 +59,8 @@ TYPING_SECONDS_MAX: Final = 120.0
 
 @dataclass(frozen=True, slots=True)
 class DeliveryLimits:
-    chats_at_once: int = 64
+    chats_at_once: int = 500
+    """A chat keeps its place while it waits for its pace, so there must be more places than calls."""
     unknown_policy: str = "resend_marked"
     resends_max: int = 1
     repeats_max: int = 5

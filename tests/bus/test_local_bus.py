@@ -87,6 +87,7 @@ async def local(tmp_path: Path) -> AsyncIterator[LocalStage]:
     await stage.end()
 
 
+@pytest.mark.req("TST-3", "EMB-2")
 class TestLocalBus(BusConformance):
     @pytest.fixture
     def stage(self, local: LocalStage) -> LocalStage:

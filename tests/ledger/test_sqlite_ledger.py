@@ -33,6 +33,7 @@ class SqliteStage:
         self.clock.advance(seconds)
 
 
+@pytest.mark.req("TST-3", "EMB-2")
 class TestSqliteLedger(LedgerConformance):
     @pytest.fixture
     async def stage(self, tmp_path: Path) -> AsyncIterator[SqliteStage]:

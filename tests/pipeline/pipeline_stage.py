@@ -45,7 +45,7 @@ from rise.workflows.definition import WorkflowDefinition
 
 Edge = Literal["before", "after"]
 UNLIMITED = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=1e6)
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 40.0
 MARK = "↻ "
 OTHER_TOKEN = "7000000002:the-other-bot"
 

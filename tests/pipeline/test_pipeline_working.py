@@ -819,3 +819,16 @@ async def test_an_attempt_is_noted_once_however_often_the_store_fails_beside_it(
 
 async def _true(value: Any) -> Any:
     return value
+
+
+@pytest.mark.req("CHN-4")
+async def test_a_chat_with_many_late_messages_is_told_once(stage: Stage):
+    stage.duties = Duties(late_after_seconds=10, late_text="late", failed_text="failed")
+    gateway = await stage.start_gateway()
+    await stage.write("one", "two", "three")
+    await stage.pass_time(31)
+    await gateway.supervisor.tell()
+    assert len(await stage.said(1)) == 1
+    await gateway.supervisor.tell()
+    await stage.let_go_on()
+    assert len(stage.texts()) == 1

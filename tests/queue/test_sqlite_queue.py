@@ -89,6 +89,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[SqliteStage]:
     await stage.close()
 
 
+@pytest.mark.req("TST-3", "EMB-2")
 class TestSqliteQueue(QueueConformance):
     @pytest.fixture
     def stage(self, stage: SqliteStage) -> SqliteStage:

@@ -36,6 +36,7 @@ TELL_SECONDS: Final = 5.0
 PROBE_SECONDS: Final = 10.0
 PAGE: Final = 500
 
+LATE: Final = "late"
 _CANNOT_BE_ANSWERED: Final = frozenset({Reason.POISON})
 """Suspended by the queue itself, where no worker could tell the sender."""
 
@@ -149,7 +150,7 @@ class Supervisor:
             self._telling_after = page[-1].head.task_id if len(page) == PAGE else ""
             for task in page:
                 if task.status in (Status.PENDING, Status.PROCESSING):
-                    await self._tell(task, "late", self._duties.late_text)
+                    await self._tell(task, LATE, self._duties.late_text)
         for reason in _CANNOT_BE_ANSWERED:
             for task in await self._queue.list_open(Selection(status=Status.SUSPENDED, reason=reason), limit=PAGE):
                 await self._tell(task, reason, self._duties.failed_text)
@@ -205,8 +206,7 @@ class Supervisor:
 
     async def _tell(self, task: OpenTask, cause: str, text: str) -> None:
         head = task.head
-        # By task and cause: who was told that it will be late is still told that it could not be answered.
-        reply_id = notice_id_of(head.task_id, str(task.generation), cause)
+        reply_id = _notice_id(task, cause)
         if reply_id in self._told or not head.notifiable or head.chat_id is None:
             return
         channel = self._channels.get(head.channel)
@@ -239,6 +239,15 @@ class Supervisor:
             await self._clock.sleep(seconds)
 
         return Loop(name, body, sleep=self._clock.sleep, on_error=_report)
+
+
+def _notice_id(task: OpenTask, cause: str) -> ReplyId:
+    """What could not be answered is said of each message; lateness of a chat, within an hour, once."""
+    head = task.head
+    if cause == LATE:
+        hour = head.accepted_at_ms // 3_600_000
+        return notice_id_of(head.channel, head.account, str(head.chat_id), cause, str(hour))
+    return notice_id_of(head.task_id, str(task.generation), cause)
 
 
 def _count_settled(event: Mapping[str, Any]) -> None:
