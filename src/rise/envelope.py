@@ -32,6 +32,18 @@ RAW_BYTES_MAX: Final = 1 << 20
 RAW_SHOWN_BYTES_MAX: Final = 256 * 1024
 
 
+JSON_NAMES: Final[dict[type, str]] = {
+    type(None): "nothing",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a decimal number",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+}
+"""What a value read from JSON is, in the words of an error. Its content is somebody's and is not repeated."""
+
+
 class TaskType(StrEnum):
     WORKFLOW_EXECUTE = "workflow.execute"
     MESSAGE_SEND = "message.send"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -139,4 +138,3 @@ async def test_what_waits_is_answered_in_the_platforms_order_however_it_came(tmp
             await telegram.wait_until(lambda t: len(t.sent) == 30, timeout_seconds=30)
         for said in replies_by_chat(telegram).values():
             assert said == sorted(said)
-        await asyncio.sleep(0)

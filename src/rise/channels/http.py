@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from rise.channels.port import Incoming
-from rise.envelope import Call, DeliveryKey, Effect, Head, LaneKey, TaskType, new_key, task_id_of
+from rise.envelope import JSON_NAMES, Call, DeliveryKey, Effect, Head, LaneKey, TaskType, new_key, task_id_of
 from rise.errors import ChannelUnknown, PayloadInvalid, PayloadMalformed
 
 CHANNEL: Final = "http"
@@ -425,16 +425,7 @@ def _shortened(text: str) -> str:
 
 
 def _named(value: object) -> str:
-    return _JSON_NAMES.get(type(value), "something else")
+    return JSON_NAMES.get(type(value), "something else")
 
 
-_JSON_NAMES: Final[dict[type, str]] = {
-    type(None): "nothing",
-    bool: "a boolean",
-    int: "an integer",
-    float: "a decimal number",
-    str: "a string",
-    list: "an array",
-    dict: "an object",
-}
-_EXPECTED: Final = {**_JSON_NAMES, float: "a number"}
+_EXPECTED: Final = {**JSON_NAMES, float: "a number"}

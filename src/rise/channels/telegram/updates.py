@@ -23,7 +23,7 @@ import msgspec
 
 from rise.channels.port import Incoming
 from rise.channels.telegram.addresses import chat_id_of
-from rise.envelope import DeliveryKey, LaneKey, Order, Reason, clean_text
+from rise.envelope import JSON_NAMES, DeliveryKey, LaneKey, Order, Reason, clean_text
 
 CHANNEL: Final = "telegram"
 RAW_VERSION: Final = "tg.v1"
@@ -469,15 +469,4 @@ def _named(value: object) -> str:
     """What a JSON value is, without saying it: it may be long, and it is somebody's."""
     if type(value) is int and _int64(value) is None:
         return "a number beyond 64 bits"
-    return _JSON_NAMES.get(type(value), "something else")
-
-
-_JSON_NAMES: Final[dict[type, str]] = {
-    type(None): "nothing",
-    bool: "a boolean",
-    int: "an integer",
-    float: "a decimal number",
-    str: "a string",
-    list: "an array",
-    dict: "an object",
-}
+    return JSON_NAMES.get(type(value), "something else")
