@@ -8,6 +8,7 @@ platform without idempotency keys can resolve, and the binding's policy decides 
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -47,11 +48,16 @@ from rise.service import Loop, Signal, cancel_all, spawn
 from rise.telemetry import log, replies_total
 
 T = TypeVar("T")
+Chat = tuple[str, str, str]
+"""Channel, account, chat."""
 
 LOOK_SECONDS: Final = 1.0
 """How often the outbox is looked at without a hint; also how late a paused chat may go on."""
+PLACE_SECONDS: Final = 0.25
+"""A chat that has to wait for longer gives its place to others meanwhile; for less that is not worth two writes."""
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 ACCOUNT_RETRY_SECONDS: Final = 60.0
+TIMES_KEPT: Final = 10_000
 TYPING_SECONDS: Final = 4.5
 """Platforms show the indicator for about five."""
 TYPING_SECONDS_MAX: Final = 120.0
@@ -59,8 +65,7 @@ TYPING_SECONDS_MAX: Final = 120.0
 
 @dataclass(frozen=True, slots=True)
 class DeliveryLimits:
-    chats_at_once: int = 500
-    """A chat keeps its place while it waits for its pace, so there must be more places than calls."""
+    chats_at_once: int = 200
     unknown_policy: str = "resend_marked"
     resends_max: int = 1
     repeats_max: int = 5
@@ -97,6 +102,7 @@ class Sender:
         self._stopping = False
         self._hint = Signal()
         self._chats: set[asyncio.Task[Any]] = set()
+        self._come_back_at: list[float] = []
         self._paused_until: dict[tuple[str, str], float] = {}
         self._accounts_down: set[tuple[str, str]] = set()
         self._loop = Loop("delivery", self._take, sleep=clock.sleep, on_error=_report)
@@ -137,12 +143,24 @@ class Sender:
                 self._serve_chat(self._fence, reply), name=f"chat {reply.chat_id}", into=self._chats
             ).add_done_callback(lambda _: self._hint.set())
         if not replies or room <= len(replies):
-            await self._hint.wait(LOOK_SECONDS)
+            await self._hint.wait(self._look_again_seconds())
+
+    def _look_again_seconds(self) -> float:
+        """Until the next chat comes back that gave its place away."""
+        now = self._clock.monotonic()
+        while self._come_back_at and self._come_back_at[0] <= now:
+            heapq.heappop(self._come_back_at)
+        return min([LOOK_SECONDS, *(at - now for at in self._come_back_at[:1])])
 
     async def _serve_chat(self, fence: int, reply: Reply | None) -> None:
-        """Send a chat's replies one after the other until there is none, or it has to pause."""
+        """Send a chat's replies one after the other until there is none, or it has to wait."""
         while reply is not None:
+            seconds = self._pace.wait_seconds(reply)
+            if seconds > PLACE_SECONDS:
+                await self._give_place(fence, reply, seconds)
+                return
             try:
+                await self._clock.sleep(seconds)
                 delivery = await self._deliver(fence, reply)
             except Exception as error:  # noqa: BLE001 - border: the chat is let go and comes up again, nothing is lost
                 await self._let_go(fence, reply, error)
@@ -161,8 +179,8 @@ class Sender:
         channel = self._channels.get(reply.channel)
         if channel is None:
             return Again(ACCOUNT_RETRY_SECONDS, f"the channel {reply.channel} is not configured")
-        await self._pace.wait(reply)
         await self._ledger.outbox_sending(fence, reply)
+        self._pace.go(reply)
         outcome = await channel.send(reply.account, reply.chat_id, reply.call)
         replies_total.labels(reply.channel, reply.account, type(outcome).__name__).inc()
         return self._decide(reply, outcome)
@@ -210,6 +228,11 @@ class Sender:
     async def _record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered | None:
         """Write the end of the call down, however long that takes: forgetting it would make it a doubt."""
         return await self._insist(lambda: self._ledger.outbox_record(fence, reply, delivery), reply)
+
+    async def _give_place(self, fence: int, reply: Reply, seconds: float) -> None:
+        """Others are sent to while this chat's time has not come."""
+        await self._insist(lambda: self._ledger.outbox_release(fence, reply, seconds=seconds), reply)
+        heapq.heappush(self._come_back_at, self._clock.monotonic() + seconds)
 
     async def _let_go(self, fence: int, reply: Reply, error: Exception) -> None:
         """The chat comes up again after a pause; a reply that was being sent comes up as a doubt."""
@@ -287,7 +310,11 @@ class Sender:
 
 
 class Pace:
-    """Waits until a chat and its account may be sent to."""
+    """When a chat and its account may be sent to.
+
+    The first to ask is given the first time; whoever asks later, a later one. A chat keeps the time it was
+    given until it has used it, so that waiting elsewhere meanwhile does not send it to the end.
+    """
 
     def __init__(self, channels: Mapping[str, PushChannel], clock: Clock) -> None:
         self._channels = channels
@@ -295,11 +322,23 @@ class Pace:
         self._accounts: dict[tuple[str, str], Bucket] = {}
         self._per_second: dict[float, Buckets] = {}
         self._per_minute: dict[float, Buckets] = {}
+        self._times: dict[Chat, float] = {}
 
-    async def wait(self, reply: Reply) -> None:
+    def wait_seconds(self, reply: Reply) -> float:
+        """How long until its time comes; 0.0 if it has."""
+        chat, now = _chat_of(reply), self._clock.monotonic()
+        if chat not in self._times and reply.channel in self._channels:
+            self._forget_unused(now)
+            self._times[chat] = now + self._reserve(reply, chat, now)
+        return max(0.0, self._times.get(chat, now) - now)
+
+    def go(self, reply: Reply) -> None:
+        """Its time is used."""
+        self._times.pop(_chat_of(reply), None)
+
+    def _reserve(self, reply: Reply, chat: Chat, now: float) -> float:
         rates = self._channels[reply.channel].rates(reply.chat_id)
-        account, chat = (reply.channel, reply.account), (reply.channel, reply.account, reply.chat_id)
-        now = self._clock.monotonic()
+        account = (reply.channel, reply.account)
         if account not in self._accounts:
             self._accounts[account] = Bucket(rates.account_per_second, max(1.0, rates.account_per_second))
         per_second = self._per_second.setdefault(
@@ -315,8 +354,16 @@ class Pace:
         # Taken before the wait: whoever comes meanwhile queues behind.
         per_second.take(chat, now)
         self._accounts[account].take(now)
-        if seconds > 0:
-            await self._clock.sleep(seconds)
+        return seconds
+
+    def _forget_unused(self, now: float) -> None:
+        """Times of chats whose replies were all dropped meanwhile."""
+        if len(self._times) >= TIMES_KEPT:
+            self._times = {chat: at for chat, at in self._times.items() if at > now}
+
+
+def _chat_of(reply: Reply) -> Chat:
+    return reply.channel, reply.account, reply.chat_id
 
 
 class Typing:

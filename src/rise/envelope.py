@@ -349,3 +349,6 @@ class Call(msgspec.Struct, frozen=True):
     params: dict[str, Any]
     text: str = ""
     """What a person reads of it, for history and display."""
+    is_urgent: bool = False
+    """It answers a question of the platform's client (a tap, an inline query, a payment), which waits only for
+    seconds: it does not queue behind its chat, and is not sent after the task's deadline."""

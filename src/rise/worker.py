@@ -21,7 +21,7 @@ from rise.channels.port import Channel, Incoming, is_pushed
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Call, Effect, Outcome, Reason, Status, Task, TaskType, notice_id_of, reply_id_of
 from rise.errors import ClaimLost, Unavailable
-from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn
+from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
 from rise.queue.port import Anew, Claim, Finished, Queue, Replying, RetryIn, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import Loop, Signal, cancel_all, spawn
@@ -369,19 +369,9 @@ class Worker:
         if call is None or head.chat_id is None:
             return
         cause = (str(self._bindings.version),) if reason is Reason.WORKFLOW_PENDING else (task.run_id,)
-        await self._ledger.add_notice(
-            Reply(
-                reply_id=notice_id_of(head.channel, head.account, head.chat_id, reason, *cause),
-                run_id=task.run_id,
-                task_id=task.task_id,
-                channel=head.channel,
-                account=head.account,
-                chat_id=head.chat_id,
-                call=call,
-                kind=ReplyKind.NOTICE,
-            ),
-            deliver=is_pushed(channel),
-        )
+        reply_id = notice_id_of(head.channel, head.account, head.chat_id, reason, *cause)
+        notice = reply_of(head, task.run_id, reply_id, call, kind=ReplyKind.NOTICE)
+        await self._ledger.add_notice(notice, deliver=is_pushed(channel))
         self._bus.publish(Topic.OUTBOX_READY)
 
     def _announce(self, task: Task, ending: Ending, settlement: Settlement) -> None:
@@ -443,19 +433,14 @@ def _answered(task: Task, channel: Channel, effects: Sequence[Effect], *, value:
 
 
 def _replies(task: Task, calls: Sequence[Call], workflow_id: str | None) -> list[Reply]:
-    head = task.head
     return [
-        Reply(
-            reply_id=reply_id_of(task.run_id, chunk),
-            run_id=task.run_id,
-            task_id=task.task_id,
-            channel=head.channel,
-            account=head.account,
-            chat_id=head.chat_id or head.lane,
-            call=call,
+        reply_of(
+            task.head,
+            task.run_id,
+            reply_id_of(task.run_id, chunk),
+            call,
             workflow_id=workflow_id,
-            accepted_at_ms=head.accepted_at_ms,
-            deadline_at_ms=task.progress.deadline_at_ms if call.method.startswith("answer") else None,
+            deadline_at_ms=task.progress.deadline_at_ms,
         )
         for chunk, call in enumerate(calls)
     ]

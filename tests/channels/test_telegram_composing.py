@@ -252,7 +252,7 @@ def test_a_call_by_name_is_as_it_was_given_but_for_the_tasks_own_chat():
 
 def test_a_tap_is_acknowledged_and_nothing_else_is(channel):
     tapped = channel.acknowledgement(head("callback_query", callback_query_id="c1"))
-    assert tapped == Call("answerCallbackQuery", {"callback_query_id": "c1"})
+    assert tapped == Call("answerCallbackQuery", {"callback_query_id": "c1"}, is_urgent=True)
     assert channel.acknowledgement(head()) is None
 
 

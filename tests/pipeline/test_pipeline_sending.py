@@ -321,6 +321,26 @@ async def test_what_may_be_done_twice_without_harm_is_repeated_and_not_marked(st
     assert stage.texts() == ["echo yes"]
 
 
+@pytest.mark.req("TGM-3")
+async def test_a_workflows_own_answer_to_a_tap_does_not_queue_behind_its_chat(stage: Stage):
+    @rise.workflow("taps", channels=["telegram"], answers_callbacks=True)
+    async def taps(turn: rise.Turn) -> None:
+        if turn.kind == "callback_query":
+            await turn.answer_callback("Noted")
+        await turn.reply("done")
+
+    stage.telegram.fault(Fault.too_many_requests(60), method="sendMessage")
+    await stage.start(taps)
+    [paused] = await stage.write("one")
+    await waits(stage, paused)
+    tapped = await stage.tap("yes")
+    await tried(stage, 1, "answerCallbackQuery")
+    assert stage.texts() == []
+    await stage.pass_time(61)
+    await stage.ended(paused, tapped)
+    assert stage.texts() == ["done", "done"]
+
+
 @pytest.mark.req("TGM-3", "OUT-1")
 async def test_an_answer_to_a_tap_that_comes_too_late_is_not_sent_and_holds_nothing_up(stage: Stage):
     @rise.workflow("taps", channels=["telegram"], answers_callbacks=True)
@@ -461,6 +481,21 @@ async def test_a_group_gets_no_more_in_a_minute_than_it_may(stage: Stage):
         await stage.pass_time(3.01)
         await tried(stage, count)
     await stage.ended(task_id)
+
+
+@pytest.mark.req("OUT-2")
+@pytest.mark.failure("G17")
+async def test_chats_that_wait_for_their_pace_leave_their_place_to_others(stage: Stage):
+    stage.rates = TelegramRates(chat_per_second=1e6, group_per_minute=1.0, bot_per_second=1e6)
+    stage.delivery_limits = DeliveryLimits(chats_at_once=1)
+    await stage.start(saying("1 {}", "2 {}"))
+    slow = [await stage.write("Hello", chat=-chat) for chat in range(1, 4)]
+    await tried(stage, 3)
+    await stage.ended(*await stage.write("quick", chat=9))
+    assert stage.texts(9) == ["1 quick", "2 quick"]
+    assert [stage.texts(-chat) for chat in range(1, 4)] == [["1 Hello"]] * 3
+    await stage.pass_time(61)
+    await stage.ended(*(task_id for [task_id] in slow))
 
 
 @pytest.mark.req("OUT-2")

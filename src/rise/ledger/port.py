@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from rise.envelope import Call, Outcome, ReplyId, RunId, Status, Task, TaskId
+from rise.envelope import Call, Head, Outcome, ReplyId, RunId, Status, Task, TaskId
 
 
 class ReplyState(StrEnum):
@@ -56,6 +56,32 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     platform_ref: str | None = None
     """The platform's own id of what was sent."""
     error: str | None = None
+
+
+def reply_of(
+    head: Head,
+    run_id: RunId,
+    reply_id: ReplyId,
+    call: Call,
+    *,
+    kind: ReplyKind = ReplyKind.ANSWER,
+    workflow_id: str | None = None,
+    deadline_at_ms: int | None = None,
+) -> Reply:
+    """A call that is meant for the task's chat; what is urgent gets a line of its own, and a deadline."""
+    return Reply(
+        reply_id=reply_id,
+        run_id=run_id,
+        task_id=head.task_id,
+        channel=head.channel,
+        account=head.account,
+        chat_id=f"urgent:{head.task_id}" if call.is_urgent else head.chat_id or head.lane,
+        call=call,
+        kind=kind,
+        workflow_id=workflow_id,
+        accepted_at_ms=head.accepted_at_ms,
+        deadline_at_ms=deadline_at_ms if call.is_urgent else None,
+    )
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):

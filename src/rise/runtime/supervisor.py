@@ -16,7 +16,7 @@ from rise.capabilities import CapabilityRegistry
 from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
 from rise.envelope import Outcome, Reason, ReplyId, Status, notice_id_of
-from rise.ledger.port import Ledger, Reply, ReplyKind, ReplyState
+from rise.ledger.port import Ledger, ReplyKind, ReplyState, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
 from rise.runtime.alerts import Alerts
 from rise.service import Loop, Signal
@@ -213,19 +213,8 @@ class Supervisor:
         call = channel.notice(head, text) if channel else None
         if channel is None or call is None:
             return
-        told = await self._ledger.add_notice(
-            Reply(
-                reply_id=reply_id,
-                run_id=task.run_id,
-                task_id=head.task_id,
-                channel=head.channel,
-                account=head.account,
-                chat_id=head.chat_id,
-                call=call,
-                kind=ReplyKind.NOTICE,
-            ),
-            deliver=is_pushed(channel),
-        )
+        notice = reply_of(head, task.run_id, reply_id, call, kind=ReplyKind.NOTICE)
+        told = await self._ledger.add_notice(notice, deliver=is_pushed(channel))
         if len(self._told) > 100_000:
             self._told.clear()  # the ledger knows; this only saves asking it
         self._told.add(reply_id)

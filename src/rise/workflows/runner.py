@@ -17,7 +17,7 @@ from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
 from rise.envelope import Effect, Task, notice_id_of
 from rise.errors import PayloadInvalid, RunTimedOut
-from rise.ledger.port import Ledger, Reply, ReplyKind
+from rise.ledger.port import Ledger, ReplyKind, reply_of
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.turn import BlockingTurn, Turn
 
@@ -107,18 +107,9 @@ class Runner:
         call = channel.acknowledgement(task.head) if is_pushed(channel) else None
         if call is None:
             return
+        reply_id, deadline = notice_id_of(task.task_id, "acknowledgement"), task.progress.deadline_at_ms
         await self._ledger.add_notice(
-            Reply(
-                reply_id=notice_id_of(task.task_id, "acknowledgement"),
-                run_id=task.run_id,
-                task_id=task.task_id,
-                channel=task.head.channel,
-                account=task.head.account,
-                chat_id=f"acknowledgement:{task.task_id}",  # not behind what its chat still has to be told
-                call=call,
-                kind=ReplyKind.NOTICE,
-                deadline_at_ms=task.progress.deadline_at_ms,
-            )
+            reply_of(task.head, task.run_id, reply_id, call, kind=ReplyKind.NOTICE, deadline_at_ms=deadline)
         )
         self._bus.publish(Topic.OUTBOX_READY)
 

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from rise.channels.telegram.addresses import address_of, is_in_a_business
 from rise.channels.telegram.texts import (
     CAPTION_CHUNK_UNITS,
@@ -70,7 +72,7 @@ def acknowledgement(head: Head) -> Call | None:
     callback_query_id = head.metadata.get("callback_query_id")
     if head.kind != "callback_query" or not callback_query_id:
         return None
-    return Call("answerCallbackQuery", {"callback_query_id": callback_query_id})
+    return Call("answerCallbackQuery", {"callback_query_id": callback_query_id}, is_urgent=True)
 
 
 def marked(call: Call) -> Call:
@@ -110,9 +112,12 @@ _NOT_TO_THE_TASKS_CHAT: Final = frozenset({"chat_id", "inline_message_id", "user
 _IN_A_BUSINESS: Final = ("send", "editmessage", "pinchatmessage", "unpinchatmessage", "stop", "readbusinessmessage")
 _NOT_IN_A_BUSINESS: Final = ("sendgift", "sendinvoice", "sendmessagedraft", "sendrichmessagedraft")
 
+_ANSWERS: Final = "answer"
+"""Methods that answer a query begin so."""
+
 _REPEATABLE: Final = (
     "edit",
-    "answer",
+    _ANSWERS,
     "set",
     "delete",
     "get",
@@ -213,7 +218,7 @@ def _callback_answer(head: Head, effect: Effect) -> Call:
     params = effect.params | {"callback_query_id": callback_query_id}
     if effect.text:
         params["text"] = clean_text(effect.text)
-    return Call("answerCallbackQuery", params, effect.text)
+    return Call("answerCallbackQuery", params, effect.text, is_urgent=True)
 
 
 def _call(head: Head, effect: Effect) -> Call:
@@ -226,7 +231,8 @@ def _call(head: Head, effect: Effect) -> Call:
     if target is not None and is_in_a_business(target) and not _works_in_a_business(effect.method):
         raise PayloadInvalid(f"{effect.method} cannot be done in a business's chat", field="method")
     text = params.get("text", params.get("caption", ""))
-    return Call(effect.method, params, text if isinstance(text, str) else "")
+    is_urgent = effect.method.lower().startswith(_ANSWERS)
+    return Call(effect.method, params, text if isinstance(text, str) else "", is_urgent)
 
 
 def _require_chat(head: Head) -> None:
@@ -254,7 +260,7 @@ def _number(value: object, field: str) -> int:
 
 
 def _with(call: Call, **params: Any) -> Call:
-    return Call(call.method, call.params | params, call.text)
+    return msgspec.structs.replace(call, params=call.params | params)
 
 
 def _with_buttons(calls: list[Call], rows: Sequence[Sequence[Mapping[str, str]]] | None) -> list[Call]:
@@ -302,7 +308,7 @@ def _marked_in(call: Call, field: str, entities_field: str, units_max: int) -> C
     params = call.params | {field: mark + text}
     if isinstance(entities := params.get(entities_field), list):
         params[entities_field] = [_shifted(entity, len(mark)) for entity in entities]
-    return Call(call.method, params, mark + call.text)
+    return msgspec.structs.replace(call, params=params, text=mark + call.text)
 
 
 def _shifted(entity: Any, units: int) -> Any:
