@@ -155,6 +155,11 @@ def test_markup_is_kept_in_one_message_and_dropped_when_the_text_has_to_be_cut()
     assert all("parse_mode" not in call.params for call in cut)
 
 
+@pytest.mark.parametrize("text", ["short", "word " * 1000], ids=["one message", "several"])
+def test_a_parse_mode_that_telegram_does_not_have_is_refused_by_name(text: str) -> None:
+    assert refused_field(reply(text, parse_mode="Markdwon")) == "parse_mode"
+
+
 def test_a_caption_goes_on_in_messages_below():
     caption = "word " * 1200
     photo, *rest = calls(reply(media={"kind": "photo", "file": "f1", "caption": caption}, parse_mode="HTML"))

@@ -103,6 +103,7 @@ def is_composed(method: str) -> bool:
 _CAPTIONED: Final = frozenset(MEDIA_METHODS.values())
 _COMPOSED: Final = _CAPTIONED | {"sendMessage", "editMessageText", "editMessageReplyMarkup", "answerCallbackQuery"}
 
+_PARSE_MODES: Final = frozenset({"html", "markdownv2", "markdown"})
 _METHOD_NAME: Final = re.compile(r"[A-Za-z]{1,64}")
 
 _TO_A_CHAT: Final = ("send", "edit", "forward", "copy")
@@ -176,6 +177,8 @@ def _media(media: Mapping[str, Any], effect: Effect) -> Iterator[Call]:
 
 
 def _parse_mode(effect: Effect, chunks: Sequence[str]) -> dict[str, Any]:
+    if effect.parse_mode and effect.parse_mode.lower() not in _PARSE_MODES:
+        raise PayloadInvalid("parse_mode is HTML, MarkdownV2 or Markdown on Telegram", field="parse_mode")
     return {"parse_mode": effect.parse_mode} if effect.parse_mode and len(chunks) == 1 else {}
 
 
