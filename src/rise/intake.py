@@ -18,7 +18,7 @@ from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Incoming
 from rise.clock import Clock
-from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, TaskId, new_request_id, task_id_of
+from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, Reason, TaskId, new_request_id, task_id_of
 from rise.errors import CopiesInsufficient, KeyReused, Unavailable
 from rise.queue.port import Enqueued, NewTask, Queue
 from rise.telemetry import (
@@ -64,7 +64,7 @@ class Intake:
         """Make the delivery durable, once. Raises `Unavailable` (503) or `KeyReused` (422)."""
         began = self.clock.monotonic()
         task = NewTask(
-            self._head(incoming),
+            self.head_of(incoming),
             incoming.raw,
             receipt_seconds=incoming.receipt_seconds,
             suspend=incoming.suspend,
@@ -93,7 +93,8 @@ class Intake:
             self._refuse(task.head, error.code)
             raise
 
-    def _head(self, incoming: Incoming) -> Head:
+    def head_of(self, incoming: Incoming) -> Head:
+        """What a task of this delivery, accepted now, would know of it."""
         now_ms = self.queue.now_ms()  # a step of the wall clock must not change the order of a chat
         request_id = incoming.request_id or new_request_id()
         bound = self.bindings.lookup(incoming.channel, incoming.account, incoming.workflow_id)
@@ -129,6 +130,7 @@ class Intake:
             raw_sha256=hashlib.sha256(incoming.raw).hexdigest(),
             retry_max=incoming.retry_max,
             notifiable=incoming.notifiable,
+            is_unread=incoming.suspend is Reason.RAW_PAYLOAD_INVALID,
         )
 
     def _count(self, incoming: Incoming, enqueued: Enqueued, seconds: float) -> None:

@@ -8,12 +8,14 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from api_house import VIEWER, Work, as_, client_of, echo, eventually
 
 import rise
 from rise.api.app import App
 from rise.envelope import TaskType
+from rise.ledger.port import WorkflowRecord
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
 
@@ -87,6 +89,36 @@ async def test_the_same_key_with_another_body_is_422_and_nothing_is_written(
     assert other.json()["error"]["code"] == "idempotency_key_reused"
     assert other.json()["error"]["field"] == "idempotencyKey"
     assert len(await open_tasks(house)) == 1
+
+
+@pytest.mark.req("ENV-3", "ENV-4", "ENV-5")
+@pytest.mark.failure("A19")
+async def test_how_the_caller_wants_to_be_answered_is_no_part_of_what_is_asked_for(
+    client: httpx.AsyncClient, house: House
+) -> None:
+    key = {"Idempotency-Key": "k"}
+    first = await client.post(APPLY, json={"userText": "a"}, headers=key)
+    wait = {"waitForResult": True, "waitTimeoutSeconds": 0.01}
+    for repeat in ({"userText": "a"} | wait, wait | {"userText": "a", "idempotencyKey": "k"}):
+        again = await client.post(APPLY, json=repeat, headers=key)
+        assert (again.status_code, again.json()["data"]["duplicate"]) == (202, True)
+        assert again.json()["data"]["taskId"] == first.json()["data"]["taskId"]
+    for other in ({"userText": "b"} | wait, {"userText": "a", "retryMax": 1}, {"userText": "a", "metadata": {}}):
+        assert (await client.post(APPLY, json=other, headers=key)).status_code == 422
+    [task] = await open_tasks(house)
+    kept = await house.queue.get(task.head.task_id)
+    assert kept is not None
+    assert kept.raw == first.request.content
+
+
+@pytest.mark.req("ENV-3", "ENV-5")
+async def test_a_repeat_after_the_end_may_ask_to_be_answered_otherwise(client: httpx.AsyncClient, work: Work) -> None:
+    await work(echo)
+    key = {"Idempotency-Key": "k"}
+    first = await client.post(APPLY, json={"userText": "once", "waitForResult": True}, headers=key)
+    again = await client.post(APPLY, json={"userText": "once"}, headers=key)
+    assert again.json()["data"]["duplicate"] is True
+    assert again.json()["data"]["result"] == first.json()["data"]["result"]
 
 
 async def test_the_same_key_of_somebody_else_is_another_key(app: App, client: httpx.AsyncClient, house: House) -> None:
@@ -188,6 +220,27 @@ async def test_an_unknown_workflow_is_404_and_nothing_is_written(client: httpx.A
     assert (response.status_code, response.json()["error"]["code"]) == (404, "workflow_unknown")
     assert response.json()["error"]["field"] == "workflowId"
     assert await open_tasks(house) == []
+
+
+@pytest.mark.req("ENV-3", "ENV-5")
+@pytest.mark.failure("A1")
+async def test_a_repeat_is_a_duplicate_also_when_its_workflow_was_disabled_meanwhile(
+    client: httpx.AsyncClient, house: House
+) -> None:
+    workflow = WorkflowRecord(workflow_id="wf_bot", name="bot", channels=("http",))
+    await house.ledger.put_workflow(workflow)
+    ask = {"json": {"userText": "a", "workflowId": "wf_bot"}, "headers": {"Idempotency-Key": "k"}}
+    first = await client.post(APPLY, **ask)
+    await house.ledger.put_workflow(msgspec.structs.replace(workflow, enabled=False))
+    await house.bindings.refresh()
+    again = await client.post(APPLY, **ask)
+    assert (again.status_code, again.json()["data"]["duplicate"]) == (200, True)
+    assert again.json()["data"]["taskId"] == first.json()["data"]["taskId"]
+    new = await client.post(APPLY, json=ask["json"], headers={"Idempotency-Key": "another"})
+    assert (new.status_code, new.json()["error"]["code"]) == (404, "workflow_unknown")
+    other = await client.post(APPLY, json=ask["json"] | {"userText": "b"}, headers=ask["headers"])
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    assert len(await open_tasks(house)) == 1
 
 
 @pytest.mark.req("ENV-5", "WRK-4")
@@ -374,6 +427,10 @@ async def test_a_message_with_a_used_key_and_another_text_is_422(client: httpx.A
         ({"replyTo": 1.5}, 422, "replyTo"),
         ({"parseMode": 1}, 422, "parseMode"),
         ({"chat_id": 42}, 422, "chat_id"),
+        # what the channel would refuse when the task is run
+        ({"buttons": [[{"text": "x", "data": "d" * 65}]]}, 422, "buttons"),
+        ({"replyTo": "the first"}, 422, "replyTo"),
+        ({"parseMode": "Markdwon"}, 422, "parseMode"),
     ],
 )
 async def test_a_bad_message_is_told_its_field(

@@ -16,11 +16,12 @@ from rise.api.webhooks import trace_id_of
 from rise.channels import http
 from rise.channels.port import Incoming
 from rise.clock import from_epoch_ms, iso
-from rise.envelope import TaskId, envelope
-from rise.errors import Unavailable, WorkflowUnknown
+from rise.envelope import TaskId, TaskType, envelope, task_id_of
+from rise.errors import KeyReused, Rejected, TaskUnknown, Unavailable, WorkflowUnknown
 from rise.intake import Accepted, Intake
 from rise.ledger.port import Attempt, Reply
 from rise.runtime.assembly import House
+from rise.runtime.audit import receipt_of
 from rise.runtime.operations import Operations, TaskStory
 
 Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
@@ -94,8 +95,6 @@ class _Door:
             request_id=request_id_of(request.scope),
             trace_id=_trace_id(request),
         )
-        if asked.incoming.workflow_id is not None:
-            await self._check_workflow(asked.incoming.workflow_id)
         accepted = await self._accept(asked.incoming, request, asked.idempotency_key)
         if isinstance(accepted, Response):
             return accepted
@@ -122,7 +121,7 @@ class _Door:
 
     async def _accept(self, incoming: Incoming, request: Request, key: str) -> Accepted | Response:
         try:
-            return await self._intake.accept(incoming)
+            return await self._accept_once(incoming)
         except Unavailable as error:
             # Not promised, but perhaps kept: with this key the caller can repeat it safely.
             return answer_error(
@@ -132,6 +131,28 @@ class _Door:
                 headers={"Idempotency-Key": key},
             )
 
+    async def _accept_once(self, incoming: Incoming) -> Accepted:
+        try:
+            await self._check(incoming)
+        except Rejected:
+            # What was accepted stays accepted, whatever has changed since: a repeat is answered as one.
+            if await receipt_of(self._house.queue, incoming.delivery_key) is None:
+                raise
+        try:
+            return await self._intake.accept(incoming)
+        except KeyReused:
+            if not await self._is_asked_again(incoming):
+                raise
+            return Accepted(task_id_of(incoming.delivery_key), new=False)
+
+    async def _check(self, incoming: Incoming) -> None:
+        """Refuse at the door what a run would refuse. Raises `WorkflowUnknown`, or `PayloadInvalid` with the field."""
+        if incoming.workflow_id is not None:
+            await self._check_workflow(incoming.workflow_id)
+        if incoming.task_type is TaskType.MESSAGE_SEND:
+            channel = self._house.channels.by_name()[incoming.channel]
+            http.refuse_unsayable(channel, self._intake.head_of(incoming))
+
     async def _check_workflow(self, workflow_id: str) -> None:
         bindings = self._house.bindings
         if bindings.workflow(workflow_id) is None:
@@ -139,6 +160,14 @@ class _Door:
         workflow = bindings.workflow(workflow_id)
         if workflow is None or not workflow.published or not workflow.enabled:
             raise WorkflowUnknown(f"there is no published workflow {workflow_id}", field="workflowId")
+
+    async def _is_asked_again(self, incoming: Incoming) -> bool:
+        """Whether it asks for the same as the first of its key, if in other words."""
+        try:
+            first = await self._operations.story(task_id_of(incoming.delivery_key))
+        except TaskUnknown:
+            return False
+        return http.asked_for(first.task.raw) == http.asked_for(incoming.raw)
 
     async def _answer_accepted(self, request: Request, accepted: Accepted, key: str, status: int) -> Response:
         """Where the task stands now. It was accepted: not being able to look must not say otherwise."""

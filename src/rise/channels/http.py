@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rise.channels.port import Incoming
+from rise.channels.port import Channel, Incoming
 from rise.envelope import JSON_NAMES, Call, DeliveryKey, Effect, Head, LaneKey, TaskType, new_key, task_id_of
 from rise.errors import ChannelUnknown, PayloadInvalid, PayloadMalformed
 
@@ -53,6 +53,9 @@ _MESSAGE_FIELDS: Final = (
     "replyTo",
     "idempotencyKey",
 )
+_OF_THE_ANSWER: Final = ("waitForResult", "waitTimeoutSeconds", "idempotencyKey")
+"""Fields that say how the caller wants to be answered, or under which key, which may as well be a header."""
+_EFFECT_FIELDS: Final = {"reply_to": "replyTo", "parse_mode": "parseMode", "chat_id": "chatId"}
 _TELEGRAM_CHAT: Final = re.compile(r"-?[0-9]{1,19}|@[A-Za-z][A-Za-z0-9_]{3,63}", re.ASCII)
 
 
@@ -168,6 +171,22 @@ def read_message(
         trace_id=trace_id,
     )
     return MessageRequest(incoming, idempotency_key)
+
+
+def refuse_unsayable(channel: Channel, head: Head) -> None:
+    """What the channel would refuse when the task is run, it refuses now. Raises `PayloadInvalid` with the field."""
+    try:
+        channel.compose(head, [Effect(kind="reply", **head.policy["reply"])])
+    except PayloadInvalid as error:
+        named = error.field or "text"
+        field = _EFFECT_FIELDS.get(named, named)
+        raise PayloadInvalid(error.public_message.replace(named, field), field=field) from error
+
+
+def asked_for(body: bytes) -> str:
+    """What a body that was accepted asks for, the same for all bodies that ask for the same."""
+    fields = {name: value for name, value in json.loads(body).items() if name not in _OF_THE_ANSWER}
+    return json.dumps(fields, sort_keys=True)
 
 
 def said(effect: Effect, *, channel: str) -> Call:
