@@ -50,6 +50,25 @@ async def test_health_answers_200_and_names_capabilities(nobody: httpx.AsyncClie
     assert (down.status_code, down.json()["status"]) == (200, "unavailable")
 
 
+@pytest.mark.req("CAP-6", "CPY-2")
+@pytest.mark.failure("C5")
+async def test_the_write_that_fails_changes_what_health_says_and_so_does_the_next_that_succeeds(
+    client: httpx.AsyncClient, house: House
+) -> None:
+    async def disk() -> dict[str, str]:
+        return dict((await client.get("/healthz")).json()["capabilities"]["disk"])
+
+    await house.stores.database.write(lambda connection: connection.execute("PRAGMA max_page_count=1").fetchall())
+    refused = await client.post(APPLY, json={"userText": "x" * 500_000}, headers={"Idempotency-Key": "k"})
+    assert refused.status_code == 503
+    down = await disk()
+    assert (down["status"], down["detail"]) == ("unavailable", refused.json()["error"]["message"])
+    assert (await client.get("/healthz/startup")).status_code == 503
+    assert (await client.post(APPLY, json={"userText": "x"})).status_code == 200
+    assert (await disk())["status"] == "available"
+    assert (await client.get("/healthz/startup")).status_code == 200
+
+
 @pytest.mark.req("CAP-6")
 async def test_readiness_asks_the_store_and_startup_only_the_registry(nobody: httpx.AsyncClient, house: House) -> None:
     assert (await nobody.get("/healthz/readiness")).status_code == 200
@@ -189,7 +208,8 @@ async def test_many_are_resumed_by_reason_after_a_look_at_which(client: httpx.As
     ids = await suspend_some(client, 3)
     ask = {"reason": "retries_exhausted", "channel": "http"}
     look = await client.post("/internal/tasks/resume", json=ask | {"dryRun": True})
-    assert look.json()["data"] == {"count": 3, "taskIds": ids, "dryRun": True}
+    would = look.json()["data"]
+    assert (would["count"], sorted(would["taskIds"]), would["dryRun"]) == (3, ids, True)
     assert len((await client.get(SUSPENDED)).json()["data"]) == 3
     done = await client.post("/internal/tasks/resume", json=ask | {"why": "again"})
     assert sorted(done.json()["data"]["taskIds"]) == ids

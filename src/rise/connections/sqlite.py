@@ -82,11 +82,23 @@ class _Change(NamedTuple):
 class Database:
     """One SQLite file, written by one thread per process and read by two others."""
 
-    def __init__(self, path: Path, *, clock: Clock, schema: Mapping[str, Sequence[str]]) -> None:
-        """`schema`: for each part, its migrations in order; the number applied is its version."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        schema: Mapping[str, Sequence[str]],
+        on_trouble: Callable[[StoreUnavailable | None], None] = lambda trouble: None,
+    ) -> None:
+        """`schema`: for each part, its migrations in order; the number applied is its version.
+
+        `on_trouble` is told what keeps it from writing, and None when it writes again, before the callers are.
+        """
         self.path = path
         self._clock = clock
         self._schema = schema
+        self._on_trouble = on_trouble
+        self._trouble: StoreUnavailable | None = None
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         # Two, so that counting everything for the metrics does not keep a claim waiting.
@@ -220,10 +232,17 @@ class Database:
     def _resolve(self, batch: list[_Change], results: list[Any | BaseException]) -> None:
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(_set_results, batch, results)
+            self._loop.call_soon_threadsafe(self._tell, batch, results)
         except RuntimeError:
             # The loop is closed: nobody waits for these any more, and what was committed stays committed.
             return
+
+    def _tell(self, batch: list[_Change], results: list[Any | BaseException]) -> None:
+        trouble = results[0] if isinstance(results[0], StoreUnavailable) else None
+        if str(trouble) != str(self._trouble):
+            self._trouble = trouble
+            self._on_trouble(trouble)
+        _set_results(batch, results)
 
     def _connection(self) -> apsw.Connection:
         if self._writing is not None and self._inode != _inode(self.path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -17,6 +17,7 @@ from rise.channels.webchat import WebChatChannel
 from rise.clock import Clock, SystemClock
 from rise.connections.sqlite import Database
 from rise.delivery import DeliveryLimits, Sender
+from rise.errors import StoreUnavailable
 from rise.intake import Intake
 from rise.ledger.port import Ledger, WorkflowRecord
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
@@ -112,9 +113,12 @@ class House:
         return self.stores.ledger
 
 
-def build_stores(settings: Settings, clock: Clock) -> Stores:
+def build_stores(
+    settings: Settings, clock: Clock, on_trouble: Callable[[StoreUnavailable | None], None] = lambda trouble: None
+) -> Stores:
     directory = DataDirectory(settings.data_dir)
-    database = Database(directory.database, clock=clock, schema={"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA})
+    schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
+    database = Database(directory.database, clock=clock, schema=schema, on_trouble=on_trouble)
     limits = QueueLimits(claim=timedelta(seconds=settings.claim_seconds))
     return Stores(directory, database, SqliteQueue(database, limits), SqliteLedger(database))
 
@@ -122,7 +126,13 @@ def build_stores(settings: Settings, clock: Clock) -> Stores:
 def build(settings: Settings, clock: Clock | None = None) -> House:
     """Wire everything a process may need. Raises `StoreUnavailable` if the data directory cannot be used."""
     clock = clock or SystemClock()
-    stores = build_stores(settings, clock)
+    capabilities = CapabilityRegistry(clock)
+
+    def report(trouble: StoreUnavailable | None) -> None:
+        status = CapabilityStatus.UNAVAILABLE if trouble else CapabilityStatus.AVAILABLE
+        capabilities.set("disk", status, trouble.public_message if trouble else "written and synced again")
+
+    stores = build_stores(settings, clock, report)
     stores.directory.create()
     secrets = _secrets(settings, stores.directory)
     bus = LocalBus(stores.directory.bus)
@@ -136,7 +146,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
         bus=bus,
         bindings=bindings,
         channels=_channels(settings, secrets, clock),
-        capabilities=CapabilityRegistry(clock),
+        capabilities=capabilities,
         intake=intake,
     )
 
