@@ -181,6 +181,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_max: int | None = None
     notifiable: bool = False
     """Whether a notice about this task may be said in its chat: a person wrote a message there."""
+    is_unread: bool = False
+    """Accepted without being understood; to be read again before it is run."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import Final
 
 from rise.clock import Clock
 from rise.envelope import Head, Progress, Reason
-from rise.errors import Unavailable, WaitsForDependency
+from rise.errors import Rejected, Unavailable, WaitsForDependency
 
 DEFAULT_CURVE: Final = (15.0, 60.0, 180.0)
 JITTER: Final = 0.2
@@ -39,13 +39,16 @@ class RetryPolicy:
         return curve[min(progress.attempts, len(curve) - 1)] * clock.random.uniform(1 - JITTER, 1 + JITTER)
 
     def verdict(self, head: Head, progress: Progress, error: Exception, *, now_ms: int, clock: Clock) -> float | Reason:
-        """Seconds to wait, or the reason to stop trying. The caller asks `uses_a_try` whether it counts."""
+        """Seconds to wait, or the reason to stop trying. The caller asks `uses_a_try` whether it counts.
+
+        What is refused for what it says is refused again however often it is tried.
+        """
         if isinstance(error, WaitsForDependency):
             return _sane_seconds(error.retry_after_seconds) * clock.random.uniform(1, 1 + JITTER)
         if isinstance(error, Unavailable):
             seconds = _sane_seconds(error.retry_after_seconds or DEFAULT_CURVE[0])
             return seconds * clock.random.uniform(1, 1 + JITTER)
-        if self.tries_left(head, progress) <= 0:
+        if isinstance(error, Rejected) or self.tries_left(head, progress) <= 0:
             return Reason.RETRIES_EXHAUSTED
         delay = self.delay_seconds(head, progress, clock)
         since = progress.failing_since_ms if progress.failing_since_ms is not None else now_ms

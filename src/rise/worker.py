@@ -17,7 +17,7 @@ import msgspec
 
 from rise.bindings import BindingRegistry, Bound
 from rise.bus.port import Bus, Topic
-from rise.channels.port import Channel, Incoming, is_pushed
+from rise.channels.port import Channel, Incoming, is_pushed, understood
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Call, Effect, Outcome, Reason, Status, Task, TaskType, notice_id_of, reply_id_of
 from rise.errors import ClaimLost, Unavailable
@@ -35,6 +35,7 @@ Accept = Callable[[Incoming], Awaitable[object]]
 
 LOOK_SECONDS: Final = 1.0
 """How often the queue is looked at without a hint."""
+_NEVER_RAN: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.RAW_PAYLOAD_INVALID})
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ class Worker:
         self._hint = Signal()
         self._draining = False
         self._stopping = False
+        self._store_failed_at: float | None = None
         self._looking = Loop("worker", self._look, sleep=clock.sleep, on_error=_report)
         self._heartbeat = Loop("worker.heartbeat", self._renew, sleep=clock.sleep, on_error=_report)
 
@@ -188,11 +190,22 @@ class Worker:
         room = self._room()
         if not room:
             return 0
-        claimed = await self._queue.claim(self._bus.member, room, idle=not self._held)
+        try:
+            claimed = await self._queue.claim(
+                self._bus.member, room, idle=not self._held, forgiving=self._store_failed_lately()
+            )
+        except Unavailable:
+            self._store_failed_at = self._clock.monotonic()
+            raise
         self._draining = claimed.suspects_waiting
         for claim in claimed.claims:
             self._hold(claim)
         return len(claimed.claims)
+
+    def _store_failed_lately(self) -> bool:
+        """Whether others may have lost their claims only because they could not prolong them."""
+        failed_at, claim_seconds = self._store_failed_at, self._limits.claim.total_seconds()
+        return failed_at is not None and self._clock.monotonic() - failed_at < claim_seconds
 
     def _room(self) -> dict[str, int]:
         """Free places per channel. None while a suspect runs, or waits for this process to be alone."""
@@ -225,6 +238,7 @@ class Worker:
         try:
             lost = await self._queue.renew([held.claim for held in holding.values()])
         except Unavailable:
+            self._store_failed_at = self._clock.monotonic()
             alive_until = self._clock.monotonic() - self._limits.claim.total_seconds()
             lost = {fence for fence, held in holding.items() if held.renewed_at < alive_until}
         else:
@@ -244,7 +258,7 @@ class Worker:
         following: Claim | None = claim
         try:
             while following is not None and not self._stopping:
-                task = following.task
+                task = _understood(following.task, self._channels)
                 ending = await self._end(task)
                 following = await self._settle(following, task, ending)
         except ClaimLost as error:
@@ -275,6 +289,8 @@ class Worker:
         if progress.deadline_at_ms is not None and progress.deadline_at_ms < self._queue.now_ms():
             return TooLate()
         channel = self._channels[head.channel]
+        if head.is_unread:
+            return Suspended(Reason.RAW_PAYLOAD_INVALID, progress.error or "its bytes cannot be read")
         if head.task_type is TaskType.MESSAGE_SEND:
             return _answered(task, channel, [Effect(kind="reply", **head.policy["reply"])], value=None, bound=None)
         bound = self._bindings.lookup(head.channel, head.account, head.workflow_id)
@@ -333,7 +349,7 @@ class Worker:
                 return RetryIn(seconds, error, counts)
             case Suspended(reason, error, tell):
                 await self._tell(task, reason, tell)
-                if reason is not Reason.WORKFLOW_PENDING:
+                if reason not in _NEVER_RAN:
                     # Last, because it is the one write here that repeating would do twice.
                     await self._note_attempt(task, error, counts=True)
                 return Suspend(reason, error)
@@ -415,6 +431,15 @@ class Worker:
                 )
                 await self._clock.sleep(pause)
                 pause = min(pause * 2, 5.0)
+
+
+def _understood(task: Task, channels: Mapping[str, Channel]) -> Task:
+    """A task that was accepted without being understood is read again: this version may know better."""
+    channel = channels.get(task.head.channel)
+    if not task.head.is_unread or channel is None or not is_pushed(channel):
+        return task
+    incoming = channel.read_again(task.head, task.raw)
+    return task if incoming.suspend else msgspec.structs.replace(task, head=understood(task.head, incoming))
 
 
 def _answered(task: Task, channel: Channel, effects: Sequence[Effect], *, value: Any, bound: Bound | None) -> Answered:

@@ -24,7 +24,7 @@ WORKING = [
     "queue.settle",
 ]
 SENDING = ["ledger.outbox_take", "ledger.outbox_sending", "channel.send", "ledger.outbox_record", "queue.finish"]
-ASIDE = {"queue.sweep", "queue.list_open", "queue.depth", "queue.renew", "queue.suspended_accounts", "queue.resume",
+ASIDE = {"queue.sweep", "queue.list_open", "queue.depth", "queue.renew", "queue.suspended_routes", "queue.resume",
          "ledger.outbox_open", "ledger.outbox_depth", "ledger.finished_among", "ledger.purge", "ledger.replies",
          "ledger.definitions", "ledger.definitions_version", "ledger.put_workflow", "ledger.put_binding",
          "ledger.record_operation"}  # fmt: skip

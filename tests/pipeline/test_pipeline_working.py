@@ -13,6 +13,7 @@ import pytest
 from pipeline_stage import Stage, record_of
 
 import rise
+from rise.channels.telegram import updates
 from rise.envelope import Outcome, Reason, Status, run_id_of
 from rise.errors import StateConflict, StoreUnavailable
 from rise.ledger.port import BindingRecord
@@ -291,6 +292,100 @@ async def test_without_a_workflow_messages_wait_are_told_so_once_and_go_on_by_th
     await stage.ended(*waiting, *other)
     assert stage.texts(1) == [MISSING, "echo one", "echo two", "echo three"]
     assert stage.texts(2) == [MISSING, "echo four"]
+
+
+@pytest.mark.req("SUS-2")
+async def test_what_asks_for_a_workflow_by_name_waits_for_that_one_and_for_no_other(stage: Stage):
+    gateway, worker = await stage.start(echo)
+    asked = msgspec.structs.replace(stage.incoming("later"), workflow_id="wf_later")
+    named = (await gateway.intake.accept(asked)).task_id
+    await stage.suspended(named, Reason.WORKFLOW_PENDING)
+    assert await gateway.supervisor.resume() == 0, "it would only be parked again"
+
+    @rise.workflow("later")
+    async def later(turn: rise.Turn) -> None:
+        await turn.reply(f"at last: {turn.text}")
+
+    await worker.stop()
+    await stage.start_worker(echo, later)
+    await stage.ended(named)
+    assert stage.texts()[-1] == "at last: later"
+
+
+@pytest.mark.req("WRK-3", "SUS-2")
+@pytest.mark.failure("A4")
+async def test_what_could_not_be_read_is_read_again_when_it_is_resumed(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    gateway, _ = await stage.start(echo)
+    queued = stage.telegram.message("from the future", chat_id=42)
+    assert queued is not None
+    with monkeypatch.context() as an_older_version:
+        an_older_version.delitem(updates.KINDS, "message")
+        task_id = (await gateway.intake.accept(stage.reading(queued.body))).task_id
+        await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)
+        await stage.operations.resume(task_id, who="operator")
+        assert (await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)).attempts == 0
+        assert stage.texts() == []
+    await stage.operations.resume(task_id, who="operator")
+    await stage.ended(task_id)
+    assert stage.texts() == ["echo from the future"]
+    archived = await stage.ledger.archived(task_id)
+    assert archived is not None
+    assert archived.head.chat_id == "42"
+
+
+@pytest.mark.req("SUS-1")
+async def test_what_can_never_be_said_is_parked_at_once(stage: Stage):
+    @rise.workflow("mute", channels=["telegram"])
+    async def mute(turn: rise.Turn) -> None:
+        await turn.reply("choose", buttons=[[{"text": "yes", "data": "y" * 65}]])
+
+    await stage.start(mute)
+    [task_id] = await stage.write("Hello")
+    task = await stage.suspended(task_id, Reason.RETRIES_EXHAUSTED)
+    assert "data" in (task.error or "")
+
+
+@pytest.mark.req("QUE-3", "CAP-1")
+@pytest.mark.failure("E4")
+async def test_a_store_that_is_away_for_longer_than_a_claim_makes_no_message_poison(stage: Stage):
+    starts: list[int] = []
+
+    @rise.workflow("patient", channels=["telegram"])
+    async def patient(turn: rise.Turn) -> None:
+        starts.append(turn.attempt)
+        stage.touch()
+        await asyncio.Event().wait()
+
+    async def has_started_again() -> bool:
+        return len(starts) > outages
+
+    _, worker = await stage.start(patient)
+    [task_id] = await stage.write("Hello")
+    for outages in range(4):
+        await stage.until(has_started_again)
+        for step in ("queue.renew", "queue.claim"):
+            worker.fail_at(step, "before", StoreUnavailable("cut off"), times=4)
+        for _ in range(30):
+            if len(starts) == outages + 1:
+                await stage.pass_time(5)
+    task = await stage.look(task_id)
+    assert task is not None
+    assert (len(starts), task.deaths) == (5, 0)
+
+
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("H8")
+async def test_a_drop_that_was_cut_short_is_finished_by_the_sweep(stage: Stage):
+    gateway, _ = await stage.start()
+    dropped, kept = [(await stage.write("Hello", chat=chat))[0] for chat in (1, 2)]
+    for task_id in (dropped, kept):
+        await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    task = await stage.queue.get(dropped)
+    assert task is not None
+    await stage.ledger.finish(task, Status.DROPPED, by="operator")  # and here the command was killed
+    await gateway.supervisor.sweep()
+    listed = await stage.operations.suspended()
+    assert [one.head.task_id for one in listed] == [kept]
 
 
 @pytest.mark.req("SUS-2")

@@ -53,6 +53,21 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+def understood(head: Head, incoming: Incoming) -> Head:
+    """The head of what was accepted unread, now that its bytes say more. It keeps its key and its place."""
+    return msgspec.structs.replace(
+        head,
+        is_unread=False,
+        kind=incoming.kind,
+        chat_id=incoming.chat_id,
+        user_text=incoming.user_text,
+        user=incoming.user,
+        metadata=incoming.metadata,
+        notifiable=incoming.notifiable,
+        raw_is_json=incoming.raw_is_json,
+    )
+
+
 # --- how a call to a platform ended ------------------------------------------------------------------------
 
 
@@ -149,6 +164,10 @@ class PushChannel(Channel, Protocol):
 
     def acknowledgement(self, head: Head) -> Call | None:
         """What tells the platform's client that its tap was received (an empty callback answer), if anything."""
+        ...
+
+    def read_again(self, head: Head, raw: bytes) -> Incoming:
+        """What was accepted unread, as this version reads it. Never raises; marked to be suspended if it cannot."""
         ...
 
     def rates(self, chat_id: str) -> SendRates: ...

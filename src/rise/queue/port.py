@@ -149,6 +149,15 @@ class OpenTask(msgspec.Struct, frozen=True):
         return run_id_of(self.head.task_id, self.generation)
 
 
+class Route(msgspec.Struct, frozen=True, order=True):
+    """What decides which workflow a task needs."""
+
+    channel: str
+    account: str
+    workflow_id: str = ""
+    """The one that the task asks for by name; empty: whatever is bound."""
+
+
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """Which open tasks are meant. Empty fields do not narrow."""
 
@@ -158,6 +167,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     channel: str | None = None
     account: str | None = None
     lane: LaneKey | None = None
+    routes: tuple[Route, ...] = ()
     older_than_ms: int | None = None
     """Only tasks accepted before this moment of the store's clock."""
 
@@ -177,12 +187,13 @@ class Queue(Protocol):
         """Claim the delivery key and write the task, in one atomic and durable step."""
         ...
 
-    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool) -> Claimed:
+    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool, forgiving: bool = False) -> Claimed:
         """Take up to `room[channel]` lanes per channel whose head is due, longest-waiting first.
 
         A lane has at most one live claim. A task found running from a claim that was never settled has one
         more death counted; with `deaths_max` it is suspended as poison and the next is taken. A task with
-        `deaths_suspect` is given only to an `idle` holder, alone.
+        `deaths_suspect` is given only to an `idle` holder, alone. `forgiving`: the store could not be written
+        to for a while, so that a claim which was not prolonged proves nobody's death.
         """
         ...
 
@@ -221,6 +232,10 @@ class Queue(Protocol):
         """Suspended → pending, whole lanes at a time, oldest first; about `limit` tasks. Retries start over."""
         ...
 
+    async def resumable(self, selection: Selection, *, limit: int) -> list[OpenTask]:
+        """What `resume` would let go on."""
+        ...
+
     async def hold(self, task_id: TaskId, generation: int, suspend: Suspend) -> bool:
         """Replying → suspended: its reply's fate is unknown and the binding says to ask a person."""
         ...
@@ -239,8 +254,8 @@ class Queue(Protocol):
         """Ordered by task id; pass the last one to go on."""
         ...
 
-    async def suspended_accounts(self, reason: Reason) -> set[tuple[str, str]]:
-        """The channels and accounts that have tasks suspended for this reason."""
+    async def suspended_routes(self, reason: Reason) -> list[Route]:
+        """The routes of which tasks are suspended for this reason, sorted."""
         ...
 
     async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:

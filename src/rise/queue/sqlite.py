@@ -46,6 +46,7 @@ from rise.queue.port import (
     Receipt,
     Replying,
     RetryIn,
+    Route,
     Selection,
     Settlement,
     Suspend,
@@ -109,6 +110,11 @@ SCHEMA: Final = (
     CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
     INSERT INTO counters VALUES ('fence', 0), ('duplicates', 0), ('out_of_order', 0), ('late', 0);
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN workflow_id TEXT NOT NULL DEFAULT '';
+    DROP INDEX tasks_suspended;
+    CREATE INDEX tasks_suspended ON tasks (reason, channel, account, workflow_id, lane) WHERE status = 'suspended';
+    """,
 )
 
 FORGET_AT_ONCE: Final = 1000
@@ -162,12 +168,12 @@ class SqliteQueue:
         known = task.head
         connection.execute(
             "INSERT OR IGNORE INTO tasks (task_id, lane, channel, account, order_at, order_seq, status, reason,"
-            " due_at, deadline_at, accepted_at, updated_at, error, head, raw)"
-            " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            " due_at, deadline_at, accepted_at, updated_at, error, head, raw, workflow_id)"
+            " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 known.task_id, known.lane, known.channel, known.account, known.order.at_ms, known.order.seq,
                 status.value, task.suspend.value if task.suspend else None, due, deadline, now, now,
-                _storable(task.error), head, task.raw,
+                _storable(task.error), head, task.raw, known.workflow_id or "",
             ),
         )  # fmt: skip
         if not connection.changes():
@@ -181,12 +187,14 @@ class SqliteQueue:
 
     # --- claims ---
 
-    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool) -> Claimed:
+    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool, forgiving: bool = False) -> Claimed:
         if not await self._database.read(lambda connection: _anything_ready(connection, room, self.now_ms())):
             return Claimed([])  # most looks find nothing; they must not cost an fsync
-        return await self._database.write(lambda connection: self._claim(connection, holder, room, idle))
+        return await self._database.write(lambda connection: self._claim(connection, holder, room, idle, forgiving))
 
-    def _claim(self, connection: apsw.Connection, holder: str, room: Mapping[str, int], idle: bool) -> Claimed:
+    def _claim(
+        self, connection: apsw.Connection, holder: str, room: Mapping[str, int], idle: bool, forgiving: bool
+    ) -> Claimed:
         now = self.now_ms()
         claims: list[Claim] = []
         left = dict(room)
@@ -194,7 +202,7 @@ class SqliteQueue:
         for lane, channel in _ready_lanes(connection, room, now):
             if left[channel] <= 0:
                 continue
-            head = self._runnable_head(connection, lane, now)
+            head = self._runnable_head(connection, lane, now, forgiving)
             if head is None:
                 continue
             if head.progress.deaths >= self._limits.deaths_suspect:
@@ -210,22 +218,22 @@ class SqliteQueue:
             )
         return Claimed(claims, suspects_waiting)
 
-    def _runnable_head(self, connection: apsw.Connection, lane: LaneKey, now: int) -> Task | None:
+    def _runnable_head(self, connection: apsw.Connection, lane: LaneKey, now: int, forgiving: bool) -> Task | None:
         """The lane's first task if it is due. Otherwise correct the lane's hint and return None."""
-        self._count_deaths(connection, lane, now)
+        self._count_deaths(connection, lane, now, 0 if forgiving else 1)
         head = _head_of(connection, lane)
         if head is not None and head.progress.due_at_ms <= now:
             return head
         _let_go(connection, lane, head.progress.due_at_ms if head else None, now)
         return None
 
-    def _count_deaths(self, connection: apsw.Connection, lane: LaneKey, now: int) -> None:
+    def _count_deaths(self, connection: apsw.Connection, lane: LaneKey, now: int, deaths: int) -> None:
         # Count when the next worker claims, not when this one starts: only a task left running by a claim
         # that was never settled means that its process died, and a message that kills must not run for ever.
         connection.execute(
-            "UPDATE tasks INDEXED BY tasks_processing SET status = 'pending', deaths = deaths + 1, updated_at = ?"
+            "UPDATE tasks INDEXED BY tasks_processing SET status = 'pending', deaths = deaths + ?, updated_at = ?"
             " WHERE lane = ? AND status = 'processing'",
-            (now, lane),
+            (deaths, now, lane),
         )
         if connection.changes():
             # Whoever was taken for dead has lost the lane, also when nobody gets it now: should it come back,
@@ -379,19 +387,8 @@ class SqliteQueue:
     def _resume(self, connection: apsw.Connection, selection: Selection, limit: int) -> list[TaskId]:
         now = self.now_ms()
         where, values = _where(msgspec.structs.replace(selection, status=Status.SUSPENDED))
-        lanes = connection.execute(
-            f"SELECT lane, channel, count(*) FROM tasks WHERE {where} GROUP BY lane ORDER BY min(order_at)",
-            values,
-        )
         resumed: list[TaskId] = []
-        chosen: list[tuple[LaneKey, str]] = []
-        count = 0
-        for lane, channel, tasks in lanes:
-            if count >= limit:
-                break
-            count += tasks
-            chosen.append((lane, channel))
-        for lane, channel in chosen:
+        for lane, channel in _whole_lanes(connection, where, values, limit):
             rows = connection.execute(
                 "UPDATE tasks SET status = 'pending', reason = NULL, attempts = 0, deaths = 0, failing_since = NULL,"
                 f" due_at = ?, updated_at = ? WHERE {where} AND lane = ? RETURNING task_id",
@@ -400,6 +397,18 @@ class SqliteQueue:
             resumed += [TaskId(task_id) for (task_id,) in rows]
             _make_ready(connection, lane, channel, now)
         return resumed
+
+    async def resumable(self, selection: Selection, *, limit: int) -> list[OpenTask]:
+        where, values = _where(msgspec.structs.replace(selection, status=Status.SUSPENDED))
+
+        def query(connection: apsw.Connection) -> list[OpenTask]:
+            return [
+                task
+                for lane, _ in _whole_lanes(connection, where, values, limit)
+                for task in _open_tasks(connection, f"{where} AND lane = ?", (*values, lane))
+            ]
+
+        return await self._database.read(query)
 
     async def hold(self, task_id: TaskId, generation: int, suspend: Suspend) -> bool:
         def change(connection: apsw.Connection) -> bool:
@@ -423,10 +432,10 @@ class SqliteQueue:
             return False
         connection.execute(
             "INSERT OR REPLACE INTO tasks (task_id, lane, channel, account, order_at, order_seq, status, generation,"
-            " due_at, accepted_at, updated_at, head, raw) VALUES (?,?,?,?,?,?,'pending',?,?,?,?,?,?)",
+            " due_at, accepted_at, updated_at, head, raw, workflow_id) VALUES (?,?,?,?,?,?,'pending',?,?,?,?,?,?,?)",
             (
                 known.task_id, known.lane, known.channel, known.account, known.order.at_ms, known.order.seq,
-                generation, now, now, now, head, task.raw,
+                generation, now, now, now, head, task.raw, known.workflow_id or "",
             ),
         )  # fmt: skip
         _make_ready(connection, known.lane, known.channel, now)
@@ -459,32 +468,20 @@ class SqliteQueue:
     async def list_open(self, selection: Selection, *, limit: int, after: str = "") -> list[OpenTask]:
         where, values = _where(selection)
 
-        def query(connection: apsw.Connection) -> list[OpenTask]:
+        return await self._database.read(
+            lambda connection: _open_tasks(connection, f"{where} AND task_id > ?", (*values, after), limit)
+        )
+
+    async def suspended_routes(self, reason: Reason) -> list[Route]:
+        def query(connection: apsw.Connection) -> list[Route]:
             rows = connection.execute(
-                "SELECT task_id, head, status, reason, generation, attempts, deaths, due_at, updated_at, error"
-                f" FROM tasks WHERE {where} AND task_id > ? ORDER BY task_id LIMIT ?",
-                (*values, after, limit),
-            ).fetchall()
-            return [
-                OpenTask(
-                    _head_or_stand_in(connection, task_id, head),
-                    Status(status),
-                    Reason(reason) if reason else None,
-                    *rest,
-                )
-                for task_id, head, status, reason, *rest in rows
-            ]
+                "SELECT DISTINCT channel, account, workflow_id FROM tasks"
+                " WHERE status = 'suspended' AND reason = ? ORDER BY 1, 2, 3",
+                (reason,),
+            )
+            return [Route(*row) for row in rows]
 
         return await self._database.read(query)
-
-    async def suspended_accounts(self, reason: Reason) -> set[tuple[str, str]]:
-        return await self._database.read(
-            lambda connection: set(
-                connection.execute(
-                    "SELECT DISTINCT channel, account FROM tasks WHERE status = 'suspended' AND reason = ?", (reason,)
-                )
-            )
-        )
 
     async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:
         def query(connection: apsw.Connection) -> list[Receipt]:
@@ -649,6 +646,38 @@ def _get(connection: apsw.Connection, task_id: TaskId) -> Task | None:
     return _task(row, _head_or_stand_in(connection, task_id, row[0])) if row else None
 
 
+def _whole_lanes(
+    connection: apsw.Connection, where: str, values: Sequence[Any], limit: int
+) -> list[tuple[LaneKey, str]]:
+    """The lanes of what is selected, oldest first, until they hold about `limit` tasks."""
+    chosen: list[tuple[LaneKey, str]] = []
+    count = 0
+    for lane, channel, tasks in connection.execute(
+        f"SELECT lane, channel, count(*) FROM tasks WHERE {where} GROUP BY lane ORDER BY min(order_at), lane", values
+    ):
+        if count >= limit:
+            break
+        count += tasks
+        chosen.append((lane, channel))
+    return chosen
+
+
+def _open_tasks(
+    connection: apsw.Connection, where: str, values: Sequence[Any], limit: int | None = None
+) -> list[OpenTask]:
+    rows = connection.execute(
+        "SELECT task_id, head, status, reason, generation, attempts, deaths, due_at, updated_at, error"
+        f" FROM tasks WHERE {where} ORDER BY task_id LIMIT ?",
+        (*values, -1 if limit is None else limit),
+    ).fetchall()
+    return [
+        OpenTask(
+            _head_or_stand_in(connection, task_id, head), Status(status), Reason(reason) if reason else None, *rest
+        )
+        for task_id, head, status, reason, *rest in rows
+    ]
+
+
 def _head_or_stand_in(connection: apsw.Connection, task_id: str, stored: bytes) -> Head:
     """For looking, not for running: an unreadable record must still be listed, resumed and dropped."""
     try:
@@ -778,6 +807,9 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
         if value is not None:
             parts.append(f"{column} = ?")
             values.append(value)
+    if selection.routes:
+        parts.append(f"(channel, account, workflow_id) IN (VALUES {','.join(['(?,?,?)'] * len(selection.routes))})")
+        values += [part for route in selection.routes for part in msgspec.structs.astuple(route)]
     if selection.older_than_ms is not None:
         parts.append("accepted_at < ?")
         values.append(selection.older_than_ms)

@@ -137,13 +137,13 @@ class Operations:
 
         `dry_run`: only say which.
         """
-        suspended = msgspec.structs.replace(selection, status=Status.SUSPENDED)
-        waiting = await self._queue.list_open(suspended, limit=limit)
+        waiting = await self._queue.resumable(selection, limit=limit)
+        task_ids = [task.head.task_id for task in waiting]
         if dry_run or not waiting:
-            return [task.head.task_id for task in waiting]
+            return task_ids
         await self._record(who, "resume", _named(selection), why)
         await self._rearm(waiting)
-        resumed = await self._queue.resume(suspended, limit=limit)
+        resumed = await self._queue.resume(Selection(task_ids=tuple(task_ids)), limit=len(task_ids))
         log.info("suspended.resumed", count=len(resumed), who=who)
         self._bus.publish(Topic.LANES_READY)
         return resumed

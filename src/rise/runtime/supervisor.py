@@ -83,6 +83,7 @@ class Supervisor:
         self._alerts = Alerts()
         self._told: set[ReplyId] = set()
         self._telling_after = ""
+        self._comparing_after = ""
         self._loops = [
             self._every("supervisor.reap", REAP_SECONDS, self.reap),
             self._every("supervisor.sweep", SWEEP_SECONDS, self.sweep),
@@ -123,6 +124,7 @@ class Supervisor:
             log.warning("queue.hints_remade", lanes=found)
             self._bus.publish(Topic.LANES_READY)
         await self._bring_in_line()
+        await self._forget_ended()
         old = self._queue.now_ms() - int(self._duties.keep_finished_seconds * 1000)
         while await self._ledger.purge(finished_before_ms=old, limit=PAGE) == PAGE:
             pass  # in small steps, because messages are accepted in between
@@ -130,15 +132,19 @@ class Supervisor:
     async def resume(self) -> int:
         """Let go on what waited for a workflow that is there now, oldest first per chat, at a bounded rate."""
         limit = max(1, int(self._duties.resume_per_second * RESUME_SECONDS))
-        resumed = 0
-        for channel, account in await self._queue.suspended_accounts(Reason.WORKFLOW_PENDING):
-            if resumed < limit and self._bindings.lookup(channel, account) is not None:
-                waiting = Selection(reason=Reason.WORKFLOW_PENDING, channel=channel, account=account)
-                resumed += len(await self._queue.resume(waiting, limit=limit - resumed))
+        served = tuple(
+            route
+            for route in await self._queue.suspended_routes(Reason.WORKFLOW_PENDING)
+            if self._bindings.lookup(route.channel, route.account, route.workflow_id or None) is not None
+        )
+        if not served:
+            return 0
+        # All at once: a chat may have waited for several workflows, and its order holds across them.
+        resumed = await self._queue.resume(Selection(reason=Reason.WORKFLOW_PENDING, routes=served), limit=limit)
         if resumed:
-            log.info("suspended.resumed", count=resumed, reason=Reason.WORKFLOW_PENDING)
+            log.info("suspended.resumed", count=len(resumed), reason=Reason.WORKFLOW_PENDING)
             self._bus.publish(Topic.LANES_READY)
-        return resumed
+        return len(resumed)
 
     async def tell(self) -> None:
         """Tell people, once each, that an answer will be late or could not be given."""
@@ -194,6 +200,16 @@ class Supervisor:
             if len(page) < PAGE:
                 return
             after = page[-1].head.task_id
+
+    async def _forget_ended(self) -> None:
+        """A crash between ledger and queue leaves a task suspended that was dropped. Some are looked at each time."""
+        page = await self._queue.list_open(Selection(status=Status.SUSPENDED), limit=PAGE, after=self._comparing_after)
+        self._comparing_after = page[-1].head.task_id if len(page) == PAGE else ""
+        finished = await self._ledger.finished_among([task.head.task_id for task in page])
+        for task in page:
+            run = finished.get(task.head.task_id)
+            if run is not None and run.generation == task.generation:
+                await self._queue.cancel(task.head.task_id)
 
     async def _is_held(self, task: OpenTask) -> bool:
         replies = await self._ledger.replies(task_id=task.head.task_id)

@@ -146,6 +146,9 @@ class TelegramChannel:
     def acknowledgement(self, head: Head) -> Call | None:
         return acknowledgement(head)
 
+    def read_again(self, head: Head, raw: bytes) -> Incoming:
+        return self.read_update(raw, account=head.account, webhook=False, now=self._clock.now(), source=head.source)
+
     def rates(self, chat_id: str) -> SendRates:
         return SendRates(
             chat_per_second=self._rates.chat_per_second,

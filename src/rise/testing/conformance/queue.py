@@ -30,6 +30,7 @@ from rise.queue.port import (
     Receipt,
     Replying,
     RetryIn,
+    Route,
     Selection,
     Settlement,
     Suspend,
@@ -84,6 +85,7 @@ def delivery(
     suspend: Reason | None = None,
     lifetime_seconds: float | None = None,
     receipt_seconds: int = RECEIPT_SECONDS,
+    workflow_id: str | None = None,
 ) -> NewTask:
     """The update `number` of a bot: dated by it unless said otherwise, in the lane of its chat."""
     key = DeliveryKey(f"tg:{account}:u:{number}")
@@ -101,6 +103,7 @@ def delivery(
         trace_id=f"r{number}",
         idempotency_key=f"telegram:pending:{chat}:{number}",
         chat_id=chat,
+        workflow_id=workflow_id,
         user_text=f"message {number}",
         raw_sha256=hashlib.sha256(body).hexdigest(),
     )
@@ -533,6 +536,17 @@ class QueueConformance:
         assert (progress.status, progress.reason, progress.deaths) == (Status.SUSPENDED, Reason.POISON, DEATHS_MAX)
         assert progress.error
 
+    @pytest.mark.req("QUE-3")
+    @pytest.mark.failure("E4")
+    async def test_a_claim_that_nobody_could_prolong_is_no_death(self, stage: QueueStage) -> None:
+        await enqueue(stage.queue, 1)
+        claim = await claim_one(stage.queue)
+        for _ in range(DEATHS_MAX):
+            await die(stage)
+            lost, [claim] = claim, (await stage.queue.claim("w2", {"telegram": 1}, idle=True, forgiving=True)).claims
+            assert claim.task.progress.deaths == 0
+            assert await stage.queue.renew([lost]) == {lost.fence}
+
     @pytest.mark.failure("E4")
     async def test_a_suspect_is_given_only_to_an_idle_worker_and_alone(self, stage: QueueStage) -> None:
         queue = stage.queue
@@ -858,15 +872,34 @@ class QueueConformance:
         await queue.enqueue(delivery(2, chat="2", suspend=Reason.STALE_REPLAY))
         await queue.enqueue(delivery(3, chat="3", account="8", suspend=Reason.WORKFLOW_PENDING))
         await queue.enqueue(delivery(4, chat="4", channel="webchat", suspend=Reason.WORKFLOW_PENDING))
-        assert await queue.suspended_accounts(Reason.WORKFLOW_PENDING) == {
-            ("telegram", "7"),
-            ("telegram", "8"),
-            ("webchat", "7"),
-        }
+        assert await queue.suspended_routes(Reason.WORKFLOW_PENDING) == [
+            Route("telegram", "7"),
+            Route("telegram", "8"),
+            Route("webchat", "7"),
+        ]
         mine = Selection(reason=Reason.WORKFLOW_PENDING, channel="telegram", account="7")
         assert [number_of(await open_task(queue, one)) for one in await queue.resume(mine, limit=10)] == [1]
         assert await queue.resume(Selection(task_ids=(TaskId("t_unknown"),)), limit=10) == []
         assert len(await queue.list_open(Selection(status=Status.SUSPENDED), limit=10)) == 3
+
+    @pytest.mark.req("SUS-2")
+    async def test_what_waits_for_several_workflows_is_resumed_by_route_in_the_chats_order(self, queue: Queue) -> None:
+        for number, workflow_id in enumerate(("", "echo", "other", "echo"), start=1):
+            await queue.enqueue(delivery(number, suspend=Reason.WORKFLOW_PENDING, workflow_id=workflow_id or None))
+        routes = await queue.suspended_routes(Reason.WORKFLOW_PENDING)
+        assert routes == [Route("telegram", "7", name) for name in ("", "echo", "other")]
+        await queue.resume(Selection(routes=(routes[0], routes[1])), limit=10)
+        assert await run_everything(queue) == [1, 2, 4]
+        assert await queue.suspended_routes(Reason.WORKFLOW_PENDING) == [Route("telegram", "7", "other")]
+
+    @pytest.mark.req("SUS-2")
+    async def test_what_would_be_resumed_is_what_is_resumed(self, queue: Queue) -> None:
+        for chat, first, second in (("young", 50, 51), ("old", 1, 60), ("middle", 20, 21)):
+            await self._suspend(queue, first, second, chat=chat)
+        shown = await queue.resumable(Selection(reason=Reason.WORKFLOW_PENDING), limit=3)
+        assert sorted(map(number_of, shown)) == [1, 20, 21, 60]
+        resumed = await queue.resume(Selection(reason=Reason.WORKFLOW_PENDING), limit=3)
+        assert sorted(resumed) == sorted(task.head.task_id for task in shown)
 
     @pytest.mark.failure("H9")
     async def test_nothing_open_goes_away_by_time(self, stage: QueueStage) -> None:
