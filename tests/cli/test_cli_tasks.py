@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from cli_directory import Directory, Rise
@@ -103,6 +104,22 @@ def test_a_directory_without_a_database_is_named_and_not_made(rise: Rise, direct
         assert ended.code == 1
         assert "holds no Rise database" in ended.err
     assert not directory.path.exists()
+
+
+@pytest.mark.req("EMB-1")
+def test_who_looks_for_the_demos_messages_is_told_where_they_are(
+    rise: Rise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("RISE_DATA_DIR")
+    [task_id] = Directory(tmp_path / ".rise-demo").accept(1)
+    for words in (["tasks"], ["tasks", "show", task_id], ["suspended"], ["audit"], ["backup", "copy"]):
+        ended = rise(*words)
+        assert ended.code == 1
+        assert ended.err == (
+            "rise: .rise holds no Rise database: the demo keeps its messages in .rise-demo, add --data-dir .rise-demo\n"
+        )
+    assert "add --data-dir .rise-demo" in rise("doctor").out
+    assert task_id in rise("tasks", "--data-dir", ".rise-demo").out
 
 
 def test_wrong_settings_are_said_and_end_with_2(rise: Rise, monkeypatch: pytest.MonkeyPatch):

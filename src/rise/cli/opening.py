@@ -33,15 +33,12 @@ def read_settings(data_dir: Path | None) -> Settings:
 
 def in_house(data_dir: Path | None, work: Callable[[House], Coroutine[Any, Any, T]], *, creates: bool = False) -> T:
     """Run `work` with the directory open. Without a database there is nothing to look at, unless it `creates`."""
-    from rise.errors import Rejected
+    from rise.runtime.directory import DataDirectory
     from rise.runtime.processes import run
 
     settings = read_settings(data_dir)
-    if not creates and not has_database(settings):
-        raise Rejected(
-            f"{settings.data_dir} holds no Rise database: name the right directory with --data-dir or RISE_DATA_DIR",
-            field="data_dir",
-        )
+    if not creates:
+        DataDirectory(settings.data_dir).refuse_without_database()
 
     async def main() -> T:
         async with _opened(settings) as house:

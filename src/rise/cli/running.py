@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rise.runtime.directory import DEMO
+
 if TYPE_CHECKING:
     from rise.settings import Settings
 
@@ -35,8 +37,8 @@ def serve(
 
 
 def demo(
-    port: Annotated[int, typer.Option(help="Port of the page.")] = 8080,
-    data_dir: Annotated[Path, typer.Option(help="Where the conversation is kept.")] = Path(".rise-demo"),
+    port: Annotated[int, typer.Option(envvar="RISE_PORT", help="Port of the page.")] = 8080,
+    data_dir: Annotated[Path, typer.Option(help="Where the conversation is kept.")] = DEMO,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
 ) -> None:
     """Chat with a bot in the browser: no token, no server, one directory.

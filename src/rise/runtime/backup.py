@@ -173,8 +173,7 @@ def _packed(folder: Path) -> Path:
 
 
 def _refuse_wrong_names(directory: DataDirectory, target: Path) -> None:
-    if not directory.database.exists():
-        raise Rejected(f"{directory.path} holds no Rise database: name the right one with --data-dir", field="data_dir")
+    directory.refuse_without_database()
     if os.path.lexists(target):
         raise Rejected(f"{target} exists, and a backup overwrites nothing: choose another name", field="target")
 

@@ -9,9 +9,11 @@ import os
 from pathlib import Path
 
 from rise.envelope import new_secret
-from rise.errors import StoreLocked, StoreUnavailable
+from rise.errors import Rejected, StoreLocked, StoreUnavailable
 
 DATABASE = "rise.db"
+DEMO = Path(".rise-demo")
+"""Where `rise demo` keeps its conversation, unless told otherwise."""
 
 
 class DataDirectory:
@@ -34,7 +36,20 @@ class DataDirectory:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreUnavailable(f"{self.path} cannot be created: {error.strerror}") from error
+            raise StoreUnavailable(
+                f"{self.path} cannot be made ({error.strerror}): set RISE_DATA_DIR to a directory that can be written"
+            ) from error
+
+    def refuse_without_database(self) -> None:
+        """Raises `Rejected`, saying where to look instead."""
+        if not self.database.exists():
+            raise Rejected(f"{self.path} holds no Rise database: {self.elsewhere()}", field="data_dir")
+
+    def elsewhere(self) -> str:
+        """Where to look for what is not here."""
+        if DataDirectory(DEMO).database.exists():
+            return f"the demo keeps its messages in {DEMO}, add --data-dir {DEMO}"
+        return "name the right directory with --data-dir or RISE_DATA_DIR"
 
     def own(self) -> None:
         """Be the one `rise serve` of this directory until the process ends.
@@ -50,8 +65,8 @@ class DataDirectory:
         except BlockingIOError as error:
             os.close(fd)
             raise StoreLocked(
-                f"another `rise serve` uses {self.path}. Stop it, or give this one its own RISE_DATA_DIR. "
-                "More workers are added with `rise worker`."
+                f"another `rise serve` uses {self.path}. Stop it, or give this one a directory of its own "
+                "(RISE_DATA_DIR; `rise demo --data-dir`). More workers are added with `rise worker`."
             ) from error
         self._lock_fd = fd
 
