@@ -194,6 +194,20 @@ async def test_the_running_servers_capabilities_are_told_in_its_own_words(data_d
     assert findings["worker"].detail == "unavailable: it ended (exit 1); restarted in 5 s"
 
 
+async def test_of_the_database_the_running_servers_word_is_told(data_dir: Path, owned: DataDirectory):
+    full = "the disk is full: free some space. Until then nothing is accepted"
+    disk = {"status": "unavailable", "detail": full}
+    answers: dict[str, tuple[int, object]] = {"GET /healthz": (200, {"capabilities": {"disk": disk}})}
+    async with server(answers) as port:
+        [down] = await doctor(data_dir, port=port).probe("database")
+        disk |= {"status": "available", "detail": "written and synced"}
+        well, _ = await doctor(data_dir, port=port).probe("database")
+    assert (down.name, down.level, down.detail) == ("database", Level.FAIL, f"unavailable: {full}")
+    assert well.level is Level.OK
+    assert well.detail.startswith("sound, ")
+    assert well.detail.endswith("; the running server says available: written and synced")
+
+
 async def test_a_server_that_runs_and_does_not_answer_is_said_so(data_dir: Path, owned: DataDirectory):
     async with server({}) as port:
         pass

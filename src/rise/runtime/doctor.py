@@ -194,7 +194,7 @@ class Doctor:
     async def _directory(self) -> list[Finding]:
         path = self._data.path
         if not path.exists():
-            return [_warn("directory", f"{path} is not there yet", "`rise serve` makes it; or set RISE_DATA_DIR")]
+            return [_warn("directory", f"{path} is not there yet", f"`rise serve` makes it; {self._data.elsewhere()}")]
         if not path.is_dir():
             return [_fail("directory", f"{path} is not a directory", "set RISE_DATA_DIR to one")]
         findings = [
@@ -228,6 +228,9 @@ class Doctor:
         path = self._data.database
         if not path.exists():
             return [_ok("database", "not there yet; made at the first start")]
+        served = await self._as_served("disk")
+        if served is not None and served.level is not Level.OK:
+            return [msgspec.structs.replace(served, name="database")]
         async with opened_to_read(path, self.clock) as database:
             verdict = await database.read(_quick_check)
         if verdict != "ok":
@@ -238,10 +241,11 @@ class Doctor:
                     "stop Rise, keep the file, and `rise restore` a backup",
                 )
             ]
-        size_mb = path.stat().st_size / (1 << 20)
+        detail = f"sound, {_size_bytes(path) / (1 << 20):.1f} MB"
+        detail += f"; the running server says {served.detail}" if served else ""
         versions = ", ".join(f"{part} {version}" for part, version in sorted((await self._versions_there()).items()))
         schema = await self._schema_problem() or _ok("schema", versions)
-        return [_ok("database", f"sound, {size_mb:.1f} MB"), schema]
+        return [_ok("database", detail), schema]
 
     async def _schema_problem(self) -> Finding | None:
         there = await self._versions_there()
@@ -290,14 +294,12 @@ class Doctor:
             return []
         status, body = await self._ask_server("GET", "/healthz")
         if status is None:
-            return [
-                _warn(
-                    "capabilities",
-                    f"the server could not be asked at {self._server_url}: {body}",
-                    "set RISE_HOST and RISE_PORT here as they are for `rise serve`",
-                )
-            ]
+            return [self._unanswered("capabilities", Level.WARN, body)]
         return [_capability(name, state) for name, state in sorted(dict(body.get("capabilities") or {}).items())]
+
+    async def _as_served(self, capability: str) -> Finding | None:
+        """The running server's own word; None if none runs, or it cannot be asked."""
+        return next((finding for finding in await self._capabilities() if finding.name == capability), None)
 
     async def _probe_capability(self, name: str) -> list[Finding]:
         known = ", ".join(self.checks)
@@ -308,8 +310,11 @@ class Doctor:
             return [_capability(name, body["data"])]
         if status == 404:
             return [_fail(name, "no such check or capability", f"checks are {known}; capabilities: /healthz")]
-        detail = body if status is None else f"it answered {status}"
-        return [_fail(name, f"the server could not be asked at {self._server_url}: {detail}", "see its log")]
+        return [self._unanswered(name, Level.FAIL, body if status is None else f"it answered {status}")]
+
+    def _unanswered(self, name: str, level: Level, why: str) -> Finding:
+        remedy = "set RISE_HOST, RISE_PORT and RISE_ADMIN_TOKEN here as they are for `rise serve`"
+        return Finding(name, level, f"the server could not be asked at {self._server_url}: {why}", remedy)
 
     @property
     def _server_url(self) -> str:
@@ -420,7 +425,7 @@ async def _made(name: str, check: Check) -> list[Finding]:
     try:
         return await check()
     except RiseError as error:
-        return [_fail(name, redact(error.public_message), "see above, and the log of `rise serve`")]
+        return [_fail(name, redact(error.public_message), "the log of `rise serve` says more")]
     except Exception as error:  # noqa: BLE001 - border: a check that breaks is a finding, the others go on
         return [_fail(name, redact(f"the check broke: {type(error).__name__}: {error}"), "report it")]
 
@@ -467,6 +472,11 @@ def _space(path: Path) -> Finding:
     if free < SPACE_WARN_BYTES:
         return _warn("space", detail, "make room before it is needed")
     return _ok("space", detail)
+
+
+def _size_bytes(database: Path) -> int:
+    """With what is still in its log."""
+    return sum(file.stat().st_size for file in (database, Path(f"{database}-wal")) if file.exists())
 
 
 def _write_and_sync(path: Path) -> None:
