@@ -46,8 +46,8 @@ class WorkerLimits:
     run_seconds: float = 300.0
     stop_seconds: float = 20.0
     history_turns: int = 20
-    abandoned_threads_max: int = 4
-    """Plain functions that did not return in time; beyond this the process should be replaced."""
+    abandoned_max: int = 4
+    """Functions that went on after their time; beyond this the process should be replaced."""
 
     def of_a_run(self) -> RunLimits:
         return RunLimits(self.run_seconds, threads=self.concurrency * 2, history_turns=self.history_turns)
@@ -155,8 +155,8 @@ class Worker:
 
     @property
     def is_worn_out(self) -> bool:
-        """Too many threads are lost in functions that never return; a new process would do better."""
-        return self._runner.abandoned_threads > self._limits.abandoned_threads_max
+        """Too much is lost in functions that never return; a new process would do better."""
+        return self._runner.abandoned > self._limits.abandoned_max
 
     async def start(self) -> None:
         self._unsubscribe = self._bus.subscribe(Topic.LANES_READY, lambda _: self._hint.set())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -22,6 +23,7 @@ from rise.retries import RetryPolicy
 from rise.runtime.supervisor import Duties
 from rise.testing.telegram import Fault
 from rise.worker import Texts, WorkerLimits
+from rise.workflows import runner
 
 FAILED = Texts().failed
 MISSING = Texts().workflow_missing
@@ -223,7 +225,7 @@ async def test_a_plain_function_that_takes_too_long_is_left_behind_and_cannot_sa
     _, worker = await stage.start(slow)
     [task_id] = await stage.write("Hello")
     await stage.waiting_for_retry(task_id, attempts=1)
-    assert worker.worker._runner.abandoned_threads == 1
+    assert worker.worker._runner.abandoned == 1
     release.set()
     await asyncio.to_thread(over.wait, 5)
     assert len(refused) == 2
@@ -236,7 +238,7 @@ async def test_a_plain_function_that_takes_too_long_is_left_behind_and_cannot_sa
 async def test_a_process_that_has_left_too_many_functions_behind_says_that_it_is_worn_out(
     stage: Stage, release: threading.Event
 ):
-    stage.worker_limits = WorkerLimits(run_seconds=0.05, abandoned_threads_max=1)
+    stage.worker_limits = WorkerLimits(run_seconds=0.05, abandoned_max=1)
 
     @rise.workflow("stuck", channels=["telegram"])
     def stuck(turn: rise.Turn) -> None:
@@ -249,6 +251,32 @@ async def test_a_process_that_has_left_too_many_functions_behind_says_that_it_is
     [second] = await stage.write("two", chat=2)
     await stage.waiting_for_retry(second, attempts=1)
     assert worker.worker.is_worn_out
+
+
+@pytest.mark.req("WRK-7")
+@pytest.mark.failure("E5")
+async def test_a_workflow_that_swallows_its_cancellation_does_not_keep_its_chat(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(runner, "CLEAN_UP_SECONDS", 0.05)
+    release = asyncio.Event()
+
+    @rise.workflow("stubborn", channels=["telegram"], run_seconds=0.05)
+    async def stubborn(turn: rise.Turn) -> None:
+        while turn.text == "stay" and not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+        await turn.reply(f"heard {turn.text}")
+
+    stage.retry_policy = RetryPolicy(retry_max=0)
+    _, worker = await stage.start(stubborn)
+    [stays, goes] = await stage.write("stay", "go")
+    await stage.suspended(stays, Reason.RETRIES_EXHAUSTED)
+    await stage.ended(goes)
+    assert worker.worker._runner.abandoned == 1
+    release.set()
+    await stage.let_go_on()
+    assert [text for text in stage.texts() if text.startswith("heard")] == ["heard go"]
 
 
 @pytest.mark.req("WRK-7", "WFL-3")

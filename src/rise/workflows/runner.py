@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from rise.bindings import Bound
 from rise.bus.port import Bus, Topic
@@ -18,8 +18,12 @@ from rise.clock import Clock
 from rise.envelope import Effect, Task, notice_id_of
 from rise.errors import PayloadInvalid, RunTimedOut
 from rise.ledger.port import Ledger, ReplyKind, reply_of
+from rise.service import spawn
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.turn import BlockingTurn, Turn
+
+CLEAN_UP_SECONDS: Final = 5.0
+"""For a cancelled workflow to end; then it is left to itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,8 @@ class Runner:
         limits: RunLimits,
     ) -> None:
         self.workflows = workflows
-        self.abandoned_threads = 0
+        self.abandoned = 0
+        self._running: set[asyncio.Task[Any]] = set()
         self._ledger = ledger
         self._channels = channels
         self._bus = bus
@@ -90,17 +95,29 @@ class Runner:
 
     async def _call(self, definition: WorkflowDefinition, turn: Turn) -> Any:
         seconds = definition.run_seconds or self._limits.run_seconds
+        running = self._begin(definition, turn)
         try:
-            async with asyncio.timeout(seconds) as limit:
-                if definition.is_async:
-                    return await definition.function(turn)
-                return await asyncio.get_running_loop().run_in_executor(self._threads, definition.function, turn)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise  # the workflow's own
-            if not definition.is_async:
-                self.abandoned_threads += 1  # a thread cannot be stopped; it can do nothing more for this run
-            raise RunTimedOut(f"the workflow {definition.name} did not return within {seconds:g} s") from error
+            # Not `asyncio.timeout`: that would wait for ever for a function that swallows its cancellation.
+            await asyncio.wait({running}, timeout=seconds)
+            if running.done():
+                return running.result()
+        finally:
+            await self._end(running)
+        raise RunTimedOut(f"the workflow {definition.name} did not return within {seconds:g} s")
+
+    def _begin(self, definition: WorkflowDefinition, turn: Turn) -> asyncio.Future[Any]:
+        if definition.is_async:
+            return spawn(definition.function(turn), name=f"workflow {definition.name}", into=self._running)
+        return asyncio.get_running_loop().run_in_executor(self._threads, definition.function, turn)
+
+    async def _end(self, running: asyncio.Future[Any]) -> None:
+        """Cancel what still runs, and give it a moment to clean up. A thread cannot be stopped at all."""
+        if running.done():
+            return
+        running.cancel()
+        await asyncio.wait({running}, timeout=CLEAN_UP_SECONDS)
+        if not isinstance(running, asyncio.Task) or not running.done():
+            self.abandoned += 1  # it can do nothing more for this run
 
     async def acknowledge(self, task: Task, channel: Channel) -> None:
         """Answer a tap empty, so that the person's client stops waiting. Once, however often it is run."""
