@@ -80,7 +80,8 @@ class CapabilityRegistry:
         if before is None:
             log.info("startup.capability", name=name, status=status, detail=detail)
         elif before.status is not status:
-            log.warning("capability.state_changed", name=name, before=before.status, status=status, detail=detail)
+            report = log.info if status is CapabilityStatus.AVAILABLE else log.warning
+            report("capability.state_changed", name=name, before=before.status, status=status, detail=detail)
 
     def get(self, name: str) -> CapabilityState | None:
         return self._states.get(name)
