@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cli_directory import Directory, Rise
 
+from rise.cli.tasks import OpenStatus
 from rise.envelope import Reason, Status
 from rise.queue.port import Suspend
 
@@ -50,9 +51,16 @@ def test_finished_tasks_are_counted_and_not_listed(rise: Rise, directory: Direct
     done, _ = directory.accept(1, 2)
     directory.finish(done)
     assert rise("tasks", "--json").json["finished"] == {"completed.silent": 1}
-    refused = rise("tasks", "--status", "completed")
-    assert refused.code == 2
-    assert "counted, not listed" in refused.err
+    assert "ended: 1 completed.silent" in rise("tasks").out
+    assert list(OpenStatus) == [status for status in Status if not status.is_finished], "what is offered works"
+    assert rise("tasks", "--status", "completed").code == 2
+
+
+def test_a_list_of_nothing_says_of_what(rise: Rise, directory: Directory):
+    directory.accept(1)
+    assert rise("suspended").out == "nothing is suspended\n"
+    assert rise("tasks", "--status", "replying").out == "nothing is replying\n"
+    assert rise("tasks", "--channel", "http").out == "nothing is open\n"
 
 
 @pytest.mark.req("SEC-4")
@@ -91,11 +99,13 @@ def test_the_bytes_received_are_given_exactly(rise: Rise, tmp_path, directory: D
     assert rise("tasks", "show", task_id, "--raw").out.encode() == line
 
 
-def test_a_task_that_is_not_there_is_one_clear_line(rise: Rise, directory: Directory):
+def test_a_task_that_is_not_there_is_one_clear_line_and_where_to_look(rise: Rise, directory: Directory):
     directory.accept(1)
     ended = rise("tasks", "show", "t_nothing")
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err == "rise: there is no such task, or it has been forgotten\n"
+    problem, remedy = ended.err.splitlines()
+    assert problem == "rise: there is no such task, or it has been forgotten"
+    assert remedy.startswith("      → `rise tasks` lists what is open")
 
 
 def test_a_directory_without_a_database_is_named_and_not_made(rise: Rise, directory: Directory):

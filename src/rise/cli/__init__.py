@@ -6,14 +6,28 @@ import sys
 
 import typer
 
-from rise.errors import RiseError, SettingsInvalid, StoreLocked
+from rise.errors import (
+    RiseError,
+    SettingsInvalid,
+    StateConflict,
+    StoreLocked,
+    StoreUnavailable,
+    TaskUnknown,
+)
 
 EXIT_PROBLEM = 1
 EXIT_USAGE = 2
 
+REMEDIES: dict[type[RiseError], str] = {
+    TaskUnknown: "`rise tasks` lists what is open; what has ended is kept for RISE_KEEP_FINISHED_DAYS",
+    StateConflict: "`rise tasks show TASK_ID` tells where it stands",
+    StoreUnavailable: "`rise doctor` looks at the directory and says more",
+}
+"""Of errors that do not name their own, for who is at the keyboard."""
+
 
 def main() -> None:
-    """Run the command line. Every error of ours is one clear line, never a traceback."""
+    """Run the command line. Every error of ours is one clear line and a remedy, never a traceback."""
     try:
         build_app()()
     except SettingsInvalid as error:
@@ -22,6 +36,8 @@ def main() -> None:
         sys.exit(EXIT_USAGE)
     except RiseError as error:
         print(f"rise: {error.public_message}", file=sys.stderr)
+        if type(error) in REMEDIES:
+            print(f"      → {REMEDIES[type(error)]}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, StoreLocked) else EXIT_PROBLEM)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import sys
 from collections.abc import AsyncIterator
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -30,6 +31,16 @@ if TYPE_CHECKING:
 
 PAGE: Final = 1000
 
+
+class OpenStatus(StrEnum):
+    """The states that are listed. What has ended is counted."""
+
+    PENDING = Status.PENDING
+    PROCESSING = Status.PROCESSING
+    REPLYING = Status.REPLYING
+    SUSPENDED = Status.SUSPENDED
+
+
 Channel = Annotated[str | None, typer.Option("--channel", help="Of this channel only.")]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the audit log.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many, the oldest.")]
@@ -53,7 +64,7 @@ def register(app: typer.Typer) -> None:
 
 def list_tasks(
     context: typer.Context,
-    status: Annotated[Status | None, typer.Option("--status", help="In this state only.")] = None,
+    status: Annotated[OpenStatus | None, typer.Option("--status", help="In this state only.")] = None,
     channel: Channel = None,
     limit: Limit = 50,
     data_dir: DataDir = None,
@@ -64,9 +75,8 @@ def list_tasks(
         return
     from rise.queue.port import Selection
 
-    if status is not None and status.is_finished:
-        raise typer.BadParameter(f"{status} tasks are counted, not listed; `rise tasks show TASK_ID` shows one")
-    in_house(data_dir, lambda house: _list(house, Selection(status=status, channel=channel), limit, as_json))
+    selection = Selection(status=Status(status) if status else None, channel=channel)
+    in_house(data_dir, lambda house: _list(house, selection, limit, as_json))
 
 
 def list_suspended(
@@ -101,11 +111,12 @@ async def _list(house: House, selection: Selection, limit: int, as_json: bool) -
         show_json({"tasks": [_row_for_programs(task) for task in listed], "found": found, "finished": finished})
         return
     now_ms = house.queue.now_ms()
+    state = selection.status or "open"
     show_table(
-        f"{found} open" if found == len(listed) else f"{found} open, the oldest {len(listed)}",
+        f"{found} {state}" if found == len(listed) else f"{found} {state}, the oldest {len(listed)}",
         ("task", "channel", "chat", "status", "age", "tries", "text or error"),
         [_row(task, now_ms) for task in listed],
-        empty="nothing is open",
+        empty=f"nothing is {state}",
     )
     if selection.status is None and finished:
         say("ended: " + ", ".join(f"{count} {ending}" for ending, count in sorted(finished.items())), style="dim")
