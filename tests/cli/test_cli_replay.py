@@ -141,6 +141,7 @@ def test_run_again_raises_the_generation_once_even_if_pressed_twice(rise: Rise, 
     directory.finish(task_id)
     told = rise("replay", task_id, "--json")
     assert told.json["tasks"] == [{"taskId": task_id, "was": "completed", "generation": 1, "problem": None}]
+    assert "1 would run again, 0 refused" in rise("replay", task_id).out
     assert directory.statuses() == {}, "a dry run"
 
     assert rise("replay", task_id, "--yes").code == 0

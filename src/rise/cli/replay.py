@@ -281,7 +281,7 @@ def _run_again(source: Source, *, yes: bool, data_dir: Path | None, as_json: boo
             [(one.task_id, one.was, one.generation, shortened(one.problem or "")) for one in replayed[:LISTED_MAX]],
             empty="no task is meant by that",
         )
-        say(f"{len(replayed) - len(refused)} run again, {len(refused)} refused")
+        say(f"{len(replayed) - len(refused)} {'run' if yes else 'would run'} again, {len(refused)} refused")
         if replayed and not yes:
             say("Nothing was changed. Each may answer its chat once more. Add --yes to do it.", style="yellow")
     if refused:

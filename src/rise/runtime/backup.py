@@ -191,7 +191,7 @@ def _refuse_running(directory: DataDirectory) -> None:
 
 def _unpack(source: Path, staging: Path) -> None:
     if not source.exists():
-        raise Rejected(f"there is no {source}", field="source")
+        raise Rejected(f"there is no backup {source}: name what `rise backup` made", field="source")
     if source.is_dir():
         _copy_files(source, staging, (DATABASE, *SECRETS))
     else:
