@@ -473,6 +473,24 @@ def test_the_same_seed_gives_the_same_trace_in_another_interpreter() -> None:
     assert first != other
 
 
+class Answer:
+    """Awaited through Python's own wrapping of a coroutine, which shows nobody what it wraps."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def __await__(self) -> Iterator[Any]:
+        return wait_and_note(self.seen, lambda: asyncio.sleep(LONG)).__await__()
+
+
+class LateAnswer(Answer):
+    def __await__(self) -> Iterator[Any]:
+        try:
+            yield from super().__await__()
+        finally:
+            self.seen.append("late answer")
+
+
 def small_world(seen: list[str]) -> None:
     """Some of everything that could be left behind: tasks asleep and dead, cycles, errors, generators, threads."""
     with closing(Timeline()) as timeline:
@@ -502,6 +520,7 @@ def small_world(seen: list[str]) -> None:
             me = [asyncio.current_task()]
             unstarted = asyncio.sleep(1)
             tasks = {process.loop.create_task(work) for work in (read(), stubborn(), read())}
+            tasks |= {asyncio.ensure_future(answer) for answer in (Answer(seen), LateAnswer(seen))}
             tasks |= {process.loop.create_task(wait_and_note(seen, lambda: asyncio.sleep(LONG))) for _ in range(20)}
             async with asyncio.TaskGroup() as group:
                 group.create_task(wait_and_note(seen, lambda: asyncio.to_thread(bytearray, 100_000)))

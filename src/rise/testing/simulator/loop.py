@@ -13,10 +13,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import math
 import sys
 import warnings
-import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -75,9 +73,9 @@ Entry = tuple[float, int, Handle]
 class Timeline:
     """Everything that will happen, in the order in which it will: by time, and at one time as it was planned.
 
-    `now` is in seconds and only moves between steps. `steps` counts those run. After each step `on_step` is
-    called; `current` is the process whose step it was, None for the world's own. What they and the world's
-    callbacks raise comes out of `run`.
+    `now` is in seconds and only moves between steps. `steps` counts those run. `current` is the process whose
+    step it is, None for the world's own; after each step `on_step` is called. What it and the world's callbacks
+    raise comes out of `run`; what a process's raise goes to its `errors`.
     """
 
     def __init__(self, *, limit: int = STEPS_AT_ONE_MOMENT_MAX) -> None:
@@ -90,7 +88,6 @@ class Timeline:
         self._limit = limit
         self._steps_at_this_moment = 0
         self._heap: list[Entry] = []
-        self._generators: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
 
     def run(self, until: float) -> None:
         """Run everything due up to and including `until`; then it is `until`.
@@ -106,7 +103,7 @@ class Timeline:
         """Run until `predicate` is false. False if nothing is left to happen before: all wait for ever."""
         with self._moving():
             while predicate():
-                if not self._step(math.inf):
+                if not self._step(sys.float_info.max):
                     return False
         return True
 
@@ -118,7 +115,7 @@ class Timeline:
         return self.at(self.now + seconds, callback)
 
     def plan(self, handle: Handle) -> Handle:
-        self.resume((handle.due, self.number(), handle))
+        heappush(self._heap, (handle.due, self.number(), handle))
         return handle
 
     def resume(self, entry: Entry) -> None:
@@ -133,7 +130,6 @@ class Timeline:
         for process in self.processes:
             process.kill()
         with _in_silence():
-            bury(self._generators)
             for process in self.processes:
                 process.loop.bury_tasks()
             self._heap.clear()
@@ -178,7 +174,7 @@ class Timeline:
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("a timeline runs outside of event loops and of its own steps")
         hooks, collects = sys.get_asyncgen_hooks(), gc.isenabled()
-        sys.set_asyncgen_hooks(firstiter=self._generators.add, finalizer=_close_dropped)
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=_close_dropped)
         # Collecting runs finalizers, and when it happens by itself depends on what ran before this world.
         gc.disable()
         try:
@@ -335,7 +331,8 @@ class SimLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        return self.call_at(self._timeline.now, callback, *args, context=context)
+        timeline = self._timeline
+        return timeline.plan(Handle(timeline.now, callback, args, self, copy_context() if context is None else context))
 
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
@@ -353,7 +350,10 @@ class SimLoop(asyncio.AbstractEventLoop):
     def run_in_executor(  # type: ignore[override]
         self, executor: Executor | None, function: Callable[..., T], *args: Any
     ) -> asyncio.Future[T]:
-        """A thread is a step of its own a moment later. It runs even if nobody waits for it any more."""
+        """A thread is a step of its own a moment later. It runs even if nobody waits for it any more.
+
+        It must not wait for the event loop in its turn: nothing else moves while it runs.
+        """
         answer: asyncio.Future[T] = self.create_future()
         self.call_later(THREAD_SECONDS, _run_as_thread, answer, function, args, context=Context())
         return answer
@@ -362,10 +362,10 @@ class SimLoop(asyncio.AbstractEventLoop):
         return SimFuture(self._timeline.number(), self)
 
     def create_task(  # type: ignore[override]
-        self, work: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
+        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
     ) -> asyncio.Task[T]:
         number = self._timeline.number()
-        task = SimTask(number, work, loop=self, name=name or f"{self.process.name}-{number}", context=context)
+        task = SimTask(number, coro, loop=self, name=name or f"{self.process.name}-{number}", context=context)
         if len(self._tasks) >= 2 * self._tasks_kept:
             self._tasks = [kept for kept in self._tasks if not kept.done()]
             self._tasks_kept = max(TASKS_KEPT_MIN, len(self._tasks))
