@@ -92,7 +92,7 @@ class Page:
     async def look(self, path: Path, *, width: int = 1000, height: int = 700, dark: bool = False) -> None:
         """A picture of it as a window of that size shows it."""
         await self.resize(width, height, dark=dark)
-        await asyncio.sleep(0.2)
+        await self.ask("new Promise((painted) => requestAnimationFrame(() => requestAnimationFrame(painted)))")
         picture = await self.do("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(picture["data"]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -16,6 +17,8 @@ from rise.errors import CapabilityClosed, StateConflict, TaskUnknown
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.runtime.operations import Operations
+from rise.runtime.serving import InProcessWorker
+from rise.workflows.definition import WorkflowDefinition
 
 APPLY = "/api/workflows/apply"
 SUSPENDED = "/internal/tasks/suspended"
@@ -265,9 +268,7 @@ async def test_a_drop_is_final_recorded_and_lets_its_chat_go_on(
 
 @pytest.mark.req("SUS-3")
 @pytest.mark.failure("H8", "E11")
-async def test_what_is_dropped_while_it_runs_never_answers(client: httpx.AsyncClient, house: House, work: Work) -> None:
-    import asyncio
-
+async def test_what_is_dropped_while_it_runs_never_answers(client: httpx.AsyncClient, house: House) -> None:
     running, let_go = asyncio.Event(), asyncio.Event()
 
     async def slow(turn: rise.Turn) -> None:
@@ -275,12 +276,13 @@ async def test_what_is_dropped_while_it_runs_never_answers(client: httpx.AsyncCl
         await let_go.wait()
         await turn.reply("too late")
 
-    await work(slow)
+    worker = InProcessWorker(house, {"wf_slow": WorkflowDefinition(name="slow", function=slow, channels=("http",))})
+    await worker.start()
     task_id = (await client.post(APPLY, json={"userText": "x"})).json()["data"]["taskId"]
     await running.wait()
     assert (await client.delete(f"/internal/tasks/{task_id}")).status_code == 200
     let_go.set()
-    await asyncio.sleep(0.3)
+    await worker.stop()  # lets the run end
     shown = (await client.get(f"/api/workflows/tasks/{task_id}")).json()["data"]
     assert (shown["status"], shown["replies"]) == ("dropped", [])
 

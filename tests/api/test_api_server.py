@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_house import OPERATOR, SECRET, Work, as_, opened, talk
+from api_house import OPERATOR, SECRET, Work, as_, eventually, opened, talk
 
 import rise
 from rise.api import reading
@@ -41,6 +41,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def open_tasks(house: House) -> list[Any]:
     return await house.queue.list_open(Selection(), limit=10)
+
+
+async def requests_served(server: ApiServer) -> int:
+    assert server._server is not None
+    return len(server._server.server_state.tasks)
+
+
+async def no_requests_served(server: ApiServer) -> bool:
+    return await requests_served(server) == 0
 
 
 def status_of(response: bytes) -> int:
@@ -163,10 +172,9 @@ async def test_a_length_that_is_too_short_harms_only_its_sender(server: ApiServe
 async def test_a_client_that_hangs_up_within_its_body_leaves_nothing(server: ApiServer, house: House) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(HEAD + b"Content-Length: 1000\r\n\r\n{")
-    await writer.drain()
-    await asyncio.sleep(0.1)
+    await eventually(lambda: requests_served(server))
     writer.close()
-    await asyncio.sleep(0.1)
+    await eventually(lambda: no_requests_served(server))
     assert await open_tasks(house) == []
 
 
@@ -311,21 +319,24 @@ async def test_a_stop_answers_what_is_being_answered(house: House, work: Work) -
     server = ApiServer(house)
     await server.start()
 
+    running, let_go = asyncio.Event(), asyncio.Event()
+
     async def slow(turn: rise.Turn) -> None:
-        await asyncio.sleep(0.1)
-        await turn.reply("x")
+        running.set()
+        await let_go.wait()
 
     await work(slow)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
         calling = asyncio.ensure_future(
             client.post("/api/workflows/apply", json={"waitForResult": True}, headers=as_(OPERATOR))
         )
-        await asyncio.sleep(0.05)
+        await running.wait()
         await server.stop()
-        assert (await calling).status_code in (200, 202)
+        assert (await calling).status_code == 202
         with pytest.raises(httpx.ConnectError):
             await client.get("/healthz")
     await server.stop()
+    let_go.set()
 
 
 async def test_a_stopped_port_can_be_taken_again_at_once(tmp_path: Any) -> None:

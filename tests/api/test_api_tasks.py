@@ -300,16 +300,17 @@ async def test_waiting_for_what_is_suspended_ends_at_once(client: httpx.AsyncCli
 @pytest.mark.req("ENV-5")
 @pytest.mark.failure("A20")
 async def test_a_caller_that_hangs_up_loses_nothing(client: httpx.AsyncClient, work: Work) -> None:
-    let_go = asyncio.Event()
+    running, let_go = asyncio.Event(), asyncio.Event()
 
     async def slow(turn: rise.Turn) -> None:
+        running.set()
         await let_go.wait()
         await turn.reply("done all the same")
 
     await work(slow)
     ask = {"json": {"userText": "x", "waitForResult": True}, "headers": {"Idempotency-Key": "k"}}
     calling = asyncio.ensure_future(client.post(APPLY, **ask))
-    await asyncio.sleep(0.3)
+    await running.wait()
     calling.cancel()
     await asyncio.gather(calling, return_exceptions=True)
     let_go.set()
@@ -452,11 +453,15 @@ async def test_a_viewer_may_look_and_not_send(app: App, client: httpx.AsyncClien
 
 
 async def test_a_stop_lets_nobody_wait_any_longer(app: App, client: httpx.AsyncClient, work: Work) -> None:
+    running, let_go = asyncio.Event(), asyncio.Event()
+
     async def slow(turn: rise.Turn) -> None:
-        await asyncio.sleep(1)
+        running.set()
+        await let_go.wait()
 
     await work(slow)
     calling = asyncio.ensure_future(client.post(APPLY, json={"userText": "x", "waitForResult": True}))
-    await asyncio.sleep(0.2)
+    await running.wait()
     app.close()
     assert (await calling).status_code == 202
+    let_go.set()

@@ -39,31 +39,41 @@ async def browser(server: ApiServer) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def events(
-    client: httpx.AsyncClient,
-    token: str,
-    *,
-    after: int = 0,
-    until: str = "reply",
-    headers: dict[str, str] | None = None,
-) -> list[tuple[str, Any]]:
-    """What the stream brings, up to and including the first `until`."""
-    seen: list[tuple[str, Any]] = []
-    async with (
-        asyncio.timeout(10),
-        client.stream("GET", f"/webchat/events?after={after}", headers=as_(token) | (headers or {})) as response,
-    ):
+@asynccontextmanager
+async def stream(
+    client: httpx.AsyncClient, token: str, *, after: int = 0, headers: dict[str, str] | None = None
+) -> AsyncIterator[AsyncIterator[tuple[str, Any]]]:
+    """The events of a chat that is being watched: whatever is said from here on comes."""
+    path = f"/webchat/events?after={after}"
+    async with asyncio.timeout(10), client.stream("GET", path, headers=as_(token) | (headers or {})) as response:
         assert response.status_code == 200, response.status_code
         assert response.headers["Content-Type"].startswith("text/event-stream")
-        name = ""
-        async for line in response.aiter_lines():
-            if line.startswith("event: "):
-                name = line.removeprefix("event: ")
-            elif line.startswith("data: "):
-                seen.append((name, json.loads(line.removeprefix("data: "))))
-                if name == until:
-                    break
+        lines = response.aiter_lines()
+        assert (await anext(lines)).startswith("retry: ")
+        yield _events_in(lines)
+
+
+async def _events_in(lines: AsyncIterator[str]) -> AsyncIterator[tuple[str, Any]]:
+    name = ""
+    async for line in lines:
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+async def until_reply(coming: AsyncIterator[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """What comes, up to and including the first reply."""
+    seen: list[tuple[str, Any]] = []
+    while not seen or seen[-1][0] != "reply":
+        seen.append(await anext(coming))
     return seen
+
+
+async def events(client: httpx.AsyncClient, token: str, **asked: Any) -> list[tuple[str, Any]]:
+    """What a stream brings, up to and including the first reply."""
+    async with stream(client, token, **asked) as coming:
+        return await until_reply(coming)
 
 
 @pytest.mark.req("CHN-1")
@@ -150,15 +160,12 @@ async def test_the_answer_comes_on_the_stream_with_typing_before_it(server: ApiS
     await work(thoughtful)
     async with browser(server) as client:
         token, _ = await new_session(client)
-        listening = asyncio.ensure_future(events(client, token))
-        await asyncio.sleep(0.2)
-        await say(client, token, "hello")
-        await asyncio.sleep(0.3)
-        go_on.set()
-        seen = await listening
-    assert seen[0] == ("typing", {"on": True})
-    name, reply = seen[-1]
-    assert (name, reply["text"], reply["kind"]) == ("reply", "you said: hello", "answer")
+        async with stream(client, token) as coming:
+            await say(client, token, "hello")
+            assert await anext(coming) == ("typing", {"on": True})
+            go_on.set()
+            _, reply = (await until_reply(coming))[-1]
+    assert (reply["text"], reply["kind"]) == ("you said: hello", "answer")
     assert reply["buttons"] == [[{"text": "More", "data": "more"}]]
 
 
