@@ -150,6 +150,7 @@ class Worker:
         self._draining = False
         self._stopping = False
         self._store_failed_at: float | None = None
+        self._may_hold_ghosts = False
         self._looking = Loop("worker", self._look, sleep=clock.sleep, on_error=_report)
         self._heartbeat = Loop("worker.heartbeat", self._renew, sleep=clock.sleep, on_error=_report)
 
@@ -191,16 +192,28 @@ class Worker:
         if not room:
             return 0
         try:
+            await self._let_go_of_ghosts()
             claimed = await self._queue.claim(
                 self._bus.member, room, idle=not self._held, forgiving=self._store_failed_lately()
             )
         except Unavailable:
-            self._store_failed_at = self._clock.monotonic()
+            self._note_store_failure()
             raise
         self._draining = claimed.suspects_waiting
         for claim in claimed.claims:
             self._hold(claim)
         return len(claimed.claims)
+
+    async def _let_go_of_ghosts(self) -> None:
+        """After a failure the store may know of claims that this process does not: one whose writing was never
+        confirmed, or one that was given up because it could not be prolonged. Nobody works on them."""
+        if self._may_hold_ghosts:
+            await self._queue.hand_back(self._bus.member, keep=list(self._held))
+            self._may_hold_ghosts = False
+
+    def _note_store_failure(self) -> None:
+        self._store_failed_at = self._clock.monotonic()
+        self._may_hold_ghosts = True
 
     def _store_failed_lately(self) -> bool:
         """Whether others may have lost their claims only because they could not prolong them."""
@@ -238,7 +251,7 @@ class Worker:
         try:
             lost = await self._queue.renew([held.claim for held in holding.values()])
         except Unavailable:
-            self._store_failed_at = self._clock.monotonic()
+            self._note_store_failure()
             alive_until = self._clock.monotonic() - self._limits.claim.total_seconds()
             lost = {fence for fence, held in holding.items() if held.renewed_at < alive_until}
         else:

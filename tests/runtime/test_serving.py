@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from rise.testing.installation import Installation
+from rise.testing.installation import ADMIN_TOKEN, Installation
 from rise.testing.telegram import TelegramStandIn
 
 BOT = Path(__file__).parent.parent / "proof" / "bot.py"
@@ -29,12 +29,21 @@ async def health(rise: Installation) -> dict[str, object]:
         return dict(await response.json())
 
 
+async def worker_up(rise: Installation) -> None:
+    """Its first message has been answered."""
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}) as session:
+        asked = {"userText": "hello", "waitForResult": True}
+        async with session.post(f"{rise.url}/api/workflows/apply", json=asked) as response:
+            assert response.status == 200
+
+
 @pytest.mark.req("TGM-4", "CAP-6", "EMB-1")
 async def test_it_starts_and_stops_in_order_without_any_bot(tmp_path: Path) -> None:
     async with Installation(tmp_path / "data", app=BOT) as rise:
         shown = await health(rise)
         assert shown["router"] == "behavior"
         assert set(shown["capabilities"]) <= {"disk", "worker"}, "what is not configured is absent"  # type: ignore[call-overload]
+        await worker_up(rise)
         assert await rise.stop() == 0
     seen = events(rise)
     assert seen.index("serve.stopping") < seen.index("task_worker.stop") < seen.index("serve.stopped")

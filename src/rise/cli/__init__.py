@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def build_app() -> typer.Typer:
-    from rise.cli import bench, checking, keeping, replay, running, standin, tasks
+    from rise.cli import bench, checking, drill, keeping, replay, running, simulate, standin, tasks
 
     app = typer.Typer(
         name="rise",
@@ -51,6 +51,6 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for commands in (running, tasks, replay, checking, keeping, standin, bench):
+    for commands in (running, tasks, replay, checking, keeping, standin, simulate, drill, bench):
         commands.register(app)
     return app

@@ -5,7 +5,7 @@ The promises here are executable: `rise.testing.conformance.queue` runs on every
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -208,8 +208,11 @@ class Queue(Protocol):
         """
         ...
 
-    async def hand_back(self, holder: str) -> int:
-        """Stopping: everything this holder claimed is as if it had never been claimed. Returns lanes freed."""
+    async def hand_back(self, holder: str, *, keep: Collection[int] = ()) -> int:
+        """Everything this holder claimed is as if it had never been claimed. Returns lanes freed.
+
+        `keep`: but for the claims with these fences. What a store wrote and never said so is freed this way.
+        """
         ...
 
     async def reclaim(self, holder: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -301,14 +301,18 @@ class SqliteQueue:
         started = _mark_processing(connection, head, now + self._claim_ms, now)
         return msgspec.structs.replace(claim, task=started, tasks_left=claim.tasks_left - 1)
 
-    async def hand_back(self, holder: str) -> int:
+    async def hand_back(self, holder: str, *, keep: Collection[int] = ()) -> int:
+        theirs = f"holder = ? AND fence NOT IN ({','.join('?' * len(keep))})"
+
         def change(connection: apsw.Connection) -> int:
             connection.execute(
                 "UPDATE tasks INDEXED BY tasks_processing SET status = 'pending'"
-                " WHERE status = 'processing' AND lane IN (SELECT lane FROM lanes WHERE holder = ?)",
-                (holder,),
+                f" WHERE status = 'processing' AND lane IN (SELECT lane FROM lanes WHERE {theirs})",
+                (holder, *keep),
             )
-            connection.execute("UPDATE lanes SET holder = NULL, ready_at = ? WHERE holder = ?", (self.now_ms(), holder))
+            connection.execute(
+                f"UPDATE lanes SET holder = NULL, ready_at = ? WHERE {theirs}", (self.now_ms(), holder, *keep)
+            )
             return int(connection.changes())
 
         return await self._database.write(change)
@@ -581,7 +585,9 @@ def _find_forgotten(connection: apsw.Connection, now: int) -> tuple[list[tuple[L
         " (SELECT 1 FROM lanes WHERE lanes.lane = tasks.lane AND ready_at IS NOT NULL)"
     ).fetchall()
     expired = connection.execute(
-        "SELECT task_id FROM tasks WHERE status = 'suspended' AND deadline_at < ?", (now,)
+        # It has been answered, perhaps; only a person can say what is to come of a held reply.
+        "SELECT task_id FROM tasks WHERE status = 'suspended' AND reason <> ? AND deadline_at < ?",
+        (Reason.REPLY_HELD, now),
     ).fetchall()
     return lanes, [task_id for (task_id,) in expired]
 

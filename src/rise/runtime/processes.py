@@ -153,12 +153,15 @@ class Parent:
         self._clock = clock
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def start(self, on_gone: Callable[[], None], *, grace_seconds: float) -> None:
-        """Beat from now on; call `on_gone` when the parent is gone, and end by force after the grace."""
+    def watch(self, on_gone: Callable[[], None], *, grace_seconds: float) -> None:
+        """Call `on_gone` when the parent is gone, and end by force after the grace, whatever is being waited for."""
         loop = asyncio.get_running_loop()
         threading.Thread(
             target=self._wait_for_end, args=(loop, on_gone, grace_seconds), name="rise-parent", daemon=True
         ).start()
+
+    def beat(self) -> None:
+        """From now on say that the loop is alive; the first time, that it is ready."""
         spawn(self._beat(), name="parent.beat", into=self._tasks)
 
     async def stop(self) -> None:
@@ -198,6 +201,15 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
     loop.add_signal_handler(signal.SIGINT, ask)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
+
+
+async def until_told(work: Coroutine[Any, Any, T]) -> T:
+    """SIGTERM and SIGINT end it as an error would: nothing that was started stays behind."""
+    loop, this = asyncio.get_running_loop(), asyncio.current_task()
+    assert this is not None
+    for told in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(told, this.cancel)
+    return await work
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

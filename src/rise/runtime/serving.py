@@ -26,6 +26,8 @@ from rise.telemetry import log
 from rise.workflows.definition import WorkflowDefinition, load_workflows
 
 STORE_RETRY_SECONDS: Final = 2.0
+DEFINED_SECONDS_MAX: Final = 30.0
+"""How long an added worker waits for serve's own to say what there is."""
 
 
 class Door(Service, Protocol):
@@ -46,9 +48,9 @@ async def serve(
     stop_on_signals(stop)
     house.stores.directory.own()
     try:
-        await _open_stores(house)
+        await open_stores(house)
         door = build_door(house)
-        services: list[Service] = [house.bus, house.bindings, _supervisor(house), assembly.build_sender(house)]
+        services: list[Service] = [house.bus, house.bindings, build_supervisor(house), assembly.build_sender(house)]
         services += [InProcessWorker(house)] if in_process else [_worker_process(house)]
         services += [door, *_telegram_services(house)]
         await start_all(services, on_error=_report_stop)
@@ -70,32 +72,41 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
     """Run a worker until told to stop, or its parent is gone. Returns the exit code."""
     stop = asyncio.Event()
     stop_on_signals(stop)
+    parent = None
     if parent_fd is not None:
         # Ctrl-C and service managers reach the whole group; the parent says when this one stops.
         for asked in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(asked, lambda: None)
+        # Before anything that waits: an orphan ends, even while its store is away.
+        parent = Parent(parent_fd, house.clock)
+        parent.watch(stop.set, grace_seconds=house.settings.stop_seconds)
     elif house.settings.app is None:
         raise SettingsInvalid(
             ["RISE_APP is not set: this worker would have nothing to run. Set it as `rise serve` has it."]
         )
     workflows = load_workflows(house.settings.app)
-    await _open_stores(house, until=stop)
-    worker = InProcessWorker(house, workflows, defines=parent_fd is not None)
+    await open_stores(house, until=stop)
+    if parent is None:
+        await _until_defined(house, stop)
+    if not stop.is_set():
+        await _work_until(stop, InProcessWorker(house, workflows, defines=parent is not None), house, parent)
+    await house.channels.close()
+    await house.stores.close()
+    return 0 if stop.is_set() else EXIT_WORN_OUT
+
+
+async def _work_until(stop: asyncio.Event, worker: InProcessWorker, house: House, parent: Parent | None) -> None:
+    """Or until the worker is worn out."""
     services: list[Service] = [house.bus, house.bindings, worker]
     await start_all(services, on_error=_report_stop)
     spare_the_collector()
-    parent = Parent(parent_fd, house.clock) if parent_fd is not None else None
     if parent is not None:
-        parent.start(stop.set, grace_seconds=house.settings.stop_seconds)
+        parent.beat()
     while not stop.is_set() and not worker.is_worn_out:
         await _wait(stop, 1.0)
-    code = 0 if stop.is_set() else EXIT_WORN_OUT
     await stop_all(services, on_error=_report_stop)
     if parent is not None:
         await parent.stop()
-    await house.channels.close()
-    await house.stores.close()
-    return code
 
 
 class InProcessWorker:
@@ -179,7 +190,7 @@ def _telegram_services(house: House) -> list[Service]:
     return [polling] if polling is not None else [TelegramRegistration(house, telegram)]
 
 
-def _supervisor(house: House) -> Supervisor:
+def build_supervisor(house: House) -> Supervisor:
     settings = house.settings
     house.capabilities.register_capability_probe("disk", lambda: _probe_disk(house))
     return Supervisor(
@@ -217,7 +228,7 @@ async def _probe_disk(house: House) -> tuple[CapabilityStatus, str]:
     return CapabilityStatus.AVAILABLE, "written and synced"
 
 
-async def _open_stores(house: House, *, until: asyncio.Event | None = None) -> None:
+async def open_stores(house: House, *, until: asyncio.Event | None = None) -> None:
     """The gateway starts without its store, answering 503, and goes on when it is back; a worker waits."""
     while True:
         try:
@@ -229,6 +240,18 @@ async def _open_stores(house: House, *, until: asyncio.Event | None = None) -> N
             if until is None or until.is_set():
                 return
             await house.clock.sleep(STORE_RETRY_SECONDS)
+
+
+async def _until_defined(house: House, stop: asyncio.Event) -> None:
+    """On a new directory, until serve's own worker is up, there is no workflow for anybody; people would be told so."""
+    give_up_at = house.clock.monotonic() + DEFINED_SECONDS_MAX
+    while not stop.is_set() and house.clock.monotonic() < give_up_at:
+        try:
+            if await house.ledger.definitions_version():
+                return
+        except Unavailable:
+            pass  # asked again in a moment
+        await _wait(stop, 0.5)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -780,6 +780,17 @@ class QueueConformance:
         assert await queue.renew([mine]) == set()
         assert [number_of(claim.task) for claim in await claim_all(queue, "w3")] == [2]
 
+    @pytest.mark.failure("D16")
+    async def test_claims_that_a_worker_never_heard_of_can_be_handed_back_alone(self, queue: Queue) -> None:
+        await enqueue(queue, 1, chat="a")
+        known = await claim_one(queue)
+        await enqueue(queue, 2, chat="b")
+        await claim_one(queue)  # and the answer is lost
+        assert await queue.hand_back("w1", keep=[known.fence]) == 1
+        assert await queue.renew([known]) == set()
+        [again] = await claim_all(queue, "w2")
+        assert (number_of(again.task), again.task.progress.deaths) == (2, 0)
+
     @pytest.mark.failure("D16", "C13")
     @pytest.mark.parametrize(
         "settlement",
@@ -1034,6 +1045,17 @@ class QueueConformance:
         assert late.task.progress.deadline_at_ms is not None
         assert late.task.progress.deadline_at_ms < queue.now_ms()
         assert (await queue.depth()).by_reason == {}, "it is not suspended any more"
+
+    async def test_a_held_reply_waits_for_a_person_also_when_its_time_has_passed(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        task_id = (await queue.enqueue(delivery(1, lifetime_seconds=150))).task_id
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, Replying())
+        await queue.hold(task_id, 0, Suspend(Reason.REPLY_HELD))
+        stage.pass_time(151)
+        await queue.sweep()
+        assert await claim_all(queue) == []
+        assert (await open_task(queue, task_id)).progress.reason is Reason.REPLY_HELD
 
     # --- what cannot be read ---
 

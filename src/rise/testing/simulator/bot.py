@@ -1,0 +1,116 @@
+"""What the simulated bot does with a message: whatever the message asks for, so that a plan decides it."""
+
+from __future__ import annotations
+
+import asyncio
+import random  # noqa: TID251 - the dice are the seed's
+from collections import Counter
+from enum import StrEnum
+from typing import Any, Final, Protocol
+
+import rise
+from rise.errors import WaitsForDependency
+from rise.testing.simulator.loop import Process
+from rise.testing.simulator.world import World
+from rise.workflows.definition import WorkflowDefinition
+
+
+class Behaviour(StrEnum):
+    """The second word of a message; the first is its name."""
+
+    ECHO = "echo"
+    THREE = "three"
+    SILENT = "silent"
+    STEPS = "steps"
+    SLOW = "slow"
+    HANGS = "hangs"
+    FAILS_ONCE = "fails-once"
+    FAILS = "fails"
+    WAITS = "waits"
+    LATER = "later"
+    ANSWERS = "answers"
+    KILLS_ONCE = "kills-once"
+    KILLS = "kills"
+
+
+OWN_ERRORS: Final = frozenset({Behaviour.FAILS_ONCE, Behaviour.FAILS, Behaviour.HANGS})
+"""Only these use up tries."""
+_USUAL: Final = (Behaviour.ECHO,) * 8 + (
+    Behaviour.THREE,
+    Behaviour.THREE,
+    Behaviour.STEPS,
+    Behaviour.STEPS,
+    Behaviour.SLOW,
+    Behaviour.SILENT,
+    Behaviour.FAILS_ONCE,
+    Behaviour.WAITS,
+    Behaviour.LATER,
+)
+_RARE: Final = (Behaviour.HANGS, Behaviour.FAILS, Behaviour.KILLS_ONCE, Behaviour.KILLS)
+
+
+def draw_behaviour(dice: random.Random) -> Behaviour:
+    return dice.choice(_RARE if dice.random() < 0.04 else _USUAL)
+
+
+class Witness(Protocol):
+    def ran(self, turn: rise.Turn) -> None:
+        """A workflow sees a message."""
+
+
+class SimBot:
+    """The same workflows in every process; `runs` and `steps` are counted over all of them."""
+
+    def __init__(self, world: World, witness: Witness) -> None:
+        self.runs: Counter[str] = Counter()
+        self.steps: Counter[str] = Counter()
+        self._world = world
+        self._witness = witness
+
+    def workflows(self, process: Process) -> dict[str, WorkflowDefinition]:
+        @rise.workflow("bot", channels=["telegram", "http"])
+        async def bot(turn: rise.Turn) -> Any:
+            return await self._serve(process, turn)
+
+        definition: WorkflowDefinition = vars(bot)["__rise_workflow__"]
+        return {definition.workflow_id: definition}
+
+    async def _serve(self, process: Process, turn: rise.Turn) -> Any:
+        self._witness.ran(turn)
+        name, _, asked = turn.text.partition(" ")
+        self.runs[name] += 1
+        run = self.runs[name]
+        match asked:
+            case Behaviour.KILLS:
+                await self._die(process, name)
+            case Behaviour.KILLS_ONCE if run == 1:
+                await self._die(process, name)
+            case Behaviour.FAILS:
+                raise ValueError("always")
+            case Behaviour.FAILS_ONCE if turn.attempt == 1:
+                raise ValueError("once")
+            case Behaviour.WAITS if run <= 2:
+                raise WaitsForDependency("not yet", retry_after_seconds=1.0)
+            case Behaviour.HANGS:
+                await asyncio.Event().wait()
+            case Behaviour.SLOW:
+                await asyncio.sleep(self._world.dice.uniform(0.1, 4.0))  # noqa: TID251 - virtual
+            case Behaviour.STEPS:
+                for step in ("a", "b"):
+                    await turn.step(step, self._do_step, f"{turn.task_id} {step}")
+            case Behaviour.SILENT:
+                return None
+            case Behaviour.LATER:
+                turn.follow_up(f"{name}.later", in_seconds=3.0)
+        for number in range(3 if asked == Behaviour.THREE else 1):
+            turn.reply(f"{name}.{number}")
+        return name if turn.channel == "http" else None
+
+    async def _die(self, process: Process, name: str) -> None:
+        self._world.kill(process, f"{name} kills it")
+        await asyncio.get_running_loop().create_future()
+
+    async def _do_step(self, name: str) -> str:
+        self.steps[name] += 1
+        await asyncio.sleep(0.01)  # noqa: TID251 - virtual
+        return name

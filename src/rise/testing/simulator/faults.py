@@ -1,0 +1,161 @@
+"""What goes wrong in a run, decided before it begins: so that it can be printed, shortened and repeated.
+
+A fault strikes a target (a process, or all of them) at a time, or at the n-th thing that its target does after
+that time: a kill at a random moment would hardly ever fall between two writes that belong together.
+"""
+
+from __future__ import annotations
+
+import random  # noqa: TID251 - the dice are the seed's
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+EVERYBODY: Final = "*"
+
+
+class FaultKind(StrEnum):
+    KILL = "kill -9"
+    PAUSE = "stopped for a while"
+    STOP = "told to stop, and started again"
+    POWER_CUT = "the power goes"
+    CLOCK_STEP = "the wall clock is set"
+
+    WRITES_REFUSED = "the store takes no writes"
+    WRITES_UNANSWERED = "the store writes and does not say so"
+    WRITES_SLOW = "the store takes seconds"
+    BUS_SILENT = "hints are lost"
+
+    UPDATES_LOST = "updates do not get to the gateway"
+    ANSWERS_LOST = "the platform does not hear the gateway's answers"
+    UPDATES_DOUBLED = "updates come twice at once"
+
+    PLATFORM_GONE = "the platform cannot be reached"
+    CALLS_UNANSWERED = "the platform does what it is asked, and its answer is lost"
+    CALLS_FAIL = "the platform answers 5xx, pages and halves"
+    CALLS_FLOODED = "the platform answers 429"
+    BOT_UNKNOWN = "the platform does not know the bot's token"
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that goes wrong. `nth`: not at `at`, but at the n-th write or call of its target from then on."""
+
+    kind: FaultKind
+    target: str = EVERYBODY
+    at: float
+    seconds: float = 0.0
+    nth: int | None = None
+    before: bool = True
+    """Of the n-th: before it has its effect, or after it and before that is known."""
+
+    @property
+    def until(self) -> float:
+        return self.at + self.seconds
+
+    def strikes(self, target: str) -> bool:
+        return self.target in (EVERYBODY, target)
+
+    def __str__(self) -> str:
+        when = f"{self.at:7.2f} s"
+        if self.nth is not None:
+            when += f" + {self.nth} writes or calls, {'before' if self.before else 'after'} the last"
+        lasting = f" for {self.seconds:.2f} s" if self.seconds else ""
+        return f"{when}  {self.target}: {self.kind.value}{lasting}"
+
+
+_OF_PROCESSES: Final = (FaultKind.KILL, FaultKind.KILL, FaultKind.KILL, FaultKind.PAUSE, FaultKind.STOP)
+_OF_STORES: Final = (
+    FaultKind.WRITES_REFUSED,
+    FaultKind.WRITES_UNANSWERED,
+    FaultKind.WRITES_UNANSWERED,
+    FaultKind.WRITES_SLOW,
+    FaultKind.BUS_SILENT,
+)
+_OF_PLATFORMS: Final = (
+    FaultKind.UPDATES_LOST,
+    FaultKind.ANSWERS_LOST,
+    FaultKind.ANSWERS_LOST,
+    FaultKind.UPDATES_DOUBLED,
+    FaultKind.PLATFORM_GONE,
+    FaultKind.CALLS_UNANSWERED,
+    FaultKind.CALLS_UNANSWERED,
+    FaultKind.CALLS_FAIL,
+    FaultKind.CALLS_FLOODED,
+    FaultKind.BOT_UNKNOWN,
+)
+_OF_HOSTS: Final = (FaultKind.POWER_CUT, FaultKind.CLOCK_STEP)
+
+_SUDDEN: Final = frozenset({FaultKind.KILL, FaultKind.STOP, FaultKind.POWER_CUT, FaultKind.CLOCK_STEP})
+_AT_A_STEP: Final = frozenset({FaultKind.KILL, FaultKind.PAUSE})
+
+
+def draw_faults(dice: random.Random, *, members: Sequence[str], seconds: float) -> list[Fault]:
+    """A schedule for the first `seconds`. Some runs have few faults, some have many, some have one kind only."""
+    count = dice.choice((0, 1, 2, 3, 5, 8, 13, 21))
+    families: list[tuple[FaultKind, ...]] = [_OF_PROCESSES, _OF_STORES, _OF_PLATFORMS, _OF_HOSTS]
+    weights = [dice.choice((0, 1, 5)) for _ in families]
+    if not any(weights):
+        weights[0] = 1
+    kinds = [dice.choice(dice.choices(families, weights)[0]) for _ in range(count)]
+    return sorted((_draw(dice, kind, members, seconds) for kind in kinds), key=lambda fault: fault.at)
+
+
+def _draw(dice: random.Random, kind: FaultKind, members: Sequence[str], seconds: float) -> Fault:
+    at_a_step = kind in _AT_A_STEP and dice.random() < 0.8
+    of_the_world = kind in _OF_PLATFORMS or kind in _OF_HOSTS
+    return Fault(
+        kind=kind,
+        target=EVERYBODY if of_the_world or (kind in _OF_STORES and dice.random() < 0.4) else dice.choice(members),
+        at=round(dice.uniform(0.0, seconds), 2),
+        seconds=_lasting(dice, kind),
+        nth=dice.randint(1, 25) if at_a_step else None,
+        before=dice.random() < 0.5,
+    )
+
+
+def _lasting(dice: random.Random, kind: FaultKind) -> float:
+    if kind is FaultKind.CLOCK_STEP:
+        return dice.choice((-90_000.0, -3600.0, -5.0, 5.0, 3600.0, 90_000.0))
+    if kind in _SUDDEN:
+        return 0.0
+    return round(dice.choice((0.05, 0.5, 2.0, 10.0)) * dice.uniform(0.5, 2.0), 2)
+
+
+class Weather:
+    """Which faults strike now."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self._lasting = [fault for fault in faults if fault.kind not in _SUDDEN and fault.nth is None]
+        self._now: list[Fault] = []
+        self._changes_at = 0.0
+
+    def is_(self, kind: FaultKind, target: str, now: float) -> bool:
+        if now >= self._changes_at:
+            self._look(now)
+        return any(fault.kind is kind and fault.strikes(target) for fault in self._now)
+
+    def _look(self, now: float) -> None:
+        self._now = [fault for fault in self._lasting if fault.at <= now < fault.until]
+        edges = [edge for fault in self._lasting for edge in (fault.at, fault.until) if edge > now]
+        self._changes_at = min(edges, default=float("inf"))
+
+
+class Tripwires:
+    """Faults that wait for the n-th step of their target."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self._waiting = [(fault, [0]) for fault in faults if fault.nth is not None]
+
+    def step(self, target: str, now: float) -> Fault | None:
+        """Count a step; returns the fault whose turn it is."""
+        if not self._waiting:
+            return None
+        for index, (fault, count) in enumerate(self._waiting):
+            if fault.at <= now and fault.strikes(target):
+                count[0] += 1
+                if count[0] == fault.nth:
+                    del self._waiting[index]
+                    return fault
+        return None

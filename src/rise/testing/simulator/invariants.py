@@ -1,0 +1,259 @@
+"""The protocol's invariants, looked at from outside: by the platform, by the workflows, and in the disk itself.
+
+What must hold after every write is a trigger of the database: it is asked by each statement that could break
+it, in the same transaction. What must hold when something becomes visible is asked at that moment. What must
+hold in the end is asked at rest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+import rise
+from rise.envelope import DeliveryKey, task_id_of
+from rise.runtime.audit import AuditReport, NoticeKind
+from rise.testing.simulator.bot import OWN_ERRORS
+from rise.testing.simulator.loop import Process
+from rise.testing.simulator.people import Written
+from rise.testing.simulator.world import World
+from rise.testing.telegram.rules.update_queue import QueuedUpdate
+
+MARK: Final = "↻ "
+RESENDS_MAX: Final = 1
+
+_TRIGGERS: Final = (
+    # A lane's first task runs, and only one at a time.
+    """
+    CREATE TEMP TRIGGER order_of_runs AFTER UPDATE OF status ON main.tasks
+    WHEN NEW.status = 'processing' AND OLD.status <> 'processing' AND EXISTS (
+        SELECT 1 FROM main.tasks INDEXED BY tasks_runnable
+        WHERE lane = NEW.lane AND status IN ('pending', 'processing')
+        AND task_id <> NEW.task_id
+        AND (status = 'processing' OR (order_at, order_seq, task_id) < (NEW.order_at, NEW.order_seq, NEW.task_id))
+    ) BEGIN SELECT violated('I7', 'started out of order: ' || NEW.task_id); END
+    """,
+    # Nothing leaves the queue before its end is in the ledger.
+    """
+    CREATE TEMP TRIGGER no_early_end AFTER DELETE ON main.tasks
+    WHEN NOT EXISTS (SELECT 1 FROM main.runs WHERE task_id = OLD.task_id AND finished_at IS NOT NULL)
+    BEGIN SELECT violated('I2', 'gone before it was finished: ' || OLD.task_id); END
+    """,
+    # One result per run; an end is final.
+    """
+    CREATE TEMP TRIGGER frozen_result AFTER UPDATE ON main.runs
+    WHEN NEW.result IS NOT OLD.result OR NEW.saved_at <> OLD.saved_at
+    BEGIN SELECT violated('I4', 'the result changed: ' || NEW.run_id); END
+    """,
+    """
+    CREATE TEMP TRIGGER final_end AFTER UPDATE ON main.runs
+    WHEN OLD.finished_at IS NOT NULL AND (NEW.status, NEW.finished_at) IS NOT (OLD.status, OLD.finished_at)
+    BEGIN SELECT violated('I9', 'a finished run changed: ' || NEW.run_id); END
+    """,
+    # A task does not come back from the dead, nor lose its number of generations.
+    """
+    CREATE TEMP TRIGGER no_way_back AFTER UPDATE OF status, generation ON main.tasks
+    WHEN NEW.generation < OLD.generation
+        OR (OLD.status = 'replying' AND NEW.status IN ('pending', 'processing') AND NEW.generation = OLD.generation)
+    BEGIN SELECT violated('I9', 'moved down: ' || NEW.task_id); END
+    """,
+    # What was sent or given up is not sent again; what it says changes only with its mark or its markup.
+    """
+    CREATE TEMP TRIGGER final_reply AFTER UPDATE OF state ON main.replies
+    WHEN OLD.state IN ('sent', 'failed') AND NEW.state <> OLD.state
+    BEGIN SELECT violated('I9', 'a final reply changed: ' || NEW.reply_id); END
+    """,
+    """
+    CREATE TEMP TRIGGER one_in_flight AFTER UPDATE OF state ON main.replies
+    WHEN NEW.state = 'sending' AND EXISTS (
+        SELECT 1 FROM main.replies INDEXED BY replies_open WHERE channel = NEW.channel AND account = NEW.account
+        AND chat_id = NEW.chat_id AND state IN ('ready', 'sending') AND held = 0 AND sequence < NEW.sequence
+    ) BEGIN SELECT violated('I8', 'sent before an earlier one of its chat: ' || NEW.reply_id); END
+    """,
+)
+
+
+class Checker:
+    """Hears of everything, and says which promise it breaks."""
+
+    def __init__(self, world: World) -> None:
+        self.written: dict[str, Written] = {}
+        """By the name in its text."""
+        self.by_key: dict[str, Written] = {}
+        self.resumed: set[str] = set()
+        """Tasks that an operator has decided about: stale ones may run now."""
+        self.said: Counter[str] = Counter()
+        self.kills_while_running: Counter[str] = Counter()
+        self._world = world
+        world.on_death.append(self._died)
+
+    def watch_disk(self) -> None:
+        """Call once the tables are there."""
+        disk = self._world.disk
+        disk.create_scalar_function("violated", self._violated, 2)
+        for trigger in _TRIGGERS:
+            disk.execute(trigger)
+
+    def expect(self, written: Written) -> None:
+        self.written[written.name] = written
+        self.by_key[written.key] = written
+
+    # --- when it happens ---
+
+    def delivered(self, update: QueuedUpdate) -> None:
+        """I1: the platform forgets the update now."""
+        self.acknowledged(f"tg:7000000001:u:{update.update_id}")
+
+    def acknowledged(self, key: str) -> None:
+        """I1: whoever sent it was told that it is kept."""
+        written = self.by_key.get(key)
+        if written is not None:
+            written.is_acknowledged = True
+        if not self._is_kept(task_id_of(DeliveryKey(key))):
+            self._world.violate("I1", f"{key} was acknowledged and is not on disk")
+
+    def refused_forgery(self, key: str, status: int | None) -> None:
+        """I11: without the secret nothing gets in."""
+        if status is not None and 200 <= status < 300:
+            self._world.violate("I11", f"a forged update was answered {status}")
+        if self._one("SELECT task_id FROM receipts WHERE delivery_key = ?", key) is not None:
+            self._world.violate("I11", f"a forged update was kept: {key}")
+
+    def ran(self, turn: rise.Turn) -> None:
+        """I11, I12, I15: what a workflow sees is what its person wrote."""
+        name = turn.text.partition(" ")[0]
+        written = self.written.get(name)
+        if written is None:
+            self._world.violate("I12", f"a workflow saw {turn.text!r}, which nobody wrote")
+            return
+        if turn.raw != written.body:
+            self._world.violate("I12", f"{name}: the bytes are not those received")
+        if not written.is_genuine and turn.task_id not in self.resumed:
+            self._world.violate("I11", f"{name} is not genuine, and was run")
+
+    def sent(self, method: str, params: Mapping[str, Any]) -> None:
+        """I5, I6, I8, I15: a person sees this now."""
+        text, chat_id = str(params.get("text", "")), str(params.get("chat_id"))
+        self.said[text.removeprefix(MARK)] += 1
+        rows = self._world.disk.execute(
+            "SELECT reply_id, call, resends FROM replies WHERE chat_id = ? AND state = 'sending'", (chat_id,)
+        ).fetchall()
+        # A call whose sender has given up on it may still arrive: its reply is not being sent any more.
+        meant = {msgspec.json.decode(call)["text"]: (reply_id, resends) for reply_id, call, resends in rows}
+        if len(rows) > 1:
+            self._world.violate("I8", f"{len(rows)} replies are being sent to chat {chat_id}")
+        if text not in meant and not self._was_given_up(text):
+            self._world.violate("I5", f"chat {chat_id} was told {text!r}, which no reply says")
+        name = text.removeprefix(MARK).partition(".")[0]
+        written = self.written.get(name)
+        if written is not None and str(written.chat_id) != chat_id:
+            self._world.violate("I15", f"{text!r} belongs to chat {written.chat_id}, not {chat_id}")
+
+    # --- at rest ---
+
+    def at_rest(self, audit: AuditReport) -> None:
+        """Everybody has recovered, and nothing moves any more."""
+        self._nothing_is_lost()
+        self._everything_ended_or_waits_with_a_reason()
+        self._nobody_was_told_too_often()
+        self._only_own_errors_used_tries()
+        self._poison_has_killed()
+        self._nothing_is_left_behind()
+        # Forged and stale updates have numbers of their own, between which others never came.
+        notices = [notice for notice in audit.notices if notice.kind is not NoticeKind.UPDATE_ID_GAP]
+        if not audit.is_clean or notices:
+            self._world.violate("I16", f"the audit says {audit.shown()}")
+
+    def _nothing_is_lost(self) -> None:
+        for written in self.written.values():
+            if written.is_acknowledged and not self._is_kept(written.task_id):
+                self._world.violate("I2", f"{written.name} was acknowledged and is lost")
+
+    def _everything_ended_or_waits_with_a_reason(self) -> None:
+        for task_id, status, reason, error in self._world.disk.execute(
+            "SELECT task_id, status, reason, error FROM tasks WHERE status <> 'suspended' OR reason IS NULL"
+        ).fetchall():
+            self._world.violate("I17", f"{task_id} is {status} ({reason}) for ever: {error}")
+        for reply_id, state in self._world.disk.execute(
+            "SELECT reply_id, state FROM replies WHERE state IN ('ready', 'sending') AND held = 0"
+        ).fetchall():
+            self._world.violate("I17", f"the reply {reply_id} is {state} for ever")
+
+    def _nobody_was_told_too_often(self) -> None:
+        meant: Counter[str] = Counter()
+        for call, resends in self._world.disk.execute("SELECT call, resends FROM replies").fetchall():
+            meant[msgspec.json.decode(call)["text"].removeprefix(MARK)] += 1 + resends
+        for text, count in self.said.items():
+            if count > meant[text]:
+                self._world.violate("I6", f"{text!r} was said {count} times, and meant {meant[text]} times")
+        for run_id, call in self._world.disk.execute(
+            "SELECT run_id, call FROM replies WHERE state = 'sent' AND channel = 'telegram'"
+        ).fetchall():
+            text = msgspec.json.decode(call)["text"].removeprefix(MARK)
+            if text and not self.said[text]:
+                self._world.violate("I6", f"{text!r} of {run_id} counts as sent, and nobody has seen it")
+
+    def _only_own_errors_used_tries(self) -> None:
+        for (task_id,) in self._world.disk.execute(
+            "SELECT DISTINCT runs.task_id FROM attempts JOIN runs USING (run_id) WHERE counted"
+        ).fetchall():
+            written = self._written_of(task_id)
+            if written is not None and written.behaviour not in OWN_ERRORS:
+                self._world.violate("I13", f"{written.name} did nothing wrong, and a try was counted")
+
+    def _poison_has_killed(self) -> None:
+        for task_id, deaths in self._world.disk.execute(
+            "SELECT task_id, deaths FROM tasks WHERE reason = 'poison'"
+        ).fetchall():
+            if self.kills_while_running[task_id] < deaths:
+                self._world.violate(
+                    "I13", f"{task_id} is taken for poison after {deaths} deaths, and has seen "
+                    f"{self.kills_while_running[task_id]}"
+                )  # fmt: skip
+
+    def _nothing_is_left_behind(self) -> None:
+        for what, sql in (
+            ("claimed lanes", "SELECT count(*) FROM lanes WHERE holder IS NOT NULL"),
+            ("chats in the outbox", "SELECT count(*) FROM outbox_chats"),
+        ):
+            if count := self._one(sql):
+                self._world.violate("I21", f"{count} {what} are left behind")
+
+    # --- details ---
+
+    def _is_kept(self, task_id: str) -> bool:
+        return (
+            self._one("SELECT 1 FROM tasks WHERE task_id = ?", task_id) is not None
+            or self._one("SELECT 1 FROM runs WHERE task_id = ? AND finished_at IS NOT NULL", task_id) is not None
+        )
+
+    def _was_given_up(self, text: str) -> bool:
+        """Whether some reply says so, or said so before it was marked."""
+        plain = text.removeprefix(MARK)
+        return any(
+            msgspec.json.decode(call)["text"].removeprefix(MARK) == plain
+            for (call,) in self._world.disk.execute("SELECT call FROM replies").fetchall()
+        )
+
+    def _written_of(self, task_id: str) -> Written | None:
+        return next((written for written in self.written.values() if written.task_id == task_id), None)
+
+    def _died(self, process: Process) -> None:
+        """What was running in it may have been what killed it."""
+        holders = [member for member, bus in self._world.members.items() if bus.process is process]
+        for holder in holders:
+            for (task_id,) in self._world.disk.execute(
+                "SELECT task_id FROM tasks JOIN lanes USING (lane) WHERE status = 'processing' AND holder = ?",
+                (holder,),
+            ).fetchall():
+                self.kills_while_running[task_id] += 1
+
+    def _violated(self, invariant: str, what: str) -> None:
+        self._world.violate(invariant, what)
+
+    def _one(self, sql: str, *values: Any) -> Any:
+        row = self._world.disk.execute(sql, values).fetchone()
+        return None if row is None else row[0]

@@ -1,0 +1,246 @@
+"""The processes of a simulated installation, built from the real parts by the real assembly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import SecretStr
+
+from rise.api.reading import Message
+from rise.api.security import Credentials, Gate
+from rise.api.webhooks import PATH, TelegramWebhook
+from rise.bindings import BindingRegistry
+from rise.capabilities import CapabilityRegistry
+from rise.channels.http import HttpChannel
+from rise.channels.telegram import TelegramRates
+from rise.channels.webchat import WebChatChannel
+from rise.errors import RiseError
+from rise.intake import Intake
+from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
+from rise.ledger.sqlite import SqliteLedger
+from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
+from rise.queue.sqlite import QueueLimits, SqliteQueue
+from rise.runtime import assembly, serving
+from rise.runtime.assembly import Channels, House, Secrets, Stores
+from rise.runtime.directory import DataDirectory
+from rise.runtime.operations import Operations
+from rise.service import Service, start_all, stop_all
+from rise.settings import Settings
+from rise.testing.simulator.bus import SimBus
+from rise.testing.simulator.host import SimClock
+from rise.testing.simulator.loop import Process
+from rise.testing.simulator.platform import BOT, WEBHOOK_WORD, Platform, SimTelegramChannel
+from rise.testing.simulator.store import SimDatabase
+from rise.testing.simulator.world import World
+from rise.workflows.definition import WorkflowDefinition
+
+RESTART_SECONDS: Final = (0.05, 3.0)
+STOP_SECONDS: Final = 5.0
+_RATES: Final = TelegramRates(chat_per_second=50.0, group_per_minute=600.0, bot_per_second=200.0)
+_SCHEMA: Final = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
+
+Workflows = Callable[[Process], dict[str, WorkflowDefinition]]
+
+
+def settings_of_a_run(**overrides: Any) -> Settings:
+    """Everything that waits, waits for less: a run is a minute of a world's time. Nothing comes from outside."""
+    return Settings.model_construct(
+        telegram_token=SecretStr(BOT),
+        claim_seconds=3.0,
+        retry_seconds=(0.5, 1.0, 2.0),
+        lane_block_seconds_max=20.0,
+        stop_seconds=STOP_SECONDS,
+        late_after_seconds=10.0,
+        run_seconds=8.0,
+        accept_seconds=2.0,
+        worker_concurrency=8,
+        **overrides,
+    )
+
+
+class SimStores(Stores):
+    """On the world's disk instead of in a directory."""
+
+    async def open(self) -> None:
+        await self.database.open()
+
+
+class Member:
+    """One place in the installation; the processes that fill it come and go."""
+
+    def __init__(self, world: World, platform: Platform, settings: Settings, name: str) -> None:
+        self.name = name
+        self.process: Process = self._new_process(world, name)
+        self.house: House
+        self.lives = 0
+        self._world = world
+        self._platform = platform
+        self._settings = settings
+        self._services: list[Service] = []
+        self._is_up = False
+        self._stays_down = False
+        world.on_death.append(self._restart)
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_up and self.process.is_alive
+
+    def start(self) -> None:
+        world = self._world
+        if self.lives:
+            self.process = self._new_process(world, self.name)
+        self.lives += 1
+        self._is_up = False
+        world.note(self.name, "starts")
+        self.house = self._build(self.process)
+        self.process.spawn(self._run(), name="main")
+
+    def stop(self) -> None:
+        """SIGTERM, and what a service manager does about one that does not end."""
+        process = self.process
+        if not self.is_open:
+            return
+        self._is_up = False
+        self._world.note(self.name, "is told to stop")
+        ending = process.spawn(stop_all(self._services, on_error=_ignore), name="stop")
+        ending.add_done_callback(lambda _: self._world.timeline.after(0, lambda: self._ended(process)))
+        self._world.timeline.after(STOP_SECONDS * 3, lambda: self._world.kill(process, "it did not stop"))
+
+    def services(self, house: House) -> list[Service]:
+        raise NotImplementedError
+
+    def _ended(self, process: Process) -> None:
+        self._world.kill(process, "it has stopped")
+
+    async def _run(self) -> None:
+        try:
+            await self._start_services()
+        except RiseError as error:
+            # The program says why and ends; whoever keeps it running starts it again.
+            self._world.kill(self.process, f"cannot start: {type(error).__name__}")
+
+    async def _start_services(self) -> None:
+        await serving.open_stores(self.house)
+        self._services = [self.house.bus, self.house.bindings, *self.services(self.house)]
+        await start_all(self._services, on_error=_ignore)
+        self._is_up = True
+
+    def _restart(self, process: Process) -> None:
+        if process is self.process:
+            self._is_up = False
+            self._world.timeline.after(self._world.dice.uniform(*RESTART_SECONDS), self.start)
+
+    def _new_process(self, world: World, name: str) -> Process:
+        return Process(world.timeline, world.host, name)
+
+    def _build(self, process: Process) -> House:
+        return build_house(self._world, self._platform, self._settings, process)
+
+
+class Gateway(Member):
+    """`rise serve` without its worker. The first one also sends, and polls where that is the way in."""
+
+    def __init__(self, world: World, platform: Platform, settings: Settings, name: str, *, is_first: bool) -> None:
+        super().__init__(world, platform, settings, name)
+        self._is_first = is_first
+        platform.doors.append(self)
+
+    def services(self, house: House) -> list[Service]:
+        telegram, account = house.channels.telegram, house.channels.telegram_account
+        assert telegram is not None
+        assert account is not None
+        gate = Gate(Credentials("", {}), house.clock, rate_per_source=1e6)
+        self._webhook = TelegramWebhook(
+            telegram, account=account, secret=WEBHOOK_WORD, intake=house.intake, gate=gate, clock=house.clock
+        )
+        services: list[Service] = [serving.build_supervisor(house)]
+        if self._is_first:
+            services.append(assembly.build_sender(house))
+            if (polling := assembly.build_polling(house)) is not None:
+                services.append(polling)
+        return services
+
+    async def post(self, headers: list[tuple[bytes, bytes]], body: bytes) -> list[Message]:
+        answers: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Message) -> None:
+            answers.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers, "client": ("192.0.2.1", 1)}
+        await self._webhook(scope, receive, send)
+        return answers
+
+
+class WorkerMember(Member):
+    """`rise worker`. The first one belongs to `rise serve`, and says which workflows there are."""
+
+    def __init__(
+        self, world: World, platform: Platform, settings: Settings, name: str, workflows: Workflows, *, defines: bool
+    ) -> None:
+        super().__init__(world, platform, settings, name)
+        self._workflows = workflows
+        self._defines = defines
+
+    def services(self, house: House) -> list[Service]:
+        workflows = self._workflows(self.process)
+        return [serving.InProcessWorker(house, workflows, defines=self._defines)]
+
+
+class Console:
+    """A person's command line: a process for each command, which may fail like any other."""
+
+    def __init__(self, world: World, platform: Platform, settings: Settings) -> None:
+        self._world = world
+        self._platform = platform
+        self._settings = settings
+
+    def run(self, name: str, command: Callable[[House, Operations], Any]) -> Process:
+        world = self._world
+        process = Process(world.timeline, world.host, f"console-{world.timeline.number()}")
+        house = build_house(world, self._platform, self._settings, process)
+
+        async def main() -> None:
+            await house.stores.open()
+            await house.bus.start()
+            try:
+                await house.bindings.refresh()
+                await command(house, Operations(house.queue, house.ledger, house.bus, house.clock))
+            finally:
+                await house.bus.stop()
+
+        world.note(process.name, name)
+        process.spawn(main(), name=name)
+        return process
+
+
+def build_house(world: World, platform: Platform, settings: Settings, process: Process) -> House:
+    clock = SimClock(process, world.dice_for(f"{process.name} {world.timeline.number()}"))
+    database = SimDatabase(world, process, clock=clock, schema=_SCHEMA)
+    limits = QueueLimits(claim=timedelta(seconds=settings.claim_seconds))
+    ledger = SqliteLedger(database)
+    stores = SimStores(DataDirectory(Path("simulated")), database, SqliteQueue(database, limits), ledger)
+    bus = SimBus(world, process)
+    bindings = BindingRegistry(ledger, bus, clock)
+    telegram = SimTelegramChannel(platform, process, clock=clock, rates=_RATES)
+    channels = Channels(HttpChannel(), WebChatChannel(""), telegram, platform.account)
+    return House(
+        settings=settings,
+        clock=clock,
+        secrets=Secrets(admin_token="", secret_key="", telegram_webhook=WEBHOOK_WORD),
+        stores=stores,
+        bus=bus,
+        bindings=bindings,
+        channels=channels,
+        capabilities=CapabilityRegistry(clock),
+        intake=Intake(stores.queue, bindings, bus, clock, accept_seconds_max=settings.accept_seconds),
+    )
+
+
+def _ignore(name: str, error: BaseException) -> None:
+    """A service that fails to stop is the real program's to report."""

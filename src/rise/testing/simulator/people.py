@@ -1,0 +1,138 @@
+"""What people, programs, forgers and operators do in a run, decided before it begins."""
+
+from __future__ import annotations
+
+import json
+import random  # noqa: TID251 - the dice are the seed's
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from rise.envelope import DeliveryKey, TaskId, task_id_of
+from rise.testing.simulator.bot import Behaviour, draw_behaviour
+from rise.testing.telegram import updates
+
+GROUP: Final = -100_500
+
+
+class Act(StrEnum):
+    WRITE = "writes"
+    EDIT = "edits"
+    ALBUM = "sends an album"
+    TAP = "taps"
+    CALL = "calls the API"
+    REPLAY = "somebody sends an old update again"
+    FORGE = "somebody without the secret sends an update"
+    STALE = "somebody sends an update of the day before yesterday"
+    NONSENSE = "the platform sends what nobody understands"
+    UNBIND = "unbinds the bot"
+    BIND = "binds the bot"
+    RESUME = "resumes"
+    DROP = "drops"
+    AGAIN = "runs again"
+
+
+class Doing(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that somebody does at a time."""
+
+    act: Act
+    at: float
+    name: str
+    chat_id: int = 0
+    behaviour: Behaviour = Behaviour.ECHO
+    pick: float = 0.0
+    """Which of those that there are: from 0 to 1."""
+
+    @property
+    def text(self) -> str:
+        return f"{self.name} {self.behaviour}"
+
+
+_USUAL: Final = (Act.WRITE,) * 14 + (
+    Act.EDIT,
+    Act.ALBUM,
+    Act.TAP,
+    Act.CALL,
+    Act.CALL,
+    Act.REPLAY,
+)
+_ODD: Final = (Act.FORGE, Act.STALE, Act.NONSENSE, Act.RESUME, Act.DROP, Act.AGAIN)
+
+
+def draw_doings(dice: random.Random, *, seconds: float) -> list[Doing]:
+    """20 to 300 of them, in the first `seconds`; most runs are short, so that there can be many."""
+    chats = [*range(1, dice.randint(3, 9)), GROUP]
+    count = min(300, 20 + int(dice.expovariate(1 / 45)))
+    doings = [_draw(dice, f"m{number}", chats, seconds) for number in range(count)]
+    if dice.random() < 0.4:
+        unbound_at = dice.uniform(0.0, seconds * 0.7)
+        doings.append(Doing(act=Act.UNBIND, at=round(unbound_at, 2), name="binding"))
+        doings.append(Doing(act=Act.BIND, at=round(dice.uniform(unbound_at, seconds), 2), name="binding"))
+    return sorted(doings, key=lambda doing: doing.at)
+
+
+def _draw(dice: random.Random, name: str, chats: Sequence[int], seconds: float) -> Doing:
+    # In bursts: what comes at the same moment is what gets mixed up.
+    at = dice.uniform(0.0, seconds) if dice.random() < 0.5 else seconds * dice.choice((0.1, 0.3, 0.6))
+    return Doing(
+        act=dice.choice(_ODD if dice.random() < 0.12 else _USUAL),
+        at=round(at, 2),
+        name=name,
+        chat_id=dice.choice(chats),
+        behaviour=draw_behaviour(dice),
+        pick=dice.random(),
+    )
+
+
+@dataclass(slots=True)
+class Written:
+    """A message as its sender knows it."""
+
+    name: str
+    behaviour: Behaviour
+    chat_id: int
+    key: str
+    body: bytes
+    is_genuine: bool = True
+    is_acknowledged: bool = False
+    """The platform, or the calling program, was told that it is kept."""
+
+    @property
+    def task_id(self) -> TaskId:
+        return task_id_of(DeliveryKey(self.key))
+
+
+def update_of(doing: Doing) -> list[updates.Update]:
+    """What the platform makes of it."""
+    match doing.act:
+        case Act.ALBUM:
+            return updates.album((doing.text, f"{doing.name}b echo", f"{doing.name}c echo"), chat_id=doing.chat_id)
+        case Act.TAP:
+            return [updates.callback_query(doing.text, chat_id=doing.chat_id)]
+        case Act.NONSENSE:
+            return [updates.unknown(text=doing.text)]
+        case _:
+            return [updates.message(doing.text, chat_id=doing.chat_id)]
+
+
+def texts_of(update: updates.Update) -> str:
+    """What a workflow will be told."""
+    [content] = update.values()
+    return str(content.get("text") or content.get("caption") or content.get("data") or "")
+
+
+def apply_body(doing: Doing) -> bytes:
+    """The body of a program's call."""
+    fields: dict[str, Any] = {"userText": doing.text, "metadata": {"chat_id": f"program-{abs(doing.chat_id) % 3}"}}
+    return json.dumps(fields).encode()
+
+
+def pick(among: Sequence[Any], doing: Doing) -> Any:
+    """The one that is meant, or None where there is none."""
+    return among[min(len(among) - 1, int(doing.pick * len(among)))] if among else None
+
+
+Command = Callable[..., Any]

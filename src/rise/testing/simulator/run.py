@@ -1,0 +1,391 @@
+"""One seed, one run: a plan is drawn, things happen, everybody recovers, and nothing may be missing."""
+
+from __future__ import annotations
+
+import logging
+import random  # noqa: TID251 - the dice are the seed's
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from rise.envelope import TaskId
+from rise.errors import RiseError, StateConflict, TaskUnknown
+from rise.ledger.port import BindingRecord
+from rise.runtime.assembly import House
+from rise.runtime.audit import Audit, AuditReport
+from rise.runtime.operations import Operations
+from rise.testing.simulator.bot import Behaviour, SimBot
+from rise.testing.simulator.faults import Fault, FaultKind, draw_faults
+from rise.testing.simulator.invariants import Checker
+from rise.testing.simulator.loop import TimeStandsStill
+from rise.testing.simulator.members import Console, Gateway, Member, WorkerMember, settings_of_a_run
+from rise.testing.simulator.people import Act, Doing, Written, apply_body, draw_doings, pick, texts_of, update_of
+from rise.testing.simulator.platform import WEBHOOK_WORD, Platform
+from rise.testing.simulator.world import Violation, World
+from rise.testing.telegram.rules.update_queue import compact_json
+
+BUSY_SECONDS: Final = 30.0
+HEALED_AFTER_SECONDS: Final = 25.0
+"""The longest fault that began at the last moment is over."""
+REST_SECONDS_MAX: Final = 600.0
+CALLER_RETRY_SECONDS: Final = 1.0
+STALE_SECONDS: Final = 20 * 86_400
+"""However wrong the wall clock of the machine is set."""
+WORKFLOW: Final = "wf_bot"
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Everything about a run that was decided before it began."""
+
+    seed: int
+    gateways: int
+    workers: int
+    is_polled: bool
+    unknown_policy: str
+    doings: list[Doing]
+    faults: list[Fault]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of a run."""
+
+    plan: Plan
+    violations: list[Violation]
+    trace: str
+    lines: list[str]
+    counts: dict[str, int]
+    struck: dict[str, int]
+    seconds: float
+    """Of the world's time."""
+
+
+def draw_plan(seed: int) -> Plan:
+    dice = random.Random(f"{seed}: plan")
+    gateways, workers = dice.randint(1, 3), dice.randint(1, 4)
+    names = [f"gateway-{n}" for n in range(1, gateways + 1)] + [f"worker-{n}" for n in range(1, workers + 1)]
+    return Plan(
+        seed,
+        gateways,
+        workers,
+        dice.random() < 0.25,
+        dice.choice(("resend_marked", "resend_marked", "resend", "hold")),
+        draw_doings(dice, seconds=BUSY_SECONDS),
+        draw_faults(dice, members=names, seconds=BUSY_SECONDS),
+    )
+
+
+def simulate(plan: Plan) -> Outcome:
+    """Run it. The same plan gives the same outcome, in this interpreter or another."""
+    with _quietly():
+        run = _Run(plan)
+        try:
+            run.play()
+        except TimeStandsStill as error:
+            run.world.violate("I18", str(error))
+        finally:
+            run.world.timeline.close()
+        run.note_errors()
+        return run.outcome()
+
+
+class _Run:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.world = world = World(plan.seed, plan.faults)
+        self.checker = checker = Checker(world)
+        self.platform = Platform(world, checker)
+        settings = settings_of_a_run(
+            telegram_unknown=plan.unknown_policy,
+            public_url=None if plan.is_polled else "https://rise.example",
+            telegram_mode="polling" if plan.is_polled else "webhook",
+        )
+        self.bot = SimBot(world, checker)
+        self.console = Console(world, self.platform, settings)
+        self.members: list[Member] = [
+            Gateway(world, self.platform, settings, f"gateway-{n}", is_first=n == 1)
+            for n in range(1, plan.gateways + 1)
+        ]
+        self.members += [
+            WorkerMember(world, self.platform, settings, f"worker-{n}", self.bot.workflows, defines=n == 1)
+            for n in range(1, plan.workers + 1)
+        ]
+        self.callers_waiting = 0
+        self.counts: Counter[str] = Counter()
+
+    # --- the run ---
+
+    def play(self) -> None:
+        world = self.world
+        self._prepare()
+        for doing in self.plan.doings:
+            world.timeline.at(doing.at, _bound(self._do, doing))
+        for fault in self.plan.faults:
+            if fault.nth is None:
+                world.timeline.at(fault.at, _bound(self._strike, fault))
+        world.timeline.run(BUSY_SECONDS + HEALED_AFTER_SECONDS)
+        self._bind(is_enabled=True)
+        self._come_to_rest()
+
+    def _prepare(self) -> None:
+        """The tables are there before anybody starts; whether they can be made is another test's question."""
+        if not self.plan.is_polled:
+            self.platform.use_webhook()
+        self._command("prepare", lambda house, _: house.queue.depth())
+        self.world.timeline.run(0.0)
+        self.checker.watch_disk()
+        for member in self.members:
+            member.start()
+
+    def _come_to_rest(self) -> None:
+        timeline = self.world.timeline
+        deadline = timeline.now + REST_SECONDS_MAX
+        while not self._is_at_rest() and timeline.now < deadline:
+            timeline.run(timeline.now + 5.0)
+        # What is at rest stays so, and the supervisor has had its time to clean up.
+        timeline.run(timeline.now + 35.0)
+        self.checker.at_rest(self._audit())
+
+    def _is_at_rest(self) -> bool:
+        [(moving,)] = self.world.disk.execute(
+            "SELECT (SELECT count(*) FROM tasks WHERE status <> 'suspended')"
+            " + (SELECT count(*) FROM tasks WHERE status = 'suspended' AND reason = 'workflow_pending')"
+            " + (SELECT count(*) FROM replies WHERE state IN ('ready', 'sending') AND held = 0)"
+        ).fetchall()
+        return not moving and self.platform.is_quiet() and not self.callers_waiting
+
+    def _audit(self) -> AuditReport:
+        """The real one, by the program that a person would call."""
+        found: list[AuditReport] = []
+
+        async def audit(house: House, _: Operations) -> None:
+            found.append(await Audit(house.queue, house.ledger, house.clock, 30 * 86_400.0).run())
+
+        process = self._command("audit", audit)
+        timeline = self.world.timeline
+        timeline.run(timeline.now + 5.0)
+        assert found, f"the audit did not end: {process.errors}"
+        return found[0]
+
+    # --- what goes wrong ---
+
+    def _strike(self, fault: Fault) -> None:
+        world = self.world
+        struck = [member for member in self.members if fault.strikes(member.name)]
+        match fault.kind:
+            case FaultKind.KILL:
+                for member in struck:
+                    world.kill(member.process, "kill -9")
+            case FaultKind.PAUSE:
+                for member in struck:
+                    world.pause(member.process, fault.seconds)
+            case FaultKind.STOP:
+                for member in struck:
+                    member.stop()
+            case FaultKind.POWER_CUT:
+                self._cut_power()
+            case FaultKind.CLOCK_STEP:
+                world.note("clock", "is set", f"{fault.seconds:+.0f}")
+                world.host.wall_offset += fault.seconds
+            case _:
+                return
+        world.struck[fault.kind] += 1
+
+    def _cut_power(self) -> None:
+        for process in list(self.world.host.processes):
+            self.world.kill(process, "the power goes")
+        self.world.host.reboot()
+
+    # --- what people do ---
+
+    def _do(self, doing: Doing) -> None:
+        self.counts[doing.act] += 1
+        match doing.act:
+            case Act.CALL:
+                self._call(doing)
+            case Act.REPLAY:
+                self._replay(doing)
+            case Act.FORGE | Act.STALE:
+                self._intrude(doing)
+            case Act.UNBIND | Act.BIND:
+                self._bind(is_enabled=doing.act is Act.BIND)
+            case Act.RESUME | Act.DROP | Act.AGAIN:
+                self._command(doing.act, lambda house, operations: self._operate(doing, operations))
+            case _:
+                self._write(doing)
+
+    def _write(self, doing: Doing) -> None:
+        for update in update_of(doing):
+            if doing.act is Act.EDIT:
+                update = {"edited_message": {**update["message"], "message_id": 1 + int(doing.pick * 20)}}
+            queued = self.platform.bot.add_update(update, self.platform.now())
+            if queued is not None:
+                self._expect(doing, texts_of(update), f"tg:{self.platform.account}:u:{queued.update_id}", queued.body)
+            self.platform.pump()
+
+    def _expect(self, doing: Doing, text: str, key: str, body: bytes, *, is_genuine: bool = True) -> None:
+        name, _, asked = text.partition(" ")
+        behaviour = Behaviour(asked) if asked else doing.behaviour
+        written = Written(name or doing.name, behaviour, doing.chat_id, key, body, is_genuine)
+        self.checker.expect(written)
+
+    def _call(self, doing: Doing) -> None:
+        """A program asks, and asks again with the same key until it is told that it was heard."""
+        body = apply_body(doing)
+        self._expect(doing, doing.text, f"http:program:{doing.name}", body)
+        self.callers_waiting += 1
+        self._try_call(doing.name, body)
+
+    def _try_call(self, key: str, body: bytes) -> None:
+        world = self.world
+
+        def again() -> None:
+            world.timeline.after(CALLER_RETRY_SECONDS, lambda: self._try_call(key, body))
+
+        doors = [member for member in self.members if isinstance(member, Gateway) and member.is_open]
+        if not doors:
+            again()
+            return
+        member = world.dice.choice(doors)
+        asked = member.house.channels.http.read_apply(
+            body, principal="program", key=key, request_id=f"r-{key}", trace_id=None
+        )
+        is_over = False
+
+        def ended(task: Any) -> None:
+            nonlocal is_over
+            if is_over:
+                return
+            is_over = True
+            if task is None or task.cancelled() or task.exception() is not None:
+                again()
+                return
+            self.callers_waiting -= 1
+            self.checker.acknowledged(f"http:program:{key}")
+
+        member.process.spawn(member.house.intake.accept(asked.incoming), name="call").add_done_callback(ended)
+        world.timeline.after(5.0, lambda: ended(None))
+
+    def _replay(self, doing: Doing) -> None:
+        """Word for word, by somebody who has the secret: nothing new may come of it."""
+        old = pick(
+            [one for one in self.checker.written.values() if one.is_genuine and one.key.startswith("tg:")], doing
+        )
+        if old is not None:
+            self.platform.knock(old.body, WEBHOOK_WORD)
+
+    def _intrude(self, doing: Doing) -> None:
+        update = update_of(doing)[0]
+        now = int(self.platform.now())
+        is_stale = doing.act is Act.STALE
+        date = now - STALE_SECONDS if is_stale else now
+        update_id = 5_000_000_000 + len(self.checker.written)
+        content = {**update["message"], "message_id": 7, "date": date}
+        body = compact_json({"update_id": update_id, "message": content})
+        key = f"tg:{self.platform.account}:u:{update_id}"
+        self._expect(doing, doing.text, key, body, is_genuine=False)
+        if is_stale:
+            self.platform.knock(body, WEBHOOK_WORD)
+        else:
+            self.platform.knock(body, "not-the-secret", lambda status: self.checker.refused_forgery(key, status))
+
+    # --- what operators do ---
+
+    async def _operate(self, doing: Doing, operations: Operations) -> None:
+        waiting = await operations.suspended(limit=1000)
+        task = pick(waiting, doing)
+        if task is None:
+            return
+        task_id = TaskId(task.head.task_id)
+        self.checker.resumed.add(task_id)
+        try:
+            match doing.act:
+                case Act.RESUME:
+                    await operations.resume(task_id, who="operator")
+                case Act.DROP:
+                    await operations.drop(task_id, who="operator")
+                case Act.AGAIN:
+                    await operations.run_again(task_id, who="operator")
+        except (StateConflict, TaskUnknown):
+            return  # somebody was quicker
+
+    def _bind(self, *, is_enabled: bool) -> None:
+        async def bind(house: House, _: Operations) -> None:
+            for channel, account in house.channels.accounts().items():
+                record = BindingRecord(
+                    channel=channel, account=account, workflow_id=WORKFLOW, enabled=is_enabled, updated_by="operator"
+                )
+                await house.ledger.put_binding(record)
+
+        self._command("bind" if is_enabled else "unbind", bind)
+
+    def _command(self, name: str, command: Callable[[House, Operations], Any]) -> Any:
+        async def forgiving(house: House, operations: Operations) -> None:
+            try:
+                await command(house, operations)
+            except RiseError as error:
+                self.world.note("console", "is told", type(error).__name__)
+
+        return self.console.run(name, forgiving)
+
+    # --- what came of it ---
+
+    def note_errors(self) -> None:
+        """What nobody caught is a bug, whether or not it did harm."""
+        for process in self.world.timeline.processes:
+            # What was raised when a process died was on its way to somebody.
+            for error in process.errors[: self.world.errors_at_death.get(process)]:
+                if not isinstance(error, RiseError):
+                    self.world.violate("I17", f"{process.name} met {type(error).__name__}: {error}")
+
+    def outcome(self) -> Outcome:
+        world = self.world
+        self.counts["steps"] = world.timeline.steps
+        self.counts["kills"] = len(world.errors_at_death)
+        return Outcome(
+            self.plan,
+            world.violations,
+            world.trace,
+            list(world.lines),
+            dict(self.counts),
+            {kind.name: count for kind, count in world.struck.items()},
+            world.now,
+        )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the log: nobody reads it, and its lines have the machine's time."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=False
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def _bound(action: Callable[[Any], None], argument: Any) -> Callable[[], None]:
+    return lambda: action(argument)
+
+
+def shorten(plan: Plan, is_broken: Callable[[Plan], bool], *, runs_max: int = 200) -> Plan:
+    """The plan with as few faults as still break it: first halves are left out, then quarters, then single ones."""
+    runs = 0
+    size = max(1, len(plan.faults) // 2)
+    while size and runs < runs_max:
+        start, shortened = 0, False
+        while start < len(plan.faults) and runs < runs_max:
+            fewer = msgspec.structs.replace(plan, faults=[*plan.faults[:start], *plan.faults[start + size :]])
+            runs += 1
+            if is_broken(fewer):
+                plan, shortened = fewer, True
+            else:
+                start += size
+        if not shortened:
+            size //= 2
+    return plan

@@ -1,0 +1,89 @@
+"""Whole installations in virtual time: nothing is lost, whatever goes wrong, and every run can be had again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rise.testing.simulator.faults import Fault, FaultKind
+from rise.testing.simulator.run import Plan, draw_plan, shorten, simulate
+
+ONCE_BROKEN = {
+    1: "a worker that could not write at its start ended, and nobody started it again",
+    23: "claims whose writing was never confirmed lapsed, and counted as deaths until the message was poison",
+    49: "a held reply past its time was let go and held again, every 30 seconds, for ever",
+    85: "a step of a run that had ended meanwhile",
+    125: "the wall clock was four days ahead at a power cut: keys were forgotten, nothing else",
+}
+"""Seeds that found something once, and what."""
+
+
+def broken(plan: Plan) -> list[str]:
+    return [str(violation) for violation in simulate(plan).violations]
+
+
+@pytest.mark.slow
+@pytest.mark.req("TST-2", "ENV-3", "WRK-3", "QUE-3", "OUT-1", "SUS-2", "TGM-1")
+@pytest.mark.failure("B2", "B4", "D1", "D4", "E4", "G3", "G4", "H6", "L1")
+def test_no_seed_breaks_a_promise(pytestconfig: pytest.Config):
+    found = {}
+    for seed in range(1, pytestconfig.getoption("seeds") + 1):
+        if violations := broken(draw_plan(seed)):
+            found[f"rise simulate --seed {seed}"] = violations[:3]
+    assert found == {}
+
+
+@pytest.mark.req("TST-2")
+@pytest.mark.parametrize("seed", ONCE_BROKEN)
+def test_a_seed_that_found_something_once_finds_nothing_now(seed: int):
+    assert broken(draw_plan(seed)) == []
+
+
+@pytest.mark.req("TST-2")
+def test_a_seed_is_the_same_run_in_another_interpreter_whatever_its_hashes_are():
+    program = (
+        "from rise.testing.simulator.run import draw_plan, simulate\n"
+        "print([simulate(draw_plan(seed)).trace for seed in (3, 9, 18, 23)])"
+    )
+    traces = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(traces) == 1
+
+
+@pytest.mark.req("TST-2")
+def test_two_runs_of_a_seed_are_the_same_and_two_seeds_are_not():
+    [first, again, other] = [simulate(draw_plan(seed)).trace for seed in (5, 5, 6)]
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.req("TST-2")
+def test_plans_hold_what_they_should():
+    plans = [draw_plan(seed) for seed in range(400)]
+    assert {plan.gateways for plan in plans} == {1, 2, 3}
+    assert {plan.workers for plan in plans} == {1, 2, 3, 4}
+    assert {plan.is_polled for plan in plans} == {True, False}
+    assert all(20 <= len(plan.doings) <= 302 for plan in plans)
+    assert all(3 <= len({doing.chat_id for doing in plan.doings if doing.chat_id}) <= 10 for plan in plans)
+    assert {fault.kind for plan in plans for fault in plan.faults} == set(FaultKind)
+
+
+@pytest.mark.req("TST-2")
+def test_a_schedule_is_shortened_to_what_is_to_blame():
+    kinds = [FaultKind.KILL, FaultKind.POWER_CUT, FaultKind.PAUSE, FaultKind.STOP, FaultKind.CLOCK_STEP] * 3
+    faults = [Fault(kind=kind, at=float(at)) for at, kind in enumerate(kinds)]
+    plan = Plan(1, 1, 1, False, "resend", [], faults)
+    to_blame = {faults[4], faults[11]}
+    shortened = shorten(plan, lambda tried: to_blame <= set(tried.faults))
+    assert set(shortened.faults) == to_blame
