@@ -15,7 +15,7 @@ from rise.settings import load_settings
 from rise.testing.installation import Installation
 from rise.testing.telegram import SendRates, TelegramStandIn
 
-BOT = Path(__file__).with_name("bot.py")
+BOT = "rise.testing.faults.bot"
 SECRET = "a-webhook-secret-of-the-tests"
 CHATS = 4
 

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+from rise.service import cancel_all, spawn
 
 READY_SECONDS = 60.0
 ADMIN_TOKEN = "admin-token-of-a-test-installation"  # noqa: S105 - of tests only
@@ -19,9 +21,24 @@ ADMIN_TOKEN = "admin-token-of-a-test-installation"  # noqa: S105 - of tests only
 
 def free_port() -> int:
     """A port nobody listens on now. Fixed for an installation, because platforms remember where to deliver."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with hold_port() as held:
+        return int(held.getsockname()[1])
+
+
+def hold_port(port: int = 0) -> socket.socket:
+    """Bound and not listening: who connects is refused, and the port is not given to others meanwhile.
+
+    Whoever is to listen binds it too, with SO_REUSEADDR.
+    """
+    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", port))
+    held.setblocking(False)
+    return held
+
+
+class InstallationEnded(AssertionError):
+    """It ended before it was ready."""
 
 
 class Installation:
@@ -35,8 +52,14 @@ class Installation:
         self.data_dir = data_dir
         self.port = free_port()
         self.log_path = data_dir.with_name(f"{data_dir.name}.log")
+        self.surroundings: dict[str, str] = {}
+        """Environment of its processes beside the settings."""
         self._settings = {"app": app, **settings}
         self._process: asyncio.subprocess.Process | None = None
+        self._added: list[asyncio.subprocess.Process] = []
+        self._held_port: socket.socket | None = None
+        self._printed: asyncio.StreamReader | None = None
+        self._reading: asyncio.ReadTransport | None = None
 
     @property
     def url(self) -> str:
@@ -56,38 +79,72 @@ class Installation:
             "log": "json",
             **self._settings,
         }
-        return inherited | {f"RISE_{name.upper()}": str(value) for name, value in own.items() if value is not None}
+        settings = {f"RISE_{name.upper()}": str(value) for name, value in own.items() if value is not None}
+        return inherited | self.surroundings | settings
+
+    def configure(self, **settings: object) -> None:
+        """Change settings. What runs keeps what it was started with."""
+        self._settings |= settings
 
     async def __aenter__(self) -> Self:
+        # While it is down, too: a connection of somebody else's could be given its port, and it would not start.
+        self._held_port = hold_port(self.port)
         await self.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.kill()
+        await self.kill(added=True)
+        self._stop_reading()
+        if self._held_port is not None:
+            self._held_port.close()
 
     async def start(self, *, wait: bool = True) -> None:
         """Start `rise serve`; returns when it accepts requests, unless told not to wait."""
         assert self._process is None or self._process.returncode is not None, "it runs already"
-        with self.log_path.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "rise", "serve"),
-                env=self.environment,
-                cwd=self.data_dir.parent,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-            )
+        reading, writing = os.pipe()
+        try:
+            self._process = await self._spawn("serve", stdout=writing)
+        finally:
+            os.close(writing)
+        await self._read_from(reading)
         if wait:
             await self.ready()
 
     async def ready(self) -> None:
         """Wait for the line it prints once it accepts requests."""
-        assert self._process is not None and self._process.stdout is not None
         async with asyncio.timeout(READY_SECONDS):
-            line = await self._process.stdout.readline()
+            line = await self._first_line()
         if not line.startswith(b"Rise listens"):
-            raise AssertionError(f"rise serve ended before it was ready; its log:\n{self.log()[-4000:]}")
+            raise InstallationEnded(f"rise serve ended before it was ready; its log:\n{self.log()[-4000:]}")
+
+    async def _read_from(self, pipe: int) -> None:
+        # A pipe of our own: asyncio takes a process for running as long as anybody holds one of its pipes, and
+        # a killed gateway leaves its worker behind, which ends in its own time.
+        self._stop_reading()
+        self._printed = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(self._printed)
+        self._reading, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: protocol, os.fdopen(pipe, "rb", buffering=0)
+        )
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+    async def _first_line(self) -> bytes:
+        """Nothing if it ends before."""
+        assert self._process is not None and self._printed is not None
+        tasks: set[asyncio.Task[Any]] = set()
+        reading = spawn(self._printed.readline(), name="installation.ready", into=tasks)
+        spawn(self._process.wait(), name="installation.ended", into=tasks)
+        try:
+            await asyncio.wait(set(tasks), return_when=asyncio.FIRST_COMPLETED)
+            return bytes(reading.result()) if reading.done() else b""
+        finally:
+            await cancel_all(tasks)
 
     async def stop(self) -> int:
         """SIGTERM, and wait until it has ended. Returns the exit code."""
@@ -96,14 +153,21 @@ class Installation:
             self._process.terminate()
         return await self._process.wait()
 
-    async def kill(self, *, gateway: bool = True, worker: bool = True) -> None:
-        """kill -9 of the gateway, its worker process, or both."""
+    async def add_worker(self) -> None:
+        """Start a `rise worker` beside the gateway's own."""
+        self._added.append(await self._spawn("worker", stdout=asyncio.subprocess.DEVNULL))
+
+    async def kill(self, *, gateway: bool = True, worker: bool = True, added: bool = False) -> None:
+        """kill -9 of the gateway, its worker process, the workers that were added. Waits until they are gone."""
         victims = (self.worker_pids() if worker else []) + ([self.pid] if gateway and self.pid else [])
+        victims += self.added_pids() if added else []
         for pid in victims:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if gateway and self._process is not None:
             await self._process.wait()
+        if added:
+            await asyncio.gather(*(process.wait() for process in self._added))
 
     @property
     def pid(self) -> int | None:
@@ -119,6 +183,14 @@ class Installation:
         except FileNotFoundError:
             return []
 
+    def added_pids(self) -> list[int]:
+        """Workers that were added and run."""
+        return [process.pid for process in self._added if process.returncode is None]
+
+    def pids(self) -> list[int]:
+        """All of its processes, a parent before its children."""
+        return ([self.pid] if self.pid is not None else []) + self.worker_pids() + self.added_pids()
+
     async def command(self, *words: str) -> tuple[int, str]:
         """Run `rise WORDS` on the same directory. Returns exit code and what it printed."""
         process = await asyncio.create_subprocess_exec(
@@ -130,6 +202,16 @@ class Installation:
         )
         printed, _ = await process.communicate()
         return process.returncode or 0, printed.decode()
+
+    async def _spawn(self, word: str, *, stdout: int) -> asyncio.subprocess.Process:
+        with self.log_path.open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "rise", word),
+                env=self.environment,
+                cwd=self.data_dir.parent,
+                stdout=stdout,
+                stderr=log,
+            )
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""

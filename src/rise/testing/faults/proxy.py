@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 
 from rise.clock import Clock, SystemClock
 from rise.service import cancel_all, spawn
+from rise.testing.installation import hold_port
 from rise.testing.telegram.stand_in_time import Changes
 
 _CHUNK_BYTES: Final = 65536
@@ -92,8 +93,8 @@ class FaultProxy:
         self._listener: socket.socket | None = None
         self.struck = 0
         """How often a fault has met something: bytes held, delayed, lost or cut, a connection reset."""
-        # Bound and never listening: it keeps the port from being given to others while the link refuses.
-        self._holder = _bound(0)
+        # Also while the link refuses.
+        self._holder = hold_port()
         self.port = int(self._holder.getsockname()[1])
 
     @property
@@ -145,7 +146,7 @@ class FaultProxy:
 
     def _listen(self) -> None:
         if self._listener is None:
-            self._listener = _bound(self.port)
+            self._listener = hold_port(self.port)
             self._listener.listen(256)
             asyncio.get_running_loop().add_reader(self._listener, self._take)
 
@@ -279,11 +280,3 @@ class _Connection:
             if self.resets:
                 side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             side.close()
-
-
-def _bound(port: int) -> socket.socket:
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind(("127.0.0.1", port))
-    bound.setblocking(False)
-    return bound
