@@ -1,0 +1,607 @@
+"""The queue as a few dicts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from rise.envelope import (
+    Head,
+    LaneKey,
+    Order,
+    Progress,
+    Reason,
+    Status,
+    Task,
+    TaskId,
+    clean_text,
+    decode_head,
+    encode_head,
+)
+from rise.errors import ClaimLost, EnvelopeMalformed
+from rise.queue.port import (
+    Anew,
+    Claim,
+    Claimed,
+    Enqueued,
+    Finished,
+    LaneDepth,
+    NewTask,
+    OpenTask,
+    QueueDepth,
+    Receipt,
+    Replying,
+    RetryIn,
+    Route,
+    Selection,
+    Settlement,
+    Suspend,
+)
+from rise.queue.sqlite import QueueLimits
+from rise.testing.fakes.store import MemoryStore
+
+_RUNNABLE: Final = (Status.PENDING, Status.PROCESSING)
+_FIRST: Final = Order(0, 0)
+
+
+@dataclass(slots=True)
+class RememberedKey:
+    task_id: TaskId
+    body_sha256: str
+    received_at_ms: int
+    expires_at_ms: int
+    duplicates: int = 0
+
+
+@dataclass(slots=True)
+class StoredTask:
+    head: Head
+    stored_head: bytes
+    """What is read when the task is to run; another version of Rise may have written it."""
+    raw: bytes
+    progress: Progress
+    generation_answered: int | None = None
+    """The ledger said that this run is finished before its worker settled it."""
+
+    def change(self, **changes: Any) -> None:
+        self.progress = msgspec.structs.replace(self.progress, **changes)
+
+    @property
+    def place(self) -> tuple[Order, TaskId]:
+        return self.head.order, self.head.task_id
+
+    @property
+    def as_task(self) -> Task:
+        return Task(self.head, self.raw, self.progress)
+
+
+@dataclass(slots=True)
+class Lane:
+    """What is known of a lane apart from its tasks."""
+
+    key: LaneKey
+    channel: str
+    ready_at_ms: int | None = None
+    """Since when it waits to be claimed, or when it may be. None: as far as is known, nothing is to be done."""
+    holder: str | None = None
+    fence: int = 0
+    newest: Order = _FIRST
+    started: Order = _FIRST
+    touched_at_ms: int = 0
+
+
+@dataclass(slots=True)
+class MemoryQueueState:
+    """The store. What a process keeps of it is nothing, so all may die and others go on with it."""
+
+    keys: dict[str, RememberedKey] = field(default_factory=dict)
+    tasks: dict[TaskId, StoredTask] = field(default_factory=dict)
+    lanes: dict[LaneKey, Lane] = field(default_factory=dict)
+    fences: int = 0
+    duplicates: int = 0
+    out_of_order: int = 0
+
+
+class MemoryQueue(MemoryStore):
+    """`rise.queue.port.Queue`, as one process sees the state."""
+
+    def __init__(
+        self, state: MemoryQueueState, *, now_ms: Callable[[], int], limits: QueueLimits | None = None
+    ) -> None:
+        self._state = state
+        self._now_ms = now_ms
+        self._limits = limits or QueueLimits()
+
+    def now_ms(self) -> int:
+        return self._now_ms()
+
+    # --- in ---
+
+    async def enqueue(self, task: NewTask) -> Enqueued:
+        return await self._through("enqueue", lambda: self._enqueue(task))
+
+    def _enqueue(self, new: NewTask) -> Enqueued:
+        key, task_id, now = new.head.delivery_key, new.head.task_id, self.now_ms()
+        is_known = key in self._state.keys or task_id in self._state.tasks
+        if key not in self._state.keys:
+            # The body that counts is that of the task, which may have outlived the memory of its key.
+            first = self._state.tasks[task_id].head if task_id in self._state.tasks else new.head
+            expires = now + new.receipt_seconds * 1000
+            self._state.keys[key] = RememberedKey(task_id, first.raw_sha256, now, expires)
+        if is_known:
+            return self._count_duplicate(new)
+        self._state.tasks[task_id] = stored = _as_stored(new, now)
+        if new.suspend:
+            return Enqueued(task_id, new=True)
+        return self._join_lane(stored.head, now)
+
+    def _count_duplicate(self, new: NewTask) -> Enqueued:
+        remembered = self._state.keys[new.head.delivery_key]
+        remembered.duplicates += 1
+        self._state.duplicates += 1
+        same_body = remembered.body_sha256 == new.head.raw_sha256
+        return Enqueued(remembered.task_id, new=False, same_body=same_body)
+
+    def _join_lane(self, head: Head, now: int) -> Enqueued:
+        lane = self._announce(head, now)
+        out_of_order, late = head.order < lane.newest, head.order < lane.started
+        lane.newest = max(lane.newest, head.order)
+        self._state.out_of_order += out_of_order
+        return Enqueued(head.task_id, new=True, out_of_order=out_of_order, late=late)
+
+    # --- claims ---
+
+    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool, forgiving: bool = False) -> Claimed:
+        return await self._through("claim", lambda: self._claim(holder, room, idle, forgiving))
+
+    def _claim(self, holder: str, room: Mapping[str, int], idle: bool, forgiving: bool) -> Claimed:
+        now, left = self.now_ms(), dict(room)
+        claims: list[Claim] = []
+        suspects_waiting = False
+        for lane in self._ready_lanes(now):
+            head = self._due_head(lane, now, forgiving) if left.get(lane.channel, 0) > 0 else None
+            if head is None:
+                continue
+            if not self._is_suspect(head):
+                left[lane.channel] -= 1
+                claims.append(self._start(lane, holder, head, self._limits.tasks_per_claim, now))
+            elif idle and not claims:
+                return Claimed([self._start(lane, holder, head, 1, now)])
+            else:
+                suspects_waiting = True
+        return Claimed(claims, suspects_waiting)
+
+    def _ready_lanes(self, now: int) -> list[Lane]:
+        """Those that may be claimed, longest-waiting first."""
+        waiting = [
+            (lane.ready_at_ms, lane.key, lane)
+            for lane in self._state.lanes.values()
+            if lane.ready_at_ms is not None and lane.ready_at_ms <= now
+        ]
+        return [lane for _, _, lane in sorted(waiting, key=lambda one: one[:2])]
+
+    def _due_head(self, lane: Lane, now: int, forgiving: bool) -> StoredTask | None:
+        """The first task of a lane that nobody has any more; None if nothing is to be done in it now."""
+        self._take_from_the_lost(lane, now, forgiving)
+        head = self._head_of(lane)
+        if head is None or head.progress.due_at_ms > now:
+            self._let_go(lane, now)
+            return None
+        return head
+
+    def _take_from_the_lost(self, lane: Lane, now: int, forgiving: bool) -> None:
+        for task in self._runnable(lane):
+            if task.progress.status is not Status.PROCESSING:
+                continue
+            lane.holder = None
+            deaths = task.progress.deaths + (not forgiving)
+            task.change(status=Status.PENDING, deaths=deaths, updated_at_ms=now)
+            if deaths >= self._limits.deaths_max:
+                error = f"the worker process died {deaths} times while running it"
+                task.change(status=Status.SUSPENDED, reason=Reason.POISON, error=error)
+
+    def _start(self, lane: Lane, holder: str, task: StoredTask, tasks: int, now: int) -> Claim:
+        self._state.fences += 1
+        lane.holder, lane.fence = holder, self._state.fences
+        self._run(lane, task, now)
+        return Claim(lane.key, lane.channel, lane.fence, holder, task.as_task, tasks - 1)
+
+    def _run(self, lane: Lane, task: StoredTask, now: int) -> None:
+        lane.ready_at_ms = now + self._claim_ms
+        lane.touched_at_ms = now
+        lane.started = max(lane.started, task.head.order)
+        lane.newest = max(lane.newest, task.head.order)
+        task.change(status=Status.PROCESSING, updated_at_ms=now)
+
+    async def renew(self, claims: Sequence[Claim]) -> set[int]:
+        return await self._through("renew", lambda: self._renew(claims))
+
+    def _renew(self, claims: Sequence[Claim]) -> set[int]:
+        lost = set()
+        for claim in claims:
+            lane = self._held_lane(claim)
+            if lane is None:
+                lost.add(claim.fence)
+            else:
+                lane.ready_at_ms = self.now_ms() + self._claim_ms
+        return lost
+
+    async def settle(self, claim: Claim, task: Task, settlement: Settlement) -> Claim | None:
+        return await self._through("settle", lambda: self._settle(claim, task, settlement))
+
+    def _settle(self, claim: Claim, task: Task, settlement: Settlement) -> Claim | None:
+        lane, now = self._held_lane(claim), self.now_ms()
+        if lane is None:
+            raise ClaimLost(f"the claim on {claim.lane} has passed to another worker")
+        running = self._state.tasks.get(task.task_id)
+        if running is not None and running.progress.status is Status.PROCESSING:
+            self._end(running, settlement, now)
+        head = self._head_of(lane)
+        if head is None or head.progress.due_at_ms > now or claim.tasks_left == 0 or self._is_suspect(head):
+            self._let_go(lane, now)
+            return None
+        self._run(lane, head, now)
+        return msgspec.structs.replace(claim, task=head.as_task, tasks_left=claim.tasks_left - 1)
+
+    def _end(self, task: StoredTask, settlement: Settlement, now: int) -> None:
+        progress = task.progress
+        match settlement:
+            case Finished():
+                self._forget(task)
+            case Replying():
+                task.change(status=Status.REPLYING, reason=None, error=None, updated_at_ms=now)
+                if task.generation_answered == progress.generation:
+                    self._forget(task)
+            case RetryIn(seconds, error, counts):
+                due = now + int(seconds * 1000)
+                task.change(status=Status.PENDING, due_at_ms=due, error=clean_text(error), updated_at_ms=now)
+                if counts:
+                    since = now if progress.failing_since_ms is None else progress.failing_since_ms
+                    task.change(attempts=progress.attempts + 1, failing_since_ms=since)
+            case Anew(generation):
+                task.change(status=Status.PENDING, generation=generation, updated_at_ms=now)
+            case Suspend():
+                _suspend(task, settlement, now)
+
+    async def hand_back(self, holder: str, *, keep: Collection[int] = ()) -> int:
+        return await self._through("hand_back", lambda: self._hand_back(holder, keep))
+
+    def _hand_back(self, holder: str, keep: Collection[int]) -> int:
+        lanes = [lane for lane in self._lanes_of(holder) if lane.fence not in keep]
+        for lane in lanes:
+            lane.holder, lane.ready_at_ms = None, self.now_ms()
+            for task in self._runnable(lane):
+                task.change(status=Status.PENDING)
+        return len(lanes)
+
+    async def reclaim(self, holder: str) -> int:
+        return await self._through("reclaim", lambda: self._reclaim(holder))
+
+    def _reclaim(self, holder: str) -> int:
+        lanes = self._lanes_of(holder)
+        for lane in lanes:
+            if lane.ready_at_ms is not None:
+                lane.ready_at_ms = min(lane.ready_at_ms, self.now_ms())
+        return len(lanes)
+
+    async def sweep(self) -> int:
+        return await self._through("sweep", self._sweep)
+
+    def _sweep(self) -> int:
+        now = self.now_ms()
+        forgotten = self._forgotten()
+        for head in forgotten:
+            self._announce(head, now)
+        expired = [task for task in self._state.tasks.values() if _is_too_late(task, now)]
+        for task in expired:
+            # Of no use to anybody any more: the lane's next claim ends it.
+            task.change(status=Status.PENDING, reason=None, due_at_ms=now)
+            self._announce(task.head, now)
+        self._forget_old(now)
+        return len(forgotten) + len(expired)
+
+    def _forgotten(self) -> list[Head]:
+        """One task of each lane that has work and is not said to."""
+        first = {task.head.lane: task.head for task in self._state.tasks.values() if _is_runnable(task)}
+        return [head for key, head in first.items() if not self._is_announced(key)]
+
+    def _is_announced(self, key: LaneKey) -> bool:
+        return key in self._state.lanes and self._state.lanes[key].ready_at_ms is not None
+
+    def _forget_old(self, now: int) -> None:
+        state, memory_ms = self._state, int(self._limits.lane_memory.total_seconds() * 1000)
+        state.keys = {key: known for key, known in state.keys.items() if known.expires_at_ms >= now}
+        state.lanes = {
+            key: lane
+            for key, lane in state.lanes.items()
+            if lane.ready_at_ms is not None or lane.touched_at_ms >= now - memory_ms
+        }
+
+    # --- out, and people's hands ---
+
+    async def finish(self, task_id: TaskId, generation: int) -> bool:
+        return await self._through("finish", lambda: self._finish(task_id, generation))
+
+    def _finish(self, task_id: TaskId, generation: int) -> bool:
+        task = self._state.tasks.get(task_id)
+        if task is None or task.progress.generation != generation:
+            return False
+        task.generation_answered = generation
+        if task.progress.status is Status.REPLYING:
+            self._forget(task)
+        return True
+
+    async def resume(self, selection: Selection, *, limit: int) -> list[TaskId]:
+        return await self._through("resume", lambda: self._resume(selection, limit))
+
+    def _resume(self, selection: Selection, limit: int) -> list[TaskId]:
+        resumed, now = self._next_resumed(selection, limit), self.now_ms()
+        for task in resumed:
+            task.change(status=Status.PENDING, reason=None, due_at_ms=now, updated_at_ms=now)
+            task.change(attempts=0, deaths=0, failing_since_ms=None)
+            self._announce(task.head, now)
+        return [task.head.task_id for task in resumed]
+
+    def _next_resumed(self, selection: Selection, limit: int) -> list[StoredTask]:
+        suspended = self._meant(msgspec.structs.replace(selection, status=Status.SUSPENDED))
+        tasks: list[StoredTask] = []
+        for lane in _by_lane_oldest_first(suspended):
+            if len(tasks) < limit:
+                tasks += lane
+        return tasks
+
+    async def resumable(self, selection: Selection, *, limit: int) -> list[OpenTask]:
+        return await self._through("resumable", lambda: self._resumable(selection, limit))
+
+    def _resumable(self, selection: Selection, limit: int) -> list[OpenTask]:
+        return [_as_row(task) for task in self._next_resumed(selection, limit)]
+
+    async def hold(self, task_id: TaskId, generation: int, suspend: Suspend) -> bool:
+        return await self._through("hold", lambda: self._hold(task_id, generation, suspend))
+
+    def _hold(self, task_id: TaskId, generation: int, suspend: Suspend) -> bool:
+        task = self._state.tasks.get(task_id)
+        if task is None or (task.progress.generation, task.progress.status) != (generation, Status.REPLYING):
+            return False
+        _suspend(task, suspend, self.now_ms())
+        return True
+
+    async def restart(self, task: Task, *, generation: int) -> bool:
+        return await self._through("restart", lambda: self._restart(task, generation))
+
+    def _restart(self, task: Task, generation: int) -> bool:
+        now, known = self.now_ms(), self._state.tasks.get(task.task_id)
+        if known is not None:
+            progress = known.progress
+            if progress.status is not Status.SUSPENDED or progress.generation >= generation:
+                return False
+        progress = Progress(
+            status=Status.PENDING, generation=generation, due_at_ms=now, accepted_at_ms=now, updated_at_ms=now
+        )
+        stored = encode_head(task.head)
+        self._state.tasks[task.task_id] = StoredTask(decode_head(stored), stored, task.raw, progress)
+        self._announce(task.head, now)
+        return True
+
+    async def cancel(self, task_id: TaskId) -> Task | None:
+        return await self._through("cancel", lambda: self._cancel(task_id))
+
+    def _cancel(self, task_id: TaskId) -> Task | None:
+        task = self._state.tasks.get(task_id)
+        if task is None:
+            return None
+        self._forget(task)
+        if task.progress.status is Status.PROCESSING:
+            lane = self._state.lanes[task.head.lane]
+            lane.holder, lane.ready_at_ms = None, self.now_ms()
+        elif task.progress.status is Status.PENDING:
+            # It may have been the one that its lane waited for.
+            self._announce(task.head, self.now_ms())
+        return task.as_task
+
+    # --- looking ---
+
+    async def get(self, task_id: TaskId) -> Task | None:
+        return await self._through("get", lambda: self._get(task_id))
+
+    def _get(self, task_id: TaskId) -> Task | None:
+        task = self._state.tasks.get(task_id)
+        return task.as_task if task else None
+
+    async def list_open(self, selection: Selection, *, limit: int, after: str = "") -> list[OpenTask]:
+        return await self._through("list_open", lambda: self._list_open(selection, limit, after))
+
+    def _list_open(self, selection: Selection, limit: int, after: str) -> list[OpenTask]:
+        rows = [_as_row(task) for task in self._meant(selection) if task.head.task_id > after]
+        return sorted(rows, key=lambda row: row.head.task_id)[:limit]
+
+    async def suspended_routes(self, reason: Reason) -> list[Route]:
+        return await self._through("suspended_routes", lambda: self._suspended_routes(reason))
+
+    def _suspended_routes(self, reason: Reason) -> list[Route]:
+        suspended = self._meant(Selection(status=Status.SUSPENDED, reason=reason))
+        return sorted({_route_of(task.head) for task in suspended})
+
+    async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:
+        return await self._through("receipts", lambda: self._receipts(limit, after))
+
+    def _receipts(self, limit: int, after: str) -> list[Receipt]:
+        keys = [key for key in sorted(self._state.keys) if key > after][:limit]
+        remembered = [(key, self._state.keys[key]) for key in keys]
+        return [Receipt(key, known.task_id, known.received_at_ms, known.duplicates) for key, known in remembered]
+
+    async def depth(self) -> QueueDepth:
+        return await self._through("depth", self._depth)
+
+    def _depth(self) -> QueueDepth:
+        state, now = self._state, self.now_ms()
+        open_now = [task.progress for task in state.tasks.values()]
+        waiting = [lane.ready_at_ms for lane in self._ready_lanes(now) if self._should_be_moving(lane, now)]
+        suspended = [task.updated_at_ms for task in open_now if task.status is Status.SUSPENDED]
+        return QueueDepth(
+            by_status=Counter(task.status.value for task in open_now),
+            by_channel=Counter(task.head.channel for task in state.tasks.values()),
+            by_reason=Counter(task.reason.value for task in open_now if task.reason),
+            retrying=sum(task.status is Status.PENDING and task.due_at_ms > now for task in open_now),
+            oldest_waiting_ms=max((now - since for since in waiting if since is not None), default=None),
+            oldest_suspended_ms=now - min(suspended) if suspended else None,
+            lanes_claimed=sum(_is_claimed(lane, now) for lane in state.lanes.values()),
+            accepted=len(state.keys),
+            duplicates=state.duplicates,
+            out_of_order=state.out_of_order,
+        )
+
+    async def longest_lanes(self, *, limit: int) -> list[LaneDepth]:
+        return await self._through("longest_lanes", lambda: self._longest_lanes(limit))
+
+    def _longest_lanes(self, limit: int) -> list[LaneDepth]:
+        lanes: dict[LaneKey, list[int]] = {}
+        for task in self._state.tasks.values():
+            if _is_runnable(task):
+                lanes.setdefault(task.head.lane, []).append(self.now_ms() - task.progress.accepted_at_ms)
+        depths = [LaneDepth(key, len(ages), max(ages)) for key, ages in lanes.items()]
+        return sorted(depths, key=lambda lane: (-lane.open, -lane.oldest_waiting_ms, lane.lane))[:limit]
+
+    # --- lanes ---
+
+    def _announce(self, head: Head, now: int) -> Lane:
+        """Its lane has something to do; a lane that waits already keeps its place."""
+        lane = self._state.lanes.setdefault(head.lane, Lane(head.lane, head.channel))
+        lane.touched_at_ms = now
+        if lane.ready_at_ms is None:
+            lane.ready_at_ms = now
+        elif lane.holder is None:
+            lane.ready_at_ms = min(lane.ready_at_ms, now)
+        return lane
+
+    def _let_go(self, lane: Lane, now: int) -> None:
+        head = self._head_of(lane)
+        lane.holder, lane.touched_at_ms = None, now
+        lane.ready_at_ms = None if head is None else max(head.progress.due_at_ms, now)
+
+    def _held_lane(self, claim: Claim) -> Lane | None:
+        """The claim's lane as long as nobody else has had it, even if the claim has lapsed."""
+        lane = self._state.lanes.get(claim.lane)
+        is_held = lane is not None and lane.holder is not None and lane.fence == claim.fence
+        return lane if is_held else None
+
+    def _lanes_of(self, holder: str) -> list[Lane]:
+        return [lane for lane in self._state.lanes.values() if lane.holder == holder]
+
+    def _head_of(self, lane: Lane) -> StoredTask | None:
+        """The lane's first task. What this version cannot read is set aside and the next one taken."""
+        for task in self._runnable(lane):
+            try:
+                decode_head(task.stored_head)
+            except EnvelopeMalformed as error:
+                task.change(status=Status.SUSPENDED, reason=Reason.SCHEMA_NEWER, error=str(error))
+            else:
+                return task
+        return None
+
+    def _runnable(self, lane: Lane) -> list[StoredTask]:
+        """Its tasks in the order in which they run."""
+        tasks = [task for task in self._state.tasks.values() if task.head.lane == lane.key and _is_runnable(task)]
+        return sorted(tasks, key=lambda task: task.place)
+
+    def _should_be_moving(self, lane: Lane, now: int) -> bool:
+        return any(task.progress.due_at_ms <= now for task in self._runnable(lane)[:1])
+
+    # --- tasks ---
+
+    def _meant(self, selection: Selection) -> list[StoredTask]:
+        return [task for task in self._state.tasks.values() if _is_meant(task, selection)]
+
+    def _is_suspect(self, task: StoredTask) -> bool:
+        return task.progress.deaths >= self._limits.deaths_suspect
+
+    def _forget(self, task: StoredTask) -> None:
+        del self._state.tasks[task.head.task_id]
+
+    @property
+    def _claim_ms(self) -> int:
+        return int(self._limits.claim.total_seconds() * 1000)
+
+
+def _as_stored(new: NewTask, now: int) -> StoredTask:
+    lifetime = new.lifetime_seconds
+    progress = Progress(
+        status=Status.SUSPENDED if new.suspend else Status.PENDING,
+        reason=new.suspend,
+        due_at_ms=max(now, new.due_at_ms or 0),
+        deadline_at_ms=None if lifetime is None else now + int(lifetime * 1000),
+        accepted_at_ms=now,
+        updated_at_ms=now,
+        error=None if new.error is None else clean_text(new.error),
+    )
+    stored = encode_head(new.head)
+    return StoredTask(decode_head(stored), stored, new.raw, progress)
+
+
+def _as_row(task: StoredTask) -> OpenTask:
+    progress = task.progress
+    return OpenTask(
+        head=task.head,
+        status=progress.status,
+        reason=progress.reason,
+        generation=progress.generation,
+        attempts=progress.attempts,
+        deaths=progress.deaths,
+        due_at_ms=progress.due_at_ms,
+        updated_at_ms=progress.updated_at_ms,
+        error=progress.error,
+    )
+
+
+def _suspend(task: StoredTask, suspend: Suspend, now: int) -> None:
+    error = None if suspend.error is None else clean_text(suspend.error)
+    task.change(status=Status.SUSPENDED, reason=suspend.reason, error=error, updated_at_ms=now)
+
+
+def _is_runnable(task: StoredTask) -> bool:
+    return task.progress.status in _RUNNABLE
+
+
+def _is_claimed(lane: Lane, now: int) -> bool:
+    return lane.holder is not None and lane.ready_at_ms is not None and lane.ready_at_ms > now
+
+
+def _is_too_late(task: StoredTask, now: int) -> bool:
+    progress = task.progress
+    if progress.status is not Status.SUSPENDED or progress.deadline_at_ms is None:
+        return False
+    # A held reply was perhaps an answer in time: a person has to say what becomes of it.
+    return progress.reason is not Reason.REPLY_HELD and progress.deadline_at_ms < now
+
+
+def _is_meant(task: StoredTask, selection: Selection) -> bool:
+    head, progress = task.head, task.progress
+    wanted = (
+        (selection.status, progress.status),
+        (selection.reason, progress.reason),
+        (selection.channel, head.channel),
+        (selection.account, head.account),
+        (selection.lane, head.lane),
+    )
+    if any(wish is not None and wish != known for wish, known in wanted):
+        return False
+    if selection.task_ids and head.task_id not in selection.task_ids:
+        return False
+    if selection.routes and _route_of(head) not in selection.routes:
+        return False
+    return selection.older_than_ms is None or progress.accepted_at_ms < selection.older_than_ms
+
+
+def _route_of(head: Head) -> Route:
+    return Route(head.channel, head.account, head.workflow_id or "")
+
+
+def _by_lane_oldest_first(tasks: Iterable[StoredTask]) -> list[list[StoredTask]]:
+    lanes: dict[LaneKey, list[StoredTask]] = {}
+    for task in sorted(tasks, key=lambda task: task.place):
+        lanes.setdefault(task.head.lane, []).append(task)
+    return sorted(lanes.values(), key=lambda lane: (lane[0].head.order.at_ms, lane[0].head.lane))

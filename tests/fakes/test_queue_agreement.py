@@ -1,0 +1,358 @@
+"""Whatever is done to them, the queue in memory and the one in SQLite say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from agreement import answer, command, commands, compare, opened, picked, seldom
+from hypothesis import strategies as st
+
+from rise.envelope import Head, LaneKey, Progress, Reason, Status, Task, TaskId
+from rise.queue.port import (
+    Anew,
+    Claim,
+    Claimed,
+    Enqueued,
+    Finished,
+    Queue,
+    QueueDepth,
+    Replying,
+    RetryIn,
+    Route,
+    Selection,
+    Settlement,
+    Suspend,
+)
+from rise.queue.sqlite import SCHEMA, QueueLimits, SqliteQueue
+from rise.testing.clock import ManualClock
+from rise.testing.conformance.queue import claim_one, delivery, enqueue, lane_of, number_of, open_task
+from rise.testing.fakes.queue import Lane, MemoryQueue, MemoryQueueState, StoredTask
+
+LIMITS = QueueLimits(
+    claim=timedelta(seconds=30),
+    tasks_per_claim=3,
+    deaths_suspect=2,
+    deaths_max=3,
+    # How much longer than promised a lane is remembered is each backend's own affair.
+    lane_memory=timedelta(days=365),
+)
+RECEIPT_SECONDS = 100
+
+NUMBERS = st.integers(1, 8)
+CHATS = st.sampled_from("abc")
+CHANNELS = st.sampled_from(("telegram", "telegram", "telegram", "webchat"))
+HOLDERS = st.sampled_from(("w1", "w2", "w3"))
+GENERATIONS = st.integers(0, 2)
+AHEAD = st.sampled_from((0, 0, 0, 1))
+REASONS = st.sampled_from((Reason.WORKFLOW_PENDING, Reason.RETRIES_EXHAUSTED, Reason.REPLY_HELD))
+PICKS = st.integers(0, 5)
+LIMIT = st.integers(0, 3)
+SETTLEMENTS = st.one_of(
+    st.just(Finished()),
+    st.just(Replying()),
+    st.builds(RetryIn, st.sampled_from((0.0, 1.5, 15.0, 60.0)), st.just("boom"), st.booleans()),
+    st.builds(Suspend, REASONS, st.sampled_from((None, "why"))),
+    st.builds(Anew, GENERATIONS),
+)
+EVERYTHING = Selection()
+SELECTIONS = st.just(EVERYTHING) | st.builds(
+    Selection,
+    task_ids=st.lists(NUMBERS.map(lambda number: delivery(number).head.task_id), max_size=2).map(tuple),
+    status=st.sampled_from((None, None, Status.PENDING, Status.SUSPENDED)),
+    reason=st.none() | REASONS,
+    channel=st.none() | CHANNELS,
+    account=st.sampled_from((None, "7", "8")),
+    lane=st.none() | CHATS.map(lane_of),
+    routes=st.lists(st.builds(Route, CHANNELS, st.just("7"), st.sampled_from(("", "echo"))), max_size=1).map(tuple),
+)
+
+COMMANDS = commands(
+    command(
+        10,
+        "enqueue",
+        number=NUMBERS,
+        chat=CHATS,
+        channel=CHANNELS,
+        at=st.integers(0, 3),
+        raw=st.sampled_from((b"one", b"two")),
+        suspend=seldom(st.just(Reason.WORKFLOW_PENDING)),
+        lifetime_seconds=seldom(st.just(20.0)),
+        due_seconds=seldom(st.sampled_from((5, 50))),
+        workflow_id=seldom(st.just("echo")),
+    ),
+    command(5, "claim", holder=HOLDERS, telegram=LIMIT, webchat=st.integers(0, 1), idle=st.booleans()),
+    command(3, "claim_all", holder=HOLDERS, forgiving=st.sampled_from((False, False, True))),
+    command(10, "settle", pick=PICKS, settlement=SETTLEMENTS),
+    command(3, "settle_any", pick=PICKS, settlement=SETTLEMENTS),
+    command(1, "renew", picks=st.lists(PICKS, max_size=3)),
+    command(2, "hand_back", holder=HOLDERS, keep=st.lists(PICKS, max_size=2)),
+    command(1, "reclaim", holder=HOLDERS),
+    command(4, "worker_dies", holder=HOLDERS),
+    command(2, "sweep"),
+    command(3, "finish", pick=PICKS, ahead=AHEAD),
+    command(3, "resume", selection=SELECTIONS, limit=LIMIT),
+    command(1, "hold", pick=PICKS, ahead=AHEAD),
+    command(2, "restart", pick=PICKS, generation=GENERATIONS),
+    command(1, "restart_ended", number=NUMBERS, chat=CHATS, generation=GENERATIONS),
+    command(2, "cancel", pick=PICKS),
+    command(5, "pass_time", seconds=st.sampled_from((0.001, 1.0, 10.0, 31.0, 101.0))),
+    command(1, "turn_pages", selection=SELECTIONS, limit=LIMIT),
+)
+
+Claims = dict[Queue, Claim]
+"""The same claim, as each of them gave it out."""
+Call = Callable[[Queue], Coroutine[Any, Any, Any]]
+
+
+class TwoQueues:
+    """Each command goes to both; `agree` compares what they say."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        database = opened(self.clock, queue=SCHEMA)
+        self.real = SqliteQueue(database, LIMITS)
+        self.fake = KnownDifferences(MemoryQueueState(), now_ms=database.now_ms, limits=LIMITS)
+        self.claims: list[Claims] = []
+        """All that were ever given out, the latest last."""
+        self.unsettled: dict[LaneKey, Claims] = {}
+
+    def look(self) -> None:
+        rows, _ = self.agree(lambda queue: queue.list_open(EVERYTHING, limit=100))
+        for row in rows:
+            self.agree(lambda queue, task_id=row.head.task_id: queue.get(task_id))
+        self.agree(lambda queue: queue.receipts(limit=100))
+        self.agree(lambda queue: queue.longest_lanes(limit=100))
+        self.agree(lambda queue: queue.suspended_routes(Reason.WORKFLOW_PENDING))
+        fake, real = self.agree(lambda queue: queue.depth())
+        # A lane is said to wait before somebody has looked whether its head is due; never the other way round.
+        assert _since(real.oldest_waiting_ms) >= _since(fake.oldest_waiting_ms)
+
+    # --- commands ---
+
+    def enqueue(self, number: int, due_seconds: int | None = None, **fields: Any) -> None:
+        due_at_ms = None if due_seconds is None else self.fake.now_ms() + due_seconds * 1000
+        new = delivery(number, receipt_seconds=RECEIPT_SECONDS, **fields)
+        self.agree(lambda queue: queue.enqueue(msgspec.structs.replace(new, due_at_ms=due_at_ms)))
+
+    def claim(self, holder: str, telegram: int, webchat: int, idle: bool) -> None:
+        self._claim(holder, {"telegram": telegram, "webchat": webchat}, idle=idle)
+
+    def claim_all(self, holder: str, forgiving: bool) -> None:
+        self._claim(holder, {"telegram": 9, "webchat": 9}, idle=True, forgiving=forgiving)
+
+    def _claim(self, holder: str, room: dict[str, int], **how: bool) -> None:
+        fake, real = self.agree(lambda queue: queue.claim(holder, room, **how))
+        for claims in zip(fake.claims, real.claims, strict=True):
+            self._remember(*claims)
+
+    def settle(self, pick: int, settlement: Settlement) -> None:
+        """One of those that may still be good."""
+        if self.unsettled:
+            lane, claims = picked(list(self.unsettled.items()), pick)
+            del self.unsettled[lane]
+            self._settle(claims, settlement)
+
+    def settle_any(self, pick: int, settlement: Settlement) -> None:
+        """Also what is stale, and what was settled before."""
+        for claims in self._picked([pick]):
+            self._settle(claims, settlement)
+
+    def _settle(self, claims: Claims, settlement: Settlement) -> None:
+        fake, real = self.agree(lambda queue: queue.settle(claims[queue], claims[queue].task, settlement))
+        if isinstance(fake, Claim):
+            self._remember(fake, real)
+
+    def renew(self, picks: list[int]) -> None:
+        renewed = self._picked(picks)
+
+        async def lost(queue: Queue) -> list[bool]:
+            fences = await queue.renew([of[queue] for of in renewed])
+            return [of[queue].fence in fences for of in renewed]
+
+        self.agree(lost)
+
+    def hand_back(self, holder: str, keep: list[int]) -> None:
+        kept = self._picked(keep)
+        self.agree(lambda queue: queue.hand_back(holder, keep=[of[queue].fence for of in kept]))
+
+    def reclaim(self, holder: str) -> None:
+        self.agree(lambda queue: queue.reclaim(holder))
+
+    def worker_dies(self, holder: str) -> None:
+        """And somebody notices, and takes over what it had."""
+        self.reclaim(holder)
+        self.claim_all("w1", forgiving=False)
+
+    def sweep(self) -> None:
+        self.agree(lambda queue: queue.sweep())
+
+    def finish(self, pick: int, ahead: int) -> None:
+        task_id, generation = self._open(pick)
+        self.agree(lambda queue: queue.finish(task_id, generation + ahead))
+
+    def resume(self, selection: Selection, limit: int) -> None:
+        self.agree(lambda queue: queue.resume(selection, limit=limit), order=str)
+
+    def hold(self, pick: int, ahead: int) -> None:
+        task_id, generation = self._open(pick)
+        held = Suspend(Reason.REPLY_HELD, "timeout")
+        self.agree(lambda queue: queue.hold(task_id, generation + ahead, held))
+
+    def restart(self, pick: int, generation: int) -> None:
+        task_id, _ = self._open(pick)
+        task = answer(self.fake.get(task_id))
+        if task is not None:
+            self.agree(lambda queue: queue.restart(task, generation=generation))
+
+    def restart_ended(self, number: int, chat: str, generation: int) -> None:
+        """One that, as far as the ledger knows, has ended."""
+        new = delivery(number, chat=chat)
+        task = Task(new.head, new.raw, Progress(status=Status.COMPLETED))
+        self.agree(lambda queue: queue.restart(task, generation=generation))
+
+    def cancel(self, pick: int) -> None:
+        task_id, _ = self._open(pick)
+        self.agree(lambda queue: queue.cancel(task_id))
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    def turn_pages(self, selection: Selection, limit: int) -> None:
+        self.agree(lambda queue: queue.list_open(selection, limit=limit, after="t_g"))
+        self.agree(lambda queue: queue.resumable(selection, limit=limit), order=lambda row: row.head.task_id)
+        self.agree(lambda queue: queue.receipts(limit=limit, after="tg:7:u:2"))
+        self.agree(lambda queue: queue.longest_lanes(limit=limit))
+
+    # --- comparing ---
+
+    def agree(self, call: Call, *, order: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
+        """`order`: the port leaves open in which order they are listed."""
+        fake, real = answer(call(self.fake)), answer(call(self.real))
+        if order is not None:
+            fake, real = sorted(fake, key=order), sorted(real, key=order)
+        assert _comparable(fake) == _comparable(real)
+        return fake, real
+
+    def _remember(self, fake: Claim, real: Claim) -> None:
+        self.claims.append({self.fake: fake, self.real: real})
+        self.unsettled[fake.lane] = self.claims[-1]
+
+    def _picked(self, picks: list[int]) -> list[Claims]:
+        return [picked(self.claims, pick) for pick in picks if self.claims]
+
+    def _open(self, pick: int) -> tuple[TaskId, int]:
+        """An open task and its generation; where there is none, one that is not there."""
+        rows = answer(self.fake.list_open(EVERYTHING, limit=100))
+        return picked([(row.head.task_id, row.generation) for row in rows] or [(TaskId("t_gone"), 0)], pick)
+
+
+def _comparable(said: Any) -> Any:
+    """Without what a backend may choose: the numbers of its fences."""
+    match said:
+        case Claim():
+            return msgspec.structs.replace(said, fence=0)
+        case Claimed(claims, suspects_waiting):
+            return [_comparable(claim) for claim in claims], suspects_waiting
+        case QueueDepth():
+            return msgspec.structs.replace(said, oldest_waiting_ms=None)
+    return said
+
+
+def _since(age_ms: int | None) -> int:
+    return -1 if age_ms is None else age_ms
+
+
+class KnownDifferences(MemoryQueue):
+    """What SQLite does against the word of the port. Below is how each shows; what is mended leaves both places."""
+
+    def _announce(self, head: Head, now: int) -> Lane:
+        lane = super()._announce(head, now)
+        if lane.holder is None:
+            lane.ready_at_ms = now  # it goes to the end of the line
+        return lane
+
+    def _join_lane(self, head: Head, now: int) -> Enqueued:
+        known = self._state.lanes.get(head.lane)
+        waits_since = now if known is None or known.ready_at_ms is None else min(known.ready_at_ms, now)
+        enqueued = super()._join_lane(head, now)
+        lane = self._state.lanes[head.lane]
+        if lane.holder is None:
+            lane.ready_at_ms = waits_since
+        return enqueued
+
+    def _run(self, lane: Lane, task: StoredTask, now: int) -> None:
+        newest = lane.newest
+        super()._run(lane, task, now)
+        lane.newest = newest  # a resumed task that is started counts as started, not as arrived
+
+    def _end(self, task: StoredTask, settlement: Settlement, now: int) -> None:
+        super()._end(task, settlement, now)
+        if isinstance(settlement, Anew) and task.generation_answered is not None:
+            task.generation_answered = settlement.generation  # whatever run was answered
+
+
+@pytest.mark.req("TST-3")
+def test_both_say_the_same_whatever_is_done(request: pytest.FixtureRequest):
+    compare(TwoQueues, COMMANDS, request.config)
+
+
+# --- known differences ---
+
+KNOWN = pytest.mark.xfail(strict=True, reason="a known difference")
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=KNOWN)])
+def one(request: pytest.FixtureRequest) -> OneQueue:
+    return OneQueue(request.param)
+
+
+class OneQueue:
+    """The fake as the port promises, or the real one, on a clock."""
+
+    def __init__(self, kind: str) -> None:
+        self.clock = ManualClock()
+        database = opened(self.clock, queue=SCHEMA)
+        fake = MemoryQueue(MemoryQueueState(), now_ms=database.now_ms, limits=LIMITS)
+        self.queue: Queue = fake if kind == "fake" else SqliteQueue(database, LIMITS)
+
+
+@pytest.mark.req("QUE-2")
+@pytest.mark.parametrize("hand", ["resume", "restart", "cancel"])
+async def test_a_lane_that_waits_keeps_its_place_when_a_person_lays_hands_on_it(one: OneQueue, hand: str):
+    queue = one.queue
+    await enqueue(queue, 1, 2, chat="first")
+    await queue.enqueue(delivery(3, chat="first", suspend=Reason.WORKFLOW_PENDING))
+    one.clock.advance(1)
+    await enqueue(queue, 4, chat="second")
+    one.clock.advance(1)
+    match hand:
+        case "resume":
+            await queue.resume(Selection(), limit=1)
+        case "restart":
+            await queue.restart(await open_task(queue, delivery(3).head.task_id), generation=1)
+        case "cancel":
+            await queue.cancel(delivery(2).head.task_id)
+    assert number_of((await claim_one(queue)).task) == 1
+
+
+@pytest.mark.req("QUE-2")
+async def test_what_comes_late_has_come_out_of_order(one: OneQueue):
+    await one.queue.enqueue(delivery(5, suspend=Reason.WORKFLOW_PENDING))
+    await one.queue.resume(Selection(), limit=1)
+    await claim_one(one.queue)
+    late = await one.queue.enqueue(delivery(3))
+    assert (late.out_of_order, late.late) == (True, True)
+    assert (await one.queue.depth()).out_of_order == 1
+
+
+async def test_the_answer_of_a_former_run_does_not_end_the_one_that_is_run_anew(one: OneQueue):
+    [task_id] = await enqueue(one.queue, 1)
+    claim = await claim_one(one.queue)
+    assert await one.queue.finish(task_id, 0)
+    anew = await one.queue.settle(claim, claim.task, Anew(1))
+    await one.queue.settle(anew, anew.task, Replying())
+    assert (await open_task(one.queue, task_id)).progress.status is Status.REPLYING
