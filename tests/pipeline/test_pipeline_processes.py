@@ -228,6 +228,40 @@ async def test_the_worker_process_ends_by_itself_when_its_parent_is_killed(tmp_p
                 os.kill(orphan, signal.SIGKILL)
 
 
+@pytest.mark.req("WRK-7")
+@pytest.mark.failure("I14")
+async def test_the_worker_process_ends_with_its_parent_even_while_it_waits_for_its_store(tmp_path: Path, bot: Path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "rise.db").write_bytes(b"this is no database" * 1000)
+    async with Installation(data, app=bot, stop_seconds=0.5) as rise, program(rise) as caller:
+
+        async def both_wait() -> bool:
+            return rise.log().count("store.unavailable") >= 2
+
+        await caller.until(both_wait)
+        [orphan] = rise.worker_pids()
+        await rise.kill(worker=False)
+        try:
+
+            async def gone() -> bool:
+                return not is_running(orphan)
+
+            await caller.until(gone)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(orphan, signal.SIGKILL)
+
+
+@pytest.mark.req("WRK-7")
+async def test_a_worker_that_was_added_before_serves_own_is_up_finds_no_workflow_missing(tmp_path: Path, bot: Path):
+    rise = Installation(tmp_path / "data", app=bot)
+    await rise.add_worker()
+    async with rise, program(rise) as caller:
+        assert await caller.answer("Hello") == "Hello"
+        assert "workflow_pending" not in rise.log()
+
+
 @pytest.mark.req("WRK-7", "CAP-6")
 @pytest.mark.failure("M1")
 async def test_a_bot_that_cannot_be_loaded_leaves_the_door_open_and_is_tried_again(tmp_path: Path, bot: Path):

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +18,6 @@ from rise.service import cancel_all, spawn
 
 READY_SECONDS = 60.0
 ADMIN_TOKEN = "admin-token-of-a-test-installation"  # noqa: S105 - of tests only
-
-
-def free_port() -> int:
-    """A port nobody listens on now. Fixed for an installation, because platforms remember where to deliver."""
-    with hold_port() as held:
-        return int(held.getsockname()[1])
 
 
 def hold_port(port: int = 0) -> socket.socket:
@@ -50,14 +45,17 @@ class Installation:
     def __init__(self, data_dir: Path, *, app: str | Path | None = None, **settings: object) -> None:
         """`settings`: as in the environment, without the prefix and in lower case."""
         self.data_dir = data_dir
-        self.port = free_port()
+        held = hold_port()
+        self.port = int(held.getsockname()[1])
+        """Fixed, because platforms remember where to deliver."""
+        # Also while it is down: a connection of somebody else's could be given its port, and it would not start.
+        weakref.finalize(self, held.close)
         self.log_path = data_dir.with_name(f"{data_dir.name}.log")
         self.surroundings: dict[str, str] = {}
         """Environment of its processes beside the settings."""
         self._settings = {"app": app, **settings}
         self._process: asyncio.subprocess.Process | None = None
         self._added: list[asyncio.subprocess.Process] = []
-        self._held_port: socket.socket | None = None
         self._printed: asyncio.StreamReader | None = None
         self._reading: asyncio.ReadTransport | None = None
 
@@ -87,8 +85,6 @@ class Installation:
         self._settings |= settings
 
     async def __aenter__(self) -> Self:
-        # While it is down, too: a connection of somebody else's could be given its port, and it would not start.
-        self._held_port = hold_port(self.port)
         await self.start()
         return self
 
@@ -97,8 +93,6 @@ class Installation:
     ) -> None:
         await self.kill(added=True)
         self._stop_reading()
-        if self._held_port is not None:
-            self._held_port.close()
 
     async def start(self, *, wait: bool = True) -> None:
         """Start `rise serve`; returns when it accepts requests, unless told not to wait."""
