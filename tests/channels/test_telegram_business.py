@@ -16,8 +16,9 @@ from rise.channels.port import Incoming, Succeeded, Unreadable
 from rise.channels.telegram import TelegramChannel, read_update
 from rise.channels.telegram.addresses import address_of, chat_id_of
 from rise.clock import SystemClock
-from rise.envelope import Call, Effect, Head, Order, Reason, TaskId
+from rise.envelope import Call, Effect, Head, Reason
 from rise.errors import PayloadInvalid
+from rise.testing.conformance.channel import head_of
 from rise.testing.telegram import SendRates, TelegramStandIn
 
 TOKEN = "7000000001:stand-in"
@@ -39,25 +40,6 @@ def tap(on: dict[str, Any]) -> dict[str, Any]:
 def read(kind: str, payload: dict[str, Any]) -> Incoming:
     body = json.dumps({"update_id": 1234, kind: payload}).encode()
     return read_update(body, account=ACCOUNT, now=datetime.fromtimestamp(DATE, UTC), webhook=True)
-
-
-def head_of(incoming: Incoming) -> Head:
-    return Head(
-        task_id=TaskId("t_1"),
-        delivery_key=incoming.delivery_key,
-        channel=incoming.channel,
-        account=incoming.account,
-        source=incoming.source,
-        lane=incoming.lane,
-        order=incoming.order or Order(1, 1),
-        accepted_at_ms=1,
-        request_id="r",
-        trace_id="r",
-        idempotency_key="k",
-        kind=incoming.kind,
-        chat_id=incoming.chat_id,
-        metadata=incoming.metadata,
-    )
 
 
 @pytest.fixture

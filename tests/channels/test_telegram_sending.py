@@ -25,7 +25,7 @@ from rise.channels.port import (
 from rise.channels.telegram import KINDS, TelegramChannel
 from rise.clock import SystemClock
 from rise.envelope import Call
-from rise.errors import ChannelUnavailable, PayloadInvalid, Rejected
+from rise.errors import ChannelUnavailable, Rejected
 from rise.testing.telegram import Fault, SendRates, TelegramStandIn
 from rise.testing.telegram.rules import CallRefused
 
@@ -209,7 +209,6 @@ async def test_a_revoked_token_stops_the_account_until_there_is_a_new_one(telegr
 async def test_a_token_telegram_never_knew_stops_the_account(telegram, channel):
     channel.use_token("5:never-known")
     assert isinstance(await channel.send("5", CHAT, HELLO), AccountDown)
-    assert isinstance(await channel.send("6", CHAT, HELLO), AccountDown)
 
 
 # --- perhaps sent -----------------------------------------------------------------------------------------
@@ -280,11 +279,6 @@ def free_port() -> int:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return int(unused.getsockname()[1])
-
-
-@pytest.mark.failure("G14")
-async def test_a_refused_connection_is_not_sent():
-    assert isinstance(await send_to(f"http://127.0.0.1:{free_port()}"), NotSent)
 
 
 @pytest.mark.failure("G14")
@@ -408,12 +402,6 @@ async def test_a_file_is_downloaded_as_it_was_uploaded(telegram, channel):
     assert await channel.download(ACCOUNT, telegram.add_file(content)) == content
 
 
-async def test_a_file_that_does_not_exist_is_refused_by_name(channel):
-    with pytest.raises(PayloadInvalid) as refused:
-        await channel.download(ACCOUNT, "no-such-file")
-    assert refused.value.field == "file_id"
-
-
 async def test_the_webhook_asks_for_every_kind_and_drops_nothing(telegram, channel):
     telegram.message("Waiting")
     await channel.set_webhook(ACCOUNT, "http://127.0.0.1:1/hook", "secret", max_connections=7)
@@ -458,7 +446,6 @@ async def test_typing_is_shown_and_its_failure_is_nobodys_concern(telegram, chan
     assert telegram.calls[0].method == "sendChatAction"
     telegram.fault(Fault.server_error(), times=None)
     await channel.show_typing(ACCOUNT, CHAT)
-    await channel.show_typing("6", CHAT)
 
 
 async def test_the_token_is_in_no_error_and_no_log(caplog, telegram):

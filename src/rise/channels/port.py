@@ -1,7 +1,8 @@
 """What a channel does: read what its platform sends, and put replies in the platform's words.
 
 A channel never decides what happens to a message. It says what came in as `Incoming` and how a try to send
-ended as a `SendOutcome`; intake and delivery decide.
+ended as a `SendOutcome`; intake and delivery decide. The promises here are executable:
+`rise.testing.conformance.channel` runs on every channel.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ SendOutcome = Succeeded | NotSent | Paused | Unreadable | Moved | Refused | Acco
 
 
 class SendRates(msgspec.Struct, frozen=True):
-    """How fast a chat and its account may be sent to."""
+    """How fast a chat and its account may be sent to. Never 0: that would be never."""
 
     chat_per_second: float
     chat_per_minute: float | None
@@ -139,14 +140,14 @@ class Channel(Protocol):
     name: str
 
     def compose(self, head: Head, effects: Sequence[Effect]) -> list[Call]:
-        """The effects of a run as calls, split and ordered: these are frozen in the outbox.
+        """The effects of a run as calls, split and ordered, nothing left out: these are frozen in the outbox.
 
-        Raises `PayloadInvalid` naming what cannot be said on this channel. Pure.
+        Raises `PayloadInvalid` with the field of what cannot be said on this channel. Pure.
         """
         ...
 
     def notice(self, head: Head, text: str) -> Call | None:
-        """A short text for the task's chat, beside its answer; None where there is nobody to tell."""
+        """A short text for the task's chat, beside its answer; None where there is nobody to tell, or nothing."""
         ...
 
 
@@ -155,15 +156,21 @@ class PushChannel(Channel, Protocol):
     """A channel whose platform must be called. The others keep replies where their reader fetches them."""
 
     def marked(self, call: Call) -> Call:
-        """The call as it is sent when an earlier one may have had its effect already (`↻ `)."""
+        """The call as it is sent when an earlier one may have had its effect already (`↻ `).
+
+        What is marked stays as it is.
+        """
         ...
 
     def is_repeatable(self, call: Call) -> bool:
-        """Whether having it take effect twice is the same as once."""
+        """Whether having it take effect twice is the same as once. A mark changes nothing about it."""
         ...
 
     def acknowledgement(self, head: Head) -> Call | None:
-        """What tells the platform's client that its tap was received (an empty callback answer), if anything."""
+        """What tells the platform's client that its tap was received (an empty callback answer), if anything.
+
+        It says nothing to the person and is repeatable.
+        """
         ...
 
     def read_again(self, head: Head, raw: bytes) -> Incoming:

@@ -87,7 +87,7 @@ class WebChatChannel:
         return [said(effect, channel="web chat") for effect in effects]
 
     def notice(self, head: Head, text: str) -> Call | None:
-        return Call("notice", {"text": text}, text)
+        return Call("notice", {"text": text}, text) if head.chat_id is not None and text.strip() else None
 
     def _signature(self, session: str) -> str:
         digest = hmac.new(self._secret, b"webchat-session|" + session.encode(), hashlib.sha256).digest()

@@ -303,15 +303,19 @@ def _works_in_a_business(method: str) -> bool:
 
 def _marked_in(call: Call, field: str, entities_field: str, units_max: int) -> Call:
     text = call.params.get(field, "")
-    if not isinstance(text, str) or text.startswith(MARK) or utf16_units(text) + len(MARK) > units_max:
+    if not isinstance(text, str) or text.startswith(_MARKS) or utf16_units(text) + len(MARK) > units_max:
         return call
     # A quote is one only at the start of a line; elsewhere its sign would have to be escaped.
     is_quote = str(call.params.get("parse_mode", "")).lower() == "markdownv2" and text.startswith((">", "**>"))
-    mark = MARK[0] + "\n" if is_quote else MARK
+    mark = _MARK_ABOVE if is_quote else MARK
     params = call.params | {field: mark + text}
     if isinstance(entities := params.get(entities_field), list):
         params[entities_field] = [_shifted(entity, len(mark)) for entity in entities]
     return msgspec.structs.replace(call, params=params, text=mark + call.text)
+
+
+_MARK_ABOVE: Final = MARK[0] + "\n"
+_MARKS: Final = (MARK, _MARK_ABOVE)
 
 
 def _shifted(entity: Any, units: int) -> Any:

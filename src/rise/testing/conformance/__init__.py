@@ -6,4 +6,4 @@ project with strict markers has to register.
 
 import pytest
 
-pytest.register_assert_rewrite(*(f"{__name__}.{port}" for port in ("queue", "ledger", "bus")))
+pytest.register_assert_rewrite(*(f"{__name__}.{port}" for port in ("queue", "ledger", "bus", "channel")))
