@@ -1,4 +1,7 @@
-"""Which workflow serves which channel and account. The only place that knows."""
+"""Which workflow serves which channel and account. The only place that knows.
+
+Refuses: to overrule a person. Where one has bound a channel, or switched it off, code changes nothing.
+"""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ class CapabilityRegistry:
         self._probes: dict[str, Probe] = {}
 
     def register_capability_probe(self, name: str, checker: Probe) -> None:
+        """How to ask for it from now on."""
         self._probes[name] = checker
 
     async def probe(self, name: str) -> CapabilityState:
@@ -74,6 +75,7 @@ class CapabilityRegistry:
         await asyncio.gather(*(self.probe(name) for name in self._probes))
 
     def set(self, name: str, status: CapabilityStatus, detail: str = "") -> None:
+        """It is so from now on. A change is logged, a repetition is not."""
         before = self._states.get(name)
         self._states[name] = CapabilityState(status, detail, self._clock.now())
         capability_available.labels(name).set(_WORTH[status])
@@ -84,6 +86,7 @@ class CapabilityRegistry:
             report("capability.state_changed", name=name, before=before.status, status=status, detail=detail)
 
     def get(self, name: str) -> CapabilityState | None:
+        """The last known; None if nobody has spoken of it."""
         return self._states.get(name)
 
     def all(self) -> dict[str, CapabilityState]:

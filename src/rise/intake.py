@@ -3,6 +3,8 @@
 The promise: when `accept` returns, the message is on durable storage and will end done, expired, or parked
 with a reason. When it raises `Unavailable`, nothing is promised: the message may or may not be kept, and
 repeating it with the same key is always safe. It never runs a workflow.
+
+Refuses: a key that came before with another body, where callers choose their keys.
 """
 
 from __future__ import annotations

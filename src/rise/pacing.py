@@ -1,4 +1,8 @@
-"""How fast: token buckets, for sending and for the doors. In memory; losing them costs a moment's slowness."""
+"""How fast: token buckets, for sending and for the doors. In memory; losing them costs a moment's slowness.
+
+A token is one call or one request. Rates are in tokens per second, bursts in tokens; `now` is in seconds of a
+clock that never steps back, and is passed in.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +12,25 @@ from dataclasses import dataclass, field
 from typing import Final
 
 ROUNDING: Final = 1e-4
-"""Of a token."""
+"""The part of a token that counts for nothing."""
 
 
 @dataclass(slots=True)
 class Bucket:
-    """`rate` per second on average, `burst` at once. `now` is passed in (seconds, never stepping back)."""
+    """`rate` tokens per second on average, `burst` tokens at once."""
 
     rate: float
     burst: float
     tokens: float = field(init=False)
+    """What is saved up; below 0 it is owed."""
     refilled_seconds: float | None = None
+    """The `now` up to which tokens have come in."""
 
     def __post_init__(self) -> None:
         self.tokens = self.burst
 
     def wait_seconds(self, now: float) -> float:
-        """How long until one may go; 0.0 if now."""
+        """Seconds until one may go; 0.0 if it may now."""
         self._refill(now)
         missing = 1 - self.tokens
         # What is lost in rounding is not waited for: the clock could not even show it.
@@ -42,7 +48,10 @@ class Bucket:
 
 
 class Buckets:
-    """One bucket per key, the least used forgotten beyond `keys_max` (an attacker chooses keys)."""
+    """One bucket per key, each of `rate` tokens per second and `burst` tokens at once.
+
+    Beyond `keys_max` keys the one that was unused for longest is forgotten: an attacker chooses keys.
+    """
 
     def __init__(self, rate: float, burst: float, *, keys_max: int = 50_000) -> None:
         self._rate = rate
@@ -51,9 +60,11 @@ class Buckets:
         self._buckets: OrderedDict[Hashable, Bucket] = OrderedDict()
 
     def wait_seconds(self, key: Hashable, now: float) -> float:
+        """Seconds until one of this key may go; 0.0 if it may now."""
         return self._bucket(key).wait_seconds(now)
 
     def take(self, key: Hashable, now: float) -> None:
+        """One of this key goes, whether or not its time had come."""
         self._bucket(key).take(now)
 
     def _bucket(self, key: Hashable) -> Bucket:

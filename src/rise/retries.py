@@ -1,4 +1,8 @@
-"""When to try again, and when to stop trying."""
+"""When to try again, and when to stop trying.
+
+Refuses: to try again what was refused for what it says; to wait for no time at all or for ever because somebody
+said so.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,14 @@ class RetryPolicy:
     retry_max_by_channel: Mapping[str, int] = field(default_factory=dict)
 
     def tries_left(self, head: Head, progress: Progress) -> int:
+        """How many more tries its own errors may cost it; none if not above 0."""
         allowed = head.retry_max
         if allowed is None:
             allowed = self.retry_max_by_channel.get(head.channel, self.retry_max)
         return allowed - progress.attempts
 
     def delay_seconds(self, head: Head, progress: Progress, clock: Clock) -> float:
-        """Before the next try, ± 20 %, so that what failed together does not come back together."""
+        """Seconds before the next try, ± 20 %, so that what failed together does not come back together."""
         curve = self.curve_by_channel.get(head.channel, self.curve_seconds) or DEFAULT_CURVE
         return curve[min(progress.attempts, len(curve) - 1)] * clock.random.uniform(1 - JITTER, 1 + JITTER)
 
@@ -65,4 +70,5 @@ def _sane_seconds(asked_for: float) -> float:
 
 
 def uses_a_try(error: Exception) -> bool:
+    """Whether it counts against the task: a dependency's fault never does."""
     return not isinstance(error, WaitsForDependency | Unavailable)

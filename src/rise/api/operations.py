@@ -1,6 +1,8 @@
 """What operators ask: is it well, what waits, why, and let it go on or end.
 
 Only translates: what is done is in `rise.runtime.operations`, for the command line too.
+
+Refuses: to resume everything for a body that selects nothing.
 """
 
 from __future__ import annotations

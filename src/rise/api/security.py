@@ -1,6 +1,9 @@
 """Who may: tokens with roles, compared in constant time, and rate limits for everybody without one.
 
 Who somebody is comes from their token alone; no header a client or a proxy could write adds to it.
+
+Refuses: no token or an unknown one (401), a role that may not (403), and a source that sends too many such
+requests (429).
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What programs ask for: run a workflow, say something in a chat, read what became of it."""
+"""What programs ask for: run a workflow, say something in a chat, read what became of it.
+
+Refuses at the door what a run would refuse later: a workflow that is not published (404), what the channel cannot
+say (422); and a key that came before with another body (422). What was accepted once is never refused.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 The stream reads the transcript from where the page left off, so a page that was away, or a server that was
 killed, misses nothing. Events of the bus only make it quick; every second it looks by itself.
+
+Refuses: to read or write without a session (401), a message id that came before with another body (422), more
+open streams than a page or a process needs (429).
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Order: the secret is compared in constant time before the body is read; the body is read within bounds; the
 update is made durable; only then 200. An authentic update is never answered 4xx, whatever it holds, and
 nothing is ever answered 410: Telegram would hold the chat back for a day, or take the webhook away.
+
+Refuses: what does not bring the secret (401, or 429 to a source that keeps trying), unread; a body that is larger
+(413) or comes slower (408) than any update.
 """
 
 from __future__ import annotations

@@ -406,6 +406,7 @@ def _refuse_surrogates(text: str, place: str) -> None:
 
 
 def refuse_unknown(fields: dict[str, Any], known: Sequence[str]) -> None:
+    """Raises `PayloadInvalid` for the first field that is not `known`."""
     for name in fields:
         if name not in known:
             shown = _shortened(name)
@@ -413,13 +414,14 @@ def refuse_unknown(fields: dict[str, Any], known: Sequence[str]) -> None:
 
 
 def required(fields: dict[str, Any], name: str, *types: type) -> Any:
+    """The field. Raises `PayloadInvalid` if it is left out, null, or of none of these types."""
     if fields.get(name) is None:
         raise PayloadInvalid(f"{name} is missing", field=name)
     return optional(fields, name, *types)
 
 
 def optional(fields: dict[str, Any], name: str, *types: type) -> Any:
-    """The field, None if it is left out or null. `bool` is no number."""
+    """The field, None if it is left out or null. `bool` is no number. Raises `PayloadInvalid` for other types."""
     value = fields.get(name)
     if value is not None and types and type(value) not in types:
         expected = " or ".join(_EXPECTED[kind] for kind in types)
@@ -428,7 +430,7 @@ def optional(fields: dict[str, Any], name: str, *types: type) -> Any:
 
 
 def identifier(value: Any, field: str, *, chars_max: int) -> str:
-    """A short printable name, or an integer that stands for one."""
+    """A short printable name, or an integer that stands for one. Raises `PayloadInvalid` for anything else."""
     if type(value) is int:
         return str(value)
     if type(value) is not str:

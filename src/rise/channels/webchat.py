@@ -2,6 +2,8 @@
 
 The session is issued by the server and names the chat; a page that keeps its token keeps its conversation,
 and nobody can read or write another's. Answers wait in the ledger until the page fetches them.
+
+Refuses: a session that was not issued here, and in a message whatever `http.py` refuses or is too long.
 """
 
 from __future__ import annotations

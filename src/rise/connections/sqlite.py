@@ -4,7 +4,7 @@ The promise: when `write` returns, the change is in the file and fsynced (WAL, `
 that waits at the same moment shares one transaction and so one fsync. When `write` raises `StoreUnavailable`
 the change is not promised; it may still be found done, so changes must be safe to repeat.
 
-Refused: working on with a connection after an I/O error. It is closed, and before the next one is trusted
+Refuses: to work on with a connection after an I/O error. It is closed, and before the next one is trusted
 the log is folded into the file and synced anew, because a failed fsync leaves pages that look written.
 """
 

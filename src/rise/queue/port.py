@@ -82,7 +82,7 @@ class RetryIn(msgspec.Struct, frozen=True):
 
 
 class Suspend(msgspec.Struct, frozen=True):
-    """Wait for a person or an event; the lane goes on."""
+    """Wait for a person or an event; the lane goes on. Elsewhere this is a dead letter."""
 
     reason: Reason
     error: str | None = None

@@ -54,6 +54,7 @@ class Stores:
     ledger: Ledger
 
     async def open(self) -> None:
+        """Raises `StoreUnavailable` if the directory or the database cannot be used."""
         self.directory.create()
         await self.database.open()
 

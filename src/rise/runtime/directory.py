@@ -1,4 +1,7 @@
-"""The data directory: who owns it, and the secrets that were made for it."""
+"""The data directory: who owns it, and the secrets that were made for it.
+
+Refuses: a second `rise serve` on it; to look into one without a database as if it were an empty one.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +98,7 @@ class DataDirectory:
 
 
 def derived_secret(key: str, purpose: str) -> str:
-    """A secret for one purpose that tells nothing about the key or the others. 43 URL-safe characters."""
+    """A secret for one purpose that tells nothing about the key or the others. 48 hexadecimal digits."""
     digest = hmac.new(key.encode(), purpose.encode(), hashlib.sha256).hexdigest()
     return digest[:48]
 

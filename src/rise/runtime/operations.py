@@ -2,6 +2,8 @@
 
 Everything changed here is in the audit log, written before the change: a crash between the two leaves a
 record of something that was not done, never a change without a record.
+
+Refuses: to resume what is not suspended, to drop what has ended otherwise, to run again what is still on its way.
 """
 
 from __future__ import annotations

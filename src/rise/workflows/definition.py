@@ -1,6 +1,8 @@
 """A workflow in code: an async or plain function with a name, found in the module `RISE_APP` names.
 
 The decorator only marks the function; it registers nothing anywhere. Loading collects what the module holds.
+
+Refuses: a name that could not be an id, a module that holds no workflow, two workflows that ask for one channel.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ def workflow(
 
     `channels` binds it at start to each of these where no binding exists.
     `run_seconds` limits one run, `concurrency` how many chats it serves at once in one worker process.
+    Raises `ValueError` or `TypeError` where a name or the channels cannot be used.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no workflow name: use letters, digits, '_', '-' and '.', at most 64")

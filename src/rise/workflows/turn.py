@@ -2,6 +2,8 @@
 
 Every effect is only noted here. It becomes real when the run has ended well and its result is frozen in the
 ledger: a run that fails or crashes has said nothing, so running it again cannot say anything twice.
+
+Refuses: anything more once the run is over; a follow-up that has no one moment, no chat, or nothing to do.
 """
 
 from __future__ import annotations
@@ -165,7 +167,8 @@ class Turn:
     ) -> Awaitable[None]:
         """Say `text` in this chat later, or run `workflow` (a name) with it: once, through any restart.
 
-        Either `in_seconds` from the end of this run, or `at` a moment with its time zone.
+        Either `in_seconds` from the end of this run, or `at` a moment with its time zone. Raises `ValueError` for
+        anything else, where there is no chat, or for neither text nor workflow.
         """
         if (in_seconds is None) == (at is None):
             raise ValueError("a follow-up takes either in_seconds or at")
