@@ -55,6 +55,8 @@ LOOK_SECONDS: Final = 1.0
 """How often the outbox is looked at without a hint; also how late a paused chat may go on."""
 PLACE_SECONDS: Final = 0.25
 """A chat that has to wait for longer gives its place to others meanwhile; for less that is not worth two writes."""
+TICK_SECONDS: Final = 0.001
+"""Less is not waited for: the difference of two times may be too small for a clock to pass."""
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 ACCOUNT_RETRY_SECONDS: Final = 60.0
 TIMES_KEPT: Final = 10_000
@@ -150,7 +152,7 @@ class Sender:
         now = self._clock.monotonic()
         while self._come_back_at and self._come_back_at[0] <= now:
             heapq.heappop(self._come_back_at)
-        return min([LOOK_SECONDS, *(at - now for at in self._come_back_at[:1])])
+        return min([LOOK_SECONDS, *(max(TICK_SECONDS, at - now) for at in self._come_back_at[:1])])
 
     async def _serve_chat(self, fence: int, reply: Reply | None) -> None:
         """Send a chat's replies one after the other until there is none, or it has to wait."""

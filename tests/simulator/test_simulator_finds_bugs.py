@@ -45,7 +45,11 @@ def claim_without_a_fence(patch: pytest.MonkeyPatch) -> None:
         connection.execute("UPDATE lanes SET fence = ?, holder = 'me' WHERE lane = ?", (claim.fence, claim.lane))
         return settle(self, connection, claim, task, settlement)
 
+    async def nothing_is_lost(self: SqliteQueue, claims: Any) -> set[int]:
+        return set()
+
     patch.setattr(SqliteQueue, "_settle", settle_anyway)
+    patch.setattr(SqliteQueue, "renew", nothing_is_lost)
 
 
 def reply_before_it_is_stored(patch: pytest.MonkeyPatch) -> None:
@@ -106,12 +110,13 @@ def a_doubt_that_is_sent_again_and_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Sender, "_when_uncertain", again)
 
 
-def lanes_that_two_may_claim(patch: pytest.MonkeyPatch) -> None:
-    async def nothing_is_lost(self: SqliteQueue, claims: Any) -> set[int]:
-        return set()
+def a_claim_that_does_not_last(patch: pytest.MonkeyPatch) -> None:
+    ready_lanes = sqlite._ready_lanes
 
-    patch.setattr(SqliteQueue, "renew", nothing_is_lost)
-    claim_without_a_fence(patch)
+    def ready_early(connection: apsw.Connection, room: Any, now: int) -> Any:
+        return ready_lanes(connection, room, now + 2500)
+
+    patch.setattr(sqlite, "_ready_lanes", ready_early)
 
 
 def the_youngest_first(patch: pytest.MonkeyPatch) -> None:
@@ -139,7 +144,7 @@ BUGS: list[Plant] = [
     dedupe_key_with_the_workflow_in_it,
     sending_that_is_not_written_down_first,
     a_doubt_that_is_sent_again_and_again,
-    lanes_that_two_may_claim,
+    a_claim_that_does_not_last,
     the_youngest_first,
 ]
 

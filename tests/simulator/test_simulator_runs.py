@@ -15,8 +15,11 @@ ONCE_BROKEN = {
     1: "a worker that could not write at its start ended, and nobody started it again",
     23: "claims whose writing was never confirmed lapsed, and counted as deaths until the message was poison",
     49: "a held reply past its time was let go and held again, every 30 seconds, for ever",
+    53: "a finished run's error was looked at by nobody when its worker was stopped",
+    60: "the sender waited for a billionth of a second, for ever",
     85: "a step of a run that had ended meanwhile",
     125: "the wall clock was four days ahead at a power cut: keys were forgotten, nothing else",
+    1063: "a run was out of time because the store took long to save its steps, and a try was counted",
 }
 """Seeds that found something once, and what."""
 

@@ -281,10 +281,13 @@ class SqliteLedger:
         )
 
     async def add_attempt(self, run_id: RunId, attempt: Attempt) -> None:
-        await self._execute(
-            "INSERT INTO attempts VALUES (?,?,?,?)",
-            (run_id, attempt.at_ms, clean_text(attempt.error), int(attempt.counted)),
-        )
+        def change(connection: apsw.Connection) -> None:
+            connection.execute(
+                "INSERT INTO attempts VALUES (?,?,?,?)",
+                (run_id, attempt.at_ms, clean_text(attempt.error), int(attempt.counted)),
+            )
+
+        await self._database.write(change)
 
     async def attempts(self, run_id: RunId) -> list[Attempt]:
         rows = await self._rows("SELECT at, error, counted FROM attempts WHERE run_id = ? ORDER BY rowid", (run_id,))
@@ -492,16 +495,13 @@ class SqliteLedger:
     # --- people ---
 
     async def record_operation(self, operation: Operation) -> None:
-        await self._execute(
-            "INSERT INTO operations (at, who, action, target, why) VALUES (?,?,?,?,?)",
-            (
-                operation.at_ms,
-                clean_text(operation.who),
-                operation.action,
-                clean_text(operation.target),
-                clean_text(operation.why),
-            ),
-        )
+        texts = map(clean_text, (operation.who, operation.action, operation.target, operation.why))
+        values = (operation.at_ms, *texts)
+
+        def change(connection: apsw.Connection) -> None:
+            connection.execute("INSERT INTO operations (at, who, action, target, why) VALUES (?,?,?,?,?)", values)
+
+        await self._database.write(change)
 
     async def operations(self, *, limit: int) -> list[Operation]:
         rows = await self._rows(
@@ -532,12 +532,6 @@ class SqliteLedger:
         return {f"{status}.{outcome}" if outcome else status: count for status, outcome, count in rows}
 
     # --- shorthand ---
-
-    async def _execute(self, sql: str, values: Sequence[Any]) -> None:
-        def change(connection: apsw.Connection) -> None:
-            connection.execute(sql, values)
-
-        await self._database.write(change)
 
     async def _rows(self, sql: str, values: Sequence[Any]) -> list[Any]:
         def query(connection: apsw.Connection) -> list[Any]:

@@ -6,8 +6,9 @@ It gives the function its `Turn` and returns what that noted; it writes nothing 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from rise.service import spawn
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.turn import BlockingTurn, Turn
 
+TICK_SECONDS: Final = 0.001
+"""Less is not waited for: the difference of two times may be too small for a clock to pass."""
 CLEAN_UP_SECONDS: Final = 5.0
 """For a cancelled workflow to end; then it is left to itself."""
 
@@ -65,11 +68,12 @@ class Runner:
         definition = self.workflows[bound.workflow.workflow_id]
         if not definition.answers_callbacks:
             await self.acknowledge(task, channel)
-        turn = await self._turn(task, definition)
+        memory = _RunMemory(self._ledger, task, self._channels[task.head.channel])
+        turn = await self._turn(task, definition, memory)
         self._bus.publish(Topic.RUN_STARTED, _running(task))
         try:
             async with self._place(definition):
-                value = await self._call(definition, turn)
+                value = await self._call(definition, turn, memory)
         finally:
             effects = turn.close()
             self._bus.publish(Topic.RUN_ENDED, {"run_id": task.run_id})
@@ -79,7 +83,7 @@ class Runner:
         # Not waited for: a function that never returns must not keep the process from ending.
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _turn(self, task: Task, definition: WorkflowDefinition) -> Turn:
+    async def _turn(self, task: Task, definition: WorkflowDefinition, memory: _RunMemory) -> Turn:
         head = task.head
         history: list[dict[str, Any]] = list(head.history_chunks)
         if not history and head.chat_id is not None and self._limits.history_turns:
@@ -88,19 +92,21 @@ class Runner:
             )
             history = [{"role": turn.role, "text": turn.text} for turn in kept]
         steps = await self._ledger.steps(task.run_id)
-        memory = _RunMemory(self._ledger, task, self._channels[head.channel])
         if definition.is_async:
             return Turn(task, memory, steps=steps, history=history)
         return BlockingTurn(task, memory, steps=steps, history=history, loop=asyncio.get_running_loop())
 
-    async def _call(self, definition: WorkflowDefinition, turn: Turn) -> Any:
+    async def _call(self, definition: WorkflowDefinition, turn: Turn, memory: _RunMemory) -> Any:
+        """Its time is its own: what it has to wait for a store or a platform is not counted."""
         seconds = definition.run_seconds or self._limits.run_seconds
         running = self._begin(definition, turn)
+        began = _now()
         try:
             # Not `asyncio.timeout`: that would wait for ever for a function that swallows its cancellation.
-            await asyncio.wait({running}, timeout=seconds)
-            if running.done():
-                return running.result()
+            while (left := began + seconds + memory.waited_seconds() - _now()) > TICK_SECONDS:
+                await asyncio.wait({running}, timeout=left)
+                if running.done():
+                    return running.result()
         finally:
             await self._end(running)
         raise RunTimedOut(f"the workflow {definition.name} did not return within {seconds:g} s")
@@ -142,22 +148,48 @@ class _Unlimited:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _RunMemory:
-    """What a turn may ask for while it runs."""
+    """What a turn may ask for while it runs, and how long that has kept it waiting."""
 
     ledger: Ledger
     task: Task
     channel: Channel
+    _waiting: int = 0
+    _since: float = 0.0
+    _waited: float = 0.0
 
     async def save_step(self, step: str, value: bytes) -> bytes:
-        return await self.ledger.save_step(self.task.run_id, step, value)
+        with self._wait():
+            return await self.ledger.save_step(self.task.run_id, step, value)
 
     async def download(self, file_id: str) -> bytes:
         channel = self.channel
-        if is_pushed(channel):
+        if not is_pushed(channel):
+            raise PayloadInvalid(f"the channel {channel.name} keeps no files", field="file_id")
+        with self._wait():
             return await channel.download(self.task.head.account, file_id)
-        raise PayloadInvalid(f"the channel {channel.name} keeps no files", field="file_id")
+
+    def waited_seconds(self) -> float:
+        return self._waited + (_now() - self._since if self._waiting else 0.0)
+
+    @contextmanager
+    def _wait(self) -> Iterator[None]:
+        # A workflow may wait for several things at once; that is one waiting.
+        if not self._waiting:
+            self._since = _now()
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._waited += _now() - self._since
+
+
+def _now() -> float:
+    """By the clock that timeouts follow."""
+    return asyncio.get_running_loop().time()
 
 
 def _running(task: Task) -> dict[str, Any]:

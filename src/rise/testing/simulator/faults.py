@@ -47,6 +47,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     seconds: float = 0.0
     nth: int | None = None
+    step: str | None = None
+    """Count only these; without it, all writes and calls."""
     before: bool = True
     """Of the n-th: before it has its effect, or after it and before that is known."""
 
@@ -60,7 +62,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         when = f"{self.at:7.2f} s"
         if self.nth is not None:
-            when += f" + {self.nth} writes or calls, {'before' if self.before else 'after'} the last"
+            when += f" + {self.nth} × {self.step or 'a write or call'}, {'before' if self.before else 'after'} the last"
         lasting = f" for {self.seconds:.2f} s" if self.seconds else ""
         return f"{when}  {self.target}: {self.kind.value}{lasting}"
 
@@ -148,12 +150,12 @@ class Tripwires:
     def __init__(self, faults: Iterable[Fault]) -> None:
         self._waiting = [(fault, [0]) for fault in faults if fault.nth is not None]
 
-    def step(self, target: str, now: float) -> Fault | None:
+    def step(self, target: str, name: str, now: float) -> Fault | None:
         """Count a step; returns the fault whose turn it is."""
         if not self._waiting:
             return None
         for index, (fault, count) in enumerate(self._waiting):
-            if fault.at <= now and fault.strikes(target):
+            if fault.at <= now and fault.strikes(target) and fault.step in (None, name):
                 count[0] += 1
                 if count[0] == fault.nth:
                     del self._waiting[index]

@@ -17,7 +17,6 @@ import rise
 from rise.envelope import DeliveryKey, task_id_of
 from rise.runtime.audit import AuditReport, NoticeKind
 from rise.testing.simulator.bot import OWN_ERRORS
-from rise.testing.simulator.loop import Process
 from rise.testing.simulator.people import Written
 from rise.testing.simulator.world import World
 from rise.testing.telegram.rules.update_queue import QueuedUpdate
@@ -60,6 +59,10 @@ _TRIGGERS: Final = (
         OR (OLD.status = 'replying' AND NEW.status IN ('pending', 'processing') AND NEW.generation = OLD.generation)
     BEGIN SELECT violated('I9', 'moved down: ' || NEW.task_id); END
     """,
+    """
+    CREATE TEMP TRIGGER only_the_dead AFTER UPDATE OF deaths ON main.tasks WHEN NEW.deaths > OLD.deaths
+    BEGIN SELECT death_counted(NEW.task_id, (SELECT holder FROM main.lanes WHERE lane = NEW.lane)); END
+    """,
     # What was sent or given up is not sent again; what it says changes only with its mark or its markup.
     """
     CREATE TEMP TRIGGER final_reply AFTER UPDATE OF state ON main.replies
@@ -86,14 +89,13 @@ class Checker:
         self.resumed: set[str] = set()
         """Tasks that an operator has decided about: stale ones may run now."""
         self.said: Counter[str] = Counter()
-        self.kills_while_running: Counter[str] = Counter()
         self._world = world
-        world.on_death.append(self._died)
 
     def watch_disk(self) -> None:
         """Call once the tables are there."""
         disk = self._world.disk
         disk.create_scalar_function("violated", self._violated, 2)
+        disk.create_scalar_function("death_counted", self._death_counted, 2)
         for trigger in _TRIGGERS:
             disk.execute(trigger)
 
@@ -160,7 +162,6 @@ class Checker:
         self._everything_ended_or_waits_with_a_reason()
         self._nobody_was_told_too_often()
         self._only_own_errors_used_tries()
-        self._poison_has_killed()
         self._nothing_is_left_behind()
         # Forged and stale updates have numbers of their own, between which others never came.
         notices = [notice for notice in audit.notices if notice.kind is not NoticeKind.UPDATE_ID_GAP]
@@ -204,16 +205,6 @@ class Checker:
             if written is not None and written.behaviour not in OWN_ERRORS:
                 self._world.violate("I13", f"{written.name} did nothing wrong, and a try was counted")
 
-    def _poison_has_killed(self) -> None:
-        for task_id, deaths in self._world.disk.execute(
-            "SELECT task_id, deaths FROM tasks WHERE reason = 'poison'"
-        ).fetchall():
-            if self.kills_while_running[task_id] < deaths:
-                self._world.violate(
-                    "I13", f"{task_id} is taken for poison after {deaths} deaths, and has seen "
-                    f"{self.kills_while_running[task_id]}"
-                )  # fmt: skip
-
     def _nothing_is_left_behind(self) -> None:
         for what, sql in (
             ("claimed lanes", "SELECT count(*) FROM lanes WHERE holder IS NOT NULL"),
@@ -241,15 +232,11 @@ class Checker:
     def _written_of(self, task_id: str) -> Written | None:
         return next((written for written in self.written.values() if written.task_id == task_id), None)
 
-    def _died(self, process: Process) -> None:
-        """What was running in it may have been what killed it."""
-        holders = [member for member, bus in self._world.members.items() if bus.process is process]
-        for holder in holders:
-            for (task_id,) in self._world.disk.execute(
-                "SELECT task_id FROM tasks JOIN lanes USING (lane) WHERE status = 'processing' AND holder = ?",
-                (holder,),
-            ).fetchall():
-                self.kills_while_running[task_id] += 1
+    def _death_counted(self, task_id: str, holder: str | None) -> None:
+        """I13: only of a process that died, or was taken for dead with reason."""
+        bus = self._world.members.get(str(holder))
+        if bus is not None and not self._world.may_have_lost_claims(bus.process):
+            self._world.violate("I13", f"a death was counted for {task_id}, and {holder} lives and can write")
 
     def _violated(self, invariant: str, what: str) -> None:
         self._world.violate(invariant, what)

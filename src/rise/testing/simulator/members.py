@@ -34,12 +34,12 @@ from rise.testing.simulator.host import SimClock
 from rise.testing.simulator.loop import Process
 from rise.testing.simulator.platform import BOT, WEBHOOK_WORD, Platform, SimTelegramChannel
 from rise.testing.simulator.store import SimDatabase
-from rise.testing.simulator.world import World
+from rise.testing.simulator.world import CLAIM_SECONDS, World
 from rise.workflows.definition import WorkflowDefinition
 
 RESTART_SECONDS: Final = (0.05, 3.0)
 STOP_SECONDS: Final = 5.0
-_RATES: Final = TelegramRates(chat_per_second=50.0, group_per_minute=600.0, bot_per_second=200.0)
+_RATES: Final = TelegramRates(chat_per_second=2.0, group_per_minute=90.0, bot_per_second=60.0)
 _SCHEMA: Final = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
 
 Workflows = Callable[[Process], dict[str, WorkflowDefinition]]
@@ -49,7 +49,7 @@ def settings_of_a_run(**overrides: Any) -> Settings:
     """Everything that waits, waits for less: a run is a minute of a world's time. Nothing comes from outside."""
     return Settings.model_construct(
         telegram_token=SecretStr(BOT),
-        claim_seconds=3.0,
+        claim_seconds=CLAIM_SECONDS,
         retry_seconds=(0.5, 1.0, 2.0),
         lane_block_seconds_max=20.0,
         stop_seconds=STOP_SECONDS,

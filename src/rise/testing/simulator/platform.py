@@ -179,7 +179,7 @@ class Platform:
     ) -> Answer | Unanswered:
         """One call of the Bot API, made in `process`."""
         world, loop = self._world, asyncio.get_running_loop()
-        step = world.begin_step(process, method)
+        step = world.begin_step(process, f"telegram.{method}")
         if step.is_over:
             await loop.create_future()
         if world.is_struck(FaultKind.PLATFORM_GONE):

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from rise.bus.port import Topic
 from rise.envelope import TaskId
 from rise.errors import RiseError, StateConflict, TaskUnknown
 from rise.ledger.port import BindingRecord
@@ -59,6 +60,8 @@ class Outcome(msgspec.Struct, frozen=True):
     lines: list[str]
     counts: dict[str, int]
     struck: dict[str, int]
+    steps: dict[str, int]
+    """How often each write and call was made."""
     seconds: float
     """Of the world's time."""
 
@@ -319,6 +322,7 @@ class _Run:
                     channel=channel, account=account, workflow_id=WORKFLOW, enabled=is_enabled, updated_by="operator"
                 )
                 await house.ledger.put_binding(record)
+            house.bus.publish(Topic.DEFINITIONS_CHANGED)
 
         self._command("bind" if is_enabled else "unbind", bind)
 
@@ -352,6 +356,7 @@ class _Run:
             list(world.lines),
             dict(self.counts),
             {kind.name: count for kind, count in world.struck.items()},
+            dict(world.steps),
             world.now,
         )
 

@@ -47,7 +47,7 @@ class SimDatabase(InlineDatabase):
         return self._transact(query)
 
     def _perform(self, apply: Callable[[apsw.Connection], T], done: asyncio.Future[T]) -> None:
-        world, process, name = self._world, self._process, apply.__qualname__
+        world, process, name = self._world, self._process, boundary_of(apply)
         step = world.begin_step(process, name)
         if step.is_over:
             return
@@ -78,6 +78,15 @@ class SimDatabase(InlineDatabase):
         world = self._world
         bounds = SLOW_SECONDS if world.is_struck(FaultKind.WRITES_SLOW, self._process) else WRITE_SECONDS
         return world.dice.uniform(*bounds)
+
+
+_ROOMS = {"SqliteQueue": "queue", "SqliteLedger": "ledger"}
+
+
+def boundary_of(apply: Callable[..., Any]) -> str:
+    """What is written, by the name of the port's method: `queue.settle`."""
+    where, _, method = apply.__qualname__.partition(".<locals>")[0].rpartition(".")
+    return f"{_ROOMS.get(where, where)}.{method}"
 
 
 def _settle(done: asyncio.Future[Any], outcome: Any) -> None:

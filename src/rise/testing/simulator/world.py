@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from rise.testing.simulator.bus import SimBus
 
 LINES_KEPT: Final = 400
+CLAIM_SECONDS: Final = 3.0
+"""How long a claim lives that nobody prolongs."""
+
+_CUT_OFF: Final = frozenset({FaultKind.WRITES_REFUSED, FaultKind.WRITES_UNANSWERED, FaultKind.WRITES_SLOW})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +57,11 @@ class World:
         self.members: dict[str, SimBus] = {}
         self.violations: list[Violation] = []
         self.struck: Counter[FaultKind] = Counter()
+        self.steps: Counter[str] = Counter()
         self.errors_at_death: dict[Process, int] = {}
         self.on_death: list[Callable[[Process], None]] = []
         self.lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._cut_off_until: dict[Process, float] = {}
         self._weather = Weather(faults)
         self._tripwires = Tripwires(faults)
         self._trace = hashlib.sha256()
@@ -88,14 +94,22 @@ class World:
     # --- what goes wrong ---
 
     def is_struck(self, kind: FaultKind, process: Process | None = None) -> bool:
-        if self._weather.is_(kind, "" if process is None else process.name, self.now):
-            self.struck[kind] += 1
-            return True
-        return False
+        if not self._weather.is_(kind, "" if process is None else process.name, self.now):
+            return False
+        self.struck[kind] += 1
+        if process is not None and kind in _CUT_OFF:
+            self._cut_off_until[process] = self.now
+        return True
+
+    def may_have_lost_claims(self, process: Process) -> bool:
+        """Whether its claims may have lapsed through no fault of ours: it is dead, was stopped, or was cut off."""
+        until = self._cut_off_until.get(process, -2 * CLAIM_SECONDS)
+        return not process.is_alive or process.is_stopped or self.now - until < 2 * CLAIM_SECONDS
 
     def begin_step(self, process: Process, name: str) -> Step:
         """Before a write or call has its effect."""
-        fault = self._tripwires.step(process.name, self.now)
+        self.steps[name] += 1
+        fault = self._tripwires.step(process.name, name, self.now)
         step = Step(fault)
         if fault is not None and fault.before:
             self._trip(process, fault, f"before {name}")
@@ -119,6 +133,7 @@ class World:
     def pause(self, process: Process, seconds: float) -> None:
         self.note(process.name, "is stopped", f"{seconds:.2f}")
         process.pause()
+        self._cut_off_until[process] = self.now + seconds
         self.timeline.after(seconds, process.go_on)
 
     def _trip(self, process: Process, fault: Fault, where: str) -> None:
