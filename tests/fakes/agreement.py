@@ -33,7 +33,7 @@ class Command(NamedTuple):
     arguments: dict[str, Any]
 
 
-def command(weight: int, name: str, **arguments: st.SearchStrategy[Any]) -> list[st.SearchStrategy[Command]]:
+def command(weight: int, name: str, /, **arguments: st.SearchStrategy[Any]) -> list[st.SearchStrategy[Command]]:
     """A call of a method of the pair, to be drawn `weight` times as often as one of weight 1."""
     return [st.builds(Command, st.just(name), st.fixed_dictionaries(arguments))] * weight
 

@@ -1,0 +1,582 @@
+"""The ledger as a few dicts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from rise.envelope import (
+    Call,
+    Outcome,
+    Progress,
+    ReplyId,
+    RunId,
+    Status,
+    Task,
+    TaskId,
+    clean_text,
+    decode_head,
+    encode_head,
+    encode_json,
+)
+from rise.errors import ClaimLost
+from rise.ledger.port import (
+    Again,
+    Attempt,
+    BindingRecord,
+    Definitions,
+    Delivered,
+    Delivery,
+    Failed,
+    HeldUnknown,
+    Operation,
+    OutboxDepth,
+    Reply,
+    ReplyKind,
+    ReplyState,
+    Resend,
+    Run,
+    RunEnded,
+    RunResult,
+    Sent,
+    Turn,
+    WorkflowRecord,
+)
+from rise.testing.fakes.store import MemoryStore
+
+T = TypeVar("T")
+Chat = tuple[str, str, str]
+"""Channel, account, chat id."""
+
+HISTORY_KEPT: Final = 50
+"""Turns kept per chat."""
+
+_FINAL: Final = (ReplyState.SENT, ReplyState.FAILED)
+
+
+@dataclass(slots=True)
+class StoredRun:
+    task: Task
+    run: Run
+
+
+@dataclass(slots=True)
+class StoredReply:
+    reply: Reply
+    is_held: bool = False
+    """It waits with one of its run of which a person has to say whether it is sent again."""
+
+    def change(self, **changes: Any) -> None:
+        self.reply = msgspec.structs.replace(self.reply, **changes)
+
+    @property
+    def chat(self) -> Chat:
+        return _chat_of(self.reply)
+
+    @property
+    def waits(self) -> bool:
+        return self.reply.state not in _FINAL
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is a sender's turn."""
+        return self.reply.state in (ReplyState.READY, ReplyState.SENDING) and not self.is_held
+
+
+@dataclass(slots=True)
+class MemoryLedgerState:
+    """The store. What a process keeps of it is nothing, so all may die and others go on with it."""
+
+    runs: dict[RunId, StoredRun] = field(default_factory=dict)
+    steps: dict[RunId, dict[str, bytes]] = field(default_factory=dict)
+    attempts: dict[RunId, list[Attempt]] = field(default_factory=dict)
+    history: dict[Chat, list[Turn]] = field(default_factory=dict)
+    replies: dict[ReplyId, StoredReply] = field(default_factory=dict)
+    """In the order of saving."""
+    chats: dict[Chat, int | None] = field(default_factory=dict)
+    """Those with replies to send, and from when they may be sent. None: somebody sends to it now."""
+    moved: dict[Chat, str] = field(default_factory=dict)
+    workflows: dict[str, WorkflowRecord] = field(default_factory=dict)
+    bindings: dict[tuple[str, str, str], BindingRecord] = field(default_factory=dict)
+    operations: list[Operation] = field(default_factory=list)
+    replies_ever: int = 0
+    sender_fence: int = 0
+    definitions_version: int = 0
+    resent: int = 0
+
+
+class MemoryLedger(MemoryStore):
+    """`rise.ledger.port.Ledger`, as one process sees the state."""
+
+    def __init__(
+        self, state: MemoryLedgerState, *, now_ms: Callable[[], int], history_kept: int = HISTORY_KEPT
+    ) -> None:
+        self._state = state
+        self._now_ms = now_ms
+        self._history_kept = history_kept
+
+    # --- results ---
+
+    async def save_result(
+        self,
+        task: Task,
+        result: RunResult,
+        replies: Sequence[Reply],
+        history: Sequence[Turn],
+        *,
+        deliver: bool,
+    ) -> Run:
+        return await self._through("save_result", lambda: self._save_result(task, result, replies, history, deliver))
+
+    def _save_result(
+        self, task: Task, result: RunResult, replies: Sequence[Reply], history: Sequence[Turn], deliver: bool
+    ) -> Run:
+        if task.run_id in self._state.runs:
+            return self._state.runs[task.run_id].run
+        status = Status.REPLYING if deliver and replies else Status.COMPLETED
+        run = self._add_run(task, result, status, result.outcome)
+        for reply in replies:
+            self._add_reply(reply, ReplyState.READY if deliver else ReplyState.SENT)
+        self._add_history(task, history)
+        return run
+
+    def _add_run(self, task: Task, result: RunResult, status: Status, outcome: Outcome | None) -> Run:
+        now = self._now_ms()
+        run = Run(
+            task_id=task.task_id,
+            generation=task.progress.generation,
+            status=status,
+            outcome=outcome,
+            result=_as_stored(result.value, Any),
+            workflow_id=result.workflow_id,
+            saved_at_ms=now,
+            finished_at_ms=now if status.is_finished else None,
+        )
+        kept = Task(decode_head(encode_head(task.head)), task.raw, Progress(status=status, generation=run.generation))
+        self._state.runs[task.run_id] = StoredRun(kept, run)
+        if status.is_finished:
+            self._state.steps.pop(task.run_id, None)
+        return run
+
+    def _add_history(self, task: Task, turns: Sequence[Turn]) -> None:
+        if task.head.chat_id is not None:
+            chat = (task.head.channel, task.head.account, task.head.chat_id)
+            said = [msgspec.structs.replace(turn, text=clean_text(turn.text)) for turn in turns]
+            self._state.history[chat] = [*self._state.history.get(chat, []), *said][-self._history_kept :]
+
+    async def finish(
+        self, task: Task, status: Status, outcome: Outcome | None = None, *, by: str = "", why: str = ""
+    ) -> Run:
+        assert status.is_finished
+        return await self._through("finish", lambda: self._finish(task, status, outcome, by, why))
+
+    def _finish(self, task: Task, status: Status, outcome: Outcome | None, by: str, why: str) -> Run:
+        known = self._state.runs.get(task.run_id)
+        if known is None:
+            self._add_run(task, RunResult(outcome=Outcome.SILENT), status, outcome)
+        elif known.run.status.is_finished:
+            return known.run
+        else:
+            self._take_back(task.run_id, f"not sent: the task was {status}")
+        return self._end(task.run_id, status, outcome, by=clean_text(by) or None, why=clean_text(why) or None)
+
+    def _end(self, run_id: RunId, status: Status, outcome: Outcome | None, **more: Any) -> Run:
+        stored = self._state.runs[run_id]
+        stored.task = msgspec.structs.replace(
+            stored.task, progress=msgspec.structs.replace(stored.task.progress, status=status)
+        )
+        stored.run = msgspec.structs.replace(
+            stored.run, status=status, outcome=outcome, finished_at_ms=self._now_ms(), **more
+        )
+        self._state.steps.pop(run_id, None)
+        return stored.run
+
+    async def run(self, run_id: RunId) -> Run | None:
+        return await self._through("run", lambda: self._run(run_id))
+
+    def _run(self, run_id: RunId) -> Run | None:
+        return self._state.runs[run_id].run if run_id in self._state.runs else None
+
+    async def latest_run(self, task_id: TaskId) -> Run | None:
+        return await self._through("latest_run", lambda: self._latest_run(task_id))
+
+    def _latest_run(self, task_id: TaskId) -> Run | None:
+        latest = self._latest(task_id)
+        return latest.run if latest else None
+
+    def _latest(self, task_id: TaskId) -> StoredRun | None:
+        runs = [stored for stored in self._state.runs.values() if stored.run.task_id == task_id]
+        return max(runs, key=lambda stored: stored.run.generation, default=None)
+
+    async def archived(self, task_id: TaskId) -> Task | None:
+        return await self._through("archived", lambda: self._archived(task_id))
+
+    def _archived(self, task_id: TaskId) -> Task | None:
+        latest = self._latest(task_id)
+        return latest.task if latest else None
+
+    async def finished_among(self, task_ids: Sequence[TaskId]) -> dict[TaskId, Run]:
+        return await self._through("finished_among", lambda: self._finished_among(task_ids))
+
+    def _finished_among(self, task_ids: Sequence[TaskId]) -> dict[TaskId, Run]:
+        latest = [(task_id, self._latest_run(task_id)) for task_id in task_ids]
+        return {task_id: run for task_id, run in latest if run is not None and run.status.is_finished}
+
+    async def save_step(self, run_id: RunId, step: str, value: bytes) -> bytes:
+        return await self._through(
+            "save_step", lambda: self._state.steps.setdefault(run_id, {}).setdefault(step, value)
+        )
+
+    async def steps(self, run_id: RunId) -> dict[str, bytes]:
+        return await self._through("steps", lambda: dict(self._state.steps.get(run_id, {})))
+
+    async def add_attempt(self, run_id: RunId, attempt: Attempt) -> None:
+        kept = msgspec.structs.replace(attempt, error=clean_text(attempt.error))
+        await self._through("add_attempt", lambda: self._state.attempts.setdefault(run_id, []).append(kept))
+
+    async def attempts(self, run_id: RunId) -> list[Attempt]:
+        return await self._through("attempts", lambda: list(self._state.attempts.get(run_id, [])))
+
+    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
+        return await self._through("history", lambda: self._history((channel, account, chat_id), limit))
+
+    def _history(self, chat: Chat, limit: int) -> list[Turn]:
+        turns = self._state.history.get(chat, [])
+        return turns[max(0, len(turns) - limit) :]
+
+    # --- outbox ---
+
+    async def add_notice(self, reply: Reply, *, deliver: bool = True) -> bool:
+        state = ReplyState.READY if deliver else ReplyState.SENT
+        return await self._through("add_notice", lambda: self._add_reply(reply, state))
+
+    def _add_reply(self, meant: Reply, state: ReplyState) -> bool:
+        if meant.reply_id in self._state.replies:
+            return False
+        self._state.replies_ever += 1
+        reply = Reply(
+            reply_id=meant.reply_id,
+            run_id=meant.run_id,
+            task_id=meant.task_id,
+            channel=meant.channel,
+            account=meant.account,
+            chat_id=self._state.moved.get(_chat_of(meant), meant.chat_id),
+            call=_as_stored(meant.call, Call),
+            kind=meant.kind,
+            workflow_id=meant.workflow_id,
+            accepted_at_ms=meant.accepted_at_ms,
+            deadline_at_ms=meant.deadline_at_ms,
+            state=state,
+            sequence=self._state.replies_ever,
+        )
+        self._state.replies[reply.reply_id] = StoredReply(reply)
+        if state is ReplyState.READY:
+            self._line_up(_chat_of(reply), self._now_ms())
+        return True
+
+    async def outbox_open(self) -> int:
+        return await self._through("outbox_open", self._outbox_open)
+
+    def _outbox_open(self) -> int:
+        self._state.sender_fence += 1
+        for chat, due in self._state.chats.items():
+            if due is None:
+                self._state.chats[chat] = self._now_ms()
+        return self._state.sender_fence
+
+    async def outbox_take(
+        self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
+    ) -> list[Reply]:
+        return await self._through("outbox_take", lambda: self._outbox_take(fence, limit, accounts_excluded))
+
+    def _outbox_take(self, fence: int, limit: int, accounts_excluded: Sequence[tuple[str, str]]) -> list[Reply]:
+        chats = [chat for chat in self._due_chats() if chat[:2] not in accounts_excluded]
+        if limit <= 0 or not chats:
+            return []  # there is nothing that a stale fence could do harm to
+        self._check_fence(fence)
+        taken: list[Reply] = []
+        for chat in chats:
+            if len(taken) < limit and (reply := self._take(chat)) is not None:
+                taken.append(reply)
+        return taken
+
+    def _due_chats(self) -> list[Chat]:
+        """Longest-waiting first."""
+        now = self._now_ms()
+        return [chat for due, chat in sorted((due, chat) for chat, due in self._waiting_chats()) if due <= now]
+
+    def _waiting_chats(self) -> list[tuple[Chat, int]]:
+        return [(chat, due) for chat, due in self._state.chats.items() if due is not None]
+
+    def _take(self, chat: Chat) -> Reply | None:
+        """The chat's first open reply, and the chat with it; a chat without one is forgotten."""
+        reply = next((stored.reply for stored in self._replies_to(chat) if stored.is_open), None)
+        if reply is None:
+            self._state.chats.pop(chat, None)
+        elif chat in self._state.chats:
+            self._state.chats[chat] = None
+        return reply
+
+    async def outbox_sending(self, fence: int, reply: Reply) -> None:
+        await self._through("outbox_sending", lambda: self._outbox_sending(fence, reply))
+
+    def _outbox_sending(self, fence: int, reply: Reply) -> None:
+        self._check_fence(fence)
+        stored = self._state.replies.get(reply.reply_id)
+        if stored is None or not stored.is_open or stored.reply.state is not ReplyState.READY:
+            raise ClaimLost(f"the reply {reply.reply_id} is not to be sent any more")
+        stored.change(state=ReplyState.SENDING)
+
+    async def outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
+        return await self._through("outbox_record", lambda: self._outbox_record(fence, reply, delivery))
+
+    def _outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
+        self._check_fence(fence)
+        chat, now = _chat_of(reply), self._now_ms()
+        stored = self._state.replies.get(reply.reply_id)
+        pause_ms = int(self._record(stored, delivery) * 1000) if stored else 0
+        if isinstance(delivery, Again) and delivery.chat_id is not None:
+            self._move_chat(chat, delivery.chat_id, now + pause_ms)
+            return Delivered(None, None)
+        ended = self._end_if_all_final(stored.reply) if stored else None
+        if pause_ms:
+            self._state.chats[chat] = now + pause_ms
+            return Delivered(ended, None)
+        return Delivered(ended, self._take(chat))
+
+    def _record(self, stored: StoredReply, delivery: Delivery) -> float:
+        """Returns for how many seconds its chat pauses."""
+        reply = stored.reply
+        if isinstance(delivery, Again | Resend | HeldUnknown) and self._has_ended(reply):
+            # What was dropped while its call was out is not answered, so it is not tried once more.
+            delivery = Failed(f"not tried again, the task had ended: {delivery.error}")
+        match delivery:
+            case Sent(platform_ref):
+                stored.change(state=ReplyState.SENT, platform_ref=platform_ref, error=None)
+                return 0.0
+            case Failed(error, chat_gone):
+                stored.change(state=ReplyState.FAILED, platform_ref=None, error=clean_text(error))
+                if chat_gone and reply.kind is ReplyKind.ANSWER:
+                    self._take_back(reply.run_id, f"not tried: {error}")
+                return 0.0
+            case HeldUnknown(error):
+                stored.change(state=ReplyState.UNKNOWN, platform_ref=None, error=clean_text(error))
+                self._hold_with(reply)
+                return 0.0
+            case Again(seconds, error, call):
+                stored.change(tries=reply.tries + 1)
+            case Resend(error, call, seconds):
+                stored.change(resends=reply.resends + 1)
+                self._state.resent += 1
+        call = reply.call if call is None else _as_stored(call, Call)
+        stored.change(state=ReplyState.READY, call=call, platform_ref=None, error=clean_text(error))
+        return seconds
+
+    def _hold_with(self, unknown: Reply) -> None:
+        if unknown.kind is ReplyKind.ANSWER:
+            for stored in self._answers(unknown.run_id):
+                if stored.reply.state is ReplyState.READY:
+                    stored.is_held = True
+
+    def _end_if_all_final(self, reply: Reply) -> RunEnded | None:
+        """The end of the run if this reply was the last one; what a person reads last decides how it ended."""
+        run, answers = self._run(reply.run_id), self._answers(reply.run_id)
+        if reply.kind is not ReplyKind.ANSWER or run is None or run.status is not Status.REPLYING:
+            return None
+        if any(stored.waits for stored in answers):
+            return None
+        is_read = answers[-1].reply.state is ReplyState.SENT
+        outcome = Outcome.ANSWERED if is_read else Outcome.UNDELIVERABLE
+        self._end(reply.run_id, Status.COMPLETED, outcome)
+        return RunEnded(run.task_id, run.generation, outcome)
+
+    def _move_chat(self, old: Chat, moved_to: str, due: int) -> None:
+        channel, account, _ = old
+        for chat, target in self._state.moved.items():
+            if (*chat[:2], target) == old:
+                self._state.moved[chat] = moved_to
+        self._state.moved[old] = moved_to
+        for stored in self._replies_to(old):
+            if stored.waits:
+                stored.change(chat_id=moved_to)
+        self._state.chats.pop(old, None)
+        self._line_up((channel, account, moved_to), due)
+
+    async def outbox_release(self, fence: int, reply: Reply, *, seconds: float) -> None:
+        await self._through("outbox_release", lambda: self._outbox_release(fence, reply, seconds))
+
+    def _outbox_release(self, fence: int, reply: Reply, seconds: float) -> None:
+        self._check_fence(fence)
+        self._state.chats[_chat_of(reply)] = self._now_ms() + int(seconds * 1000)
+
+    async def outbox_rearm(self, run_id: RunId) -> int:
+        return await self._through("outbox_rearm", lambda: self._outbox_rearm(run_id))
+
+    def _outbox_rearm(self, run_id: RunId) -> int:
+        held = [stored for stored in self._answers(run_id) if _waits_for_a_person(stored)]
+        for stored in held:
+            if stored.reply.state is ReplyState.UNKNOWN:
+                stored.change(resends=stored.reply.resends + 1)
+                self._state.resent += 1
+            stored.change(state=ReplyState.READY)
+            stored.is_held = False
+            self._line_up(stored.chat, self._now_ms())
+        return len(held)
+
+    async def outbox_depth(self) -> OutboxDepth:
+        return await self._through("outbox_depth", self._outbox_depth)
+
+    def _outbox_depth(self) -> OutboxDepth:
+        waiting = [stored for stored in self._state.replies.values() if stored.waits]
+        states = Counter("held" if stored.is_held else stored.reply.state.value for stored in waiting)
+        ages = [self._now_ms() - due for chat, due in self._waiting_chats() if self._has_something_for(chat)]
+        return OutboxDepth(
+            by_state=states,
+            oldest_waiting_ms=max(0, *ages) if ages else None,
+            unknown=states["unknown"],
+            resent=self._state.resent,
+        )
+
+    async def replies(self, *, run_id: RunId | None = None, task_id: TaskId | None = None) -> list[Reply]:
+        return await self._through("replies", lambda: self._replies(run_id, task_id))
+
+    def _replies(self, run_id: RunId | None, task_id: TaskId | None) -> list[Reply]:
+        replies = [stored.reply for stored in self._state.replies.values()]
+        if run_id is not None:
+            return [reply for reply in replies if reply.run_id == run_id]
+        return [reply for reply in replies if reply.task_id == task_id]
+
+    async def transcript(self, channel: str, account: str, chat_id: str, *, after: int, limit: int) -> list[Reply]:
+        return await self._through("transcript", lambda: self._transcript((channel, account, chat_id), after, limit))
+
+    def _transcript(self, chat: Chat, after: int, limit: int) -> list[Reply]:
+        return [stored.reply for stored in self._replies_to(chat) if stored.reply.sequence > after][:limit]
+
+    # --- definitions ---
+
+    async def definitions_version(self) -> int:
+        return await self._through("definitions_version", lambda: self._state.definitions_version)
+
+    async def definitions(self) -> Definitions:
+        return await self._through("definitions", self._definitions)
+
+    def _definitions(self) -> Definitions:
+        state = self._state
+        bindings = [state.bindings[identity] for identity in sorted(state.bindings)]
+        return Definitions(state.definitions_version, dict(sorted(state.workflows.items())), bindings)
+
+    async def put_workflow(self, record: WorkflowRecord) -> int:
+        return await self._through("put_workflow", lambda: self._put_workflow(record))
+
+    def _put_workflow(self, record: WorkflowRecord) -> int:
+        known = self._state.workflows.get(record.workflow_id)
+        if known is not None:
+            same = msgspec.structs.replace(record, version=known.version, updated_at=known.updated_at)
+            if same == known:
+                return self._state.definitions_version
+        self._state.workflows[record.workflow_id] = record
+        return self._next_definitions_version()
+
+    async def put_binding(self, record: BindingRecord) -> int:
+        return await self._through("put_binding", lambda: self._put_binding(record))
+
+    def _put_binding(self, record: BindingRecord) -> int:
+        version = self._next_definitions_version()
+        for identity, other in self._state.bindings.items():
+            if record.is_default and other.is_default and identity[:2] == (record.channel, record.account):
+                self._state.bindings[identity] = msgspec.structs.replace(other, is_default=False, version=version)
+        identity = (record.channel, record.account, record.workflow_id)
+        self._state.bindings[identity] = msgspec.structs.replace(record, version=version)
+        return version
+
+    async def remove_binding(self, channel: str, account: str, workflow_id: str) -> int:
+        return await self._through("remove_binding", lambda: self._remove_binding((channel, account, workflow_id)))
+
+    def _remove_binding(self, identity: tuple[str, str, str]) -> int:
+        if self._state.bindings.pop(identity, None) is None:
+            return self._state.definitions_version
+        return self._next_definitions_version()
+
+    def _next_definitions_version(self) -> int:
+        self._state.definitions_version += 1
+        return self._state.definitions_version
+
+    # --- people ---
+
+    async def record_operation(self, operation: Operation) -> None:
+        kept = _as_stored(operation, Operation)
+        await self._through("record_operation", lambda: self._state.operations.append(kept))
+
+    async def operations(self, *, limit: int) -> list[Operation]:
+        return await self._through("operations", lambda: self._state.operations[::-1][:limit])
+
+    async def purge(self, *, finished_before_ms: int, limit: int = 5000) -> int:
+        return await self._through("purge", lambda: self._purge(finished_before_ms, limit))
+
+    def _purge(self, finished_before_ms: int, limit: int) -> int:
+        finished = [(stored.run.finished_at_ms, run_id) for run_id, stored in self._state.runs.items()]
+        old = sorted((at, run_id) for at, run_id in finished if at is not None and at < finished_before_ms)[:limit]
+        for _, run_id in old:
+            self._forget(run_id)
+        return len(old)
+
+    def _forget(self, run_id: RunId) -> None:
+        state = self._state
+        del state.runs[run_id]
+        state.steps.pop(run_id, None)
+        state.attempts.pop(run_id, None)
+        state.replies = {key: stored for key, stored in state.replies.items() if stored.reply.run_id != run_id}
+
+    async def finished_counts(self) -> Mapping[str, int]:
+        return await self._through("finished_counts", self._finished_counts)
+
+    def _finished_counts(self) -> Mapping[str, int]:
+        runs = [stored.run for stored in self._state.runs.values() if stored.run.status.is_finished]
+        return Counter(f"{run.status}.{run.outcome}" if run.outcome else run.status.value for run in runs)
+
+    # --- replies ---
+
+    def _check_fence(self, fence: int) -> None:
+        if fence != self._state.sender_fence:
+            raise ClaimLost("another process sends now")
+
+    def _line_up(self, chat: Chat, due: int) -> None:
+        """A chat that is there already is being sent to, or waits for its time: what is new queues behind."""
+        self._state.chats.setdefault(chat, due)
+
+    def _has_something_for(self, chat: Chat) -> bool:
+        return any(stored.is_open for stored in self._replies_to(chat))
+
+    def _has_ended(self, reply: Reply) -> bool:
+        run = self._run(reply.run_id)
+        return reply.kind is ReplyKind.ANSWER and run is not None and run.status.is_finished
+
+    def _take_back(self, run_id: RunId, why: str) -> None:
+        """What is not out is not sent any more."""
+        for stored in self._answers(run_id):
+            if stored.reply.state in (ReplyState.READY, ReplyState.UNKNOWN):
+                stored.change(state=ReplyState.FAILED, error=clean_text(why))
+
+    def _answers(self, run_id: RunId) -> list[StoredReply]:
+        of_run = [stored for stored in self._state.replies.values() if stored.reply.run_id == run_id]
+        return [stored for stored in of_run if stored.reply.kind is ReplyKind.ANSWER]
+
+    def _replies_to(self, chat: Chat) -> list[StoredReply]:
+        return [stored for stored in self._state.replies.values() if stored.chat == chat]
+
+
+def _chat_of(reply: Reply) -> Chat:
+    return reply.channel, reply.account, reply.chat_id
+
+
+def _waits_for_a_person(stored: StoredReply) -> bool:
+    return stored.reply.state is ReplyState.UNKNOWN or (stored.reply.state is ReplyState.READY and stored.is_held)
+
+
+def _as_stored(value: Any, type_: type[T]) -> T:
+    """As it comes back from a store that writes JSON."""
+    return msgspec.json.decode(encode_json(value), type=type_)

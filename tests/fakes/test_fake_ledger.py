@@ -1,0 +1,35 @@
+"""The ledger in memory keeps every promise of the port."""
+
+from __future__ import annotations
+
+import pytest
+
+from rise.clock import epoch_ms
+from rise.testing.clock import ManualClock
+from rise.testing.conformance.ledger import LedgerConformance
+from rise.testing.fakes.ledger import HISTORY_KEPT, MemoryLedger, MemoryLedgerState
+
+
+class MemoryStage:
+    history_kept = HISTORY_KEPT
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.state = MemoryLedgerState()
+        self.ledger = self.open()
+
+    def open(self) -> MemoryLedger:
+        return MemoryLedger(self.state, now_ms=lambda: epoch_ms(self.clock.now()))
+
+    async def another(self) -> MemoryLedger:
+        return self.open()
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+
+@pytest.mark.req("TST-3")
+class TestMemoryLedger(LedgerConformance):
+    @pytest.fixture
+    async def stage(self) -> MemoryStage:
+        return MemoryStage()

@@ -1,0 +1,386 @@
+"""Whatever is done to them, the ledger in memory and the one in SQLite say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from agreement import answer, command, commands, compare, opened, picked, seldom
+from hypothesis import strategies as st
+
+from rise.envelope import Call, Outcome, Status, run_id_of
+from rise.ledger.port import (
+    Again,
+    Attempt,
+    BindingRecord,
+    Delivered,
+    Delivery,
+    Failed,
+    HeldUnknown,
+    Ledger,
+    Operation,
+    OutboxDepth,
+    Reply,
+    ReplyState,
+    Resend,
+    RunResult,
+    Sent,
+    Turn,
+    WorkflowRecord,
+)
+from rise.ledger.sqlite import HISTORY_KEPT, SCHEMA, SqliteLedger
+from rise.testing.clock import ManualClock
+from rise.testing.conformance.ledger import answer as save_answer
+from rise.testing.conformance.ledger import chunks, notice, send, take_one, task
+from rise.testing.fakes.ledger import Chat, MemoryLedger, MemoryLedgerState
+from rise.testing.simulator.database import InlineDatabase
+
+TASKS = (1, 2, 3, 4)
+GENERATIONS_KNOWN = (0, 1)
+
+NUMBERS = st.sampled_from(TASKS)
+GENERATIONS = st.sampled_from((0, 0, 0, 1))
+CHATS = st.sampled_from("aab")
+PICKS = st.integers(0, 5)
+LIMIT = st.integers(0, 3)
+WORKFLOWS = st.sampled_from(("w", "v"))
+ACCOUNTS = st.sampled_from(("7", "8"))
+SECONDS = st.sampled_from((0.0, 0.0, 5.0))
+CALLS = seldom(st.just(Call("sendMessage", {"text": "plain"}, "plain")))
+DELIVERIES = st.one_of(
+    st.just(Sent("m")),
+    st.just(Sent()),
+    st.builds(Failed, st.just("refused"), chat_gone=st.booleans()),
+    st.builds(Again, SECONDS, st.just("429"), CALLS, seldom(st.sampled_from("abc"))),
+    st.builds(Resend, st.just("timeout"), CALLS, SECONDS),
+    st.just(HeldUnknown("timeout")),
+)
+
+COMMANDS = commands(
+    command(
+        6,
+        "save_result",
+        number=NUMBERS,
+        generation=GENERATIONS,
+        chat=CHATS,
+        count=st.integers(0, 3),
+        deliver=st.sampled_from((True, True, True, False)),
+        is_first_urgent=st.sampled_from((False, False, False, True)),
+    ),
+    command(
+        2,
+        "finish",
+        number=NUMBERS,
+        generation=GENERATIONS,
+        status=st.sampled_from((Status.DROPPED, Status.EXPIRED, Status.COMPLETED)),
+        outcome=seldom(st.just(Outcome.RATE_LIMITED)),
+    ),
+    command(1, "save_step", number=NUMBERS, step=st.sampled_from("xy"), value=st.sampled_from((b"1", b"2"))),
+    command(1, "add_attempt", number=NUMBERS, counted=st.booleans()),
+    command(2, "add_notice", number=NUMBERS, chat=CHATS, cause=st.sampled_from(("late", "queued"))),
+    command(1, "outbox_open"),
+    command(4, "outbox_take", limit=LIMIT, excluded=st.lists(ACCOUNTS, max_size=1)),
+    command(1, "outbox_take_with", pick=PICKS, limit=LIMIT),
+    command(10, "deliver", pick=PICKS, delivery=DELIVERIES),
+    command(1, "outbox_sending", pick=PICKS),
+    command(1, "outbox_record", pick=PICKS, delivery=DELIVERIES),
+    command(1, "outbox_release", pick=PICKS, seconds=SECONDS),
+    command(3, "outbox_rearm", number=NUMBERS, generation=GENERATIONS),
+    command(1, "put_workflow", workflow_id=WORKFLOWS, name=st.sampled_from("nm"), updated_at=st.sampled_from("12")),
+    command(2, "put_binding", account=ACCOUNTS, workflow_id=WORKFLOWS, is_default=st.booleans()),
+    command(1, "remove_binding", account=ACCOUNTS, workflow_id=WORKFLOWS),
+    command(1, "record_operation", limit=LIMIT),
+    command(1, "purge", seconds=st.sampled_from((0.0, 6.0))),
+    command(4, "pass_time", seconds=st.sampled_from((1.0, 6.0))),
+    command(2, "look_at_run", number=NUMBERS, generation=GENERATIONS),
+    command(2, "look_at_chat", chat=st.sampled_from(("a", "b", "c", "urgent")), after=st.integers(0, 3), limit=LIMIT),
+)
+
+Replies = dict[Ledger, Reply]
+"""The same reply, as each of them handed it out."""
+Asked = Callable[[Ledger], Coroutine[Any, Any, Any]]
+
+
+class TwoLedgers:
+    """Each command goes to both; `agree` compares what they say."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.database: InlineDatabase = opened(self.clock, ledger=SCHEMA)
+        self.real = SqliteLedger(self.database)
+        self.fake = KnownDifferences(MemoryLedgerState(), now_ms=self.database.now_ms, history_kept=HISTORY_KEPT)
+        self.fences: list[dict[Ledger, int]] = []
+        self.taken: list[Replies] = []
+        """All that were ever handed out, the latest last."""
+        self.unsent: list[Replies] = []
+        self.outbox_open()
+
+    def look(self) -> None:
+        for number in TASKS:
+            task_id = task(number).task_id
+            self.agree(lambda ledger, task_id=task_id: ledger.archived(task_id))
+            self.agree(lambda ledger, task_id=task_id: ledger.replies(task_id=task_id))
+            for generation in GENERATIONS_KNOWN:
+                run_id = run_id_of(task_id, generation)
+                self.agree(lambda ledger, run_id=run_id: ledger.run(run_id))
+                self.agree(lambda ledger, run_id=run_id: ledger.steps(run_id))
+        self.agree(lambda ledger: ledger.finished_counts())
+        fake, real = self.agree(lambda ledger: ledger.outbox_depth())
+        # A chat is said to wait before somebody has looked whether it has anything to send any more.
+        assert _since(real.oldest_waiting_ms) >= _since(fake.oldest_waiting_ms)
+
+    # --- commands ---
+
+    def save_result(
+        self, number: int, generation: int, chat: str, count: int, deliver: bool, is_first_urgent: bool
+    ) -> None:
+        of = task(number, chat=chat, generation=generation)
+        replies = chunks(of, count)
+        if is_first_urgent and replies:
+            replies[0] = msgspec.structs.replace(replies[0], chat_id="urgent")
+        result = RunResult(outcome=Outcome.ANSWERED if count else Outcome.SILENT, value={"n": number}, workflow_id="w")
+        turns = [Turn(role="user", text=f"{number}", at_ms=1, run_id=of.run_id)]
+        self.agree(lambda ledger: ledger.save_result(of, result, replies, turns, deliver=deliver))
+
+    def finish(self, number: int, generation: int, status: Status, outcome: Outcome | None) -> None:
+        of = task(number, generation=generation)
+        self.agree(lambda ledger: ledger.finish(of, status, outcome, by="ann", why=""))
+
+    def save_step(self, number: int, step: str, value: bytes) -> None:
+        self.agree(lambda ledger: ledger.save_step(task(number).run_id, step, value))
+
+    def add_attempt(self, number: int, counted: bool) -> None:
+        attempt = Attempt(at_ms=self.database.now_ms(), error="boom", counted=counted)
+        self.agree(lambda ledger: ledger.add_attempt(task(number).run_id, attempt))
+
+    def add_notice(self, number: int, chat: str, cause: str) -> None:
+        said = notice(task(number, chat=chat), cause)
+        self.agree(lambda ledger: ledger.add_notice(said))
+
+    def outbox_open(self) -> None:
+        self.fences.append({ledger: answer(ledger.outbox_open()) for ledger in (self.fake, self.real)})
+        self.unsent.clear()
+
+    def outbox_take(self, limit: int, excluded: list[str]) -> None:
+        self._take(self.fences[-1], limit, [("telegram", account) for account in excluded])
+
+    def outbox_take_with(self, pick: int, limit: int) -> None:
+        """Also as a sender that has been voided."""
+        self._take(picked(self.fences, pick), limit, [])
+
+    def _take(self, fence: dict[Ledger, int], limit: int, excluded: list[tuple[str, str]]) -> None:
+        fake, real = self.agree(
+            lambda ledger: ledger.outbox_take(fence[ledger], limit=limit, accounts_excluded=excluded)
+        )
+        if isinstance(fake, list):
+            for replies in zip(fake, real, strict=True):
+                self._remember(*replies)
+
+    def deliver(self, pick: int, delivery: Delivery) -> None:
+        """As a sender does: one that it was handed, with one call."""
+        if not self.unsent:
+            self.outbox_take(1, [])
+        if self.unsent:
+            replies = self.unsent.pop(-1 - pick % len(self.unsent))
+            if replies[self.fake].state is ReplyState.SENDING or self._sending(replies) is None:
+                self._record(replies, delivery)
+            else:
+                self._release(replies, 0.0)
+
+    def outbox_sending(self, pick: int) -> None:
+        for replies in self._picked(pick):
+            self._sending(replies)
+
+    def _sending(self, replies: Replies) -> Any:
+        fence = self.fences[-1]
+        return self.agree(lambda ledger: ledger.outbox_sending(fence[ledger], replies[ledger]))[0]
+
+    def outbox_record(self, pick: int, delivery: Delivery) -> None:
+        for replies in self._picked(pick):
+            self._record(replies, delivery)
+
+    def _record(self, replies: Replies, delivery: Delivery) -> None:
+        if self._is_purged(replies[self.fake]):
+            return  # a known difference
+        fence = self.fences[-1]
+        fake, real = self.agree(lambda ledger: ledger.outbox_record(fence[ledger], replies[ledger], delivery))
+        if fake.next is not None:
+            self._remember(fake.next, real.next)
+
+    def outbox_release(self, pick: int, seconds: float) -> None:
+        for replies in self._picked(pick):
+            self._release(replies, seconds)
+
+    def _release(self, replies: Replies, seconds: float) -> None:
+        fence = self.fences[-1]
+        self.agree(lambda ledger: ledger.outbox_release(fence[ledger], replies[ledger], seconds=seconds))
+
+    def outbox_rearm(self, number: int, generation: int) -> None:
+        self.agree(lambda ledger: ledger.outbox_rearm(task(number, generation=generation).run_id))
+
+    def put_workflow(self, workflow_id: str, name: str, updated_at: str) -> None:
+        record = WorkflowRecord(workflow_id=workflow_id, name=name, updated_at=updated_at)
+        self.agree(lambda ledger: ledger.put_workflow(record))
+        self._look_at_definitions()
+
+    def put_binding(self, account: str, workflow_id: str, is_default: bool) -> None:
+        record = BindingRecord(channel="telegram", account=account, workflow_id=workflow_id, is_default=is_default)
+        self.agree(lambda ledger: ledger.put_binding(record))
+        self._look_at_definitions()
+
+    def remove_binding(self, account: str, workflow_id: str) -> None:
+        self.agree(lambda ledger: ledger.remove_binding("telegram", account, workflow_id))
+        self._look_at_definitions()
+
+    def record_operation(self, limit: int) -> None:
+        operation = Operation(at_ms=self.database.now_ms(), who="ann", action="drop", target="t")
+        self.agree(lambda ledger: ledger.record_operation(operation))
+        self.agree(lambda ledger: ledger.operations(limit=limit))
+
+    def purge(self, seconds: float) -> None:
+        before = self.database.now_ms() - int(seconds * 1000)
+        self.agree(lambda ledger: ledger.purge(finished_before_ms=before))
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    def look_at_run(self, number: int, generation: int) -> None:
+        of = task(number, generation=generation)
+        self.agree(lambda ledger: ledger.latest_run(of.task_id))
+        self.agree(lambda ledger: ledger.finished_among([task(number).task_id for number in TASKS]))
+        self.agree(lambda ledger: ledger.replies(run_id=of.run_id))
+        self.agree(lambda ledger: ledger.attempts(of.run_id))
+
+    def look_at_chat(self, chat: str, after: int, limit: int) -> None:
+        async def page(ledger: Ledger, after: int, limit: int) -> list[Reply]:
+            return await ledger.transcript("telegram", "7", chat, after=after, limit=limit)
+
+        async def rest(ledger: Ledger) -> list[Reply]:
+            whole = await page(ledger, 0, 100)
+            return await page(ledger, whole[min(after, len(whole)) - 1].sequence, limit) if whole and after else whole
+
+        self.agree(rest)
+        self.agree(lambda ledger: ledger.history("telegram", "7", chat, limit=limit))
+
+    def _look_at_definitions(self) -> None:
+        self.agree(lambda ledger: ledger.definitions())
+        self.agree(lambda ledger: ledger.definitions_version())
+
+    # --- comparing ---
+
+    def agree(self, call: Asked) -> tuple[Any, Any]:
+        fake, real = answer(call(self.fake)), answer(call(self.real))
+        assert _comparable(fake) == _comparable(real)
+        return fake, real
+
+    def _is_purged(self, reply: Reply) -> bool:
+        return reply.reply_id not in [known.reply_id for known in answer(self.fake.replies(run_id=reply.run_id))]
+
+    def _remember(self, fake: Reply, real: Reply) -> None:
+        self.taken.append({self.fake: fake, self.real: real})
+        self.unsent.append(self.taken[-1])
+
+    def _picked(self, pick: int) -> list[Replies]:
+        return [picked(self.taken, pick)] if self.taken else []
+
+
+def _comparable(said: Any) -> Any:
+    """Without what a backend may choose: the numbers of a sequence, and how it words why it gave up."""
+    match said:
+        case Reply():
+            worded = said.state is ReplyState.FAILED
+            return msgspec.structs.replace(said, sequence=0, error=str(bool(said.error)) if worded else said.error)
+        case Delivered(ended, following):
+            return ended, _comparable(following)
+        case OutboxDepth():
+            return msgspec.structs.replace(said, oldest_waiting_ms=None)
+        case list():
+            return [_comparable(one) for one in said]
+    return said
+
+
+def _since(age_ms: int | None) -> int:
+    return -1 if age_ms is None else age_ms
+
+
+class KnownDifferences(MemoryLedger):
+    """What SQLite does against the word of the port. Below is how each shows; what is mended leaves both places."""
+
+    def _outbox_take(self, fence: int, limit: int, accounts_excluded: Sequence[tuple[str, str]]) -> list[Reply]:
+        # Chats with nothing left to send use up the limit.
+        chats = [chat for chat in self._due_chats() if chat[:2] not in accounts_excluded][: max(0, limit)]
+        if not chats:
+            return []
+        self._check_fence(fence)
+        return [reply for chat in chats if (reply := self._take(chat)) is not None]
+
+    def _move_chat(self, old: Chat, moved_to: str, due: int) -> None:
+        # What is held stays with the old chat.
+        held = [stored for stored in self._replies_to(old) if not stored.is_open]
+        super()._move_chat(old, moved_to, due)
+        for stored in held:
+            stored.change(chat_id=old[2])
+
+
+@pytest.mark.req("TST-3")
+def test_both_say_the_same_whatever_is_done(request: pytest.FixtureRequest):
+    compare(TwoLedgers, COMMANDS, request.config)
+
+
+# --- known differences ---
+
+KNOWN = pytest.mark.xfail(strict=True, reason="a known difference")
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=KNOWN)])
+def one(request: pytest.FixtureRequest) -> OneLedger:
+    return OneLedger(request.param)
+
+
+class OneLedger:
+    """The fake as the port promises, or the real one, on a clock."""
+
+    def __init__(self, kind: str) -> None:
+        self.clock = ManualClock()
+        self.database = opened(self.clock, ledger=SCHEMA)
+        fake = MemoryLedger(MemoryLedgerState(), now_ms=self.database.now_ms)
+        self.ledger: Ledger = fake if kind == "fake" else SqliteLedger(self.database)
+
+
+async def test_a_chat_with_nothing_left_to_send_takes_nobodys_turn(one: OneLedger):
+    ledger = one.ledger
+    await save_answer(ledger, task(1, chat="a"))
+    await ledger.finish(task(1, chat="a"), Status.DROPPED)
+    one.clock.advance(1)
+    await save_answer(ledger, task(2, chat="b"))
+    fence = await ledger.outbox_open()
+    assert [reply.chat_id for reply in await ledger.outbox_take(fence, limit=1)] == ["b"]
+
+
+@pytest.mark.failure("A13")
+async def test_when_a_chat_moves_what_is_held_moves_too(one: OneLedger):
+    ledger = one.ledger
+    await save_answer(ledger, task(1, chat="old"), 2)
+    await save_answer(ledger, task(2, chat="old"))
+    fence = await ledger.outbox_open()
+    following = await send(ledger, fence, await take_one(ledger, fence), HeldUnknown("timeout"))
+    await send(ledger, fence, following, Again(0.0, "moved", chat_id="new"))
+    await ledger.outbox_rearm(task(1).run_id)
+    assert {reply.chat_id for reply in await ledger.replies(run_id=task(1).run_id)} == {"new"}
+
+
+async def test_what_was_purged_while_it_was_out_lets_its_chat_go_on(one: OneLedger):
+    ledger = one.ledger
+    await save_answer(ledger, task(1))
+    await save_answer(ledger, task(2))
+    fence = await ledger.outbox_open()
+    out = await take_one(ledger, fence)
+    await ledger.outbox_sending(fence, out)
+    await ledger.finish(task(1), Status.DROPPED)
+    one.clock.advance(1)
+    assert await ledger.purge(finished_before_ms=one.database.now_ms()) == 1
+    delivered = await ledger.outbox_record(fence, out, Sent())
+    assert delivered.next is not None
+    assert delivered.next.run_id == task(2).run_id
