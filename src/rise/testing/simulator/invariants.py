@@ -8,18 +8,21 @@ hold in the end is asked at rest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 import rise
-from rise.envelope import DeliveryKey, task_id_of
+from rise.capabilities import CapabilityStatus
+from rise.envelope import DeliveryKey, decode_head, task_id_of
+from rise.runtime.assembly import House
 from rise.runtime.audit import AuditReport, NoticeKind
 from rise.testing.simulator.bot import OWN_ERRORS
 from rise.testing.simulator.people import Written
 from rise.testing.simulator.world import World
 from rise.testing.telegram.rules.update_queue import QueuedUpdate
+from rise.workflows.follow_ups import FOLLOW_UP
 
 MARK: Final = "↻ "
 RESENDS_MAX: Final = 1
@@ -156,9 +159,12 @@ class Checker:
 
     # --- at rest ---
 
-    def at_rest(self, audit: AuditReport) -> None:
+    def at_rest(self, audit: AuditReport, stats: Mapping[str, Any], houses: Sequence[House]) -> None:
         """Everybody has recovered, and nothing moves any more."""
         self._nothing_is_lost()
+        self._nothing_came_from_nowhere()
+        self._the_numbers_shown_are_right(stats)
+        self._everything_is_said_to_work(houses)
         self._everything_ended_or_waits_with_a_reason()
         self._nobody_was_told_too_often()
         self._only_own_errors_used_tries()
@@ -172,6 +178,32 @@ class Checker:
         for written in self.written.values():
             if written.is_acknowledged and not self._is_kept(written.task_id):
                 self._world.violate("I2", f"{written.name} was acknowledged and is lost")
+
+    def _nothing_came_from_nowhere(self) -> None:
+        """I3: one task for each key, and none for what nobody wrote."""
+        written = {one.task_id for one in self.written.values()}
+        for task_id, head in self._world.disk.execute(
+            "SELECT task_id, head FROM tasks UNION SELECT task_id, head FROM runs"
+        ).fetchall():
+            if task_id not in written and decode_head(head).source != FOLLOW_UP:
+                self._world.violate("I3", f"{task_id} was written by nobody")
+
+    def _the_numbers_shown_are_right(self, stats: Mapping[str, Any]) -> None:
+        """I16, I23: what people are shown is what there is, and adds up."""
+        open_tasks = self._one("SELECT count(*) FROM tasks")
+        finished = self._one("SELECT count(*) FROM runs WHERE finished_at IS NOT NULL")
+        kept = self._one("SELECT count(*) FROM (SELECT task_id FROM tasks UNION SELECT task_id FROM runs)")
+        if stats["journalDepth"] != open_tasks or sum(stats["finished"].values()) != finished:
+            self._world.violate("I23", f"{stats} is shown; {open_tasks} are open and {finished} finished")
+        if stats["accepted"] > kept:
+            self._world.violate("I16", f"{stats['accepted']} were accepted, and {kept} are kept")
+
+    def _everything_is_said_to_work(self, houses: Sequence[House]) -> None:
+        """I20: what was down is up again, without a restart, and says so."""
+        for house in houses:
+            for name, state in house.capabilities.all().items():
+                if state.status is not CapabilityStatus.AVAILABLE:
+                    self._world.violate("I20", f"{name} is {state.status} for ever: {state.detail}")
 
     def _everything_ended_or_waits_with_a_reason(self) -> None:
         for task_id, status, reason, error in self._world.disk.execute(

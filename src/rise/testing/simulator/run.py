@@ -150,7 +150,9 @@ class _Run:
             timeline.run(timeline.now + 5.0)
         # What is at rest stays so, and the supervisor has had its time to clean up.
         timeline.run(timeline.now + 35.0)
-        self.checker.at_rest(self._audit())
+        audit, stats = self._look()
+        gateways = [member.house for member in self.members if isinstance(member, Gateway)]
+        self.checker.at_rest(audit, stats, gateways)
 
     def _is_at_rest(self) -> bool:
         [(moving,)] = self.world.disk.execute(
@@ -160,12 +162,13 @@ class _Run:
         ).fetchall()
         return not moving and self.platform.is_quiet() and not self.callers_waiting
 
-    def _audit(self) -> AuditReport:
-        """The real one, by the program that a person would call."""
-        found: list[AuditReport] = []
+    def _look(self) -> tuple[AuditReport, dict[str, Any]]:
+        """What a person is told by the commands that there are for it."""
+        found: list[tuple[AuditReport, dict[str, Any]]] = []
 
-        async def audit(house: House, _: Operations) -> None:
-            found.append(await Audit(house.queue, house.ledger, house.clock, 30 * 86_400.0).run())
+        async def audit(house: House, operations: Operations) -> None:
+            report = await Audit(house.queue, house.ledger, house.clock, 30 * 86_400.0).run()
+            found.append((report, await operations.stats()))
 
         process = self._command("audit", audit)
         timeline = self.world.timeline
