@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # As root and in CI everything is there that tests need: what is skipped then has failed.
 NO_SKIPS ?= $(if $(CI)$(filter 0,$(shell id -u)),--no-skips)
 
-.PHONY: install demo test quick check format lint types imports docs bench kill clean
+.PHONY: install demo test quick check format lint types imports docs bench kill proof clean
 
 install: $(VENV)/.installed     ## everything that is needed, in .venv
 
@@ -50,6 +50,10 @@ bench: install                  ## ratios, side by side in one run
 
 kill: install                   ## kill -9 at 200 random moments, and the table of what came of it
 	$(BIN)/python -m pytest tests/proof/test_kill.py -k random_moments -s --kills 200 $(ARGS)
+
+proof: install                  ## 300 kills among frozen processes, bad links, bad disks and a wrong clock, both ways in
+	$(BIN)/rise drill --cycles 300 --seed 20260101 $(ARGS)
+	$(BIN)/rise drill --cycles 100 --seed 20260101 --mode polling $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -53,6 +53,8 @@ def drill(
     if broken:
         for one in broken:
             complain(f"broken: {one}")
+        for what in report.gave_up:
+            complain(what)
         complain(f"the evidence is in {evidence}")
         raise problem_found()
     if not as_json:

@@ -19,6 +19,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import aiohttp
+import msgspec
 
 from rise.capabilities import CapabilityStatus
 from rise.clock import Clock, SystemClock
@@ -79,14 +80,14 @@ class Order:
 
 
 async def run_drill(order: Order, directory: Path, on_cycle: OnCycle = lambda done, of: None) -> DrillReport:
-    """In that directory, which is to be empty. What is in it afterwards is the evidence."""
+    """In that directory, which is to be empty. If a promise was broken, it holds the evidence afterwards."""
     async with drill_ground(order, directory) as ground:
         drill = Drill(order, ground, SystemClock())
         await drill.trouble(on_cycle)
         await drill.rest()
         report = await drill.report()
-        if ground.disk is not None and report.broken():
-            shutil.copytree(ground.rise.data_dir, directory / "data", ignore=shutil.ignore_patterns("*.sock"))
+        if report.broken():
+            drill.keep_evidence(report, directory)
     return report
 
 
@@ -121,6 +122,13 @@ class Drill:
         async with aiohttp.ClientSession(headers=self._ground.rise.headers) as session:
             while self._clock.monotonic() < until and await self._is_moving(session):
                 await self._clock.sleep(LOOK_SECONDS)  # across processes there is no signal to wait for
+
+    def keep_evidence(self, report: DrillReport, directory: Path) -> None:
+        """Beside the log: the report, what was done when, and the data, if their disk goes."""
+        (directory / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+        (directory / "diary").write_text("\n".join(self._nemesis.done.diary))
+        if self._ground.disk is not None:
+            shutil.copytree(self._ground.rise.data_dir, directory / "data", ignore=shutil.ignore_patterns("*.sock"))
 
     async def report(self) -> DrillReport:
         telegram, done, questions = self._ground.telegram, self._nemesis.done, self._people.questions

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from rise.clock import Clock
+from rise.clock import Clock, iso
 from rise.testing.faults.disk import Disk, DiskRefused, give_back_quota, use_up_quota
 from rise.testing.faults.proxy import FaultProxy
 from rise.testing.faults.schedule import (
@@ -69,6 +69,8 @@ class Done:
     """Processes that ended, would not start or would not stop, with the last words of the log."""
     clock_wrong: list[tuple[float, float]] = field(default_factory=list)
     """From when to when, in seconds since 1970."""
+    diary: list[str] = field(default_factory=list)
+    """All of it, with its time."""
 
 
 class Nemesis:
@@ -184,7 +186,8 @@ class Nemesis:
                 self._remember(f"The gateway did not stop within {STOP_SECONDS_MAX:g} s")
                 await self._ground.rise.kill()
             else:
-                if code:
+                # By the signal itself: so early in its start that it had not yet asked to be told.
+                if code not in (0, -signal.SIGTERM):
                     self._remember(f"The gateway stopped with exit code {code}")
             await self._start(wait=True)
 
@@ -249,9 +252,14 @@ class Nemesis:
 
     def _note(self, name: str) -> None:
         self.done.applied[name] += 1
+        self._write(name)
 
     def _remember(self, what: str) -> None:
         self.done.gave_up.append(f"{what}: …{self._ground.rise.log()[-LOG_SHOWN_CHARS:]}")
+        self._write(what)
+
+    def _write(self, what: str) -> None:
+        self.done.diary.append(f"{iso(self._clock.now())} {what}")
 
 
 @contextmanager
