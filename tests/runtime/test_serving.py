@@ -15,7 +15,7 @@ import pytest
 from rise.testing.installation import ADMIN_TOKEN, Installation
 from rise.testing.telegram import TelegramStandIn
 
-BOT = Path(__file__).parent.parent / "proof" / "bot.py"
+BOT = "rise.testing.faults.bot"
 
 
 def events(rise: Installation) -> list[str]:

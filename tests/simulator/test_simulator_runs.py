@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from rise.testing.simulator.faults import Fault, FaultKind
+from rise.testing.simulator.people import Act, Doing
 from rise.testing.simulator.run import Plan, draw_plan, shorten, simulate
 
 ONCE_BROKEN = {
@@ -90,3 +91,13 @@ def test_a_schedule_is_shortened_to_what_is_to_blame():
     to_blame = {faults[4], faults[11]}
     shortened = shorten(plan, lambda tried: to_blame <= set(tried.faults))
     assert set(shortened.faults) == to_blame
+
+
+@pytest.mark.req("CAP-4", "TST-2")
+@pytest.mark.failure("L1")
+def test_a_worker_whose_store_takes_no_writes_at_its_start_waits_for_it_and_does_not_end():
+    doings = [Doing(act=Act.WRITE, at=1.0, name="m", chat_id=1)]
+    away = Fault(kind=FaultKind.WRITES_REFUSED, target="worker-1", at=0.0, seconds=8.0)
+    outcome = simulate(Plan(1, 1, 1, False, "resend", doings, [away]))
+    assert (outcome.violations, outcome.counts["kills"]) == ([], 0)
+    assert outcome.steps["queue.settle"] == 1

@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
-from typing import Final, Protocol
+from contextlib import suppress
+from typing import Any, Final, Protocol
 
 from rise.bus.port import Topic
 from rise.capabilities import CapabilityStatus
 from rise.channels.telegram import TelegramChannel
 from rise.envelope import Reason
-from rise.errors import RiseError, SettingsInvalid, Unavailable
+from rise.errors import RiseError, Unavailable
 from rise.queue.port import Selection
 from rise.runtime import assembly
 from rise.runtime.assembly import House
 from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, spare_the_collector, stop_on_signals
 from rise.runtime.supervisor import Duties, Supervisor
-from rise.service import Loop, Service, start_all, stop_all
+from rise.service import Loop, Service, cancel_all, spawn, start_all, stop_all
 from rise.telemetry import log
 from rise.workflows.definition import WorkflowDefinition, load_workflows
 
@@ -80,10 +81,6 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
         # Before anything that waits: an orphan ends, even while its store is away.
         parent = Parent(parent_fd, house.clock)
         parent.watch(stop.set, grace_seconds=house.settings.stop_seconds)
-    elif house.settings.app is None:
-        raise SettingsInvalid(
-            ["RISE_APP is not set: this worker would have nothing to run. Set it as `rise serve` has it."]
-        )
     workflows = load_workflows(house.settings.app)
     await open_stores(house, until=stop)
     if parent is None:
@@ -122,12 +119,33 @@ class InProcessWorker:
         self._defines = defines
         self._workflows = load_workflows(house.settings.app) if workflows is None else workflows
         self._worker = assembly.build_worker(house, self._workflows)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._has_begun = False
 
     @property
     def is_worn_out(self) -> bool:
         return self._worker.is_worn_out
 
     async def start(self) -> None:
+        """Now, or as soon as the store takes writes: nobody else has to wait for that."""
+        try:
+            await self._begin()
+        except Unavailable as error:
+            log.warning("worker.start_delayed", error=error, consequence="messages wait until the store is back")
+            spawn(self._begin_later(), name="worker.start", into=self._tasks)
+
+    async def stop(self) -> None:
+        await cancel_all(self._tasks)
+        if self._has_begun:
+            await self._worker.stop()
+
+    async def _begin_later(self) -> None:
+        while not self._has_begun:
+            await self._house.clock.sleep(STORE_RETRY_SECONDS)
+            with suppress(Unavailable):
+                await self._begin()
+
+    async def _begin(self) -> None:
         house = self._house
         if self._defines:
             records = assembly.workflow_records(self._workflows)
@@ -137,10 +155,8 @@ class InProcessWorker:
         # Written by a newer version and left alone by an older one: perhaps this one can read them.
         await house.queue.resume(Selection(reason=Reason.SCHEMA_NEWER), limit=1_000_000)
         await self._worker.start()
+        self._has_begun = True
         house.bus.publish(Topic.LANES_READY)
-
-    async def stop(self) -> None:
-        await self._worker.stop()
 
 
 class TelegramRegistration:
