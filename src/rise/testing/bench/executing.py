@@ -10,7 +10,7 @@ from typing import Final
 from rise.clock import SystemClock
 from rise.testing.bench.bot import FIRST_RUN
 from rise.testing.bench.measuring import cpu_seconds, ratios
-from rise.testing.bench.processes import end, environment, installation, rise_settings, running
+from rise.testing.bench.processes import end, environment, installation, profiled_worker, rise_settings, running
 from rise.testing.bench.report import Report
 from rise.testing.bench.seeding import copied, is_drained, seed, seed_rows, what_is_open
 from rise.testing.bench.sizes import Sizes
@@ -52,15 +52,9 @@ async def profile(directory: Path, sizes: Sizes) -> Path:
     """The worker again, under cProfile."""
     data = directory / "execute-profile"
     await seed(data, sizes.queued, "http")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "rise.testing.bench.contenders", "rise-worker", "--profile", str(data / "profile")),
-        env=environment(rise_settings(data)),
-    )
-    try:
+    async with profiled_worker(data) as profile:
         await _until_drained(data)
-    finally:
-        await end(process, gently=True)
-    return data / "profile"
+    return profile
 
 
 async def _drain_rows(data: Path, count: int) -> Drained:

@@ -81,6 +81,20 @@ async def running(
         await end(process, gently=profile is not None)
 
 
+@asynccontextmanager
+async def profiled_worker(data: Path) -> AsyncIterator[Path]:
+    """`rise worker` under cProfile until the end of the block, and the file that then says what it did."""
+    profile = data / "profile"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "rise.testing.bench.contenders", "rise-worker", "--profile", str(profile)),
+        env=environment(rise_settings(data)),
+    )
+    try:
+        yield profile
+    finally:
+        await end(process, gently=True)
+
+
 async def ask(order: Order) -> Seen:
     """Load in a process of its own. Raises `RuntimeError` if it was refused anything."""
     process = await asyncio.create_subprocess_exec(

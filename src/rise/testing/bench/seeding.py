@@ -17,15 +17,20 @@ from rise.runtime import assembly
 from rise.settings import load_settings
 from rise.testing.bench.processes import rise_settings
 from rise.testing.bench.update import CHATS, TOKEN, Updates
+from rise.workflows.definition import load_workflows
 
 TOGETHER: Final = 1000
 
 
 async def seed(directory: Path, count: int, channel: str) -> None:
     """`count` messages, accepted as every message is, spread over many chats."""
-    house = assembly.build(load_settings(**rise_settings(directory)))
+    settings = load_settings(**rise_settings(directory))
+    house = assembly.build(settings)
     await house.stores.open()
     try:
+        # As `rise serve` would have: a `rise worker` that runs alone works what is defined, and defines nothing.
+        records = assembly.workflow_records(load_workflows(settings.app))
+        await house.bindings.follow_code(records, house.channels.accounts())
         for first in range(0, count, TOGETHER):
             numbers = range(first, min(first + TOGETHER, count))
             incoming = _from_telegram(numbers) if channel == "telegram" else _from_http(numbers)

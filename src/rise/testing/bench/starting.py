@@ -11,7 +11,7 @@ from rise.clock import SystemClock
 from rise.testing.bench.bot import FIRST_RUN
 from rise.testing.bench.executing import first_run
 from rise.testing.bench.measuring import ratios
-from rise.testing.bench.processes import end, environment, installation, rise_settings, running
+from rise.testing.bench.processes import installation, profiled_worker, running
 from rise.testing.bench.report import Report
 from rise.testing.bench.seeding import copied, seed
 from rise.testing.bench.sizes import Sizes
@@ -58,15 +58,9 @@ async def profile(directory: Path, sizes: Sizes) -> Path:
     """What `rise worker` does from its start until it has worked a few of many open tasks."""
     data = directory / "restart-profile"
     await seed(data, sizes.open_many, "http")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "rise.testing.bench.contenders", "rise-worker", "--profile", str(data / "profile")),
-        env=environment(rise_settings(data)),
-    )
-    try:
+    async with profiled_worker(data) as profile:
         await first_run(data)
-    finally:
-        await end(process, gently=True)
-    return data / "profile"
+    return profile
 
 
 async def _restart(data: Path) -> float:
