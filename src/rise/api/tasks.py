@@ -97,7 +97,7 @@ class _Door:
             principal=principal.name,
             key=request.headers.get("idempotency-key"),
             request_id=request_id_of(request.scope),
-            trace_id=_trace_id(request),
+            trace_id=trace_id_from(request),
         )
         accepted = await self._accept(asked.incoming, request, asked.idempotency_key)
         if isinstance(accepted, Response):
@@ -116,7 +116,7 @@ class _Door:
             principal=principal.name,
             key=request.headers.get("idempotency-key"),
             request_id=request_id_of(request.scope),
-            trace_id=_trace_id(request),
+            trace_id=trace_id_from(request),
         )
         accepted = await self._accept(asked.incoming, request, asked.idempotency_key)
         if isinstance(accepted, Response):
@@ -234,7 +234,8 @@ def _iso(milliseconds: int | None) -> str | None:
     return None if milliseconds is None else iso(from_epoch_ms(milliseconds))
 
 
-def _trace_id(request: Request) -> str | None:
+def trace_id_from(request: Request) -> str | None:
+    """The trace that the request continues, if it says so."""
     trace_parent = request.headers.get("traceparent")
     return None if trace_parent is None else trace_id_of(trace_parent.encode("latin-1"))
 

@@ -21,8 +21,7 @@ from fastapi.responses import StreamingResponse
 from rise.api.answers import answer, request_id_of
 from rise.api.reading import read_json_body
 from rise.api.security import PAGE_POLICY, anonymous, bearer_of
-from rise.api.tasks import requiring_same_body
-from rise.api.webhooks import trace_id_of
+from rise.api.tasks import requiring_same_body, trace_id_from
 from rise.bus.port import Bus, Topic
 from rise.channels.webchat import ACCOUNT, CHANNEL
 from rise.envelope import encode_json
@@ -175,9 +174,8 @@ def _add_conversation(router: APIRouter, house: House, watchers: Watchers) -> No
         """Keep a message. It is durable when this answers 2xx; until then the page repeats it."""
         session = session_of(request)
         body = await read_json_body(request.scope, request.receive, bytes_max=MESSAGE_BYTES_MAX)
-        trace_parent = request.headers.get("traceparent", "").encode("latin-1")
         incoming = channel.read_message(
-            body, session, request_id=request_id_of(request.scope), trace_id=trace_id_of(trace_parent)
+            body, session, request_id=request_id_of(request.scope), trace_id=trace_id_from(request)
         )
         accepted = await intake.accept(incoming)
         watchers.expect(accepted.task_id, session)

@@ -13,7 +13,6 @@ import errno
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -110,26 +109,7 @@ class TelegramChannel:
         self._tokens[account] = token
         return account
 
-    def read_update(
-        self,
-        body: bytes,
-        *,
-        account: str,
-        webhook: bool,
-        now: datetime,
-        source: str = "telegram-bot",
-        request_id: str | None = None,
-        trace_id: str | None = None,
-    ) -> Incoming:
-        return read_update(
-            body,
-            account=account,
-            webhook=webhook,
-            now=now,
-            source=source,
-            request_id=request_id,
-            trace_id=trace_id,
-        )
+    read_update = staticmethod(read_update)
 
     def compose(self, head: Head, effects: Sequence[Effect]) -> list[Call]:
         return compose(head, effects)
