@@ -44,7 +44,7 @@ from rise.ledger.port import (
 )
 from rise.pacing import Bucket, Buckets
 from rise.queue.port import Queue, Suspend
-from rise.service import Loop, Signal, cancel_all, spawn
+from rise.service import Loop, Signal, cancel_all, insist, spawn
 from rise.telemetry import log, replies_total
 
 T = TypeVar("T")
@@ -246,22 +246,20 @@ class Sender:
 
     async def _insist(self, write: Callable[[], Awaitable[T]], reply: Reply) -> T | None:
         """Repeat a write until the store takes it. None: another sender has taken over."""
-        pause = 0.1
-        while True:
-            try:
-                return await write()
-            except ClaimLost:
-                log.warning("delivery.superseded", consequence="another process of this installation sends now")
-                return None
-            except Unavailable as error:
-                log.warning(
+        try:
+            return await insist(
+                write,
+                sleep=self._clock.sleep,
+                on_refusal=lambda error: log.warning(
                     "reply.record_delayed",
                     reply_id=reply.reply_id,
                     error=error,
                     consequence="if this process stops now, the reply may be sent a second time",
-                )
-                await self._clock.sleep(pause)
-                pause = min(pause * 2, 5.0)
+                ),
+            )
+        except ClaimLost:
+            log.warning("delivery.superseded", consequence="another process of this installation sends now")
+            return None
 
     async def _conclude(self, reply: Reply, delivery: Delivery, delivered: Delivered) -> None:
         _log_delivery(reply, delivery)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from rise.errors import Unavailable
+
+T = TypeVar("T")
 
 
 class Service(Protocol):
@@ -57,6 +61,23 @@ async def cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def insist(
+    write: Callable[[], Awaitable[T]],
+    *,
+    sleep: Callable[[float], Awaitable[None]],
+    on_refusal: Callable[[Unavailable], None],
+) -> T:
+    """Repeat a write until its store takes it, at most 5 s apart. For what must not be forgotten once it is known."""
+    pause = 0.1
+    while True:
+        try:
+            return await write()
+        except Unavailable as error:
+            on_refusal(error)
+            await sleep(pause)
+            pause = min(pause * 2, 5.0)
 
 
 class Loop:

@@ -19,12 +19,12 @@ from rise.bindings import BindingRegistry, Bound
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Channel, Incoming, is_pushed, understood
 from rise.clock import Clock, epoch_ms
-from rise.envelope import Call, Effect, Outcome, Reason, Status, Task, TaskType, notice_id_of, reply_id_of
+from rise.envelope import Call, Effect, Outcome, Reason, Status, Task, TaskType, encode_json, notice_id_of, reply_id_of
 from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
 from rise.queue.port import Anew, Claim, Finished, Queue, Replying, RetryIn, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
-from rise.service import Loop, Signal, cancel_all, spawn
+from rise.service import Loop, Signal, cancel_all, insist, spawn
 from rise.telemetry import log, redact
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.follow_ups import FOLLOW_UP, follow_up
@@ -431,19 +431,16 @@ class Worker:
 
     async def _insist(self, write: Callable[[], Awaitable[T]], task: Task) -> T:
         """Repeat a write until the store takes it: forgetting it would run the workflow again."""
-        pause = 0.1
-        while True:
-            try:
-                return await write()
-            except Unavailable as error:
-                log.warning(
-                    "task.settle_delayed",
-                    task_id=task.task_id,
-                    error=error,
-                    consequence="the task runs again if this process stops now",
-                )
-                await self._clock.sleep(pause)
-                pause = min(pause * 2, 5.0)
+        return await insist(
+            write,
+            sleep=self._clock.sleep,
+            on_refusal=lambda error: log.warning(
+                "task.settle_delayed",
+                task_id=task.task_id,
+                error=error,
+                consequence="the task runs again if this process stops now",
+            ),
+        )
 
 
 def _understood(task: Task, channels: Mapping[str, Channel]) -> Task:
@@ -461,6 +458,8 @@ def _answered(task: Task, channel: Channel, effects: Sequence[Effect], *, value:
     shown: dict[str, Any] = {"text": said, "replies": [call.params for call in calls], "value": value}
     if plans := [{"text": effect.text, **effect.params} for effect in effects if effect.kind == FOLLOW_UP]:
         shown["followUps"] = plans
+    # Here, where it counts as the workflow's own error: what cannot be stored cannot be settled either.
+    encode_json([shown, calls])
     result = RunResult(
         outcome=Outcome.ANSWERED if calls or value is not None else Outcome.SILENT,
         value=shown,

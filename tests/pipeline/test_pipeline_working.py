@@ -361,6 +361,22 @@ async def test_what_could_not_be_read_is_read_again_when_it_is_resumed(stage: St
     assert archived.head.chat_id == "42"
 
 
+@pytest.mark.req("QUE-4", "WFL-3")
+@pytest.mark.failure("E3")
+async def test_a_result_that_cannot_be_stored_is_the_workflows_own_error(stage: Stage):
+    @rise.workflow("opaque", channels=["telegram"])
+    async def opaque(turn: rise.Turn) -> object:
+        await turn.reply("never said")
+        return object() if turn.text == "result" else turn.call("sendDice", emoji=object())
+
+    await stage.start(opaque)
+    for text in ("result", "call"):
+        [task_id] = await stage.write(text, chat=len(text))
+        task = await stage.waiting_for_retry(task_id, attempts=1)
+        assert (task.deaths, "TypeError" in (task.error or "")) == (0, True)
+    assert stage.texts() == []
+
+
 @pytest.mark.req("SUS-1")
 async def test_what_can_never_be_said_is_parked_at_once(stage: Stage):
     @rise.workflow("mute", channels=["telegram"])
