@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -119,9 +119,8 @@ class Drill:
     async def rest(self) -> None:
         """Until nothing moves any more. What still does when patience ends is counted as open."""
         until = self._clock.monotonic() + REST_SECONDS_MAX
-        async with aiohttp.ClientSession(headers=self._ground.rise.headers) as session:
-            while self._clock.monotonic() < until and await self._is_moving(session):
-                await self._clock.sleep(LOOK_SECONDS)  # across processes there is no signal to wait for
+        while self._clock.monotonic() < until and await self._is_moving():
+            await self._clock.sleep(LOOK_SECONDS)  # across processes there is no signal to wait for
 
     def keep_evidence(self, report: DrillReport, directory: Path) -> None:
         """Beside the log: the report, what was done when, and the data, if their disk goes."""
@@ -152,6 +151,7 @@ class Drill:
             parked=dict(Counter(books.parked.values())),
             open=books.audit["pending"],
             lost=seen.lost,
+            resent=(await self._stats()).get("outbox", {}).get("resent", 0),
             repeated_marked=seen.repeated_marked,
             repeated_unmarked=seen.repeated_unmarked,
             repeated_too_often=seen.repeated_too_often,
@@ -182,15 +182,22 @@ class Drill:
             return number, self._order.cycles
         return int(self._clock.monotonic() - self._began), int(self._order.minutes * 60)
 
-    async def _is_moving(self, session: aiohttp.ClientSession) -> bool:
-        if self._ground.telegram.pending():
-            return True
+    async def _is_moving(self) -> bool:
+        by_status = (await self._stats()).get("byStatus")
+        # What it does not say is not known to be at rest.
+        return bool(self._ground.telegram.pending()) or by_status is None or any(map(by_status.get, _MOVING))
+
+    async def _stats(self) -> dict[str, Any]:
+        """What the gateway counts; nothing if it does not answer."""
+        installation = self._ground.rise
         try:
-            async with session.get(f"{self._ground.rise.url}/internal/tasks/stats") as response:
-                by_status = (await response.json())["data"]["byStatus"]
-        except (aiohttp.ClientError, OSError, KeyError):
-            return True  # it does not say, so it is not known to be at rest
-        return any(by_status.get(status) for status in _MOVING)
+            async with (
+                aiohttp.ClientSession(headers=installation.headers) as session,
+                session.get(f"{installation.url}/internal/tasks/stats") as response,
+            ):
+                return dict((await response.json()).get("data", {}))
+        except (aiohttp.ClientError, OSError):
+            return {}
 
     def _windows(self) -> Iterator[float]:
         """Measured by the wall clock, and so only while that was right."""

@@ -64,7 +64,6 @@ class Done:
     applied: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, str] = field(default_factory=dict)
     kill_cycles: int = 0
-    """In which at least one process was killed."""
     gave_up: list[str] = field(default_factory=list)
     """Processes that ended, would not start or would not stop, with the last words of the log."""
     clock_wrong: list[tuple[float, float]] = field(default_factory=list)
@@ -74,6 +73,8 @@ class Done:
 
 
 class Nemesis:
+    """One cycle after the other."""
+
     def __init__(self, ground: Ground, clock: Clock) -> None:
         self._ground = ground
         self._clock = clock
@@ -103,17 +104,23 @@ class Nemesis:
         async with self._at_processes:
             await self._see_to_processes()
             await self._come(kill.moment)
-            if not self._pids(kill.victim):
-                return  # it is down already, and on its way back
-            self._note(kill.name)
+            # A worker that is down already is on its way back; then it is the other's turn.
+            victim = kill.victim if self._pids(kill.victim) else Victim.ADDED
+            self._note(f"kill -9 of the {victim}")
             self.done.kill_cycles += 1
-            rise, victim = self._ground.rise, kill.victim
-            gateway, worker = victim in (Victim.GATEWAY, Victim.BOTH), victim in (Victim.WORKER, Victim.BOTH)
-            await rise.kill(gateway=gateway, worker=worker, added=victim is Victim.ADDED)
-            if victim is Victim.ADDED:
+            await self._kill_and_start(victim, wait=kill.awaits_start)
+
+    async def _kill_and_start(self, victim: Victim, *, wait: bool) -> None:
+        rise = self._ground.rise
+        match victim:
+            case Victim.ADDED:
+                await rise.kill(gateway=False, worker=False, added=True)
                 await rise.add_worker()
-            elif gateway:
-                await self._start(wait=kill.awaits_start)
+            case Victim.WORKER:
+                await rise.kill(gateway=False)  # which starts it again
+            case Victim.GATEWAY | Victim.BOTH:
+                await rise.kill(worker=victim is Victim.BOTH)
+                await self._start(wait=wait)
 
     async def _come(self, moment: Moment) -> None:
         telegram = self._ground.telegram

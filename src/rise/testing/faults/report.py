@@ -52,6 +52,8 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     parked: Mapping[str, int]
     open: int
     lost: Sequence[str]
+    resent: int
+    """Calls that were made although an earlier one might have had its effect, as the ledger counts them."""
     repeated_marked: int
     repeated_unmarked: int
     repeated_too_often: int
@@ -71,6 +73,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             "messages are parked for a reason that no fault had given": self._parked_without_cause(),
             "answers came twice without a mark": self.repeated_unmarked,
             "answers came more often than the policy allows": self.repeated_too_often,
+            "answers came twice and the ledger does not know": self._repeated_unknown(),
             "answers came out of order": self.order_breaks,
             "answers were seen that nobody had asked for": len(self.strange),
             "forged updates were accepted": self.forged_accepted,
@@ -99,6 +102,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             ("parked, with a reason", _counted(self.parked)),
             ("open at the end", self.open),
             ("lost", len(self.lost)),
+            ("sent once more because nobody could know", self.resent),
             ("answered twice, marked", self.repeated_marked),
             ("answered twice, unmarked", self.repeated_unmarked),
             ("order breaks", self.order_breaks),
@@ -113,6 +117,9 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     def _parked_without_cause(self) -> int:
         return sum(count for reason, count in self.parked.items() if reason not in _CAUSED)
+
+    def _repeated_unknown(self) -> int:
+        return max(0, self.repeated_marked + self.repeated_unmarked - self.resent)
 
     def _bound(self) -> str:
         # The rule of three: had a kill a chance p of losing something, n kills would show none with (1 - p)^n,

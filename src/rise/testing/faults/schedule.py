@@ -52,10 +52,6 @@ class Kill:
     awaits_start: bool
     """False: the next kill may come before what was started again is ready."""
 
-    @property
-    def name(self) -> str:
-        return f"kill -9 of the {self.victim}"
-
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
