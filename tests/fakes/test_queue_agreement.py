@@ -54,7 +54,8 @@ LIMIT = st.integers(0, 3)
 SETTLEMENTS = st.one_of(
     st.just(Finished()),
     st.just(Replying()),
-    st.builds(RetryIn, st.sampled_from((0.0, 1.5, 15.0, 60.0)), st.just("boom"), st.booleans()),
+    st.just(RetryIn(1.0, "boom", counts=True)),
+    st.builds(RetryIn, st.sampled_from((0.0, 1.5, 15.0, 60.0)), st.just("down"), st.booleans()),
     st.builds(Suspend, REASONS, st.sampled_from((None, "why"))),
     st.builds(Anew, GENERATIONS),
 )
@@ -91,7 +92,7 @@ COMMANDS = commands(
     command(1, "renew", picks=st.lists(PICKS, max_size=3)),
     command(2, "hand_back", holder=HOLDERS, keep=st.lists(PICKS, max_size=2)),
     command(1, "reclaim", holder=HOLDERS),
-    command(4, "worker_dies", holder=HOLDERS),
+    command(4, "workers_die", times=st.integers(1, 3)),
     command(2, "sweep"),
     command(3, "finish", pick=PICKS, ahead=AHEAD),
     command(3, "resume", selection=SELECTIONS, limit=LIMIT),
@@ -99,7 +100,7 @@ COMMANDS = commands(
     command(2, "restart", pick=PICKS, generation=GENERATIONS),
     command(1, "restart_ended", number=NUMBERS, chat=CHATS, generation=GENERATIONS),
     command(2, "cancel", pick=PICKS),
-    command(5, "pass_time", seconds=st.sampled_from((0.001, 1.0, 10.0, 31.0, 101.0))),
+    command(5, "pass_time", seconds=st.sampled_from((0.001, 1.0, 10.0, 30.0, 100.0))),
     command(1, "turn_pages", selection=SELECTIONS, limit=LIMIT),
 )
 
@@ -115,7 +116,8 @@ class TwoQueues:
         self.clock = ManualClock()
         database = opened(self.clock, queue=SCHEMA)
         self.real = SqliteQueue(database, LIMITS)
-        self.fake = KnownDifferences(MemoryQueueState(), now_ms=database.now_ms, limits=LIMITS)
+        self.state = MemoryQueueState()
+        self.fake = KnownDifferences(self.state, now_ms=database.now_ms, limits=LIMITS)
         self.claims: list[Claims] = []
         """All that were ever given out, the latest last."""
         self.unsettled: dict[LaneKey, Claims] = {}
@@ -129,7 +131,14 @@ class TwoQueues:
         self.agree(lambda queue: queue.suspended_routes(Reason.WORKFLOW_PENDING))
         fake, real = self.agree(lambda queue: queue.depth())
         # A lane is said to wait before somebody has looked whether its head is due; never the other way round.
-        assert _since(real.oldest_waiting_ms) >= _since(fake.oldest_waiting_ms)
+        said = [real.oldest_waiting_ms] if real.oldest_waiting_ms is not None else []
+        assert said == self._ages_said()[:1]
+        assert fake.oldest_waiting_ms is None or fake.oldest_waiting_ms <= said[0]
+
+    def _ages_said(self) -> list[int]:
+        now = self.fake.now_ms()
+        waiting = [lane.ready_at_ms for lane in self.state.lanes.values() if lane.ready_at_ms is not None]
+        return sorted((now - since for since in waiting if since <= now), reverse=True)
 
     # --- commands ---
 
@@ -182,10 +191,12 @@ class TwoQueues:
     def reclaim(self, holder: str) -> None:
         self.agree(lambda queue: queue.reclaim(holder))
 
-    def worker_dies(self, holder: str) -> None:
-        """And somebody notices, and takes over what it had."""
-        self.reclaim(holder)
-        self.claim_all("w1", forgiving=False)
+    def workers_die(self, times: int) -> None:
+        """One after the other, each with what it took over from the last."""
+        for _ in range(times):
+            for holder in ("w1", "w2", "w3"):
+                self.reclaim(holder)
+            self.claim_all("w1", forgiving=False)
 
     def sweep(self) -> None:
         self.agree(lambda queue: queue.sweep())
@@ -260,10 +271,6 @@ def _comparable(said: Any) -> Any:
         case QueueDepth():
             return msgspec.structs.replace(said, oldest_waiting_ms=None)
     return said
-
-
-def _since(age_ms: int | None) -> int:
-    return -1 if age_ms is None else age_ms
 
 
 class KnownDifferences(MemoryQueue):
