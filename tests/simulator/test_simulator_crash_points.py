@@ -91,6 +91,7 @@ def every_method() -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.req("TST-2", "ENV-3", "WRK-4", "OUT-1")
 @pytest.mark.failure("D1", "E2", "F11", "G1", "G2", "G3", "C1", "C4", "H1")
 @pytest.mark.parametrize("nth", [1, 2, 5])
