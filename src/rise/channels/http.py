@@ -368,9 +368,14 @@ def _finite(digits: str) -> float:
     return number
 
 
+# A place is the name of a value and the place of what holds it; it is put into words only to say what is wrong
+# there. Names may be as long as the body: said for every value below one, they would be that long so many times.
+_Place = tuple[Any, str | int] | None
+
+
 def _refuse_unusable(value: dict[str, Any]) -> None:
     """Walk it without recursion: depth, count, integers beyond 64 bits, halves of surrogate pairs."""
-    waiting: list[tuple[str, int, Any]] = [("", 1, value)]
+    waiting: list[tuple[_Place, int, Any]] = [(None, 1, value)]
     count = 1
     while waiting:
         place, depth, current = waiting.pop()
@@ -378,31 +383,43 @@ def _refuse_unusable(value: dict[str, Any]) -> None:
             _refuse_surrogates(current, place)
         elif type(current) is int:
             if not -_INT64_MAX - 1 <= current <= _INT64_MAX:
-                raise PayloadInvalid(f"{place} is a number beyond 64 bits", field=place)
+                raise PayloadInvalid(f"{_said(place)} is a number beyond 64 bits", field=_said(place))
         elif type(current) in (dict, list):
             if depth > DEPTH_MAX:
-                raise PayloadInvalid(f"{_shortened(place)} is nested deeper than {DEPTH_MAX}", field=_shortened(place))
+                raise PayloadInvalid(f"{_said(place)} is nested deeper than {DEPTH_MAX}", field=_said(place))
             count += len(current)
             if count > VALUES_MAX:
                 raise PayloadInvalid(f"the body holds more than {VALUES_MAX} values", field="body")
             waiting += _members(place, depth, current)
 
 
-def _members(place: str, depth: int, current: Any) -> list[tuple[str, int, Any]]:
+def _members(place: _Place, depth: int, current: Any) -> list[tuple[_Place, int, Any]]:
     if type(current) is list:
-        return [(f"{place}[{at}]", depth + 1, member) for at, member in enumerate(current)]
+        return [((place, at), depth + 1, member) for at, member in enumerate(current)]
     for name in current:
-        _refuse_surrogates(name, f"a name in {place}" if place else "a name")
-    return [(f"{place}.{name}" if place else name, depth + 1, member) for name, member in current.items()]
+        _refuse_surrogates(name, place, what="a name in ")
+    return [((place, name), depth + 1, member) for name, member in current.items()]
 
 
-def _refuse_surrogates(text: str, place: str) -> None:
+def _refuse_surrogates(text: str, place: _Place, *, what: str = "") -> None:
     if text.isascii():
         return
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PayloadInvalid(f"{place} holds half of a surrogate pair at {error.start}", field=place) from error
+        field = f"{what}{_said(place)}"
+        raise PayloadInvalid(f"{field} holds half of a surrogate pair at {error.start}", field=field) from error
+
+
+def _said(place: _Place) -> str:
+    """`a.b[0]`, no longer than a line."""
+    if place is None:
+        return "the body"
+    words = ""
+    while place is not None:
+        place, name = place
+        words = f"[{name}]{words}" if type(name) is int else f".{str(name)[:80]}{words}"
+    return _shortened(words.removeprefix("."))
 
 
 def refuse_unknown(fields: dict[str, Any], known: Sequence[str]) -> None:
@@ -442,7 +459,7 @@ def identifier(value: Any, field: str, *, chars_max: int) -> str:
 
 def _shortened(text: str) -> str:
     """For messages: no longer than a line, whatever it holds."""
-    return ascii(text)[1:-1][:80]
+    return ascii(text)[1:-1][:80] or '""'
 
 
 def _named(value: object) -> str:
