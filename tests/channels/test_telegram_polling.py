@@ -114,6 +114,29 @@ async def test_every_kind_is_asked_for(telegram, polling):
     assert set(polls(telegram)[0]["allowed_updates"]) == set(KINDS)
 
 
+@pytest.mark.failure("B2")
+async def test_half_a_surrogate_pair_in_one_update_does_not_keep_the_others_away(telegram, polling, intake):
+    """JSON allows it, and what reads the answer as a whole must not stop at it: Telegram would repeat it for a day."""
+    updates = [
+        rb'{"update_id":%d,"message":{"message_id":1,"date":1762587012,"chat":{"id":42},"text":"%b"}}' % (number, text)
+        for number, text in ((7, rb"a\ud800b"), (8, rb"\ud83d\ude00 \\ud800"), (9, rb"a\ud800b"))
+    ]
+    telegram.fault(Fault.wrong_body(b'{"ok":true, "result":[%b]}' % b", ".join(updates)), method="getUpdates")
+    await polling.start()
+    await until(lambda: any(poll.get("offset") == 10 for poll in polls(telegram)))
+    assert [incoming.raw for incoming in intake.accepted] == updates
+    assert intake.texts == ["a?b", "\U0001f600 \\ud800", "a?b"]
+
+
+@pytest.mark.failure("G5")
+async def test_no_answer_makes_it_wait_for_longer_than_a_day(telegram, polling, clock):
+    never = b'{"ok":false,"error_code":429,"description":"x","parameters":{"retry_after":1e300}}'
+    telegram.fault(Fault.wrong_body(never), method="getUpdates")
+    await polling.start()
+    await until(lambda: bool(clock.slept))
+    assert clock.slept[0] == 86_400
+
+
 @pytest.mark.failure("A7")
 async def test_an_update_that_waited_long_at_telegram_is_not_a_replay(telegram, polling, intake):
     telegram.message("old", chat_id=42, date=int(telegram.now()) - 23 * 3600)

@@ -232,6 +232,8 @@ async def test_a_token_telegram_never_knew_stops_the_account(telegram, channel):
         Fault.wrong_body(b'{"ok":true}'),
         Fault.wrong_body(b'{"ok":true,"result":{}}'),
         Fault.wrong_body(b'{"ok":true,"result":true}'),
+        Fault.wrong_body(b'{"ok":false}'),
+        Fault.wrong_body(b'{"ok":false,"error_code":200}'),
         Fault.wrong_body(b"[" * 100_000),
         Fault.wrong_body(b"\xff\xfe"),
     ],

@@ -1,5 +1,6 @@
 """Telegram: updates become `Incoming`, effects become Bot API calls, and a call that ended says how.
 
+- `reading.py`    JSON as Telegram writes it
 - `updates.py`    the bytes of an update → `Incoming`: key, lane, order, text
 - `addresses.py`  what a chat is called here, and how Telegram is told of it
 - `texts.py`      how long Telegram takes a text to be, and where to cut one

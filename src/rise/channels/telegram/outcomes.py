@@ -25,6 +25,7 @@ from rise.channels.port import (
     Unreadable,
 )
 from rise.channels.telegram.calls import marked
+from rise.channels.telegram.reading import read_json
 from rise.envelope import Call
 
 
@@ -47,19 +48,24 @@ def judged(call: Call, answer: Answer | Unanswered) -> SendOutcome:
     if isinstance(answer, Unanswered):
         return Uncertain(answer.error) if answer.body_went_out else NotSent(answer.error)
     try:
-        result = msgspec.json.decode(answer.body, type=_Result)
+        result = read_json(answer.body, _Result)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _judged_unreadable(answer.status)
     if answer.status >= 500:
         return Uncertain(f"{answer.status} {result.description}".strip())
     if not result.ok:
-        return _judged_refusal(call, result, result.error_code or answer.status)
+        return _judged_refusal(call, result, answer.status)
     return _judged_result(call, result) if answer.status == 200 else _judged_unreadable(answer.status)
 
 
 def result_of(answer: Answer) -> Any:
     """What an answer brings that has been judged a success."""
-    return msgspec.json.decode(msgspec.json.decode(answer.body, type=_Result).result)
+    return read_json(bytes(read_json(answer.body, _Result).result), Any)
+
+
+def pause_seconds(asked_for: float | None) -> float:
+    """As long as Telegram asks for, if that is a time to wait for."""
+    return min(asked_for, _PAUSE_SECONDS_MAX) if asked_for and asked_for > 0 else _PAUSE_SECONDS_DEFAULT
 
 
 class _Parameters(msgspec.Struct, frozen=True):
@@ -106,6 +112,7 @@ _MEANINGS: Final = (
 
 _MARKUP_FIELDS: Final = frozenset({"parse_mode", "entities", "caption_entities"})
 _PAUSE_SECONDS_DEFAULT: Final = 5.0
+_PAUSE_SECONDS_MAX: Final = 86_400.0
 
 _ANSWERED_WITHOUT_MESSAGE: Final = (
     "sendchataction",
@@ -126,7 +133,7 @@ def _judged_result(call: Call, result: _Result) -> SendOutcome:
     """A 200 counts only with what it must bring: a proxy may say `ok` too."""
     method = call.method.lower()
     try:
-        shown = msgspec.json.decode(result.result)
+        shown: Any = read_json(bytes(result.result), Any)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Uncertain("a result that cannot be read")
     ref = _message_ids(shown)
@@ -145,7 +152,11 @@ def _message_ids(shown: Any) -> str | None:
         return None
 
 
-def _judged_refusal(call: Call, result: _Result, code: int) -> SendOutcome:
+def _judged_refusal(call: Call, result: _Result, status: int) -> SendOutcome:
+    """A refusal counts only with its number, which the Bot API always says: a proxy may be not `ok` too."""
+    code = result.error_code
+    if not 400 <= code < 600:
+        return _judged_unreadable(status)
     error = f"{code} {result.description}".strip()
     parameters = result.parameters or _Parameters()
     if parameters.migrate_to_chat_id is not None:
@@ -160,7 +171,7 @@ def _judged_refusal(call: Call, result: _Result, code: int) -> SendOutcome:
         case 409:
             return NotSent(error)
         case 429:
-            return Paused(parameters.retry_after or _PAUSE_SECONDS_DEFAULT, error)
+            return Paused(pause_seconds(parameters.retry_after), error)
         case _ if code >= 500:
             return Uncertain(error)
         case _:

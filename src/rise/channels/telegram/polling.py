@@ -18,7 +18,8 @@ import msgspec
 
 from rise.channels.port import Incoming
 from rise.channels.telegram.channel import TelegramChannel
-from rise.channels.telegram.outcomes import Answer, Unanswered
+from rise.channels.telegram.outcomes import Answer, Unanswered, pause_seconds
+from rise.channels.telegram.reading import parts_of, read_json
 from rise.channels.telegram.updates import KINDS
 from rise.clock import Clock
 from rise.errors import RiseError, Unavailable
@@ -99,7 +100,7 @@ class TelegramPolling:
             await self._wait(f"Telegram cannot be reached: {answer.error}")
             return
         try:
-            updates = msgspec.json.decode(answer.body, type=_Updates)
+            updates = read_json(answer.body, _Updates)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             await self._wait(f"an answer {answer.status} that is not of the Bot API")
             return
@@ -107,7 +108,7 @@ class TelegramPolling:
             await self._refused(updates, updates.error_code or answer.status)
             return
         self._offset = None
-        await self._take([bytes(update) for update in updates.result])
+        await self._take(list(parts_of(answer.body, updates.result)))
 
     async def _fetch(self) -> Answer | Unanswered:
         # Until it is known that updates come in, a poll does not wait for any: the answer itself is the news.
@@ -158,7 +159,7 @@ class TelegramPolling:
                 await self._contended(detail)
             case 429:
                 retry_after = refusal.parameters.retry_after if refusal.parameters else None
-                await self._wait(detail, at_least=retry_after or 0)
+                await self._wait(detail, at_least=pause_seconds(retry_after))
             case _:
                 await self._wait(detail)
 
@@ -192,4 +193,4 @@ class TelegramPolling:
 
 def _number_of(body: bytes) -> int:
     """Telegram numbers every update; without its number it cannot be confirmed, and the poll fails."""
-    return msgspec.json.decode(body, type=_Numbered).update_id
+    return read_json(body, _Numbered).update_id

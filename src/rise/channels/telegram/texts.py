@@ -75,9 +75,10 @@ def _best_cut(text: str, end: int) -> int:
             return at + len(boundary)
     for pattern in (_SENTENCE_END, _SPACE):
         # One character more: a word may end exactly where the chunk does.
-        ends = [found.end() for found in pattern.finditer(text, half, end + 1)]
-        if ends:
-            return min(ends[-1], end)
+        found = [match.end() for match in pattern.finditer(text, half, end + 1)]
+        ends = [at for at in found if at <= end or text[end].isspace()]
+        if ends and not _is_joined(text, at := min(ends[-1], end)):
+            return at
     return _between_characters(text, end)
 
 

@@ -11,7 +11,6 @@ what was pushed a day too late.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +22,8 @@ import msgspec
 
 from rise.channels.port import Incoming
 from rise.channels.telegram.addresses import chat_id_of
-from rise.envelope import JSON_NAMES, DeliveryKey, LaneKey, Order, Reason, clean_text
+from rise.channels.telegram.reading import read_json
+from rise.envelope import JSON_NAMES, DeliveryKey, LaneKey, Order, Reason
 
 CHANNEL: Final = "telegram"
 RAW_VERSION: Final = "tg.v1"
@@ -118,8 +118,6 @@ _INT64_MAX: Final = (1 << 63) - 1
 _DATE_MAX: Final = 253_402_300_799
 """The last second of the year 9999: beyond it there is no date to show."""
 
-_decode: Final = msgspec.json.Decoder().decode
-
 
 def read_update(
     body: bytes,
@@ -199,39 +197,17 @@ def _parse(body: bytes) -> dict[str, Any]:
     if body.count(b"{") + body.count(b"[") > _DEPTH_MAX or body.count(b":") > _KEYS_MAX:
         _refuse_excess(body)
     try:
-        update = _decode(body)
+        update: Any = read_json(body, Any)
     except UnicodeDecodeError as error:
         raise _UpdateUnreadable(f"the body is not UTF-8: {error.reason}", is_json=False) from error
     except msgspec.ValidationError as error:
         # The only limit without a type to match is that of numbers: thousands of digits, or 1e999.
         raise _UpdateUnreadable(f"the body has an unusable value: {error}", is_json=False) from error
-    except msgspec.DecodeError:
-        update = _parse_with_surrogates(body)
+    except msgspec.DecodeError as error:
+        raise _UpdateUnreadable(f"the body is not JSON: {error}", is_json=False) from error
     if type(update) is not dict:
         raise _UpdateUnreadable(f"the body is {_named(update)}, not an object", is_json=True)
     return update
-
-
-def _parse_with_surrogates(body: bytes) -> Any:
-    """JSON allows half a surrogate pair as an escape, though no encoding can hold it: it is replaced."""
-    try:
-        parsed = json.loads(body.decode(), parse_constant=_refuse_constant, parse_float=_finite)
-    except UnicodeDecodeError as error:
-        raise _UpdateUnreadable(f"the body is not UTF-8 at byte {error.start}", is_json=False) from error
-    except ValueError as error:
-        raise _UpdateUnreadable(f"the body is not JSON: {error}", is_json=False) from error
-    return _decode(clean_text(json.dumps(parsed, ensure_ascii=False)))
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError("a number is out of range")
-    return number
 
 
 # Possessive, and content with a string that never ends: no input makes it go back over what it has read.
