@@ -6,16 +6,22 @@ with its remedy. `docs/settings.md` is made from this file and a test compares.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from rise.envelope import clean_text
 from rise.errors import SettingsInvalid
 
-Seconds = Annotated[float, Field(gt=0)]
+SECONDS_MAX: Final = 10 * 365 * 86400
+"""Ten years. Infinity could be neither waited for nor written down."""
+
+Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
+Rate = Annotated[float, Field(ge=0.001, le=1_000_000)]
 
 _NOT_YET = {
     "redis_url": "Redis",
@@ -56,7 +62,7 @@ class Settings(BaseSettings):
         None,
         description="Signs sessions and derives secrets; made and kept in `$RISE_DATA_DIR/secret-key` when unset.",
     )
-    rate_per_source: Annotated[float, Field(gt=0)] = Field(
+    rate_per_source: Rate = Field(
         50.0,
         description="Requests per second a source without credentials may make; bursts of ten times that.",
     )
@@ -74,10 +80,10 @@ class Settings(BaseSettings):
     # keeping and retrying
     min_copies: int = Field(1, ge=1, le=3, description="Durable places that must hold a message before 2xx.")
     accept_seconds: Seconds = Field(3.0, description="How long an acceptance may take before it is answered 503.")
-    claim_seconds: Annotated[float, Field(ge=0.5)] = Field(
+    claim_seconds: Annotated[float, Field(ge=0.5, le=SECONDS_MAX)] = Field(
         30.0, description="How long a silent worker keeps its chats before another takes over."
     )
-    retry_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
+    retry_seconds: Annotated[tuple[Seconds, ...], NoDecode] = Field(
         (15.0, 60.0, 180.0),
         description="Pauses before the first, second, … retry, ± 20 %, separated by commas.",
     )
@@ -85,18 +91,18 @@ class Settings(BaseSettings):
     lane_block_seconds_max: Seconds = Field(
         600.0, description="A failing message holds up its chat no longer than this, then it is suspended."
     )
-    resume_per_second: Seconds = Field(
+    resume_per_second: Rate = Field(
         50.0, description="How fast suspended messages are resumed when a workflow appears."
     )
-    keep_finished_days: Annotated[float, Field(ge=8)] = Field(
+    keep_finished_days: Annotated[float, Field(ge=8, le=SECONDS_MAX / 86400)] = Field(
         30.0, description="How long finished messages are kept; longer than delivery keys are remembered (7 days)."
     )
     suspended_alert_count: int = Field(100, ge=1, description="So many suspended messages raise an alert.")
-    suspended_alert_hours: Annotated[float, Field(gt=0)] = Field(
+    suspended_alert_hours: Annotated[float, Field(gt=0, le=SECONDS_MAX / 3600)] = Field(
         24.0, description="One suspended for so long raises an alert."
     )
     stop_seconds: Seconds = Field(20.0, description="How long a stop waits for running workflows.")
-    late_after_seconds: Annotated[float, Field(ge=0)] = Field(
+    late_after_seconds: Annotated[float, Field(ge=0, le=SECONDS_MAX)] = Field(
         30.0, description='After this a person is told "running late"; 0 never tells.'
     )
 
@@ -120,9 +126,9 @@ class Settings(BaseSettings):
     telegram_mode: Literal["webhook", "polling", "off"] | None = Field(
         None, description="Unset: webhook if RISE_PUBLIC_URL is set, else polling."
     )
-    telegram_rate_chat: Seconds = Field(1.0, description="Messages per second to one chat.")
-    telegram_rate_group_minute: Seconds = Field(20.0, description="Messages per minute to one group.")
-    telegram_rate_bot: Seconds = Field(30.0, description="Messages per second of one bot.")
+    telegram_rate_chat: Rate = Field(1.0, description="Messages per second to one chat.")
+    telegram_rate_group_minute: Rate = Field(20.0, description="Messages per minute to one group.")
+    telegram_rate_bot: Rate = Field(30.0, description="Messages per second of one bot.")
     telegram_unknown: Literal["resend_marked", "resend", "hold"] = Field(
         "resend_marked", description="When nobody can tell whether a message was sent."
     )
@@ -132,6 +138,14 @@ class Settings(BaseSettings):
     rabbitmq_url: SecretStr | None = Field(None, description="RabbitMQ as the second copy.")
     mongodb_url: SecretStr | None = Field(None, description="MongoDB as the ledger.")
     temporal_address: str | None = Field(None, description="Temporal for conversations and follow-ups.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_what_is_no_text(cls, value: Any) -> Any:
+        """What is no text, or ends early in a path, fails much later and far from here."""
+        if isinstance(value, str) and ("\0" in value or clean_text(value) != value):
+            raise ValueError("it holds what is not UTF-8, or a NUL")
+        return value
 
     @field_validator("retry_seconds", mode="before")
     @classmethod
@@ -145,10 +159,14 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         tokens = {}
-        for part in value.split():
-            name, role, token = part.split(":", 2)
+        for at, part in enumerate(value.split(), start=1):
+            name, _, following = part.partition(":")
+            role, _, token = following.partition(":")
+            # None of it is repeated: in another order, any of the three is the token.
             if role not in ("viewer", "operator", "admin"):
-                raise ValueError(f"the role of {name} is {role}; use viewer, operator or admin")
+                raise ValueError(f"number {at} is not name:role:token with the role viewer, operator or admin")
+            if token in tokens:
+                raise ValueError(f"number {at} has the token of another: whose it is could not be told")
             tokens[token] = f"{name}:{role}"
         return tokens
 
@@ -178,8 +196,11 @@ class Settings(BaseSettings):
     def _telegram_problems(self) -> list[str]:
         found = []
         token = self.telegram_token.get_secret_value() if self.telegram_token else None
-        if token is not None and not token.partition(":")[0].isdigit():
-            found.append("RISE_TELEGRAM_TOKEN is not a bot token: it starts with the bot's number and a colon.")
+        if token is not None and not is_bot_token(token):
+            found.append(
+                "RISE_TELEGRAM_TOKEN is not a bot token: that is the bot's number, a colon and letters, as BotFather "
+                "gives it. Correct it, or unset it to run without Telegram."
+            )
         if self.effective_telegram_mode == "webhook" and token and not self.public_url:
             found.append(
                 "RISE_TELEGRAM_MODE is webhook without RISE_PUBLIC_URL: Telegram would not know where to send. "
@@ -190,8 +211,8 @@ class Settings(BaseSettings):
                 "RISE_TELEGRAM_MODE is polling with RISE_PUBLIC_URL set: with both ways in, one takes the other's "
                 "place. Unset RISE_PUBLIC_URL, or set RISE_TELEGRAM_MODE=webhook."
             )
-        if self.public_url and urlsplit(self.public_url).scheme not in ("https", "http"):
-            found.append("RISE_PUBLIC_URL must begin with https:// (http:// only for tests).")
+        if self.public_url and not _is_web_address(self.public_url):
+            found.append("RISE_PUBLIC_URL must be https:// and a host (http:// only for tests).")
         secret = self.telegram_secret.get_secret_value() if self.telegram_secret else None
         if secret is not None and not _is_webhook_secret(secret):
             found.append("RISE_TELEGRAM_SECRET must be 16 to 256 of A-Z a-z 0-9 _ -; unset it to have one derived.")
@@ -217,9 +238,11 @@ def load_settings(**overrides: Any) -> Settings:
     problems: list[str] = []
     try:
         settings = Settings(**overrides)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsInvalid([f"The file .env cannot be read: {error}. Mend it, or take it away."]) from error
     except ValidationError as error:
         wrong = {str(problem["loc"][0]): problem["msg"] for problem in error.errors()}
-        problems = [_describe(name, message) for name, message in wrong.items()]
+        problems = [_describe(name, message.removeprefix("Value error, ")) for name, message in wrong.items()]
         # With defaults in place of what is wrong, so that the other problems are found in the same go.
         defaults = {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in wrong}
         settings = Settings(**overrides | defaults)
@@ -232,8 +255,23 @@ def load_settings(**overrides: Any) -> Settings:
 def _describe(name: str, message: str) -> str:
     field = Settings.model_fields[name]
     default = field.get_default(call_default_factory=True)
-    remedy = "Unset it" if default is None else f"Unset it for the default, {default}"
+    remedy = "Unset it" if default in (None, {}) else f"Unset it for the default, {default}"
     return f"RISE_{name.upper()}: {message}. {field.description} {remedy}, or correct it (docs/settings.md)."
+
+
+def is_bot_token(token: str) -> bool:
+    return _BOT_TOKEN.fullmatch(token) is not None
+
+
+_BOT_TOKEN: Final = re.compile(r"[0-9]{1,20}:[A-Za-z0-9_-]+")
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("https", "http") and bool(parts.hostname)
 
 
 def _is_webhook_secret(secret: str) -> bool:

@@ -394,6 +394,15 @@ async def test_guessing_tokens_is_slowed_down_and_the_right_one_still_works(tmp_
         app.close()
 
 
+@pytest.mark.req("SEC-4")
+async def test_who_may_come_seldom_may_come_all_the_same(tmp_path: Any) -> None:
+    async with opened(tmp_path / "seldom", rate_per_source=0.001) as house:
+        app = build_app(house)
+        async with client_of(app) as somebody:
+            assert [(await somebody.get("/healthz")).status_code for _ in range(2)] == [200, 429]
+        app.close()
+
+
 @pytest.mark.req("SEC-1")
 async def test_the_description_of_the_api_is_for_those_who_may_use_it(app: App, nobody: httpx.AsyncClient) -> None:
     for path in ("/docs", "/redoc", "/openapi.json"):

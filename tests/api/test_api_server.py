@@ -291,7 +291,7 @@ async def test_a_taken_port_is_a_clear_error_that_names_the_setting(tmp_path: An
 
 @pytest.mark.failure("L11")
 async def test_a_host_that_is_not_here_is_a_clear_error(tmp_path: Any) -> None:
-    for host in ("192.0.2.1", "no such host"):
+    for host in ("192.0.2.1", "no such host", "no..host", "x" * 64):
         async with opened(tmp_path / "far", host=host) as house:
             with pytest.raises(SettingsInvalid) as refused:
                 await ApiServer(house).start()

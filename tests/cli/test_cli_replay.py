@@ -121,6 +121,7 @@ def test_a_line_longer_than_any_update_stops_it(from_file: Rise, tmp_path: Path)
         (["t_" + "a" * 26, "t_" + "b" * 26, "--channel", "telegram"], "not both"),
         (["--status", "pending"], "still on its way"),
         (["--since", "yesterday"], "say an age"),
+        (["--since", "9" * 5000 + "d"], "say an age"),
     ],
 )
 def test_what_is_not_clear_is_refused(rise: Rise, directory: Directory, tmp_path: Path, words: list[str], problem: str):
@@ -169,6 +170,7 @@ def test_finished_and_suspended_tasks_are_selected_and_open_or_dropped_ones_are_
     assert meant("--status", "dropped") == {dropped}
     assert meant("--since", "1h") == {done, suspended}
     assert meant("--since", "2999-01-01") == set()
+    assert meant("--since", "9999999d") == {done, suspended}
 
 
 def test_what_is_selected_runs_again_with_yes(rise: Rise, directory: Directory):

@@ -81,7 +81,7 @@ class Gate:
     def __init__(self, credentials: Credentials, clock: Clock, *, rate_per_source: float) -> None:
         self._credentials = credentials
         self._clock = clock
-        self._sources = Buckets(rate_per_source, rate_per_source * BURST_SECONDS)
+        self._sources = Buckets(rate_per_source, max(1.0, rate_per_source * BURST_SECONDS))
 
     def admit(self, scope: Mapping[str, Any], role: Role) -> Principal:
         """Raises `CredentialsMissing`, `RoleInsufficient`, or `RateExceeded` after too many failures."""

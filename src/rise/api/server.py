@@ -156,8 +156,9 @@ class _Protocol(HttpToolsProtocol):
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise SettingsInvalid([f"RISE_HOST={host} is no address of this machine: {error.strerror}."]) from error
+    except (socket.gaierror, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no host's name"
+        raise SettingsInvalid([f"RISE_HOST={host} is no address of this machine: {why}."]) from error
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -33,7 +33,7 @@ LISTED_MAX: Final = 50
 PAGE: Final = 1000
 
 _TASK_ID: Final = re.compile(r"t_[a-z2-7]{26}")
-_AGE: Final = re.compile(r"(\d+)([smhd])")
+_AGE: Final = re.compile(r"([0-9]{1,7})([smhd])")
 _AGE_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _AGAIN_BY_DEFAULT: Final = frozenset({Status.COMPLETED, Status.EXPIRED, Status.SUSPENDED})
 """Not what a person has dropped, unless asked for by id or state."""
@@ -309,12 +309,10 @@ def _named(task_ids: list[TaskId]) -> Source:
 def _selected(channel: str | None, account: str | None, status: Status | None, since: str | None) -> Source:
     """Suspended ones from the queue, finished ones through the receipts: as far back as keys are remembered."""
     wanted = _AGAIN_BY_DEFAULT if status is None else frozenset({status})
-    age = None if since is None else _moment(since)
+    moment = None if since is None else _moment(since)
 
     async def source(house: House) -> AsyncIterator[TaskId]:
-        from rise.clock import epoch_ms
-
-        since_ms = 0 if age is None else epoch_ms(house.clock.now() - age if isinstance(age, timedelta) else age)
+        since_ms = 0 if moment is None else _in_epoch_ms(moment, house.clock)
         if Status.SUSPENDED in wanted:
             async for task_id in _suspended_since(house, channel, account, since_ms):
                 yield task_id
@@ -370,3 +368,12 @@ def _moment(since: str) -> timedelta | datetime:
     except ValueError:
         raise typer.BadParameter(f"--since {since}: say an age such as 90m, 2h or 3d, or a date") from None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _in_epoch_ms(moment: timedelta | datetime, clock: Clock) -> int:
+    from rise.clock import epoch_ms
+
+    if isinstance(moment, datetime):
+        return epoch_ms(moment)
+    # In numbers: an age may reach back beyond the first date there is.
+    return epoch_ms(clock.now()) - moment // timedelta(milliseconds=1)

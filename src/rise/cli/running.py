@@ -59,6 +59,7 @@ def worker(
     parent_fd: Annotated[int | None, typer.Option("--parent-fd", hidden=True)] = None,
 ) -> None:
     """Add a worker to the `rise serve` of the same data directory."""
+    from rise.errors import SettingsInvalid
     from rise.runtime import assembly
     from rise.runtime.processes import run
     from rise.runtime.serving import work
@@ -66,6 +67,11 @@ def worker(
     from rise.telemetry import configure_logs
 
     settings = load_settings()
+    if settings.app is None and parent_fd is None:
+        # Before anything is built: that makes the directory and its secrets.
+        raise SettingsInvalid(
+            ["RISE_APP is not set: this worker would have nothing to run. Set it as `rise serve` has it."]
+        )
     configure_logs(settings.log, level=settings.log_level)
     code = run(work(assembly.build(settings), parent_fd=parent_fd))
     # Threads of functions that never returned must not keep the process from ending.

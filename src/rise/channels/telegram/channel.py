@@ -10,7 +10,6 @@ chat's replies to another because a third has moved.
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -45,6 +44,7 @@ from rise.channels.telegram.updates import CHANNEL, KINDS, read_update
 from rise.clock import Clock
 from rise.envelope import Call, Effect, Head, encode_json
 from rise.errors import ChannelUnavailable, PayloadInvalid, Rejected, SettingsInvalid
+from rise.settings import is_bot_token
 
 if TYPE_CHECKING:
     import aiohttp
@@ -322,12 +322,9 @@ class TelegramChannel:
 
 def bot_id_of(token: str) -> str:
     """The bot's number, which is its account: the part of the token before the colon."""
-    if _TOKEN.fullmatch(token) is None:
+    if not is_bot_token(token):
         raise SettingsInvalid(["A Telegram token looks like 123456789:AbC-dEf_…; this one does not."])
     return token.partition(":")[0]
-
-
-_TOKEN: Final = re.compile(r"[0-9]{1,20}:[A-Za-z0-9_-]+")
 
 
 @dataclass(slots=True)
