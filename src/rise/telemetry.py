@@ -3,40 +3,57 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
+import math
 import queue
 import re
 import sys
 import threading
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any, Final, TextIO, cast
+from urllib.parse import quote, quote_plus
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from rise.clock import SystemClock, iso
 
-# No word boundary before it: in the address of every call it follows the word "bot" directly.
-_BOT_TOKEN: Final = re.compile(r"(?<!\d)(\d{3,20})(?::|%3[Aa])[A-Za-z0-9_-]{30,}")
-_BEARER: Final = re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}")
+# What stands before the bot's number is of no account: in the address of every call the word "bot", and in a text
+# that was put together carelessly perhaps more digits.
+_BOT_TOKEN: Final = re.compile(r"(?<=\d\d\d)(?::|%3[Aa])[A-Za-z0-9_-]{30,}")
+_BEARER: Final = re.compile(r"(?i)(bearer(?:\s|\\[tnr]|%20)+['\"]?)[A-Za-z0-9._~+/=-]{8,}")
 _SECRET_KEYS: Final = ("token", "secret", "password", "authorization", "api_key", "cookie")
 _CONTROL: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+_NESTING_MAX: Final = 8
 
 _known_secrets: set[str] = set()
 
 
 def keep_out_of_logs(secrets: Iterable[str | None]) -> None:
-    """These strings are masked wherever they would be written from now on."""
-    _known_secrets.update(secret for secret in secrets if secret and len(secret) >= 6)
+    """These strings are masked wherever they would be written from now on, also as objects, JSON and addresses
+    spell them."""
+    for secret in secrets:
+        if secret and len(secret) >= 6:
+            _known_secrets.update(_spellings(secret))
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    yield from (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1])
+    yield from (spell(secret, safe="", errors="replace") for spell in (quote, quote_plus))
+    # Whether Python escapes a quotation mark depends on what else is in the text.
+    for mark in ("'", "\\'"):
+        yield mark.join(repr(f'"{part}')[2:-1] for part in secret.split("'"))
+        yield mark.join(repr(b'"' + part.encode("utf-8", "replace"))[3:-1] for part in secret.split("'"))
 
 
 def redact(text: str) -> str:
     """The text without anything that is, or looks like, a credential."""
     for secret in sorted(_known_secrets, key=len, reverse=True):  # one may be the beginning of another
         text = text.replace(secret, "***")
-    return _BEARER.sub(r"\1***", _BOT_TOKEN.sub(r"\1:***", text))
+    return _BEARER.sub(r"\1***", _BOT_TOKEN.sub(":***", text))
 
 
 def printable(text: str) -> str:
@@ -48,18 +65,38 @@ def _clean(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
     return {key: _clean_value(key, value) for key, value in event.items()}
 
 
-def _clean_value(key: str, value: Any) -> Any:
-    if any(part in key.lower() for part in _SECRET_KEYS) and isinstance(value, str | bytes):
-        return "***"
-    if value is None or isinstance(value, bool | int | float):
+def _clean_value(key: str, value: Any, nesting: int = 0) -> Any:
+    if _is_plain(value):
         return value
-    if isinstance(value, dict):
-        return {printable(redact(str(inner))): _clean_value(str(inner), item) for inner, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_clean_value(key, item) for item in value]
-    if isinstance(value, BaseException):
-        value = f"{type(value).__name__}: {value}"
-    return printable(redact(value if isinstance(value, str) else repr(value)))
+    if any(part in key.lower() for part in _SECRET_KEYS):
+        return "***"
+    if isinstance(value, dict) and nesting < _NESTING_MAX:
+        return {clean(name): _clean_value(in_words(name), item, nesting + 1) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset) and nesting < _NESTING_MAX:
+        return [_clean_value(key, item, nesting + 1) for item in value]
+    return clean(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """It is written as it is: it can hold no text, and every reader of JSON can hold it."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
+
+
+def clean(value: object) -> str:
+    """Anything as text that may be shown: without credentials, on one line."""
+    return printable(redact(in_words(value)))
+
+
+def in_words(value: object) -> str:
+    """Anything as text: of an error its class and words, of other objects what they say of themselves."""
+    try:
+        if isinstance(value, BaseException):
+            return f"{type(value).__name__}: {value}"
+        return str(value) if isinstance(value, str) else repr(value)
+    except Exception:  # noqa: BLE001 - border: what others wrote to describe itself fails; its class is said instead
+        return f"{type(value).__name__} (it cannot be put into words)"
 
 
 def _timestamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -141,7 +178,18 @@ class _ToStructlog(logging.Handler):
     """Libraries that log the old way come out in the same form."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log.log(record.levelno, "library.logged", logger=record.name, message=record.getMessage())
+        # Levels in between are allowed there, and unknown here.
+        level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
+        log.log(
+            level, "library.logged", logger=record.name, message=_message_of(record), exc_info=record.exc_info or None
+        )
+
+
+def _message_of(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - border: a library's mistake in what it logs must not break what it does
+        return f"{in_words(record.msg)} {in_words(record.args)}"
 
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
