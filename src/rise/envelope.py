@@ -13,7 +13,7 @@ import itertools
 import secrets
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final, NewType
+from typing import Annotated, Any, Final, NewType
 
 import msgspec
 
@@ -27,6 +27,8 @@ DeliveryKey = NewType("DeliveryKey", str)
 LaneKey = NewType("LaneKey", str)
 
 SCHEMA: Final = 1
+MOMENT_MS_MAX: Final = 253_402_300_799_999
+"""The last millisecond of the year 9999: beyond it there is no date to show."""
 RAW_BYTES_MAX: Final = 1 << 20
 """The largest body any entry reads. Telegram sends at most 512 KiB."""
 RAW_SHOWN_BYTES_MAX: Final = 256 * 1024
@@ -159,7 +161,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: str
     lane: LaneKey
     order: Order
-    accepted_at_ms: int
+    accepted_at_ms: Annotated[int, msgspec.Meta(ge=0, le=MOMENT_MS_MAX)]
     request_id: str
     trace_id: str
     idempotency_key: str
@@ -229,7 +231,7 @@ def decode_head(stored: bytes) -> Head:
     """Raises `EnvelopeMalformed` if this version of Rise cannot read the record."""
     try:
         head = _decode_head(stored)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EnvelopeMalformed(f"the stored head is unreadable: {error}") from error
     if head.schema > SCHEMA:
         raise EnvelopeMalformed(f"the stored head has schema {head.schema}, this version reads {SCHEMA}")

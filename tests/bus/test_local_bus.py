@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,6 +152,8 @@ async def test_a_bus_that_cannot_remove_its_files_stops_all_the_same(
 
 async def test_what_does_not_come_from_a_member_is_ignored(local: LocalStage, monkeypatch: pytest.MonkeyPatch):
     bus, heard = await local.member(), Heard()
+    broken: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: broken.append(context))
     bus.subscribe(Topic.TASK_SETTLED, heard)
     stranger = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     monkeypatch.chdir(local.directory)  # a socket address has no room for a long path
@@ -161,12 +164,14 @@ async def test_what_does_not_come_from_a_member_is_ignored(local: LocalStage, mo
         b'["a topic of tomorrow",{}]',
         b'["task.settled",7]',
         b'["task.settled",{"a":"\xff"}]',
+        b'["task.settled",{"a":' + b"[" * 4000,
     ):
         stranger.sendto(datagram, f"{bus.member}.sock")
     stranger.sendto(b'["task.settled",{"n":1}]', f"{bus.member}.sock")
     stranger.close()
     await heard.until({"n": 1})
     assert heard.payloads == [{"n": 1}]
+    assert broken == []
 
 
 async def test_a_directory_may_have_a_long_name(tmp_path: Path):

@@ -98,7 +98,7 @@ class Watchers:
 
     def _run_started(self, run: Mapping[str, Any]) -> None:
         if run.get("channel") == CHANNEL and run.get("chat_id"):
-            task_id, session = str(run["run_id"]).rpartition(".")[0], str(run["chat_id"])
+            task_id, session = str(run.get("run_id")).rpartition(".")[0], str(run["chat_id"])
             self.expect(task_id, session)
             self._wake(session, typing=True)
 

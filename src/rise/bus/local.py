@@ -126,7 +126,7 @@ class LocalBus:
                 return
             try:
                 topic, payload = msgspec.json.decode(datagram, type=tuple[Topic, dict[str, Any]])
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 continue  # another version's topic, or not one of us
             self._tell(topic, payload)
 
