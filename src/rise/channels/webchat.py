@@ -64,8 +64,8 @@ class WebChatChannel:
         )
         text = _text(fields)
         data = optional(fields, "data", str)
-        if data is not None and not 0 < len(data) <= DATA_CHARS_MAX:
-            raise PayloadInvalid(f"data is 1 to {DATA_CHARS_MAX} characters", field="data")
+        if data is not None:
+            _refuse_data(data, "data")
         return Incoming(
             channel=CHANNEL,
             account=ACCOUNT,
@@ -86,6 +86,8 @@ class WebChatChannel:
         )
 
     def compose(self, head: Head, effects: Sequence[Effect]) -> list[Call]:
+        for effect in effects:
+            _refuse_untappable(effect)
         return [said(effect, channel="web chat") for effect in effects]
 
     def notice(self, head: Head, text: str) -> Call | None:
@@ -98,11 +100,29 @@ class WebChatChannel:
 
 def _text(fields: dict[str, Any]) -> str:
     text: str = required(fields, "text", str)
-    if not text.strip():
-        raise PayloadInvalid("text is empty", field="text")
-    if len(text) > TEXT_CHARS_MAX:
-        raise PayloadInvalid(f"text has more than {TEXT_CHARS_MAX} characters", field="text")
+    _refuse_text(text, "text")
     return text
+
+
+def _refuse_text(text: str, field: str) -> None:
+    if not text.strip():
+        raise PayloadInvalid(f"{field} is empty", field=field)
+    if len(text) > TEXT_CHARS_MAX:
+        raise PayloadInvalid(f"{field} has more than {TEXT_CHARS_MAX} characters", field=field)
+
+
+def _refuse_data(data: str, field: str) -> None:
+    if not 0 < len(data) <= DATA_CHARS_MAX:
+        raise PayloadInvalid(f"{field} is 1 to {DATA_CHARS_MAX} characters", field=field)
+
+
+def _refuse_untappable(effect: Effect) -> None:
+    """A button's tap comes back as a message of its text and data, and has to be taken then."""
+    for row in effect.buttons or ():
+        for button in row:
+            if (data := button.get("data")) is not None:
+                _refuse_text(button.get("text", ""), "buttons.text")
+                _refuse_data(data, "buttons.data")
 
 
 def _metadata(session: str, message_id: str, label: str | None) -> dict[str, Any]:
