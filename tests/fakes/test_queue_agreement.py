@@ -18,6 +18,7 @@ from rise.queue.port import (
     Claimed,
     Enqueued,
     Finished,
+    OpenTask,
     Queue,
     QueueDepth,
     Replying,
@@ -41,6 +42,7 @@ LIMITS = QueueLimits(
     lane_memory=timedelta(days=365),
 )
 RECEIPT_SECONDS = 100
+ERRORS = ("boom", "down")
 
 NUMBERS = st.integers(1, 8)
 CHATS = st.sampled_from("abc")
@@ -54,9 +56,9 @@ LIMIT = st.integers(0, 3)
 SETTLEMENTS = st.one_of(
     st.just(Finished()),
     st.just(Replying()),
-    st.just(RetryIn(1.0, "boom", counts=True)),
-    st.builds(RetryIn, st.sampled_from((0.0, 1.5, 15.0, 60.0)), st.just("down"), st.booleans()),
-    st.builds(Suspend, REASONS, st.sampled_from((None, "why"))),
+    st.just(RetryIn(1.0, ERRORS[0], counts=True)),
+    st.builds(RetryIn, st.sampled_from((0.0, 1.5, 15.0, 60.0)), st.sampled_from(ERRORS), st.booleans()),
+    st.builds(Suspend, REASONS, st.sampled_from((None, *ERRORS))),
     st.builds(Anew, GENERATIONS),
 )
 EVERYTHING = Selection()
@@ -210,7 +212,7 @@ class TwoQueues:
 
     def hold(self, pick: int, ahead: int) -> None:
         task_id, generation = self._open(pick)
-        held = Suspend(Reason.REPLY_HELD, "timeout")
+        held = Suspend(Reason.REPLY_HELD, ERRORS[0])
         self.agree(lambda queue: queue.hold(task_id, generation + ahead, held))
 
     def restart(self, pick: int, generation: int) -> None:
@@ -262,14 +264,20 @@ class TwoQueues:
 
 
 def _comparable(said: Any) -> Any:
-    """Without what a backend may choose: the numbers of its fences."""
+    """Without what a backend may choose: the numbers of its fences, and its words for what it did itself."""
     match said:
         case Claim():
-            return msgspec.structs.replace(said, fence=0)
+            return msgspec.structs.replace(said, fence=0, task=_comparable(said.task))
         case Claimed(claims, suspects_waiting):
-            return [_comparable(claim) for claim in claims], suspects_waiting
+            return _comparable(claims), suspects_waiting
+        case Task():
+            return msgspec.structs.replace(said, progress=_comparable(said.progress))
+        case OpenTask() | Progress() if said.error not in (None, *ERRORS):
+            return msgspec.structs.replace(said, error="in its own words")
         case QueueDepth():
             return msgspec.structs.replace(said, oldest_waiting_ms=None)
+        case list():
+            return [_comparable(one) for one in said]
     return said
 
 
@@ -295,6 +303,15 @@ class KnownDifferences(MemoryQueue):
         newest = lane.newest
         super()._run(lane, task, now)
         lane.newest = newest  # a resumed task that is started counts as started, not as arrived
+
+    def _take_from_the_lost(self, lane: Lane, now: int, forgiving: bool) -> None:
+        is_lost = any(task.progress.status is Status.PROCESSING for task in self._runnable(lane))
+        super()._take_from_the_lost(lane, now, forgiving)
+        for task in self._runnable(lane):
+            if is_lost and task.progress.deaths >= LIMITS.deaths_max:
+                # One that was not running, too: suspended before, it had come up again only to be ended.
+                error = f"the worker process died {LIMITS.deaths_max} times while running it"
+                task.change(status=Status.SUSPENDED, reason=Reason.POISON, error=error)
 
     def _end(self, task: StoredTask, settlement: Settlement, now: int) -> None:
         super()._end(task, settlement, now)
@@ -354,6 +371,20 @@ async def test_what_comes_late_has_come_out_of_order(one: OneQueue):
     late = await one.queue.enqueue(delivery(3))
     assert (late.out_of_order, late.late) == (True, True)
     assert (await one.queue.depth()).out_of_order == 1
+
+
+@pytest.mark.req("QUE-3")
+async def test_only_what_is_found_running_is_parked_as_poison(one: OneQueue):
+    queue = one.queue
+    await queue.enqueue(delivery(1, lifetime_seconds=100))
+    for _ in range(LIMITS.deaths_max):
+        await claim_one(queue, "dies")
+        await queue.reclaim("dies")
+    await enqueue(queue, 2)
+    assert number_of((await claim_one(queue, "dies")).task) == 2
+    one.clock.advance(101)
+    assert await queue.sweep() == 1, "the first is too late and comes up to be ended"
+    assert number_of((await claim_one(queue)).task) == 1
 
 
 async def test_the_answer_of_a_former_run_does_not_end_the_one_that_is_run_anew(one: OneQueue):
