@@ -94,6 +94,18 @@ def test_whatever_a_workflow_asks_for_the_wait_is_sane(retry_after_seconds: floa
     assert 1.0 <= seconds <= 86_400 * (1 + JITTER)
 
 
+@pytest.mark.req("QUE-4")
+@given(st.integers(1, 86_400), st.integers())
+def test_what_is_asked_for_is_waited_for_and_at_most_a_fifth_more(retry_after_seconds: int, seed: int):
+    for error in (
+        WaitsForDependency("429", retry_after_seconds=retry_after_seconds),
+        StoreUnavailable("down", retry_after_seconds=retry_after_seconds),
+    ):
+        seconds = verdict(RetryPolicy(), error, progress(), seed=seed)
+        assert isinstance(seconds, float)
+        assert retry_after_seconds <= seconds <= retry_after_seconds * (1 + JITTER)
+
+
 def test_an_empty_curve_is_the_default_one():
     seconds = verdict(RetryPolicy(curve_seconds=()), ValueError("boom"), progress())
     assert isinstance(seconds, float)

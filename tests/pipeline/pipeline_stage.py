@@ -315,6 +315,7 @@ class Stage:
     delivery_limits: DeliveryLimits = field(default_factory=DeliveryLimits)
     duties: Duties = field(default_factory=lambda: Duties(late_after_seconds=0.0))
     rates: TelegramRates = UNLIMITED
+    wording: Texts = Texts()  # noqa: RUF009 - it is frozen
     call_seconds: float = 5.0
     log: list[Any] = field(default_factory=list)
     """The log's events as they were written."""
@@ -401,7 +402,7 @@ class Stage:
             bus=process.bus,
             clock=self.clock,
             limits=self.worker_limits,
-            texts=Texts(),
+            texts=self.wording,
         )
         return process
 

@@ -512,6 +512,19 @@ async def test_a_bot_sends_no_faster_than_it_may_in_all(stage: Stage):
     await stage.ended(*tasks)
 
 
+@pytest.mark.req("OUT-2")
+async def test_a_bot_may_be_allowed_less_than_one_call_a_second(stage: Stage):
+    stage.rates = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=0.5)
+    await stage.start(saying("echo {}"))
+    tasks = [task_id for chat in (1, 2) for task_id in await stage.write("Hello", chat=chat)]
+    await tried(stage, 1)
+    await stage.let_go_on()
+    await stage.pass_time(1.9)
+    assert len(stage.telegram.sent) == 1
+    await stage.pass_time(0.2)
+    await stage.ended(*tasks)
+
+
 @pytest.mark.req("OUT-3")
 async def test_people_see_that_an_answer_is_coming_while_a_workflow_runs_and_not_afterwards(stage: Stage):
     stage.worker_limits = WorkerLimits(run_seconds=5)

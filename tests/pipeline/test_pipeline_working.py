@@ -20,6 +20,7 @@ from rise.errors import StateConflict, StoreUnavailable
 from rise.ledger.port import BindingRecord
 from rise.queue.port import Selection
 from rise.retries import RetryPolicy
+from rise.runtime import supervisor
 from rise.runtime.supervisor import Duties
 from rise.testing.telegram import Fault
 from rise.worker import Texts, WorkerLimits
@@ -432,6 +433,35 @@ async def test_a_drop_that_was_cut_short_is_finished_by_the_sweep(stage: Stage):
     assert [one.head.task_id for one in listed] == [kept]
 
 
+async def test_what_has_ended_is_kept_for_its_time_and_then_forgotten(stage: Stage):
+    stage.duties = Duties(late_after_seconds=0, keep_finished_seconds=86_400.0)
+    gateway, _ = await stage.start(echo)
+    [task_id] = await stage.write("Hello")
+    await stage.ended(task_id)
+    await stage.pass_time(86_000)
+    await gateway.supervisor.sweep()
+    assert await stage.ledger.latest_run(task_id) is not None
+    await stage.pass_time(500)
+    await gateway.supervisor.sweep()
+    assert await stage.ledger.latest_run(task_id) is None
+
+
+@pytest.mark.failure("H8")
+async def test_what_a_crash_left_between_ledger_and_queue_is_found_however_much_it_is(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(supervisor, "PAGE", 2)
+    gateway = await stage.start_gateway()
+    gateway.fail_at("queue.finish", "before", StoreUnavailable("away"), times=5)
+    await stage.start_worker(echo)
+    for chat in range(1, 6):
+        await stage.write("Hello", chat=chat)
+    await stage.until(lambda: _true(gateway.steps.count("queue.finish") == 5))
+    assert len(await stage.queue.list_open(Selection(status=Status.REPLYING), limit=10)) == 5
+    await gateway.supervisor.sweep()
+    assert await stage.queue.list_open(Selection(), limit=10) == []
+
+
 @pytest.mark.req("SUS-2")
 async def test_what_waits_for_a_workflow_is_let_go_at_a_bounded_rate(stage: Stage):
     stage.duties = Duties(late_after_seconds=0, resume_per_second=1.0)
@@ -442,7 +472,7 @@ async def test_what_waits_for_a_workflow_is_let_go_at_a_bounded_rate(stage: Stag
     await worker.stop()
     await stage.bind(echo)
     await gateway.bindings.refresh()
-    assert await gateway.supervisor.resume() <= 5, "a second's worth for each second between two looks"
+    assert await gateway.supervisor.resume() == 5, "a second's worth for each second between two looks"
     left = await stage.queue.list_open(Selection(reason=Reason.WORKFLOW_PENDING), limit=100)
     assert len(left) >= 10
 
@@ -475,6 +505,24 @@ async def test_a_binding_words_its_own_notice(stage: Stage):
     [task_id] = await stage.write("Hello")
     await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
     assert await stage.said(1) == ["Back on Monday."]
+
+
+@pytest.mark.req("SUS-1", "CHN-4")
+async def test_whoever_runs_it_words_what_people_are_told(stage: Stage):
+    @rise.workflow("fails", channels=["telegram"])
+    async def fails(turn: rise.Turn) -> None:
+        raise ValueError("boom")
+
+    stage.retry_policy = RetryPolicy(retry_max=0)
+    stage.wording = Texts(workflow_missing="Back on Monday.", failed="That went wrong.")
+    _, worker = await stage.start()
+    [task_id] = await stage.write("Hello")
+    await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    assert await stage.said(1) == ["Back on Monday."]
+    await worker.stop()
+    await stage.start_worker(fails)
+    await stage.suspended(task_id, Reason.RETRIES_EXHAUSTED)
+    assert await stage.said(2) == ["Back on Monday.", "That went wrong."]
 
 
 @pytest.mark.req("BND-9")

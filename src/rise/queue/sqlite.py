@@ -145,10 +145,6 @@ class SqliteQueue:
         self._database = database
         self._limits = limits or QueueLimits()
 
-    @property
-    def claim_seconds(self) -> float:
-        return self._limits.claim.total_seconds()
-
     def now_ms(self) -> int:
         return self._database.now_ms()
 
