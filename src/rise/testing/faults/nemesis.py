@@ -205,6 +205,8 @@ class Nemesis:
             await self._clock.sleep(seconds)
         finally:
             give_back_quota(self._ground.rise.pids())
+            # And what a parent had started between being listed and having it back.
+            give_back_quota(self._ground.rise.pids())
 
     async def _step_clock(self, trouble: ClockStep, by_seconds: float, seconds: float) -> None:
         self._note(trouble.name)
