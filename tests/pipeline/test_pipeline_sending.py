@@ -13,7 +13,7 @@ import rise
 from rise import delivery
 from rise.bus.port import Topic
 from rise.channels.telegram import TelegramRates
-from rise.delivery import DeliveryLimits
+from rise.delivery import DeliveryLimits, Sender
 from rise.envelope import Outcome, Reason, Status, TaskId
 from rise.errors import StoreUnavailable
 from rise.ledger.port import Reply, ReplyKind, ReplyState
@@ -396,6 +396,22 @@ async def test_what_was_being_sent_when_the_sender_died_is_not_sent_again_once_i
     await stage.ended(task_id)
     await stage.ended(*await stage.write("after"))
     assert stage.texts() == ["1 after", "2 after"]
+
+
+@pytest.mark.req("OUT-2")
+async def test_a_reply_whose_channel_is_not_configured_waits_until_it_is(stage: Stage):
+    gateway = await stage.start_gateway(sends=False)
+    await stage.start_worker(saying("echo {}"))
+    [task_id] = await stage.write("Hello")
+    without = Sender(ledger=gateway.ledger, queue=gateway.queue, channels={}, bus=gateway.bus, clock=stage.clock)
+    await gateway.start(without)
+    assert "not configured" in str((await waits(stage, task_id)).error)
+    await stage.pass_time(delivery.ACCOUNT_RETRY_SECONDS - 1)
+    assert gateway.steps.count("ledger.outbox_record") == 1
+    await stage.start_gateway()
+    await stage.pass_time(2)
+    await stage.ended(task_id)
+    assert stage.texts() == ["echo Hello"]
 
 
 # --- who sends --------------------------------------------------------------------------------------------

@@ -395,11 +395,12 @@ async def test_a_worker_that_cannot_prolong_its_claims_stops_working_on_them(sta
 
 @pytest.mark.req("QUE-3")
 @pytest.mark.failure("D4")
-async def test_a_short_outage_of_the_store_costs_no_claim(stage: Stage):
+@pytest.mark.parametrize("renewals_before", [0, 3])
+async def test_a_short_outage_of_the_store_costs_no_claim(stage: Stage, renewals_before: int):
     bot = Bot()
     held = bot.hold("one")
     _, worker = await stage.start(bot.workflow)
-    worker.fail_at("queue.renew", "before", StoreUnavailable("for a moment"))
+    worker.fail_at("queue.renew", "before", StoreUnavailable("for a moment"), nth=renewals_before + 1)
     [task_id] = await stage.write("one")
     await started(stage, bot, "one")
     for _ in range(9):

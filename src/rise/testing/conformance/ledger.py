@@ -59,6 +59,12 @@ def task(number: int = 1, *, chat: str = "1", generation: int = 0, raw: bytes = 
     return Task(head, raw, Progress(status=Status.PROCESSING, generation=generation))
 
 
+def task_elsewhere(number: int, *, account: str = "7", channel: str = "telegram") -> Task:
+    """Of a chat with the same name as that of `task`."""
+    of = delivery(number, account=account, channel=channel)
+    return Task(of.head, of.raw, Progress(status=Status.PROCESSING))
+
+
 def chunks(of: Task, count: int = 1, *, chat: str | None = None) -> list[Reply]:
     """The reply to a task, in so many calls."""
     return [
@@ -360,7 +366,40 @@ class LedgerConformance:
         kept = await stage.ledger.history("telegram", "7", "1", limit=10_000)
         assert [turn.text for turn in kept] == [str(n) for n in range(11, stage.history_kept + 11)]
 
+    @pytest.mark.parametrize("elsewhere", [{"account": "8"}, {"channel": "another"}])
+    async def test_history_is_of_one_account_and_channel(self, stage: LedgerStage, elsewhere: dict[str, str]) -> None:
+        here, there = task(1), task_elsewhere(2, **elsewhere)
+        for of in (there, here):
+            turns = [Turn(role="user", text=str(of.task_id), at_ms=n) for n in range(stage.history_kept)]
+            await stage.ledger.save_result(of, RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
+        for of in (there, here):
+            kept = await stage.ledger.history(of.head.channel, of.head.account, "1", limit=10_000)
+            assert [turn.text for turn in kept] == [of.task_id] * stage.history_kept
+
     # --- outbox: order ---
+
+    @pytest.mark.req("OUT-1")
+    @pytest.mark.parametrize("elsewhere", [{"account": "8"}, {"channel": "another"}])
+    async def test_a_chat_of_the_same_name_elsewhere_is_another(
+        self, ledger: Ledger, elsewhere: dict[str, str]
+    ) -> None:
+        here, there = task(1), task_elsewhere(2, **elsewhere)
+        for of in (here, there):
+            await answer(ledger, of, 2)
+        fence = await ledger.outbox_open()
+        ours, theirs = sorted(await ledger.outbox_take(fence, limit=10), key=lambda reply: reply.call.text)
+        assert (ours.call.text, theirs.call.text) == ("1.0", "2.0")
+        for of in (here, there):
+            shown = await ledger.transcript(of.head.channel, of.head.account, "1", after=0, limit=10)
+            assert {reply.task_id for reply in shown} == {of.task_id}
+        await send(ledger, fence, ours, Again(60.0, "moved", chat_id="9"))
+        following = await send(ledger, fence, theirs, Sent())
+        assert following is not None
+        assert (following.chat_id, following.call.text) == ("1", "2.1")
+        assert await send(ledger, fence, following, Sent()) is None
+        await answer(ledger, task_elsewhere(3, **elsewhere))
+        [reply] = await ledger.outbox_take(fence, limit=10)
+        assert (reply.chat_id, reply.call.text) == ("1", "3.0")
 
     @pytest.mark.req("OUT-1")
     @pytest.mark.failure("G1", "G7")
