@@ -91,6 +91,8 @@ def simulate(plan: Plan) -> Outcome:
             run.world.violate("I18", str(error))
         finally:
             run.world.timeline.close()
+            # It holds the checker's functions where no collector looks, and they hold the world.
+            run.world.disk.close(True)
         run.note_errors()
         return run.outcome()
 
