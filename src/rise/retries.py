@@ -14,9 +14,10 @@ from typing import Final
 from rise.clock import Clock
 from rise.envelope import Head, Progress, Reason
 from rise.errors import Rejected, Unavailable, WaitsForDependency
+from rise.settings import RETRY_JITTER
 
 DEFAULT_CURVE: Final = (15.0, 60.0, 180.0)
-JITTER: Final = 0.2
+JITTER: Final = RETRY_JITTER
 WAIT_SECONDS_MIN: Final = 1.0
 WAIT_SECONDS_MAX: Final = 86_400.0
 

@@ -20,6 +20,11 @@ from rise.errors import SettingsInvalid
 SECONDS_MAX: Final = 10 * 365 * 86400
 """Ten years. Infinity could be neither waited for nor written down."""
 
+WORKER_STALL_SECONDS_MIN: Final = 3.0
+"""Three of the worker's beats. With less, a healthy worker is killed between two, and its messages take the blame."""
+RETRY_JITTER: Final = 0.2
+"""So much longer than configured the pause before a retry may be, as a part of it."""
+
 Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
 Rate = Annotated[float, Field(ge=0.001, le=1_000_000)]
 
@@ -73,7 +78,8 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(32, ge=1, le=10_000, description="Chats a worker serves at once, per channel.")
     worker_stall_seconds: Seconds = Field(
         30.0,
-        description="A worker process whose event loop is blocked for longer is killed and started anew.",
+        description="A worker process whose event loop is blocked for longer is killed and started anew; "
+        f"at least {WORKER_STALL_SECONDS_MIN:g}.",
     )
     history_turns: int = Field(20, ge=0, le=50, description="Turns of a chat's history given to a workflow.")
 
@@ -85,7 +91,8 @@ class Settings(BaseSettings):
     )
     retry_seconds: Annotated[tuple[Seconds, ...], NoDecode] = Field(
         (15.0, 60.0, 180.0),
-        description="Pauses before the first, second, … retry, ± 20 %, separated by commas.",
+        description="Pauses before the first, second, … retry, ± 20 %, separated by commas; each, and its 20 %, "
+        "within RISE_LANE_BLOCK_SECONDS_MAX.",
     )
     retry_max: int = Field(3, ge=0, le=100, description="Retries after the first try.")
     lane_block_seconds_max: Seconds = Field(
@@ -191,7 +198,25 @@ class Settings(BaseSettings):
                 f"RISE_MIN_COPIES is {self.min_copies}, but the embedded profile has one durable place, its "
                 "directory. Set it to 1 or leave it out."
             )
-        return found + self._telegram_problems() + self._access_problems()
+        return found + self._working_problems() + self._telegram_problems() + self._access_problems()
+
+    def _working_problems(self) -> list[str]:
+        found = []
+        if self.worker_stall_seconds < WORKER_STALL_SECONDS_MIN:
+            found.append(
+                f"RISE_WORKER_STALL_SECONDS is {self.worker_stall_seconds:g}, but a worker says once a second that it "
+                "is alive: a healthy one would be killed, and what it runs parked as poison. "
+                f"Set it to {WORKER_STALL_SECONDS_MIN:g} or more, or leave it out."
+            )
+        longest = max(self.retry_seconds, default=0.0) * (1 + RETRY_JITTER)
+        if longest > self.lane_block_seconds_max:
+            found.append(
+                f"RISE_RETRY_SECONDS has a pause of up to {longest:g} s (+{RETRY_JITTER:.0%}), but "
+                f"RISE_LANE_BLOCK_SECONDS_MAX, {self.lane_block_seconds_max:g}, ends the waiting first: the message "
+                "would be suspended instead of retried. "
+                f"Set RISE_LANE_BLOCK_SECONDS_MAX to more than {longest:g}, or shorten the pauses."
+            )
+        return found
 
     def _telegram_problems(self) -> list[str]:
         found = []

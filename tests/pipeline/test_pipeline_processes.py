@@ -17,6 +17,7 @@ import pytest
 
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.runtime.processes import WorkerProcess
+from rise.settings import WORKER_STALL_SECONDS_MIN
 from rise.testing.clock import ManualClock
 from rise.testing.installation import Installation
 
@@ -169,7 +170,8 @@ async def test_a_worker_process_that_is_killed_is_replaced_and_its_message_answe
 @pytest.mark.req("WRK-7")
 @pytest.mark.failure("D5", "E5")
 async def test_a_workflow_that_blocks_its_process_stops_neither_acceptance_nor_its_own_end(tmp_path: Path, bot: Path):
-    async with Installation(tmp_path / "data", app=bot, worker_stall_seconds=1.5) as rise, program(rise) as caller:
+    least = WORKER_STALL_SECONDS_MIN
+    async with Installation(tmp_path / "data", app=bot, worker_stall_seconds=least) as rise, program(rise) as caller:
         await caller.until_worker_is("available")
         [blocked] = rise.worker_pids()
         task = await caller.write("block")
