@@ -12,6 +12,7 @@ import apsw
 import pytest
 
 from rise.bus.local import LocalBus
+from rise.channels.telegram import read_update
 from rise.clock import SystemClock
 from rise.runtime.assembly import build
 from rise.runtime.directory import DataDirectory
@@ -148,6 +149,36 @@ async def test_a_bot_that_does_not_load_is_a_failure(data_dir: Path, tmp_path: P
     [finding] = await doctor(data_dir, app=str(tmp_path / "broken_bot.py")).probe("app")
     assert finding.level is Level.FAIL
     assert "nothing_of_that_name" in finding.detail
+
+
+# --- open work --------------------------------------------------------------------------------------------
+
+
+async def accept_for(data_dir: Path, account: str, *numbers: int) -> None:
+    house = build(load_settings(data_dir=data_dir, _env_file=None))
+    await house.stores.open()
+    for number in numbers:
+        body = json.dumps({"update_id": number, "message": {"message_id": number, "chat": {"id": 5}, "text": "Hi"}})
+        await house.intake.accept(read_update(body.encode(), account=account, now=house.clock.now(), webhook=False))
+    await house.stores.close()
+
+
+async def test_open_work_of_a_bot_that_is_not_configured_is_a_warning_that_names_the_bot(data_dir: Path):
+    await accept_for(data_dir, "7", 1, 2)
+    [without] = await doctor(data_dir).probe("open work")
+    assert (without.name, without.level) == ("telegram:7", Level.WARN)
+    assert without.detail.startswith("2 open, and this account of telegram is not configured")
+    assert "the token of bot 7 again" in without.remedy
+    assert "`rise tasks drop`" in without.remedy
+    [with_anothers] = await doctor(data_dir, telegram_token=TOKEN).probe("open work")
+    assert with_anothers == without
+    [switched_off] = await doctor(data_dir, telegram_token="7:ABC", telegram_mode="off").probe("open work")
+    assert switched_off.remedy.startswith("RISE_TELEGRAM_MODE is off: set it to webhook or polling, or ")
+
+
+async def test_open_work_of_what_is_configured_is_no_finding(data_dir: Path):
+    await accept_for(data_dir, "7", 1)
+    assert await doctor(data_dir, telegram_token="7:ABC").probe("open work") == []
 
 
 # --- what runs --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import shutil
 import stat
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +31,7 @@ from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
 from rise.errors import RiseError
 from rise.ledger.port import Definitions
+from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
 from rise.runtime.backup import SECRETS, opened_to_read
 from rise.runtime.directory import DataDirectory
@@ -44,6 +46,7 @@ SPACE_WARN_BYTES: Final = 1 << 30
 SPACE_FAIL_BYTES: Final = 100 << 20
 ANSWER_SECONDS_MAX: Final = 5.0
 UPDATES_WAITING_WARN: Final = 100
+PAGE: Final = 1000
 
 _USERINFO: Final = re.compile(r"//[^/@\s]*@")
 
@@ -89,6 +92,7 @@ class Doctor:
             "capabilities": self._capabilities,
             "app": self._app,
             "bindings": self._bindings,
+            "open work": self._open_work,
             "telegram": self._telegram,
         }
 
@@ -175,13 +179,44 @@ class Doctor:
         return accounts
 
     async def _definitions(self) -> Definitions:
-        nothing = Definitions(0, {}, [])
+        async with self._stores() as stores:
+            return Definitions(0, {}, []) if stores is None else await stores.ledger.definitions()
+
+    async def _open_work(self) -> list[Finding]:
+        """Messages of a bot that is not configured: nobody takes them up, and none of them fails."""
+        waiting: Counter[tuple[str, str]] = Counter()
+        async with self._stores() as stores:
+            if stores is not None:
+                waiting = await _open_by_account(stores.queue)
+        return [
+            _warn(
+                f"{channel}:{account}",
+                f"{count} open, and this account of {channel} is not configured here: none is worked on or answered",
+                self._remedy_unconfigured(channel, account),
+            )
+            for (channel, account), count in sorted(waiting.items())
+            if (channel, account) not in self._accounts()
+        ]
+
+    def _remedy_unconfigured(self, channel: str, account: str) -> str:
+        drop = f"or end them: `rise tasks --channel {channel}` lists, `rise tasks drop` ends"
+        if channel != "telegram":
+            return f"run the Rise that has the channel {channel}, {drop}"
+        token = self.settings.telegram_token
+        if token is not None and token.get_secret_value().partition(":")[0] == account:
+            return f"RISE_TELEGRAM_MODE is off: set it to webhook or polling, {drop}"
+        return f"set RISE_TELEGRAM_TOKEN to the token of bot {account} again until they are answered, {drop}"
+
+    @contextlib.asynccontextmanager
+    async def _stores(self) -> AsyncIterator[assembly.Stores | None]:
+        """To look into; none where opening them would make or migrate something, which is for a start to do."""
         if not self._data.database.exists() or await self._schema_problem() is not None:
-            return nothing  # opening it would migrate it, which is for a start to do
+            yield None
+            return
         stores = assembly.build_stores(self.settings, self.clock)
         await stores.database.open()
         try:
-            return await stores.ledger.definitions()
+            yield stores
         finally:
             await stores.database.close()
 
@@ -438,6 +473,16 @@ def _capability(name: str, state: Mapping[str, Any]) -> Finding:
     detail = ": ".join(str(part) for part in (state.get("status"), state.get("detail")) if part)
     remedy = "" if level is Level.OK else "it is probed again by itself; the log of `rise serve` says more"
     return Finding(name, level, redact(detail), remedy)
+
+
+async def _open_by_account(queue: Queue) -> Counter[tuple[str, str]]:
+    """How many tasks are open, by channel and account."""
+    counts: Counter[tuple[str, str]] = Counter()
+    after = ""
+    while page := await queue.list_open(Selection(), limit=PAGE, after=after):
+        counts.update((task.head.channel, task.head.account) for task in page)
+        after = page[-1].head.task_id
+    return counts
 
 
 def _masked(value: Any) -> str:
