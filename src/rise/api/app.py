@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from rise.api import webhooks
 from rise.api.answers import Border, add_error_answers
+from rise.api.description import document
 from rise.api.operations import build_health, build_operations
 from rise.api.reading import Receive, Scope, Send
 from rise.api.results import TaskResultBroker
@@ -81,7 +82,7 @@ def _build_description() -> APIRouter:
         request: Request, principal: Annotated[Principal, Depends(requires(Role.VIEWER))]
     ) -> Response:
         """What there is, for programs and people with a token."""
-        return Response(encode_json(request.app.openapi()), media_type="application/json")
+        return Response(encode_json(document(request.app.openapi())), media_type="application/json")
 
     return router
 

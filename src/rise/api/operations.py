@@ -11,8 +11,10 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from rise.api import description
 from rise.api.answers import RETRY_AFTER_SECONDS, answer
 from rise.api.reading import read_json_body
 from rise.api.security import Principal, Role, anonymous, requires
@@ -37,6 +39,10 @@ WHY_CHARS_MAX: Final = 500
 
 _RESUME_FIELDS: Final = ("taskIds", "reason", "channel", "account", "limit", "why", "dryRun")
 
+_READY: Final = description.route(
+    description.HEALTH, *description.ANONYMOUS, also={503: description.HEALTH}, enveloped=False
+)
+
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
 Why = Annotated[str, Query(max_length=WHY_CHARS_MAX)]
 
@@ -53,19 +59,19 @@ def build_health(house: House) -> APIRouter:
     router = APIRouter(dependencies=[Depends(anonymous)])
     capabilities = house.capabilities
 
-    @router.get("/healthz")
+    @router.get("/healthz", **description.route(description.HEALTH, *description.ANONYMOUS, enveloped=False))
     async def health() -> Response:
         """200 as long as the process serves."""
         body = {"status": capabilities.overall(), "router": "behavior", "capabilities": capabilities.shown()}
         return _json(body)
 
-    @router.get("/healthz/startup")
+    @router.get("/healthz/startup", **_READY)
     async def startup() -> Response:
         """200 when a message can be accepted, as far as is known; asks nobody."""
         disk = capabilities.get("disk")
         return _ready(house, disk is not None and disk.status is not CapabilityStatus.UNAVAILABLE)
 
-    @router.get("/healthz/readiness")
+    @router.get("/healthz/readiness", **_READY)
     async def readiness() -> Response:
         """200 when a message can be accepted; asks the store now."""
         state = await capabilities.probe("disk")
@@ -83,7 +89,7 @@ def build_operations(house: House, operations: Operations) -> APIRouter:
 
 
 def _add_looking(router: APIRouter, house: House, operations: Operations) -> None:
-    @router.get("/internal/tasks/suspended")
+    @router.get("/internal/tasks/suspended", **description.route(description.SUSPENDED, *description.FROM_STORE, 422))
     async def suspended(
         request: Request,
         principal: Viewer,
@@ -101,24 +107,33 @@ def _add_looking(router: APIRouter, house: House, operations: Operations) -> Non
         following = page[-1].head.task_id if len(page) == limit else None
         return answer(request, [row for row in rows if row is not None], meta={"next": following})
 
-    @router.get("/internal/tasks/stats")
+    @router.get("/internal/tasks/stats", **description.route(description.STATS, *description.FROM_STORE))
     async def stats(request: Request, principal: Viewer) -> Response:
         """What is open, what waits and for how long, and how things ended."""
         return answer(request, await operations.stats())
 
-    @router.get("/internal/operations")
+    @router.get("/internal/operations", **description.route(description.OPERATIONS, *description.FROM_STORE, 422))
     async def audit_log(request: Request, principal: Viewer, limit: Limit = 100) -> Response:
         """What people changed, newest first."""
         return answer(request, [_shown_operation(entry) for entry in await house.ledger.operations(limit=limit)])
 
-    @router.get("/metrics")
+    @router.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        **description.route_in_text("text/plain", description.TEXT, *description.WITH_TOKEN),
+    )
     async def metrics(principal: Viewer) -> Response:
         """For Prometheus."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_changing(router: APIRouter, house: House, operations: Operations) -> None:
-    @router.post("/internal/tasks/resume")
+    @router.post(
+        "/internal/tasks/resume",
+        **description.route(
+            description.RESUMED, *description.FROM_STORE, *description.WITH_BODY, takes=description.SELECTION
+        ),
+    )
     async def resume_selected(request: Request, principal: Operator) -> Response:
         """Let go on what is suspended: by task ids, reason, channel or account."""
         fields = read_object(await read_json_body(request.scope, request.receive))
@@ -126,19 +141,27 @@ def _add_changing(router: APIRouter, house: House, operations: Operations) -> No
         resumed = await operations.resume_selected(selection, who=principal.name, why=why, limit=limit, dry_run=dry_run)
         return answer(request, {"count": len(resumed), "taskIds": resumed[:LIMIT_MAX], "dryRun": dry_run})
 
-    @router.post("/internal/tasks/{task_id}/resume")
+    @router.post(
+        "/internal/tasks/{task_id}/resume",
+        **description.route(description.RESUMED_ONE, *description.FROM_STORE, 404, 409, 422),
+    )
     async def resume(request: Request, task_id: str, principal: Operator, why: Why = "") -> Response:
         """Let a suspended task go on."""
         await operations.resume(TaskId(task_id), who=principal.name, why=why)
         return answer(request, {"taskId": task_id, "status": Status.PENDING})
 
-    @router.delete("/internal/tasks/{task_id}")
+    @router.delete(
+        "/internal/tasks/{task_id}", **description.route(description.DROPPED, *description.FROM_STORE, 404, 409, 422)
+    )
     async def drop(request: Request, task_id: str, principal: Operator, why: Why = "") -> Response:
         """End a task for good, unanswered."""
         run = await operations.drop(TaskId(task_id), who=principal.name, why=why)
         return answer(request, {"taskId": task_id, "status": run.status, "by": run.by, "why": run.why})
 
-    @router.post("/internal/capabilities/{name}/probe")
+    @router.post(
+        "/internal/capabilities/{name}/probe",
+        **description.route(description.PROBED, *description.WITH_TOKEN, 404, 422),
+    )
     async def probe(request: Request, name: str, principal: Operator) -> Response:
         """Look now whether it works."""
         if house.capabilities.get(name) is None:

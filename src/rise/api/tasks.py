@@ -7,11 +7,12 @@ say (422); and a key that came before with another body (422). What was accepted
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
+from rise.api import description
 from rise.api.answers import answer, answer_error, request_id_of
 from rise.api.reading import read_json_body
 from rise.api.results import TaskResultBroker
@@ -31,47 +32,47 @@ from rise.runtime.operations import Operations, TaskStory
 Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
 Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
 
-_TEXT: Final = {"type": "string"}
-_OBJECT: Final = {"type": "object"}
-_APPLY_SCHEMA: Final = {
-    "workflowId": _TEXT,
-    "userText": _TEXT,
-    "historyChunks": {"type": "array"},
-    "policy": _OBJECT,
-    "metadata": _OBJECT,
-    "idempotencyKey": _TEXT,
-    "retryMax": {"type": "integer", "minimum": 0, "maximum": http.RETRY_MAX_MAX},
-    "waitForResult": {"type": "boolean"},
-    "waitTimeoutSeconds": {"type": "number", "exclusiveMinimum": 0, "maximum": http.WAIT_SECONDS_MAX},
-}
-_MESSAGE_SCHEMA: Final = {
-    "channel": _TEXT,
-    "account": _TEXT,
-    "chatId": {"type": ["string", "integer"]},
-    "text": {"type": "string", "maxLength": http.MESSAGE_CHARS_MAX},
-    "parseMode": _TEXT,
-    "buttons": {"type": "array", "items": {"type": "array", "items": _OBJECT}},
-    "replyTo": {"type": ["string", "integer"]},
-    "idempotencyKey": _TEXT,
-}
-
 
 def build_tasks(house: House, operations: Operations, broker: TaskResultBroker) -> APIRouter:
     """The routes under /api that enter and read tasks."""
     router = APIRouter(prefix="/api")
     door = _Door(house, operations, broker)
 
-    @router.post("/workflows/apply", openapi_extra=_documented(_APPLY_SCHEMA, required=()))
+    @router.post(
+        "/workflows/apply",
+        **description.route(
+            description.ACCEPTED,
+            *description.FROM_STORE,
+            *description.WITH_BODY,
+            404,
+            also={202: description.ACCEPTED},
+            takes=description.APPLY,
+            headers=(description.IDEMPOTENCY_KEY,),
+        ),
+    )
     async def apply(request: Request, principal: Operator) -> Response:
         """Run a workflow. The message is durable when this answers 2xx."""
         return await door.apply(request, principal)
 
-    @router.post("/messages", openapi_extra=_documented(_MESSAGE_SCHEMA, required=("channel", "chatId", "text")))
+    @router.post(
+        "/messages",
+        **description.route(
+            description.ACCEPTED,
+            *description.FROM_STORE,
+            *description.WITH_BODY,
+            404,
+            takes=description.MESSAGE,
+            headers=(description.IDEMPOTENCY_KEY,),
+        ),
+    )
     async def send_message(request: Request, principal: Operator) -> Response:
         """Say something in a chat without an incoming message. It is durable when this answers 2xx."""
         return await door.send_message(request, principal)
 
-    @router.get("/workflows/tasks/{task_id}")
+    @router.get(
+        "/workflows/tasks/{task_id}",
+        **description.route(description.TASK, *description.FROM_STORE, 404, 422),
+    )
     async def read_task(request: Request, task_id: str, principal: Viewer) -> Response:
         """A task with its attempts, result and replies, open or ended."""
         story = await operations.story(TaskId(task_id))
@@ -238,14 +239,3 @@ def trace_id_from(request: Request) -> str | None:
     """The trace that the request continues, if it says so."""
     trace_parent = request.headers.get("traceparent")
     return None if trace_parent is None else trace_id_of(trace_parent.encode("latin-1"))
-
-
-def _documented(properties: dict[str, Any], *, required: tuple[str, ...]) -> dict[str, Any]:
-    """The body for the API description: it is read by a stricter reader than the framework has."""
-    schema = {
-        "type": "object",
-        "properties": properties,
-        "required": list(required),
-        "additionalProperties": False,
-    }
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

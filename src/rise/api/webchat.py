@@ -18,6 +18,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from rise.api import description
 from rise.api.answers import answer, request_id_of
 from rise.api.reading import read_json_body
 from rise.api.security import PAGE_POLICY, anonymous, bearer_of
@@ -157,22 +158,30 @@ def _add_file(router: APIRouter, name: str, media_type: str) -> None:
 def _add_conversation(router: APIRouter, house: House, watchers: Watchers) -> None:
     channel, intake = house.channels.webchat, requiring_same_body(house)
 
-    def session_of(request: Request) -> str:
+    async def session_of(request: Request) -> str:
         token = bearer_of(request.scope)
         if token is None:
             raise CredentialsMissing("this needs a session: Authorization: Bearer …")
         return channel.session_of(token)
 
-    @router.post("/session")
+    @router.post("/session", **description.route(description.SESSION, *description.ANONYMOUS))
     async def open_session(request: Request) -> Response:
         """A new chat. Nothing is kept for it until its first message."""
         token = channel.new_session()
         return answer(request, {"token": token, "session": channel.session_of(token)})
 
-    @router.post("/messages")
-    async def send(request: Request) -> Response:
+    @router.post(
+        "/messages",
+        **description.route(
+            description.SAID,
+            *description.WITH_SESSION,
+            *description.WITH_BODY,
+            503,
+            takes=description.WORD,
+        ),
+    )
+    async def send(request: Request, session: str = Depends(session_of)) -> Response:
         """Keep a message. It is durable when this answers 2xx; until then the page repeats it."""
-        session = session_of(request)
         body = await read_json_body(request.scope, request.receive, bytes_max=MESSAGE_BYTES_MAX)
         incoming = channel.read_message(
             body, session, request_id=request_id_of(request.scope), trace_id=trace_id_from(request)
@@ -181,10 +190,15 @@ def _add_conversation(router: APIRouter, house: House, watchers: Watchers) -> No
         watchers.expect(accepted.task_id, session)
         return answer(request, {"taskId": accepted.task_id, "duplicate": not accepted.new})
 
-    @router.get("/events")
-    async def events(request: Request, after: int = Query(0, ge=0, le=SEQUENCE_MAX)) -> Response:
+    @router.get(
+        "/events",
+        response_class=StreamingResponse,
+        **description.route_in_text("text/event-stream", description.EVENT, *description.WITH_SESSION, 422),
+    )
+    async def events(
+        request: Request, session: str = Depends(session_of), after: int = Query(0, ge=0, le=SEQUENCE_MAX)
+    ) -> Response:
         """What is said in the chat beyond `after` (or `Last-Event-ID`), as it is said."""
-        session = session_of(request)
         watchers.refuse_too_many(session)
         last = request.headers.get("last-event-id", "")
         if last.isascii() and last.isdigit() and len(last) < 19:

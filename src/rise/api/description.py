@@ -1,0 +1,346 @@
+"""What the API says of itself: for every route what it takes, what it answers, and how it refuses.
+
+Promises: every status that a route can answer is said here, with the form of its body; all refusals have one form.
+
+Refuses: to repeat what the readers of requests check beyond a schema (`channels/http.py`); that is answered 422.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+from rise.capabilities import CapabilityStatus
+from rise.channels import http, telegram, webchat
+from rise.envelope import Outcome, Reason, Status, TaskType
+from rise.ledger.port import ReplyKind, ReplyState
+
+Schema = Mapping[str, Any]
+
+# Beside 500, which any route can answer: a bug of ours.
+WITH_TOKEN: Final = (401, 403, 429)
+ANONYMOUS: Final = (429,)
+WITH_SESSION: Final = (401, 429)
+WITH_BODY: Final = (400, 408, 413, 415, 422)
+FROM_STORE: Final = (*WITH_TOKEN, 503)
+
+_MEANINGS: Final = {
+    400: "It is not even JSON, or broke off.",
+    401: "No credentials, or none that are known.",
+    403: "The token's role may not do this.",
+    404: "There is none such.",
+    408: "The body did not arrive in time.",
+    409: "Not in the state in which it is.",
+    413: "The body is too large.",
+    415: "Not `application/json`, or compressed.",
+    422: "A field is missing, wrong or unknown; `error.field` names it.",
+    429: "Too many requests from this address.",
+    500: "A bug of ours. What it was is in the log, under the request id.",
+    503: "Something that this needs does not answer. Trying again is right and safe.",
+}
+
+
+def _object(properties: Mapping[str, Any], *, optional: tuple[str, ...] = ()) -> Schema:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": dict(properties), "required": required}
+
+
+def _list(item: Schema) -> Schema:
+    return {"type": "array", "items": item}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _one_of(words: type[StrEnum]) -> Schema:
+    return {"type": "string", "enum": [word.value for word in words]}
+
+
+_ANYTHING: Final[Schema] = {}
+_OPEN_OBJECT: Final[Schema] = {"type": "object"}
+TEXT: Final[Schema] = {"type": "string"}
+_BOOLEAN: Final[Schema] = {"type": "boolean"}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+_COUNTS: Final[Schema] = {"type": "object", "additionalProperties": _COUNT}
+_SECONDS: Final[Schema] = {"type": "number", "minimum": 0}
+_RATE: Final[Schema] = {"type": "number", "minimum": 0}
+_MOMENT: Final[Schema] = {"type": "string", "format": "date-time"}
+_META: Final = _object({"requestId": TEXT, "status": TEXT, "warnings": _list(TEXT)})
+
+# --- what is answered -------------------------------------------------------------------------------------
+
+_ERROR: Final = _object(
+    {
+        "data": _or_null(_object({"idempotencyKey": TEXT})),
+        "error": _object({"code": TEXT, "message": TEXT, "field": TEXT}, optional=("field",)),
+        "meta": _META,
+        "capability": TEXT,
+        "status": TEXT,
+        "detail": TEXT,
+    },
+    optional=("capability", "status", "detail"),
+)
+
+_CAPABILITY: Final = {"status": _one_of(CapabilityStatus), "checked_at": _MOMENT, "detail": TEXT}
+HEALTH: Final = _object(
+    {
+        "status": {"type": "string", "enum": ["ok", "degraded", "unavailable"]},
+        "router": TEXT,
+        "capabilities": {"type": "object", "additionalProperties": _object(_CAPABILITY)},
+    }
+)
+PROBED: Final = _object({"name": TEXT} | _CAPABILITY)
+
+_RETRY: Final = _object({"count": _COUNT, "max": _COUNT, "nextAttemptAt": _COUNT})
+_PAYLOAD: Final = _object(
+    {
+        "workflowId": _or_null(TEXT),
+        "channel": TEXT,
+        "source": TEXT,
+        "metadata": _OPEN_OBJECT,
+        "userText": TEXT,
+        "historyChunks": _list(_ANYTHING),
+        "policy": _OPEN_OBJECT,
+        "telemetry": _OPEN_OBJECT,
+        "channelPayload": _object({"version": TEXT, "raw": _ANYTHING}, optional=("raw",)),
+    }
+)
+_ENVELOPE: Final = {
+    "taskId": TEXT,
+    "taskType": _one_of(TaskType),
+    "status": _one_of(Status),
+    "reason": _or_null(_one_of(Reason)),
+    "payload": _PAYLOAD,
+    "context": _object({"idempotencyKey": TEXT, "traceId": TEXT, "user": _OPEN_OBJECT}),
+    "retry": _RETRY,
+    "createdAt": _MOMENT,
+    "updatedAt": _MOMENT,
+    "result": _ANYTHING,
+    "error": _or_null(TEXT),
+}
+_REPLY: Final = _object(
+    {
+        "replyId": TEXT,
+        "kind": _one_of(ReplyKind),
+        "state": _one_of(ReplyState),
+        "chatId": TEXT,
+        "method": TEXT,
+        "params": _OPEN_OBJECT,
+        "text": TEXT,
+        "tries": _COUNT,
+        "resends": _COUNT,
+        "platformRef": _or_null(TEXT),
+        "error": _or_null(TEXT),
+    }
+)
+TASK: Final = _object(
+    _ENVELOPE
+    | {
+        "outcome": _or_null(_one_of(Outcome)),
+        "generation": _COUNT,
+        "deaths": _COUNT,
+        "finishedAt": _or_null(_MOMENT),
+        "droppedBy": _or_null(TEXT),
+        "droppedWhy": _or_null(TEXT),
+        "workflowRun": _or_null(TEXT),
+        "attempts": _list(_object({"at": _MOMENT, "error": TEXT, "counted": _BOOLEAN})),
+        "replies": _list(_REPLY),
+    }
+)
+SUSPENDED: Final = _list(_object(_ENVELOPE | {"suspendedAt": _MOMENT, "deaths": _COUNT}))
+ACCEPTED: Final = _object(
+    {
+        "taskId": TEXT,
+        "idempotencyKey": TEXT,
+        "duplicate": _BOOLEAN,
+        "status": _one_of(Status),
+        "reason": _or_null(_one_of(Reason)),
+        "retry": _or_null(_RETRY),
+        "outcome": _or_null(_one_of(Outcome)),
+        "result": _ANYTHING,
+        "error": _or_null(TEXT),
+    },
+    optional=("reason", "outcome", "error"),
+)
+RESUMED: Final = _object({"count": _COUNT, "taskIds": _list(TEXT), "dryRun": _BOOLEAN})
+RESUMED_ONE: Final = _object({"taskId": TEXT, "status": _one_of(Status)})
+DROPPED: Final = _object({"taskId": TEXT, "status": _one_of(Status), "by": _or_null(TEXT), "why": _or_null(TEXT)})
+OPERATIONS: Final = _list(_object({"at": _MOMENT, "who": TEXT, "action": TEXT, "target": TEXT, "why": TEXT}))
+STATS: Final = _object(
+    {
+        "journalDepth": _COUNT,
+        "byStatus": _COUNTS,
+        "byChannel": _COUNTS,
+        "byReason": _COUNTS,
+        "oldestWaitingSeconds": _or_null(_SECONDS),
+        "retryDepth": _COUNT,
+        "lanesClaimed": _COUNT,
+        "accepted": _COUNT,
+        "duplicates": _COUNT,
+        "duplicateRate": _RATE,
+        "outOfOrder": _COUNT,
+        "outOfOrderRate": _RATE,
+        "outbox": _object(
+            {
+                "depth": _COUNT,
+                "byState": _COUNTS,
+                "oldestWaitingSeconds": _or_null(_SECONDS),
+                "unknown": _COUNT,
+                "resent": _COUNT,
+            }
+        ),
+        "channelPayload": _object({"raw_truncated_total": _COUNT}),
+        "workflow_pending_total": _COUNT,
+        "worstLanes": _list(_object({"lane": TEXT, "open": _COUNT, "oldestWaitingSeconds": _SECONDS})),
+        "finished": _COUNTS,
+    }
+)
+SESSION: Final = _object({"token": TEXT, "session": TEXT})
+SAID: Final = _object({"taskId": TEXT, "duplicate": _BOOLEAN})
+EVENT: Final = _object({"event": TEXT, "id": TEXT, "data": TEXT, "retry": _COUNT},
+                       optional=("event", "id", "data", "retry"))  # fmt: skip
+
+# --- what is asked ----------------------------------------------------------------------------------------
+
+
+def _asked(properties: Mapping[str, Any], *, required: tuple[str, ...] = ()) -> Schema:
+    return {
+        "type": "object",
+        "properties": {name: _or_null(schema) for name, schema in properties.items() if name not in required}
+        | {name: properties[name] for name in required},
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def _words(chars_max: int) -> Schema:
+    return {"type": "string", "minLength": 1, "maxLength": chars_max}
+
+
+_KEY: Final[Schema] = {"type": "string", "pattern": r"^[!-~]([ -~]*[!-~])?$", "maxLength": http.KEY_CHARS_MAX}
+_ID: Final[Schema] = {"anyOf": [_words(http.CHAT_ID_CHARS_MAX), {"type": "integer"}]}
+_TAPPED: Final = _asked({"text": _words(http.MESSAGE_CHARS_MAX), "data": _words(http.MESSAGE_CHARS_MAX)},
+                        required=("text", "data"))  # fmt: skip
+_FOLLOWED: Final = _asked({"text": _words(http.MESSAGE_CHARS_MAX), "url": _words(http.MESSAGE_CHARS_MAX)},
+                          required=("text", "url"))  # fmt: skip
+
+APPLY: Final = _asked(
+    {
+        "workflowId": _words(http.CHAT_ID_CHARS_MAX),
+        "userText": TEXT,
+        "historyChunks": _list(_ANYTHING),
+        "policy": _OPEN_OBJECT,
+        "metadata": {"type": "object", "properties": {"chat_id": _or_null(_ID), "message_id": _or_null(_ID)}},
+        "idempotencyKey": _KEY,
+        "retryMax": {"type": "integer", "minimum": 0, "maximum": http.RETRY_MAX_MAX},
+        "waitForResult": _BOOLEAN,
+        "waitTimeoutSeconds": {"type": "number", "exclusiveMinimum": 0, "maximum": http.WAIT_SECONDS_MAX},
+    }
+)
+MESSAGE: Final = _asked(
+    {
+        "channel": {"type": "string", "enum": [telegram.CHANNEL, webchat.CHANNEL]},
+        "account": TEXT,
+        "chatId": _ID,
+        "text": _words(http.MESSAGE_CHARS_MAX),
+        "parseMode": TEXT,
+        "buttons": _list(_list({"anyOf": [_TAPPED, _FOLLOWED]})),
+        "replyTo": _ID,
+        "idempotencyKey": _KEY,
+    },
+    required=("channel", "chatId", "text"),
+)
+SELECTION: Final = _asked(
+    {
+        "taskIds": _list(TEXT),
+        "reason": _one_of(Reason),
+        "channel": TEXT,
+        "account": TEXT,
+        "limit": {"type": "integer", "minimum": 1},
+        "why": TEXT,
+        "dryRun": _BOOLEAN,
+    }
+)
+WORD: Final = _asked(
+    {
+        "clientMessageId": _words(webchat.MESSAGE_ID_CHARS_MAX),
+        "text": _words(webchat.TEXT_CHARS_MAX),
+        "data": _words(webchat.DATA_CHARS_MAX),
+    },
+    required=("clientMessageId", "text"),
+)
+
+_TRACE_PARENT: Final = {
+    "name": "traceparent",
+    "in": "header",
+    "description": "The trace that this continues.",
+    "schema": TEXT,
+}
+IDEMPOTENCY_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Names the request: it is done once, however often it comes. The same as `idempotencyKey`.",
+    "schema": _KEY,
+}
+
+# --- a route ----------------------------------------------------------------------------------------------
+
+
+def route(
+    answer: Schema,
+    *refusals: int,
+    takes: Schema | None = None,
+    headers: tuple[Mapping[str, Any], ...] = (),
+    also: Mapping[int, Schema] | None = None,
+    enveloped: bool = True,
+) -> dict[str, Any]:
+    """What a route's decorator is told. `answer`: the `data` of a 200, or its whole body if not `enveloped`."""
+    answers = {200: answer} | dict(also or {})
+    responses: dict[int | str, Any] = {
+        status: _response(_enveloped(body) if enveloped else body, "As asked.", status)
+        for status, body in answers.items()
+    }
+    for status in sorted({*refusals, 500} - set(answers)):
+        responses[status] = _response({"$ref": "#/components/schemas/Error"}, _MEANINGS[status], status)
+    return {"responses": responses, "openapi_extra": _extra(refusals, takes, headers)}
+
+
+def route_in_text(media_type: str, answer: Schema, *refusals: int) -> dict[str, Any]:
+    """The same for a route that answers otherwise than in JSON."""
+    told = route(answer, *refusals, enveloped=False)
+    told["responses"][200]["content"] = {media_type: {"schema": answer}}
+    return told
+
+
+def document(made: dict[str, Any]) -> dict[str, Any]:
+    """The whole description, from what the framework made of the routes."""
+    schemas = made.get("components", {}).get("schemas", {}) | {"Error": _ERROR}
+    schemes = {"token": {"type": "http", "scheme": "bearer"}, "session": {"type": "http", "scheme": "bearer"}}
+    return made | {"components": {"schemas": schemas, "securitySchemes": schemes}}
+
+
+def _enveloped(data: Schema) -> Schema:
+    next_page = {"next": _or_null(TEXT)}
+    meta = _object({**_META["properties"], **next_page}, optional=("next",))
+    return _object({"data": data, "meta": meta})
+
+
+def _response(body: Schema, meaning: str, status: int) -> dict[str, Any]:
+    headers: dict[str, Any] = {"X-Request-Id": {"required": True, "schema": TEXT}}
+    if status in (429, 503):
+        headers["Retry-After"] = {"required": True, "schema": {"type": "integer", "minimum": 1}}
+    if status == 401:
+        headers["WWW-Authenticate"] = {"required": True, "schema": TEXT}
+    return {"description": meaning, "headers": headers, "content": {"application/json": {"schema": body}}}
+
+
+def _extra(refusals: tuple[int, ...], takes: Schema | None, headers: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
+    extra: dict[str, Any] = {}
+    if 401 in refusals:
+        extra["security"] = [{"token": []} if 403 in refusals else {"session": []}]
+    if takes is not None:
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": takes}}}
+        extra["parameters"] = [*headers, _TRACE_PARENT]
+    return extra
