@@ -281,6 +281,19 @@ async def test_a_bot_that_answers_and_a_webhook_that_is_elsewhere(data_dir: Path
     assert f"not to https://bot.example/telegram/webhook/{account}" in webhook["telegram_webhook"].detail
 
 
+async def test_of_a_webhook_that_somebody_else_took_away_nothing_is_said_to_be_well(
+    data_dir: Path, owned: DataDirectory
+):
+    shown = {"telegram_webhook": {"status": "available", "detail": "delivering to https://bot.example"}}
+    answers: dict[str, tuple[int, object]] = {"GET /healthz": (200, {"capabilities": shown})}
+    async with TelegramStandIn() as telegram, server(answers) as port:
+        settings = {"telegram_token": telegram.token, "telegram_api_base": telegram.url, "port": port}
+        examination = doctor(data_dir, **settings, public_url="https://bot.example")
+        said = [finding async for finding in examination.examine() if finding.name == "telegram_webhook"]
+    assert [finding.level for finding in said] == [Level.WARN]
+    assert said[0].detail.startswith("Telegram delivers to nobody")
+
+
 async def test_a_bot_that_does_not_answer_is_a_failure_that_does_not_show_its_token(data_dir: Path):
     examination = doctor(data_dir, telegram_token=TOKEN, telegram_api_base="http://127.0.0.1:1")
     [finding] = await examination.probe("telegram")

@@ -88,18 +88,24 @@ class Doctor:
             "directory": self._directory,
             "disk": self._disk,
             "database": self._database,
-            "serve": self._serve,
-            "capabilities": self._capabilities,
             "app": self._app,
             "bindings": self._bindings,
             "open work": self._open_work,
             "telegram": self._telegram,
+            "serve": self._serve,
+            "capabilities": self._capabilities,
         }
 
     async def examine(self) -> AsyncIterator[Finding]:
-        """Everything, one after the other."""
+        """Everything, one after the other; nothing is well that was found not to be."""
+        found_wrong: set[str] = set()
         for name, check in self.checks.items():
             for finding in await _made(name, check):
+                # What was seen just now, at Telegram and on the disk, outranks what the server has heard of it.
+                if finding.level is Level.OK and finding.name in found_wrong:
+                    continue
+                if finding.level is not Level.OK:
+                    found_wrong.add(finding.name)
                 yield finding
 
     async def probe(self, name: str) -> list[Finding]:
