@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from rise.runtime.directory import DataDirectory
 from rise.runtime.doctor import Doctor, Finding, Level
 from rise.settings import load_settings
 from rise.telemetry import _known_secrets
+from rise.testing.installation import Installation, hold_port
 from rise.testing.telegram import TelegramStandIn
 
 pytestmark = pytest.mark.req("OPS-1", "CAP-6")
@@ -245,6 +248,35 @@ async def test_a_server_that_runs_and_does_not_answer_is_said_so(data_dir: Path,
     findings = await examined(doctor(data_dir, port=port))
     assert findings["serve"].level is Level.OK
     assert f"could not be asked at http://127.0.0.1:{port}" in findings["capabilities"].detail
+
+
+async def test_of_a_server_that_is_silent_it_is_said_that_nothing_is_accepted(
+    data_dir: Path, owned: DataDirectory, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("rise.runtime.doctor.ANSWER_SECONDS_MAX", 0.2)
+    with hold_port() as silent:
+        silent.listen()
+        [finding] = await doctor(data_dir, port=silent.getsockname()[1]).probe("capabilities")
+    assert finding.level is Level.FAIL
+    assert "a server holds" in finding.detail
+    assert "nothing is accepted" in finding.detail
+    assert "RISE_PORT" not in finding.remedy
+    assert "start `rise serve`" in finding.remedy
+
+
+@pytest.mark.slow
+async def test_a_server_that_was_stopped_is_named_with_what_lets_it_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("rise.runtime.doctor.ANSWER_SECONDS_MAX", 1.0)
+    async with Installation(tmp_path / "data") as rise:
+        assert (pid := rise.pid) is not None
+        os.kill(pid, signal.SIGSTOP)
+        [finding] = await doctor(tmp_path / "data", port=rise.port).probe("capabilities")
+        os.kill(pid, signal.SIGCONT)
+    assert finding.level is Level.FAIL
+    assert "is stopped (SIGSTOP)" in finding.detail
+    assert finding.remedy == f"kill -CONT {pid}"
 
 
 async def test_a_capability_is_probed_by_the_server(data_dir: Path, owned: DataDirectory):

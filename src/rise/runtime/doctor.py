@@ -66,8 +66,17 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
+class _NoAnswer(msgspec.Struct, frozen=True):
+    """Why there is nothing that the server says."""
+
+    why: str
+    is_silence: bool = False
+    """It did not refuse; it has not answered in time."""
+
+
 Check = Callable[[], Awaitable[list[Finding]]]
 
+_SERVERS: Final = ("rise serve", "rise demo")
 _LEVELS: Final = {
     CapabilityStatus.AVAILABLE: Level.OK,
     CapabilityStatus.DEGRADED: Level.WARN,
@@ -323,7 +332,8 @@ class Doctor:
     # --- what runs ---
 
     async def _serve(self) -> list[Finding]:
-        roles = [f"{_role(member)} (process {member.partition('-')[0]})" for member in self._data.members()]
+        pids = [member.partition("-")[0] for member in self._data.members()]
+        roles = [f"{_role(pid)} (process {pid})" for pid in pids]
         others = f"; running: {', '.join(roles)}" if roles else ""
         if self._data.is_owned():
             return [_ok("serve", f"`rise serve` runs{others}")]
@@ -351,11 +361,27 @@ class Doctor:
             return [_capability(name, body["data"])]
         if status == 404:
             return [_fail(name, "no such check or capability", f"checks are {known}; capabilities: /healthz")]
-        return [self._unanswered(name, Level.FAIL, body if status is None else f"it answered {status}")]
+        return [self._unanswered(name, Level.FAIL, body if status is None else _NoAnswer(f"it answered {status}"))]
 
-    def _unanswered(self, name: str, level: Level, why: str) -> Finding:
+    def _unanswered(self, name: str, level: Level, no_answer: _NoAnswer) -> Finding:
+        if no_answer.is_silence:
+            return self._silent(name)
         remedy = "set RISE_HOST, RISE_PORT and RISE_ADMIN_TOKEN here as they are for `rise serve`"
-        return Finding(name, level, f"the server could not be asked at {self._server_url}: {why}", remedy)
+        return Finding(name, level, f"the server could not be asked at {self._server_url}: {no_answer.why}", remedy)
+
+    def _silent(self, name: str) -> Finding:
+        """It took the connection and says nothing: whoever sends it a message waits as we did."""
+        servers = [pid for member in self._data.members() if _role(pid := member.partition("-")[0]) in _SERVERS]
+        detail = f"a server holds {self._data.path} and does not answer at {self._server_url}: nothing is accepted"
+        if stopped := [pid for pid in servers if _is_stopped(pid)]:
+            return _fail(name, f"{detail}; process {stopped[0]} is stopped (SIGSTOP)", f"kill -CONT {stopped[0]}")
+        pid = servers[0] if servers else "PID"
+        return _fail(
+            name,
+            detail,
+            "look again in a minute, it may be overloaded, and see its log; if it hangs, end it "
+            f"(`kill {pid}`, else `kill -9 {pid}`) and start `rise serve`: what was accepted is kept",
+        )
 
     @property
     def _server_url(self) -> str:
@@ -363,11 +389,11 @@ class Doctor:
         return f"http://{host}:{self.settings.port}"
 
     async def _ask_server(self, method: str, path: str) -> tuple[int | None, Any]:
-        """Status and body; without a status, why there is none."""
+        """Status and body; without a status, why there is none (`_NoAnswer`)."""
         import httpx
 
         if self.settings.port == 0:
-            return None, "RISE_PORT is 0, the server took a free one"
+            return None, _NoAnswer("RISE_PORT is 0, the server took a free one")
         headers = {"Authorization": f"Bearer {self._admin_token()}"} if method == "POST" else {}
         try:
             async with httpx.AsyncClient(
@@ -376,9 +402,9 @@ class Doctor:
                 response = await client.request(method, path, headers=headers)
                 return response.status_code, msgspec.json.decode(response.content or b"{}")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return None, f"{type(error).__name__}"
+            return None, _NoAnswer(type(error).__name__, is_silence=isinstance(error, httpx.TimeoutException))
         except msgspec.DecodeError:
-            return None, "something else than Rise answered"
+            return None, _NoAnswer("something else than Rise answered")
 
     def _admin_token(self) -> str:
         if self.settings.admin_token is not None:
@@ -550,11 +576,19 @@ def _quick_check(connection: Any) -> str:
     return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
 
 
-def _role(member: str) -> str:
+def _role(pid: str) -> str:
     """`rise serve`, `rise worker` …, as the process was started."""
     try:
-        words = Path(f"/proc/{member.partition('-')[0]}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return "a process"
-    verbs = [word for word in words[1:] if word.isalpha() and word not in ("rise")]
+    verbs = [word for word in words[1:] if word.isalpha() and word != "rise"]
     return f"rise {verbs[0]}" if verbs else "a process"
+
+
+def _is_stopped(pid: str) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(") ")[2].startswith(("T", "t"))
