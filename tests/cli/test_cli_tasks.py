@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,32 @@ def test_one_tasks_whole_life_is_told(rise: Rise, directory: Directory):
     assert (shown["taskId"], shown["status"], shown["outcome"]) == (task_id, "completed", "silent")
     assert shown["payload"]["channelPayload"]["raw"]["message"]["text"] == "What is this?"
     assert (shown["deliveryKey"], shown["duplicates"]) == ("tg:7:u:1001", 1)
+
+
+def test_a_task_that_is_not_due_yet_says_when_it_is(rise: Rise, directory: Directory):
+    later, now = directory.accept(1, 2)
+    due = "2096-02-03T04:05:06"
+    due_at_ms = int(datetime.fromisoformat(f"{due}+00:00").timestamp() * 1000)
+    directory.write("UPDATE tasks SET due_at = ? WHERE task_id = ?", due_at_ms, later)
+    assert rise("tasks").out.count(f"pending (due {due}") == 1
+    assert f"pending (due {due}" in rise("tasks", "show", later).out
+    assert "due" not in rise("tasks", "show", now).out
+    listed = {task["taskId"]: task["dueAt"] for task in rise("tasks", "--json").json["tasks"]}
+    assert (listed[later][:19], listed[now]) == (due, None)
+    assert rise("tasks", "show", later, "--json").json["dueAt"] == listed[later]
+
+
+def test_a_task_of_a_bot_that_is_not_configured_says_that_it_waits_for_it(
+    rise: Rise, directory: Directory, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = directory.accept(1, 2)
+    directory.finish(second)
+    assert "waits for" in rise("tasks", "show", first).out
+    waits_for = rise("tasks", "show", first, "--json").json["waitsFor"]
+    assert waits_for.startswith("account 7 of telegram, which is not configured here")
+    assert rise("tasks", "show", second, "--json").json["waitsFor"] is None, "it has ended"
+    monkeypatch.setenv("RISE_TELEGRAM_TOKEN", "7:ABC")
+    assert rise("tasks", "show", first, "--json").json["waitsFor"] is None
 
 
 @pytest.mark.req("ENV-2")

@@ -270,7 +270,8 @@ async def test_a_server_that_was_stopped_is_named_with_what_lets_it_go_on(
 ):
     monkeypatch.setattr("rise.runtime.doctor.ANSWER_SECONDS_MAX", 1.0)
     async with Installation(tmp_path / "data") as rise:
-        assert (pid := rise.pid) is not None
+        pid = rise.pid
+        assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         [finding] = await doctor(tmp_path / "data", port=rise.port).probe("capabilities")
         os.kill(pid, signal.SIGCONT)

@@ -107,10 +107,11 @@ async def _list(house: House, selection: Selection, limit: int, as_json: bool) -
             heapq.heappop(oldest)
     listed = [task for _, _, task in sorted(oldest, key=lambda entry: (-entry[0], entry[1]))]
     finished = dict(await house.ledger.finished_counts())
-    if as_json:
-        show_json({"tasks": [_row_for_programs(task) for task in listed], "found": found, "finished": finished})
-        return
     now_ms = house.queue.now_ms()
+    if as_json:
+        rows = [_row_for_programs(task, now_ms) for task in listed]
+        show_json({"tasks": rows, "found": found, "finished": finished})
+        return
     state = selection.status or "open"
     show_table(
         f"{found} {state}" if found == len(listed) else f"{found} {state}, the oldest {len(listed)}",
@@ -137,14 +138,28 @@ def _row(task: OpenTask, now_ms: int) -> tuple[object, ...]:
         head.task_id,
         head.channel,
         head.chat_id,
-        f"{task.status} ({task.reason})" if task.reason else task.status,
+        _state(task.status, task.reason, task.due_at_ms, now_ms),
         age(now_ms - head.accepted_at_ms),
         task.attempts,
         shortened(task.error or head.user_text),
     )
 
 
-def _row_for_programs(task: OpenTask) -> dict[str, Any]:
+def _state(status: Status, reason: Reason | None, due_at_ms: int, now_ms: int) -> str:
+    """The status, and what it waits for: a reason, or a moment."""
+    due_at = _due_at(status, due_at_ms, now_ms)
+    waits_for = reason or (f"due {due_at}" if due_at else None)
+    return f"{status} ({waits_for})" if waits_for else str(status)
+
+
+def _due_at(status: Status, due_at_ms: int, now_ms: int) -> str | None:
+    """When a follow-up or a retry is due, while that is still to come."""
+    from rise.clock import from_epoch_ms, iso
+
+    return iso(from_epoch_ms(due_at_ms)) if status is Status.PENDING and due_at_ms > now_ms else None
+
+
+def _row_for_programs(task: OpenTask, now_ms: int) -> dict[str, Any]:
     from rise.clock import from_epoch_ms, iso
 
     head = task.head
@@ -156,6 +171,7 @@ def _row_for_programs(task: OpenTask) -> dict[str, Any]:
         "kind": head.kind,
         "status": task.status,
         "reason": task.reason,
+        "dueAt": _due_at(task.status, task.due_at_ms, now_ms),
         "generation": task.generation,
         "attempts": task.attempts,
         "deaths": task.deaths,
@@ -213,6 +229,8 @@ def _story_for_programs(house: House, story: TaskStory, earlier: list[Run], rece
             {"generation": run.generation, "status": run.status, "outcome": run.outcome, "by": run.by, "why": run.why}
             for run in earlier
         ],
+        "dueAt": _due_at(story.status, story.task.progress.due_at_ms, house.queue.now_ms()),
+        "waitsFor": _lacking(house, story),
         "deliveryKey": story.task.head.delivery_key,
         "duplicates": receipt.duplicates if receipt else None,
     }
@@ -229,7 +247,8 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
     show_pairs(
         [
             ("task", head.task_id),
-            ("status", f"{story.status} ({progress.reason})" if progress.reason else story.status),
+            ("status", _state(story.status, progress.reason, progress.due_at_ms, house.queue.now_ms())),
+            ("waits for", _lacking(house, story)),
             ("outcome", run.outcome if run else None),
             ("channel", f"{head.channel}, account {head.account}, chat {head.chat_id or '-'}"),
             ("kind", head.kind),
@@ -264,6 +283,14 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
             for reply in story.replies
         ],
     )
+
+
+def _lacking(house: House, story: TaskStory) -> str | None:
+    """The account that it cannot go on without, if that is not configured where this command runs."""
+    head = story.task.head
+    if story.status.is_finished or house.channels.accounts().get(head.channel) == head.account:
+        return None
+    return f"account {head.account} of {head.channel}, which is not configured here (`rise doctor` has the remedy)"
 
 
 def _ending(run: Run) -> str:
