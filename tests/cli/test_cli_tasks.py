@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from cli_directory import Directory, Rise
 
-from rise.cli.tasks import OpenStatus
+from rise.cli.tasks import OpenStatus, SuspendedFor
 from rise.envelope import Reason, Status
 from rise.queue.port import Suspend
 
@@ -55,6 +56,17 @@ def test_finished_tasks_are_counted_and_not_listed(rise: Rise, directory: Direct
     assert "ended: 1 completed.silent" in rise("tasks").out
     assert list(OpenStatus) == [status for status in Status if not status.is_finished], "what is offered works"
     assert rise("tasks", "--status", "completed").code == 2
+
+
+def test_the_reasons_offered_are_those_that_occur(rise: Rise, directory: Directory):
+    directory.accept(1)
+    states = (Path(__file__).parents[2] / "docs" / "states.md").read_text()
+    table = states.partition("| Reason of a suspension |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [reason.value for reason in SuspendedFor]
+    assert set(SuspendedFor) <= set(Reason)
+    assert rise("suspended", "--reason", "kill_switch").code == 2
+    for reason in SuspendedFor:
+        assert rise("suspended", "--reason", reason).code == 0
 
 
 def test_a_list_of_nothing_says_of_what(rise: Rise, directory: Directory):

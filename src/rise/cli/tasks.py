@@ -41,10 +41,23 @@ class OpenStatus(StrEnum):
     SUSPENDED = Status.SUSPENDED
 
 
+class SuspendedFor(StrEnum):
+    """The reasons that occur."""
+
+    WORKFLOW_PENDING = Reason.WORKFLOW_PENDING
+    RAW_PAYLOAD_INVALID = Reason.RAW_PAYLOAD_INVALID
+    RETRIES_EXHAUSTED = Reason.RETRIES_EXHAUSTED
+    LANE_BLOCKED = Reason.LANE_BLOCKED
+    POISON = Reason.POISON
+    STALE_REPLAY = Reason.STALE_REPLAY
+    SCHEMA_NEWER = Reason.SCHEMA_NEWER
+    REPLY_HELD = Reason.REPLY_HELD
+
+
 Channel = Annotated[str | None, typer.Option("--channel", help="Of this channel only.")]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the audit log.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many, the oldest.")]
-ReasonOption = Annotated[Reason | None, typer.Option("--reason", help="Suspended for this reason only.")]
+ReasonOption = Annotated[SuspendedFor | None, typer.Option("--reason", help="Suspended for this reason only.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -92,8 +105,12 @@ def list_suspended(
         return
     from rise.queue.port import Selection
 
-    selection = Selection(status=Status.SUSPENDED, reason=reason, channel=channel)
+    selection = Selection(status=Status.SUSPENDED, reason=_reason(reason), channel=channel)
     in_house(data_dir, lambda house: _list(house, selection, limit, as_json))
+
+
+def _reason(asked: SuspendedFor | None) -> Reason | None:
+    return None if asked is None else Reason(asked)
 
 
 async def _list(house: House, selection: Selection, limit: int, as_json: bool) -> None:
@@ -339,7 +356,7 @@ def resume_tasks(
         operations = _operations(house)
         if task_ids:
             return await _resume_each(operations, task_ids, why)
-        selection = Selection(reason=reason, channel=channel)
+        selection = Selection(reason=_reason(reason), channel=channel)
         return list(await operations.resume_selected(selection, who=operator(), why=why)), {}
 
     resumed, refused = in_house(data_dir, resume)
