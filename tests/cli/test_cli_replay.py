@@ -115,6 +115,8 @@ def test_a_line_longer_than_any_update_stops_it(from_file: Rise, tmp_path: Path)
         ([], "say what"),
         (["updates.jsonl"], "--channel telegram"),
         (["missing.jsonl", "--channel", "telegram"], "there is no file"),
+        (["missing.jsonl", "--yes"], "there is no file missing.jsonl"),
+        (["nope", "--yes"], "there is no file nope, and it is no task id"),
         (["updates.jsonl", "--channel", "telegram"], "no bot is configured"),
         (["updates.jsonl", "--channel", "telegram", "--status", "completed"], "not lines of a file"),
         (["a.jsonl", "b.jsonl"], "is no task id"),

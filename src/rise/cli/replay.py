@@ -113,12 +113,12 @@ class FileReplay(msgspec.Struct, kw_only=True, rename="camel"):
 def _replay_file(
     path: Path, channel: str | None, account: str | None, *, yes: bool, data_dir: Path | None, as_json: bool
 ) -> None:
+    if not path.is_file():
+        raise typer.BadParameter(f"there is no file {path}, and it is no task id (t_ and 26 letters and digits)")
     if channel != "telegram":
         raise typer.BadParameter(
             "updates come from Telegram: add --channel telegram; other tasks run again by their ids"
         )
-    if not path.is_file():
-        raise typer.BadParameter(f"there is no file {path}")
     settings = read_settings(data_dir)
     if not yes and not has_database(settings):
         raise typer.BadParameter(f"{settings.data_dir} holds no Rise database yet; with --yes it is made")
