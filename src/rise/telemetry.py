@@ -28,16 +28,25 @@ _CONTROL: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _NESTING_MAX: Final = 8
+_TAIL_MIN: Final = 16
 
 _known_secrets: set[str] = set()
 
 
 def keep_out_of_logs(secrets: Iterable[str | None]) -> None:
     """These strings are masked wherever they would be written from now on, also as objects, JSON and addresses
-    spell them."""
+    spell them; of a bot's token also what follows the bot's number."""
     for secret in secrets:
         if secret and len(secret) >= 6:
             _known_secrets.update(_spellings(secret))
+            _known_secrets.update(_spellings_of_tail(secret))
+
+
+def _spellings_of_tail(token: str) -> Iterator[str]:
+    """The number is public, the rest alone is the secret. A short one could be any word."""
+    number, _, tail = token.partition(":")
+    if number.isdecimal() and len(tail) >= _TAIL_MIN:
+        yield from _spellings(tail)
 
 
 def _spellings(secret: str) -> Iterator[str]:
