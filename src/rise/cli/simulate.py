@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rise.testing.simulator.run import Outcome
 
 LINES_SHOWN = 40
+SEEDS_BOUND_MIN = 30
+"""With none broken in n, fewer than 3 in n break (95 %): an approximation that is no good for fewer."""
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +59,7 @@ def _search(first: int, seeds: int, minutes: float | None, *, as_json: bool) -> 
         "seeds": f"{first} to {seed - 1}",
         "broken": broken,
         "seedsPerSecond": round(count / seconds, 1),
-        "bound": f"fewer than 1 in {count // 3} seeds breaks a promise (95 %)" if count > 2 and not broken else None,
+        "bound": _bound(count, broken),
         "steps": sums.pop("steps"),
         "acts": sums.pop("messages"),
         "deaths": sums.pop("kills"),
@@ -71,6 +73,13 @@ def _search(first: int, seeds: int, minutes: float | None, *, as_json: bool) -> 
         show_pairs([*found.items(), ("struck", struck)])
     if broken:
         raise problem_found()
+
+
+def _bound(count: int, broken: int) -> str | None:
+    """What so many seeds without a violation say of all the others; nothing when they are few."""
+    if broken or count < SEEDS_BOUND_MIN:
+        return None
+    return f"fewer than 1 in {count // 3} seeds breaks a promise (95 %)"
 
 
 def _show_violation(outcome: Outcome) -> None:
