@@ -9,6 +9,7 @@ import msgspec
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock, iso
+from rise.envelope import Head
 from rise.ledger.port import BindingRecord, Definitions, Ledger, Operation, WorkflowRecord
 from rise.service import Loop, Signal
 from rise.telemetry import log
@@ -24,10 +25,6 @@ class Bound(msgspec.Struct, frozen=True):
     workflow: WorkflowRecord
     binding: BindingRecord | None
     """None when the caller named the workflow itself."""
-
-    def text(self, name: str, default: str) -> str:
-        """A text that the binding may word its own way."""
-        return str(self.binding.config.get(name) or default) if self.binding else default
 
 
 class BindingRegistry:
@@ -82,6 +79,11 @@ class BindingRegistry:
         if workflow is None or not workflow.published or not workflow.enabled:
             return None
         return Bound(workflow, binding)
+
+    def text(self, head: Head, name: str) -> str:
+        """A text that the binding of the task's account words its own way, usable or not; empty if it does not."""
+        binding = self._defaults.get((head.channel, head.account))
+        return str(binding.config.get(name) or "") if binding else ""
 
     def workflow(self, workflow_id: str) -> WorkflowRecord | None:
         return self._current.workflows.get(workflow_id)

@@ -70,6 +70,8 @@ class DeliveryLimits:
     chats_at_once: int = 200
     unknown_policy: str = "resend_marked"
     resends_max: int = 1
+    resend_seconds: float = 3.0
+    """Not at once: what made it uncertain may last, and would use up the repetition."""
     repeats_max: int = 5
     """For calls that may take effect twice without harm."""
     stop_seconds: float = 10.0
@@ -212,9 +214,9 @@ class Sender:
                 self._on_account(*account, error)
                 return Again(ACCOUNT_RETRY_SECONDS, error)
             case Uncertain(error):
-                return self._when_uncertain(reply, error)
+                return self._when_uncertain(reply, error, pause_seconds=self._limits.resend_seconds)
 
-    def _when_uncertain(self, reply: Reply, error: str) -> Delivery:
+    def _when_uncertain(self, reply: Reply, error: str, *, pause_seconds: float = 0.0) -> Delivery:
         channel = self._channels.get(reply.channel)
         if channel is not None and channel.is_repeatable(reply.call):
             if reply.resends < self._limits.repeats_max:
@@ -225,7 +227,7 @@ class Sender:
         if self._limits.unknown_policy == "hold" or reply.resends >= self._limits.resends_max or channel is None:
             return HeldUnknown(error)
         marked = channel.marked(reply.call) if self._limits.unknown_policy == "resend_marked" else None
-        return Resend(error, call=marked)
+        return Resend(error, call=marked, seconds=pause_seconds)
 
     async def _record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered | None:
         """Write the end of the call down, however long that takes: forgetting it would make it a doubt."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 
 import msgspec
@@ -19,7 +20,7 @@ import msgspec
 from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Incoming
-from rise.clock import Clock
+from rise.clock import Clock, from_epoch_ms
 from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, Reason, TaskId, new_request_id, task_id_of
 from rise.errors import CopiesInsufficient, KeyReused, Unavailable
 from rise.queue.port import Enqueued, NewTask, Queue
@@ -61,6 +62,13 @@ class Intake:
     accept_seconds_max: float = 3.0
     same_body_required: frozenset[str] = frozenset({"http"})
     """Channels whose caller chooses the key: there, the same key with another body is a mistake of theirs."""
+
+    def now(self) -> datetime:
+        """The store's time, which no step of the wall clock moves; the wall clock's as long as there is no store."""
+        try:
+            return from_epoch_ms(self.queue.now_ms())
+        except Unavailable:
+            return self.clock.now()
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """Make the delivery durable, once. Raises `Unavailable` (503) or `KeyReused` (422)."""

@@ -44,7 +44,9 @@ class RetryPolicy:
         curve = self.curve_by_channel.get(head.channel, self.curve_seconds) or DEFAULT_CURVE
         return curve[min(progress.attempts, len(curve) - 1)] * clock.random.uniform(1 - JITTER, 1 + JITTER)
 
-    def verdict(self, head: Head, progress: Progress, error: Exception, *, now_ms: int, clock: Clock) -> float | Reason:
+    def verdict(
+        self, head: Head, progress: Progress, error: BaseException, *, now_ms: int, clock: Clock
+    ) -> float | Reason:
         """Seconds to wait, or the reason to stop trying. The caller asks `uses_a_try` whether it counts.
 
         What is refused for what it says is refused again however often it is tried.
@@ -70,6 +72,6 @@ def _sane_seconds(asked_for: float) -> float:
     return float(min(max(asked_for, WAIT_SECONDS_MIN), WAIT_SECONDS_MAX))
 
 
-def uses_a_try(error: Exception) -> bool:
+def uses_a_try(error: BaseException) -> bool:
     """Whether it counts against the task: a dependency's fault never does."""
     return not isinstance(error, WaitsForDependency | Unavailable)

@@ -22,10 +22,11 @@ from rise.clock import Clock, epoch_ms
 from rise.envelope import Call, Effect, Outcome, Reason, Status, Task, TaskType, encode_json, notice_id_of, reply_id_of
 from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
+from rise.quarantine import Quarantine
 from rise.queue.port import Anew, Claim, Finished, Queue, Replying, RetryIn, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import Loop, Signal, cancel_all, insist, spawn
-from rise.telemetry import log, redact
+from rise.telemetry import in_words, log, redact
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.follow_ups import FOLLOW_UP, follow_up
 from rise.workflows.runner import RunLimits, Runner
@@ -35,6 +36,8 @@ Accept = Callable[[Incoming], Awaitable[object]]
 
 LOOK_SECONDS: Final = 1.0
 """How often the queue is looked at without a hint."""
+ELSEWHERE_SECONDS: Final = 2.0
+"""How long a message is left to workers that have its workflow."""
 _NEVER_RAN: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.RAW_PAYLOAD_INVALID})
 
 
@@ -147,7 +150,7 @@ class Worker:
         self._held: dict[int, _Held] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._hint = Signal()
-        self._draining = False
+        self._quarantine = Quarantine()
         self._stopping = False
         self._store_failed_at: float | None = None
         self._may_hold_ghosts = False
@@ -194,12 +197,16 @@ class Worker:
         try:
             await self._let_go_of_ghosts()
             claimed = await self._queue.claim(
-                self._bus.member, room, idle=not self._held, forgiving=self._store_failed_lately()
+                self._bus.member,
+                room,
+                idle=self._quarantine.takes_suspects(is_empty=not self._held),
+                forgiving=self._store_failed_lately(),
             )
         except Unavailable:
             self._note_store_failure()
             raise
-        self._draining = claimed.suspects_waiting
+        if claimed.suspects_waiting:
+            self._quarantine.suspects_wait(self._clock.monotonic())
         for claim in claimed.claims:
             self._hold(claim)
         return len(claimed.claims)
@@ -221,8 +228,8 @@ class Worker:
         return failed_at is not None and self._clock.monotonic() - failed_at < claim_seconds
 
     def _room(self) -> dict[str, int]:
-        """Free places per channel. None while a suspect runs, or waits for this process to be alone."""
-        if self._held and (self._draining or any(_is_of_suspect(held.claim) for held in self._held.values())):
+        """Free places per channel. None for a while when a suspect needs this process for itself."""
+        if self._held and self._quarantine.refuses_others(self._clock.monotonic()):
             return {}
         room = dict.fromkeys(self._channels, self._limits.concurrency)
         for held in self._held.values():
@@ -230,6 +237,8 @@ class Worker:
         return room
 
     def _hold(self, claim: Claim) -> None:
+        if _is_of_suspect(claim):
+            self._quarantine.suspect_starts(self._clock.monotonic())
         work = spawn(self._work(claim), name=f"lane {claim.lane}", into=self._tasks)
         self._held[claim.fence] = _Held(claim, self._clock.monotonic(), work)
         # As a callback, because a task that is cancelled before its first step runs none of its code.
@@ -238,7 +247,9 @@ class Worker:
     def _let_go(self, fence: int) -> None:
         # What a stop leaves unbegun stays held, and so prolonged, until it is handed back with the rest.
         if not self._stopping or self._held[fence].is_settled:
-            del self._held[fence]
+            claim = self._held.pop(fence).claim
+            if _is_of_suspect(claim):
+                self._quarantine.suspect_ends()
         self._hint.set()
 
     async def _renew(self) -> None:
@@ -271,13 +282,23 @@ class Worker:
         following: Claim | None = claim
         try:
             while following is not None and not self._stopping:
-                task = _understood(following.task, self._channels)
-                ending = await self._end(task)
-                following = await self._settle(following, task, ending)
+                following = await self._finish(following, _understood(following.task, self._channels))
         except ClaimLost as error:
             log.warning("task.claim_lost", lane=claim.lane, error=error)
             following = None
         self._held[claim.fence].is_settled = following is None
+
+    async def _finish(self, claim: Claim, task: Task) -> Claim | None:
+        """Run the task and settle it, whatever comes of either: a claim that lapses looks like a death."""
+        ending = await self._end(task)
+        try:
+            return await self._settle(claim, task, ending)
+        except ClaimLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - border: a bug of ours is said where people look, and keeps no chat
+            log.error("task.settle_failed", task_id=task.task_id, error=error, exc_info=error)
+            why = f"it could not be settled: {redact(in_words(error))[:2000]}"
+            return await self._settle(claim, task, Suspended(Reason.RETRIES_EXHAUSTED, why))
 
     async def _end(self, task: Task) -> Ending:
         """Run the task and say how that ended. Nothing is written here but steps."""
@@ -289,7 +310,8 @@ class Worker:
             # Nobody cancelled this run: the workflow awaited something of its own that was. Taken for a stop,
             # it would leave the claim to lapse and be counted as the death of a process.
             return self._judge(task, RuntimeError("the workflow awaited something that was cancelled"))
-        except Exception as error:  # noqa: BLE001 - border: whatever a workflow raises is judged by the retry policy
+        except (Exception, GeneratorExit, BaseExceptionGroup) as error:  # noqa: BLE001 - border
+            # Whatever a workflow raises is judged by the retry policy.
             return self._judge(task, error)
 
     async def _attempt(self, task: Task) -> Ending:
@@ -307,19 +329,23 @@ class Worker:
         if head.task_type is TaskType.MESSAGE_SEND:
             return _answered(task, channel, [Effect(kind="reply", **head.policy["reply"])], value=None, bound=None)
         bound = self._bindings.lookup(head.channel, head.account, head.workflow_id)
-        if bound is None or bound.workflow.workflow_id not in self._runner.workflows:
+        if bound is not None and bound.workflow.workflow_id not in self._runner.workflows:
+            # Another worker has it. Given up here, the chat would go on without this message, and out of order.
+            return Retry(
+                ELSEWHERE_SECONDS, f"this worker has not loaded the workflow {bound.workflow.name}", counts=False
+            )
+        if bound is None:
             await self._runner.acknowledge(task, channel)
-            text = bound.text("workflowMissingMessage", "") if bound else ""
             return Suspended(
                 Reason.WORKFLOW_PENDING,
                 f"no usable workflow for {head.channel}:{head.account}",
-                tell=text or self._texts.workflow_missing,
+                tell=self._bindings.text(head, "workflowMissingMessage") or self._texts.workflow_missing,
             )
         effects, value = await self._runner.run(task, bound, channel)
         return _answered(task, channel, effects, value=value, bound=bound)
 
-    def _judge(self, task: Task, error: Exception) -> Ending:
-        text = redact(f"{type(error).__name__}: {error}")[:2000]
+    def _judge(self, task: Task, error: BaseException) -> Ending:
+        text = redact(in_words(error))[:2000]
         counts = uses_a_try(error)
         verdict = self._retry_policy.verdict(
             task.head, task.progress, error, now_ms=self._queue.now_ms(), clock=self._clock
@@ -341,8 +367,6 @@ class Worker:
         settlement = await self._insist(lambda: self._record(task, ending), task)
         following = await self._insist(lambda: self._queue.settle(claim, task, settlement), task)
         self._announce(task, ending, settlement)
-        if following is not None:
-            self._held[following.fence].claim = following
         return following
 
     async def _record(self, task: Task, ending: Ending) -> Settlement:

@@ -82,9 +82,13 @@ async def test_while_the_platform_cannot_be_reached_replies_wait_and_then_go_out
     tasks = await stage.write("one", "two", chat=1) + await stage.write("three", chat=2)
     for task_id in (tasks[0], tasks[2]):
         await waits(stage, task_id)
-    for _ in range(20):
-        await stage.pass_time(600)
-    assert (await waits(stage, tasks[0], tries=5)).resends == 0
+    for tries in range(2, 9):
+        await stage.pass_time(80)
+        await waits(stage, tasks[0], tries=tries)
+    await stage.pass_time(47)
+    assert (await waits(stage, tasks[0])).tries == 8, "from try to try longer, to about a minute"
+    await stage.pass_time(26)
+    assert (await waits(stage, tasks[0], tries=9)).resends == 0
     await stage.telegram.start()
     while await stage.open_count():
         await stage.pass_time(80)
@@ -266,7 +270,7 @@ async def test_a_second_doubt_is_held_for_a_person_and_what_follows_waits_with_i
 @pytest.mark.req("OUT-1")
 @pytest.mark.failure("G4")
 async def test_a_held_reply_does_not_hold_up_what_its_chat_is_told_next(stage: Stage):
-    stage.delivery_limits = DeliveryLimits(unknown_policy="hold")
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
     stage.telegram.fault(Fault.server_error(), method="sendMessage")
     await stage.start(saying("1 {}", "2 {}"))
     [held, following] = await stage.write("one", "two")
@@ -278,7 +282,7 @@ async def test_a_held_reply_does_not_hold_up_what_its_chat_is_told_next(stage: S
 @pytest.mark.req("OUT-1", "SUS-3")
 @pytest.mark.parametrize("several", [False, True])
 async def test_under_the_policy_hold_a_person_decides(stage: Stage, several: bool):
-    stage.delivery_limits = DeliveryLimits(unknown_policy="hold")
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
     stage.telegram.fault(Fault.commit_then_close(), method="sendMessage", times=2)
     says = saying("echo {}")
     await stage.start(says)
@@ -300,8 +304,23 @@ async def test_under_the_policy_hold_a_person_decides(stage: Stage, several: boo
 
 @pytest.mark.req("OUT-1")
 @pytest.mark.failure("G4")
+async def test_a_link_that_fails_for_a_moment_does_not_use_up_the_repetition(stage: Stage):
+    stage.delivery_limits = DeliveryLimits()
+    stage.telegram.fault(Fault.commit_then_close(), method="sendMessage")
+    await stage.start(saying("echo {}"))
+    [task_id] = await stage.write("Hello")
+    await tried(stage, 1)
+    await stage.pass_time(2.5)
+    assert len(stage.texts()) == 1
+    await stage.pass_time(0.6)
+    await stage.ended(task_id)
+    assert stage.texts() == ["echo Hello", f"{MARK}echo Hello"]
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("G4")
 async def test_under_the_policy_resend_it_is_said_again_as_it_was(stage: Stage):
-    stage.delivery_limits = DeliveryLimits(unknown_policy="resend")
+    stage.delivery_limits = DeliveryLimits(unknown_policy="resend", resend_seconds=0.0)
     stage.telegram.fault(Fault.commit_then_close(), method="sendMessage")
     await stage.start(saying("echo {}"))
     await stage.ended(*await stage.write("Hello"))
@@ -318,6 +337,24 @@ async def test_what_may_be_done_twice_without_harm_is_repeated_and_not_marked(st
         await stage.pass_time(3)
     await stage.ended(task_id)
     await tried(stage, 3, "answerCallbackQuery")
+    assert stage.texts() == ["echo yes"]
+
+
+@pytest.mark.req("OUT-1", "TGM-3")
+async def test_what_may_be_repeated_is_given_up_after_so_many_times(stage: Stage):
+    stage.delivery_limits = DeliveryLimits(repeats_max=2)
+    stage.telegram.fault(Fault.server_error(), method="answerCallbackQuery", times=100)
+    await stage.start(saying("echo {}"))
+    task_id = await stage.tap("yes")
+    while len(stage.calls("answerCallbackQuery")) < 3:
+        await stage.pass_time(1)
+
+    async def given_up() -> bool:
+        return [notice.state for notice in await stage.notices(task_id)] == [ReplyState.FAILED]
+
+    await stage.until(given_up)
+    await stage.ended(task_id)
+    assert len(stage.calls("answerCallbackQuery")) == 3
     assert stage.texts() == ["echo yes"]
 
 
@@ -382,6 +419,18 @@ async def test_what_is_dropped_while_its_call_is_out_is_not_sent_again_whatever_
     [after] = await stage.write("after")
     await stage.ended(after)
     assert stage.texts() == ["1 after", "2 after"]
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+async def test_what_is_dropped_at_the_last_moment_holds_nothing_up(stage: Stage):
+    gateway, _ = await stage.start(saying("echo {}"))
+    held = gateway.hold_at("ledger.outbox_sending", "before")
+    dropped, kept = await stage.write("one", "two")
+    await held.reached()
+    await stage.operations.drop(dropped, who="operator")
+    held.open()
+    await stage.ended(dropped, kept)
+    assert stage.texts() == ["echo two"]
 
 
 @pytest.mark.req("SUS-3", "OUT-1")

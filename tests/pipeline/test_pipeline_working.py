@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,9 +12,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from pipeline_stage import Stage, record_of
+from pipeline_stage import Stage, definition_of, record_of
 
 import rise
+from rise import telemetry
+from rise import worker as worker_module
 from rise.channels.telegram import updates
 from rise.envelope import Outcome, Reason, Status, run_id_of
 from rise.errors import StateConflict, StoreUnavailable
@@ -28,6 +31,12 @@ from rise.workflows import runner
 
 FAILED = Texts().failed
 MISSING = Texts().workflow_missing
+COUNTED_AT_THE_DOOR = (
+    telemetry.accepted_total,
+    telemetry.duplicates_total,
+    telemetry.out_of_order_total,
+    telemetry.late_total,
+)
 
 
 @rise.workflow("echo", channels=["telegram", "http"])
@@ -501,10 +510,88 @@ async def test_a_binding_words_its_own_notice(stage: Stage):
 
     await stage.start_gateway()
     await stage.bind(elsewhere, workflowMissingMessage="Back on Monday.")
+    switched_off = msgspec.structs.replace(record_of(definition_of(elsewhere)), enabled=False)
+    await stage.ledger.put_workflow(switched_off)
     await stage.start_worker(follows_code=False)
     [task_id] = await stage.write("Hello")
     await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
     assert await stage.said(1) == ["Back on Monday."]
+
+
+@pytest.mark.req("WRK-5", "SUS-1")
+async def test_a_worker_without_the_workflow_leaves_it_to_one_that_has_it_and_the_order_holds(stage: Stage):
+    @rise.workflow("other")
+    async def other(turn: rise.Turn) -> None: ...
+
+    await stage.start(echo)
+    await stage.start_worker(other, follows_code=False)
+    tasks = await stage.write(*(f"{number}" for number in range(1, 7)))
+    for _ in range(10):
+        await stage.pass_time(2.1)
+    await stage.ended(*tasks)
+    assert stage.texts() == [f"echo {number}" for number in range(1, 7)], "and nobody was told that there is no bot"
+
+
+@pytest.mark.req("WFL-4")
+@pytest.mark.failure("H9")
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, 1e300, 1e17, -1.0, "5", True], ids=repr)
+async def test_a_follow_up_that_has_no_time_is_the_workflows_own_error(stage: Stage, seconds: Any):
+    @rise.workflow("plans", channels=["telegram"])
+    async def plans(turn: rise.Turn) -> None:
+        await turn.reply("ok")
+        await turn.follow_up("later", in_seconds=seconds)
+
+    await stage.start(plans)
+    [task_id] = await stage.write("Hello")
+    task = await stage.waiting_for_retry(task_id, attempts=1)
+    assert "in_seconds" in (task.error or "")
+    assert stage.texts() == []
+
+
+@pytest.mark.req("QUE-4", "SUS-3")
+@pytest.mark.failure("E3")
+async def test_what_cannot_be_settled_is_parked_with_its_error_and_stays_there(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(worker_module, "follow_up", broken)
+
+    @rise.workflow("plans", channels=["telegram"])
+    async def plans(turn: rise.Turn) -> None:
+        await turn.reply("ok")
+        await turn.follow_up("later", in_seconds=5)
+
+    gateway, _ = await stage.start(plans)
+    [task_id, following] = [(await stage.write("Hello", chat=chat))[0] for chat in (1, 2)]
+    for one in (task_id, following):
+        task = await stage.suspended(one, Reason.RETRIES_EXHAUSTED)
+        assert (task.deaths, "a bug of ours" in (task.error or "")) == (0, True)
+    await stage.said(2)
+    await gateway.supervisor.sweep()
+    assert (await stage.look(task_id)) is not None, "a promise is still open"
+    assert [text for chat in (1, 2) for text in stage.texts(chat)] == ["ok", "ok"], "no apology beside the answer"
+
+
+@pytest.mark.req("QUE-4")
+@pytest.mark.failure("E3")
+@pytest.mark.parametrize("kind", ["mute", "generator", "group"])
+async def test_an_error_of_any_kind_is_the_workflows_own(stage: Stage, kind: str):
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    errors = {"mute": Mute(), "generator": GeneratorExit(), "group": BaseExceptionGroup("two", [GeneratorExit()])}
+
+    @rise.workflow("odd", channels=["telegram"])
+    async def odd(turn: rise.Turn) -> None:
+        raise errors[kind]
+
+    await stage.start(odd)
+    [task_id] = await stage.write("Hello")
+    task = await stage.waiting_for_retry(task_id, attempts=1)
+    assert (task.deaths, type(errors[kind]).__name__ in (task.error or "")) == (0, True)
 
 
 @pytest.mark.req("SUS-1", "CHN-4")
@@ -777,6 +864,40 @@ async def test_saying_nothing_is_an_answer_too(stage: Stage):
     [task_id] = await stage.write("Hello")
     [run] = await stage.ended(task_id)
     assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.SILENT)
+
+
+async def test_what_is_accepted_is_counted_by_how_it_came(stage: Stage):
+    gateway, _ = await stage.start(echo)
+    counters = {one: one.labels("telegram", stage.account) for one in COUNTED_AT_THE_DOOR}
+    before = [counter._value.get() for counter in counters.values()]
+    former, latter = stage.incoming("one"), stage.incoming("two")
+    for incoming in (latter, latter, former):
+        accepted = await gateway.intake.accept(incoming)
+        await stage.ended(accepted.task_id)
+    counted = [counter._value.get() - so_far for counter, so_far in zip(counters.values(), before, strict=True)]
+    assert counted == [2, 1, 1, 1]
+
+
+async def test_every_ending_is_announced_once_with_what_came_of_it(stage: Stage):
+    @rise.workflow("mixed", channels=["telegram"])
+    async def mixed(turn: rise.Turn) -> None:
+        if turn.text == "fail":
+            raise ValueError("boom")
+        if turn.text == "answer":
+            await turn.reply("yes")
+
+    stage.retry_policy = RetryPolicy(retry_max=0)
+    await stage.start(mixed)
+    tasks = [(await stage.write(text, chat=chat))[0] for chat, text in enumerate(("answer", "silent", "fail"), start=1)]
+    await stage.until(lambda: _true(len(stage.settled) == 3))
+    heard = {event["task_id"]: (event["status"], event["outcome"], event["reason"]) for event in stage.settled}
+    assert [heard[task_id] for task_id in tasks] == [
+        (Status.COMPLETED, Outcome.ANSWERED, None),
+        (Status.COMPLETED, Outcome.SILENT, None),
+        (Status.SUSPENDED, None, Reason.RETRIES_EXHAUSTED),
+    ]
+    workflow_id = mixed.__rise_workflow__.workflow_id
+    assert {event["workflow_id"] for event in stage.settled if event["outcome"]} == {workflow_id}
 
 
 @pytest.mark.req("OUT-3")

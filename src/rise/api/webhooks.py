@@ -78,7 +78,7 @@ class TelegramWebhook:
                 body,
                 account=self._account,
                 webhook=True,
-                now=self._clock.now(),
+                now=self._intake.now(),
                 source=SOURCE,
                 trace_id=None if trace_parent is None else trace_id_of(trace_parent),
             )

@@ -159,7 +159,8 @@ class Supervisor:
                     await self._tell(task, LATE, self._duties.late_text)
         for reason in _CANNOT_BE_ANSWERED:
             for task in await self._queue.list_open(Selection(status=Status.SUSPENDED, reason=reason), limit=PAGE):
-                await self._tell(task, reason, self._duties.failed_text)
+                if await self._ledger.run(task.run_id) is None:  # else it was answered
+                    await self._tell(task, reason, self._duties.failed_text)
 
     async def probe(self) -> None:
         await self._capabilities.probe_all()
@@ -202,13 +203,17 @@ class Supervisor:
             after = page[-1].head.task_id
 
     async def _forget_ended(self) -> None:
-        """A crash between ledger and queue leaves a task suspended that was dropped. Some are looked at each time."""
+        """A crash between ledger and queue leaves a task suspended that has ended. Some are looked at each time."""
         page = await self._queue.list_open(Selection(status=Status.SUSPENDED), limit=PAGE, after=self._comparing_after)
         self._comparing_after = page[-1].head.task_id if len(page) == PAGE else ""
         finished = await self._ledger.finished_among([task.head.task_id for task in page])
         for task in page:
             run = finished.get(task.head.task_id)
-            if run is not None and run.generation == task.generation:
+            if run is None or run.generation != task.generation:
+                continue
+            # What it promised for later may not be armed yet: then it stays where a person can let it go on.
+            is_all_done = not (run.result or {}).get("followUps") or task.reason is Reason.REPLY_HELD
+            if is_all_done or run.status is Status.DROPPED:
                 await self._queue.cancel(task.head.task_id)
 
     async def _is_held(self, task: OpenTask) -> bool:

@@ -19,6 +19,8 @@ import msgspec
 from rise.clock import epoch_ms
 from rise.envelope import Effect, Task, encode_json
 
+FOLLOW_UP_SECONDS_MAX: Final = 10 * 366 * 86_400.0
+
 
 class _Noted:
     """The result of noting an effect: may be awaited, need not be, so plain functions can use it too."""
@@ -174,6 +176,10 @@ class Turn:
             raise ValueError("a follow-up takes either in_seconds or at")
         if at is not None and at.tzinfo is None:
             raise ValueError("`at` needs a time zone: datetime(..., tzinfo=...)")
+        if in_seconds is not None and not (_is_number(in_seconds) and 0 <= in_seconds <= FOLLOW_UP_SECONDS_MAX):
+            raise ValueError("in_seconds is a number of seconds, from 0 to ten years")
+        if not isinstance(text, str):
+            raise ValueError("the text of a follow-up is a str")
         if self.chat_id is None:
             raise ValueError("there is no chat to come back to")
         if not text.strip() and workflow is None:
@@ -226,6 +232,10 @@ class Turn:
         """The run is over: what it noted so far; whatever still runs of it can do nothing more."""
         self._open = False
         return self._effects
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class BlockingTurn(Turn):
