@@ -257,6 +257,20 @@ async def test_a_cut_archive_is_refused(tmp_path: Path, house: House):
     assert not (tmp_path / "again").exists()
 
 
+async def test_an_archive_of_which_one_bit_has_changed_is_refused(tmp_path: Path, house: House):
+    """Where the change is inside a message, no look at the database would find it."""
+    await accept(house, *range(1, 100))
+    await back_up(house.stores.directory, tmp_path / "copy.tar.gz", CLOCK)
+    whole = bytearray((tmp_path / "copy.tar.gz").read_bytes())
+    for at in (len(whole) // 4, len(whole) // 2, len(whole) - 100):
+        changed = whole.copy()
+        changed[at] ^= 1
+        (tmp_path / "changed.tar.gz").write_bytes(changed)
+        with pytest.raises(Rejected, match="not a readable backup"):
+            await restore(tmp_path / "changed.tar.gz", DataDirectory(tmp_path / "again"), CLOCK)
+        assert not (tmp_path / "again").exists()
+
+
 async def test_what_is_no_backup_is_refused(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "text").write_text("not an archive")
