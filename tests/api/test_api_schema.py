@@ -20,7 +20,7 @@ from schemathesis import GenerationMode, checks
 from schemathesis.checks import load_all_checks
 from schemathesis.python.asgi import get_client, shutdown_lifespans
 
-pytestmark = [pytest.mark.slow, pytest.mark.req("TST-5", "SEC-1")]
+pytestmark = [pytest.mark.slow, pytest.mark.req("SEC-1", "ENV-5", "ENV-7")]
 
 PUBLIC = {"GET /healthz", "GET /healthz/startup", "GET /healthz/readiness", "POST /webchat/session"}
 PROMISES = {"POST /api/workflows/apply", "POST /api/messages", "POST /webchat/messages"}

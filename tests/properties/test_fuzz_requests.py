@@ -133,8 +133,12 @@ def test_what_is_taken_is_read_as_python_reads_it_and_the_rest_is_refused(body: 
         assert json.loads(encode_json(value)) == value
 
 
+def names(count: int) -> bytes:
+    return b",".join(b'"%d":0' % at for at in range(count))
+
+
 COSTLY = {
-    "a long name above many": lambda n: b'{"%b":{%b}}' % (b"x" * (n // 2), b",".join(b'"%d":0' % at for at in range(n // 20))),
+    "a long name above many": lambda n: b'{"%b":{%b}}' % (b"x" * (n // 2), names(n // 20)),
     "long names within long names": lambda n: b'{"%b":' % (b"x" * (n // 60)) * 60 + b"[0,0,0]" + b"}" * 60,
     "many in a list": lambda n: b'{"a":[%b]}' % b",".join([b"0"] * min(n // 2, 40_000)),
     "too many": lambda n: b'{"a":[%b]}' % b",".join([b"0"] * (n // 2)),

@@ -168,6 +168,9 @@ class Intake:
 
     error: Exception | None = None
 
+    def now(self) -> datetime:
+        return NOW
+
     async def accept(self, incoming: Incoming) -> None:
         if self.error is not None:
             raise self.error
