@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -34,7 +34,7 @@ from rise.ledger.sqlite import HISTORY_KEPT, SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import answer as save_answer
 from rise.testing.conformance.ledger import chunks, notice, send, take_one, task
-from rise.testing.fakes.ledger import Chat, MemoryLedger, MemoryLedgerState
+from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState
 from rise.testing.simulator.database import InlineDatabase
 
 TASKS = (1, 2, 3, 4, 5)
@@ -111,7 +111,7 @@ class TwoLedgers:
         self.database: InlineDatabase = opened(self.clock, ledger=SCHEMA)
         self.real = SqliteLedger(self.database)
         self.state = MemoryLedgerState()
-        self.fake = KnownDifferences(self.state, now_ms=self.database.now_ms, history_kept=HISTORY_KEPT)
+        self.fake = MemoryLedger(self.state, now_ms=self.database.now_ms, history_kept=HISTORY_KEPT)
         self.fences: list[dict[Ledger, int]] = []
         self.taken: list[Replies] = []
         """All that were ever handed out, the latest last."""
@@ -209,8 +209,6 @@ class TwoLedgers:
             self._record(replies, delivery)
 
     def _record(self, replies: Replies, delivery: Delivery) -> None:
-        if self._is_purged(replies[self.fake]):
-            return  # a known difference
         fence = self.fences[-1]
         fake, real = self.agree(lambda ledger: ledger.outbox_record(fence[ledger], replies[ledger], delivery))
         if fake.next is not None:
@@ -288,9 +286,6 @@ class TwoLedgers:
         runs = [stored for stored in self.state.runs.values() if stored.run.status is Status.REPLYING]
         return picked([stored.task for stored in runs] or [task(9)], pick)
 
-    def _is_purged(self, reply: Reply) -> bool:
-        return reply.reply_id not in [known.reply_id for known in answer(self.fake.replies(run_id=reply.run_id))]
-
     def _remember(self, fake: Reply, real: Reply) -> None:
         self.taken.append({self.fake: fake, self.real: real})
         self.unsent.append(self.taken[-1])
@@ -314,36 +309,15 @@ def _comparable(said: Any) -> Any:
     return said
 
 
-class KnownDifferences(MemoryLedger):
-    """What SQLite does against the word of the port. Below is how each shows; what is mended leaves both places."""
-
-    def _outbox_take(self, fence: int, limit: int, accounts_excluded: Sequence[tuple[str, str]]) -> list[Reply]:
-        # Chats with nothing left to send use up the limit.
-        chats = [chat for chat in self._due_chats() if chat[:2] not in accounts_excluded][: max(0, limit)]
-        if not chats:
-            return []
-        self._check_fence(fence)
-        return [reply for chat in chats if (reply := self._take(chat)) is not None]
-
-    def _move_chat(self, old: Chat, moved_to: str, due: int) -> None:
-        # What is held stays with the old chat.
-        held = [stored for stored in self._replies_to(old) if not stored.is_open]
-        super()._move_chat(old, moved_to, due)
-        for stored in held:
-            stored.change(chat_id=old[2])
-
-
 @pytest.mark.req("TST-3")
 def test_both_say_the_same_whatever_is_done(request: pytest.FixtureRequest):
     compare(TwoLedgers, COMMANDS, request.config)
 
 
-# --- known differences ---
-
-KNOWN = pytest.mark.xfail(strict=True, reason="a known difference")
+# --- where they once differed ---
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=KNOWN)])
+@pytest.fixture(params=["fake", "real"])
 def one(request: pytest.FixtureRequest) -> OneLedger:
     return OneLedger(request.param)
 

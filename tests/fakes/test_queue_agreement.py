@@ -11,12 +11,11 @@ import pytest
 from agreement import answer, command, commands, compare, opened, picked, seldom
 from hypothesis import strategies as st
 
-from rise.envelope import Head, LaneKey, Progress, Reason, Status, Task, TaskId
+from rise.envelope import LaneKey, Progress, Reason, Status, Task, TaskId
 from rise.queue.port import (
     Anew,
     Claim,
     Claimed,
-    Enqueued,
     Finished,
     OpenTask,
     Queue,
@@ -31,7 +30,7 @@ from rise.queue.port import (
 from rise.queue.sqlite import SCHEMA, QueueLimits, SqliteQueue
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.queue import claim_one, delivery, enqueue, lane_of, number_of, open_task
-from rise.testing.fakes.queue import Lane, MemoryQueue, MemoryQueueState, StoredTask
+from rise.testing.fakes.queue import MemoryQueue, MemoryQueueState
 
 LIMITS = QueueLimits(
     claim=timedelta(seconds=30),
@@ -119,7 +118,7 @@ class TwoQueues:
         database = opened(self.clock, queue=SCHEMA)
         self.real = SqliteQueue(database, LIMITS)
         self.state = MemoryQueueState()
-        self.fake = KnownDifferences(self.state, now_ms=database.now_ms, limits=LIMITS)
+        self.fake = MemoryQueue(self.state, now_ms=database.now_ms, limits=LIMITS)
         self.claims: list[Claims] = []
         """All that were ever given out, the latest last."""
         self.unsettled: dict[LaneKey, Claims] = {}
@@ -281,55 +280,15 @@ def _comparable(said: Any) -> Any:
     return said
 
 
-class KnownDifferences(MemoryQueue):
-    """What SQLite does against the word of the port. Below is how each shows; what is mended leaves both places."""
-
-    def _announce(self, head: Head, now: int) -> Lane:
-        lane = super()._announce(head, now)
-        if lane.holder is None:
-            lane.ready_at_ms = now  # it goes to the end of the line
-        return lane
-
-    def _join_lane(self, head: Head, now: int) -> Enqueued:
-        known = self._state.lanes.get(head.lane)
-        waits_since = now if known is None or known.ready_at_ms is None else min(known.ready_at_ms, now)
-        enqueued = super()._join_lane(head, now)
-        lane = self._state.lanes[head.lane]
-        if lane.holder is None:
-            lane.ready_at_ms = waits_since
-        return enqueued
-
-    def _run(self, lane: Lane, task: StoredTask, now: int) -> None:
-        newest = lane.newest
-        super()._run(lane, task, now)
-        lane.newest = newest  # a resumed task that is started counts as started, not as arrived
-
-    def _take_from_the_lost(self, lane: Lane, now: int, forgiving: bool) -> None:
-        is_lost = any(task.progress.status is Status.PROCESSING for task in self._runnable(lane))
-        super()._take_from_the_lost(lane, now, forgiving)
-        for task in self._runnable(lane):
-            if is_lost and task.progress.deaths >= LIMITS.deaths_max:
-                # One that was not running, too: suspended before, it had come up again only to be ended.
-                error = f"the worker process died {LIMITS.deaths_max} times while running it"
-                task.change(status=Status.SUSPENDED, reason=Reason.POISON, error=error)
-
-    def _end(self, task: StoredTask, settlement: Settlement, now: int) -> None:
-        super()._end(task, settlement, now)
-        if isinstance(settlement, Anew) and task.generation_answered is not None:
-            task.generation_answered = settlement.generation  # whatever run was answered
-
-
 @pytest.mark.req("TST-3")
 def test_both_say_the_same_whatever_is_done(request: pytest.FixtureRequest):
     compare(TwoQueues, COMMANDS, request.config)
 
 
-# --- known differences ---
-
-KNOWN = pytest.mark.xfail(strict=True, reason="a known difference")
+# --- where they once differed ---
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=KNOWN)])
+@pytest.fixture(params=["fake", "real"])
 def one(request: pytest.FixtureRequest) -> OneQueue:
     return OneQueue(request.param)
 

@@ -8,6 +8,7 @@ number that grows with every start of a sender.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import apsw
@@ -319,25 +320,23 @@ class SqliteLedger:
     ) -> list[Reply]:
         excluded = set(accounts_excluded)
 
-        def due(connection: apsw.Connection) -> list[tuple[str, str, str]]:
+        def due(connection: apsw.Connection, count: int) -> list[tuple[str, str, str]]:
             rows = connection.execute(
                 "SELECT channel, account, chat_id FROM outbox_chats WHERE ready_at <= ? ORDER BY ready_at",
                 (self._now(),),
             )
-            chats: list[tuple[str, str, str]] = []
-            for channel, account, chat_id in rows:
-                if (channel, account) not in excluded:
-                    chats.append((channel, account, chat_id))
-                    if len(chats) == limit:
-                        break
-            return chats
+            return list(islice((chat for chat in rows if chat[:2] not in excluded), count))
 
         def change(connection: apsw.Connection) -> list[Reply]:
             _check_fence(connection, fence)
-            taken = (_take(connection, chat) for chat in due(connection))
-            return [reply for reply in taken if reply is not None]
+            replies: list[Reply] = []
+            # Chats with nothing left to send are forgotten on the way, and make room for others.
+            while len(replies) < limit and (chats := due(connection, limit - len(replies))):
+                taken = (_take(connection, chat) for chat in chats)
+                replies += [reply for reply in taken if reply is not None]
+            return replies
 
-        if limit <= 0 or not await self._database.read(due):
+        if limit <= 0 or not await self._database.read(lambda connection: due(connection, 1)):
             return []  # most looks find nothing; they must not cost an fsync
         return await self._database.write(change)
 
@@ -711,7 +710,8 @@ def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | 
             (reply.run_id,),
         )
     ]
-    if not all(state in ("sent", "failed") for state in states):
+    # None at all: the run ended while this was out, and has been forgotten since.
+    if not states or not all(state in ("sent", "failed") for state in states):
         return None
     # What the person reads is the end of it: an answer that broke off was not delivered.
     outcome = Outcome.ANSWERED if states[-1] == "sent" else Outcome.UNDELIVERABLE
@@ -734,7 +734,8 @@ def _move_chat(connection: apsw.Connection, old: tuple[str, str, str], moved_to:
     )
     connection.execute("INSERT OR REPLACE INTO chat_aliases VALUES (?,?,?,?)", (*old, moved_to))
     connection.execute(
-        f"UPDATE replies SET chat_id = ? WHERE channel = ? AND account = ? AND chat_id = ? AND {_OPEN}",
+        "UPDATE replies SET chat_id = ? WHERE channel = ? AND account = ? AND chat_id = ?"
+        " AND state IN ('ready', 'sending', 'unknown')",
         (moved_to, *old),
     )
     connection.execute("DELETE FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old)

@@ -227,24 +227,24 @@ class SqliteQueue:
         # Count when the next worker claims, not when this one starts: only a task left running by a claim
         # that was never settled means that its process died, and a message that kills must not run for ever.
         connection.execute(
-            "UPDATE tasks INDEXED BY tasks_processing SET status = 'pending', deaths = deaths + ?, updated_at = ?"
-            " WHERE lane = ? AND status = 'processing'",
-            (deaths, now, lane),
+            "UPDATE tasks INDEXED BY tasks_processing SET deaths = deaths + :deaths, updated_at = :now,"
+            " status = iif(:deaths AND deaths + :deaths >= :max, 'suspended', 'pending'),"
+            " reason = iif(:deaths AND deaths + :deaths >= :max, :poison, reason),"
+            " error = iif(:deaths AND deaths + :deaths >= :max,"
+            " printf('the worker process died %d times while running it', deaths + :deaths), error)"
+            " WHERE lane = :lane AND status = 'processing'",
+            {
+                "deaths": deaths,
+                "now": now,
+                "max": self._limits.deaths_max,
+                "poison": Reason.POISON.value,
+                "lane": lane,
+            },
         )
         if connection.changes():
             # Whoever was taken for dead has lost the lane, also when nobody gets it now: should it come back,
             # its late result must not undo what was decided about the task.
             connection.execute("UPDATE lanes SET holder = NULL WHERE lane = ?", (lane,))
-            connection.execute(
-                "UPDATE tasks INDEXED BY tasks_runnable SET status = 'suspended', reason = ?, error = ?"
-                f" WHERE lane = ? AND {_RUNNABLE} AND status = 'pending' AND deaths >= ?",
-                (
-                    Reason.POISON.value,
-                    f"the worker process died {self._limits.deaths_max} times while running it",
-                    lane,
-                    self._limits.deaths_max,
-                ),
-            )
 
     def _start(
         self,
@@ -560,7 +560,8 @@ def _announce(connection: apsw.Connection, head: Head, now: int) -> tuple[bool, 
         )
         return False, False
     newest, started = Order(row[0], row[1]), Order(row[2], row[3])
-    out_of_order, late = order < newest, order < started
+    late = order < started
+    out_of_order = late or order < newest
     newest = max(newest, order)
     connection.execute(
         "UPDATE lanes SET newest_at = ?, newest_seq = ?, touched_at = ?,"
@@ -592,7 +593,8 @@ def _make_ready(connection: apsw.Connection, lane: LaneKey, channel: str, now: i
     connection.execute(
         "INSERT INTO lanes (lane, channel, ready_at, newest_at, newest_seq, touched_at) VALUES (?,?,?,0,0,?)"
         " ON CONFLICT (lane) DO UPDATE SET touched_at = excluded.touched_at,"
-        " ready_at = CASE WHEN holder IS NULL OR ready_at IS NULL THEN excluded.ready_at ELSE ready_at END",
+        " ready_at = CASE WHEN holder IS NULL OR ready_at IS NULL"
+        " THEN min(coalesce(ready_at, excluded.ready_at), excluded.ready_at) ELSE ready_at END",
         (lane, channel, now, now),
     )
 
@@ -776,7 +778,8 @@ def _apply(connection: apsw.Connection, task_id: TaskId, settlement: Settlement,
             )
         case Anew(generation):
             connection.execute(
-                f"UPDATE tasks SET status = 'pending', generation = ?, updated_at = ? WHERE {running}",
+                "UPDATE tasks SET status = 'pending', is_answered = iif(generation = ?1, is_answered, 0),"
+                " generation = ?1, updated_at = ?2 WHERE task_id = ?3 AND status = 'processing'",
                 (generation, now, task_id),
             )
         case Suspend(reason, error):
