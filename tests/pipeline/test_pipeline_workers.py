@@ -411,6 +411,26 @@ async def test_a_short_outage_of_the_store_costs_no_claim(stage: Stage, renewals
 
 
 @pytest.mark.req("QUE-3")
+@pytest.mark.failure("D4")
+async def test_a_claim_whose_answer_was_lost_is_handed_back_and_not_left_to_lapse(stage: Stage):
+    bot = Bot()
+    await stage.start_gateway()
+    [task_id] = await stage.write("one")
+    worker = stage.new_worker(bot.workflow)
+    worker.fail_at("queue.claim", "after", StoreUnavailable("for a moment"))
+    await stage.start_new_worker(worker, bot.workflow)
+    await stage.until(lambda: _true("queue.claim" in worker.steps))
+    for _ in range(5):
+        await stage.pass_time(2)
+    await stage.ended(task_id)
+    assert bot.started == ["one"]
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+@pytest.mark.req("QUE-3")
 @pytest.mark.failure("D9")
 async def test_a_lane_whose_hint_was_lost_is_found_by_the_sweep(stage: Stage):
     bot = Bot()

@@ -18,6 +18,7 @@ import rise
 from rise import telemetry
 from rise import worker as worker_module
 from rise.channels.telegram import updates
+from rise.delivery import DeliveryLimits
 from rise.envelope import Outcome, Reason, Status, run_id_of
 from rise.errors import StateConflict, StoreUnavailable
 from rise.ledger.port import BindingRecord
@@ -469,6 +470,40 @@ async def test_what_a_crash_left_between_ledger_and_queue_is_found_however_much_
     assert len(await stage.queue.list_open(Selection(status=Status.REPLYING), limit=10)) == 5
     await gateway.supervisor.sweep()
     assert await stage.queue.list_open(Selection(), limit=10) == []
+
+
+@pytest.mark.failure("H8")
+async def test_a_hold_that_was_cut_short_is_finished_by_the_sweep(stage: Stage):
+    @rise.workflow("twice", channels=["telegram"])
+    async def twice(turn: rise.Turn) -> None:
+        await turn.reply("one")
+        await turn.reply("two")
+
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
+    stage.telegram.fault(Fault.server_error(), method="sendMessage")
+    gateway = await stage.start_gateway()
+    gateway.fail_at("queue.hold", "before", StoreUnavailable("away"))
+    await stage.start_worker(twice)
+    [task_id] = await stage.write("Hello")
+    await stage.until(lambda: _true("queue.hold" in gateway.steps))
+    await gateway.supervisor.sweep()
+    await stage.suspended(task_id, Reason.REPLY_HELD)
+
+
+@pytest.mark.req("SUS-3")
+async def test_operators_hear_once_that_too_much_is_suspended(stage: Stage):
+    stage.duties = Duties(late_after_seconds=0, suspended_alert_count=2)
+    gateway, _ = await stage.start()
+    for chat in (1, 2):
+        await gateway.supervisor.probe()
+        assert not [event for event in stage.log if event["event"] == "alert.raised"]
+        [task_id] = await stage.write("Hello", chat=chat)
+        await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    for _ in range(2):
+        await gateway.supervisor.probe()
+    assert len([event for event in stage.log if event["event"] == "alert.raised"]) == 1
+    suspended, pending = (telemetry.tasks_open.labels(status) for status in (Status.SUSPENDED, Status.PENDING))
+    assert (suspended._value.get(), pending._value.get()) == (2, 0)
 
 
 @pytest.mark.req("SUS-2")

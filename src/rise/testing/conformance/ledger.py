@@ -880,13 +880,19 @@ class LedgerConformance:
     async def test_an_account_has_one_default_and_a_new_one_demotes_the_former(self, ledger: Ledger) -> None:
         for workflow_id in ("a", "b", "c"):
             await ledger.put_binding(BindingRecord(channel="telegram", account="7", workflow_id=workflow_id))
-        await ledger.put_binding(BindingRecord(channel="telegram", account="8", workflow_id="a"))
+        for channel, account in (("telegram", "8"), ("webchat", "7")):
+            await ledger.put_binding(BindingRecord(channel=channel, account=account, workflow_id="a"))
+        await ledger.put_binding(BindingRecord(channel="telegram", account="7", workflow_id="c"))
         await ledger.put_binding(
             BindingRecord(channel="telegram", account="7", workflow_id="d", is_default=False, config={"x": 1})
         )
         bindings = (await ledger.definitions()).bindings
-        assert [(one.account, one.workflow_id) for one in bindings if one.is_default] == [("7", "c"), ("8", "a")]
-        assert len(bindings) == 5
+        assert [(one.channel, one.account, one.workflow_id) for one in bindings if one.is_default] == [
+            ("telegram", "7", "c"),
+            ("telegram", "8", "a"),
+            ("webchat", "7", "a"),
+        ]
+        assert len({(one.channel, one.account, one.workflow_id) for one in bindings}) == 6
 
     @pytest.mark.req("BND-2")
     async def test_a_binding_carries_the_version_of_its_last_change(self, ledger: Ledger) -> None:
