@@ -317,6 +317,15 @@ class QueueConformance:
         )
         assert await run_everything(queue) == [3, 5]
 
+    async def test_what_comes_in_the_same_moment_is_not_out_of_order(self, queue: Queue) -> None:
+        for number in (1, 2):
+            task = delivery(number)
+            same = msgspec.structs.replace(task.head, order=Order(1000, 0))
+            enqueued = await queue.enqueue(msgspec.structs.replace(task, head=same))
+            assert (enqueued.out_of_order, enqueued.late) == (False, False)
+            await claim_all(queue)
+        assert (await queue.depth()).out_of_order == 0
+
     @pytest.mark.req("QUE-2")
     @pytest.mark.failure("A10")
     async def test_chats_do_not_wait_for_each_other(self, queue: Queue) -> None:
