@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # As root and in CI everything is there that tests need: what is skipped then has failed.
 NO_SKIPS ?= $(if $(CI)$(filter 0,$(shell id -u)),--no-skips)
 
-.PHONY: install demo test quick check format lint types imports docs bench kill proof clean
+.PHONY: install demo test quick check format lint types imports docs bench kill proof mutants clean
 
 install: $(VENV)/.installed     ## everything that is needed, in .venv
 
@@ -54,6 +54,9 @@ kill: install                   ## kill -9 at 200 random moments, and the table 
 proof: install                  ## 300 kills among frozen processes, bad links, bad disks and a wrong clock, both ways in
 	$(BIN)/rise drill --cycles 300 --seed 20260101 $(ARGS)
 	$(BIN)/rise drill --cycles 100 --seed 20260101 --mode polling $(ARGS)
+
+mutants: install                ## small bugs put into the protocol's core, one at a time: which does no test notice?
+	$(BIN)/python tests/mutation/mutants.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
