@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 import structlog
+from api_house import as_
 from api_served import Befall, Served, all_well, store_gone, store_read_only
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,8 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode, checks
 from schemathesis.checks import load_all_checks
 from schemathesis.python.asgi import get_client, shutdown_lifespans
+
+from rise.runtime.assembly import House
 
 pytestmark = [pytest.mark.slow, pytest.mark.req("SEC-1", "ENV-5", "ENV-7")]
 
@@ -170,3 +174,16 @@ def test_while_the_store_is_gone_it_says_so_and_when_to_come_back(
         assert 500 not in statuses, label
         if label not in PUBLIC | WITHOUT_STORE:
             assert not statuses & {200, 202}, label
+
+
+async def test_every_field_that_is_read_is_described_and_no_other(client: httpx.AsyncClient, house: House):
+    """A reader that meets a field it does not know says which it does."""
+    document = (await client.get("/api/openapi.json")).json()
+    session = house.channels.webchat.new_session()
+    for path, operations in document["paths"].items():
+        body = operations.get("post", {}).get("requestBody")
+        if body is not None:
+            headers = as_(session) if path.startswith("/webchat") else {}
+            refused = await client.post(path, json={"nonsense": 1}, headers=headers)
+            read = refused.json()["error"]["message"].partition("it has ")[2].split(", ")
+            assert sorted(body["content"]["application/json"]["schema"]["properties"]) == sorted(read), path

@@ -24,7 +24,7 @@ SEEN_AS_ONE = [
     "\U0001f469\U0001f3fd\u200d\u2764\ufe0f\u200d\U0001f468\U0001f3fb",
     "1\ufe0f\u20e3", "\u2764\ufe0f", "\u3002\ufe00",                # what a variation selector changes
     "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",  # a flag of letters nobody sees
-    "\u0915\u093f", "\u0e01\u0e33",                                 # vowel signs
+    "\u0915\u093f",                                                 # a vowel sign
 ]  # fmt: skip
 """No longer than what the chunker looks at to find where a character ends."""
 
