@@ -255,6 +255,8 @@ class Settings(BaseSettings):
                 )
         if any(len(token) < 16 for token in self.tokens):
             found.append("RISE_TOKENS holds a token of fewer than 16 characters; use longer ones.")
+        if self.admin_token is not None and self.admin_token.get_secret_value() in self.tokens:
+            found.append("RISE_TOKENS holds RISE_ADMIN_TOKEN too: whose it is could not be told. Use another there.")
         return found
 
 

@@ -26,3 +26,15 @@ def test_a_token_that_is_none_is_refused_before_anything_is_made(
     assert refused.code == 2
     assert "RISE_TELEGRAM_TOKEN" in refused.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.failure("B1")
+@pytest.mark.parametrize(
+    "words",
+    ["tasks show", "tasks --channel", "suspended resume", "replay --channel", "audit --data-dir", "backup", "no such"],
+)
+def test_a_word_that_is_no_text_is_refused_and_not_stumbled_over(rise: Rise, tmp_path: Path, words: str):
+    refused = rise(*words.split(), "caf\udce9")
+    assert refused.code == 2
+    assert refused.err == "rise: 'caf\\udce9' is not UTF-8: spell it otherwise.\n"
+    assert list(tmp_path.iterdir()) == []

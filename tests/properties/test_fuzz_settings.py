@@ -97,6 +97,22 @@ def test_any_environment_is_refused_at_once_or_makes_a_house(environment: dict[s
         shutil.rmtree(".rise")
 
 
+@pytest.mark.req("SEC-1")
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"tokens": f"{CANARY}:ann:viewer"},
+        {"tokens": f"ann:{CANARY}:viewer"},
+        {"tokens": f"ann:viewer:{CANARY} bob:admin:{CANARY}"},
+        {"tokens": f"ann:viewer:{CANARY}", "admin_token": CANARY},
+    ],
+)
+def test_a_token_in_the_wrong_place_is_refused_and_not_repeated(environment: dict[str, str]):
+    refused = loaded(environment)
+    assert isinstance(refused, SettingsInvalid)
+    assert_helpful(refused, environment)
+
+
 FILE = b"RISE_HOST=127.0.0.1\nRISE_PORT=\"8080\"\n# a comment\nexport RISE_LOG=json\nRISE_LATE_MESSAGE='so\nlate'\n"
 
 

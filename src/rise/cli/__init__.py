@@ -29,6 +29,7 @@ REMEDIES: dict[type[RiseError], str] = {
 def main() -> None:
     """Run the command line. Every error of ours is one clear line and a remedy, never a traceback."""
     try:
+        _refuse_what_is_no_text(sys.argv[1:])
         build_app()()
     except SettingsInvalid as error:
         for problem in error.problems:
@@ -39,6 +40,15 @@ def main() -> None:
         if type(error) in REMEDIES:
             print(f"      → {REMEDIES[type(error)]}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, StoreLocked) else EXIT_PROBLEM)
+
+
+def _refuse_what_is_no_text(words: list[str]) -> None:
+    """Bytes that are not UTF-8 come as halves of surrogate pairs, which can be neither looked up nor printed."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise SettingsInvalid([f"{word!a} is not UTF-8: spell it otherwise."]) from error
 
 
 def build_app() -> typer.Typer:
