@@ -36,6 +36,21 @@ def test_an_empty_worker_takes_a_suspect_at_once_and_another_after_some_tries():
 
 
 @pytest.mark.req("QUE-3")
+@pytest.mark.failure("E4")
+def test_a_suspect_never_runs_beside_another():
+    quarantine, now = Quarantine(), 0.0
+    quarantine.suspect_starts(now)
+    for _ in range(TRIES + 1):
+        quarantine.suspects_wait(now)
+        now += ROOM_SECONDS
+        quarantine.refuses_others(now)
+        now += PAUSE_SECONDS
+    assert not quarantine.takes_suspects(is_empty=False)
+    quarantine.suspect_ends()
+    assert quarantine.takes_suspects(is_empty=True)
+
+
+@pytest.mark.req("QUE-3")
 def test_a_suspect_is_alone_until_it_ends_or_has_shown_that_it_does_not_kill_at_once():
     quarantine = Quarantine()
     quarantine.suspect_starts(10.0)

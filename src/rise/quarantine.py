@@ -24,10 +24,11 @@ class Quarantine:
         self._alone_until = 0.0
         self._pause_until = 0.0
         self._tries = 0
+        self._suspects = 0
 
     def takes_suspects(self, *, is_empty: bool) -> bool:
-        """Whether the next claim may bring a suspect."""
-        return is_empty or self._tries >= TRIES
+        """Whether the next claim may bring a suspect. Never beside another: the one would be blamed for the other."""
+        return is_empty or (self._tries >= TRIES and not self._suspects)
 
     def refuses_others(self, now: float) -> bool:
         """Whether nothing is to be claimed now, while something runs."""
@@ -44,6 +45,8 @@ class Quarantine:
     def suspect_starts(self, now: float) -> None:
         self._making_room_until, self._tries = None, 0
         self._alone_until = now + ROOM_SECONDS
+        self._suspects += 1
 
     def suspect_ends(self) -> None:
         self._alone_until = 0.0
+        self._suspects -= 1

@@ -93,6 +93,8 @@ class Retry(msgspec.Struct, frozen=True):
     seconds: float
     error: str
     counts: bool
+    is_noted: bool = True
+    """Whether it belongs in the task's history."""
 
 
 class Suspended(msgspec.Struct, frozen=True):
@@ -331,9 +333,10 @@ class Worker:
         bound = self._bindings.lookup(head.channel, head.account, head.workflow_id)
         if bound is not None and bound.workflow.workflow_id not in self._runner.workflows:
             # Another worker has it. Given up here, the chat would go on without this message, and out of order.
-            return Retry(
-                ELSEWHERE_SECONDS, f"this worker has not loaded the workflow {bound.workflow.name}", counts=False
-            )
+            why = f"this worker has not loaded the workflow {bound.workflow.name}"
+            # Never at the same pace as the other's looks, which it could miss again and again.
+            seconds = ELSEWHERE_SECONDS * self._clock.random.uniform(0.2, 1.0)
+            return Retry(seconds, why, counts=False, is_noted=False)
         if bound is None:
             await self._runner.acknowledge(task, channel)
             return Suspended(
@@ -381,8 +384,9 @@ class Worker:
             case TooLate():
                 await self._ledger.finish(task, Status.EXPIRED)
                 return Finished()
-            case Retry(seconds, error, counts):
-                await self._note_attempt(task, error, counts=counts)
+            case Retry(seconds, error, counts, is_noted):
+                if is_noted:
+                    await self._note_attempt(task, error, counts=counts)
                 return RetryIn(seconds, error, counts)
             case Suspended(reason, error, tell):
                 await self._tell(task, reason, tell)

@@ -7,7 +7,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
@@ -581,6 +581,44 @@ async def test_a_follow_up_that_has_no_time_is_the_workflows_own_error(stage: St
     task = await stage.waiting_for_retry(task_id, attempts=1)
     assert "in_seconds" in (task.error or "")
     assert stage.texts() == []
+
+
+@pytest.mark.req("WFL-4")
+async def test_a_follow_up_at_a_moment_that_cannot_be_shown_is_the_workflows_own_error(stage: Stage):
+    @rise.workflow("plans", channels=["telegram"])
+    async def plans(turn: rise.Turn) -> None:
+        await turn.follow_up("later", at=datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-14))))
+
+    await stage.start(plans)
+    [task_id] = await stage.write("Hello")
+    assert "9998" in ((await stage.waiting_for_retry(task_id, attempts=1)).error or "")
+
+
+@pytest.mark.req("WRK-7", "QUE-4")
+@pytest.mark.failure("E3")
+@pytest.mark.parametrize("error", [SystemExit(3), StopIteration()], ids=repr)
+async def test_what_would_end_the_process_or_hang_a_thread_is_the_workflows_own_error(
+    stage: Stage, error: BaseException
+):
+    @rise.workflow("plain", channels=["telegram"])
+    def plain(turn: rise.Turn) -> None:
+        if turn.text == "step":
+            turn.step("next", _raise, error)
+        _raise(error)
+
+    @rise.workflow("awaited", channels=["http"])
+    async def awaited(turn: rise.Turn) -> None:
+        _raise(SystemExit(3))
+
+    await stage.start(plain, awaited)
+    for chat, text in enumerate(("plain", "step"), start=1):
+        [task_id] = await stage.write(text, chat=chat)
+        task = await stage.waiting_for_retry(task_id, attempts=1)
+        assert (task.deaths, "RuntimeError" in (task.error or "")) == (0, True)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 @pytest.mark.req("QUE-4", "SUS-3")

@@ -20,6 +20,7 @@ ONCE_BROKEN = {
     60: "the sender waited for a billionth of a second, for ever",
     85: "a step of a run that had ended meanwhile",
     125: "the wall clock was four days ahead at a power cut: keys were forgotten, nothing else",
+    217: "an answered message was taken for poison before what it promised for later was armed, and nobody went on",
     1063: "a run was out of time because the store took long to save its steps, and a try was counted",
 }
 """Seeds that found something once, and what."""

@@ -211,10 +211,12 @@ class Supervisor:
             run = finished.get(task.head.task_id)
             if run is None or run.generation != task.generation:
                 continue
-            # What it promised for later may not be armed yet: then it stays where a person can let it go on.
             is_all_done = not (run.result or {}).get("followUps") or task.reason is Reason.REPLY_HELD
             if is_all_done or run.status is Status.DROPPED:
                 await self._queue.cancel(task.head.task_id)
+            elif task.reason is Reason.POISON:
+                # What it promised for later is not armed yet. Nothing of the workflow runs for that.
+                await self._queue.resume(Selection(task_ids=(task.head.task_id,)), limit=1)
 
     async def _is_held(self, task: OpenTask) -> bool:
         replies = await self._ledger.replies(task_id=task.head.task_id)

@@ -6,7 +6,7 @@ It gives the function its `Turn` and returns what that noted; it writes nothing 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from rise.errors import PayloadInvalid, RunTimedOut
 from rise.ledger.port import Ledger, ReplyKind, reply_of
 from rise.service import spawn
 from rise.workflows.definition import WorkflowDefinition
-from rise.workflows.turn import BlockingTurn, Turn
+from rise.workflows.turn import BlockingTurn, Turn, in_bounds
 
 TICK_SECONDS: Final = 0.001
 """Less is not waited for: the difference of two times may be too small for a clock to pass."""
@@ -113,8 +113,9 @@ class Runner:
 
     def _begin(self, definition: WorkflowDefinition, turn: Turn) -> asyncio.Future[Any]:
         if definition.is_async:
-            return spawn(definition.function(turn), name=f"workflow {definition.name}", into=self._running)
-        return asyncio.get_running_loop().run_in_executor(self._threads, definition.function, turn)
+            run = _in_bounds(definition.function(turn))
+            return spawn(run, name=f"workflow {definition.name}", into=self._running)
+        return asyncio.get_running_loop().run_in_executor(self._threads, in_bounds, definition.function, turn)
 
     async def _end(self, running: asyncio.Future[Any]) -> None:
         """Cancel what still runs, and give it a moment to clean up. A thread cannot be stopped at all."""
@@ -185,6 +186,13 @@ class _RunMemory:
             self._waiting -= 1
             if not self._waiting:
                 self._waited += _now() - self._since
+
+
+async def _in_bounds(run: Awaitable[Any]) -> Any:
+    try:
+        return await run
+    except SystemExit as error:
+        raise RuntimeError("the workflow wanted to end the process") from error
 
 
 def _now() -> float:

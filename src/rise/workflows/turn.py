@@ -20,6 +20,9 @@ from rise.clock import epoch_ms
 from rise.envelope import Effect, Task, encode_json
 
 FOLLOW_UP_SECONDS_MAX: Final = 10 * 366 * 86_400.0
+MOMENT_MS_MIN: Final = 0
+MOMENT_MS_MAX: Final = 253_370_764_800_000
+"""The end of the year 9998: whatever the time zone, it can be shown."""
 
 
 class _Noted:
@@ -176,6 +179,8 @@ class Turn:
             raise ValueError("a follow-up takes either in_seconds or at")
         if at is not None and at.tzinfo is None:
             raise ValueError("`at` needs a time zone: datetime(..., tzinfo=...)")
+        if at is not None and not MOMENT_MS_MIN <= epoch_ms(at) <= MOMENT_MS_MAX:
+            raise ValueError("`at` is a moment from the year 1970 to the year 9998")
         if in_seconds is not None and not (_is_number(in_seconds) and 0 <= in_seconds <= FOLLOW_UP_SECONDS_MAX):
             raise ValueError("in_seconds is a number of seconds, from 0 to ten years")
         if not isinstance(text, str):
@@ -207,7 +212,7 @@ class Turn:
             if inspect.iscoroutinefunction(function):
                 value = await function(*args, **kwargs)
             else:
-                value = await asyncio.to_thread(function, *args, **kwargs)
+                value = await asyncio.to_thread(in_bounds, function, *args, **kwargs)
                 if inspect.isawaitable(value):
                     value = await value
             self._steps[key] = await self._memory.save_step(key, encode_json(value))
@@ -232,6 +237,14 @@ class Turn:
         """The run is over: what it noted so far; whatever still runs of it can do nothing more."""
         self._open = False
         return self._effects
+
+
+def in_bounds(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call it in its thread. What no future can carry, or what would end the process, is an error like any other."""
+    try:
+        return function(*args, **kwargs)
+    except (StopIteration, SystemExit) as error:
+        raise RuntimeError(f"{type(error).__name__} came out of {getattr(function, '__name__', 'it')}") from error
 
 
 def _is_number(value: object) -> bool:
