@@ -238,6 +238,25 @@ def decode_head(stored: bytes) -> Head:
     return head
 
 
+def unreadable_head(
+    task_id: TaskId, *, channel: str, account: str, lane: LaneKey, order: Order, accepted_at_ms: int
+) -> Head:
+    """For looking, not for running: a record that cannot be read must still be listed, resumed and dropped."""
+    return Head(
+        task_id=task_id,
+        delivery_key=DeliveryKey(""),
+        channel=channel,
+        account=account,
+        source="unreadable",
+        lane=lane,
+        order=order,
+        accepted_at_ms=accepted_at_ms,
+        request_id="",
+        trace_id="",
+        idempotency_key="",
+    )
+
+
 def encode_json(value: Any) -> bytes:
     """JSON as Rise writes it. Lone surrogates from old inputs become `?` instead of an error."""
     try:

@@ -8,8 +8,7 @@ import pytest
 
 from rise.clock import epoch_ms
 from rise.envelope import TaskId
-from rise.queue.port import Finished
-from rise.queue.sqlite import QueueLimits
+from rise.queue.port import Finished, QueueLimits
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.queue import (
     CLAIM,

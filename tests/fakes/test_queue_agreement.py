@@ -20,6 +20,7 @@ from rise.queue.port import (
     OpenTask,
     Queue,
     QueueDepth,
+    QueueLimits,
     Replying,
     RetryIn,
     Route,
@@ -27,7 +28,7 @@ from rise.queue.port import (
     Settlement,
     Suspend,
 )
-from rise.queue.sqlite import SCHEMA, QueueLimits, SqliteQueue
+from rise.queue.sqlite import SCHEMA, SqliteQueue
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.queue import claim_one, delivery, enqueue, lane_of, number_of, open_task
 from rise.testing.fakes.queue import MemoryQueue, MemoryQueueState

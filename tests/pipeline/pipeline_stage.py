@@ -32,9 +32,9 @@ from rise.intake import Intake
 from rise.ledger.port import BindingRecord, Reply, ReplyKind, Run, WorkflowRecord
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
-from rise.queue.port import OpenTask, Selection
+from rise.queue.port import OpenTask, QueueLimits, Selection
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
-from rise.queue.sqlite import QueueLimits, SqliteQueue
+from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
 from rise.runtime.operations import Operations
 from rise.runtime.supervisor import Duties, Supervisor

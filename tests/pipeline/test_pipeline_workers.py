@@ -15,8 +15,7 @@ from pipeline_stage import Gateway, Killed, Stage, WorkerProcess
 import rise
 from rise.envelope import Outcome, Reason, Status, TaskId
 from rise.errors import StoreUnavailable
-from rise.queue.port import Claim, Selection
-from rise.queue.sqlite import QueueLimits
+from rise.queue.port import Claim, QueueLimits, Selection
 from rise.runtime.supervisor import Duties
 from rise.testing.telegram import Fault
 from rise.worker import WorkerLimits

@@ -9,8 +9,8 @@ import pytest
 
 from rise.connections.sqlite import Database
 from rise.envelope import TaskId
-from rise.queue.port import Finished, Replying, RetryIn
-from rise.queue.sqlite import SCHEMA, QueueLimits, SqliteQueue
+from rise.queue.port import Finished, QueueLimits, Replying, RetryIn
+from rise.queue.sqlite import SCHEMA, SqliteQueue
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.queue import (
     CLAIM,

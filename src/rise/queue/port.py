@@ -6,11 +6,25 @@ The promises here are executable: `rise.testing.conformance.queue` runs on every
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
 import msgspec
 
 from rise.envelope import Head, LaneKey, Reason, RunId, Status, Task, TaskId, run_id_of
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How long claims live and when a message is taken for poison."""
+
+    claim: timedelta = timedelta(seconds=30)
+    tasks_per_claim: int = 20
+    deaths_suspect: int = 2
+    deaths_max: int = 3
+    lane_memory: timedelta = timedelta(hours=1)
+    """How long an idle lane is remembered, to notice messages that arrive out of order."""
 
 
 class NewTask(msgspec.Struct, frozen=True):

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Final
 
 import apsw
@@ -19,7 +17,6 @@ import msgspec
 
 from rise.connections.sqlite import Database
 from rise.envelope import (
-    DeliveryKey,
     Head,
     LaneKey,
     Order,
@@ -31,6 +28,7 @@ from rise.envelope import (
     clean_text,
     decode_head,
     encode_head,
+    unreadable_head,
 )
 from rise.errors import ClaimLost, EnvelopeMalformed
 from rise.queue.port import (
@@ -43,6 +41,7 @@ from rise.queue.port import (
     NewTask,
     OpenTask,
     QueueDepth,
+    QueueLimits,
     Receipt,
     Replying,
     RetryIn,
@@ -124,18 +123,6 @@ _COLUMNS: Final = (
     " accepted_at, task_id"
 )
 _RUNNABLE: Final = "status IN ('pending', 'processing')"
-
-
-@dataclass(frozen=True, slots=True)
-class QueueLimits:
-    """How long claims live and when a message is taken for poison."""
-
-    claim: timedelta = timedelta(seconds=30)
-    tasks_per_claim: int = 20
-    deaths_suspect: int = 2
-    deaths_max: int = 3
-    lane_memory: timedelta = timedelta(hours=1)
-    """How long an idle lane is remembered, to notice messages that arrive out of order."""
 
 
 class SqliteQueue:
@@ -683,7 +670,6 @@ def _open_tasks(
 
 
 def _head_or_stand_in(connection: apsw.Connection, task_id: str, stored: bytes) -> Head:
-    """For looking, not for running: an unreadable record must still be listed, resumed and dropped."""
     try:
         return decode_head(stored)
     except EnvelopeMalformed:
@@ -691,18 +677,13 @@ def _head_or_stand_in(connection: apsw.Connection, task_id: str, stored: bytes) 
             "SELECT channel, account, lane, order_at, order_seq, accepted_at FROM tasks WHERE task_id = ?",
             (task_id,),
         ).fetchone()
-        return Head(
-            task_id=TaskId(task_id),
-            delivery_key=DeliveryKey(""),
+        return unreadable_head(
+            TaskId(task_id),
             channel=channel,
             account=account,
-            source="unreadable",
             lane=lane,
             order=Order(at_ms, seq),
             accepted_at_ms=accepted_at,
-            request_id="",
-            trace_id="",
-            idempotency_key="",
         )
 
 

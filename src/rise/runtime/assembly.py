@@ -22,9 +22,9 @@ from rise.intake import Intake
 from rise.ledger.port import Ledger, WorkflowRecord
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
-from rise.queue.port import Queue
+from rise.queue.port import Queue, QueueLimits
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
-from rise.queue.sqlite import QueueLimits, SqliteQueue
+from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.settings import Settings

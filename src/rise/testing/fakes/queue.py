@@ -33,6 +33,7 @@ from rise.queue.port import (
     NewTask,
     OpenTask,
     QueueDepth,
+    QueueLimits,
     Receipt,
     Replying,
     RetryIn,
@@ -41,7 +42,6 @@ from rise.queue.port import (
     Settlement,
     Suspend,
 )
-from rise.queue.sqlite import QueueLimits
 from rise.testing.fakes.store import MemoryStore
 
 _RUNNABLE: Final = (Status.PENDING, Status.PROCESSING)

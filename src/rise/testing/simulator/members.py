@@ -21,8 +21,9 @@ from rise.errors import RiseError
 from rise.intake import Intake
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
+from rise.queue.port import QueueLimits
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
-from rise.queue.sqlite import QueueLimits, SqliteQueue
+from rise.queue.sqlite import SqliteQueue
 from rise.runtime import assembly, serving
 from rise.runtime.assembly import Channels, House, Secrets, Stores
 from rise.runtime.directory import DataDirectory
