@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
+
+from rise.testing.servers import RedisServer, has_redis
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,3 +41,29 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport, config: p
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"{reason}; with --no-skips that is a failure"
+
+
+@pytest.fixture(scope="session")
+def running_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    if not has_redis():
+        pytest.skip("redis-server is not installed")
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(running_redis: RedisServer) -> RedisServer:
+    """A real Redis with nothing in it, shared by those that leave it running."""
+    running_redis.ask("FLUSHALL")
+    return running_redis
+
+
+@pytest.fixture
+def redis_of_its_own(tmp_path: Path) -> Iterator[RedisServer]:
+    """For tests that kill it or change its settings."""
+    if not has_redis():
+        pytest.skip("redis-server is not installed")
+    directory = tmp_path / "redis"
+    directory.mkdir()
+    with RedisServer(directory) as server:
+        yield server

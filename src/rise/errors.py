@@ -183,6 +183,13 @@ class StoreLocked(RiseError):
     code = "store_locked"
 
 
+class RedisUnavailable(Unavailable):
+    """Redis does not answer or takes no writes: gone, loading, full, read-only or in failover."""
+
+    code = "redis_unavailable"
+    capability = "redis"
+
+
 class CopiesInsufficient(Unavailable):
     """Fewer durable places than RISE_MIN_COPIES hold the message: not promised."""
 

@@ -1,0 +1,299 @@
+"""Redis: one connection per process, shared pipelines, its errors mapped once, and the store's clock.
+
+The promise: when `run` returns, the script has run. When it raises `RedisUnavailable`, it has run wholly or not at
+all, and nobody will repeat it unseen: redis-py's own retries (ten, unless told otherwise) are off. Everything asked
+for in one turn of the event loop, and all that gathers while a pipeline is under way, shares one. Every wait is
+bounded: a call waits for the pipeline before it and then for its own, `ANSWER_SECONDS` each.
+
+Refuses: to go on with a connection after an error or a missed deadline, because what it would still answer belongs
+to a question that nobody asks any more. The next call makes a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, TypeAlias
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from rise.clock import Clock
+from rise.errors import RedisUnavailable, StoreCorrupt, Unavailable
+from rise.service import spawn
+
+Argument: TypeAlias = str | bytes | int
+
+ANSWER_SECONDS: Final = 1.25
+"""For one pipeline. Twice this is below the acceptance deadline, so that the answer is ours."""
+BATCH_MAX: Final = 500
+
+CLOCK_KEY: Final = "{rise}:clock"
+SEEN_EVERY_MS: Final = 1000
+"""How exactly it is kept what time the store's clock has reached."""
+
+CLOCK: Final = f"""
+-- The store's clock: the server's, but never behind the time that was kept. A server whose clock was set back, or a
+-- replica promoted with one that is behind, goes on from there at its own pace instead of standing still.
+local now
+do
+  local time = redis.call('TIME')
+  local server = time[1] * 1000 + math.floor(time[2] / 1000)
+  local kept = redis.call('HMGET', KEYS[1], 'ahead', 'seen')
+  local ahead, seen = tonumber(kept[1] or 0), tonumber(kept[2] or 0)
+  now = server + ahead
+  if now < seen then
+    now = seen + {SEEN_EVERY_MS}
+    ahead = now - server
+  end
+  -- A store that takes no writes still tells the time.
+  if now - seen >= {SEEN_EVERY_MS} then redis.pcall('HSET', KEYS[1], 'ahead', ahead, 'seen', now) end
+end
+"""
+
+_BY_CLASS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (redis.exceptions.BusyLoadingError, "Redis is reading its data from disk; it goes on by itself"),
+    (redis.exceptions.AuthenticationError, "Redis refuses the credentials in its URL"),
+    (redis.exceptions.AuthorizationError, "Redis refuses the credentials in its URL"),
+    (redis.exceptions.NoPermissionError, "the user of Redis may not run what Rise needs: check its ACL"),
+    (redis.exceptions.OutOfMemoryError, "Redis is full: raise maxmemory"),
+    (redis.exceptions.ReadOnlyError, "this Redis is a replica: name its primary, or wait for the failover"),
+    (redis.exceptions.NoScriptError, "Redis forgets its scripts as soon as they are loaded"),
+    (redis.exceptions.ClusterDownError, "the Redis cluster is down or in failover"),
+    (redis.exceptions.MovedError, "this Redis is part of a cluster and does not hold {rise}: name the node that does"),
+    (redis.exceptions.TimeoutError, "Redis does not answer in time"),
+    (TimeoutError, "Redis does not answer in time"),
+    (redis.exceptions.ConnectionError, "Redis cannot be reached"),
+    (OSError, "Redis cannot be reached"),
+)
+_BY_CODE: Final = {
+    "MISCONF": "Redis cannot write to its disk",
+    "BUSY": "Redis is held up by a script",
+    "NOREPLICAS": "too few replicas of Redis are connected",
+    "MASTERDOWN": "this Redis is a replica that has lost its primary",
+}
+_VENDORS: Final = (redis.exceptions.RedisError, redis.exceptions.RedisClusterException, OSError, TimeoutError)
+
+
+def translated(error: Exception) -> Unavailable:
+    """What a vendor's error means here. Waiting mends all but `StoreCorrupt`."""
+    code = str(error).split(" ", 1)[0]
+    if code == "WRONGTYPE":
+        return StoreCorrupt(f"somebody else has written to Rise's keys in Redis: {error}")
+    for kind, meaning in _BY_CLASS:
+        if isinstance(error, kind):
+            return RedisUnavailable(meaning)
+    return RedisUnavailable(_BY_CODE.get(code, f"Redis refuses: {error}"))
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """The one place where Redis's errors become ours. What is left through is our own bug."""
+    try:
+        yield
+    except _VENDORS as error:
+        raise translated(error) from error
+
+
+@dataclass(frozen=True)
+class Script:
+    """A Lua script that finds the store's time in `now` and answers with what its body returns."""
+
+    name: str
+    body: str
+
+    @cached_property
+    def source(self) -> bytes:
+        return (
+            f"-- {self.name}\n{CLOCK}\nlocal function answer()\n{self.body}\nend\nreturn {{ now, answer() }}".encode()
+        )
+
+    @cached_property
+    def sha(self) -> str:
+        return hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+
+
+@dataclass(slots=True)
+class _Call:
+    command: Sequence[Argument]
+    script: Script | None
+    done: asyncio.Future[Any]
+
+
+class RedisDatabase:
+    """One Redis, as one process reaches it."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        answer_seconds: float = ANSWER_SECONDS,
+        on_trouble: Callable[[Unavailable | None], None] = lambda trouble: None,
+    ) -> None:
+        """`on_trouble` is told what keeps it from answering, and None when it answers again, before the callers are."""
+        self._clock = clock
+        self._answer_seconds = answer_seconds
+        self._on_trouble = on_trouble
+        self._trouble: Unavailable | None = None
+        self._shared = _Link(url)
+        self._blocking = _Link(url)
+        self._waiting: list[_Call] = []
+        self._flushes: set[asyncio.Task[Any]] = set()
+        self._is_flushing = False
+        self._offset_ms: float | None = None
+        self._said_ms = 0
+        self._is_closed = False
+
+    async def open(self) -> None:
+        """Learn the time. Raises `RedisUnavailable`; the next call tries again by itself."""
+        await self.run(Script("clock", "return nil"))
+
+    async def close(self) -> None:
+        """What was asked for is answered first."""
+        self._is_closed = True
+        await asyncio.gather(*self._flushes)
+        await self._shared.close()
+        await self._blocking.close()
+
+    def now_ms(self) -> int:
+        """The store's clock, as last heard and gone on with since; never stepping back.
+
+        Behind the server by at most the way of an answer.
+        """
+        if self._offset_ms is None:
+            raise RedisUnavailable("Redis has not been reached yet")
+        self._said_ms = max(self._said_ms, int(self._offset_ms + self._clock.monotonic() * 1000))
+        return self._said_ms
+
+    async def run(self, script: Script, *arguments: Argument) -> Any:
+        """The script's answer, after its effects."""
+        now_ms, *answer = await self._ask(("EVALSHA", script.sha, 1, CLOCK_KEY, *arguments), script)
+        self._offset_ms = now_ms - self._clock.monotonic() * 1000
+        return answer[0] if answer else None
+
+    async def execute(self, *command: Argument) -> Any:
+        return await self._ask(command, None)
+
+    async def wait_for(self, *command: Argument, seconds: float) -> Any:
+        """A command that blocks for so long, on a connection of its own. One at a time."""
+        if self._is_closed:
+            raise RedisUnavailable("the connection to Redis is closed")
+        with redis_errors():
+            async with asyncio.timeout(seconds + self._answer_seconds):
+                [answer] = await self._blocking.exchange([command])
+        if isinstance(answer, Exception):
+            raise translated(answer) from answer
+        return answer
+
+    # --- sharing pipelines ---
+
+    async def _ask(self, command: Sequence[Argument], script: Script | None) -> Any:
+        if self._is_closed:
+            raise RedisUnavailable("the connection to Redis is closed")
+        asked = _Call(command, script, asyncio.get_running_loop().create_future())
+        self._waiting.append(asked)
+        if not self._is_flushing:
+            self._is_flushing = True
+            spawn(self._flush(), name="redis.flush", into=self._flushes)
+        return await asked.done
+
+    async def _flush(self) -> None:
+        """One pipeline after the other until nobody waits: no timer, the next gathers while one is under way."""
+        while self._waiting:
+            batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+            try:
+                answers = await self._exchange(batch)
+            except BaseException as error:  # noqa: BLE001 - border: the flush must outlive any call; callers are told
+                answers = [error] * len(batch)
+            self._tell(batch, answers)
+        self._is_flushing = False
+
+    async def _exchange(self, batch: Sequence[_Call]) -> list[Any]:
+        with redis_errors():
+            async with asyncio.timeout(self._answer_seconds):
+                answers = await self._shared.exchange([call.command for call in batch])
+                unknown = [n for n, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
+                if unknown:
+                    again = await self._load_and_repeat([batch[n] for n in unknown])
+                    for n, answer in zip(unknown, again, strict=True):
+                        answers[n] = answer
+                return [translated(answer) if isinstance(answer, Exception) else answer for answer in answers]
+
+    async def _load_and_repeat(self, calls: Sequence[_Call]) -> list[Any]:
+        """Redis was restarted, or somebody flushed its scripts. What it does not know it has not run."""
+        scripts = {call.script for call in calls if call.script}
+        loading = [("SCRIPT", "LOAD", script.source) for script in scripts]
+        answers = await self._shared.exchange([*loading, *(call.command for call in calls)])
+        return answers[len(loading) :]
+
+    def _tell(self, batch: Sequence[_Call], answers: Sequence[Any]) -> None:
+        trouble = next((answer for answer in answers if isinstance(answer, Unavailable)), None)
+        if str(trouble) != str(self._trouble):
+            self._trouble = trouble
+            self._on_trouble(trouble)
+        for call, answer in zip(batch, answers, strict=True):
+            if call.done.done():
+                continue  # the caller hung up; what it asked for was done all the same
+            if isinstance(answer, BaseException):
+                call.done.set_exception(answer)
+            else:
+                call.done.set_result(answer)
+
+
+class _Link:
+    """One connection, made when it is needed and given up after any failure."""
+
+    def __init__(self, url: str) -> None:
+        # Bounded by its users' deadlines, which span connecting, sending and all answers; a deadline per read
+        # would cost a timer for each. RESP2, because newer protocols answer the same script in other shapes.
+        # `Any`: redis-py leaves its connections untyped.
+        self._pool: Any = redis.asyncio.ConnectionPool.from_url(
+            url, protocol=2, socket_timeout=None, retry=Retry(NoBackoff(), 0), retry_on_error=[], retry_on_timeout=False
+        )
+        self._connection: Any = None
+
+    async def exchange(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        """The answers; a command that was refused has its error for an answer."""
+        try:
+            connection = await self._connected()
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            return [await _answer(connection) for _ in commands]
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    async def _connected(self) -> Any:
+        if self._connection is not None and await _is_over(self._connection):
+            # The server went away in between. Noticed before anything is sent, so that nothing is in doubt.
+            await self.close()
+        if self._connection is None:
+            self._connection = self._pool.make_connection()
+            await self._connection.connect()
+        return self._connection
+
+
+async def _is_over(connection: Any) -> bool:
+    """Whether there is anything to read where nothing is due: the end, or words that nobody asked for."""
+    can_read = getattr(connection, "can_read", None) or connection.can_read_destructive  # before redis-py 8
+    try:
+        return bool(await can_read())
+    except redis.exceptions.RedisError:
+        return True
+
+
+async def _answer(connection: Any) -> Any:
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except redis.exceptions.ResponseError as error:
+        return error
