@@ -1,0 +1,13 @@
+-- Takes a task out of its lane for good; a claim on it is void at once. Answers with the task as it was.
+local task = load(ARGV[1])
+if not task then return false end
+local before, was = whole(task), task.status
+even_when_full()
+bury(task, ARGV[2])
+if was == 'processing' then
+  let_go(task.lane, task.channel)
+elseif was == 'pending' and not held_by(task.lane) then
+  -- It may have been the head that waits for its retry, and the lane with it.
+  if head_of(task.lane) then announce(task.lane, task.channel) else let_go(task.lane, task.channel) end
+end
+return before

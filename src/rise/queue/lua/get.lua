@@ -1,0 +1,2 @@
+local task = load(ARGV[1])
+return task and whole(task)

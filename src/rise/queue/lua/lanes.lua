@@ -1,0 +1,280 @@
+-- Shared by all scripts of the queue. `now` is the store's time, ROW what a list shows of a task. What is here keeps every index in step with the
+-- tasks: a task changes its status in `set_status` and nowhere else, a lane its hint in `set_ready`.
+
+local Q = '{rise}:queue:'
+local TASK = Q .. 'task:'              -- hash of an open task: its head, the bytes received, and how far it is
+local OPEN = Q .. 'open'               -- the ids of all of them, sorted
+local LINE = Q .. 'line:'              -- per lane, its pending and processing tasks in the order in which they run
+local WORK = Q .. 'work'               -- lanes that have such tasks, by their number
+local RUNNING = Q .. 'running'         -- lane → its task being processed
+local RETRY = Q .. 'retry'             -- pending tasks that are not due yet, by when they are
+local SUSPENDED = Q .. 'suspended'     -- suspended tasks, by since when
+local PARKED = Q .. 'parked'           -- the same as "lane, newline, task", by their date
+local PARKED_IN = Q .. 'parked:'       -- the same per lane
+local DEADLINES = Q .. 'deadlines'     -- the same, by when they are of no use any more
+local ROUTES = Q .. 'routes'           -- how many are suspended, by reason and route
+local COUNTS = Q .. 'counts'           -- tasks by status and by channel, and what was counted since ever
+local FINISHED = Q .. 'finished:'      -- tombstones: the generation of a task that is finished
+local LANE = Q .. 'lane:'              -- hash of a lane: channel, holder, fence, the orders last seen and started
+local CHANNELS = Q .. 'channels'
+local READY = Q .. 'ready:'            -- per channel, since when its lanes wait to be claimed, or from when they may be
+local CLAIMS = Q .. 'claims'           -- lanes that somebody holds, by how long
+local IDLE = Q .. 'idle'               -- lanes with nothing to do, by since when
+local FENCE = Q .. 'fence'             -- the last one given out
+local RECEIPTS = Q .. 'receipts'       -- delivery key → task, checksum of the body, when
+local RECEIPT_KEYS = Q .. 'receipts:keys'
+local RECEIPT_ENDS = Q .. 'receipts:ends'
+local RECEIPT_AGAIN = Q .. 'receipts:again'  -- how often, for those that came more than once
+local HINTS = Q .. 'tasks'             -- the stream that wakes workers
+local GROUP = 'workers'
+
+local DECIDING = {
+  'id', 'lane', 'channel', 'account', 'workflow', 'place', 'at', 'status', 'reason', 'generation', 'deaths', 'due',
+  'deadline', 'answered', 'accepted', 'attempts', 'failing',
+}
+
+local call = redis.call
+
+-- A full Redis refuses what may need memory unless the script has written before. What ends or moves work must not
+-- be refused, or it would stay full for ever; what brings work in must be.
+local function even_when_full()
+  call('DEL', Q .. 'nothing')
+end
+
+-- --- tasks ---
+
+local function row_of(task)
+  return call('HMGET', TASK .. task.id, unpack(ROW))
+end
+
+-- With the bytes.
+local function whole(task)
+  local columns = row_of(task)
+  columns[#ROW + 1] = call('HGET', TASK .. task.id, 'raw')
+  return columns
+end
+
+-- What decides about a task, as strings; false where there is nothing. Nil: it is not open.
+local function load(id)
+  local values = call('HMGET', TASK .. id, unpack(DECIDING))
+  if not values[1] then return nil end
+  local task = {}
+  for i, name in ipairs(DECIDING) do task[name] = values[i] end
+  return task
+end
+
+-- Fields set to false are taken away.
+local function change(task, fields)
+  local set, gone = {}, {}
+  for name, value in pairs(fields) do
+    task[name] = value and tostring(value)
+    if value then
+      set[#set + 1], set[#set + 2] = name, value
+    else
+      gone[#gone + 1] = name
+    end
+  end
+  if #set > 0 then call('HSET', TASK .. task.id, unpack(set)) end
+  if #gone > 0 then call('HDEL', TASK .. task.id, unpack(gone)) end
+end
+
+local function count(name, by)
+  if call('HINCRBY', COUNTS, name, by) == 0 then call('HDEL', COUNTS, name) end
+end
+
+local function is_runnable(status)
+  return status == 'pending' or status == 'processing'
+end
+
+local function count_line(lane)
+  local tasks = call('ZCARD', LINE .. lane)
+  if tasks > 0 then call('ZADD', WORK, tasks, lane) else call('ZREM', WORK, lane) end
+end
+
+local function count_route(task, by)
+  local route = cjson.encode({ task.reason, task.channel, task.account, task.workflow })
+  if call('HINCRBY', ROUTES, route, by) == 0 then call('HDEL', ROUTES, route) end
+end
+
+local enter = {
+  pending = function(task)
+    if tonumber(task.due) > now then call('ZADD', RETRY, task.due, task.id) end
+  end,
+  processing = function(task)
+    call('HSET', RUNNING, task.lane, task.id)
+  end,
+  replying = function() end,
+  suspended = function(task)
+    call('ZADD', SUSPENDED, now, task.id)
+    call('ZADD', PARKED, task.at, task.lane .. '\n' .. task.id)
+    call('SADD', PARKED_IN .. task.lane, task.id)
+    count_route(task, 1)
+    -- A held reply was perhaps an answer in time: a person has to say what becomes of it.
+    if task.deadline and task.reason ~= 'reply_held' then call('ZADD', DEADLINES, task.deadline, task.id) end
+  end,
+}
+
+local leave = {
+  pending = function(task)
+    call('ZREM', RETRY, task.id)
+  end,
+  processing = function(task)
+    call('HDEL', RUNNING, task.lane)
+  end,
+  replying = function() end,
+  suspended = function(task)
+    call('ZREM', SUSPENDED, task.id)
+    call('ZREM', PARKED, task.lane .. '\n' .. task.id)
+    call('SREM', PARKED_IN .. task.lane, task.id)
+    call('ZREM', DEADLINES, task.id)
+    count_route(task, -1)
+  end,
+}
+
+-- False as status: the task is not there yet, or not any more.
+local function set_status(task, status, reason)
+  local was = task.status
+  if was then
+    leave[was](task)
+    count('status:' .. was, -1)
+  end
+  change(task, { status = status, reason = reason or false })
+  if status then
+    enter[status](task)
+    count('status:' .. status, 1)
+  end
+  if is_runnable(was) ~= is_runnable(status) then
+    if is_runnable(status) then call('ZADD', LINE .. task.lane, 0, task.place) else call('ZREM', LINE .. task.lane, task.place) end
+    count_line(task.lane)
+  end
+end
+
+local function suspend(task, reason, error)
+  change(task, { error = error or false, updated = now })
+  set_status(task, 'suspended', reason)
+end
+
+-- A task that comes, from the arguments that name it.
+local function task_of(first)
+  local task = {}
+  for i, name in ipairs({ 'id', 'lane', 'channel', 'account', 'workflow', 'order', 'at' }) do
+    task[name] = ARGV[first + i - 1]
+  end
+  return task
+end
+
+-- `how` is what else is known of it.
+local function create(task, how, status, reason)
+  task.place = string.format('%s%s:%.0f', task.order, task.id, now)
+  how.id, how.lane, how.channel, how.account = task.id, task.lane, task.channel, task.account
+  how.workflow, how.place, how.at = task.workflow, task.place, task.at
+  how.attempts, how.deaths, how.accepted, how.updated = 0, 0, now, now
+  change(task, how)
+  call('ZADD', OPEN, 0, task.id)
+  call('SADD', CHANNELS, task.channel)
+  count('channel:' .. task.channel, 1)
+  set_status(task, status, reason)
+end
+
+local function forget(task)
+  set_status(task, false)
+  call('DEL', TASK .. task.id)
+  call('ZREM', OPEN, task.id)
+  count('channel:' .. task.channel, -1)
+end
+
+-- The task is over: whoever brings it again from another copy is told so for a while.
+local function bury(task, tombstone_ms)
+  forget(task)
+  call('SET', FINISHED .. task.id, task.generation, 'PX', tombstone_ms)
+end
+
+-- --- lanes ---
+
+local function drop_hint(lane)
+  local hint = call('HGET', LANE .. lane, 'hint')
+  if hint then
+    call('XACK', HINTS, GROUP, hint)
+    call('XDEL', HINTS, hint)
+    call('HDEL', LANE .. lane, 'hint')
+  end
+end
+
+-- When the lane may next be claimed; nil: as far as is known, nothing is to be done in it. One that waits has one
+-- hint in the stream, any other none, so that the stream is never longer than what waits.
+local function set_ready(lane, channel, at)
+  if at then
+    call('ZADD', READY .. channel, at, lane)
+    call('ZREM', IDLE, lane)
+  else
+    call('ZREM', READY .. channel, lane)
+    call('ZADD', IDLE, now, lane)
+  end
+  if not at or at > now then
+    drop_hint(lane)
+  elseif call('HEXISTS', LANE .. lane, 'hint') == 0 then
+    call('HSET', LANE .. lane, 'channel', channel, 'hint', call('XADD', HINTS, '*', 'lane', lane))
+  end
+end
+
+local function held_by(lane)
+  local known = call('HMGET', LANE .. lane, 'holder', 'fence', 'channel')
+  return known[1], known[2], known[3]
+end
+
+-- The lane has something to do. If it waits already it keeps its place.
+local function announce(lane, channel)
+  local at = tonumber(call('ZSCORE', READY .. channel, lane))
+  if not at or (at > now and not held_by(lane)) then set_ready(lane, channel, now) end
+end
+
+local function free(lane)
+  call('HDEL', LANE .. lane, 'holder')
+  call('ZREM', CLAIMS, lane)
+end
+
+-- The first task in the line of a lane, or nil.
+local function head_of(lane)
+  while true do
+    local place = call('ZRANGE', LINE .. lane, 0, 0)[1]
+    if not place then return nil end
+    local task = load(place:sub(33):match('^[^:]+'))
+    if task then return task end
+    -- Somebody deleted it by hand. That it is missed is said by the audit; its lane goes on.
+    call('ZREM', LINE .. lane, place)
+    count_line(lane)
+  end
+end
+
+local function let_go(lane, channel)
+  free(lane)
+  local head = head_of(lane)
+  set_ready(lane, channel, head and math.max(tonumber(head.due), now))
+end
+
+-- Grows with every claim ever given out, also over the loss of what was written last, because time went on.
+local function next_fence()
+  local fence = string.format('%.0f', math.max(tonumber(call('GET', FENCE) or 0) + 1, now * 1000))
+  call('SET', FENCE, fence)
+  return fence
+end
+
+local function latest(lane, name, order)
+  local known = call('HGET', LANE .. lane, name)
+  if not known or known < order then call('HSET', LANE .. lane, name, order) end
+end
+
+local function prolong(lane, channel, claim_ms)
+  set_ready(lane, channel, now + claim_ms)
+  call('ZADD', CLAIMS, now + claim_ms, lane)
+end
+
+local function run(task, claim_ms)
+  local order = task.place:sub(1, 32)
+  latest(task.lane, 'started', order)
+  latest(task.lane, 'newest', order)
+  prolong(task.lane, task.channel, claim_ms)
+  change(task, { updated = now })
+  if task.status ~= 'processing' then set_status(task, 'processing') end
+  return whole(task)
+end

@@ -1,0 +1,10 @@
+-- Suspended tasks become pending, whole lanes at a time, and their tries start over.
+local tasks, resumed = parked(tonumber(ARGV[2])), {}
+if #tasks > 0 then even_when_full() end
+for _, task in ipairs(tasks) do
+  change(task, { attempts = 0, deaths = 0, failing = false, due = now, updated = now })
+  set_status(task, 'pending')
+  announce(task.lane, task.channel)
+  resumed[#resumed + 1] = task.id
+end
+return resumed

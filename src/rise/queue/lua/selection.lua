@@ -1,0 +1,50 @@
+-- Which open tasks are meant, for the scripts that list and resume. Fields that are not there do not narrow.
+local selection = cjson.decode(ARGV[1])
+
+local function set_of(values)
+  if not values then return nil end
+  local set = {}
+  for _, value in ipairs(values) do set[value] = true end
+  return set
+end
+
+local function route_key(channel, account, workflow)
+  return cjson.encode({ channel, account, workflow })
+end
+
+local ids, routes = set_of(selection.task_ids), nil
+if selection.routes then
+  routes = {}
+  for _, route in ipairs(selection.routes) do routes[route_key(unpack(route))] = true end
+end
+
+-- The task of an id if it is meant.
+local function meant(id)
+  if ids and not ids[id] then return nil end
+  local task = load(id)
+  if not task then return nil end
+  for _, name in ipairs({ 'status', 'reason', 'channel', 'account', 'lane' }) do
+    if selection[name] and selection[name] ~= task[name] then return nil end
+  end
+  if selection.older_than_ms and tonumber(task.accepted) >= selection.older_than_ms then return nil end
+  if routes and not routes[route_key(task.channel, task.account, task.workflow)] then return nil end
+  return task
+end
+
+-- The meant tasks among the suspended, by whole lanes, oldest first, until there are about `limit`.
+local function parked(limit)
+  local tasks, seen, from, page = {}, {}, 0, 200
+  while #tasks < limit do
+    local members = call('ZRANGE', PARKED, from, from + page - 1)
+    for _, member in ipairs(members) do
+      local lane, id = member:match('^(.*)\n(.-)$')
+      if #tasks < limit and not seen[lane] and meant(id) then
+        seen[lane] = true
+        for _, other in ipairs(call('SMEMBERS', PARKED_IN .. lane)) do tasks[#tasks + 1] = meant(other) end
+      end
+    end
+    if #members < page then break end
+    from = from + page
+  end
+  return tasks
+end

@@ -1,0 +1,40 @@
+-- Ends the work on a task and starts the next of its lane, or lets the lane go. A stale fence changes nothing, and a
+-- task that is not being processed is left as it is: so a repeated settle finds nothing more to do.
+local lane, fence, tasks_left = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local claim_ms, deaths_suspect, tombstone_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local id, settlement, first, second, third = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+
+local settle = {
+  Finished = function(task)
+    bury(task, tombstone_ms)
+  end,
+  Replying = function(task)
+    if task.answered == task.generation then return bury(task, tombstone_ms) end
+    change(task, { error = false, updated = now })
+    set_status(task, 'replying')
+  end,
+  RetryIn = function(task)
+    change(task, { due = now + first, error = third, updated = now })
+    if second == '1' then change(task, { attempts = task.attempts + 1, failing = task.failing or now }) end
+    set_status(task, 'pending')
+  end,
+  Anew = function(task)
+    change(task, { generation = first, updated = now })
+    set_status(task, 'pending')
+  end,
+  Suspend = function(task)
+    suspend(task, first, second)
+  end,
+}
+
+local holder, held, channel = held_by(lane)
+if not holder or held ~= fence then return 'lost' end
+even_when_full()
+local task = load(id)
+if task and task.status == 'processing' then settle[settlement](task) end
+local head = head_of(lane)
+if not head or tonumber(head.due) > now or tasks_left == 0 or tonumber(head.deaths) >= deaths_suspect then
+  let_go(lane, channel)
+  return false
+end
+return run(head, claim_ms)

@@ -1,0 +1,17 @@
+-- Some of the lanes that have work, from a cursor on: those that nothing says it of are made claimable.
+-- In steps, because messages are accepted in between.
+local found = 0
+local page = call('ZSCAN', WORK, ARGV[1], 'COUNT', ARGV[2])
+for i = 1, #page[2], 2 do
+  local lane = page[2][i]
+  local channel = call('HGET', LANE .. lane, 'channel')
+  if not channel then
+    local head = head_of(lane)
+    channel = head and head.channel
+  end
+  if channel and not call('ZSCORE', READY .. channel, lane) then
+    announce(lane, channel)
+    found = found + 1
+  end
+end
+return { page[1], found }

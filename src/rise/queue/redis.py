@@ -1,0 +1,515 @@
+"""The queue on Redis, for any number of processes on any number of hosts.
+
+Every operation is one Lua script (`lua/`, one file each), so it happens wholly or not at all, and repeating it is
+safe. A sorted set per channel says since when each lane waits to be claimed, or from when it may be: new work, due
+retries and lapsed claims are the same look, as in the embedded queue, in logarithmic time however many lanes there
+are. That set is the truth about lanes; what is lost of it the sweep makes again from the tasks.
+
+The stream with its consumer group is only there to wake: a lane that begins to wait puts one entry into it, and the
+claim takes it out again, read or not, whoever had read it. Handing lanes out by the stream instead was weighed and
+left: entries cannot be ordered by how long a lane waits, chosen by channel, held back until a retry is due or kept
+from a busy worker, so the sorted set would be needed all the same, and both would have to agree.
+
+Time is the server's, inside the scripts (`rise.connections.redis.CLOCK`); receipts end by it, in the sweep, and not
+by Redis's own expiry, because they are counted and listed. Commands of Redis 6.2 only, all keys in the slot of {rise}.
+Redis must neither evict (`noeviction`) nor be shared with a second installation in the same database.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from importlib.resources import files
+from typing import Any, Final
+
+import msgspec
+
+from rise.connections.redis import Argument, RedisDatabase, Script
+from rise.envelope import (
+    Head,
+    LaneKey,
+    Order,
+    Progress,
+    Reason,
+    Status,
+    Task,
+    TaskId,
+    clean_text,
+    decode_head,
+    encode_head,
+    new_key,
+    unreadable_head,
+)
+from rise.errors import ClaimLost, EnvelopeMalformed, RedisUnavailable
+from rise.queue.port import (
+    Anew,
+    Claim,
+    Claimed,
+    Enqueued,
+    LaneDepth,
+    NewTask,
+    OpenTask,
+    QueueDepth,
+    QueueLimits,
+    Receipt,
+    RetryIn,
+    Route,
+    Selection,
+    Settlement,
+    Suspend,
+)
+
+TOMBSTONE_SECONDS: Final = 72 * 3600
+"""How long it is remembered of a task that it is finished: as long as the key of an update."""
+LOOK_AT_ONCE: Final = 1000
+"""How much one script looks through. A millisecond or two, in which nothing else is done for anybody."""
+TIES_MAX: Final = 100
+HINT_SECONDS: Final = 600
+"""After this, nobody follows a hint that somebody has read."""
+SWEEPER: Final = "sweeper"
+HINTS: Final = "{rise}:queue:tasks"
+GROUP: Final = "workers"
+GENERATION: Final = "{rise}:generation"
+FINISHED: Final = "{rise}:queue:finished:"
+
+_ROW: Final = (
+    "id", "lane", "channel", "account", "place", "head", "status", "reason", "generation", "attempts", "deaths",
+    "due", "deadline", "failing", "updated", "accepted", "error",
+)  # fmt: skip
+_WHOLE: Final = (*_ROW, "raw")
+_ORDER_ZERO: Final = 1 << 63
+
+
+def _script(name: str, *shared: str) -> Script:
+    lua = files("rise.queue") / "lua"
+    row = f"local ROW = {{ {', '.join(map(repr, _ROW))} }}\n"
+    return Script(name, row + "\n".join((lua / f"{part}.lua").read_text() for part in ("lanes", *shared, name)))
+
+
+_ENQUEUE: Final = _script("enqueue")
+_CLAIM: Final = _script("claim")
+_RENEW: Final = _script("renew")
+_SETTLE: Final = _script("settle")
+_HAND_BACK: Final = _script("hand_back")
+_RECLAIM: Final = _script("reclaim")
+_SWEEP_LANES: Final = _script("sweep_lanes")
+_SWEEP_TASKS: Final = _script("sweep_tasks")
+_FORGET: Final = _script("forget")
+_FINISH: Final = _script("finish")
+_RESUME: Final = _script("resume", "selection")
+_RESUMABLE: Final = _script("resumable", "selection")
+_HOLD: Final = _script("hold")
+_RESTART: Final = _script("restart")
+_CANCEL: Final = _script("cancel")
+_GET: Final = _script("get")
+_LIST_OPEN: Final = _script("list_open", "selection")
+_RECEIPTS: Final = _script("receipts")
+_DEPTH: Final = _script("depth")
+_LONGEST_LANES: Final = _script("longest_lanes")
+_BEGIN_HINTS: Final = _script("begin_hints")
+
+
+class RedisQueue:
+    """`rise.queue.port.Queue` on one Redis."""
+
+    def __init__(self, database: RedisDatabase, limits: QueueLimits | None = None) -> None:
+        self._database = database
+        self._limits = limits or QueueLimits()
+        self._claim_ms = _ms(self._limits.claim.total_seconds())
+
+    @property
+    def claim_seconds(self) -> float:
+        return self._limits.claim.total_seconds()
+
+    def now_ms(self) -> int:
+        return self._database.now_ms()
+
+    # --- in ---
+
+    async def enqueue(self, task: NewTask) -> Enqueued:
+        task_id, new, same_body, out_of_order, late = await self._database.run(
+            _ENQUEUE,
+            task.head.delivery_key,
+            task.head.raw_sha256,
+            encode_head(task.head),
+            task.raw,
+            task.receipt_seconds * 1000,
+            "" if task.lifetime_seconds is None else _ms(task.lifetime_seconds),
+            "" if task.due_at_ms is None else task.due_at_ms,
+            task.suspend or "",
+            *_identity(task.head),
+            *_given(task.error),
+        )
+        return Enqueued(TaskId(task_id.decode()), bool(new), bool(same_body), bool(out_of_order), bool(late))
+
+    # --- claims ---
+
+    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool, forgiving: bool = False) -> Claimed:
+        limits = self._limits
+        suspects_waiting, offers = await self._database.run(
+            _CLAIM,
+            holder,
+            int(idle),
+            0 if forgiving else 1,
+            self._claim_ms,
+            limits.tasks_per_claim,
+            limits.deaths_suspect,
+            limits.deaths_max,
+            f"the worker process died {limits.deaths_max} times while running it",
+            *(part for channel, places in room.items() if places > 0 for part in (channel, places)),
+        )
+        claims = [await self._readable(_Offer.read(holder, offer)) for offer in offers]
+        return Claimed([claim for claim in claims if claim is not None], bool(suspects_waiting))
+
+    async def renew(self, claims: Sequence[Claim]) -> set[int]:
+        fenced = (part for claim in claims for part in (claim.lane, claim.fence))
+        return {int(fence) for fence in await self._database.run(_RENEW, self._claim_ms, *fenced)}
+
+    async def settle(self, claim: Claim, task: Task, settlement: Settlement) -> Claim | None:
+        offer = _Offer(claim.lane, claim.channel, claim.fence, claim.holder, claim.tasks_left, None)
+        following = await self._settle(offer, task.task_id, settlement)
+        return None if following is None else await self._readable(following)
+
+    async def _settle(self, held: _Offer, task_id: TaskId, settlement: Settlement) -> _Offer | None:
+        row = await self._database.run(
+            _SETTLE,
+            held.lane,
+            held.fence,
+            held.tasks_left,
+            self._claim_ms,
+            self._limits.deaths_suspect,
+            TOMBSTONE_SECONDS * 1000,
+            task_id,
+            *_named(settlement),
+        )
+        if row == b"lost":
+            raise ClaimLost(f"the claim on {held.lane} has passed to another worker")
+        return None if row is None else held.following(row)
+
+    async def _readable(self, offered: _Offer) -> Claim | None:
+        """The claim on the first task that this version can read: what it cannot is suspended and the next taken."""
+        following: _Offer | None = offered
+        while following is not None:
+            try:
+                return following.claim()
+            except EnvelopeMalformed as error:
+                unread = msgspec.structs.replace(following, tasks_left=following.tasks_left + 1)
+                unreadable = Suspend(Reason.SCHEMA_NEWER, str(error))
+                following = await self._settle(unread, following.task_id, unreadable)
+        return None
+
+    async def hand_back(self, holder: str, *, keep: Collection[int] = ()) -> int:
+        return int(await self._database.run(_HAND_BACK, holder, *keep))
+
+    async def reclaim(self, holder: str) -> int:
+        return int(await self._database.run(_RECLAIM, holder))
+
+    async def sweep(self) -> int:
+        found = await self._sweep_lanes() + await self._sweep_tasks()
+        memory_ms = _ms(self._limits.lane_memory.total_seconds())
+        while await self._database.run(_FORGET, LOOK_AT_ONCE, memory_ms, HINT_SECONDS * 1000, SWEEPER):
+            pass
+        return found
+
+    async def _sweep_lanes(self) -> int:
+        cursor, found = await self._database.run(_SWEEP_LANES, 0, LOOK_AT_ONCE)
+        while cursor != b"0":
+            cursor, more = await self._database.run(_SWEEP_LANES, cursor, LOOK_AT_ONCE)
+            found += more
+        return int(found)
+
+    async def _sweep_tasks(self) -> int:
+        found, more = 0, LOOK_AT_ONCE
+        while more == LOOK_AT_ONCE:
+            more = int(await self._database.run(_SWEEP_TASKS, LOOK_AT_ONCE))
+            found += more
+        return found
+
+    # --- out, and people's hands ---
+
+    async def finish(self, task_id: TaskId, generation: int) -> bool:
+        return bool(await self._database.run(_FINISH, task_id, generation, TOMBSTONE_SECONDS * 1000))
+
+    async def resume(self, selection: Selection, *, limit: int) -> list[TaskId]:
+        resumed = await self._database.run(_RESUME, _suspended(selection), limit)
+        return [TaskId(task_id.decode()) for task_id in resumed]
+
+    async def resumable(self, selection: Selection, *, limit: int) -> list[OpenTask]:
+        return [_open_task(row) for row in await self._database.run(_RESUMABLE, _suspended(selection), limit)]
+
+    async def hold(self, task_id: TaskId, generation: int, suspend: Suspend) -> bool:
+        return bool(await self._database.run(_HOLD, task_id, generation, suspend.reason, *_given(suspend.error)))
+
+    async def restart(self, task: Task, *, generation: int) -> bool:
+        head = task.head
+        known = (generation, encode_head(head), task.raw, head.raw_sha256)
+        return bool(await self._database.run(_RESTART, *_identity(head), *known))
+
+    async def cancel(self, task_id: TaskId) -> Task | None:
+        return _task_or_none(await self._database.run(_CANCEL, task_id, TOMBSTONE_SECONDS * 1000))
+
+    # --- looking ---
+
+    async def get(self, task_id: TaskId) -> Task | None:
+        return _task_or_none(await self._database.run(_GET, task_id))
+
+    async def list_open(self, selection: Selection, *, limit: int, after: str = "") -> list[OpenTask]:
+        rows: list[OpenTask] = []
+        meant, following = _narrowing(selection), after.encode()
+        while following is not None and len(rows) < limit:
+            following, found = await self._database.run(_LIST_OPEN, meant, following, LOOK_AT_ONCE, limit - len(rows))
+            rows += [_open_task(row) for row in found]
+        return rows
+
+    async def suspended_routes(self, reason: Reason) -> list[Route]:
+        return sorted(Route(*route) for why, *route in (await self._depth()).suspended if why == reason)
+
+    async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:
+        receipts: list[Receipt] = []
+        while len(receipts) < limit:
+            page = min(limit - len(receipts), LOOK_AT_ONCE)
+            found = await self._database.run(_RECEIPTS, receipts[-1].delivery_key if receipts else after, page)
+            receipts += [_receipt(*one) for one in zip(*found, strict=True)]
+            if not found or len(found[0]) < page:
+                break
+        return receipts
+
+    async def depth(self) -> QueueDepth:
+        counted = await self._depth()
+        return counted.as_of(self.now_ms())
+
+    async def _depth(self) -> _Counted:
+        return _Counted.read(*await self._database.run(_DEPTH))
+
+    async def longest_lanes(self, *, limit: int) -> list[LaneDepth]:
+        longest = await self._database.run(_LONGEST_LANES, limit + TIES_MAX) if limit else []
+        now = self.now_ms()
+        lanes = [LaneDepth(LaneKey(lane.decode()), count, max(0, now - since)) for lane, count, since in longest]
+        return sorted(lanes, key=lambda lane: (-lane.open, -lane.oldest_waiting_ms, lane.lane))[:limit]
+
+    # --- beyond the port: what the other copies need to know of this one ---
+
+    async def generation(self) -> str | None:
+        """Names what this Redis holds, until it is emptied. None: it is new, was emptied, or is another."""
+        known = await self._database.execute("GET", GENERATION)
+        return None if known is None else known.decode()
+
+    async def begin_generation(self) -> str:
+        """Everything open is in this Redis now. The first to say so names it."""
+        await self._database.execute("SET", GENERATION, new_key(), "NX")
+        named = await self.generation()
+        if named is None:
+            raise RedisUnavailable("Redis was emptied at this moment")
+        return named
+
+    async def finished(self, task_ids: Sequence[TaskId]) -> dict[TaskId, int]:
+        """Of these, the tasks known to be finished, with the generation that was. Remembered for a while only."""
+        if not task_ids:
+            return {}
+        stones = await self._database.execute("MGET", *(FINISHED + task_id for task_id in task_ids))
+        return {task_id: int(stone) for task_id, stone in zip(task_ids, stones, strict=True) if stone is not None}
+
+    async def wait_for_hint(self, member: str, *, seconds: float) -> bool:
+        """Until a lane begins to wait that no other member was woken for; then `claim`. False: nothing happened.
+
+        `member` is the worker's own name and stays, so that consumers do not pile up.
+        """
+        await self._database.run(_BEGIN_HINTS)
+        read = (
+            "XREADGROUP",
+            "GROUP",
+            GROUP,
+            member,
+            "COUNT",
+            LOOK_AT_ONCE,
+            "BLOCK",
+            _ms(seconds),
+            "STREAMS",
+            HINTS,
+            ">",
+        )
+        return bool(await self._database.wait_for(*read, seconds=seconds))
+
+
+# --- what goes over the wire -------------------------------------------------------------------------------
+
+
+class _Offer(msgspec.Struct, frozen=True):
+    """A claim whose task has not been read yet."""
+
+    lane: LaneKey
+    channel: str
+    fence: int
+    holder: str
+    tasks_left: int
+    row: Sequence[Any] | None
+
+    @classmethod
+    def read(cls, holder: str, answer: Sequence[Any]) -> _Offer:
+        lane, channel, fence, tasks_left, row = answer
+        return cls(LaneKey(lane.decode()), channel.decode(), int(fence), holder, tasks_left, row)
+
+    def following(self, row: Sequence[Any]) -> _Offer:
+        return msgspec.structs.replace(self, tasks_left=self.tasks_left - 1, row=row)
+
+    @property
+    def task_id(self) -> TaskId:
+        assert self.row is not None
+        return TaskId(self.row[0].decode())
+
+    def claim(self) -> Claim:
+        """Raises `EnvelopeMalformed` if this version cannot read the task."""
+        assert self.row is not None
+        columns = dict(zip(_WHOLE, self.row, strict=True))
+        task = Task(decode_head(columns["head"]), columns["raw"], _progress(columns))
+        return Claim(self.lane, self.channel, self.fence, self.holder, task, self.tasks_left)
+
+
+class _Counted(msgspec.Struct, frozen=True):
+    """What was counted, with moments where `QueueDepth` has ages."""
+
+    counts: dict[str, int]
+    suspended: dict[tuple[str, str, str, str], int]
+    retrying: int
+    oldest_waiting_at_ms: int | None
+    oldest_suspended_at_ms: int | None
+    lanes_claimed: int
+    receipts: int
+
+    @classmethod
+    def read(cls, counts: Sequence[bytes], routes: Sequence[bytes], *rest: Any) -> _Counted:
+        by_route = {tuple(msgspec.json.decode(route)): int(n) for route, n in _pairs(routes)}
+        return cls({name.decode(): int(n) for name, n in _pairs(counts)}, by_route, *rest)
+
+    def as_of(self, now: int) -> QueueDepth:
+        by_reason: Counter[str] = Counter()
+        for (reason, *_), count in self.suspended.items():
+            by_reason[reason] += count
+        return QueueDepth(
+            by_status=self._by("status:"),
+            by_channel=self._by("channel:"),
+            by_reason=dict(by_reason),
+            retrying=self.retrying,
+            oldest_waiting_ms=_age(self.oldest_waiting_at_ms, now),
+            oldest_suspended_ms=_age(self.oldest_suspended_at_ms, now),
+            lanes_claimed=self.lanes_claimed,
+            accepted=self.receipts,
+            duplicates=self.counts.get("duplicates", 0),
+            out_of_order=self.counts.get("out_of_order", 0),
+        )
+
+    def _by(self, prefix: str) -> dict[str, int]:
+        return {name.removeprefix(prefix): n for name, n in self.counts.items() if name.startswith(prefix)}
+
+
+def _age(moment: int | None, now: int) -> int | None:
+    return None if moment is None else now - moment
+
+
+def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _given(text: str | None) -> tuple[str, ...]:
+    """As a last argument, which is not there if there is none. What no encoding has is replaced."""
+    return () if text is None else (clean_text(text),)
+
+
+def _identity(head: Head) -> tuple[Argument, ...]:
+    """What the indexes are made of. The order as text that sorts as it does, negative numbers included."""
+    at_ms, seq = head.order.at_ms, head.order.seq
+    order = f"{at_ms + _ORDER_ZERO:016x}{seq + _ORDER_ZERO:016x}"
+    return head.task_id, head.lane, head.channel, head.account, head.workflow_id or "", order, at_ms
+
+
+def _order(place: bytes) -> Order:
+    return Order(int(place[:16], 16) - _ORDER_ZERO, int(place[16:32], 16) - _ORDER_ZERO)
+
+
+def _named(settlement: Settlement) -> tuple[Argument, ...]:
+    name = type(settlement).__name__
+    match settlement:
+        case RetryIn(seconds, error, counts):
+            return name, _ms(seconds), int(counts), clean_text(error)
+        case Anew(generation):
+            return name, generation
+        case Suspend(reason, error):
+            return name, reason, *_given(error)
+    return (name,)
+
+
+def _narrowing(selection: Selection) -> bytes:
+    wishes = msgspec.structs.asdict(selection)
+    wishes["routes"] = [msgspec.structs.astuple(route) for route in selection.routes]
+    return msgspec.json.encode({name: wish for name, wish in wishes.items() if wish not in (None, (), [])})
+
+
+def _suspended(selection: Selection) -> bytes:
+    return _narrowing(msgspec.structs.replace(selection, status=Status.SUSPENDED))
+
+
+def _progress(columns: Mapping[str, Any]) -> Progress:
+    reason, error = columns["reason"], columns["error"]
+    return Progress(
+        status=Status(columns["status"].decode()),
+        reason=Reason(reason.decode()) if reason else None,
+        generation=int(columns["generation"]),
+        attempts=int(columns["attempts"]),
+        deaths=int(columns["deaths"]),
+        due_at_ms=int(columns["due"]),
+        deadline_at_ms=_number(columns["deadline"]),
+        failing_since_ms=_number(columns["failing"]),
+        updated_at_ms=int(columns["updated"]),
+        accepted_at_ms=int(columns["accepted"]),
+        error=None if error is None else error.decode(),
+    )
+
+
+def _number(stored: bytes | None) -> int | None:
+    return None if stored is None else int(stored)
+
+
+def _head(columns: Mapping[str, Any]) -> Head:
+    try:
+        return decode_head(columns["head"])
+    except EnvelopeMalformed:
+        return unreadable_head(
+            TaskId(columns["id"].decode()),
+            channel=columns["channel"].decode(),
+            account=columns["account"].decode(),
+            lane=LaneKey(columns["lane"].decode()),
+            order=_order(columns["place"]),
+            accepted_at_ms=int(columns["accepted"]),
+        )
+
+
+def _task_or_none(row: Sequence[Any] | None) -> Task | None:
+    if row is None:
+        return None
+    columns = dict(zip(_WHOLE, row, strict=True))
+    return Task(_head(columns), columns["raw"], _progress(columns))
+
+
+def _open_task(row: Sequence[Any]) -> OpenTask:
+    columns = dict(zip(_ROW, row, strict=True))
+    known = _progress(columns)
+    return OpenTask(
+        _head(columns),
+        known.status,
+        known.reason,
+        known.generation,
+        known.attempts,
+        known.deaths,
+        known.due_at_ms,
+        known.updated_at_ms,
+        known.error,
+    )
+
+
+def _receipt(key: bytes, known: bytes, duplicates: bytes | None) -> Receipt:
+    task_id, _, received_at_ms = known.decode().split(" ")
+    return Receipt(key.decode(), TaskId(task_id), int(received_at_ms), int(duplicates or 0))
