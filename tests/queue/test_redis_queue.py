@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from rise.connections.redis import CLOCK_KEY, RedisDatabase
-from rise.envelope import TaskId
-from rise.queue.port import QueueLimits
-from rise.queue.redis import RedisQueue
+from rise.envelope import Reason, Status, TaskId
+from rise.errors import ClaimLost, RedisUnavailable
+from rise.queue.port import Finished, QueueLimits, Replying, RetryIn, Selection, Suspend
+from rise.queue.redis import FINISHED, GROUP, HINT_SECONDS, HINTS, TOMBSTONE_SECONDS, RedisQueue
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.queue import (
     CLAIM,
@@ -17,6 +20,14 @@ from rise.testing.conformance.queue import (
     DEATHS_SUSPECT,
     TASKS_PER_CLAIM,
     QueueConformance,
+    claim_all,
+    claim_one,
+    delivery,
+    enqueue,
+    lane_of,
+    open_task,
+    run_everything,
+    run_lane,
 )
 from rise.testing.servers import RedisServer
 
@@ -56,7 +67,7 @@ class RedisStage:
 
     async def lose_hints(self) -> None:
         # Some lanes gone altogether, some there and silent.
-        for key in self.keys():
+        for key in self.every_key():
             name = key.removeprefix(QUEUE)
             is_silent_lane = name.startswith("lane:") and not self.server.ask("HEXISTS", key, "holder")
             if name.startswith(("ready:", "claims", "tasks")) or (is_silent_lane and ord(name[-1]) % 2):
@@ -66,11 +77,48 @@ class RedisStage:
         self.server.ask("HSET", f"{QUEUE}task:{task_id}", "head", stored)
 
     async def leftovers(self) -> dict[str, int]:
-        names = [key.removeprefix(QUEUE) for key in self.keys() if key.startswith(QUEUE)]
+        names = [key.removeprefix(QUEUE) for key in self.every_key() if key.startswith(QUEUE)]
         left = {name: 1 for name in names if not name.startswith((*KEPT, "tasks"))}
         return left | {"hints": self.server.ask("XLEN", f"{QUEUE}tasks")}
 
-    def keys(self) -> list[str]:
+    # --- what only tests of Redis do ---
+
+    async def restart_server(self) -> None:
+        self.server.kill()
+        self.server.start()
+        await asyncio.sleep(0)  # the end of the old connection is heard, as it is wherever a loop runs
+
+    def contents(self) -> dict[str, bytes]:
+        return {key: self.server.ask("DUMP", key) for key in self.every_key() if key != CLOCK_KEY}
+
+    async def message(self) -> None:
+        """The way of one message."""
+        await enqueue(self.queue, 1)
+        claim = await claim_one(self.queue)
+        await self.queue.renew([claim])
+        await self.queue.settle(claim, claim.task, Replying())
+        await self.queue.finish(claim.task.task_id, 0)
+        self.server.ask("DEL", f"{QUEUE}receipts", f"{QUEUE}lane:{claim.lane}")
+
+    async def commands_for(self, doing: Callable[[], Awaitable[object]]) -> int:
+        """How many, in scripts too."""
+        self.server.ask("CONFIG", "RESETSTAT")
+        await doing()
+        return sum(int(stat.split(",")[0].removeprefix("calls=")) for stat in self.server.info("commandstats").values())
+
+    def commands_newer_than(self, version: tuple[int, int]) -> set[str]:
+        """Of those that were used, but for the tests' own."""
+        used = {name.removeprefix("cmdstat_") for name in self.server.info("commandstats")}
+        newer = set()
+        for name in used - {"client|setinfo", "info"}:
+            [_, described] = self.server.ask("COMMAND", "DOCS", name)
+            since = dict(zip(described[::2], described[1::2], strict=True))[b"since"]
+            if tuple(map(int, since.split(b".")[:2])) > version:
+                newer.add(name)
+        assert used > {"evalsha", "xautoclaim", "zrangebylex"}
+        return newer
+
+    def every_key(self) -> list[str]:
         return [key.decode() for key in self.server.ask("KEYS", "*")]
 
 
@@ -87,3 +135,285 @@ class TestRedisQueue(QueueConformance):
     @pytest.fixture
     def stage(self, stage: RedisStage) -> RedisStage:
         return stage
+
+
+# --- what only Redis can do wrong ---
+
+
+@pytest.fixture
+async def own(redis_of_its_own: RedisServer) -> AsyncIterator[RedisStage]:
+    """A stage whose server may be killed and changed."""
+    stage = RedisStage(redis_of_its_own)
+    stage.queue = await stage.open()
+    yield stage
+    await stage.close()
+
+
+@pytest.mark.req("QUE-5")
+@pytest.mark.failure("C17")
+async def test_everything_survives_the_kill_of_a_redis_that_syncs(own: RedisStage):
+    await enqueue(own.queue, 1, 2)
+    claim = await claim_one(own.queue)
+    await own.restart_server()
+    assert await claim_all(own.queue, "w2") == []
+    assert await own.queue.renew([claim]) == set()
+    assert not (await own.queue.enqueue(delivery(2))).new
+    assert await run_lane(own.queue, claim) == [1, 2]
+
+
+@pytest.mark.req("QUE-5")
+@pytest.mark.failure("C16")
+async def test_forgotten_scripts_are_noticed_by_nobody(stage: RedisStage):
+    stage.server.ask("SCRIPT", "FLUSH")
+    await enqueue(stage.queue, 1, 2)
+    claim = await claim_one(stage.queue)
+    stage.server.ask("SCRIPT", "FLUSH")
+    assert await run_lane(stage.queue, claim) == [1, 2]
+
+
+@pytest.mark.req("QUE-5")
+@pytest.mark.failure("C19", "M6")
+async def test_an_emptied_redis_can_be_told_from_an_empty_one(stage: RedisStage):
+    queue = stage.queue
+    assert await queue.generation() is None
+    named = await queue.begin_generation()
+    assert await queue.begin_generation() == await (await stage.another()).generation() == named
+    await enqueue(queue, 1)
+    await run_everything(queue)
+    assert await queue.generation() == named, "empty, and not emptied"
+    stage.server.ask("FLUSHALL")
+    assert await queue.generation() is None
+    assert await queue.begin_generation() != named
+
+
+@pytest.mark.failure("C19", "D2")
+async def test_a_claim_from_before_redis_was_emptied_is_lost_whatever_is_claimed_after(stage: RedisStage):
+    await enqueue(stage.queue, 1)
+    before = await claim_one(stage.queue)
+    stage.server.ask("FLUSHALL")
+    with pytest.raises(ClaimLost):
+        await stage.queue.settle(before, before.task, Finished())
+    await enqueue(stage.queue, 1)
+    after = await claim_one(stage.queue, "w2")
+    assert after.fence > before.fence
+    with pytest.raises(ClaimLost):
+        await stage.queue.settle(before, before.task, Finished())
+    assert await run_lane(stage.queue, after) == [1]
+
+
+@pytest.mark.req("QUE-5")
+@pytest.mark.failure("C16")
+async def test_a_replica_is_looked_at_and_not_written_to(own: RedisStage):
+    [task_id] = await enqueue(own.queue, 1)
+    claim = await claim_one(own.queue)
+    own.server.ask("REPLICAOF", "127.0.0.1", "1")
+    for writing in (own.queue.enqueue(delivery(2)), own.queue.settle(claim, claim.task, Finished())):
+        with pytest.raises(RedisUnavailable, match="replica"):
+            await writing
+    assert (await open_task(own.queue, task_id)).progress.status is Status.PROCESSING
+    own.server.ask("REPLICAOF", "NO", "ONE")
+    assert (await own.queue.enqueue(delivery(2))).new
+    assert await run_lane(own.queue, claim) == [1, 2]
+
+
+@pytest.mark.req("QUE-5")
+@pytest.mark.failure("C14")
+async def test_a_full_redis_takes_nothing_in_and_lets_everything_out(own: RedisStage):
+    queue = own.queue
+    await enqueue(queue, 1, 2)
+    await queue.enqueue(delivery(3, chat="2", suspend=Reason.WORKFLOW_PENDING))
+    before = own.contents()
+    own.server.ask("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(RedisUnavailable, match="full"):
+        await queue.enqueue(delivery(4))
+    assert own.contents() == before, "nothing half written"
+    assert not (await queue.enqueue(delivery(1))).new, "what is kept already is confirmed"
+    claim = await claim_one(queue)
+    assert await queue.renew([claim]) == set()
+    await queue.resume(Selection(), limit=10)
+    assert await run_lane(queue, claim) == [1, 2]
+    assert await run_everything(queue) == [3]
+    own.server.ask("CONFIG", "SET", "maxmemory", "0")
+    assert (await queue.enqueue(delivery(4))).new
+
+
+@pytest.mark.failure("C12")
+async def test_a_redis_that_hangs_is_not_waited_for(redis_of_its_own: RedisServer):
+    database = RedisDatabase(redis_of_its_own.url, clock=ManualClock(), answer_seconds=0.2)
+    await database.open()
+    redis_of_its_own.freeze()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(RedisUnavailable, match="in time"):
+            await RedisQueue(database, LIMITS).enqueue(delivery(1))
+    redis_of_its_own.thaw()
+    await database.close()
+
+
+@pytest.mark.failure("B15", "D12")
+async def test_a_task_that_was_deleted_by_hand_does_not_stop_its_lane(stage: RedisStage):
+    [gone, _] = await enqueue(stage.queue, 1, 2)
+    stage.server.ask("DEL", f"{QUEUE}task:{gone}")
+    assert await run_everything(stage.queue) == [2]
+
+
+# --- hints ---
+
+
+@pytest.mark.req("QUE-1")
+@pytest.mark.failure("D10", "D11")
+async def test_each_waiting_lane_wakes_one_worker_and_its_claim_takes_the_hint_away(stage: RedisStage):
+    queue = stage.queue
+    await enqueue(queue, 1, 2, 3, chat="a")
+    await enqueue(queue, 4, chat="b")
+    assert await queue.wait_for_hint("w1", seconds=1)
+    assert await queue.wait_for_hint("w2", seconds=1)
+    assert not await queue.wait_for_hint("w1", seconds=0.01)
+    assert await run_everything(queue) == [1, 2, 3, 4]
+    assert stage.server.ask("XLEN", HINTS) == 0
+    assert stage.server.ask("XPENDING", HINTS, GROUP)[0] == 0
+
+
+@pytest.mark.req("QUE-1")
+async def test_a_hint_nobody_read_goes_with_the_claim(stage: RedisStage):
+    await enqueue(stage.queue, 1)
+    claim = await claim_one(stage.queue)
+    assert stage.server.ask("XLEN", HINTS) == 0
+    await stage.queue.settle(claim, claim.task, RetryIn(15.0, "boom", counts=True))
+    assert stage.server.ask("XLEN", HINTS) == 0, "nobody is woken for what is not due"
+
+
+@pytest.mark.req("QUE-1")
+async def test_who_waits_is_woken(stage: RedisStage):
+    waiting = asyncio.ensure_future(stage.queue.wait_for_hint("w1", seconds=PATIENCE_SECONDS))
+    while not stage.server.ask("EXISTS", HINTS):
+        await asyncio.sleep(0)
+    await (await stage.another()).enqueue(delivery(1))
+    assert await waiting
+
+
+@pytest.mark.req("QUE-1", "QUE-5")
+@pytest.mark.failure("D6", "D7", "D8", "M5")
+@pytest.mark.parametrize(
+    "command", [("DEL", HINTS), ("XGROUP", "DESTROY", HINTS, GROUP), ("XTRIM", HINTS, "MAXLEN", 0)], ids=lambda c: c[0]
+)
+async def test_without_the_stream_work_goes_on_and_the_stream_comes_back(stage: RedisStage, command: tuple[Any, ...]):
+    queue = stage.queue
+    await enqueue(queue, 1)
+    assert await queue.wait_for_hint("w1", seconds=1)
+    await enqueue(queue, 2, chat="2")
+    stage.server.ask(*command)
+    assert await run_everything(queue) == [1, 2]
+    await enqueue(queue, 3)
+    assert await queue.wait_for_hint("w1", seconds=1)
+    assert await run_everything(queue) == [3]
+    assert stage.server.ask("XLEN", HINTS) == 0
+
+
+@pytest.mark.req("QUE-1", "QUE-5")
+@pytest.mark.failure("D6")
+async def test_who_waits_while_the_group_is_destroyed_hears_of_it(stage: RedisStage):
+    waiting = asyncio.ensure_future(stage.queue.wait_for_hint("w1", seconds=PATIENCE_SECONDS))
+    while b"cmd=xreadgroup" not in stage.server.ask("CLIENT", "LIST"):
+        await asyncio.sleep(0)
+    stage.server.ask("XGROUP", "DESTROY", HINTS, GROUP)
+    with pytest.raises(RedisUnavailable):
+        await waiting
+
+
+@pytest.mark.req("QUE-1")
+@pytest.mark.failure("D7")
+async def test_a_hint_that_was_read_and_not_followed_is_forgotten_and_its_lane_is_not(stage: RedisStage):
+    queue = stage.queue
+    await enqueue(queue, 1)
+    assert await queue.wait_for_hint("dies", seconds=1)
+    [(hint, _)] = stage.server.ask("XRANGE", HINTS, "-", "+")
+    stage.server.ask("XCLAIM", HINTS, GROUP, "dies", 0, hint, "IDLE", HINT_SECONDS * 1000 + 1)
+    await queue.sweep()
+    assert stage.server.ask("XPENDING", HINTS, GROUP)[0] == 0
+    assert await run_everything(queue) == [1]
+
+
+# --- what is left, and what it costs ---
+
+
+@pytest.mark.failure("M7")
+async def test_of_a_finished_task_a_tombstone_is_left_for_a_while(stage: RedisStage):
+    queue = stage.queue
+    settled, answered, cancelled, is_open = [
+        (await enqueue(queue, number, chat=str(number)))[0] for number in range(1, 5)
+    ]
+    claims = {claim.task.task_id: claim for claim in await claim_all(queue)}
+    await queue.settle(claims[settled], claims[settled].task, Finished())
+    await queue.settle(claims[answered], claims[answered].task, Replying())
+    assert answered not in await queue.finished([answered])
+    await queue.finish(answered, 0)
+    await queue.cancel(cancelled)
+    assert await queue.finished([settled, answered, cancelled, is_open]) == {settled: 0, answered: 0, cancelled: 0}
+    assert await queue.finished([]) == {}
+    assert 0 < stage.server.ask("TTL", f"{FINISHED}{settled}") <= TOMBSTONE_SECONDS
+
+    await queue.restart(claims[settled].task, generation=1)
+    await run_everything(queue)
+    assert await queue.finished([settled]) == {settled: 1}
+
+
+async def test_an_idle_lane_is_forgotten_after_a_while(stage: RedisStage):
+    await enqueue(stage.queue, 1)
+    await run_everything(stage.queue)
+    assert f"{QUEUE}lane:{lane_of('1')}" in stage.every_key()
+    stage.pass_time(7200)
+    await stage.queue.sweep()
+    assert f"{QUEUE}lane:{lane_of('1')}" not in stage.every_key()
+    assert f"{QUEUE}idle" not in stage.every_key()
+
+
+async def test_nothing_but_the_clock_is_left_when_all_is_over(stage: RedisStage):
+    await enqueue(stage.queue, 1, 2, 2)
+    await stage.queue.wait_for_hint("w1", seconds=1)
+    await run_everything(stage.queue)
+    stage.pass_time(30 * 86_400)
+    await stage.queue.sweep()
+    names = {key.removeprefix(QUEUE).split(":")[0] for key in stage.every_key()}
+    assert names == {"{rise}", "channels", "counts", "fence", "finished", "tasks"}, "of these only tombstones grow"
+
+
+async def test_every_key_is_in_one_slot(stage: RedisStage):
+    await enqueue(stage.queue, 1, 2)
+    await stage.queue.begin_generation()
+    await claim_one(stage.queue)
+    assert all(key.startswith("{rise}:") for key in stage.every_key())
+
+
+@pytest.mark.req("QUE-1")
+async def test_redis_6_2_has_every_command_that_is_used(own: RedisStage):
+    queue = own.queue
+    await queue.begin_generation()
+    for number in range(1, 5):
+        await queue.enqueue(delivery(number, chat=str(number), lifetime_seconds=60))
+    await queue.wait_for_hint("w1", seconds=1)
+    claims = await claim_all(queue)
+    settlements = (Finished(), Replying(), RetryIn(1.0, "boom", counts=True), Suspend(Reason.WORKFLOW_PENDING))
+    for claim, settlement in zip(claims, settlements, strict=True):
+        await queue.settle(claim, claim.task, settlement)
+    for row in await queue.list_open(Selection(), limit=10):
+        await queue.resumable(Selection(), limit=10)
+        await queue.finish(row.head.task_id, 0)
+    own.pass_time(30 * 86_400)
+    await queue.sweep()
+    await queue.resume(Selection(), limit=10)
+    await queue.renew(await claim_all(queue))
+    await queue.reclaim("w1")
+    await queue.hand_back("w1")
+    await queue.longest_lanes(limit=3)
+    await queue.receipts(limit=3)
+    await queue.depth()
+    assert own.commands_newer_than((6, 2)) == set()
+
+
+async def test_no_step_of_a_messages_way_looks_at_every_lane(own: RedisStage):
+    """It would go unnoticed until there is a backlog, and then hold up acceptance."""
+    few = await own.commands_for(own.message)
+    for number in range(100, 250):
+        await own.queue.enqueue(delivery(number, chat=str(number), channel="webchat"))
+    assert await own.commands_for(own.message) <= few
+    assert await own.commands_for(own.queue.depth) <= 20

@@ -315,20 +315,8 @@ class RedisQueue:
         `member` is the worker's own name and stays, so that consumers do not pile up.
         """
         await self._database.run(_BEGIN_HINTS)
-        read = (
-            "XREADGROUP",
-            "GROUP",
-            GROUP,
-            member,
-            "COUNT",
-            LOOK_AT_ONCE,
-            "BLOCK",
-            _ms(seconds),
-            "STREAMS",
-            HINTS,
-            ">",
-        )
-        return bool(await self._database.wait_for(*read, seconds=seconds))
+        group, how = ("GROUP", GROUP, member), ("COUNT", 1, "BLOCK", _ms(seconds))
+        return bool(await self._database.wait_for("XREADGROUP", *group, *how, "STREAMS", HINTS, ">", seconds=seconds))
 
 
 # --- what goes over the wire -------------------------------------------------------------------------------

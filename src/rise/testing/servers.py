@@ -71,10 +71,15 @@ class RedisServer:
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def ask(self, *command: Any) -> Any:
-        """A command, as an operator gives it."""
-        with redis.Redis(port=self.port, decode_responses=False) as client:
+    def ask(self, *command: str | bytes | float) -> Any:
+        """A command, as an operator gives it, and its answer as it comes over the wire."""
+        with redis.Redis(port=self.port, protocol=2) as client:
+            client.response_callbacks.clear()
             return client.execute_command(*command)
+
+    def info(self, section: str) -> dict[str, str]:
+        lines = self.ask("INFO", section).decode().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
