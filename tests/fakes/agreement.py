@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -65,12 +66,17 @@ def picked(candidates: Sequence[Any], pick: int) -> Any:
 # --- running them ---
 
 
-def compare(pair: Callable[[], Pair], of: st.SearchStrategy[Command], config: pytest.Config) -> None:
-    """As many random sequences as `--examples` says, the same ones for the same `--seed`."""
+def compare(
+    pair: Callable[[], Pair], of: st.SearchStrategy[Command], config: pytest.Config, *, examples_per_cent: int = 100
+) -> None:
+    """As many random sequences as `--examples` says, the same ones for the same `--seed`.
+
+    `examples_per_cent`: fewer where each is expensive.
+    """
 
     @seed(config.getoption("seed"))
     @settings(
-        max_examples=config.getoption("examples"),
+        max_examples=max(1, config.getoption("examples") * examples_per_cent // 100),
         deadline=None,
         database=None,
         phases=[Phase.generate, Phase.shrink],
@@ -94,6 +100,9 @@ class Refused:
     error: type[Exception]
 
 
+Answering = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
 def answer(call: Coroutine[Any, Any, Any]) -> Any:
     """What a call comes to, without an event loop: nothing here waits for anything."""
     try:
@@ -103,6 +112,18 @@ def answer(call: Coroutine[Any, Any, Any]) -> Any:
     except ClaimLost as error:
         return Refused(type(error))
     raise AssertionError(f"{call} waits for something")
+
+
+def answers_in(runner: asyncio.Runner) -> Answering:
+    """The same for what does wait."""
+
+    def answer(call: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            return runner.run(call)
+        except ClaimLost as error:
+            return Refused(type(error))
+
+    return answer
 
 
 def opened(clock: ManualClock, **schema: Sequence[str]) -> InlineDatabase:

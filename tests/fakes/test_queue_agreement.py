@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from agreement import answer, command, commands, compare, opened, picked, seldom
+from agreement import Answering, answer, answers_in, command, commands, compare, opened, picked, seldom
 from hypothesis import strategies as st
 
+from rise.clock import epoch_ms
+from rise.connections.redis import Argument, RedisDatabase, Script
 from rise.envelope import LaneKey, Progress, Reason, Status, Task, TaskId
 from rise.queue.port import (
     Anew,
@@ -28,10 +32,12 @@ from rise.queue.port import (
     Settlement,
     Suspend,
 )
+from rise.queue.redis import RedisQueue
 from rise.queue.sqlite import SCHEMA, SqliteQueue
-from rise.testing.clock import ManualClock
+from rise.testing.clock import START, ManualClock
 from rise.testing.conformance.queue import claim_one, delivery, enqueue, lane_of, number_of, open_task
 from rise.testing.fakes.queue import MemoryQueue, MemoryQueueState
+from rise.testing.servers import RedisServer
 
 LIMITS = QueueLimits(
     claim=timedelta(seconds=30),
@@ -42,6 +48,7 @@ LIMITS = QueueLimits(
     lane_memory=timedelta(days=365),
 )
 RECEIPT_SECONDS = 100
+PATIENCE_SECONDS = 60.0
 ERRORS = ("boom", "down")
 
 NUMBERS = st.integers(1, 8)
@@ -114,12 +121,12 @@ Call = Callable[[Queue], Coroutine[Any, Any, Any]]
 class TwoQueues:
     """Each command goes to both; `agree` compares what they say."""
 
-    def __init__(self) -> None:
-        self.clock = ManualClock()
-        database = opened(self.clock, queue=SCHEMA)
-        self.real = SqliteQueue(database, LIMITS)
+    def __init__(self, clock: ManualClock, real: Queue, *, answer: Answering = answer) -> None:
+        self.clock = clock
+        self.real = real
         self.state = MemoryQueueState()
-        self.fake = MemoryQueue(self.state, now_ms=database.now_ms, limits=LIMITS)
+        self.fake = MemoryQueue(self.state, now_ms=real.now_ms, limits=LIMITS)
+        self.answer = answer
         self.claims: list[Claims] = []
         """All that were ever given out, the latest last."""
         self.unsettled: dict[LaneKey, Claims] = {}
@@ -217,7 +224,7 @@ class TwoQueues:
 
     def restart(self, pick: int, generation: int) -> None:
         task_id, _ = self._open(pick)
-        task = answer(self.fake.get(task_id))
+        task = self.answer(self.fake.get(task_id))
         if task is not None:
             self.agree(lambda queue: queue.restart(task, generation=generation))
 
@@ -244,7 +251,7 @@ class TwoQueues:
 
     def agree(self, call: Call, *, order: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
         """`order`: the port leaves open in which order they are listed."""
-        fake, real = answer(call(self.fake)), answer(call(self.real))
+        fake, real = self.answer(call(self.fake)), self.answer(call(self.real))
         if order is not None:
             fake, real = sorted(fake, key=order), sorted(real, key=order)
         assert _comparable(fake) == _comparable(real)
@@ -259,7 +266,7 @@ class TwoQueues:
 
     def _open(self, pick: int) -> tuple[TaskId, int]:
         """An open task and its generation; where there is none, one that is not there."""
-        rows = answer(self.fake.list_open(EVERYTHING, limit=100))
+        rows = self.answer(self.fake.list_open(EVERYTHING, limit=100))
         return picked([(row.head.task_id, row.generation) for row in rows] or [(TaskId("t_gone"), 0)], pick)
 
 
@@ -281,27 +288,68 @@ def _comparable(said: Any) -> Any:
     return said
 
 
+def memory_and_sqlite() -> TwoQueues:
+    clock = ManualClock()
+    return TwoQueues(clock, SqliteQueue(opened(clock, queue=SCHEMA), LIMITS))
+
+
 @pytest.mark.req("TST-3")
 def test_both_say_the_same_whatever_is_done(request: pytest.FixtureRequest):
-    compare(TwoQueues, COMMANDS, request.config)
+    compare(memory_and_sqlite, COMMANDS, request.config)
+
+
+class RedisOnTheClock(RedisDatabase):
+    """Its time stands still between steps of the clock: then two stores can say the same to the millisecond."""
+
+    def now_ms(self) -> int:
+        return epoch_ms(START) + round(self._clock.monotonic() * 1000)
+
+    async def run(self, script: Script, *arguments: Argument) -> Any:
+        return await super().run(replace(script, clock=f"local now = {self.now_ms()}"), *arguments)
+
+
+@pytest.mark.req("TST-3")
+def test_redis_says_what_the_fake_says_whatever_is_done(request: pytest.FixtureRequest, redis_server: RedisServer):
+    with asyncio.Runner() as runner:
+        databases: list[RedisDatabase] = []
+
+        def memory_and_redis() -> TwoQueues:
+            redis_server.ask("FLUSHALL")
+            clock = ManualClock()
+            databases.append(RedisOnTheClock(redis_server.url, clock=clock, answer_seconds=PATIENCE_SECONDS))
+            return TwoQueues(clock, RedisQueue(databases[-1], LIMITS), answer=answers_in(runner))
+
+        try:
+            compare(memory_and_redis, COMMANDS, request.config, examples_per_cent=10)
+        finally:
+            for database in databases:
+                runner.run(database.close())
 
 
 # --- where they once differed ---
 
 
-@pytest.fixture(params=["fake", "real"])
-def one(request: pytest.FixtureRequest) -> OneQueue:
-    return OneQueue(request.param)
+class OneQueue(NamedTuple):
+    """The fake as the port promises, or a real one, on a clock."""
+
+    queue: Queue
+    clock: ManualClock
 
 
-class OneQueue:
-    """The fake as the port promises, or the real one, on a clock."""
-
-    def __init__(self, kind: str) -> None:
-        self.clock = ManualClock()
-        database = opened(self.clock, queue=SCHEMA)
-        fake = MemoryQueue(MemoryQueueState(), now_ms=database.now_ms, limits=LIMITS)
-        self.queue: Queue = fake if kind == "fake" else SqliteQueue(database, LIMITS)
+@pytest.fixture(params=["fake", "sqlite", "redis"])
+async def one(request: pytest.FixtureRequest) -> AsyncIterator[OneQueue]:
+    clock = ManualClock()
+    sqlite = SqliteQueue(opened(clock, queue=SCHEMA), LIMITS)
+    match request.param:
+        case "fake":
+            yield OneQueue(MemoryQueue(MemoryQueueState(), now_ms=sqlite.now_ms, limits=LIMITS), clock)
+        case "sqlite":
+            yield OneQueue(sqlite, clock)
+        case "redis":
+            server = request.getfixturevalue("redis_server")
+            database = RedisOnTheClock(server.url, clock=clock, answer_seconds=PATIENCE_SECONDS)
+            yield OneQueue(RedisQueue(database, LIMITS), clock)
+            await database.close()
 
 
 @pytest.mark.req("QUE-2")

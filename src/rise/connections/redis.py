@@ -106,12 +106,12 @@ class Script:
 
     name: str
     body: str
+    clock: str = CLOCK
 
     @cached_property
     def source(self) -> bytes:
-        return (
-            f"-- {self.name}\n{CLOCK}\nlocal function answer()\n{self.body}\nend\nreturn {{ now, answer() }}".encode()
-        )
+        answering = f"local function answer()\n{self.body}\nend\nreturn {{ now, answer() }}"
+        return f"-- {self.name}\n{self.clock}\n{answering}".encode()
 
     @cached_property
     def sha(self) -> str:

@@ -71,6 +71,7 @@ HINTS: Final = "{rise}:queue:tasks"
 GROUP: Final = "workers"
 GENERATION: Final = "{rise}:generation"
 FINISHED: Final = "{rise}:queue:finished:"
+ROUTES: Final = "{rise}:queue:routes"
 
 _ROW: Final = (
     "id", "lane", "channel", "account", "place", "head", "status", "reason", "generation", "attempts", "deaths",
@@ -262,7 +263,8 @@ class RedisQueue:
         return rows
 
     async def suspended_routes(self, reason: Reason) -> list[Route]:
-        return sorted(Route(*route) for why, *route in (await self._depth()).suspended if why == reason)
+        counted = map(msgspec.json.decode, await self._database.execute("HKEYS", ROUTES))
+        return sorted(Route(*route) for why, *route in counted if why == reason)
 
     async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:
         receipts: list[Receipt] = []
@@ -275,16 +277,11 @@ class RedisQueue:
         return receipts
 
     async def depth(self) -> QueueDepth:
-        counted = await self._depth()
-        return counted.as_of(self.now_ms())
-
-    async def _depth(self) -> _Counted:
-        return _Counted.read(*await self._database.run(_DEPTH))
+        return _depth(*await self._database.run(_DEPTH))
 
     async def longest_lanes(self, *, limit: int) -> list[LaneDepth]:
         longest = await self._database.run(_LONGEST_LANES, limit + TIES_MAX) if limit else []
-        now = self.now_ms()
-        lanes = [LaneDepth(LaneKey(lane.decode()), count, max(0, now - since)) for lane, count, since in longest]
+        lanes = [LaneDepth(LaneKey(lane.decode()), *counted) for lane, *counted in longest]
         return sorted(lanes, key=lambda lane: (-lane.open, -lane.oldest_waiting_ms, lane.lane))[:limit]
 
     # --- beyond the port: what the other copies need to know of this one ---
@@ -315,7 +312,7 @@ class RedisQueue:
         `member` is the worker's own name and stays, so that consumers do not pile up.
         """
         await self._database.run(_BEGIN_HINTS)
-        group, how = ("GROUP", GROUP, member), ("COUNT", 1, "BLOCK", _ms(seconds))
+        group, how = ("GROUP", GROUP, member), ("COUNT", 1, "BLOCK", max(1, _ms(seconds)))
         return bool(await self._database.wait_for("XREADGROUP", *group, *how, "STREAMS", HINTS, ">", seconds=seconds))
 
 
@@ -353,45 +350,31 @@ class _Offer(msgspec.Struct, frozen=True):
         return Claim(self.lane, self.channel, self.fence, self.holder, task, self.tasks_left)
 
 
-class _Counted(msgspec.Struct, frozen=True):
-    """What was counted, with moments where `QueueDepth` has ages."""
-
-    counts: dict[str, int]
-    suspended: dict[tuple[str, str, str, str], int]
-    retrying: int
-    oldest_waiting_at_ms: int | None
-    oldest_suspended_at_ms: int | None
-    lanes_claimed: int
-    receipts: int
-
-    @classmethod
-    def read(cls, counts: Sequence[bytes], routes: Sequence[bytes], *rest: Any) -> _Counted:
-        by_route = {tuple(msgspec.json.decode(route)): int(n) for route, n in _pairs(routes)}
-        return cls({name.decode(): int(n) for name, n in _pairs(counts)}, by_route, *rest)
-
-    def as_of(self, now: int) -> QueueDepth:
-        by_reason: Counter[str] = Counter()
-        for (reason, *_), count in self.suspended.items():
-            by_reason[reason] += count
-        return QueueDepth(
-            by_status=self._by("status:"),
-            by_channel=self._by("channel:"),
-            by_reason=dict(by_reason),
-            retrying=self.retrying,
-            oldest_waiting_ms=_age(self.oldest_waiting_at_ms, now),
-            oldest_suspended_ms=_age(self.oldest_suspended_at_ms, now),
-            lanes_claimed=self.lanes_claimed,
-            accepted=self.receipts,
-            duplicates=self.counts.get("duplicates", 0),
-            out_of_order=self.counts.get("out_of_order", 0),
-        )
-
-    def _by(self, prefix: str) -> dict[str, int]:
-        return {name.removeprefix(prefix): n for name, n in self.counts.items() if name.startswith(prefix)}
-
-
-def _age(moment: int | None, now: int) -> int | None:
-    return None if moment is None else now - moment
+def _depth(
+    counts: Sequence[bytes],
+    routes: Sequence[bytes],
+    retrying: int,
+    oldest_waiting_ms: int | None,
+    oldest_suspended_ms: int | None,
+    lanes_claimed: int,
+    receipts: int,
+) -> QueueDepth:
+    by_name = {name.decode().partition(":")[::2]: int(n) for name, n in _pairs(counts)}
+    by_reason: Counter[str] = Counter()
+    for route, n in _pairs(routes):
+        by_reason[msgspec.json.decode(route)[0]] += int(n)
+    return QueueDepth(
+        by_status={name: n for (kind, name), n in by_name.items() if kind == "status"},
+        by_channel={name: n for (kind, name), n in by_name.items() if kind == "channel"},
+        by_reason=dict(by_reason),
+        retrying=retrying,
+        oldest_waiting_ms=oldest_waiting_ms,
+        oldest_suspended_ms=oldest_suspended_ms,
+        lanes_claimed=lanes_claimed,
+        accepted=receipts,
+        duplicates=by_name.get(("duplicates", ""), 0),
+        out_of_order=by_name.get(("out_of_order", ""), 0),
+    )
 
 
 def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:

@@ -5,9 +5,10 @@ local before, was = whole(task), task.status
 even_when_full()
 bury(task, ARGV[2])
 if was == 'processing' then
-  let_go(task.lane, task.channel)
-elseif was == 'pending' and not held_by(task.lane) then
+  free(task.lane)
+  set_ready(task.lane, task.channel, now)
+elseif was == 'pending' then
   -- It may have been the head that waits for its retry, and the lane with it.
-  if head_of(task.lane) then announce(task.lane, task.channel) else let_go(task.lane, task.channel) end
+  announce(task.lane, task.channel)
 end
 return before

@@ -1,15 +1,16 @@
 -- Everything counted, at one moment; nothing is walked but the channels.
-local function score(key, ...)
-  local first = call('ZRANGEBYSCORE', key, '-inf', ..., 'WITHSCORES', 'LIMIT', 0, 1)
-  return first[2] and tonumber(first[2])
+
+local function age_of_first(key, before)
+  local first = call('ZRANGEBYSCORE', key, '-inf', before, 'WITHSCORES', 'LIMIT', 0, 1)
+  return first[2] and now - first[2]
 end
 
-local oldest
+local waiting = false
 for _, channel in ipairs(call('SMEMBERS', CHANNELS)) do
-  local since = score(READY .. channel, now)
-  if since and (not oldest or since < oldest) then oldest = since end
+  local age = age_of_first(READY .. channel, now)
+  if age then waiting = math.max(waiting or 0, age) end
 end
 return {
-  call('HGETALL', COUNTS), call('HGETALL', ROUTES), call('ZCOUNT', RETRY, '(' .. now, '+inf'), oldest or false,
-  score(SUSPENDED, '+inf') or false, call('ZCOUNT', CLAIMS, '(' .. now, '+inf'), call('ZCARD', RECEIPT_KEYS),
+  call('HGETALL', COUNTS), call('HGETALL', ROUTES), call('ZCOUNT', RETRY, '(' .. now, '+inf'), waiting,
+  age_of_first(SUSPENDED, '+inf') or false, call('ZCOUNT', CLAIMS, '(' .. now, '+inf'), call('ZCARD', RECEIPT_KEYS),
 }
