@@ -61,8 +61,8 @@ from rise.queue.port import (
 
 TOMBSTONE_SECONDS: Final = 72 * 3600
 """How long it is remembered of a task that it is finished: as long as the key of an update."""
-LOOK_AT_ONCE: Final = 1000
-"""How much one script looks through. A millisecond or two, in which nothing else is done for anybody."""
+LOOK_AT_ONCE: Final = 200
+"""How much one script looks through: a millisecond or two, in which nothing else is done for anybody."""
 TIES_MAX: Final = 100
 HINT_SECONDS: Final = 600
 """After this, nobody follows a hint that somebody has read."""
@@ -74,10 +74,11 @@ FINISHED: Final = "{rise}:queue:finished:"
 ROUTES: Final = "{rise}:queue:routes"
 
 _ROW: Final = (
-    "id", "lane", "channel", "account", "place", "head", "status", "reason", "generation", "attempts", "deaths",
-    "due", "deadline", "failing", "updated", "accepted", "error",
+    "id", "lane", "channel", "account", "order", "status", "reason", "generation", "attempts", "deaths", "due",
+    "deadline", "failing", "updated", "accepted", "error",
 )  # fmt: skip
-_WHOLE: Final = (*_ROW, "raw")
+_SHOWN: Final = (*_ROW, "head")
+_WHOLE: Final = (*_SHOWN, "raw")
 _ORDER_ZERO: Final = 1 << 63
 
 
@@ -397,8 +398,8 @@ def _identity(head: Head) -> tuple[Argument, ...]:
     return head.task_id, head.lane, head.channel, head.account, head.workflow_id or "", order, at_ms
 
 
-def _order(place: bytes) -> Order:
-    return Order(int(place[:16], 16) - _ORDER_ZERO, int(place[16:32], 16) - _ORDER_ZERO)
+def _order(stored: bytes) -> Order:
+    return Order(int(stored[:16], 16) - _ORDER_ZERO, int(stored[16:], 16) - _ORDER_ZERO)
 
 
 def _named(settlement: Settlement) -> tuple[Argument, ...]:
@@ -453,7 +454,7 @@ def _head(columns: Mapping[str, Any]) -> Head:
             channel=columns["channel"].decode(),
             account=columns["account"].decode(),
             lane=LaneKey(columns["lane"].decode()),
-            order=_order(columns["place"]),
+            order=_order(columns["order"]),
             accepted_at_ms=int(columns["accepted"]),
         )
 
@@ -466,7 +467,7 @@ def _task_or_none(row: Sequence[Any] | None) -> Task | None:
 
 
 def _open_task(row: Sequence[Any]) -> OpenTask:
-    columns = dict(zip(_ROW, row, strict=True))
+    columns = dict(zip(_SHOWN, row, strict=True))
     known = _progress(columns)
     return OpenTask(
         _head(columns),

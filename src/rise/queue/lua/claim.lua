@@ -28,8 +28,8 @@ local function take_from_the_lost(lane)
   -- Whoever was taken for dead has lost the lane, also when nobody gets it now.
   free(lane)
   local died = tonumber(task.deaths) + deaths
-  change(task, { deaths = died, updated = now })
-  if died >= deaths_max then suspend(task, 'poison', poison) else set_status(task, 'pending') end
+  set_status(task, 'pending', { deaths = died, updated = now })
+  if died >= deaths_max then suspend(task, 'poison', poison) end
 end
 
 -- The lane's first task if it is due; otherwise the hint that it is, is corrected.

@@ -1,16 +1,17 @@
--- Everything counted, at one moment; nothing is walked but the channels.
+-- Everything counted, at one moment; nothing is walked but the channels that have open tasks.
 
 local function age_of_first(key, before)
   local first = call('ZRANGEBYSCORE', key, '-inf', before, 'WITHSCORES', 'LIMIT', 0, 1)
   return first[2] and now - first[2]
 end
 
-local waiting = false
-for _, channel in ipairs(call('SMEMBERS', CHANNELS)) do
-  local age = age_of_first(READY .. channel, now)
+local counts, waiting = call('HGETALL', COUNTS), false
+for i = 1, #counts, 2 do
+  local channel = counts[i]:match('^channel:(.*)$')
+  local age = channel and age_of_first(READY .. channel, now)
   if age then waiting = math.max(waiting or 0, age) end
 end
 return {
-  call('HGETALL', COUNTS), call('HGETALL', ROUTES), call('ZCOUNT', RETRY, '(' .. now, '+inf'), waiting,
+  counts, call('HGETALL', ROUTES), call('ZCOUNT', RETRY, '(' .. now, '+inf'), waiting,
   age_of_first(SUSPENDED, '+inf') or false, call('ZCOUNT', CLAIMS, '(' .. now, '+inf'), call('ZCARD', RECEIPT_KEYS),
 }

@@ -2,7 +2,7 @@
 -- Its first write is one that a full Redis refuses, so that nothing of it is done then.
 local key, body, head, raw, receipt_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local lifetime_ms, due, suspended_for, error = ARGV[6], ARGV[7], ARGV[8], ARGV[16]
-local task = task_of(9)
+local task = named(9)
 
 local function remember(checksum)
   call('HSET', RECEIPTS, key, string.format('%s %s %.0f', task.id, checksum, now))
@@ -21,11 +21,9 @@ end
 -- Whether it came after one that the platform dates later, and whether that one had already been started.
 local function join_lane()
   local known = call('HMGET', LANE .. task.lane, 'newest', 'started')
-  local out_of_order = known[1] and task.order < known[1]
-  local late = known[2] and task.order < known[2]
-  latest(task.lane, 'newest', task.order)
+  local out_of_order, late = known[1] and task.order < known[1], known[2] and task.order < known[2]
+  if out_of_order then count('out_of_order', 1) else call('HSET', LANE .. task.lane, 'newest', task.order) end
   announce(task.lane, task.channel)
-  if out_of_order then count('out_of_order', 1) end
   return out_of_order and 1 or 0, late and 1 or 0
 end
 
@@ -35,10 +33,10 @@ remember(outlived or body)
 -- The task is still there although its key had been forgotten: suspended for longer than keys are kept.
 if outlived then return duplicate() end
 
-create(task, {
-  head = head, raw = raw, body = body, generation = 0,
-  due = due ~= '' and math.max(now, tonumber(due)) or now,
-  deadline = lifetime_ms ~= '' and now + lifetime_ms, error = error,
-}, suspended_for ~= '' and suspended_for and 'suspended' or 'pending', suspended_for ~= '' and suspended_for)
-if suspended_for ~= '' then return { task.id, 1, 1, 0, 0 } end
+task.body, task.generation, task.error = body, 0, error
+task.due = due ~= '' and math.max(now, tonumber(due)) or now
+task.deadline = lifetime_ms ~= '' and now + lifetime_ms
+task.reason = suspended_for ~= '' and suspended_for
+create(task, head, raw, task.reason and 'suspended' or 'pending')
+if task.reason then return { task.id, 1, 1, 0, 0 } end
 return { task.id, 1, 1, join_lane() }

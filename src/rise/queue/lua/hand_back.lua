@@ -7,7 +7,7 @@ for _, lane in ipairs(call('ZRANGE', CLAIMS, 0, -1)) do
   if held == holder and not kept[fence] then
     local id = call('HGET', RUNNING, lane)
     local task = id and load(id)
-    if task then set_status(task, 'pending') end
+    if task then set_status(task, 'pending', {}) end
     free(lane)
     set_ready(lane, channel, now)
     lanes = lanes + 1

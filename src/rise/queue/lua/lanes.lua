@@ -2,7 +2,8 @@
 -- tasks: a task changes its status in `set_status` and nowhere else, a lane its hint in `set_ready`.
 
 local Q = '{rise}:queue:'
-local TASK = Q .. 'task:'              -- hash of an open task: its head, the bytes received, and how far it is
+local TASK = Q .. 'task:'              -- hash of an open task: how far it is; small, and so packed by Redis
+local CONTENT = Q .. 'content:'        -- hash of an open task: its head and the bytes received
 local OPEN = Q .. 'open'               -- the ids of all of them, sorted
 local LINE = Q .. 'line:'              -- per lane, its pending and processing tasks in the order in which they run
 local WORK = Q .. 'work'               -- lanes that have such tasks, by their number
@@ -16,7 +17,6 @@ local ROUTES = Q .. 'routes'           -- how many are suspended, by reason and 
 local COUNTS = Q .. 'counts'           -- tasks by status and by channel, and what was counted since ever
 local FINISHED = Q .. 'finished:'      -- tombstones: the generation of a task that is finished
 local LANE = Q .. 'lane:'              -- hash of a lane: channel, holder, fence, the orders last seen and started
-local CHANNELS = Q .. 'channels'
 local READY = Q .. 'ready:'            -- per channel, since when its lanes wait to be claimed, or from when they may be
 local CLAIMS = Q .. 'claims'           -- lanes that somebody holds, by how long
 local IDLE = Q .. 'idle'               -- lanes with nothing to do, by since when
@@ -28,10 +28,6 @@ local RECEIPT_AGAIN = Q .. 'receipts:again'  -- how often, for those that came m
 local HINTS = Q .. 'tasks'             -- the stream that wakes workers
 local GROUP = 'workers'
 
-local DECIDING = {
-  'id', 'lane', 'channel', 'account', 'workflow', 'place', 'at', 'status', 'reason', 'generation', 'deaths', 'due',
-  'deadline', 'answered', 'accepted', 'attempts', 'failing',
-}
 
 local call = redis.call
 
@@ -43,39 +39,38 @@ end
 
 -- --- tasks ---
 
-local function row_of(task)
-  return call('HMGET', TASK .. task.id, unpack(ROW))
+-- What is known of an open task, as strings; nil if it is not open.
+local function load(id)
+  local stored = call('HGETALL', TASK .. id)
+  if #stored == 0 then return nil end
+  local task = {}
+  for i = 1, #stored, 2 do task[stored[i]] = stored[i + 1] end
+  return task
 end
 
--- With the bytes.
-local function whole(task)
-  local columns = row_of(task)
-  columns[#ROW + 1] = call('HGET', TASK .. task.id, 'raw')
+local function row_of(task, ...)
+  local columns = {}
+  for i, name in ipairs(ROW) do columns[i] = task[name] or false end
+  for _, part in ipairs(call('HMGET', CONTENT .. task.id, 'head', ...)) do columns[#columns + 1] = part end
   return columns
 end
 
--- What decides about a task, as strings; false where there is nothing. Nil: it is not open.
-local function load(id)
-  local values = call('HMGET', TASK .. id, unpack(DECIDING))
-  if not values[1] then return nil end
-  local task = {}
-  for i, name in ipairs(DECIDING) do task[name] = values[i] end
-  return task
+local function whole(task)
+  return row_of(task, 'raw')
 end
 
 -- Fields set to false are taken away.
 local function change(task, fields)
-  local set, gone = {}, {}
+  local set = {}
   for name, value in pairs(fields) do
-    task[name] = value and tostring(value)
     if value then
       set[#set + 1], set[#set + 2] = name, value
-    else
-      gone[#gone + 1] = name
+    elseif task[name] then
+      call('HDEL', TASK .. task.id, name)
     end
+    task[name] = value and tostring(value) or nil
   end
   if #set > 0 then call('HSET', TASK .. task.id, unpack(set)) end
-  if #gone > 0 then call('HDEL', TASK .. task.id, unpack(gone)) end
 end
 
 local function count(name, by)
@@ -84,6 +79,11 @@ end
 
 local function is_runnable(status)
   return status == 'pending' or status == 'processing'
+end
+
+-- Where it stands in its lane, and since when.
+local function place_of(task)
+  return task.order .. task.id .. ':' .. task.accepted
 end
 
 local function count_line(lane)
@@ -131,31 +131,35 @@ local leave = {
   end,
 }
 
--- False as status: the task is not there yet, or not any more.
-local function set_status(task, status, reason)
+-- With what else changes. False as status: the task is not open any more.
+local function set_status(task, status, fields)
   local was = task.status
   if was then
     leave[was](task)
     count('status:' .. was, -1)
   end
-  change(task, { status = status, reason = reason or false })
+  fields.status, fields.reason = status, fields.reason or false
+  change(task, fields)
   if status then
     enter[status](task)
     count('status:' .. status, 1)
   end
   if is_runnable(was) ~= is_runnable(status) then
-    if is_runnable(status) then call('ZADD', LINE .. task.lane, 0, task.place) else call('ZREM', LINE .. task.lane, task.place) end
+    if is_runnable(status) then
+      call('ZADD', LINE .. task.lane, 0, place_of(task))
+    else
+      call('ZREM', LINE .. task.lane, place_of(task))
+    end
     count_line(task.lane)
   end
 end
 
 local function suspend(task, reason, error)
-  change(task, { error = error or false, updated = now })
-  set_status(task, 'suspended', reason)
+  set_status(task, 'suspended', { reason = reason, error = error or false, updated = now })
 end
 
--- A task that comes, from the arguments that name it.
-local function task_of(first)
+-- What names a task that comes, from the arguments.
+local function named(first)
   local task = {}
   for i, name in ipairs({ 'id', 'lane', 'channel', 'account', 'workflow', 'order', 'at' }) do
     task[name] = ARGV[first + i - 1]
@@ -163,22 +167,18 @@ local function task_of(first)
   return task
 end
 
--- `how` is what else is known of it.
-local function create(task, how, status, reason)
-  task.place = string.format('%s%s:%.0f', task.order, task.id, now)
-  how.id, how.lane, how.channel, how.account = task.id, task.lane, task.channel, task.account
-  how.workflow, how.place, how.at = task.workflow, task.place, task.at
-  how.attempts, how.deaths, how.accepted, how.updated = 0, 0, now, now
-  change(task, how)
-  call('ZADD', OPEN, 0, task.id)
-  call('SADD', CHANNELS, task.channel)
-  count('channel:' .. task.channel, 1)
-  set_status(task, status, reason)
+-- `known`: its name and what else is known of it.
+local function create(known, head, raw, status)
+  known.attempts, known.deaths, known.accepted, known.updated = 0, 0, now, now
+  call('HSET', CONTENT .. known.id, 'head', head, 'raw', raw)
+  call('ZADD', OPEN, 0, known.id)
+  count('channel:' .. known.channel, 1)
+  set_status({ id = known.id }, status, known)
 end
 
 local function forget(task)
-  set_status(task, false)
-  call('DEL', TASK .. task.id)
+  set_status(task, false, {})
+  call('DEL', TASK .. task.id, CONTENT .. task.id)
   call('ZREM', OPEN, task.id)
   count('channel:' .. task.channel, -1)
 end
@@ -270,11 +270,13 @@ local function prolong(lane, channel, claim_ms)
 end
 
 local function run(task, claim_ms)
-  local order = task.place:sub(1, 32)
-  latest(task.lane, 'started', order)
-  latest(task.lane, 'newest', order)
+  latest(task.lane, 'started', task.order)
+  latest(task.lane, 'newest', task.order)
   prolong(task.lane, task.channel, claim_ms)
-  change(task, { updated = now })
-  if task.status ~= 'processing' then set_status(task, 'processing') end
+  if task.status == 'processing' then
+    change(task, { updated = now }) -- a settle that is repeated because its answer was lost
+  else
+    set_status(task, 'processing', { updated = now })
+  end
   return whole(task)
 end

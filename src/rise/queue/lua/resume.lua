@@ -2,8 +2,7 @@
 local tasks, resumed = parked(tonumber(ARGV[2])), {}
 if #tasks > 0 then even_when_full() end
 for _, task in ipairs(tasks) do
-  change(task, { attempts = 0, deaths = 0, failing = false, due = now, updated = now })
-  set_status(task, 'pending')
+  set_status(task, 'pending', { attempts = 0, deaths = 0, failing = false, due = now, updated = now })
   announce(task.lane, task.channel)
   resumed[#resumed + 1] = task.id
 end

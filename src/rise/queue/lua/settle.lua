@@ -10,17 +10,15 @@ local settle = {
   end,
   Replying = function(task)
     if task.answered == task.generation then return bury(task, tombstone_ms) end
-    change(task, { error = false, updated = now })
-    set_status(task, 'replying')
+    set_status(task, 'replying', { error = false, updated = now })
   end,
   RetryIn = function(task)
-    change(task, { due = now + first, error = third, updated = now })
-    if second == '1' then change(task, { attempts = task.attempts + 1, failing = task.failing or now }) end
-    set_status(task, 'pending')
+    local fields = { due = now + first, error = third, updated = now }
+    if second == '1' then fields.attempts, fields.failing = task.attempts + 1, task.failing or now end
+    set_status(task, 'pending', fields)
   end,
   Anew = function(task)
-    change(task, { generation = first, updated = now })
-    set_status(task, 'pending')
+    set_status(task, 'pending', { generation = first, updated = now })
   end,
   Suspend = function(task)
     suspend(task, first, second)

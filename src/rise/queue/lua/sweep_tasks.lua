@@ -3,8 +3,7 @@ local late = call('ZRANGEBYSCORE', DEADLINES, '-inf', '(' .. now, 'LIMIT', 0, AR
 if #late > 0 then even_when_full() end
 for _, id in ipairs(late) do
   local task = load(id)
-  change(task, { due = now })
-  set_status(task, 'pending')
+  set_status(task, 'pending', { due = now })
   announce(task.lane, task.channel)
 end
 return #late
