@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from rise.testing.conformance.queue import (
     run_everything,
     run_lane,
 )
+from rise.testing.faults.proxy import FaultProxy, LinkFault
 from rise.testing.servers import RedisServer
 
 LIMITS = QueueLimits(claim=CLAIM, tasks_per_claim=TASKS_PER_CLAIM, deaths_suspect=DEATHS_SUSPECT, deaths_max=DEATHS_MAX)
@@ -417,3 +419,52 @@ async def test_no_step_of_a_messages_way_looks_at_every_lane(own: RedisStage):
         await own.queue.enqueue(delivery(number, chat=str(number), channel="webchat"))
     assert await own.commands_for(own.message) <= few
     assert await own.commands_for(own.queue.depth) <= 20
+
+
+# --- what the network can do wrong ---
+
+
+@pytest.fixture
+async def link(redis_server: RedisServer) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(redis_server.port) as link:
+        yield link
+
+
+@pytest.fixture
+async def far(link: FaultProxy) -> AsyncIterator[RedisQueue]:
+    """The queue at the other end of a link."""
+    database = RedisDatabase(link.url.replace("http", "redis"), clock=ManualClock(), answer_seconds=PATIENCE_SECONDS)
+    await database.open()
+    yield RedisQueue(database, LIMITS)
+    await database.close()
+
+
+@pytest.mark.failure("C13", "D16")
+async def test_whoever_asks_again_because_the_answer_was_lost_hears_what_became_of_it(
+    far: RedisQueue, link: FaultProxy
+):
+    async def with_a_lost_answer(call: Awaitable[object]) -> None:
+        link.apply(LinkFault.lost_answer())
+        with pytest.raises(RedisUnavailable):
+            await call
+        link.heal()
+
+    await with_a_lost_answer(far.enqueue(delivery(1)))
+    assert not (await far.enqueue(delivery(1))).new
+    await enqueue(far, 2)
+    claim = await claim_one(far)
+    await with_a_lost_answer(far.settle(claim, claim.task, Finished()))
+    following = await far.settle(claim, claim.task, Finished())
+    assert await run_lane(far, following) == [2]
+
+
+@pytest.mark.failure("C20")
+@pytest.mark.parametrize("fault", [LinkFault.reset(), LinkFault.cut(100), LinkFault.refusal()], ids=lambda f: f.name)
+async def test_a_link_that_breaks_is_made_anew(far: RedisQueue, link: FaultProxy, fault: LinkFault):
+    for number in range(5):
+        link.apply(fault)
+        with suppress(RedisUnavailable):
+            await far.enqueue(delivery(number, chat=str(number)))
+        link.heal()
+        await far.enqueue(delivery(number, chat=str(number)))
+    assert sorted(await run_everything(far)) == list(range(5))

@@ -39,7 +39,8 @@ SEEN_EVERY_MS: Final = 1000
 
 CLOCK: Final = f"""
 -- The store's clock: the server's, but never behind the time that was kept. A server whose clock was set back, or a
--- replica promoted with one that is behind, goes on from there at its own pace instead of standing still.
+-- replica promoted with one that is behind, goes on from there at its own pace instead of standing still. Set
+-- forward, it is believed: claims lapse early, and their fences keep whoever lost them from doing harm.
 local now
 do
   local time = redis.call('TIME')
@@ -82,7 +83,13 @@ _VENDORS: Final = (redis.exceptions.RedisError, redis.exceptions.RedisClusterExc
 
 def translated(error: Exception) -> Unavailable:
     """What a vendor's error means here. Waiting mends all but `StoreCorrupt`."""
-    code = str(error).split(" ", 1)[0]
+    ours = _meaning(error)
+    ours.__cause__ = error
+    return ours
+
+
+def _meaning(error: Exception) -> Unavailable:
+    code = str(error).split(" ", 1)[0]  # the first word of a refusal is its code, not prose
     if code == "WRONGTYPE":
         return StoreCorrupt(f"somebody else has written to Rise's keys in Redis: {error}")
     for kind, meaning in _BY_CLASS:
@@ -136,7 +143,10 @@ class RedisDatabase:
         answer_seconds: float = ANSWER_SECONDS,
         on_trouble: Callable[[Unavailable | None], None] = lambda trouble: None,
     ) -> None:
-        """`on_trouble` is told what keeps it from answering, and None when it answers again, before the callers are."""
+        """`on_trouble` is told why there is no answer, and None when there is again, before the callers are.
+
+        What is refused although there is an answer is the affair of a probe, because some is refused and some is not.
+        """
         self._clock = clock
         self._answer_seconds = answer_seconds
         self._on_trouble = on_trouble
@@ -207,11 +217,15 @@ class RedisDatabase:
         """One pipeline after the other until nobody waits: no timer, the next gathers while one is under way."""
         while self._waiting:
             batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+            trouble: Unavailable | None = None
             try:
                 answers = await self._exchange(batch)
+            except Unavailable as error:
+                trouble, answers = error, [error] * len(batch)
             except BaseException as error:  # noqa: BLE001 - border: the flush must outlive any call; callers are told
                 answers = [error] * len(batch)
-            self._tell(batch, answers)
+            self._report(trouble)
+            _tell(batch, answers)
         self._is_flushing = False
 
     async def _exchange(self, batch: Sequence[_Call]) -> list[Any]:
@@ -232,18 +246,20 @@ class RedisDatabase:
         answers = await self._shared.exchange([*loading, *(call.command for call in calls)])
         return answers[len(loading) :]
 
-    def _tell(self, batch: Sequence[_Call], answers: Sequence[Any]) -> None:
-        trouble = next((answer for answer in answers if isinstance(answer, Unavailable)), None)
+    def _report(self, trouble: Unavailable | None) -> None:
         if str(trouble) != str(self._trouble):
             self._trouble = trouble
             self._on_trouble(trouble)
-        for call, answer in zip(batch, answers, strict=True):
-            if call.done.done():
-                continue  # the caller hung up; what it asked for was done all the same
-            if isinstance(answer, BaseException):
-                call.done.set_exception(answer)
-            else:
-                call.done.set_result(answer)
+
+
+def _tell(batch: Sequence[_Call], answers: Sequence[Any]) -> None:
+    for call, answer in zip(batch, answers, strict=True):
+        if call.done.done():
+            continue  # the caller hung up; what it asked for was done all the same
+        if isinstance(answer, BaseException):
+            call.done.set_exception(answer)
+        else:
+            call.done.set_result(answer)
 
 
 class _Link:

@@ -1,5 +1,6 @@
--- Shared by all scripts of the queue. `now` is the store's time, ROW what a list shows of a task. What is here keeps every index in step with the
--- tasks: a task changes its status in `set_status` and nowhere else, a lane its hint in `set_ready`.
+-- Shared by all scripts of the queue. `now` is the store's time, ROW what a list shows of a task. What is here keeps
+-- every index in step with the tasks: a task changes its status in `set_status` and nowhere else, a lane its place
+-- among those that wait in `set_ready`.
 
 local Q = '{rise}:queue:'
 local TASK = Q .. 'task:'              -- hash of an open task: how far it is; small, and so packed by Redis
@@ -27,7 +28,6 @@ local RECEIPT_ENDS = Q .. 'receipts:ends'
 local RECEIPT_AGAIN = Q .. 'receipts:again'  -- how often, for those that came more than once
 local HINTS = Q .. 'tasks'             -- the stream that wakes workers
 local GROUP = 'workers'
-
 
 local call = redis.call
 
@@ -138,9 +138,10 @@ local function set_status(task, status, fields)
     leave[was](task)
     count('status:' .. was, -1)
   end
-  fields.status, fields.reason = status, fields.reason or false
-  change(task, fields)
+  task.status = nil
   if status then
+    fields.status, fields.reason = status, fields.reason or false
+    change(task, fields)
     enter[status](task)
     count('status:' .. status, 1)
   end
