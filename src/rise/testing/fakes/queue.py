@@ -200,7 +200,7 @@ class MemoryQueue(MemoryStore):
             lane.holder = None
             deaths = task.progress.deaths + (not forgiving)
             task.change(status=Status.PENDING, deaths=deaths, updated_at_ms=now)
-            if deaths >= self._limits.deaths_max:
+            if not forgiving and deaths >= self._limits.deaths_max:
                 error = f"the worker process died {deaths} times while running it"
                 task.change(status=Status.SUSPENDED, reason=Reason.POISON, error=error)
 
