@@ -119,10 +119,6 @@ class RedisQueue:
         self._limits = limits or QueueLimits()
         self._claim_ms = _ms(self._limits.claim.total_seconds())
 
-    @property
-    def claim_seconds(self) -> float:
-        return self._limits.claim.total_seconds()
-
     def now_ms(self) -> int:
         return self._database.now_ms()
 
@@ -157,7 +153,6 @@ class RedisQueue:
             limits.tasks_per_claim,
             limits.deaths_suspect,
             limits.deaths_max,
-            f"the worker process died {limits.deaths_max} times while running it",
             *(part for channel, places in room.items() if places > 0 for part in (channel, places)),
         )
         claims = [await self._readable(_Offer.read(holder, offer)) for offer in offers]
@@ -360,7 +355,7 @@ def _depth(
     lanes_claimed: int,
     receipts: int,
 ) -> QueueDepth:
-    by_name = {name.decode().partition(":")[::2]: int(n) for name, n in _pairs(counts)}
+    by_name = {name.decode().partition(":")[::2]: int(n) for name, n in _pairs(counts) if n != b"0"}
     by_reason: Counter[str] = Counter()
     for route, n in _pairs(routes):
         by_reason[msgspec.json.decode(route)[0]] += int(n)

@@ -2,9 +2,9 @@
 -- Where nothing is ready it writes nothing.
 local holder, idle, deaths = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
 local claim_ms, tasks_per_claim = tonumber(ARGV[4]), tonumber(ARGV[5])
-local deaths_suspect, deaths_max, poison = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local deaths_suspect, deaths_max = tonumber(ARGV[6]), tonumber(ARGV[7])
 local places = {}
-for i = 9, #ARGV, 2 do places[ARGV[i]] = tonumber(ARGV[i + 1]) end
+for i = 8, #ARGV, 2 do places[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 -- A few more than there is room for: some turn out not to be due.
 local function ready_lanes()
@@ -29,7 +29,9 @@ local function take_from_the_lost(lane)
   free(lane)
   local died = tonumber(task.deaths) + deaths
   set_status(task, 'pending', { deaths = died, updated = now })
-  if died >= deaths_max then suspend(task, 'poison', poison) end
+  if deaths > 0 and died >= deaths_max then
+    suspend(task, 'poison', string.format('the worker process died %d times while running it', died))
+  end
 end
 
 -- The lane's first task if it is due; otherwise the hint that it is, is corrected.

@@ -1,4 +1,4 @@
--- Everything counted, at one moment; nothing is walked but the channels that have open tasks.
+-- Everything counted, at one moment; nothing is walked but the channels.
 
 local function age_of_first(key, before)
   local first = call('ZRANGEBYSCORE', key, '-inf', before, 'WITHSCORES', 'LIMIT', 0, 1)

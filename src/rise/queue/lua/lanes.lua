@@ -74,7 +74,7 @@ local function change(task, fields)
 end
 
 local function count(name, by)
-  if call('HINCRBY', COUNTS, name, by) == 0 then call('HDEL', COUNTS, name) end
+  call('HINCRBY', COUNTS, name, by)
 end
 
 local function is_runnable(status)
