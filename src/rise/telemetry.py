@@ -22,7 +22,7 @@ from rise.clock import SystemClock, iso
 # What stands before the bot's number is of no account: in the address of every call the word "bot", and in a text
 # that was put together carelessly perhaps more digits.
 _BOT_TOKEN: Final = re.compile(r"(?<=\d\d\d)(?::|%3[Aa])[A-Za-z0-9_-]{30,}")
-_BEARER: Final = re.compile(r"(?i)(bearer(?:\s|\\[tnr]|%20)+['\"]?)[A-Za-z0-9._~+/=-]{8,}")
+_BEARER: Final = re.compile(r"(?i)(bearer(?:\s|\\[tnr]|%20)+[\\'\"]*)[A-Za-z0-9._~+/=-]{8,}")
 _SECRET_KEYS: Final = ("token", "secret", "password", "authorization", "api_key", "cookie")
 _CONTROL: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"

@@ -62,19 +62,23 @@ class Mute(Exception):
     __repr__ = __str__
 
 
+def as_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
 CARRIERS: list[Callable[[str], Any]] = [
     str,
-    str.encode,
+    as_bytes,
     Opaque,
     ValueError,
     KeyError,
-    lambda text: ValueError(text, text.encode()),
+    lambda text: ValueError(text, as_bytes(text)),
     lambda text: ExceptionGroup(text, [OSError(2, text)]),
     lambda text: [text, (text,), {text}],
     lambda text: {text: text, 1: {"deep": [{"deeper": Opaque(text)}]}},
     lambda text: [[[[[[[[[[[text]]]]]]]]]]],
     lambda text: [Mute(), text],
-    lambda text: bytearray(text.encode()),
+    lambda text: bytearray(as_bytes(text)),
 ]
 
 
