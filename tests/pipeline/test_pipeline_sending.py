@@ -309,7 +309,11 @@ async def test_a_link_that_fails_for_a_moment_does_not_use_up_the_repetition(sta
     stage.telegram.fault(Fault.commit_then_close(), method="sendMessage")
     await stage.start(saying("echo {}"))
     [task_id] = await stage.write("Hello")
-    await tried(stage, 1)
+
+    async def is_meant_again() -> bool:
+        return any(reply.resends for reply in await answers(stage, task_id))
+
+    await stage.until(is_meant_again)
     await stage.pass_time(2.5)
     assert len(stage.texts()) == 1
     await stage.pass_time(0.6)
