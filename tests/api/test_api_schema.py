@@ -40,7 +40,7 @@ CHECKS = [
 ]
 """Not whether all that is described is taken: the readers of requests are stricter than a description can say."""
 
-EXAMPLES = 10
+EXAMPLES = 20
 """Of each kind, for each operation; a hundred times as many with `--examples 10000`."""
 
 
@@ -88,6 +88,7 @@ def ask(operation: Any, served: Served, caller: str, tried: settings) -> set[int
                 given_here[name] = known.draw(st.sampled_from([*served.known[name], given_here[name]]))
         # A stream does not end by itself.
         response = case.call(headers=served.headers(caller, case.path), timeout=0.05 if "events" in case.path else 60)
+        assert response.status_code != 500, response.text
         seen.add(response.status_code)
         case.validate_response(response, checks=CHECKS)
 
@@ -128,7 +129,7 @@ def test_to_an_admin_everything_answers_as_described_and_does_what_it_is_for(
 ):
     answered = conforming(described, served, "admin", pytestconfig)
     assert [label for label, statuses in answered.items() if 200 not in statuses] == []
-    assert {status for statuses in answered.values() for status in statuses} & {500, 503} == set()
+    assert [label for label, statuses in answered.items() if 503 in statuses] == []
 
 
 @of(all_well)
@@ -156,7 +157,6 @@ def test_while_nothing_can_be_written_nothing_is_promised_and_everything_can_be_
 ):
     answered = conforming(described, served, "admin", pytestconfig)
     for label, statuses in answered.items():
-        assert 500 not in statuses, label
         if label in PROMISES:
             assert 503 in statuses, label
             assert not statuses & {200, 202}, label
@@ -171,7 +171,6 @@ def test_while_the_store_is_gone_it_says_so_and_when_to_come_back(
 ):
     """That 503 comes with `Retry-After` is in the description."""
     for label, statuses in conforming(described, served, "admin", pytestconfig).items():
-        assert 500 not in statuses, label
         if label not in PUBLIC | WITHOUT_STORE:
             assert not statuses & {200, 202}, label
 
