@@ -28,6 +28,7 @@ from rise.envelope import (
     clean_text,
     decode_head,
     encode_head,
+    encode_json,
     unreadable_head,
 )
 from rise.errors import ClaimLost, EnvelopeMalformed
@@ -800,8 +801,9 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
         parts.append("accepted_at < ?")
         values.append(selection.older_than_ms)
     if selection.task_ids:
-        parts.append(f"task_id IN ({','.join('?' * len(selection.task_ids))})")
-        values += selection.task_ids
+        # As one value: a person may select more than a statement may have parameters.
+        parts.append("task_id IN (SELECT value FROM json_each(?))")
+        values.append(encode_json(selection.task_ids).decode())
     return " AND ".join(parts), values
 
 

@@ -900,6 +900,8 @@ class QueueConformance:
         mine = Selection(reason=Reason.WORKFLOW_PENDING, channel="telegram", account="7")
         assert [number_of(await open_task(queue, one)) for one in await queue.resume(mine, limit=10)] == [1]
         assert await queue.resume(Selection(task_ids=(TaskId("t_unknown"),)), limit=10) == []
+        many = tuple(TaskId(f"t_{number}") for number in range(40_000))
+        assert await queue.resume(Selection(task_ids=many), limit=10) == []
         assert len(await queue.list_open(Selection(status=Status.SUSPENDED), limit=10)) == 3
 
     @pytest.mark.req("SUS-2")
