@@ -185,6 +185,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether a notice about this task may be said in its chat: a person wrote a message there."""
     is_unread: bool = False
     """Accepted without being understood; to be read again before it is run."""
+    receipt_seconds: int = 7 * 24 * 3600
+    """How long its delivery key is remembered after the first receipt."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,13 +73,13 @@ class Intake:
     async def accept(self, incoming: Incoming) -> Accepted:
         """Make the delivery durable, once. Raises `Unavailable` (503) or `KeyReused` (422)."""
         began = self.clock.monotonic()
+        head = self.head_of(incoming)
         task = NewTask(
-            self.head_of(incoming),
+            head,
             incoming.raw,
-            receipt_seconds=incoming.receipt_seconds,
             suspend=incoming.suspend,
             error=incoming.error,
-            lifetime_seconds=incoming.lifetime_seconds,
+            deadline_at_ms=_deadline(head, incoming),
             due_at_ms=incoming.due_at_ms,
         )
         enqueued = await self._keep(task)
@@ -141,6 +141,7 @@ class Intake:
             retry_max=incoming.retry_max,
             notifiable=incoming.notifiable,
             is_unread=incoming.suspend is Reason.RAW_PAYLOAD_INVALID,
+            receipt_seconds=incoming.receipt_seconds,
         )
 
     def _count(self, incoming: Incoming, enqueued: Enqueued, seconds: float) -> None:
@@ -174,3 +175,9 @@ class Intake:
             code=code,
             consequence="answered 503; the sender keeps the message and repeats it",
         )
+
+
+def _deadline(head: Head, incoming: Incoming) -> int | None:
+    if incoming.lifetime_seconds is None:
+        return None
+    return head.accepted_at_ms + int(incoming.lifetime_seconds * 1000)

@@ -90,7 +90,7 @@ COMMANDS = commands(
         at=st.integers(0, 3),
         raw=st.sampled_from((b"one", b"two")),
         suspend=seldom(st.just(Reason.WORKFLOW_PENDING)),
-        lifetime_seconds=seldom(st.just(20.0)),
+        lives_seconds=seldom(st.just(20)),
         due_seconds=seldom(st.sampled_from((5, 50))),
         workflow_id=seldom(st.just("echo")),
     ),
@@ -151,10 +151,15 @@ class TwoQueues:
 
     # --- commands ---
 
-    def enqueue(self, number: int, due_seconds: int | None = None, **fields: Any) -> None:
-        due_at_ms = None if due_seconds is None else self.fake.now_ms() + due_seconds * 1000
+    def enqueue(
+        self, number: int, due_seconds: int | None = None, lives_seconds: int | None = None, **fields: Any
+    ) -> None:
         new = delivery(number, receipt_seconds=RECEIPT_SECONDS, **fields)
-        self.agree(lambda queue: queue.enqueue(msgspec.structs.replace(new, due_at_ms=due_at_ms)))
+        timed = msgspec.structs.replace(new, due_at_ms=self._in(due_seconds), deadline_at_ms=self._in(lives_seconds))
+        self.agree(lambda queue: queue.enqueue(timed))
+
+    def _in(self, seconds: int | None) -> int | None:
+        return None if seconds is None else self.fake.now_ms() + seconds * 1000
 
     def claim(self, holder: str, telegram: int, webchat: int, idle: bool) -> None:
         self._claim(holder, {"telegram": telegram, "webchat": webchat}, idle=idle)
@@ -384,7 +389,7 @@ async def test_what_comes_late_has_come_out_of_order(one: OneQueue):
 @pytest.mark.req("QUE-3")
 async def test_only_what_is_found_running_is_parked_as_poison(one: OneQueue):
     queue = one.queue
-    await queue.enqueue(delivery(1, lifetime_seconds=100))
+    await queue.enqueue(delivery(1, deadline_at_ms=queue.now_ms() + 100_000))
     for _ in range(LIMITS.deaths_max):
         await claim_one(queue, "dies")
         await queue.reclaim("dies")

@@ -391,7 +391,7 @@ async def test_redis_6_2_has_every_command_that_is_used(own: RedisStage):
     queue = own.queue
     await queue.begin_generation()
     for number in range(1, 5):
-        await queue.enqueue(delivery(number, chat=str(number), lifetime_seconds=60))
+        await queue.enqueue(delivery(number, chat=str(number), deadline_at_ms=queue.now_ms() + 60_000))
     await queue.wait_for_hint("w1", seconds=1)
     claims = await claim_all(queue)
     settlements = (Finished(), Replying(), RetryIn(1.0, "boom", counts=True), Suspend(Reason.WORKFLOW_PENDING))

@@ -122,6 +122,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     workflow_id: str | None
     saved_at_ms: int
     finished_at_ms: int | None
+    accepted_at_ms: int = 0
+    """When its message was accepted, by the clock of the queue: tells it from another that had the same key."""
     by: str | None = None
     why: str | None = None
 

@@ -140,6 +140,10 @@ SCHEMA: Final = (
     CREATE TABLE ledger_counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
     INSERT INTO ledger_counters VALUES ('sender_fence', 0), ('definitions', 0), ('resent', 0);
     """,
+    """
+    ALTER TABLE runs ADD COLUMN accepted_at INTEGER NOT NULL DEFAULT 0;
+    UPDATE runs SET accepted_at = saved_at;
+    """,
 )
 
 HISTORY_KEPT: Final = 50
@@ -149,7 +153,9 @@ _REPLY_COLUMNS: Final = (
     "sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id, accepted_at,"
     " deadline_at, state, tries, resends, platform_ref, error"
 )
-_RUN_COLUMNS: Final = "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why"
+_RUN_COLUMNS: Final = (
+    "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why, accepted_at"
+)
 _OPEN: Final = "state IN ('ready', 'sending') AND held = 0"
 
 _decode_call = msgspec.json.Decoder(Call).decode
@@ -555,10 +561,11 @@ def _insert_run(
 ) -> None:
     connection.execute(
         "INSERT INTO runs (run_id, task_id, generation, channel, workflow_id, workflow_version, status, outcome,"
-        " result, head, raw, saved_at, finished_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        " result, head, raw, saved_at, finished_at, accepted_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             task.run_id, task.task_id, task.progress.generation, task.head.channel, result.workflow_id,
             result.workflow_version, status, result.outcome, value, head, task.raw, now, now if finished else None,
+            task.head.accepted_at_ms,
         ),
     )  # fmt: skip
 
@@ -779,7 +786,7 @@ def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
 
 
 def _as_run(row: Sequence[Any]) -> Run:
-    task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by, why = row
+    task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by, why, accepted_at = row
     return Run(
         task_id=TaskId(task_id),
         generation=generation,
@@ -789,6 +796,7 @@ def _as_run(row: Sequence[Any]) -> Run:
         workflow_id=workflow_id,
         saved_at_ms=saved_at,
         finished_at_ms=finished_at,
+        accepted_at_ms=accepted_at,
         by=by,
         why=why,
     )

@@ -28,17 +28,15 @@ class QueueLimits:
 
 
 class NewTask(msgspec.Struct, frozen=True):
-    """A delivery on its way in."""
+    """A delivery on its way in, or one that another copy brings back: the same, whenever it is said."""
 
     head: Head
     raw: bytes
-    receipt_seconds: int
-    """How long the delivery key is remembered after the first receipt."""
     suspend: Reason | None = None
     """Keep it, but do not run it: its bytes are unreadable, or it is a stale replay."""
     error: str | None = None
-    lifetime_seconds: float | None = None
-    """After this it is too late to answer (callbacks, payments, inline queries)."""
+    deadline_at_ms: int | None = None
+    """After this moment of the store's clock it is too late to answer (callbacks, payments, inline queries)."""
     due_at_ms: int | None = None
     """Not to be run before this moment of the store's clock."""
 

@@ -146,7 +146,6 @@ class SqliteQueue:
         now = self.now_ms()
         if not _remember(connection, task, now):
             return _duplicate(connection, task)
-        deadline = None if task.lifetime_seconds is None else now + int(task.lifetime_seconds * 1000)
         due = max(now, task.due_at_ms or 0)
         status = Status.SUSPENDED if task.suspend else Status.PENDING
         known = task.head
@@ -156,7 +155,7 @@ class SqliteQueue:
             " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 known.task_id, known.lane, known.channel, known.account, known.order.at_ms, known.order.seq,
-                status.value, task.suspend.value if task.suspend else None, due, deadline, now, now,
+                status.value, task.suspend.value if task.suspend else None, due, task.deadline_at_ms, now, now,
                 _storable(task.error), head, task.raw, known.workflow_id or "",
             ),
         )  # fmt: skip
@@ -511,7 +510,7 @@ def _remember(connection: apsw.Connection, task: NewTask, now: int) -> bool:
             task.head.task_id,
             task.head.raw_sha256,
             now,
-            now + task.receipt_seconds * 1000,
+            now + task.head.receipt_seconds * 1000,
         ),
     )
     return bool(connection.changes())

@@ -1,7 +1,7 @@
 -- Claims the delivery key and writes the task, both or neither. What is known is counted, and named.
 -- Its first write is one that a full Redis refuses, so that nothing of it is done then.
 local key, body, head, raw, receipt_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local lifetime_ms, due, suspended_for, error = ARGV[6], ARGV[7], ARGV[8], ARGV[16]
+local deadline, due, suspended_for, error = ARGV[6], ARGV[7], ARGV[8], ARGV[16]
 local task = named(9)
 
 local function remember(checksum)
@@ -35,7 +35,7 @@ if outlived then return duplicate() end
 
 task.body, task.generation, task.error = body, 0, error
 task.due = due ~= '' and math.max(now, tonumber(due)) or now
-task.deadline = lifetime_ms ~= '' and now + lifetime_ms
+task.deadline = deadline ~= '' and deadline
 task.reason = suspended_for ~= '' and suspended_for
 create(task, head, raw, task.reason and 'suspended' or 'pending')
 if task.reason then return { task.id, 1, 1, 0, 0 } end

@@ -83,7 +83,7 @@ def delivery(
     at: int | None = None,
     raw: bytes | None = None,
     suspend: Reason | None = None,
-    lifetime_seconds: float | None = None,
+    deadline_at_ms: int | None = None,
     receipt_seconds: int = RECEIPT_SECONDS,
     workflow_id: str | None = None,
 ) -> NewTask:
@@ -106,8 +106,9 @@ def delivery(
         workflow_id=workflow_id,
         user_text=f"message {number}",
         raw_sha256=hashlib.sha256(body).hexdigest(),
+        receipt_seconds=receipt_seconds,
     )
-    return NewTask(head, body, receipt_seconds, suspend=suspend, lifetime_seconds=lifetime_seconds)
+    return NewTask(head, body, suspend=suspend, deadline_at_ms=deadline_at_ms)
 
 
 def lane_of(chat: str, *, account: str = "7", channel: str = "telegram") -> LaneKey:
@@ -267,11 +268,10 @@ class QueueConformance:
         assert (kept.progress.status, kept.progress.reason) == (Status.SUSPENDED, Reason.RAW_PAYLOAD_INVALID)
         assert kept.raw == b"\xff"
 
-    async def test_a_lifetime_becomes_a_deadline_on_the_stores_clock(self, queue: Queue) -> None:
-        await queue.enqueue(delivery(1, lifetime_seconds=150))
-        deadline = (await claim_one(queue)).task.progress.deadline_at_ms
-        assert deadline is not None
-        assert 0 <= deadline - queue.now_ms() <= 150_000
+    async def test_a_deadline_is_kept(self, queue: Queue) -> None:
+        deadline = queue.now_ms() + 150_000
+        await queue.enqueue(delivery(1, deadline_at_ms=deadline))
+        assert (await claim_one(queue)).task.progress.deadline_at_ms == deadline
 
     @pytest.mark.req("ENV-6")
     async def test_35_updates_with_5_duplicates_and_3_reordered_make_30_tasks(self, queue: Queue) -> None:
@@ -1044,7 +1044,7 @@ class QueueConformance:
 
     async def test_a_suspended_task_whose_time_has_passed_comes_up_to_be_ended(self, stage: QueueStage) -> None:
         queue = stage.queue
-        [task_id] = [(await queue.enqueue(delivery(1, lifetime_seconds=150))).task_id]
+        [task_id] = [(await queue.enqueue(delivery(1, deadline_at_ms=queue.now_ms() + 150_000))).task_id]
         claim = await claim_one(queue)
         await queue.settle(claim, claim.task, Suspend(Reason.WORKFLOW_PENDING))
         await queue.sweep()
@@ -1059,7 +1059,7 @@ class QueueConformance:
 
     async def test_a_held_reply_waits_for_a_person_also_when_its_time_has_passed(self, stage: QueueStage) -> None:
         queue = stage.queue
-        task_id = (await queue.enqueue(delivery(1, lifetime_seconds=150))).task_id
+        task_id = (await queue.enqueue(delivery(1, deadline_at_ms=queue.now_ms() + 150_000))).task_id
         claim = await claim_one(queue)
         await queue.settle(claim, claim.task, Replying())
         await queue.hold(task_id, 0, Suspend(Reason.REPLY_HELD))

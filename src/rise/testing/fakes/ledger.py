@@ -155,6 +155,7 @@ class MemoryLedger(MemoryStore):
             workflow_id=result.workflow_id,
             saved_at_ms=now,
             finished_at_ms=now if status.is_finished else None,
+            accepted_at_ms=task.head.accepted_at_ms,
         )
         kept = Task(decode_head(encode_head(task.head)), task.raw, Progress(status=status, generation=run.generation))
         self._state.runs[task.run_id] = StoredRun(kept, run)

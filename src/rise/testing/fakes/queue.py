@@ -130,7 +130,7 @@ class MemoryQueue(MemoryStore):
         if key not in self._state.keys:
             # The body that counts is that of the task, which may have outlived the memory of its key.
             first = self._state.tasks[task_id].head if task_id in self._state.tasks else new.head
-            expires = now + new.receipt_seconds * 1000
+            expires = now + new.head.receipt_seconds * 1000
             self._state.keys[key] = RememberedKey(task_id, first.raw_sha256, now, expires)
         if is_known:
             return self._count_duplicate(new)
@@ -528,12 +528,11 @@ class MemoryQueue(MemoryStore):
 
 
 def _as_stored(new: NewTask, now: int) -> StoredTask:
-    lifetime = new.lifetime_seconds
     progress = Progress(
         status=Status.SUSPENDED if new.suspend else Status.PENDING,
         reason=new.suspend,
         due_at_ms=max(now, new.due_at_ms or 0),
-        deadline_at_ms=None if lifetime is None else now + int(lifetime * 1000),
+        deadline_at_ms=new.deadline_at_ms,
         accepted_at_ms=now,
         updated_at_ms=now,
         error=None if new.error is None else clean_text(new.error),
