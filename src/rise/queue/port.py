@@ -39,6 +39,7 @@ class NewTask(msgspec.Struct, frozen=True):
     """After this moment of the store's clock it is too late to answer (callbacks, payments, inline queries)."""
     due_at_ms: int | None = None
     """Not to be run before this moment of the store's clock."""
+    generation: int = 0
 
 
 class Enqueued(msgspec.Struct, frozen=True):
