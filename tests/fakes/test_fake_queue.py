@@ -20,6 +20,7 @@ from rise.testing.conformance.queue import (
     delivery,
     enqueue,
 )
+from rise.testing.conformance.refilling import RefillingConformance
 from rise.testing.fakes.queue import MemoryQueue, MemoryQueueState
 
 LIMITS = QueueLimits(claim=CLAIM, tasks_per_claim=TASKS_PER_CLAIM, deaths_suspect=DEATHS_SUSPECT, deaths_max=DEATHS_MAX)
@@ -29,7 +30,7 @@ class MemoryStage:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.epoch_ms = epoch_ms(self.clock.now())
-        self.state = MemoryQueueState()
+        self.state = MemoryQueueState(generation="the first")
         self.queue = self.open()
 
     def open(self) -> MemoryQueue:
@@ -46,6 +47,9 @@ class MemoryStage:
 
     def step_wall_clock(self, seconds: float) -> None:
         self.clock.step_wall(seconds)
+
+    async def empty(self) -> None:
+        self.state.empty()
 
     async def lose_hints(self) -> None:
         # Some lanes gone altogether, some there and silent.
@@ -67,6 +71,15 @@ class TestMemoryQueue(QueueConformance):
     @pytest.fixture
     async def stage(self) -> MemoryStage:
         return MemoryStage()
+
+
+@pytest.mark.req("TST-3")
+class TestRefillingMemory(RefillingConformance):
+    @pytest.fixture
+    async def stage(self) -> MemoryStage:
+        stage = MemoryStage()
+        stage.state.empty()
+        return stage
 
 
 @pytest.mark.req("TST-3")

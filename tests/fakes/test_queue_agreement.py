@@ -124,7 +124,7 @@ class TwoQueues:
     def __init__(self, clock: ManualClock, real: Queue, *, answer: Answering = answer) -> None:
         self.clock = clock
         self.real = real
-        self.state = MemoryQueueState()
+        self.state = MemoryQueueState(generation="the first")
         self.fake = MemoryQueue(self.state, now_ms=real.now_ms, limits=LIMITS)
         self.answer = answer
         self.claims: list[Claims] = []
@@ -322,7 +322,9 @@ def test_redis_says_what_the_fake_says_whatever_is_done(request: pytest.FixtureR
             redis_server.ask("FLUSHALL")
             clock = ManualClock()
             databases.append(RedisOnTheClock(redis_server.url, clock=clock, answer_seconds=PATIENCE_SECONDS))
-            return TwoQueues(clock, RedisQueue(databases[-1], LIMITS), answer=answers_in(runner))
+            queue = RedisQueue(databases[-1], LIMITS)
+            runner.run(queue.begin_generation())
+            return TwoQueues(clock, queue, answer=answers_in(runner))
 
         try:
             compare(memory_and_redis, COMMANDS, request.config, examples_per_cent=10)
@@ -347,13 +349,17 @@ async def one(request: pytest.FixtureRequest) -> AsyncIterator[OneQueue]:
     sqlite = SqliteQueue(opened(clock, queue=SCHEMA), LIMITS)
     match request.param:
         case "fake":
-            yield OneQueue(MemoryQueue(MemoryQueueState(), now_ms=sqlite.now_ms, limits=LIMITS), clock)
+            yield OneQueue(
+                MemoryQueue(MemoryQueueState(generation="the first"), now_ms=sqlite.now_ms, limits=LIMITS), clock
+            )
         case "sqlite":
             yield OneQueue(sqlite, clock)
         case "redis":
             server = request.getfixturevalue("redis_server")
             database = RedisOnTheClock(server.url, clock=clock, answer_seconds=PATIENCE_SECONDS)
-            yield OneQueue(RedisQueue(database, LIMITS), clock)
+            queue = RedisQueue(database, LIMITS)
+            await queue.begin_generation()
+            yield OneQueue(queue, clock)
             await database.close()
 
 

@@ -283,3 +283,27 @@ class Queue(Protocol):
     async def longest_lanes(self, *, limit: int) -> list[LaneDepth]:
         """The lanes with most runnable tasks: the chats that are worst off."""
         ...
+
+
+class RefillableQueue(Queue, Protocol):
+    """A queue that may lose what it holds, all or in part, and is filled again from the other copies.
+
+    It hands out nothing before somebody has said that everything open is in it, so that no chat is answered out of
+    order because half of it is missing. Accepting goes on meanwhile.
+    """
+
+    async def generation(self) -> str | None:
+        """Names what it holds, until it is emptied. None: it is new, was emptied, or is another; nothing is claimed."""
+        ...
+
+    async def begin_generation(self) -> str:
+        """Everything open is in it now. The first to say so names it."""
+        ...
+
+    async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
+        """Bring back what another copy holds: returns what was not open here, and is now.
+
+        Left alone is what is open as the same generation or a later one, and what is known to be finished. Nothing
+        is counted as a duplicate.
+        """
+        ...

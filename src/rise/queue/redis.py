@@ -17,6 +17,7 @@ Redis must neither evict (`noeviction`) nor be shared with a second installation
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
@@ -89,6 +90,7 @@ def _script(name: str, *shared: str) -> Script:
 
 
 _ENQUEUE: Final = _script("enqueue")
+_RESTORE: Final = _script("restore")
 _CLAIM: Final = _script("claim")
 _RENEW: Final = _script("renew")
 _SETTLE: Final = _script("settle")
@@ -112,7 +114,7 @@ _BEGIN_HINTS: Final = _script("begin_hints")
 
 
 class RedisQueue:
-    """`rise.queue.port.Queue` on one Redis."""
+    """`rise.queue.port.RefillableQueue` on one Redis."""
 
     def __init__(self, database: RedisDatabase, limits: QueueLimits | None = None) -> None:
         self._database = database
@@ -280,20 +282,44 @@ class RedisQueue:
         lanes = [LaneDepth(LaneKey(lane.decode()), *counted) for lane, *counted in longest]
         return sorted(lanes, key=lambda lane: (-lane.open, -lane.oldest_waiting_ms, lane.lane))[:limit]
 
-    # --- beyond the port: what the other copies need to know of this one ---
+    # --- being filled again ---
 
     async def generation(self) -> str | None:
-        """Names what this Redis holds, until it is emptied. None: it is new, was emptied, or is another."""
         known = await self._database.execute("GET", GENERATION)
         return None if known is None else known.decode()
 
     async def begin_generation(self) -> str:
-        """Everything open is in this Redis now. The first to say so names it."""
         await self._database.execute("SET", GENERATION, new_key(), "NX")
         named = await self.generation()
         if named is None:
             raise RedisUnavailable("Redis was emptied at this moment")
         return named
+
+    async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
+        restored = await asyncio.gather(*(self._restore(task) for task in tasks))
+        return [task.head.task_id for task, was_missing in zip(tasks, restored, strict=True) if was_missing]
+
+    async def _restore(self, task: NewTask) -> bool:
+        head = task.head
+        return bool(
+            await self._database.run(
+                _RESTORE,
+                head.delivery_key,
+                head.raw_sha256,
+                encode_head(head),
+                task.raw,
+                head.accepted_at_ms,
+                head.accepted_at_ms + head.receipt_seconds * 1000,
+                "" if task.deadline_at_ms is None else task.deadline_at_ms,
+                "" if task.due_at_ms is None else task.due_at_ms,
+                task.suspend or "",
+                task.generation,
+                *_identity(head),
+                *_given(task.error),
+            )
+        )
+
+    # --- beyond the port ---
 
     async def finished(self, task_ids: Sequence[TaskId]) -> dict[TaskId, int]:
         """Of these, the tasks known to be finished, with the generation that was. Remembered for a while only."""

@@ -48,6 +48,8 @@ local function start(found, head, tasks)
   return { found.lane, found.channel, fence, tasks - 1, run(head, claim_ms) }
 end
 
+-- Half of a chat may be missing still.
+if call('EXISTS', GENERATION) == 0 then return { 0, {} } end
 local found = ready_lanes()
 if #found > 0 then even_when_full() end
 local claims, suspects_waiting = {}, 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -104,10 +105,20 @@ class MemoryQueueState:
     fences: int = 0
     duplicates: int = 0
     out_of_order: int = 0
+    generation: str | None = None
+    generations: int = 0
+    finished: dict[TaskId, int] = field(default_factory=dict)
+    """Tombstones: the generation of a task that is known to be finished."""
+
+    def empty(self) -> None:
+        """Everything in it is lost."""
+        new = MemoryQueueState(generations=self.generations, fences=self.fences)  # as by the time, which goes on
+        for each in fields(self):
+            setattr(self, each.name, getattr(new, each.name))
 
 
 class MemoryQueue(MemoryStore):
-    """`rise.queue.port.Queue`, as one process sees the state."""
+    """`rise.queue.port.RefillableQueue`, as one process sees the state."""
 
     def __init__(
         self, state: MemoryQueueState, *, now_ms: Callable[[], int], limits: QueueLimits | None = None
@@ -159,6 +170,8 @@ class MemoryQueue(MemoryStore):
         return await self._through("claim", lambda: self._claim(holder, room, idle, forgiving))
 
     def _claim(self, holder: str, room: Mapping[str, int], idle: bool, forgiving: bool) -> Claimed:
+        if self._state.generation is None:
+            return Claimed([])  # half of a chat may be missing still
         now, left = self.now_ms(), dict(room)
         claims: list[Claim] = []
         suspects_waiting = False
@@ -251,11 +264,11 @@ class MemoryQueue(MemoryStore):
         progress = task.progress
         match settlement:
             case Finished():
-                self._forget(task)
+                self._bury(task)
             case Replying():
                 task.change(status=Status.REPLYING, reason=None, error=None, updated_at_ms=now)
                 if task.generation_answered == progress.generation:
-                    self._forget(task)
+                    self._bury(task)
             case RetryIn(seconds, error, counts):
                 due = now + int(seconds * 1000)
                 task.change(status=Status.PENDING, due_at_ms=due, error=clean_text(error), updated_at_ms=now)
@@ -332,7 +345,7 @@ class MemoryQueue(MemoryStore):
             return False
         task.generation_answered = generation
         if task.progress.status is Status.REPLYING:
-            self._forget(task)
+            self._bury(task)
         return True
 
     async def resume(self, selection: Selection, *, limit: int) -> list[TaskId]:
@@ -394,7 +407,7 @@ class MemoryQueue(MemoryStore):
         task = self._state.tasks.get(task_id)
         if task is None:
             return None
-        self._forget(task)
+        self._bury(task)
         if task.progress.status is Status.PROCESSING:
             lane = self._state.lanes[task.head.lane]
             lane.holder, lane.ready_at_ms = None, self.now_ms()
@@ -466,6 +479,38 @@ class MemoryQueue(MemoryStore):
         depths = [LaneDepth(key, len(ages), max(ages)) for key, ages in lanes.items()]
         return sorted(depths, key=lambda lane: (-lane.open, -lane.oldest_waiting_ms, lane.lane))[:limit]
 
+    # --- being filled again ---
+
+    async def generation(self) -> str | None:
+        return await self._through("generation", lambda: self._state.generation)
+
+    async def begin_generation(self) -> str:
+        return await self._through("begin_generation", self._begin_generation)
+
+    def _begin_generation(self) -> str:
+        if self._state.generation is None:
+            self._state.generations += 1
+            self._state.generation = f"generation {self._state.generations}"
+        return self._state.generation
+
+    async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
+        return [task.head.task_id for task in tasks if await self._through("restore", partial(self._restore, task))]
+
+    def _restore(self, new: NewTask) -> bool:
+        task_id, now = new.head.task_id, self.now_ms()
+        known, finished = self._state.tasks.get(task_id), self._state.finished.get(task_id, -1)
+        if finished >= new.generation or (known is not None and known.progress.generation >= new.generation):
+            return False
+        ends = new.head.accepted_at_ms + new.head.receipt_seconds * 1000
+        if ends > now and new.head.delivery_key not in self._state.keys:
+            remembered = RememberedKey(task_id, new.head.raw_sha256, new.head.accepted_at_ms, ends)
+            self._state.keys[new.head.delivery_key] = remembered
+        self._state.tasks[task_id] = stored = _as_stored(new, now)
+        if not new.suspend:
+            lane = self._announce(stored.head, now)
+            lane.newest = max(lane.newest, stored.head.order)
+        return True
+
     # --- lanes ---
 
     def _announce(self, head: Head, now: int) -> Lane:
@@ -522,6 +567,11 @@ class MemoryQueue(MemoryStore):
     def _forget(self, task: StoredTask) -> None:
         del self._state.tasks[task.head.task_id]
 
+    def _bury(self, task: StoredTask) -> None:
+        """It is over: whoever brings it again from another copy is told so."""
+        self._forget(task)
+        self._state.finished[task.head.task_id] = task.progress.generation
+
     @property
     def _claim_ms(self) -> int:
         return int(self._limits.claim.total_seconds() * 1000)
@@ -531,6 +581,7 @@ def _as_stored(new: NewTask, now: int) -> StoredTask:
     progress = Progress(
         status=Status.SUSPENDED if new.suspend else Status.PENDING,
         reason=new.suspend,
+        generation=new.generation,
         due_at_ms=max(now, new.due_at_ms or 0),
         deadline_at_ms=new.deadline_at_ms,
         accepted_at_ms=now,

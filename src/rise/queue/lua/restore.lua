@@ -1,0 +1,29 @@
+-- Brings back a task that another copy holds, unless it is open as this generation or a later one, or known to be
+-- finished. Its first write is one that a full Redis refuses, as for any that comes in.
+local key, body, head, raw = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local accepted, receipt_ends, deadline, due = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8]
+local suspended_for, generation, error = ARGV[9], ARGV[10], ARGV[18]
+local task = named(11)
+
+local function is_here(known)
+  return known and tonumber(known) >= tonumber(generation)
+end
+
+local known = load(task.id)
+if is_here(known and known.generation) or is_here(call('GET', FINISHED .. task.id)) then return 0 end
+if known then forget(known) end
+if receipt_ends > now and call('HEXISTS', RECEIPTS, key) == 0 then
+  call('HSET', RECEIPTS, key, string.format('%s %s %s', task.id, body, accepted))
+  call('ZADD', RECEIPT_KEYS, 0, key)
+  call('ZADD', RECEIPT_ENDS, receipt_ends, key)
+end
+task.body, task.generation, task.error = body, generation, error
+task.due = due ~= '' and math.max(now, tonumber(due)) or now
+task.deadline = deadline ~= '' and deadline
+task.reason = suspended_for ~= '' and suspended_for
+create(task, head, raw, task.reason and 'suspended' or 'pending')
+if not task.reason then
+  latest(task.lane, 'newest', task.order)
+  announce(task.lane, task.channel)
+end
+return 1

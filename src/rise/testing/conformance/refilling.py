@@ -1,0 +1,152 @@
+"""What every queue promises that may lose what it holds and is filled again from the other copies, executable.
+
+class TestMyQueue(RefillingConformance):
+    @pytest.fixture
+    async def stage(self, tmp_path): ...
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+import pytest
+
+from rise.envelope import Reason, Status
+from rise.errors import ClaimLost
+from rise.queue.port import Finished, NewTask, RefillableQueue, Replying, Selection, Suspend
+from rise.testing.conformance.queue import claim_all, claim_one, delivery, number_of, open_task, run_everything
+
+
+class RefillingStage(Protocol):
+    """A queue that holds nothing and has not begun, and the hands that can empty it."""
+
+    queue: RefillableQueue
+
+    async def another(self) -> RefillableQueue:
+        """The same store, as another process sees it."""
+        ...
+
+    async def empty(self) -> None:
+        """Everything in it is lost, behind everybody's back."""
+        ...
+
+
+def again(task: NewTask, generation: int) -> NewTask:
+    return msgspec.structs.replace(task, generation=generation)
+
+
+class RefillingConformance:
+    @pytest.fixture
+    async def queue(self, stage: RefillingStage) -> RefillableQueue:
+        return stage.queue
+
+    @pytest.mark.req("CPY-5")
+    async def test_nothing_is_handed_out_before_everything_is_there_and_then_in_order(
+        self, queue: RefillableQueue
+    ) -> None:
+        assert (await queue.enqueue(delivery(2))).new, "accepting goes on"
+        assert await claim_all(queue) == []
+        assert await queue.restore([delivery(3), delivery(1)]) == [delivery(3).head.task_id, delivery(1).head.task_id]
+        assert await claim_all(queue) == []
+        await queue.begin_generation()
+        assert await run_everything(queue) == [1, 2, 3]
+
+    @pytest.mark.req("QUE-5")
+    @pytest.mark.failure("C19", "M6")
+    async def test_an_emptied_queue_can_be_told_from_an_empty_one(self, stage: RefillingStage) -> None:
+        queue = stage.queue
+        assert await queue.generation() is None
+        named = await queue.begin_generation()
+        assert await queue.begin_generation() == await (await stage.another()).generation() == named
+        await queue.enqueue(delivery(1))
+        await run_everything(queue)
+        assert await queue.generation() == named, "empty, and not emptied"
+        await stage.empty()
+        assert await queue.generation() is None
+        assert await queue.begin_generation() != named
+
+    @pytest.mark.req("CPY-5")
+    async def test_what_is_brought_back_is_what_it_was(self, queue: RefillableQueue) -> None:
+        await queue.begin_generation()
+        deadline, due = queue.now_ms() + 150_000, queue.now_ms() + 60_000
+        parked = delivery(1, raw=b"\xff", suspend=Reason.RAW_PAYLOAD_INVALID)
+        timed = msgspec.structs.replace(delivery(2), deadline_at_ms=deadline, due_at_ms=due, generation=3)
+        await queue.restore([parked, timed])
+        kept = await open_task(queue, parked.head.task_id)
+        assert (kept.progress.status, kept.progress.reason, kept.raw) == (
+            Status.SUSPENDED,
+            Reason.RAW_PAYLOAD_INVALID,
+            b"\xff",
+        )
+        waiting = await open_task(queue, timed.head.task_id)
+        assert (waiting.progress.status, waiting.progress.generation) == (Status.PENDING, 3)
+        assert (waiting.progress.deadline_at_ms, waiting.progress.due_at_ms) == (deadline, due)
+        assert await claim_all(queue) == [], "its time has not come"
+
+    @pytest.mark.req("CPY-5")
+    async def test_what_is_open_is_left_as_it_is(self, queue: RefillableQueue) -> None:
+        await queue.begin_generation()
+        await queue.enqueue(delivery(1))
+        claim = await claim_one(queue)
+        assert await queue.restore([delivery(1)]) == []
+        assert await queue.renew([claim]) == set()
+        await queue.settle(claim, claim.task, Suspend(Reason.WORKFLOW_PENDING, "no workflow"))
+        assert await queue.restore([delivery(1)]) == []
+        assert (await open_task(queue, claim.task.task_id)).progress.reason is Reason.WORKFLOW_PENDING
+
+    @pytest.mark.req("CPY-5")
+    @pytest.mark.parametrize("ending", ["finished by its worker", "delivered", "dropped"])
+    async def test_what_is_finished_is_not_brought_back(self, queue: RefillableQueue, ending: str) -> None:
+        await queue.begin_generation()
+        task_id = (await queue.enqueue(delivery(1))).task_id
+        if ending == "dropped":
+            await queue.cancel(task_id)
+        else:
+            claim = await claim_one(queue)
+            await queue.settle(claim, claim.task, Finished() if ending == "finished by its worker" else Replying())
+            await queue.finish(task_id, 0)
+        assert await queue.restore([delivery(1)]) == []
+        assert await queue.list_open(Selection(), limit=10) == []
+        assert await queue.restore([again(delivery(1), 1)]) == [task_id], "a person said to run it again"
+
+    async def test_a_later_generation_takes_the_place_of_an_earlier_one(self, queue: RefillableQueue) -> None:
+        await queue.begin_generation()
+        await queue.restore([delivery(1, suspend=Reason.STALE_REPLAY)])
+        assert await queue.restore([again(delivery(1), 1)]) == [delivery(1).head.task_id]
+        assert await queue.restore([delivery(1), again(delivery(1), 1)]) == []
+        claim = await claim_one(queue)
+        assert (number_of(claim.task), claim.task.progress.generation) == (1, 1)
+        assert (await queue.depth()).by_status == {"processing": 1}
+
+    @pytest.mark.req("ENV-3")
+    async def test_its_key_is_remembered_with_it(self, queue: RefillableQueue) -> None:
+        await queue.begin_generation()
+        now = queue.now_ms()
+        task = delivery(1, receipt_seconds=60)
+        recent = msgspec.structs.replace(task, head=msgspec.structs.replace(task.head, accepted_at_ms=now - 30_000))
+        await queue.restore([recent])
+        again_received = await queue.enqueue(recent)
+        assert (again_received.new, again_received.same_body) == (False, True)
+        [receipt] = await queue.receipts(limit=10)
+        assert (receipt.task_id, receipt.received_at_ms) == (task.head.task_id, now - 30_000)
+        assert (await queue.depth()).duplicates == 1, "what was brought back counts as nobody's repetition"
+
+    @pytest.mark.req("QUE-3", "CPY-5")
+    @pytest.mark.failure("C19", "I7")
+    async def test_who_worked_while_it_was_emptied_has_lost_the_claim(self, stage: RefillingStage) -> None:
+        queue = stage.queue
+        await queue.begin_generation()
+        await queue.enqueue(delivery(1))
+        former = await claim_one(queue)
+        await stage.empty()
+        await queue.restore([delivery(1)])
+        await queue.begin_generation()
+        assert await queue.renew([former]) == {former.fence}
+        with pytest.raises(ClaimLost):
+            await queue.settle(former, former.task, Finished())
+        claim = await claim_one(queue)
+        assert claim.fence > former.fence
+        with pytest.raises(ClaimLost):
+            await queue.settle(former, former.task, Finished())
+        assert await queue.renew([claim]) == set()
