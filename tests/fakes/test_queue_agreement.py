@@ -124,7 +124,7 @@ class TwoQueues:
     def __init__(self, clock: ManualClock, real: Queue, *, answer: Answering = answer) -> None:
         self.clock = clock
         self.real = real
-        self.state = MemoryQueueState(generation="the first")
+        self.state = MemoryQueueState(life="the first")
         self.fake = MemoryQueue(self.state, now_ms=real.now_ms, limits=LIMITS)
         self.answer = answer
         self.claims: list[Claims] = []
@@ -323,7 +323,7 @@ def test_redis_says_what_the_fake_says_whatever_is_done(request: pytest.FixtureR
             clock = ManualClock()
             databases.append(RedisOnTheClock(redis_server.url, clock=clock, answer_seconds=PATIENCE_SECONDS))
             queue = RedisQueue(databases[-1], LIMITS)
-            runner.run(queue.begin_generation())
+            runner.run(queue.begin_life())
             return TwoQueues(clock, queue, answer=answers_in(runner))
 
         try:
@@ -350,7 +350,7 @@ async def one(request: pytest.FixtureRequest) -> AsyncIterator[OneQueue]:
     match request.param:
         case "fake":
             yield OneQueue(
-                MemoryQueue(MemoryQueueState(generation="the first"), now_ms=sqlite.now_ms, limits=LIMITS), clock
+                MemoryQueue(MemoryQueueState(life="the first"), now_ms=sqlite.now_ms, limits=LIMITS), clock
             )
         case "sqlite":
             yield OneQueue(sqlite, clock)
@@ -358,7 +358,7 @@ async def one(request: pytest.FixtureRequest) -> AsyncIterator[OneQueue]:
             server = request.getfixturevalue("redis_server")
             database = RedisOnTheClock(server.url, clock=clock, answer_seconds=PATIENCE_SECONDS)
             queue = RedisQueue(database, LIMITS)
-            await queue.begin_generation()
+            await queue.begin_life()
             yield OneQueue(queue, clock)
             await database.close()
 

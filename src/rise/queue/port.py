@@ -292,11 +292,11 @@ class RefillableQueue(Queue, Protocol):
     order because half of it is missing. Accepting goes on meanwhile.
     """
 
-    async def generation(self) -> str | None:
+    async def life(self) -> str | None:
         """Names what it holds, until it is emptied. None: it is new, was emptied, or is another; nothing is claimed."""
         ...
 
-    async def begin_generation(self) -> str:
+    async def begin_life(self) -> str:
         """Everything open is in it now. The first to say so names it."""
         ...
 

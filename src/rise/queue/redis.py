@@ -70,7 +70,7 @@ HINT_SECONDS: Final = 600
 SWEEPER: Final = "sweeper"
 HINTS: Final = "{rise}:queue:tasks"
 GROUP: Final = "workers"
-GENERATION: Final = "{rise}:generation"
+LIFE: Final = "{rise}:life"
 FINISHED: Final = "{rise}:queue:finished:"
 ROUTES: Final = "{rise}:queue:routes"
 
@@ -284,13 +284,13 @@ class RedisQueue:
 
     # --- being filled again ---
 
-    async def generation(self) -> str | None:
-        known = await self._database.execute("GET", GENERATION)
+    async def life(self) -> str | None:
+        known = await self._database.execute("GET", LIFE)
         return None if known is None else known.decode()
 
-    async def begin_generation(self) -> str:
-        await self._database.execute("SET", GENERATION, new_key(), "NX")
-        named = await self.generation()
+    async def begin_life(self) -> str:
+        await self._database.execute("SET", LIFE, new_key(), "NX")
+        named = await self.life()
         if named is None:
             raise RedisUnavailable("Redis was emptied at this moment")
         return named

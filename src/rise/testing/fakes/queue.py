@@ -105,14 +105,14 @@ class MemoryQueueState:
     fences: int = 0
     duplicates: int = 0
     out_of_order: int = 0
-    generation: str | None = None
-    generations: int = 0
+    life: str | None = None
+    lives: int = 0
     finished: dict[TaskId, int] = field(default_factory=dict)
     """Tombstones: the generation of a task that is known to be finished."""
 
     def empty(self) -> None:
         """Everything in it is lost."""
-        new = MemoryQueueState(generations=self.generations, fences=self.fences)  # as by the time, which goes on
+        new = MemoryQueueState(lives=self.lives, fences=self.fences)  # as by the time, which goes on
         for each in fields(self):
             setattr(self, each.name, getattr(new, each.name))
 
@@ -170,7 +170,7 @@ class MemoryQueue(MemoryStore):
         return await self._through("claim", lambda: self._claim(holder, room, idle, forgiving))
 
     def _claim(self, holder: str, room: Mapping[str, int], idle: bool, forgiving: bool) -> Claimed:
-        if self._state.generation is None:
+        if self._state.life is None:
             return Claimed([])  # half of a chat may be missing still
         now, left = self.now_ms(), dict(room)
         claims: list[Claim] = []
@@ -481,17 +481,17 @@ class MemoryQueue(MemoryStore):
 
     # --- being filled again ---
 
-    async def generation(self) -> str | None:
-        return await self._through("generation", lambda: self._state.generation)
+    async def life(self) -> str | None:
+        return await self._through("life", lambda: self._state.life)
 
-    async def begin_generation(self) -> str:
-        return await self._through("begin_generation", self._begin_generation)
+    async def begin_life(self) -> str:
+        return await self._through("begin_life", self._begin_life)
 
-    def _begin_generation(self) -> str:
-        if self._state.generation is None:
-            self._state.generations += 1
-            self._state.generation = f"generation {self._state.generations}"
-        return self._state.generation
+    def _begin_life(self) -> str:
+        if self._state.life is None:
+            self._state.lives += 1
+            self._state.life = f"life {self._state.lives}"
+        return self._state.life
 
     async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
         return [task.head.task_id for task in tasks if await self._through("restore", partial(self._restore, task))]
