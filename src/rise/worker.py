@@ -23,7 +23,7 @@ from rise.envelope import Call, Effect, Outcome, Reason, Status, Task, TaskType,
 from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
 from rise.quarantine import Quarantine
-from rise.queue.port import Anew, Claim, Finished, Queue, Replying, RetryIn, Settlement, Suspend
+from rise.queue.port import Anew, Claim, Claimed, Finished, Queue, Replying, RetryIn, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import Loop, Signal, cancel_all, insist, spawn
 from rise.telemetry import in_words, log, redact
@@ -193,25 +193,27 @@ class Worker:
             await self._hint.wait(LOOK_SECONDS)
 
     async def _claim(self) -> int:
+        """Begin as much work as there is room for. Returns how much was found."""
         room = self._room()
         if not room:
             return 0
-        try:
-            await self._let_go_of_ghosts()
-            claimed = await self._queue.claim(
-                self._bus.member,
-                room,
-                idle=self._quarantine.takes_suspects(is_empty=not self._held),
-                forgiving=self._store_failed_lately(),
-            )
-        except Unavailable:
-            self._note_store_failure()
-            raise
+        claimed = await self._ask_for(room)
         if claimed.suspects_waiting:
             self._quarantine.suspects_wait(self._clock.monotonic())
         for claim in claimed.claims:
             self._hold(claim)
         return len(claimed.claims)
+
+    async def _ask_for(self, room: Mapping[str, int]) -> Claimed:
+        takes_suspects = self._quarantine.takes_suspects(is_empty=not self._held)
+        try:
+            await self._let_go_of_ghosts()
+            return await self._queue.claim(
+                self._bus.member, room, idle=takes_suspects, forgiving=self._store_failed_lately()
+            )
+        except Unavailable:
+            self._note_store_failure()
+            raise
 
     async def _let_go_of_ghosts(self) -> None:
         """After a failure the store may know of claims that this process does not: one whose writing was never
