@@ -242,8 +242,9 @@ class Sender:
         """The chat comes up again after a pause; a reply that was being sent comes up as a doubt."""
         pause = 0.0 if isinstance(error, ClaimLost) else RETRY_SECONDS[0]
         if not isinstance(error, ClaimLost | Unavailable):
-            log.error("delivery.failed", reply_id=reply.reply_id, error=error, exc_info=error)
             pause = ACCOUNT_RETRY_SECONDS
+            waits = f"its chat waits for {pause:g} s"
+            log.error("delivery.failed", reply_id=reply.reply_id, error=error, exc_info=error, consequence=waits)
         await self._insist(lambda: self._ledger.outbox_release(fence, reply, seconds=pause), reply)
 
     async def _insist(self, write: Callable[[], Awaitable[T]], reply: Reply) -> T | None:
@@ -275,7 +276,8 @@ class Sender:
                 self._announce(reply, Status.COMPLETED, delivered.ended.outcome)
         except Unavailable as error:
             # The ledger has it; the supervisor brings the queue in line when the store answers again.
-            log.warning("task.finish_delayed", task_id=reply.task_id, error=error)
+            shown = "it is shown as replying until then"
+            log.warning("task.finish_delayed", task_id=reply.task_id, error=error, consequence=shown)
 
     def _announce(self, reply: Reply, status: Status, outcome: Outcome | None) -> None:
         self._bus.publish(
@@ -420,13 +422,13 @@ def _log_delivery(reply: Reply, delivery: Delivery) -> None:
         case Sent(platform_ref):
             log.info("reply.delivered", platform_ref=platform_ref, **names)
         case Failed(error):
-            log.warning("reply.failed", error=error, **names)
+            log.warning("reply.failed", error=error, consequence="it is not sent", **names)
         case Again(seconds, error):
             log.info("reply.postponed", seconds=round(seconds, 1), error=error, **names)
         case Resend(error):
             log.warning("reply.resent", error=error, consequence="the person may see it twice", **names)
         case HeldUnknown(error):
-            log.warning("reply.unknown", error=error, **names)
+            log.warning("reply.unknown", error=error, consequence="not sent again unless a person says so", **names)
 
 
 def _report(name: str, error: BaseException) -> None:

@@ -38,6 +38,7 @@ LOOK_SECONDS: Final = 1.0
 """How often the queue is looked at without a hint."""
 ELSEWHERE_SECONDS: Final = 2.0
 """How long a message is left to workers that have its workflow."""
+_TAKEN_OVER: Final = "another worker runs it from its saved steps"
 _NEVER_RAN: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.RAW_PAYLOAD_INVALID})
 
 
@@ -274,9 +275,7 @@ class Worker:
                 held.renewed_at = began
         for fence in lost & self._held.keys():
             held = self._held[fence]
-            log.warning(
-                "task.claim_lost", lane=held.claim.lane, consequence="another worker runs it from its saved steps"
-            )
+            log.warning("task.claim_lost", lane=held.claim.lane, consequence=_TAKEN_OVER)
             held.work.cancel()
 
     # --- working ---
@@ -288,7 +287,7 @@ class Worker:
             while following is not None and not self._stopping:
                 following = await self._finish(following, _understood(following.task, self._channels))
         except ClaimLost as error:
-            log.warning("task.claim_lost", lane=claim.lane, error=error)
+            log.warning("task.claim_lost", lane=claim.lane, error=error, consequence=_TAKEN_OVER)
             following = None
         self._held[claim.fence].is_settled = following is None
 
@@ -300,7 +299,8 @@ class Worker:
         except ClaimLost:
             raise
         except Exception as error:  # noqa: BLE001 - border: a bug of ours is said where people look, and keeps no chat
-            log.error("task.settle_failed", task_id=task.task_id, error=error, exc_info=error)
+            parked = "the task is suspended"
+            log.error("task.settle_failed", task_id=task.task_id, error=error, exc_info=error, consequence=parked)
             why = f"it could not be settled: {redact(in_words(error))[:2000]}"
             return await self._settle(claim, task, Suspended(Reason.RETRIES_EXHAUSTED, why))
 
@@ -361,6 +361,7 @@ class Worker:
             error=error,
             counts=counts,
             exc_info=error if counts else None,
+            consequence="it is suspended" if isinstance(verdict, Reason) else f"tried again in {verdict:.3g} s",
         )
         if isinstance(verdict, Reason):
             return Suspended(verdict, text, tell=self._texts.failed)

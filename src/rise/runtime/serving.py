@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from rise.bus.port import Topic
-from rise.capabilities import CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityStatus
 from rise.channels.telegram import TelegramChannel
 from rise.envelope import Reason
 from rise.errors import RiseError, Unavailable
@@ -196,6 +196,7 @@ class TelegramRegistration:
     def _report(self, name: str, error: BaseException) -> None:
         detail = error.public_message if isinstance(error, RiseError) else type(error).__name__
         self._house.capabilities.set("telegram_webhook", CapabilityStatus.DEGRADED, detail)
+        log.warning("telegram.registration_failed", error=error, consequence=CONSEQUENCES["telegram_webhook"])
 
 
 def _telegram_services(house: House) -> list[Service]:
@@ -279,4 +280,4 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 
 def _report_stop(name: str, error: BaseException) -> None:
-    log.warning("service.stop_failed", service=name, error=error)
+    log.warning("service.stop_failed", service=name, error=error, consequence="left as a crash would leave it")
