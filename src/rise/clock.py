@@ -11,7 +11,10 @@ import time
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+TICK_SECONDS: Final = 0.001
+"""Less is not waited for: the difference of two times may be too small for a clock to pass."""
 
 
 class Clock(Protocol):

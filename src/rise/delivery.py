@@ -26,7 +26,7 @@ from rise.channels.port import (
     Uncertain,
     Unreadable,
 )
-from rise.clock import Clock
+from rise.clock import TICK_SECONDS, Clock
 from rise.envelope import Outcome, Reason, Status
 from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import (
@@ -55,8 +55,6 @@ LOOK_SECONDS: Final = 1.0
 """How often the outbox is looked at without a hint; also how late a paused chat may go on."""
 PLACE_SECONDS: Final = 0.25
 """A chat that has to wait for longer gives its place to others meanwhile; for less that is not worth two writes."""
-TICK_SECONDS: Final = 0.001
-"""Less is not waited for: the difference of two times may be too small for a clock to pass."""
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 ACCOUNT_RETRY_SECONDS: Final = 60.0
 TIMES_KEPT: Final = 10_000
