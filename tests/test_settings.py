@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from rise.errors import SettingsInvalid
-from rise.retries import DEFAULT_CURVE
+from rise.retries import DEFAULT_CURVE_SECONDS
 from rise.runtime.processes import BEAT_SECONDS
 from rise.settings import WORKER_STALL_SECONDS_MIN, Settings, environment_of_another, load_settings, preset
 
@@ -35,7 +35,7 @@ def test_a_stall_that_a_healthy_worker_would_be_killed_for_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("pauses", "lane_block"), [((700.0,), 600.0), ((15.0, 501.0), 600.0), (DEFAULT_CURVE, 200.0)], ids=str
+    ("pauses", "lane_block"), [((700.0,), 600.0), ((15.0, 501.0), 600.0), (DEFAULT_CURVE_SECONDS, 200.0)], ids=str
 )
 def test_a_pause_that_outlasts_the_patience_of_its_chat_is_refused(pauses: tuple[float, ...], lane_block: float):
     problem = refusal(retry_seconds=pauses, lane_block_seconds_max=lane_block)
@@ -46,7 +46,7 @@ def test_a_pause_that_outlasts_the_patience_of_its_chat_is_refused(pauses: tuple
 def test_pauses_that_fit_into_the_patience_of_their_chat_are_taken():
     assert settings(retry_seconds=(500.0,)).retry_seconds == (500.0,)
     assert settings(retry_seconds=(700.0,), lane_block_seconds_max=841.0).retry_seconds == (700.0,)
-    assert settings().retry_seconds == DEFAULT_CURVE
+    assert settings().retry_seconds == DEFAULT_CURVE_SECONDS
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The only place where time, sleep and randomness come from.
 
 Everything else is given a `Clock`, so that tests and the simulator decide what time it is.
+
+Refuses: to tell by the wall clock who owns something, or for how long. That one may be set; `monotonic` is not.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 For each reply: *sending* is written, the call goes out, its end is written, then the chat's next. A crash
 before the call sends nothing twice; a crash between the call and its end leaves the one doubt that no
 platform without idempotency keys can resolve, and the binding's policy decides what to do with it.
+
+Refuses: to send beside another sender of the installation. A newer one's fence ends the older one's writes.
 """
 
 from __future__ import annotations

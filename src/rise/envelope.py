@@ -3,6 +3,8 @@
 A task is kept as a small `Head` (derived once, at acceptance), the exact bytes received, and its `Progress`.
 The `TaskEnvelope` of the HTTP API is made from the three when somebody looks. All ids come from here: those
 of messages are derived from the platform's own, so that every host, store and replay arrives at the same.
+
+Refuses: a head of a newer schema, or one that is torn (`EnvelopeMalformed`), because half of one would be guessed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Everything that can be configured, read once at start. The only place that reads the environment, or sets it.
 
-A combination that cannot work, or that would lose messages, is refused with all its problems at once, each
-with its remedy. `docs/settings.md` is made from this file and a test compares.
+Refuses: a combination that cannot work, or that would lose messages, with all its problems at once, each with its
+remedy. `docs/settings.md` is made from this file and a test compares.
 """
 
 from __future__ import annotations

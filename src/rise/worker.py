@@ -3,6 +3,8 @@
 Crash anywhere and the claim lapses; whoever takes over finds either no result and runs again (finished steps
 are not repeated), or the result and goes on to the reply. A worker that was frozen and wakes up finds its
 fence stale: what it still writes changes nothing.
+
+Refuses: to send. What a run wants said is written into the outbox with its result, and delivery calls the platform.
 """
 
 from __future__ import annotations

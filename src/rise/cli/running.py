@@ -1,4 +1,7 @@
-"""`rise demo`, `rise serve`, `rise worker`: what runs."""
+"""`rise demo`, `rise serve`, `rise worker`: what runs.
+
+Refuses: a worker without an app, before anything is made for it. What starts and stops is in `rise.runtime.serving`.
+"""
 
 from __future__ import annotations
 

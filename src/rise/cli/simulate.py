@@ -1,4 +1,10 @@
-"""`rise simulate`: whole installations in virtual time, with everything going wrong that a seed can think of."""
+"""`rise simulate`: whole installations in virtual time, with everything going wrong that a seed can think of.
+
+Promises: a seed that breaks a promise is said with few of its faults that do, and the command that plays it again; exit
+code 1 then.
+
+Refuses: to say what few seeds, or any that broke, mean for the others.
+"""
 
 from __future__ import annotations
 

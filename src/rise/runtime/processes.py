@@ -2,6 +2,8 @@
 
 A worker process is alive as long as its event loop says so once a second over a socket to its parent. One
 that falls silent is killed; one whose parent is gone ends by itself, even when its own loop is blocked.
+
+Refuses: to give up on it. However often it ends it is started again, after pauses that grow to ten seconds.
 """
 
 from __future__ import annotations

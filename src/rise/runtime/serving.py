@@ -2,6 +2,9 @@
 
 Doors close first, so that nothing new enters; then the worker, whose claims need the queue to be settled;
 then the sender, because workers fill the outbox; stores last.
+
+Refuses: a directory that another `rise serve` has (`StoreLocked`); to end because its store is away. The doors answer
+503 meanwhile.
 """
 
 from __future__ import annotations

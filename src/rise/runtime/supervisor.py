@@ -2,6 +2,8 @@
 
 Nothing here is on a message's way when all is well. Each duty is a loop of its own that survives its errors;
 each may run at any time, any number of times, beside workers and senders.
+
+Refuses: to run or to send anything itself; to resume what waits for a person.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Running one workflow function for one task, within its time.
 
 It gives the function its `Turn` and returns what that noted; it writes nothing but steps, and decides nothing.
+
+Refuses: to wait, beyond a moment, for a function that goes on after its time; to take its `SystemExit` for ours.
 """
 
 from __future__ import annotations
