@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from rise.capabilities import CapabilityRegistry, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityStatus
 from rise.testing.clock import ManualClock
 
 
@@ -20,3 +20,4 @@ def test_a_change_is_logged_once_and_a_recovery_is_no_warning() -> None:
         ("capability.state_changed", "available", "info"),
         ("capability.state_changed", "unavailable", "warning"),
     ]
+    assert logged[-1]["consequence"] == CONSEQUENCES["disk"]

@@ -1,4 +1,10 @@
-"""What Rise can do right now, and since when that is known."""
+"""What Rise can do right now, and since when that is known.
+
+Promises: a change is logged once, a loss as a warning with what it means for people. Reading never waits; a probe is
+bounded, and one that breaks or hangs is an answer: unavailable.
+
+Refuses: to remember. After a start only what has been asked is known, and what is not known closes no door.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +37,16 @@ _WORTH: Final = {
     CapabilityStatus.DEGRADED: 0.5,
     CapabilityStatus.UNAVAILABLE: 0.0,
 }
+
+
+CONSEQUENCES: Final = {
+    "disk": "nothing is accepted, nothing runs; senders are told to come again",
+    "worker": "messages are accepted and wait",
+    "telegram_webhook": "Telegram keeps the updates, for a day at most",
+    "telegram_polling": "Telegram keeps the updates, for a day at most",
+    "telegram_sending": "replies wait, each chat's in order",
+}
+"""What it means for people while one of them is not available: log and doctor say it in the same words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +97,20 @@ class CapabilityRegistry:
         capability_available.labels(name).set(_WORTH[status])
         if before is None:
             log.info("startup.capability", name=name, status=status, detail=detail)
-        elif before.status is not status:
-            report = log.info if status is CapabilityStatus.AVAILABLE else log.warning
-            report("capability.state_changed", name=name, before=before.status, status=status, detail=detail)
+        elif before.status is status:
+            return
+        elif status is CapabilityStatus.AVAILABLE:
+            log.info("capability.state_changed", name=name, before=before.status, status=status, detail=detail)
+        else:
+            consequence = CONSEQUENCES.get(name)
+            log.warning(
+                "capability.state_changed",
+                name=name,
+                before=before.status,
+                status=status,
+                detail=detail,
+                consequence=consequence,
+            )
 
     def get(self, name: str) -> CapabilityState | None:
         """The last known; None if nobody has spoken of it."""

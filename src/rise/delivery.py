@@ -3,6 +3,8 @@
 For each reply: *sending* is written, the call goes out, its end is written, then the chat's next. A crash
 before the call sends nothing twice; a crash between the call and its end leaves the one doubt that no
 platform without idempotency keys can resolve, and the binding's policy decides what to do with it.
+
+Refuses: to send beside another sender of the installation. A newer one's fence ends the older one's writes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from rise.channels.port import (
     Uncertain,
     Unreadable,
 )
-from rise.clock import Clock
+from rise.clock import TICK_SECONDS, Clock
 from rise.envelope import Outcome, Reason, Status
 from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import (
@@ -55,8 +57,6 @@ LOOK_SECONDS: Final = 1.0
 """How often the outbox is looked at without a hint; also how late a paused chat may go on."""
 PLACE_SECONDS: Final = 0.25
 """A chat that has to wait for longer gives its place to others meanwhile; for less that is not worth two writes."""
-TICK_SECONDS: Final = 0.001
-"""Less is not waited for: the difference of two times may be too small for a clock to pass."""
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 ACCOUNT_RETRY_SECONDS: Final = 60.0
 TIMES_KEPT: Final = 10_000
@@ -242,8 +242,9 @@ class Sender:
         """The chat comes up again after a pause; a reply that was being sent comes up as a doubt."""
         pause = 0.0 if isinstance(error, ClaimLost) else RETRY_SECONDS[0]
         if not isinstance(error, ClaimLost | Unavailable):
-            log.error("delivery.failed", reply_id=reply.reply_id, error=error, exc_info=error)
             pause = ACCOUNT_RETRY_SECONDS
+            waits = f"its chat waits for {pause:g} s"
+            log.error("delivery.failed", reply_id=reply.reply_id, error=error, exc_info=error, consequence=waits)
         await self._insist(lambda: self._ledger.outbox_release(fence, reply, seconds=pause), reply)
 
     async def _insist(self, write: Callable[[], Awaitable[T]], reply: Reply) -> T | None:
@@ -275,7 +276,8 @@ class Sender:
                 self._announce(reply, Status.COMPLETED, delivered.ended.outcome)
         except Unavailable as error:
             # The ledger has it; the supervisor brings the queue in line when the store answers again.
-            log.warning("task.finish_delayed", task_id=reply.task_id, error=error)
+            shown = "it is shown as replying until then"
+            log.warning("task.finish_delayed", task_id=reply.task_id, error=error, consequence=shown)
 
     def _announce(self, reply: Reply, status: Status, outcome: Outcome | None) -> None:
         self._bus.publish(
@@ -420,13 +422,13 @@ def _log_delivery(reply: Reply, delivery: Delivery) -> None:
         case Sent(platform_ref):
             log.info("reply.delivered", platform_ref=platform_ref, **names)
         case Failed(error):
-            log.warning("reply.failed", error=error, **names)
+            log.warning("reply.failed", error=error, consequence="it is not sent", **names)
         case Again(seconds, error):
             log.info("reply.postponed", seconds=round(seconds, 1), error=error, **names)
         case Resend(error):
             log.warning("reply.resent", error=error, consequence="the person may see it twice", **names)
         case HeldUnknown(error):
-            log.warning("reply.unknown", error=error, **names)
+            log.warning("reply.unknown", error=error, consequence="not sent again unless a person says so", **names)
 
 
 def _report(name: str, error: BaseException) -> None:

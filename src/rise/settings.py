@@ -1,12 +1,14 @@
-"""Everything that can be configured, read once at start.
+"""Everything that can be configured, read once at start. The only place that reads the environment, or sets it.
 
-A combination that cannot work, or that would lose messages, is refused with all its problems at once, each
-with its remedy. `docs/settings.md` is made from this file and a test compares.
+Refuses: a combination that cannot work, or that would lose messages, with all its problems at once, each with its
+remedy. `docs/settings.md` is made from this file and a test compares.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -28,6 +30,8 @@ RETRY_JITTER: Final = 0.2
 Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
 Rate = Annotated[float, Field(ge=0.001, le=1_000_000)]
 
+_PREFIX: Final = "RISE_"
+
 _NOT_YET = {
     "redis_url": "Redis",
     "rabbitmq_url": "RabbitMQ",
@@ -40,7 +44,7 @@ class Settings(BaseSettings):
     """Environment variables with the prefix `RISE_`, or the same names in a file `.env`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RISE_", env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+        env_prefix=_PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
     )
 
     # where and how it listens
@@ -277,6 +281,22 @@ def load_settings(**overrides: Any) -> Settings:
     if problems:
         raise SettingsInvalid(problems)
     return settings
+
+
+def preset(values: Mapping[str, object], *, where_unset: Mapping[str, object]) -> None:
+    """Set what this process reads, and every process that it starts: each reads the environment for itself."""
+    unset = {name: value for name, value in _as_environment(where_unset).items() if not os.environ.get(name)}
+    os.environ |= unset | _as_environment(values)
+
+
+def environment_of_another(values: Mapping[str, object]) -> dict[str, str]:
+    """For a process of another installation: the environment of this one, with these settings and no others."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
+    return inherited | _as_environment(values)
+
+
+def _as_environment(values: Mapping[str, object]) -> dict[str, str]:
+    return {_PREFIX + name.upper(): str(value) for name, value in values.items() if value is not None}
 
 
 def _describe(name: str, message: str) -> str:

@@ -1,4 +1,10 @@
-"""What operators see: structured log events and metrics. Secrets never get this far in the clear."""
+"""What operators see: structured log events and metrics.
+
+Promises: what is known as a secret, or looks like one, is masked before it is written; nothing that came in a message
+can forge a line; an object that breaks when it is put into words breaks no log.
+
+Refuses: to hold anybody up. A thread writes the lines; what nobody takes is dropped and counted.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Crash anywhere and the claim lapses; whoever takes over finds either no result and runs again (finished steps
 are not repeated), or the result and goes on to the reply. A worker that was frozen and wakes up finds its
 fence stale: what it still writes changes nothing.
+
+Refuses: to send. What a run wants said is written into the outbox with its result, and delivery calls the platform.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from rise.envelope import (
 from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
 from rise.quarantine import Quarantine
-from rise.queue.port import Anew, Claim, Finished, Queue, Replying, RetryIn, Settlement, Suspend
+from rise.queue.port import Anew, Claim, Claimed, Finished, Queue, Replying, RetryIn, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import Loop, Signal, cancel_all, insist, spawn
 from rise.telemetry import in_words, log, redact
@@ -50,6 +52,7 @@ LOOK_SECONDS: Final = 1.0
 """How often the queue is looked at without a hint."""
 ELSEWHERE_SECONDS: Final = 2.0
 """How long a message is left to workers that have its workflow."""
+_TAKEN_OVER: Final = "another worker runs it from its saved steps"
 _NEVER_RAN: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.RAW_PAYLOAD_INVALID})
 
 
@@ -205,25 +208,27 @@ class Worker:
             await self._hint.wait(LOOK_SECONDS)
 
     async def _claim(self) -> int:
+        """Begin as much work as there is room for. Returns how much was found."""
         room = self._room()
         if not room:
             return 0
-        try:
-            await self._let_go_of_ghosts()
-            claimed = await self._queue.claim(
-                self._bus.member,
-                room,
-                idle=self._quarantine.takes_suspects(is_empty=not self._held),
-                forgiving=self._store_failed_lately(),
-            )
-        except Unavailable:
-            self._note_store_failure()
-            raise
+        claimed = await self._ask_for(room)
         if claimed.suspects_waiting:
             self._quarantine.suspects_wait(self._clock.monotonic())
         for claim in claimed.claims:
             self._hold(claim)
         return len(claimed.claims)
+
+    async def _ask_for(self, room: Mapping[str, int]) -> Claimed:
+        takes_suspects = self._quarantine.takes_suspects(is_empty=not self._held)
+        try:
+            await self._let_go_of_ghosts()
+            return await self._queue.claim(
+                self._bus.member, room, idle=takes_suspects, forgiving=self._store_failed_lately()
+            )
+        except Unavailable:
+            self._note_store_failure()
+            raise
 
     async def _let_go_of_ghosts(self) -> None:
         """After a failure the store may know of claims that this process does not: one whose writing was never
@@ -284,9 +289,7 @@ class Worker:
                 held.renewed_at = began
         for fence in lost & self._held.keys():
             held = self._held[fence]
-            log.warning(
-                "task.claim_lost", lane=held.claim.lane, consequence="another worker runs it from its saved steps"
-            )
+            log.warning("task.claim_lost", lane=held.claim.lane, consequence=_TAKEN_OVER)
             held.work.cancel()
 
     # --- working ---
@@ -298,7 +301,7 @@ class Worker:
             while following is not None and not self._stopping:
                 following = await self._finish(following, _understood(following.task, self._channels))
         except ClaimLost as error:
-            log.warning("task.claim_lost", lane=claim.lane, error=error)
+            log.warning("task.claim_lost", lane=claim.lane, error=error, consequence=_TAKEN_OVER)
             following = None
         self._held[claim.fence].is_settled = following is None
 
@@ -310,7 +313,8 @@ class Worker:
         except ClaimLost:
             raise
         except Exception as error:  # noqa: BLE001 - border: a bug of ours is said where people look, and keeps no chat
-            log.error("task.settle_failed", task_id=task.task_id, error=error, exc_info=error)
+            parked = "the task is suspended"
+            log.error("task.settle_failed", task_id=task.task_id, error=error, exc_info=error, consequence=parked)
             why = f"it could not be settled: {redact(in_words(error))[:2000]}"
             return await self._settle(claim, task, Suspended(Reason.RETRIES_EXHAUSTED, why))
 
@@ -369,6 +373,7 @@ class Worker:
             error=error,
             counts=counts,
             exc_info=error if counts else None,
+            consequence="it is suspended" if isinstance(verdict, Reason) else f"tried again in {verdict:.3g} s",
         )
         if isinstance(verdict, Reason):
             return Suspended(verdict, text, tell=self._texts.failed)

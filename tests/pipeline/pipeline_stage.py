@@ -202,11 +202,13 @@ class Process:
     async def passing(self, step: str, call: Callable[[], Awaitable[Any]]) -> Any:
         await self._alive()
         self.steps.append(step)
-        await self._stop_at(step, "before")
-        result = await call()
-        await self._alive()  # what comes back to a dead process reaches nobody
-        await self._stop_at(step, "after")
-        self.stage.touch()
+        try:
+            await self._stop_at(step, "before")
+            result = await call()
+            await self._alive()  # what comes back to a dead process reaches nobody
+            await self._stop_at(step, "after")
+        finally:
+            self.stage.touch()
         return result
 
     # --- inside ---
@@ -529,6 +531,14 @@ class Stage:
         ]
         said = [(message.chat_id, message.text[:60]) for message in self.telegram.sent[-20:]]
         return f"open: {open_tasks}; outbox: {await self.ledger.outbox_depth()}; said: {said}"
+
+    async def logged(self, event: str, *, count: int) -> None:
+        """Wait until it has been logged so often. Looked at whenever a process has done something."""
+
+        async def holds() -> bool:
+            return sum(one["event"] == event for one in self.log) >= count
+
+        await self.until(holds)
 
     async def ended(self, *task_ids: TaskId) -> list[Run]:
         """Wait until these are finished, in the ledger and then in the queue."""

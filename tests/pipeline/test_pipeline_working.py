@@ -129,10 +129,9 @@ async def test_a_failing_message_holds_up_its_chat_no_longer_than_allowed(stage:
 
     await stage.start(sometimes)
     [bad, good] = await stage.write("bad", "good")
-    while (task := await stage.look(bad)) is not None and task.reason is None:
-        if task.status is Status.PENDING and task.due_at_ms > stage.queue.now_ms():
-            await stage.pass_time((task.due_at_ms - stage.queue.now_ms()) / 1000)
-        await asyncio.sleep(0)
+    for attempts in (1, 2):
+        task = await stage.waiting_for_retry(bad, attempts=attempts)
+        await stage.pass_time((task.due_at_ms - stage.queue.now_ms()) / 1000)
     task = await stage.suspended(bad, Reason.LANE_BLOCKED)
     assert task.attempts == 2
     await stage.ended(good)
@@ -1169,13 +1168,9 @@ async def test_a_store_that_fails_at_the_end_of_a_run_does_not_make_it_run_again
     _, worker = await stage.start(counts)
     worker.fail_at(step, edge, StoreUnavailable("the disk is full"), times=3)
     tasks = await stage.write("one", "two")
-    for _ in range(3):
-        await stage.clock.until_sleeping()
-        await stage.until(lambda: _true(worker.steps.count(step) >= 1))
+    for failures in (1, 2, 3):
+        await stage.logged("task.settle_delayed", count=failures)
         await stage.pass_time(1)
-    while await stage.open_count():
-        await stage.pass_time(1)
-        await asyncio.sleep(0.01)
     await stage.ended(*tasks)
     assert ran == ["one", "two"]
     assert stage.texts() == ["echo one", "echo two"]
@@ -1192,9 +1187,10 @@ async def test_an_attempt_is_noted_once_however_often_the_store_fails_beside_it(
     _, worker = await stage.start(fails)
     worker.fail_at("ledger.add_notice", "before", StoreUnavailable("the disk is full"), times=2)
     [task_id] = await stage.write("Hello")
-    while (task := await stage.look(task_id)) is None or task.reason is None:
+    for failures in (1, 2):
+        await stage.logged("task.settle_delayed", count=failures)
         await stage.pass_time(1)
-        await asyncio.sleep(0.01)
+    await stage.suspended(task_id, Reason.RETRIES_EXHAUSTED)
     assert len(await stage.ledger.attempts(run_id_of(task_id, 0))) == 1
 
 

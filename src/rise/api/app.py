@@ -1,4 +1,7 @@
-"""The whole HTTP application: Telegram's webhook in front, everything else behind it on FastAPI."""
+"""The whole HTTP application: Telegram's webhook in front, everything else behind it on FastAPI.
+
+Refuses: to describe itself to anybody without a token. Building it starts nothing and opens nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How commands get at the data directory: with or without a running `rise serve`, which shares it."""
+"""How commands get at the data directory: with or without a running `rise serve`, which shares it.
+
+Refuses: to make a directory where one is only looked into; to log, below warnings, among a command's own words.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """`rise replay`: updates from a file through the one door, or tasks once more as a new generation.
 
 Both say what they would do, and do it only with `--yes`.
+
+Refuses: to run again what is still on its way, and what a person has dropped, unless that is asked for.
 """
 
 from __future__ import annotations

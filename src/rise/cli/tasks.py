@@ -1,4 +1,7 @@
-"""`rise tasks`, `rise suspended`: what is open, one message's whole life, and letting go on or dropping."""
+"""`rise tasks`, `rise suspended`: what is open, one message's whole life, and letting go on or dropping.
+
+Only asks and shows: what may be done, and what is refused, is in `rise.runtime.operations`, for the HTTP API too.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 The outbox works like the lanes of the queue: a chat's row says when its first open reply may be sent, and
 taking a chat sets that to NULL, so that one sender call is in flight per chat. Who takes is fenced by a
 number that grows with every start of a sender.
+
+Refuses: to change a result that is there; to touch the queue's tables, though they are in the same file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """Open work, in lanes: who may work on what, in which order.
 
 The promises here are executable: `rise.testing.conformance.queue` runs on every backend.
+
+Refuses: to know results. A task leaves when it is settled, and what became of it is the ledger's; what is settled
+under a claim that has passed to another (`ClaimLost`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Conditions a person should know of: said once when they begin and once when they end."""
+"""Conditions a person should know of: said once when they begin and once when they end.
+
+Refuses: to send anything anywhere. An alert is an error in the log and a metric; what rings is the operator's.
+"""
 
 from __future__ import annotations
 

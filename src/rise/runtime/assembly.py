@@ -1,4 +1,10 @@
-"""Which backend plays which part. The only file that names them."""
+"""Which backend plays which part. The only file that names them.
+
+Promises: from one `Settings`, every process gets the same parts on the same directory, and their secrets are kept
+out of the log from here on.
+
+Refuses: to start anything; that is `serving.py`. Opening a directory that cannot be used raises `StoreUnavailable`.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 Doors close first, so that nothing new enters; then the worker, whose claims need the queue to be settled;
 then the sender, because workers fill the outbox; stores last.
+
+Refuses: a directory that another `rise serve` has (`StoreLocked`); to end because its store is away. The doors answer
+503 meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from rise.bus.port import Topic
-from rise.capabilities import CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityStatus
 from rise.channels.telegram import TelegramChannel
 from rise.envelope import Reason
 from rise.errors import RiseError, Unavailable
@@ -196,6 +199,7 @@ class TelegramRegistration:
     def _report(self, name: str, error: BaseException) -> None:
         detail = error.public_message if isinstance(error, RiseError) else type(error).__name__
         self._house.capabilities.set("telegram_webhook", CapabilityStatus.DEGRADED, detail)
+        log.warning("telegram.registration_failed", error=error, consequence=CONSEQUENCES["telegram_webhook"])
 
 
 def _telegram_services(house: House) -> list[Service]:
@@ -279,4 +283,4 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 
 def _report_stop(name: str, error: BaseException) -> None:
-    log.warning("service.stop_failed", service=name, error=error)
+    log.warning("service.stop_failed", service=name, error=error, consequence="left as a crash would leave it")

@@ -2,6 +2,8 @@
 
 Nothing here is on a message's way when all is well. Each duty is a loop of its own that survives its errors;
 each may run at any time, any number of times, beside workers and senders.
+
+Refuses: to run or to send anything itself; to resume what waits for a person.
 """
 
 from __future__ import annotations
@@ -114,14 +116,15 @@ class Supervisor:
             lanes = await self._queue.reclaim(member)
             self._bus.bury(member)
             if lanes:
-                log.warning("worker.reclaimed", member=member, lanes=lanes)
+                taken_over = "other workers take its chats over, and run again what it had not finished"
+                log.warning("worker.reclaimed", member=member, lanes=lanes, consequence=taken_over)
                 self._bus.publish(Topic.LANES_READY)
 
     async def sweep(self) -> None:
         """Find forgotten lanes and replies whose end the queue has not heard of; forget what is old enough."""
         found = await self._queue.sweep()
         if found:
-            log.warning("queue.hints_remade", lanes=found)
+            log.warning("queue.hints_remade", lanes=found, consequence="these chats had stood still and go on")
             self._bus.publish(Topic.LANES_READY)
         await self._bring_in_line()
         await self._forget_ended()

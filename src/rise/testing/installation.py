@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rise.service import cancel_all, spawn
+from rise.settings import environment_of_another
 
 READY_SECONDS = 60.0
 ADMIN_TOKEN = "admin-token-of-a-test-installation"  # noqa: S105 - of tests only
@@ -69,7 +70,6 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RISE_")}
         own: Mapping[str, object] = {
             "data_dir": self.data_dir,
             "port": self.port,
@@ -77,8 +77,7 @@ class Installation:
             "log": "json",
             **self._settings,
         }
-        settings = {f"RISE_{name.upper()}": str(value) for name, value in own.items() if value is not None}
-        return inherited | self.surroundings | settings
+        return environment_of_another(own) | self.surroundings
 
     def configure(self, **settings: object) -> None:
         """Change settings. What runs keeps what it was started with."""

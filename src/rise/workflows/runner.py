@@ -1,6 +1,8 @@
 """Running one workflow function for one task, within its time.
 
 It gives the function its `Turn` and returns what that noted; it writes nothing but steps, and decides nothing.
+
+Refuses: to wait, beyond a moment, for a function that goes on after its time; to take its `SystemExit` for ours.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any, Final
 from rise.bindings import Bound
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Channel, is_pushed
-from rise.clock import Clock
+from rise.clock import TICK_SECONDS, Clock
 from rise.envelope import Effect, Task, notice_id_of
 from rise.errors import PayloadInvalid, RunTimedOut
 from rise.ledger.port import Ledger, ReplyKind, reply_of
@@ -23,8 +25,6 @@ from rise.service import spawn
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.turn import BlockingTurn, Turn, in_bounds
 
-TICK_SECONDS: Final = 0.001
-"""Less is not waited for: the difference of two times may be too small for a clock to pass."""
 CLEAN_UP_SECONDS: Final = 5.0
 """For a cancelled workflow to end; then it is left to itself."""
 
