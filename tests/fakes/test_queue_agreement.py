@@ -349,9 +349,7 @@ async def one(request: pytest.FixtureRequest) -> AsyncIterator[OneQueue]:
     sqlite = SqliteQueue(opened(clock, queue=SCHEMA), LIMITS)
     match request.param:
         case "fake":
-            yield OneQueue(
-                MemoryQueue(MemoryQueueState(life="the first"), now_ms=sqlite.now_ms, limits=LIMITS), clock
-            )
+            yield OneQueue(MemoryQueue(MemoryQueueState(life="the first"), now_ms=sqlite.now_ms, limits=LIMITS), clock)
         case "sqlite":
             yield OneQueue(sqlite, clock)
         case "redis":

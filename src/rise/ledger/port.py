@@ -241,6 +241,16 @@ class OutboxDepth(msgspec.Struct, frozen=True, kw_only=True):
     """Replies that were sent although an earlier call may have had its effect."""
 
 
+class Role(StrEnum):
+    """What one process of an installation does for all."""
+
+    SENDER = "sender"
+    POLLER = "poller"
+    """Asks Telegram for updates."""
+    KEEPER = "keeper"
+    """Fills an emptied queue again and goes through the mirror."""
+
+
 class Ledger(Protocol):
     """Every method raises `StoreUnavailable` (or its backend's sibling) when the store does not answer."""
 
@@ -358,6 +368,16 @@ class Ledger(Protocol):
     async def put_binding(self, record: BindingRecord) -> int: ...
 
     async def remove_binding(self, channel: str, account: str, workflow_id: str) -> int: ...
+
+    # roles
+
+    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
+        """Whether the role is the member's for so long from now: it is, unless another has it now."""
+        ...
+
+    async def leave_roles(self, member: str) -> None:
+        """It has ended: whoever asks next has its roles."""
+        ...
 
     # people
 

@@ -47,6 +47,7 @@ from rise.ledger.port import (
     ReplyKind,
     ReplyState,
     Resend,
+    Role,
     Run,
     RunEnded,
     RunResult,
@@ -145,6 +146,7 @@ SCHEMA: Final = (
     """
     ALTER TABLE runs ADD COLUMN accepted_at INTEGER NOT NULL DEFAULT 0;
     UPDATE runs SET accepted_at = saved_at;
+    CREATE TABLE roles (role TEXT PRIMARY KEY, member TEXT NOT NULL, until_at INTEGER NOT NULL) WITHOUT ROWID;
     """,
 )
 
@@ -498,6 +500,26 @@ class SqliteLedger:
             return _count(connection, "definitions") if connection.changes() else _value(connection, "definitions")
 
         return await self._database.write(change)
+
+    # --- roles ---
+
+    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
+        def change(connection: apsw.Connection) -> bool:
+            now = self._now()
+            connection.execute(
+                "INSERT INTO roles VALUES (?1, ?2, ?3) ON CONFLICT (role) DO UPDATE"
+                " SET member = excluded.member, until_at = excluded.until_at WHERE member = ?2 OR until_at <= ?4",
+                (role, member, now + int(seconds * 1000), now),
+            )
+            return bool(connection.changes())
+
+        return await self._database.write(change)
+
+    async def leave_roles(self, member: str) -> None:
+        def change(connection: apsw.Connection) -> None:
+            connection.execute("DELETE FROM roles WHERE member = ?", (member,))
+
+        await self._database.write(change)
 
     # --- people ---
 

@@ -25,13 +25,14 @@ from rise.connections.sqlite import Database
 from rise.delivery import DeliveryLimits, Sender
 from rise.errors import StoreUnavailable
 from rise.intake import Intake
-from rise.ledger.port import Ledger, WorkflowRecord
+from rise.ledger.port import Ledger, Role, WorkflowRecord
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
 from rise.queue.port import Queue, QueueLimits
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
+from rise.roles import RoleClaim
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.settings import Settings
 from rise.telemetry import keep_out_of_logs
@@ -185,7 +186,8 @@ def build_polling(house: House) -> TelegramPolling | None:
         status = CapabilityStatus.AVAILABLE if works else CapabilityStatus.DEGRADED
         house.capabilities.set("telegram_polling", status, detail)
 
-    return TelegramPolling(telegram, account, accept=house.intake.accept, clock=house.clock, on_state=report)
+    role = RoleClaim(house.ledger, Role.POLLER, house.bus.member, house.clock)
+    return TelegramPolling(telegram, account, accept=house.intake.accept, clock=house.clock, on_state=report, role=role)
 
 
 def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> Worker:

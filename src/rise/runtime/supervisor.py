@@ -9,6 +9,7 @@ Refuses: to run or to send anything itself; to resume what waits for a person.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from rise.capabilities import CapabilityRegistry
 from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
 from rise.envelope import Outcome, Reason, ReplyId, Status, notice_id_of
+from rise.errors import Unavailable
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
 from rise.runtime.alerts import Alerts
@@ -99,6 +101,8 @@ class Supervisor:
             self._bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._defined.set()),
             self._bus.subscribe(Topic.TASK_SETTLED, _count_settled),
         )
+        with suppress(Unavailable):
+            await self.reap()  # before the sender asks for its role, which a former process may hold
         for loop in self._loops:
             await loop.start()
 
@@ -107,6 +111,8 @@ class Supervisor:
             await loop.stop()
         for unsubscribe in self._unsubscribe:
             unsubscribe()
+        with suppress(Unavailable):
+            await self._ledger.leave_roles(self._bus.member)
 
     # --- duties ---
 
@@ -114,6 +120,7 @@ class Supervisor:
         """Free at once what processes held that are certainly dead."""
         for member in self._bus.dead_members():
             lanes = await self._queue.reclaim(member)
+            await self._ledger.leave_roles(member)
             self._bus.bury(member)
             if lanes:
                 taken_over = "other workers take its chats over, and run again what it had not finished"

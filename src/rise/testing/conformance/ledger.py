@@ -29,6 +29,7 @@ from rise.ledger.port import (
     ReplyKind,
     ReplyState,
     Resend,
+    Role,
     RunEnded,
     RunResult,
     Sent,
@@ -849,6 +850,32 @@ class LedgerConformance:
             "dropped": 1,
             "expired": 1,
         }
+
+    # --- roles ---
+
+    @pytest.mark.req("EMB-3", "OUT-2")
+    async def test_a_role_is_one_members_for_as_long_as_it_says_so(self, stage: LedgerStage) -> None:
+        one, two = stage.ledger, await stage.another()
+        assert await one.take_role(Role.SENDER, "a", seconds=10)
+        assert not await two.take_role(Role.SENDER, "b", seconds=10)
+        assert await two.take_role(Role.KEEPER, "b", seconds=10), "each by itself"
+        stage.pass_time(8)
+        assert await one.take_role(Role.SENDER, "a", seconds=10), "again, before its time is over"
+        stage.pass_time(8)
+        assert not await two.take_role(Role.SENDER, "b", seconds=10)
+        stage.pass_time(3)
+        assert await two.take_role(Role.SENDER, "b", seconds=10), "it has not said so any more"
+        assert not await one.take_role(Role.SENDER, "a", seconds=10)
+
+    @pytest.mark.req("EMB-3")
+    async def test_the_roles_of_who_has_ended_are_free_at_once(self, ledger: Ledger) -> None:
+        for role in Role:
+            assert await ledger.take_role(role, "a", seconds=1000)
+        await ledger.leave_roles("b")
+        assert not await ledger.take_role(Role.SENDER, "b", seconds=10)
+        await ledger.leave_roles("a")
+        for role in Role:
+            assert await ledger.take_role(role, "b", seconds=10)
 
     # --- definitions ---
 

@@ -39,6 +39,7 @@ from rise.ledger.port import (
     ReplyKind,
     ReplyState,
     Resend,
+    Role,
     Run,
     RunEnded,
     RunResult,
@@ -103,6 +104,8 @@ class MemoryLedgerState:
     workflows: dict[str, WorkflowRecord] = field(default_factory=dict)
     bindings: dict[tuple[str, str, str], BindingRecord] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
+    roles: dict[Role, tuple[str, int]] = field(default_factory=dict)
+    """Whose they are, and until when."""
     replies_ever: int = 0
     sender_fence: int = 0
     definitions_version: int = 0
@@ -505,6 +508,25 @@ class MemoryLedger(MemoryStore):
     def _next_definitions_version(self) -> int:
         self._state.definitions_version += 1
         return self._state.definitions_version
+
+    # --- roles ---
+
+    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
+        return await self._through("take_role", lambda: self._take_role(role, member, seconds))
+
+    def _take_role(self, role: Role, member: str, seconds: float) -> bool:
+        now = self._now_ms()
+        holder, until = self._state.roles.get(role, (member, now))
+        if holder != member and until > now:
+            return False
+        self._state.roles[role] = (member, now + int(seconds * 1000))
+        return True
+
+    async def leave_roles(self, member: str) -> None:
+        await self._through("leave_roles", lambda: self._leave_roles(member))
+
+    def _leave_roles(self, member: str) -> None:
+        self._state.roles = {role: held for role, held in self._state.roles.items() if held[0] != member}
 
     # --- people ---
 

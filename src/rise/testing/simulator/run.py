@@ -111,8 +111,7 @@ class _Run:
         self.bot = SimBot(world, checker)
         self.console = Console(world, self.platform, settings)
         self.members: list[Member] = [
-            Gateway(world, self.platform, settings, f"gateway-{n}", is_first=n == 1)
-            for n in range(1, plan.gateways + 1)
+            Gateway(world, self.platform, settings, f"gateway-{n}") for n in range(1, plan.gateways + 1)
         ]
         self.members += [
             WorkerMember(world, self.platform, settings, f"worker-{n}", self.bot.workflows, defines=n == 1)
