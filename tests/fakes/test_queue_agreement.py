@@ -108,7 +108,7 @@ COMMANDS = commands(
     command(1, "hold", pick=PICKS, ahead=AHEAD),
     command(2, "restart", pick=PICKS, generation=GENERATIONS),
     command(1, "restart_ended", number=NUMBERS, chat=CHATS, generation=GENERATIONS),
-    command(2, "cancel", pick=PICKS),
+    command(2, "cancel", pick=PICKS, ahead=AHEAD),
     command(5, "pass_time", seconds=st.sampled_from((0.001, 1.0, 10.0, 30.0, 100.0))),
     command(1, "turn_pages", selection=SELECTIONS, limit=LIMIT),
 )
@@ -239,9 +239,9 @@ class TwoQueues:
         task = Task(new.head, new.raw, Progress(status=Status.COMPLETED))
         self.agree(lambda queue: queue.restart(task, generation=generation))
 
-    def cancel(self, pick: int) -> None:
-        task_id, _ = self._open(pick)
-        self.agree(lambda queue: queue.cancel(task_id))
+    def cancel(self, pick: int, ahead: int) -> None:
+        task_id, generation = self._open(pick)
+        self.agree(lambda queue: queue.cancel(task_id, generation=generation + ahead))
 
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)

@@ -263,8 +263,11 @@ class Queue(Protocol):
         """Run a finished or suspended task again as `generation`. False if it is already there or further."""
         ...
 
-    async def cancel(self, task_id: TaskId) -> Task | None:
-        """Take the task out of its lane for good, claimed or not; its claim, if any, is void at once."""
+    async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:
+        """Take the task out of its lane for good, claimed or not; its claim, if any, is void at once.
+
+        `generation`: only that one. A person may have it run again as the next at the same moment.
+        """
         ...
 
     async def get(self, task_id: TaskId) -> Task | None: ...

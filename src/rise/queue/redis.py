@@ -244,8 +244,9 @@ class RedisQueue:
         known = (generation, encode_head(head), task.raw, head.raw_sha256)
         return bool(await self._database.run(_RESTART, *_identity(head), *known))
 
-    async def cancel(self, task_id: TaskId) -> Task | None:
-        return _task_or_none(await self._database.run(_CANCEL, task_id, TOMBSTONE_SECONDS * 1000))
+    async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:
+        meant = "" if generation is None else generation
+        return _task_or_none(await self._database.run(_CANCEL, task_id, TOMBSTONE_SECONDS * 1000, meant))
 
     # --- looking ---
 

@@ -423,12 +423,12 @@ class SqliteQueue:
         _make_ready(connection, known.lane, known.channel, now)
         return True
 
-    async def cancel(self, task_id: TaskId) -> Task | None:
-        return await self._database.write(lambda connection: self._cancel(connection, task_id))
+    async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:
+        return await self._database.write(lambda connection: self._cancel(connection, task_id, generation))
 
-    def _cancel(self, connection: apsw.Connection, task_id: TaskId) -> Task | None:
+    def _cancel(self, connection: apsw.Connection, task_id: TaskId, generation: int | None) -> Task | None:
         task = _get(connection, task_id)
-        if task is None:
+        if task is None or generation not in (None, task.progress.generation):
             return None
         connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
         if task.progress.status is Status.PROCESSING:

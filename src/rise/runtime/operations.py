@@ -164,7 +164,8 @@ class Operations:
         await self._record(who, "drop", task_id, why)
         # The ledger first: whatever still works on the task finds it ended there.
         run = await self._ledger.finish(task, Status.DROPPED, by=who, why=why)
-        await self._queue.cancel(task_id)
+        # Only what was dropped: somebody else may have it run again by now, as the next generation.
+        await self._queue.cancel(task_id, generation=task.progress.generation)
         if run.status is not Status.DROPPED:
             raise StateConflict(f"the task is {run.status} already")
         self._announce_dropped(task)

@@ -223,7 +223,7 @@ class Supervisor:
                 continue
             is_all_done = not (run.result or {}).get("followUps") or task.reason is Reason.REPLY_HELD
             if is_all_done or run.status is Status.DROPPED:
-                await self._queue.cancel(task.head.task_id)
+                await self._queue.cancel(task.head.task_id, generation=task.generation)
             elif task.reason is Reason.POISON:
                 # What it promised for later is not armed yet. Nothing of the workflow runs for that.
                 await self._queue.resume(Selection(task_ids=(task.head.task_id,)), limit=1)

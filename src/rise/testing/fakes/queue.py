@@ -400,12 +400,12 @@ class MemoryQueue(MemoryStore):
         self._announce(task.head, now)
         return True
 
-    async def cancel(self, task_id: TaskId) -> Task | None:
-        return await self._through("cancel", lambda: self._cancel(task_id))
+    async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:
+        return await self._through("cancel", lambda: self._cancel(task_id, generation))
 
-    def _cancel(self, task_id: TaskId) -> Task | None:
+    def _cancel(self, task_id: TaskId, generation: int | None) -> Task | None:
         task = self._state.tasks.get(task_id)
-        if task is None:
+        if task is None or generation not in (None, task.progress.generation):
             return None
         self._bury(task)
         if task.progress.status is Status.PROCESSING:
