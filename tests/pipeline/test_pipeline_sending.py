@@ -626,6 +626,28 @@ async def test_people_see_that_an_answer_is_coming_while_a_workflow_runs_and_not
     assert len(stage.calls("sendChatAction")) == count
 
 
+LACKING: Any = object()
+ODD: list[Any] = [None, "", 0, [], {}, ["x"], {"x": 1}, "x", -1, 1e300]
+
+
+@pytest.mark.failure("M4")
+@pytest.mark.parametrize("topic", [Topic.RUN_STARTED, Topic.RUN_ENDED, Topic.TASK_SETTLED])
+async def test_what_another_version_says_breaks_nobody_who_listens(stage: Stage, topic: Topic):
+    """Whatever field is missing or of another type; and afterwards everybody listens still."""
+    whole = {
+        "run_id": "t_x.0", "task_id": "t_x", "channel": "telegram", "account": stage.account, "chat_id": "42",
+        "status": "completed", "outcome": "answered", "reason": "workflow_pending", "workflow_id": "w", "seconds": 1.5,
+    }  # fmt: skip
+    gateway, _ = await stage.start(saying("echo {}"))
+    for field in whole:
+        for number, odd in enumerate([LACKING, *ODD]):
+            event = whole | {"run_id": f"t_{field}{number}.0"} | {field: odd}
+            gateway.bus.publish(topic, {name: value for name, value in event.items() if value is not LACKING})
+    gateway.bus.publish(topic, {})
+    await stage.ended(*await stage.write("Hello"))
+    assert [entry for entry in stage.log if entry["event"] == "bus.listener_failed"] == []
+
+
 # --- the store --------------------------------------------------------------------------------------------
 
 

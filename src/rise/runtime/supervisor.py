@@ -270,8 +270,9 @@ def _count_settled(event: Mapping[str, Any]) -> None:
     settled_total.labels(*account, workflow, str(outcome or reason or event.get("status"))).inc()
     if reason == Reason.WORKFLOW_PENDING:
         workflow_pending_total.labels(*account).inc()
-    if outcome == Outcome.ANSWERED:
-        enqueue_to_reply_seconds.labels(*account, workflow).observe(float(event.get("seconds") or 0.0))
+    seconds = event.get("seconds")
+    if outcome == Outcome.ANSWERED and isinstance(seconds, int | float):
+        enqueue_to_reply_seconds.labels(*account, workflow).observe(seconds)
 
 
 def _report(name: str, error: BaseException) -> None:
