@@ -653,8 +653,9 @@ def _record(connection: apsw.Connection, reply: Reply, delivery: Delivery) -> fl
             _set_state(connection, reply, ReplyState.UNKNOWN, error=error)
             if reply.kind is ReplyKind.ANSWER:
                 connection.execute(
-                    "UPDATE replies SET held = 1 WHERE run_id = ? AND kind = 'answer' AND state = 'ready'",
-                    (reply.run_id,),
+                    "UPDATE replies SET held = 1 WHERE run_id = ? AND kind = 'answer' AND state = 'ready'"
+                    " AND sequence > ?",
+                    (reply.run_id, reply.sequence),
                 )
     return 0.0
 

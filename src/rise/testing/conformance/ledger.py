@@ -578,6 +578,23 @@ class LedgerConformance:
         assert await send_everything(ledger, fence) == ["1.0", "1.1", "1.2"]
         assert [reply.resends for reply in await ledger.replies(run_id=task().run_id)] == [1, 0, 0]
 
+    @pytest.mark.failure("G4", "G7")
+    async def test_what_comes_before_a_reply_that_is_held_does_not_wait_with_it(self, ledger: Ledger) -> None:
+        before, urgent, after = chunks(task(), 3)
+        urgent = msgspec.structs.replace(urgent, chat_id="urgent")
+        await answer(ledger, task(2))
+        await ledger.save_result(task(), ANSWERED, [before, urgent, after], [], deliver=True)
+        fence = await ledger.outbox_open()
+        taken = {reply.chat_id: reply for reply in await ledger.outbox_take(fence, limit=10)}
+        await send(ledger, fence, taken["urgent"], HeldUnknown("timeout"))
+        following = await send(ledger, fence, taken["1"], Sent())
+        assert following is not None
+        assert following.call.text == "1.0"
+        assert await send(ledger, fence, following, Sent()) is None
+        assert await states(ledger, task().run_id) == ["sent", "unknown", "ready"]
+        assert await ledger.outbox_rearm(task().run_id) == 2
+        assert sorted(await send_everything(ledger, fence)) == ["1.1", "1.2"]
+
     @pytest.mark.failure("G8")
     async def test_what_is_released_from_hold_waits_while_its_chat_is_sent_to(self, ledger: Ledger) -> None:
         await answer(ledger, task(), 2)

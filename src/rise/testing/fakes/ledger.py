@@ -379,7 +379,7 @@ class MemoryLedger(MemoryStore):
     def _hold_with(self, unknown: Reply) -> None:
         if unknown.kind is ReplyKind.ANSWER:
             for stored in self._answers(unknown.run_id):
-                if stored.reply.state is ReplyState.READY:
+                if stored.reply.state is ReplyState.READY and stored.reply.sequence > unknown.sequence:
                     stored.is_held = True
 
     def _end_if_all_final(self, reply: Reply) -> RunEnded | None:
