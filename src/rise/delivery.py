@@ -176,6 +176,9 @@ class Sender:
             reply = None if self._stopping else delivered.next
 
     async def _deliver(self, fence: int, reply: Reply) -> Delivery:
+        if reply.unreadable is not None:
+            # Kept as it is, for a person to decide or a newer version to send; the chat goes on without it.
+            return HeldUnknown(reply.unreadable)
         if reply.state is ReplyState.SENDING:
             return self._when_uncertain(reply, "the sender stopped while this was being sent")
         if reply.deadline_at_ms is not None and reply.deadline_at_ms < self._queue.now_ms():

@@ -467,6 +467,39 @@ async def test_a_reply_whose_channel_is_not_configured_waits_until_it_is(stage: 
     assert stage.texts() == ["echo Hello"]
 
 
+# --- what cannot be read ----------------------------------------------------------------------------------
+
+
+@pytest.mark.req("OUT-1", "SUS-2")
+@pytest.mark.failure("D12", "M4")
+async def test_a_reply_that_cannot_be_read_waits_for_a_person_and_all_others_go_out(stage: Stage):
+    await stage.start_gateway(sends=False)
+    await stage.start_worker(saying("echo {}"))
+    [spoilt, following] = await stage.write("one", "two", chat=1)
+    [other] = await stage.write("three", chat=2)
+    for task_id in (spoilt, following, other):
+        await waits(stage, task_id, tries=0)
+    kept = await stage.rewrite("replies", spoilt, call=b'{"method":["of tomorrow"]}')
+    gateway = await stage.start_gateway()
+
+    async def is_held() -> bool:
+        await gateway.supervisor.sweep()  # the sender may be there before the worker has let go
+        task = await stage.look(spoilt)
+        return task is not None and task.reason is Reason.REPLY_HELD
+
+    await stage.until(is_held)
+    assert "unreadable" in ((await answers(stage, spoilt))[0].error or "")
+    await stage.ended(following, other)
+    assert (stage.texts(1), stage.texts(2)) == (["echo two"], ["echo three"])
+    await stage.operations.resume(spoilt, who="operator")
+    await stage.until(is_held)
+    assert len(stage.calls("sendMessage")) == 2, "what nobody can read is not sent, whoever says so"
+    await stage.rewrite("replies", spoilt, call=kept)  # as a newer version reads it
+    await stage.operations.resume(spoilt, who="operator")
+    await stage.ended(spoilt)
+    assert stage.texts(1) == ["echo two", "echo one"]
+
+
 # --- who sends --------------------------------------------------------------------------------------------
 
 

@@ -211,7 +211,8 @@ class Supervisor:
             run = finished.get(task.head.task_id)
             if run is None or run.generation != task.generation:
                 continue
-            is_all_done = not (run.result or {}).get("followUps") or task.reason is Reason.REPLY_HELD
+            promises = bool(run.follow_ups) or run.unreadable is not None
+            is_all_done = not promises or task.reason is Reason.REPLY_HELD
             if is_all_done or run.status is Status.DROPPED:
                 await self._queue.cancel(task.head.task_id)
             elif task.reason is Reason.POISON:
