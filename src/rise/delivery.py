@@ -189,6 +189,9 @@ class Sender:
             reply = None if self._stopping else delivered.next
 
     async def _deliver(self, fence: int, reply: Reply) -> Delivery:
+        if reply.unreadable is not None:
+            # Kept as it is, for a person to decide or a newer version to send; the chat goes on without it.
+            return HeldUnknown(reply.unreadable)
         if reply.state is ReplyState.SENDING:
             return self._when_uncertain(reply, "the sender stopped while this was being sent")
         if reply.deadline_at_ms is not None and reply.deadline_at_ms < self._queue.now_ms():
@@ -405,13 +408,13 @@ class Typing:
         await cancel_all(self._tasks)
 
     def _begin(self, run: Mapping[str, Any]) -> None:
-        channel = self._channels.get(str(run.get("channel")))
-        if channel is None or not run.get("chat_id") or len(self._shown) >= 1000:
+        channel, account, chat_id = self._channels.get(str(run.get("channel"))), run.get("account"), run.get("chat_id")
+        if channel is None or not account or not chat_id or len(self._shown) >= 1000:
             return
         run_id = str(run.get("run_id"))
         if run_id not in self._shown:
             self._shown[run_id] = spawn(
-                self._show(channel, str(run["account"]), str(run["chat_id"])), name="typing", into=self._tasks
+                self._show(channel, str(account), str(chat_id)), name="typing", into=self._tasks
             )
             self._shown[run_id].add_done_callback(lambda _: self._shown.pop(run_id, None))
 

@@ -424,7 +424,9 @@ class Worker:
     async def _go_on(self, task: Task, run: Run) -> Settlement:
         """After a result is frozen: arm what it promised for later, each once, then let the task go on."""
         if run.status is not Status.DROPPED:
-            for number, plan in enumerate((run.result or {}).get("followUps", [])):
+            if run.unreadable is not None:
+                return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
+            for number, plan in enumerate(run.follow_ups):
                 await self._accept(follow_up(task, number, plan, run.saved_at_ms))
         return Finished() if run.status.is_finished else Replying()
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import apsw
+
 from rise.bindings import BindingRegistry
 from rise.bus.local import LocalBus
 from rise.bus.port import Topic
@@ -481,6 +483,17 @@ class Stage:
 
     def _a_living_process(self) -> Process:
         return next(process for process in self._processes if not process.is_dead)
+
+    async def rewrite(self, table: str, task_id: TaskId, **column: bytes) -> bytes:
+        """Put something else where a store keeps this, and return what was there."""
+        [(name, value)] = column.items()
+
+        def change(connection: apsw.Connection) -> bytes:
+            kept = connection.execute(f"SELECT {name} FROM {table} WHERE task_id = ?", (task_id,)).fetchone()
+            connection.execute(f"UPDATE {table} SET {name} = ? WHERE task_id = ?", (value, task_id))
+            return bytes(kept[0])
+
+        return await self.database.write(change)
 
     # --- time, and what happened ---
 

@@ -19,7 +19,7 @@ from rise import telemetry
 from rise import worker as worker_module
 from rise.channels.telegram import updates
 from rise.delivery import DeliveryLimits
-from rise.envelope import Outcome, Reason, Status, run_id_of
+from rise.envelope import Outcome, Reason, Status, TaskId, run_id_of
 from rise.errors import StateConflict, StoreUnavailable
 from rise.ledger.port import BindingRecord
 from rise.queue.port import Selection
@@ -469,6 +469,38 @@ async def test_what_a_crash_left_between_ledger_and_queue_is_found_however_much_
     assert len(await stage.queue.list_open(Selection(status=Status.REPLYING), limit=10)) == 5
     await gateway.supervisor.sweep()
     assert await stage.queue.list_open(Selection(), limit=10) == []
+
+
+@pytest.mark.failure("D12", "M4", "H8")
+async def test_a_result_that_cannot_be_read_does_not_stop_the_sweep(stage: Stage):
+    gateway = await stage.start_gateway()
+    gateway.fail_at("queue.finish", "before", StoreUnavailable("away"), times=3)
+    await stage.start_worker(echo)
+    replying = [(await stage.write("Hello", chat=chat))[0] for chat in (1, 2, 3)]
+    await stage.until(lambda: _true(gateway.steps.count("queue.finish") == 3))
+    for task_id in replying:
+        await stage.until(lambda task_id=task_id: _is_replying(stage, task_id))
+    await stage.rewrite("runs", replying[1], result=b"of tomorrow")
+    await gateway.supervisor.sweep()
+    assert await stage.queue.list_open(Selection(), limit=10) == []
+
+
+@pytest.mark.failure("D12", "M4")
+@pytest.mark.parametrize(("result", "waits"), [(b"of tomorrow", True), (b'["another shape"]', False)])
+async def test_what_has_ended_with_a_result_that_cannot_be_read_does_not_keep_others_suspended(
+    stage: Stage, result: bytes, waits: bool
+):
+    gateway, _ = await stage.start()
+    tasks = [(await stage.write("Hello", chat=chat))[0] for chat in (1, 2, 3)]
+    for task_id in tasks:
+        await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+        task = await stage.queue.get(task_id)
+        assert task is not None
+        await stage.ledger.finish(task, Status.EXPIRED)
+    await stage.rewrite("runs", tasks[1], result=result)
+    await gateway.supervisor.sweep()
+    left = [one.head.task_id for one in await stage.operations.suspended()]
+    assert left == [tasks[1]] * waits, "what it promised for later may not be done: a newer version can tell"
 
 
 @pytest.mark.failure("H8")
@@ -1192,6 +1224,11 @@ async def test_an_attempt_is_noted_once_however_often_the_store_fails_beside_it(
         await stage.pass_time(1)
     await stage.suspended(task_id, Reason.RETRIES_EXHAUSTED)
     assert len(await stage.ledger.attempts(run_id_of(task_id, 0))) == 1
+
+
+async def _is_replying(stage: Stage, task_id: TaskId) -> bool:
+    task = await stage.look(task_id)
+    return task is not None and task.status is Status.REPLYING
 
 
 async def _true(value: Any) -> Any:

@@ -221,7 +221,8 @@ class Supervisor:
             run = finished.get(task.head.task_id)
             if run is None or run.generation != task.generation:
                 continue
-            is_all_done = not (run.result or {}).get("followUps") or task.reason is Reason.REPLY_HELD
+            promises = bool(run.follow_ups) or run.unreadable is not None
+            is_all_done = not promises or task.reason is Reason.REPLY_HELD
             if is_all_done or run.status is Status.DROPPED:
                 await self._queue.cancel(task.head.task_id, generation=task.generation)
             elif task.reason is Reason.POISON:
@@ -280,8 +281,9 @@ def _count_settled(event: Mapping[str, Any]) -> None:
     settled_total.labels(*account, workflow, str(outcome or reason or event.get("status"))).inc()
     if reason == Reason.WORKFLOW_PENDING:
         workflow_pending_total.labels(*account).inc()
-    if outcome == Outcome.ANSWERED:
-        enqueue_to_reply_seconds.labels(*account, workflow).observe(float(event.get("seconds") or 0.0))
+    seconds = event.get("seconds")
+    if outcome == Outcome.ANSWERED and isinstance(seconds, int | float):
+        enqueue_to_reply_seconds.labels(*account, workflow).observe(seconds)
 
 
 def _report(name: str, error: BaseException) -> None:
