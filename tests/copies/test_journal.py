@@ -457,6 +457,63 @@ async def test_a_file_that_vanishes_is_said_loudly_and_an_empty_one_goes_on(
     assert await keep(journal, 1) == JournalKept(new=True), "another copy brings it back"
 
 
+@pytest.mark.failure("C10")
+async def test_who_hangs_up_while_it_starts_anew_leaves_it_usable(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+):
+    await keep(journal, 1)
+    path.unlink()
+    waiting = asyncio.gather(keep(journal, 2))
+    really = journal_module._put_aside
+    monkeypatch.setattr(journal_module, "_put_aside", lambda *of, **how: (waiting.cancel(), really(*of, **how))[1])
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await keep(journal, 3) == JournalKept(new=True)
+    assert await open_in(journal) == [run(3)]
+
+
+@pytest.mark.failure("C9", "L9")
+@NEEDS_ROOT
+async def test_a_damaged_file_on_a_read_only_disk_is_put_aside_once_that_can_be_done(
+    tmp_path: Path, clock: ManualClock
+):
+    with small_disk(tmp_path / "disk") as disk:
+        path = disk / "journal-0.db"
+        path.write_bytes(b"\xa5" * 8192)
+        remount(disk, "ro")
+        journal = Journal(lambda: database_at(path, clock), clock=clock)
+        for attempt in (journal.open, lambda: keep(journal, 1)):
+            with pytest.raises(StoreUnavailable):
+                await attempt()
+        remount(disk, "rw")
+        assert await keep(journal, 1) == JournalKept(new=True)
+        assert [aside.read_bytes() for aside in disk.glob("*.lost-*")] == [b"\xa5" * 8192]
+        await journal.close()
+
+
+@pytest.mark.failure("C5", "C10")
+@NEEDS_ROOT
+async def test_a_file_that_vanishes_from_a_full_disk_is_made_anew_when_there_is_room(
+    tmp_path: Path, clock: ManualClock
+):
+    with small_disk(tmp_path / "disk") as disk:
+        journal = await opened(disk / "journal-0.db", clock)
+        await keep(journal, 1)
+        (disk / "journal-0.db").unlink()
+        ballast = disk / "ballast"
+        with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(StoreUnavailable):
+            for number in range(1000):  # closing the vanished file gives some room back
+                await keep(journal, 100 + number, raw=bytes(20_000))
+        ballast.unlink()
+        assert await keep(journal, 2) == JournalKept(new=True)
+        assert run(2) in await open_in(journal)
+        assert run(1) not in await open_in(journal)
+        await journal.close()
+
+
 @pytest.mark.failure("C10", "M7")
 async def test_a_file_put_in_its_place_is_put_aside_unharmed(path: Path, tmp_path: Path, clock: ManualClock):
     other = await opened(tmp_path / "other.db", clock)
@@ -465,12 +522,19 @@ async def test_a_file_put_in_its_place_is_put_aside_unharmed(path: Path, tmp_pat
     bytes_of_other = (tmp_path / "other.db").read_bytes()
     journal = await opened(path, clock)
     await keep(journal, 1)
+    assert await open_in(journal) == [run(1)]
     (tmp_path / "other.db").replace(path)
-    await keep(journal, 2)
-    assert await open_in(journal) == [run(2)]
-    aside = [file for file in tmp_path.glob("*.lost-*") if not file.name.endswith(("-wal", "-shm"))]
-    assert [file.read_bytes() for file in aside] == [bytes_of_other]
+    with capture_logs() as logged:
+        await keep(journal, 2)
+    [said] = [line for line in logged if line["log_level"] == "error"]
+    assert said["event"] == "journal.lost"
+    assert Path(said["put_aside"]).read_bytes() == bytes_of_other
+    assert await open_in(journal) == [run(2)], "and nothing out of the log that lay beside it"
+    assert asked(path, "PRAGMA integrity_check") == [("ok",)]
     await journal.close()
+    restored = await opened(Path(said["put_aside"]), clock)
+    assert await open_in(restored) == [run(50)]
+    await restored.close()
 
 
 @pytest.mark.req("CPY-7")

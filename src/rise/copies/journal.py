@@ -11,8 +11,10 @@ Times: how long a record has been here and when it is to be looked at are told b
 the wall clock moves. Receipts end by the wall clock, because the host that dated them may have been another. No order
 depends on either: records are numbered as they are kept.
 
-A file that is damaged, or vanishes while it is open, is put aside with its bytes, and the journal goes on with an empty
-one, loudly: the other copies hold what it held. Refuses to do so for who only reads it, and for any other trouble.
+A file that is damaged, or was deleted or replaced while it is open, is put aside with whatever bytes there are, and the
+journal goes on with an empty one, loudly: the other copies hold what it held. Also one that was put in its place is not
+used, because beside it lies the log of the former, which would be written into it. Refuses to do any of this for who
+only reads the file, and for other trouble, which passes.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -32,6 +35,7 @@ from rise.copies.record import decode_task
 from rise.envelope import DeliveryKey, TaskId, encode_json
 from rise.errors import EnvelopeMalformed, StoreUnavailable
 from rise.queue.port import NewTask
+from rise.service import spawn
 from rise.telemetry import log
 
 T = TypeVar("T")
@@ -52,7 +56,7 @@ SCHEMA: Final = {
         CREATE INDEX receipts_by_end ON receipts (ends_at);
 
         CREATE TABLE tasks (
-            number INTEGER PRIMARY KEY,
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
             task_id TEXT NOT NULL UNIQUE,
             generation INTEGER NOT NULL,
             kept_at INTEGER NOT NULL,
@@ -76,7 +80,6 @@ LOOK_MS_MAX: Final = 600_000
 SWEEP_AT_ONCE: Final = 1000
 
 _COLUMNS: Final[Mapping[Copy, str]] = {"redis": "redis", "rabbitmq": "rabbitmq"}
-_DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
 
 
 class Run(NamedTuple):
@@ -96,7 +99,7 @@ class JournalEntry(msgspec.Struct, frozen=True):
     """An open task as it lies here."""
 
     number: int
-    """Grows in the order of keeping."""
+    """Grows in the order of keeping, and is never given out again."""
     task: NewTask
     record: bytes
 
@@ -143,7 +146,7 @@ class Journal:
         self._clock = clock
         self._may_start_anew = may_start_anew
         self._on_close = on_close
-        self._starting_anew = asyncio.Lock()
+        self._starting_anew: set[asyncio.Task[Any]] = set()
         self._unreadable: set[Run] = set()
 
     async def open(self) -> None:
@@ -151,6 +154,7 @@ class Journal:
         await self._surely(self._database, lambda: self._database.open())
 
     async def close(self) -> None:
+        await asyncio.gather(*self._starting_anew)
         await self._database.close()
         self._on_close()
 
@@ -291,28 +295,35 @@ class Journal:
         try:
             return await ask()
         except StoreUnavailable as error:
-            is_lost = isinstance(error.__cause__, _DAMAGED) or database.is_orphaned
-            if not (is_lost and self._may_start_anew):
+            is_another = self._database is not database or bool(self._starting_anew)
+            is_lost = _is_damaged(error) or database.is_orphaned
+            if not self._may_start_anew or not (is_another or is_lost):
                 raise
-            await self._start_anew(database, error)
-            return await ask()
+            if not is_another:
+                spawn(self._start_anew(error), name="journal.start_anew", into=self._starting_anew)
+        # Whoever hangs up meanwhile does not leave it half done for the others.
+        await asyncio.gather(*map(asyncio.shield, self._starting_anew))
+        return await ask()
 
-    async def _start_anew(self, lost: Database, error: StoreUnavailable) -> None:
-        async with self._starting_anew:
-            if self._database is not lost:
-                return  # another who met the same was first
-            await lost.close()
-            aside = _put_aside(lost.path, epoch_ms(self._clock.now()))
-            log.error(
-                "journal.lost",
-                path=str(lost.path),
-                error=error,
-                put_aside=str(aside),
-                consequence="it goes on with an empty file; what was open in this one is only in the other copies",
-            )
-            self._unreadable.clear()
-            self._database = self._connect()
-            await self._database.open()
+    async def _start_anew(self, error: StoreUnavailable) -> None:
+        lost, new = self._database, self._connect()
+        await lost.close()
+        aside = None
+        try:
+            aside = _put_aside(lost.path, epoch_ms(self._clock.now()), is_whole=_is_damaged(error))
+        except OSError as refusal:
+            log.error("journal.not_put_aside", path=str(lost.path), error=refusal, consequence="it keeps nothing")
+        with suppress(StoreUnavailable):
+            await new.open()  # who asks it next hears what is wrong, and tries again what can be tried again
+        self._unreadable.clear()
+        self._database = new
+        log.error(
+            "journal.lost",
+            path=str(lost.path),
+            error=error,
+            put_aside=None if aside is None else str(aside),
+            consequence="it goes on with an empty file; what was open in this one is only in the other copies",
+        )
 
 
 # --- statements -------------------------------------------------------------------------------------------
@@ -432,20 +443,26 @@ def _run(connection: apsw.Connection, statement: str, bindings: Sequence[Any]) -
     return int(connection.changes())
 
 
-def _put_aside(path: Path, now_ms: int) -> Path | None:
-    """The file and its log get another name, under which they still belong together. None: nothing is there."""
-    aside = path.with_name(f"{path.name}.lost-{now_ms}")
-    while aside.exists():
+def _is_damaged(error: StoreUnavailable) -> bool:
+    """Not merely one of a newer version, which is called corrupt too: that is sound, for a version that knows it."""
+    return isinstance(error.__cause__, (apsw.CorruptError, apsw.NotADBError))
+
+
+def _put_aside(path: Path, now_ms: int, *, is_whole: bool) -> Path | None:
+    """What there is of the file and its log gets another name. None: nothing is there.
+
+    `is_whole`: they belong together, and still do under the new names. Otherwise the log is perhaps another file's.
+    """
+    aside = f"{path.name}.lost-{now_ms}"
+    while any(path.parent.glob(f"{aside}*")):
         now_ms += 1
-        aside = path.with_name(f"{path.name}.lost-{now_ms}")
+        aside = f"{path.name}.lost-{now_ms}"
+    path.with_name(f"{path.name}-shm").unlink(missing_ok=True)  # made from the log whenever it is opened
     found = False
-    try:
-        # The log before its file: between the two an empty journal must not find another's log.
-        for suffix in ("-shm", "-wal", ""):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.rename(aside.with_name(aside.name + suffix))
-                found = True
-    except OSError as error:
-        raise StoreUnavailable(f"{path} is lost and cannot be put aside: {error.strerror}") from error
-    return aside if found else None
+    # The log before its file: between the two an empty journal must not find another's log.
+    for suffix, suffix_aside in (("-wal", "-wal" if is_whole else "-log"), ("", "")):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(path.with_name(aside + suffix_aside))
+            found = True
+    return path.with_name(aside) if found else None
