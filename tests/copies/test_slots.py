@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from disks import small_disk
 from journals import HOUR_SECONDS, keep, keep_all, lacking_in, open_in, run
 from structlog.testing import capture_logs
 
@@ -20,6 +22,7 @@ from rise.copies.slots import Slots
 from rise.errors import StoreUnavailable
 from rise.testing.clock import ManualClock
 
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
 CHILD = Path(__file__).with_name("journal_child.py")
 
 
@@ -228,6 +231,28 @@ async def test_a_slot_of_a_newer_version_is_left_to_it(tmp_path: Path, slots: Sl
     assert [line["event"] for line in logged] == ["journal.slot_skipped", "journal.slot_unusable"]
     assert (tmp_path / "journal-0.db").read_bytes() == before
     await journal.close()
+
+
+@pytest.mark.req("CPY-2")
+@pytest.mark.failure("C5")
+@NEEDS_ROOT
+async def test_a_slot_on_a_full_disk_is_held_and_used_as_soon_as_there_is_room(tmp_path: Path, clock: ManualClock):
+    with small_disk(tmp_path / "disk") as disk:
+        slots = Slots(disk, clock=clock)
+        ballast = disk / "ballast"
+        with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with capture_logs() as logged:
+            journal = await slots.take()
+        assert [(line["event"], line["log_level"]) for line in logged] == [("journal.slot_unwritable", "error")]
+        with pytest.raises(StoreUnavailable):
+            await keep(journal, 1)
+        assert await slots.adopt(journal.number) is None, "it is held"
+        ballast.unlink()
+        await keep(journal, 1)
+        assert await open_in(journal) == [run(1)]
+        await journal.close()
 
 
 async def test_a_directory_that_is_not_there_is_refused(tmp_path: Path, clock: ManualClock):

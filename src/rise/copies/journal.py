@@ -155,8 +155,10 @@ class Journal:
 
     async def close(self) -> None:
         await asyncio.gather(*self._starting_anew)
-        await self._database.close()
-        self._on_close()
+        try:
+            await self._database.close()
+        finally:
+            self._on_close()
 
     # --- in, and out again ---
 

@@ -46,8 +46,9 @@ class Slots:
     async def take(self) -> Journal:
         """The lowest free slot, opened, until it is closed or this process ends.
 
-        A damaged file is put aside and its slot starts anew; one of a newer version is left to that version.
-        Raises `StoreUnavailable`.
+        A damaged file is put aside and its slot starts anew; one of a newer version is left to that version. One that
+        cannot be written now, on a full disk for example, is held all the same and used as soon as it can be: the
+        other copies do meanwhile. Raises `StoreUnavailable` if no slot can even be locked.
         """
         for number in itertools.count():
             lock = self._lock(number)
@@ -59,11 +60,13 @@ class Slots:
             except StoreCorrupt as error:
                 await journal.close()
                 log.error("journal.slot_skipped", slot=number, error=error, consequence="what it holds is left in it")
+                continue
+            except StoreUnavailable as error:
+                log.error("journal.slot_unwritable", slot=number, error=error, consequence="nothing is kept in it yet")
             except BaseException:
                 await journal.close()
                 raise
-            else:
-                return journal
+            return journal
         raise AssertionError
 
     async def abandoned(self) -> list[int]:
@@ -109,7 +112,7 @@ class Slots:
                     await journal.open()
                 except StoreUnavailable as error:
                     # A full or read-only disk can still be read; whoever asks it hears what is wrong otherwise.
-                    log.warning("journal.slot_unwritable", slot=number, error=error, consequence="it is only read")
+                    log.warning("journal.slot_only_read", slot=number, error=error, consequence="none for who reads")
             yield journals
         finally:
             for journal in journals:
