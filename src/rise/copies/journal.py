@@ -372,7 +372,6 @@ _PUT: Final = (
     "INSERT INTO tasks (task_id, generation, kept_at, look_at, record) VALUES (?,?,?,?,?)"
     " ON CONFLICT (task_id) DO UPDATE SET generation = excluded.generation, kept_at = excluded.kept_at,"
     " look_at = excluded.look_at, record = excluded.record, redis = '', rabbitmq = '', looks = 0"
-    " WHERE excluded.generation > tasks.generation"
 )
 
 
@@ -382,6 +381,7 @@ def _keep(connection: apsw.Connection, receipt: tuple[Any, ...], record: bytes, 
     if _run(connection, _REMEMBER, receipt):
         connection.execute(_PUT, put)
         return JournalKept(new=True)
+    # What is open has a receipt, which therefore speaks for both.
     if generation and _run(connection, _RAISE_GENERATION, (generation, delivery_key)):
         connection.execute(_PUT, put)
     (first,) = connection.execute("SELECT body_sha256 FROM receipts WHERE delivery_key = ?", (delivery_key,)).fetchone()
