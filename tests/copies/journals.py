@@ -55,5 +55,9 @@ async def open_in(journal: Journal) -> list[Run]:
     return found
 
 
+async def due_in(journal: Journal, limit: int) -> list[Run]:
+    return [kept.run for kept in await journal.due(limit)]
+
+
 async def lacking_in(journal: Journal, copy: str, life: str | None, **narrowed) -> list[Run]:
     return runs_in(await journal.lacking(copy, life, limit=1000, **narrowed))

@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import apsw
+import msgspec
 import pytest
 from disks import faulty_disk, remount, small_disk
 from journals import (
     HOUR_SECONDS,
     LIVES,
     database_at,
+    due_in,
     keep,
     keep_all,
     lacking_in,
@@ -93,6 +95,38 @@ async def test_a_finished_task_stays_finished_whoever_brings_it_again(journal: J
     assert await keep(journal, 1) == JournalKept(new=False)
     assert await open_in(journal) == []
     assert await journal.forget([run(1)]) == 0
+
+
+@pytest.mark.req("ENV-3", "CPY-2")
+async def test_a_key_past_its_time_brings_a_new_message_also_before_it_was_swept(journal: Journal):
+    await keep(journal, 1, raw=b"former", receipt_hours=1)
+    again = message(1, raw=b"new", receipt_hours=1)
+    later = msgspec.structs.replace(again.head, accepted_at_ms=again.head.accepted_at_ms + HOUR_SECONDS * 1000)
+    again = msgspec.structs.replace(again, head=later)
+    assert await journal.keep(again, encode_task(again)) == JournalKept(new=False, same_body=False), "it is open still"
+    await journal.forget([run(1)])
+    assert await journal.keep(again, encode_task(again)) == JournalKept(new=True)
+    [entry] = await journal.open_tasks(limit=10)
+    assert entry.task.raw == b"new"
+
+
+@pytest.mark.req("CPY-5")
+async def test_entries_are_found_by_their_tasks(journal: Journal):
+    await keep_all(journal, range(3))
+    found = await journal.entries([run(0).task_id, run(2).task_id, run(9).task_id])
+    assert sorted(runs_in(found)) == sorted([run(0), run(2)])
+
+
+@pytest.mark.req("CPY-1")
+@pytest.mark.failure("M5")
+async def test_a_store_that_lost_what_it_held_lacks_everything(journal: Journal):
+    await keep_all(journal, range(3))
+    await journal.note([run(0), run(1)], "rabbitmq", "1")
+    await journal.note([run(0)], "redis", "1")
+    assert (await journal.noted("rabbitmq"), await journal.noted("redis")) == (2, 1)
+    await journal.note_lost("rabbitmq")
+    assert (await journal.noted("rabbitmq"), await journal.noted("redis")) == (0, 1)
+    assert len(await lacking_in(journal, "rabbitmq", "1")) == 3
 
 
 @pytest.mark.req("CPY-2")
@@ -214,7 +248,7 @@ async def test_a_step_of_the_wall_clock_keeps_nothing_from_being_brought_and_loo
     clock.step_wall(-86_400)
     clock.advance(5)
     assert await lacking_in(journal, "redis", "one", older_than_ms=5000) == [run(1)]
-    assert await journal.due(10) == [run(1)]
+    assert await due_in(journal, 10) == [run(1)]
 
 
 @pytest.mark.failure("B14", "B15")
@@ -255,10 +289,10 @@ async def test_the_longest_waiting_are_looked_at_first_and_readable_or_not(journ
     await journal.keep(message(2), b"unreadable")
     assert await journal.due(10) == []
     clock.advance(2)
-    assert await journal.due(10) == [run(1), run(2)]
-    assert await journal.due(1) == [run(1)]
+    assert await due_in(journal, 10) == [run(1), run(2)]
+    assert await due_in(journal, 1) == [run(1)]
     await journal.looked([run(1)])
-    assert await journal.due(10) == [run(2)]
+    assert await due_in(journal, 10) == [run(2)]
 
 
 @pytest.mark.req("CPY-2")

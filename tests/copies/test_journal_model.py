@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from journals import HOUR_SECONDS, keep, open_in, run, runs_in
+from journals import HOUR_SECONDS, due_in, keep, open_in, run, runs_in
 
 from rise.clock import epoch_ms
 from rise.copies.journal import SCHEMA, Journal, JournalKept, Run
@@ -137,7 +137,7 @@ class JournalAsADictionary(RuleBasedStateMachine):
     @invariant()
     def the_same_is_open(self) -> None:
         assert self.ask(open_in(self.journal)) == self.in_order()
-        due = self.ask(self.journal.due(100))
+        due = self.ask(due_in(self.journal, 100))
         now = self.clock.monotonic()
         assert set(due) == {run(n, task.generation) for n, task in self.open.items() if task.look_at <= now}
         for number in range(1, 7):

@@ -64,6 +64,8 @@ SCHEMA: Final = {
             rabbitmq TEXT NOT NULL DEFAULT '',
             looks INTEGER NOT NULL DEFAULT 0,
             look_at INTEGER NOT NULL,
+            accepted_at INTEGER NOT NULL,
+            receipt_ends_at INTEGER NOT NULL,
             record BLOB NOT NULL
         );
         CREATE INDEX tasks_by_redis ON tasks (redis);
@@ -87,6 +89,26 @@ class Run(NamedTuple):
 
     task_id: TaskId
     generation: int
+
+
+class KeptRun(NamedTuple):
+    """A run as a copy knows it."""
+
+    task_id: TaskId
+    generation: int
+    accepted_at_ms: int
+    receipt_ends_at_ms: int
+    """Until then its key is remembered, and nobody else's message has its name."""
+
+    @property
+    def run(self) -> Run:
+        return Run(self.task_id, self.generation)
+
+
+def run_of(task: NewTask) -> KeptRun:
+    head = task.head
+    ends_at = head.accepted_at_ms + head.receipt_seconds * 1000
+    return KeptRun(head.task_id, task.generation, head.accepted_at_ms, ends_at)
 
 
 class JournalKept(msgspec.Struct, frozen=True):
@@ -168,11 +190,8 @@ class Journal:
         A record of a higher generation takes the place of the lower one, whether that is open or finished: a person
         ran the task again. All other stores lack it then.
         """
-        head = task.head
-        ends_at = head.accepted_at_ms + head.receipt_seconds * 1000
-        receipt = (
-            head.delivery_key, head.task_id, head.raw_sha256, task.generation, head.accepted_at_ms, ends_at
-        )  # fmt: skip
+        head, kept = task.head, run_of(task)
+        receipt = (head.delivery_key, kept.task_id, head.raw_sha256, *kept[1:])
         return await self._write(lambda connection: _keep(connection, receipt, record, self._now_ms()))
 
     async def note(self, runs: Collection[Run], copy: Copy, life: str) -> None:
@@ -227,13 +246,13 @@ class Journal:
         """In the order of keeping. Pass the last `number` to go on; an empty page is the end, a short one is not."""
         return self._readable(await self._read(lambda connection: _page(connection.execute(_OPEN, (after,)), limit)))
 
-    async def due(self, limit: int) -> list[Run]:
+    async def due(self, limit: int) -> list[KeptRun]:
         """Open ones whose turn it is to be looked at: are they finished? Say `looked` or `forget`, and ask again.
 
         Each is due 2 s after it was kept and then at growing intervals, at most 10 min. Readable or not.
         """
         return await self._read(
-            lambda connection: [Run(*row) for row in connection.execute(_DUE, (self._now_ms(), limit))]
+            lambda connection: [KeptRun(*row) for row in connection.execute(_DUE, (self._now_ms(), limit))]
         )
 
     async def receipts(self, *, limit: int, after: str = "") -> list[JournalReceipt]:
@@ -242,6 +261,23 @@ class Journal:
         return await self._read(
             lambda connection: [JournalReceipt(*row) for row in connection.execute(_RECEIPTS, (after, now, limit))]
         )
+
+    async def entries(self, task_ids: Collection[TaskId]) -> list[JournalEntry]:
+        """Those of these that are open here and can be read."""
+        named = encode_json(list(task_ids)).decode()
+        return self._readable(
+            await self._read(lambda connection: _page(connection.execute(_ENTRIES, (named,)), len(task_ids)))
+        )
+
+    async def noted(self, copy: Copy) -> int:
+        """How many open tasks that store is known to hold, in whatever life."""
+        statement = f"SELECT count(*) FROM tasks WHERE {_COLUMNS[copy]} <> ''"  # noqa: S608 - one of our own columns
+        return await self._read(lambda connection: int(connection.execute(statement).fetchone()[0]))
+
+    async def note_lost(self, copy: Copy) -> None:
+        """That store has lost what it held: all lack it."""
+        statement = f"UPDATE tasks SET {_COLUMNS[copy]} = '' WHERE {_COLUMNS[copy]} <> ''"  # noqa: S608 - our own
+        await self._write(lambda connection: _run(connection, statement, ()))
 
     async def has(self, task_ids: Collection[TaskId]) -> set[TaskId]:
         """Which of these are open here."""
@@ -342,7 +378,9 @@ _FIRST_LIFE: Final = "SELECT min({}) FROM tasks"
 _NEXT_LIFE: Final = "SELECT min({0}) FROM tasks WHERE {0} > ?"
 _HELD: Final = "SELECT count(*) FROM tasks WHERE {} = ?"
 _OPEN: Final = "SELECT number, task_id, generation, record FROM tasks WHERE number > ? ORDER BY number"
-_DUE: Final = "SELECT task_id, generation FROM tasks WHERE look_at <= ? ORDER BY look_at LIMIT ?"
+_DUE: Final = (
+    "SELECT task_id, generation, accepted_at, receipt_ends_at FROM tasks WHERE look_at <= ? ORDER BY look_at LIMIT ?"
+)
 _LOOKED: Final = (
     "UPDATE tasks SET looks = looks + 1, look_at = ?1 + min(?2 << min(looks + 1, 20), ?3) FROM json_each(?4) AS run"
     " WHERE tasks.task_id = run.value ->> 0 AND tasks.generation = run.value ->> 1"
@@ -359,6 +397,9 @@ _RECEIPTS: Final = (
     "SELECT delivery_key, task_id, body_sha256, generation, accepted_at, ends_at FROM receipts"
     " WHERE delivery_key > ? AND ends_at > ? ORDER BY delivery_key LIMIT ?"
 )
+_ENTRIES: Final = (
+    "SELECT number, task_id, generation, record FROM tasks WHERE task_id IN (SELECT value FROM json_each(?))"
+)
 _HAS: Final = "SELECT task_id FROM tasks WHERE task_id IN (SELECT value FROM json_each(?))"
 _COPIES_OF: Final = "SELECT redis, rabbitmq FROM tasks WHERE task_id = ?"
 _HAS_WORK: Final = "SELECT EXISTS (SELECT 1 FROM tasks) OR EXISTS (SELECT 1 FROM receipts WHERE ends_at <= ?)"
@@ -366,18 +407,27 @@ _COUNTS: Final = (
     "SELECT (SELECT count(*) FROM tasks), (SELECT count(*) FROM receipts),"
     " (SELECT kept_at FROM tasks ORDER BY number LIMIT 1)"
 )
-_REMEMBER: Final = "INSERT OR IGNORE INTO receipts VALUES (?,?,?,?,?,?)"
+_REMEMBER: Final = (
+    # One past its end, which the next sweep would take, is none: the message would be turned away and kept nowhere.
+    "INSERT INTO receipts VALUES (?1,?2,?3,?4,?5,?6) ON CONFLICT (delivery_key) DO UPDATE SET"
+    " task_id = excluded.task_id, body_sha256 = excluded.body_sha256, generation = excluded.generation,"
+    " accepted_at = excluded.accepted_at, ends_at = excluded.ends_at"
+    " WHERE receipts.ends_at <= excluded.accepted_at"
+    " AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.task_id = receipts.task_id)"
+)
 _RAISE_GENERATION: Final = "UPDATE receipts SET generation = ?1 WHERE delivery_key = ?2 AND generation < ?1"
 _PUT: Final = (
-    "INSERT INTO tasks (task_id, generation, kept_at, look_at, record) VALUES (?,?,?,?,?)"
+    "INSERT INTO tasks (task_id, generation, kept_at, look_at, accepted_at, receipt_ends_at, record)"
+    " VALUES (?,?,?,?,?,?,?)"
     " ON CONFLICT (task_id) DO UPDATE SET generation = excluded.generation, kept_at = excluded.kept_at,"
-    " look_at = excluded.look_at, record = excluded.record, redis = '', rabbitmq = '', looks = 0"
+    " look_at = excluded.look_at, accepted_at = excluded.accepted_at,"
+    " receipt_ends_at = excluded.receipt_ends_at, record = excluded.record, redis = '', rabbitmq = '', looks = 0"
 )
 
 
 def _keep(connection: apsw.Connection, receipt: tuple[Any, ...], record: bytes, now: int) -> JournalKept:
-    delivery_key, task_id, body_sha256, generation, _, _ = receipt
-    put = (task_id, generation, now, now + FIRST_LOOK_MS, record)
+    delivery_key, task_id, body_sha256, generation, accepted_at, ends_at = receipt
+    put = (task_id, generation, now, now + FIRST_LOOK_MS, accepted_at, ends_at, record)
     if _run(connection, _REMEMBER, receipt):
         connection.execute(_PUT, put)
         return JournalKept(new=True)
