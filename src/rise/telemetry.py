@@ -246,6 +246,21 @@ settled_total = Counter(
     ("channel", "account", "workflow", "ending"),
     registry=registry,
 )
+copies_failed_total = Counter(
+    "rise_copies_failed_total", "Copies that a store did not take at once", ("copy",), registry=registry
+)
+rabbit_mirror_failed = Counter(
+    "rabbit_mirror_failed", "Messages for which the journal stands in for RabbitMQ", registry=registry
+)
+copies_made_up_total = Counter(
+    "rise_copies_made_up_total",
+    "Copies made later because a store was away or had lost them",
+    ("copy",),
+    registry=registry,
+)
+copies_lacking = Gauge(
+    "rise_copies_lacking", "Open messages of which a store has no copy yet", ("copy",), registry=registry
+)
 accept_seconds = Histogram(
     "rise_accept_seconds",
     "From the request read to the message durable",

@@ -313,3 +313,7 @@ class RefillableQueue(Queue, Protocol):
         is counted as a duplicate.
         """
         ...
+
+    async def missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
+        """Of these, the ones that are neither open here nor known to be finished."""
+        ...

@@ -71,6 +71,7 @@ SWEEPER: Final = "sweeper"
 HINTS: Final = "{rise}:queue:tasks"
 GROUP: Final = "workers"
 LIFE: Final = "{rise}:life"
+TASK: Final = "{rise}:queue:task:"
 FINISHED: Final = "{rise}:queue:finished:"
 ROUTES: Final = "{rise}:queue:routes"
 
@@ -319,6 +320,12 @@ class RedisQueue:
                 *_given(task.error),
             )
         )
+
+    async def missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
+        known = await asyncio.gather(
+            *(self._database.execute("EXISTS", TASK + task_id, FINISHED + task_id) for task_id in task_ids)
+        )
+        return [task_id for task_id, count in zip(task_ids, known, strict=True) if not count]
 
     # --- beyond the port ---
 

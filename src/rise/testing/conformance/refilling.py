@@ -119,6 +119,17 @@ class RefillingConformance:
         assert (number_of(claim.task), claim.task.progress.generation) == (1, 1)
         assert (await queue.depth()).by_status == {"processing": 1}
 
+    @pytest.mark.failure("M6", "D8")
+    async def test_what_is_missing_is_neither_open_nor_finished(self, queue: RefillableQueue) -> None:
+        await queue.begin_life()
+        for number in (1, 2, 3):
+            await queue.enqueue(delivery(number))
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, Finished())
+        ids = [delivery(number).head.task_id for number in (1, 2, 3, 4, 5)]
+        assert await queue.missing(ids) == ids[3:]
+        assert await queue.missing([]) == []
+
     @pytest.mark.req("ENV-3")
     async def test_its_key_is_remembered_with_it(self, queue: RefillableQueue) -> None:
         await queue.begin_life()

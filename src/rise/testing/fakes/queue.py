@@ -496,6 +496,13 @@ class MemoryQueue(MemoryStore):
     async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
         return [task.head.task_id for task in tasks if await self._through("restore", partial(self._restore, task))]
 
+    async def missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
+        return await self._through("missing", lambda: self._missing(task_ids))
+
+    def _missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
+        known = self._state.tasks.keys() | self._state.finished.keys()
+        return [task_id for task_id in task_ids if task_id not in known]
+
     def _restore(self, new: NewTask) -> bool:
         task_id, now = new.head.task_id, self.now_ms()
         known, finished = self._state.tasks.get(task_id), self._state.finished.get(task_id, -1)
