@@ -161,8 +161,8 @@ class RabbitServer:
         if self._epmd is None:
             # Not left to Erlang, which would start one that outlives everything.
             place = ("-port", str(self._epmd_port), "-address", "127.0.0.1")
-            self._epmd = subprocess.Popen(["epmd", *place], env=self._environment)
-        self._process = subprocess.Popen(
+            self._epmd = subprocess.Popen(["epmd", *place], env=self._environment)  # noqa: S603, S607 - our own
+        self._process = subprocess.Popen(  # noqa: S603 - our own arguments
             [self._program("rabbitmq-server"), "-noinput"],
             env=self._environment,
             stdin=subprocess.DEVNULL,
