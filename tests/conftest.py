@@ -87,3 +87,17 @@ def rabbit_of_its_own(tmp_path: Path) -> Iterator[RabbitServer]:
     directory.mkdir()
     with RabbitServer(directory) as server:
         yield server
+
+
+@pytest.fixture
+def empty_rabbit(running_rabbit: RabbitServer) -> RabbitServer:
+    """A real RabbitMQ without any of Rise's queues, shared by those that leave it running and settled."""
+    running_rabbit.ctl("eval", REMOVE_EVERYTHING)
+    return running_rabbit
+
+
+REMOVE_EVERYTHING = """
+[rabbit_amqqueue:delete(Q, false, false, <<"tests">>) || Q <- rabbit_amqqueue:list()],
+[rabbit_exchange:delete(Name, false, <<"tests">>) || {exchange, Name = {resource, _, _, <<"rise.", _/binary>>},
+ _, _, _, _, _, _, _, _, _, _} <- rabbit_exchange:list()], ok.
+"""
