@@ -367,6 +367,10 @@ class AmqpChannel:
         await self.ask(commands.Basic.Cancel(consumer_tag=consumer))
         self._consumers.pop(consumer, None)
 
+    def tell(self, frame: Frame) -> None:
+        """What has no answer."""
+        self.connection.write(marshal(frame, self.number))
+
     def acknowledge(self, tags: Iterable[int]) -> None:
         self.connection.write(b"".join(marshal(commands.Basic.Ack(delivery_tag=tag), self.number) for tag in tags))
 
