@@ -7,6 +7,7 @@ behind it. At every instant one copy is there: it is put back, confirmed, before
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from rise.clock import Clock, epoch_ms
@@ -80,7 +81,7 @@ class Reaper:
         while epoch_ms(self._clock.now()) >= self._parked_due_at_ms:
             looks = await self._mirror.take(WINDOW, seconds=0.0, parked=True)
             now = epoch_ms(self._clock.now())
-            due, early = _split(looks, lambda look: look.kept_at_ms + PARKED_LOOK_MS <= now)
+            due, early = _split(looks, partial(_is_due, now))
             await self._mirror.give_back(early)
             await self._bring_and_park(await self._open_ones(due))
             if early or not due:
@@ -114,6 +115,10 @@ class Reaper:
             return await self._work.restore(tasks)
         except Unavailable:
             return 0
+
+
+def _is_due(now_ms: int, look: Look) -> bool:
+    return look.kept_at_ms + PARKED_LOOK_MS <= now_ms
 
 
 def _split(looks: Sequence[Look], is_meant: Callable[[Look], bool]) -> tuple[list[Look], list[Look]]:

@@ -121,7 +121,7 @@ class RabbitServer:
         self._node = f"rise-{self.port}@localhost"
         self._epmd_port = epmd
         self._environment = {
-            "PATH": os.environ["PATH"],
+            "PATH": os.environ["PATH"],  # noqa: TID251 - the program search path is no setting of ours
             "LANG": "C.UTF-8",
             "HOME": str(directory),  # the cookie is made there
             "ERL_EPMD_PORT": str(epmd),
