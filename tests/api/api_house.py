@@ -49,7 +49,7 @@ async def opened(directory: Path, **overrides: Any) -> AsyncIterator[House]:
         await house.stores.database.write(lambda connection: None)
         return CapabilityStatus.AVAILABLE, "written and synced"
 
-    house.capabilities.register_capability_probe("disk", disk)
+    house.capabilities.register_capability_probe("disk", disk, hard=True, good_in_a_row=1)
     await house.capabilities.probe_all()
     try:
         yield house

@@ -111,7 +111,7 @@ def _answer_closed(error: CapabilityClosed, request_id: str, data: Any, headers:
         "capability": error.name,
         "status": error.status,
         "detail": error.detail,
-        "error": {"code": error.code, "message": error.public_message},
+        "error": {"code": error.code},
         "meta": _meta(request_id, 503),
     }
     headers["Retry-After"] = str(error.retry_after_seconds or RETRY_AFTER_SECONDS)

@@ -208,7 +208,8 @@ def _telegram_services(house: House) -> list[Service]:
 
 def build_supervisor(house: House) -> Supervisor:
     settings = house.settings
-    house.capabilities.register_capability_probe("disk", lambda: _probe_disk(house))
+    # One that was written is there: nothing else has to be waited for.
+    house.capabilities.register_capability_probe("disk", lambda: _probe_disk(house), hard=True, good_in_a_row=1)
     return Supervisor(
         queue=house.queue,
         ledger=house.ledger,
