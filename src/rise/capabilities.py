@@ -127,7 +127,13 @@ class CapabilityRegistry:
         if state is None or state.status is CapabilityStatus.AVAILABLE:
             return
         if hard or state.status is CapabilityStatus.UNAVAILABLE:
-            raise CapabilityClosed(name, state.status, state.detail, retry_after_seconds=self.retry_after_seconds(name))
+            raise self.closed(name)
+
+    def closed(self, name: str, otherwise: str = "not known yet") -> CapabilityClosed:
+        """That something is refused for its sake, to be raised or shown; `otherwise` if nobody has spoken of it."""
+        state = self._states.get(name)
+        status, detail = (state.status, state.detail) if state else (CapabilityStatus.UNAVAILABLE, otherwise)
+        return CapabilityClosed(name, status, detail, retry_after_seconds=self.retry_after_seconds(name))
 
     def retry_after_seconds(self, name: str) -> int:
         """When it is worth asking again: as soon as it can be known to be back."""
@@ -141,11 +147,7 @@ class CapabilityRegistry:
     def not_accepting(self) -> CapabilityClosed | None:
         """Why no message can be accepted, as far as is known; None if one can be. Asks nobody."""
         name = self.acceptance.lacks(self._states)
-        if name is None:
-            return None
-        state = self._states.get(name)
-        status, detail = (state.status, state.detail) if state else (CapabilityStatus.UNAVAILABLE, "not known yet")
-        return CapabilityClosed(name, status, detail, retry_after_seconds=self.retry_after_seconds(name))
+        return None if name is None else self.closed(name)
 
     def overall(self) -> str:
         """`ok`, `degraded` or `unavailable`: what the front of the house says."""
@@ -246,7 +248,7 @@ class CapabilityRegistry:
         except TimeoutError:
             status, detail = probe.fails_as, f"no answer within {probe.timeout_seconds:g} s"
         except Exception as error:  # noqa: BLE001 - border: whatever a probe raises is its answer
-            status, detail = probe.fails_as, redact(str(error)) or type(error).__name__
+            status, detail = probe.fails_as, str(error) or type(error).__name__
         self._judge(name, probe, status, detail)
 
     def _judge(self, name: str, probe: _Probe, status: CapabilityStatus, detail: str) -> None:
@@ -265,9 +267,8 @@ class CapabilityRegistry:
     def _put(self, name: str, status: CapabilityStatus, detail: str) -> None:
         before = self._states.get(name)
         probe = self._probes.get(name)
-        state = CapabilityState(
-            status, printable(detail), self._clock.now(), probe.ttl_seconds if probe else TTL_SECONDS
-        )
+        detail = printable(redact(detail))
+        state = CapabilityState(status, detail, self._clock.now(), probe.ttl_seconds if probe else TTL_SECONDS)
         self._states[name] = state
         capability_available.labels(name).set(_WORTH[status])
         if before is None:
