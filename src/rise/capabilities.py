@@ -1,29 +1,39 @@
 """What Rise can do right now, and since when that is known.
 
-Promises: a change is logged once, a loss as a warning with what it means for people. Reading never waits; a probe is
-bounded, and one that breaks or hangs is an answer: unavailable.
+One registry per process. Reading never waits; a probe that hangs holds up nobody and counts as failed. What has
+got worse is believed at once, what has got better after three good probes in a row, so that nothing flaps; what
+reports by itself, as the disk does when it is written, is believed both ways.
 
-Refuses: to remember. After a start only what has been asked is known, and what is not known closes no door.
+Refuses: to let what a listener does wrong change what is known.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from rise.clock import Clock, iso
 from rise.errors import CapabilityClosed
-from rise.telemetry import capability_available, log, redact
+from rise.service import spawn
+from rise.telemetry import capability_available, log, printable, redact
 
-Probe = Callable[[], Awaitable[tuple["CapabilityStatus", str]]]
-"""Returns the status and one line of detail; what it raises counts as unavailable."""
+Checker = Callable[[], Awaitable[tuple["CapabilityStatus", str]]]
+"""Returns the status and one line of detail; what it raises counts as failed."""
+Listener = Callable[[str, "CapabilityState"], None]
 
 TTL_SECONDS: Final = 10.0
+RECOVERY_TTL_SECONDS: Final = 1.0
+"""Between the good probes of something that comes back."""
 PROBE_SECONDS_MAX: Final = 5.0
+GOOD_IN_A_ROW: Final = 3
+RETRY_AFTER_SECONDS: Final = 30
+_GRACE_SECONDS: Final = 0.5
+"""For a probe that was told to end, before it is left alone."""
 
 
 class CapabilityStatus(StrEnum):
@@ -57,60 +67,59 @@ class CapabilityState:
     ttl_seconds: float = TTL_SECONDS
 
 
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What must work for a message to be accepted: the one place that says so.
+
+    Embedded it is the disk. With further copies: so many of them, and at least one that is synced.
+    """
+
+    copies: tuple[str, ...] = ("disk",)
+    copies_min: int = 1
+    synced: tuple[str, ...] = ("disk",)
+    doors: tuple[str, ...] = ("admission",)
+    """Each may close acceptance by itself; as long as nobody speaks of it, it is open."""
+
+    def lacks(self, states: Mapping[str, CapabilityState]) -> str | None:
+        """The capability for whose sake nothing can be accepted; None if a message can be."""
+        for door in self.doors:
+            if door in states and states[door].status is CapabilityStatus.UNAVAILABLE:
+                return door
+        there = {name for name in self.copies if _is_there(states.get(name))}
+        if len(there) >= self.copies_min and there.intersection(self.synced):
+            return None
+        wanted = self.synced if len(there) >= self.copies_min else self.copies
+        return next(name for name in wanted if name not in there)
+
+
+@dataclass(slots=True)
+class _Probe:
+    checker: Checker
+    fails_as: CapabilityStatus
+    timeout_seconds: float
+    ttl_seconds: float
+    good_in_a_row: int
+    due_at: float = 0.0
+    good: int = 0
+    """Good ones in a row since it was bad."""
+    trouble: str = ""
+    """What was said when it was bad."""
+    asking: asyncio.Task[None] | None = None
+    asked_at: float = 0.0
+
+
+@dataclass(slots=True)
 class CapabilityRegistry:
-    """One state per capability; reading never waits for a probe."""
+    """One state per capability. For the event loop's thread."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._states: dict[str, CapabilityState] = {}
-        self._probes: dict[str, Probe] = {}
+    _clock: Clock
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    _states: dict[str, CapabilityState] = field(default_factory=dict)
+    _probes: dict[str, _Probe] = field(default_factory=dict)
+    _listeners: list[Listener] = field(default_factory=list)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
-    def register_capability_probe(self, name: str, checker: Probe) -> None:
-        """How to ask for it from now on."""
-        self._probes[name] = checker
-
-    async def probe(self, name: str) -> CapabilityState:
-        """Ask now. A probe that hangs or raises counts as failed, and says so.
-
-        What has no probe reports by itself as it changes; its last word is returned. Raises `KeyError` for a
-        name that nobody has spoken of.
-        """
-        if name not in self._probes:
-            return self._states[name]
-        try:
-            async with asyncio.timeout(PROBE_SECONDS_MAX):
-                status, detail = await self._probes[name]()
-        except TimeoutError:
-            status, detail = CapabilityStatus.UNAVAILABLE, f"no answer within {PROBE_SECONDS_MAX:g} s"
-        except Exception as error:  # noqa: BLE001 - border: whatever a probe raises is its answer
-            status, detail = CapabilityStatus.UNAVAILABLE, redact(str(error)) or type(error).__name__
-        self.set(name, status, detail)
-        return self._states[name]
-
-    async def probe_all(self) -> None:
-        await asyncio.gather(*(self.probe(name) for name in self._probes))
-
-    def set(self, name: str, status: CapabilityStatus, detail: str = "") -> None:
-        """It is so from now on. A change is logged, a repetition is not."""
-        before = self._states.get(name)
-        self._states[name] = CapabilityState(status, detail, self._clock.now())
-        capability_available.labels(name).set(_WORTH[status])
-        if before is None:
-            log.info("startup.capability", name=name, status=status, detail=detail)
-        elif before.status is status:
-            return
-        elif status is CapabilityStatus.AVAILABLE:
-            log.info("capability.state_changed", name=name, before=before.status, status=status, detail=detail)
-        else:
-            consequence = CONSEQUENCES.get(name)
-            log.warning(
-                "capability.state_changed",
-                name=name,
-                before=before.status,
-                status=status,
-                detail=detail,
-                consequence=consequence,
-            )
+    # --- what is known ---
 
     def get(self, name: str) -> CapabilityState | None:
         """The last known; None if nobody has spoken of it."""
@@ -119,20 +128,42 @@ class CapabilityRegistry:
     def all(self) -> dict[str, CapabilityState]:
         return dict(self._states)
 
-    def require(self, name: str, *, hard: bool = True) -> None:
-        """Raises `CapabilityClosed` unless available; `hard=False` lets degraded pass."""
+    def require(self, name: str, hard: bool = True) -> None:
+        """Raises `CapabilityClosed` unless available; `hard=False` lets degraded pass.
+
+        What nobody has spoken of is not configured, and closes nothing.
+        """
         state = self._states.get(name)
-        if state is None:
+        if state is None or state.status is CapabilityStatus.AVAILABLE:
             return
-        if state.status is CapabilityStatus.UNAVAILABLE or (hard and state.status is CapabilityStatus.DEGRADED):
-            raise CapabilityClosed(name, state.status, state.detail)
+        if hard or state.status is CapabilityStatus.UNAVAILABLE:
+            raise self.closed(name)
+
+    def closed(self, name: str, otherwise: str = "not known yet") -> CapabilityClosed:
+        """That something is refused for its sake, to be raised or shown; `otherwise` if nobody has spoken of it."""
+        state = self._states.get(name)
+        status, detail = (state.status, state.detail) if state else (CapabilityStatus.UNAVAILABLE, otherwise)
+        return CapabilityClosed(name, status, detail, retry_after_seconds=self.retry_after_seconds(name))
+
+    def retry_after_seconds(self, name: str) -> int:
+        """When it is worth asking again: as soon as it can be known to be back."""
+        probe = self._probes.get(name)
+        if probe is None:
+            return RETRY_AFTER_SECONDS
+        until_back = max(0.0, probe.due_at - self._clock.monotonic())
+        until_back += (probe.good_in_a_row - 1 - probe.good) * RECOVERY_TTL_SECONDS
+        return max(1, min(RETRY_AFTER_SECONDS, math.ceil(until_back)))
+
+    def not_accepting(self) -> CapabilityClosed | None:
+        """Why no message can be accepted, as far as is known; None if one can be. Asks nobody."""
+        name = self.acceptance.lacks(self._states)
+        return None if name is None else self.closed(name)
 
     def overall(self) -> str:
         """`ok`, `degraded` or `unavailable`: what the front of the house says."""
-        statuses = {state.status for state in self._states.values()}
-        disk = self._states.get("disk")
-        if disk is not None and disk.status is CapabilityStatus.UNAVAILABLE:
+        if self.not_accepting() is not None:
             return "unavailable"
+        statuses = {state.status for state in self._states.values()}
         return "ok" if statuses <= {CapabilityStatus.AVAILABLE} else "degraded"
 
     def shown(self) -> dict[str, dict[str, str]]:
@@ -140,3 +171,138 @@ class CapabilityRegistry:
             name: {"status": state.status, "checked_at": iso(state.checked_at), "detail": state.detail}
             for name, state in sorted(self._states.items())
         }
+
+    # --- what is learnt ---
+
+    def set(self, name: str, status: CapabilityStatus, detail: str = "") -> None:
+        """It is so from now on. A change is logged and told, a repetition is not."""
+        probe = self._probes.get(name)
+        if probe is not None:
+            probe.good = 0
+            probe.trouble = "" if status is CapabilityStatus.AVAILABLE else detail
+            probe.due_at = self._clock.monotonic() + probe.ttl_seconds
+        self._put(name, status, detail)
+
+    def on_change(self, listener: Listener) -> Callable[[], None]:
+        """Called with name and state when a status is new; returns how to stop that."""
+        self._listeners.append(listener)
+
+        def stop() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return stop
+
+    def register_capability_probe(
+        self,
+        name: str,
+        checker: Checker,
+        hard: bool = False,
+        *,
+        timeout_seconds: float = PROBE_SECONDS_MAX,
+        ttl_seconds: float = TTL_SECONDS,
+        good_in_a_row: int = GOOD_IN_A_ROW,
+    ) -> None:
+        """How to ask for it from now on, and how often.
+
+        `hard`: when it fails, what needs it closes (`unavailable`); otherwise one goes on without (`degraded`).
+        `good_in_a_row`: so many good answers mean that it is back; 1 where an answer proves it by itself.
+        """
+        fails_as = CapabilityStatus.UNAVAILABLE if hard else CapabilityStatus.DEGRADED
+        self._probes[name] = _Probe(checker, fails_as, timeout_seconds, ttl_seconds, good_in_a_row)
+
+    async def probe(self, name: str) -> CapabilityState:
+        """Ask now; whoever asks at the same time gets the same answer.
+
+        What has no probe reports by itself as it changes; its last word is returned. Raises `KeyError` for a
+        name that nobody has spoken of.
+        """
+        probe = self._probes.get(name)
+        if probe is None:
+            return self._states[name]
+        if probe.asking is None:
+            probe.asked_at = self._clock.monotonic()
+            probe.asking = spawn(self._ask(name, probe), name=f"probe {name}", into=self._tasks)
+            probe.asking.add_done_callback(lambda _: _forget(probe))
+        done, _ = await asyncio.wait({probe.asking}, timeout=probe.timeout_seconds + _GRACE_SECONDS)
+        if not done:
+            # It does not even end when it is told to. It is left alone, and asked again only when it is gone.
+            waited = self._clock.monotonic() - probe.asked_at
+            self._judge(name, probe, probe.fails_as, f"the probe hangs, for {waited:.0f} s now")
+        return self._states[name]
+
+    async def probe_all(self) -> None:
+        """All at once; each has its own time."""
+        await asyncio.gather(*(self.probe(name) for name in self._probes))
+
+    async def probe_due(self) -> None:
+        """Those whose last answer has come of age."""
+        now = self._clock.monotonic()
+        await asyncio.gather(*(self.probe(name) for name, probe in self._probes.items() if probe.due_at <= now))
+
+    async def probe_for_acceptance(self) -> None:
+        """Those on which it depends whether a message can be accepted."""
+        await asyncio.gather(*(self.probe(name) for name in self.acceptance.copies if name in self._probes))
+
+    def close(self) -> None:
+        """Ask nothing more."""
+        for task in self._tasks:
+            task.cancel()
+
+    # --- details ---
+
+    async def _ask(self, name: str, probe: _Probe) -> None:
+        try:
+            async with asyncio.timeout(probe.timeout_seconds):
+                status, detail = await probe.checker()
+        except TimeoutError:
+            status, detail = probe.fails_as, f"no answer within {probe.timeout_seconds:g} s"
+        except Exception as error:  # noqa: BLE001 - border: whatever a probe raises is its answer
+            status, detail = probe.fails_as, str(error) or type(error).__name__
+        self._judge(name, probe, status, detail)
+
+    def _judge(self, name: str, probe: _Probe, status: CapabilityStatus, detail: str) -> None:
+        """Worse at once; better when it has been so often enough."""
+        before = self._states.get(name)
+        if before is None or _WORTH[status] <= _WORTH[before.status]:
+            self.set(name, status, detail)
+            return
+        probe.good += 1
+        if probe.good >= probe.good_in_a_row:
+            self.set(name, status, detail)
+            return
+        probe.due_at = self._clock.monotonic() + RECOVERY_TTL_SECONDS
+        self._put(name, before.status, f"{probe.trouble}; well again, {probe.good} of {probe.good_in_a_row} times")
+
+    def _put(self, name: str, status: CapabilityStatus, detail: str) -> None:
+        before = self._states.get(name)
+        probe = self._probes.get(name)
+        detail = printable(redact(detail))
+        state = CapabilityState(status, detail, self._clock.now(), probe.ttl_seconds if probe else TTL_SECONDS)
+        self._states[name] = state
+        capability_available.labels(name).set(_WORTH[status])
+        if before is None:
+            log.info(f"startup.capability.{name}", name=name, status=status, detail=detail)
+        elif before.status is not status:
+            change = {"name": name, "before": before.status, "status": status, "detail": detail}
+            if status is CapabilityStatus.AVAILABLE:
+                log.info("capability.state_changed", **change)
+            else:
+                log.warning("capability.state_changed", **change, consequence=CONSEQUENCES.get(name))
+        if before is None or before.status is not status:
+            self._tell(name, state)
+
+    def _tell(self, name: str, state: CapabilityState) -> None:
+        for listener in list(self._listeners):
+            try:
+                listener(name, state)
+            except Exception as error:  # noqa: BLE001 - border: the state stands, the others hear of it too
+                log.error("capability.listener_failed", name=name, error=error, exc_info=error)
+
+
+def _is_there(state: CapabilityState | None) -> bool:
+    return state is not None and state.status is not CapabilityStatus.UNAVAILABLE
+
+
+def _forget(probe: _Probe) -> None:
+    probe.asking = None

@@ -207,6 +207,14 @@ class CopiesInsufficient(Unavailable):
     """Fewer durable places than RISE_MIN_COPIES hold the message: not promised."""
 
     code = "copies_insufficient"
+    capability = "copies"
+
+
+class Busy(Unavailable):
+    """More is open, or less room is left, than this installation takes on: come back later."""
+
+    code = "busy"
+    capability = "admission"
 
 
 class ChannelUnavailable(Unavailable):

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 
 import msgspec
 
+from rise.admission import Admission
 from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Incoming
 from rise.clock import Clock, from_epoch_ms
 from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, Reason, TaskId, new_request_id, task_id_of
-from rise.errors import CopiesInsufficient, KeyReused, Unavailable
+from rise.errors import Busy, CapabilityClosed, CopiesInsufficient, KeyReused, Unavailable
 from rise.queue.port import Enqueued, NewTask, Queue
 from rise.telemetry import (
     accept_seconds,
@@ -62,6 +63,7 @@ class Intake:
     accept_seconds_max: float = 3.0
     same_body_required: frozenset[str] = frozenset({"http"})
     """Channels whose caller chooses the key: there, the same key with another body is a mistake of theirs."""
+    admission: Admission = field(default_factory=Admission)
 
     def now(self) -> datetime:
         """The store's time, which no step of the wall clock moves; the wall clock's as long as there is no store."""
@@ -93,15 +95,19 @@ class Intake:
     async def _keep(self, task: NewTask) -> Enqueued:
         """The line where a message becomes durable: `enqueue` returns after the fsync it shares."""
         try:
+            with self.admission.entry():
+                return await self._enqueue(task)
+        except Unavailable as error:
+            self._refuse(task.head, error)
+            raise
+
+    async def _enqueue(self, task: NewTask) -> Enqueued:
+        try:
             async with asyncio.timeout(self.accept_seconds_max):
                 return await self.queue.enqueue(task)
         except TimeoutError as error:
             # It is still on its way and may yet be kept; not promised is all that can be said in time.
-            self._refuse(task.head, "copies_insufficient")
             raise CopiesInsufficient("the message could not be made durable in time") from error
-        except Unavailable as error:
-            self._refuse(task.head, error.code)
-            raise
 
     def head_of(self, incoming: Incoming) -> Head:
         """What a task of this delivery, accepted now, would know of it."""
@@ -167,12 +173,14 @@ class Intake:
             suspended=incoming.suspend,
         )
 
-    def _refuse(self, head: Head, code: str) -> None:
-        refused_total.labels(head.channel, code).inc()
-        log.warning(
+    def _refuse(self, head: Head, error: Unavailable) -> None:
+        refused_total.labels(head.channel, error.code).inc()
+        # What was not even tried has been said once, when it began; a crowd at the door must not fill the log.
+        report = log.debug if isinstance(error, Busy | CapabilityClosed) else log.warning
+        report(
             "telegram.queue.enqueue_failed" if head.channel == "telegram" else "queue.enqueue_failed",
             task_id=head.task_id,
-            code=code,
+            code=error.code,
             consequence="answered 503; the sender keeps the message and repeats it",
         )
 

@@ -28,7 +28,7 @@ def as_(token: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def opened(directory: Path, **overrides: Any) -> AsyncIterator[House]:
+async def opened(directory: Path, *, is_verified: bool = True, **overrides: Any) -> AsyncIterator[House]:
     settings = {
         "data_dir": directory,
         "host": "127.0.0.1",
@@ -44,12 +44,14 @@ async def opened(directory: Path, **overrides: Any) -> AsyncIterator[House]:
     house = build(load_settings(_env_file=None, **settings))
     await house.stores.open()
     await house.bus.start()
+    if is_verified:
+        house.stores.directory.remember_verified(BOT)
 
     async def disk() -> tuple[CapabilityStatus, str]:
         await house.stores.database.write(lambda connection: None)
         return CapabilityStatus.AVAILABLE, "written and synced"
 
-    house.capabilities.register_capability_probe("disk", disk)
+    house.capabilities.register_capability_probe("disk", disk, hard=True, good_in_a_row=1)
     await house.capabilities.probe_all()
     try:
         yield house

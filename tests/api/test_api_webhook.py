@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from api_house import BOT, SECRET, eventually, opened
+from api_house import BOT, SECRET, client_of, eventually, opened
 
 from rise.api.app import App, build_app
 from rise.api.webhooks import trace_id_of, wait_seconds
+from rise.capabilities import CapabilityStatus
 from rise.envelope import Reason, Status
 from rise.errors import StoreUnavailable
 from rise.queue.port import Selection
@@ -330,3 +332,39 @@ async def test_35_updates_of_which_30_are_unique_make_30_tasks(nobody: httpx.Asy
     assert sum(depth.by_status.values()) == 30
     assert depth.duplicates == 5
     assert depth.out_of_order >= 1
+
+
+# --- a bot that nobody has verified -----------------------------------------------------------------------------
+
+
+@pytest.mark.req("CAP-3", "TGM-3")
+async def test_on_a_fresh_installation_updates_stay_at_telegram_until_the_bot_was_verified(tmp_path: Path) -> None:
+    async with opened(tmp_path / "data", is_verified=False) as house, client_of(build_app(house)) as telegram:
+        house.capabilities.set("telegram_webhook", CapabilityStatus.DEGRADED, "Telegram cannot be reached")
+        refused = await post(telegram, update(1))
+        assert (refused.status_code, refused.content) == (503, b"")
+        assert 1 <= int(refused.headers["Retry-After"]) <= 60
+        assert await house.queue.list_open(Selection(), limit=10) == [], "nothing was written"
+        assert (await post(telegram, update(1), **{"X-Telegram-Bot-Api-Secret-Token": "forged"})).status_code == 401
+        house.stores.directory.remember_verified(BOT)
+        assert (await post(telegram, update(1))).status_code == 200
+
+
+@pytest.mark.req("CAP-3")
+@pytest.mark.failure("G14", "I14")
+async def test_once_it_was_verified_an_outage_of_telegram_refuses_nothing_after_a_restart_too(tmp_path: Path) -> None:
+    async with opened(tmp_path / "data") as house:
+        assert house.stores.directory.has_verified(BOT)
+    async with opened(tmp_path / "data", is_verified=False) as house, client_of(build_app(house)) as telegram:
+        house.capabilities.set("telegram_webhook", CapabilityStatus.DEGRADED, "Telegram cannot be reached")
+        assert (await post(telegram, update(1))).status_code == 200
+
+
+@pytest.mark.req("CAP-3", "TGM-1")
+async def test_while_it_is_polled_for_a_late_push_is_taken_all_the_same(tmp_path: Path) -> None:
+    polled = {"telegram_mode": "polling", "public_url": None}
+    async with (
+        opened(tmp_path / "data", is_verified=False, **polled) as house,
+        client_of(build_app(house)) as telegram,
+    ):
+        assert (await post(telegram, update(1))).status_code == 200

@@ -526,12 +526,12 @@ async def test_operators_hear_once_that_too_much_is_suspended(stage: Stage):
     stage.duties = Duties(late_after_seconds=0, suspended_alert_count=2)
     gateway, _ = await stage.start()
     for chat in (1, 2):
-        await gateway.supervisor.probe()
+        await gateway.supervisor.measure()
         assert not [event for event in stage.log if event["event"] == "alert.raised"]
         [task_id] = await stage.write("Hello", chat=chat)
         await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
     for _ in range(2):
-        await gateway.supervisor.probe()
+        await gateway.supervisor.measure()
     assert len([event for event in stage.log if event["event"] == "alert.raised"]) == 1
     suspended, pending = (telemetry.tasks_open.labels(status) for status in (Status.SUSPENDED, Status.PENDING))
     assert (suspended._value.get(), pending._value.get()) == (2, 0)

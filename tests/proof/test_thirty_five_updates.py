@@ -85,6 +85,7 @@ async def test_thirty_five_webhook_posts_are_thirty_tasks_and_thirty_replies(tmp
     async with TelegramStandIn() as telegram:
         telegram.change_send_rates(SendRates.unlimited())
         async with installation(tmp_path, telegram, public_url="http://127.0.0.1:1") as rise:
+            await rise.until_capability("telegram_webhook")
             assert set(await post_all(rise, thirty_five_updates())) == {200}
             await telegram.wait_until(lambda t: len(t.sent) == 30, timeout_seconds=30)
             first = await stats(rise)

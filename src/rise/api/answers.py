@@ -87,7 +87,7 @@ def answer_error(
     named: dict[str, Any] = {"code": error.code, "message": error.public_message}
     if isinstance(error, Rejected) and error.field is not None:
         named["field"] = error.field
-    return _answer_named(named, status, request_id, data, said)
+    return _answer_named(named, status, request_id, data, said, _closed_by(error))
 
 
 def retry_after_seconds(error: Unavailable) -> int:
@@ -111,19 +111,31 @@ def _answer_closed(error: CapabilityClosed, request_id: str, data: Any, headers:
         "capability": error.name,
         "status": error.status,
         "detail": error.detail,
-        "error": {"code": error.code, "message": error.public_message},
+        "error": {"code": error.code},
         "meta": _meta(request_id, 503),
     }
     headers["Retry-After"] = str(error.retry_after_seconds or RETRY_AFTER_SECONDS)
     return Response(encode_json(body), 503, headers, "application/json")
 
 
+def _closed_by(error: RiseError) -> dict[str, str]:
+    """What is named by everything that is refused for a capability's sake."""
+    if not isinstance(error, Unavailable) or error.capability == Unavailable.capability:
+        return {}
+    return {"capability": error.capability, "status": "unavailable", "detail": error.public_message}
+
+
 def _answer_named(
-    named: Mapping[str, Any], status: int, request_id: str, data: Any, headers: dict[str, str]
+    named: Mapping[str, Any],
+    status: int,
+    request_id: str,
+    data: Any,
+    headers: dict[str, str],
+    more: Mapping[str, str] | None = None,
 ) -> Response:
     if status in _CLOSING:
         headers["Connection"] = "close"
-    body = {"data": data, "error": named, "meta": _meta(request_id, status)}
+    body = {"data": data, **(more or {}), "error": named, "meta": _meta(request_id, status)}
     return Response(encode_json(body), status, headers, "application/json")
 
 

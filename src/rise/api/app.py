@@ -20,8 +20,11 @@ from rise.api.tasks import build_tasks
 from rise.api.webchat import Watchers, build_webchat
 from rise.api.webhooks import TelegramWebhook, answer_unconfigured
 from rise.envelope import encode_json
+from rise.errors import CapabilityClosed
 from rise.runtime.assembly import House
 from rise.runtime.operations import Operations
+from rise.runtime.registration import WEBHOOK
+from rise.telemetry import refused_total
 
 
 class App:
@@ -94,6 +97,12 @@ def _build_webhook(house: House, gate: Gate) -> Any:
     telegram, account = house.channels.telegram, house.channels.telegram_account
     if telegram is None or account is None or house.secrets.telegram_webhook is None:
         return answer_unconfigured
+
+    def require_verified() -> None:
+        if not house.stores.directory.has_verified(account):
+            refused_total.labels("telegram", CapabilityClosed.code).inc()
+            raise house.capabilities.closed(WEBHOOK, "the bot has not been verified yet")
+
     return TelegramWebhook(
         telegram,
         account=account,
@@ -101,4 +110,5 @@ def _build_webhook(house: House, gate: Gate) -> Any:
         intake=house.intake,
         gate=gate,
         clock=house.clock,
+        require_verified=require_verified if house.settings.effective_telegram_mode == "webhook" else lambda: None,
     )

@@ -74,7 +74,7 @@ _META: Final = _object({"requestId": TEXT, "status": TEXT, "warnings": _list(TEX
 _ERROR: Final = _object(
     {
         "data": _or_null(_object({"idempotencyKey": TEXT})),
-        "error": _object({"code": TEXT, "message": TEXT, "field": TEXT}, optional=("field",)),
+        "error": _object({"code": TEXT, "message": TEXT, "field": TEXT}, optional=("message", "field")),
         "meta": _META,
         "capability": TEXT,
         "status": TEXT,

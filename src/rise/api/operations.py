@@ -15,10 +15,9 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from rise.api import description
-from rise.api.answers import RETRY_AFTER_SECONDS, answer
+from rise.api.answers import answer
 from rise.api.reading import read_json_body
 from rise.api.security import Principal, Role, anonymous, requires
-from rise.capabilities import CapabilityStatus
 from rise.channels.http import optional, read_object, refuse_unknown
 from rise.clock import from_epoch_ms, iso
 from rise.envelope import Progress, Reason, Status, Task, TaskId, encode_json, envelope
@@ -68,14 +67,13 @@ def build_health(house: House) -> APIRouter:
     @router.get("/healthz/startup", **_READY)
     async def startup() -> Response:
         """200 when a message can be accepted, as far as is known; asks nobody."""
-        disk = capabilities.get("disk")
-        return _ready(house, disk is not None and disk.status is not CapabilityStatus.UNAVAILABLE)
+        return _ready(house)
 
     @router.get("/healthz/readiness", **_READY)
     async def readiness() -> Response:
-        """200 when a message can be accepted; asks the store now."""
-        state = await capabilities.probe("disk")
-        return _ready(house, state.status is not CapabilityStatus.UNAVAILABLE)
+        """200 when a message can be accepted; asks the stores now."""
+        await capabilities.probe_for_acceptance()
+        return _ready(house)
 
     return router
 
@@ -234,12 +232,13 @@ def _shown_operation(entry: Operation) -> dict[str, Any]:
     }
 
 
-def _ready(house: House, can_accept: bool) -> Response:
+def _ready(house: House) -> Response:
     capabilities = house.capabilities
+    closed = capabilities.not_accepting()
     body = {"status": capabilities.overall(), "router": "behavior", "capabilities": capabilities.shown()}
-    if can_accept:
+    if closed is None:
         return _json(body)
-    return _json(body, 503, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+    return _json(body, 503, {"Retry-After": str(closed.retry_after_seconds)})
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

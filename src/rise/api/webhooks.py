@@ -4,6 +4,9 @@ Order: the secret is compared in constant time before the body is read; the body
 update is made durable; only then 200. An authentic update is never answered 4xx, whatever it holds, and
 nothing is ever answered 410: Telegram would hold the chat back for a day, or take the webhook away.
 
+On a fresh installation it answers 503 until the bot was verified once: a mistyped token must not take what nobody
+could ever answer. From then on, an outage of Telegram's side queues replies and refuses nothing.
+
 Refuses: what does not bring the secret (401, or 429 to a source that keeps trying), unread; a body that is larger
 (413) or comes slower (408) than any update.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 from rise.api.answers import RETRY_AFTER_SECONDS, request_id_of, retry_after_seconds
@@ -36,7 +40,10 @@ _TRACE_PARENT: Final = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f
 class TelegramWebhook:
     """Answers `POST /telegram/webhook` for the default bot, and `/telegram/webhook/{bot_id}`."""
 
-    __slots__ = ("_account", "_clock", "_gate", "_intake", "_paths", "_refused", "_secret", "_telegram")
+    __slots__ = (
+        *("_account", "_clock", "_gate", "_intake", "_paths", "_refused", "_require_verified", "_secret"),
+        "_telegram",
+    )
 
     def __init__(
         self,
@@ -47,7 +54,9 @@ class TelegramWebhook:
         intake: Intake,
         gate: Gate,
         clock: Clock,
+        require_verified: Callable[[], None] = lambda: None,
     ) -> None:
+        """`require_verified` raises `CapabilityClosed` as long as nobody knows whether there is such a bot."""
         self._telegram = telegram
         self._account = account
         self._paths = frozenset({PATH, f"{PATH}/{account}"})
@@ -55,6 +64,7 @@ class TelegramWebhook:
         self._intake = intake
         self._gate = gate
         self._clock = clock
+        self._require_verified = require_verified
         self._refused = refused_total.labels("telegram", "signature_mismatch")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,6 +102,7 @@ class TelegramWebhook:
 
     async def _accept(self, incoming: Incoming, scope: Scope, send: Send) -> None:
         try:
+            self._require_verified()
             await self._intake.accept(incoming)
         except Unavailable as error:
             await _refuse(send, 503, (b"retry-after", b"%d" % wait_seconds(error, incoming.lifetime_seconds)))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from rise.admission import Admission
 from rise.bindings import BindingRegistry
 from rise.bus.local import LocalBus
 from rise.bus.port import Bus
@@ -134,18 +135,20 @@ def build_stores(
 def build(settings: Settings, clock: Clock | None = None) -> House:
     """Wire everything a process may need. Raises `StoreUnavailable` if the data directory cannot be used."""
     clock = clock or SystemClock()
-    capabilities = CapabilityRegistry(clock)
+    capabilities, admission = CapabilityRegistry(clock), Admission()
 
     def report(trouble: StoreUnavailable | None) -> None:
         status = CapabilityStatus.UNAVAILABLE if trouble else CapabilityStatus.AVAILABLE
         capabilities.set("disk", status, trouble.public_message if trouble else "written and synced again")
+        if trouble is None:
+            admission.open()
 
     stores = build_stores(settings, clock, report)
     stores.directory.create()
     secrets = _secrets(settings, stores.directory)
     bus = LocalBus(stores.directory.bus)
     bindings = BindingRegistry(stores.ledger, bus, clock)
-    intake = Intake(stores.queue, bindings, bus, clock, accept_seconds_max=settings.accept_seconds)
+    intake = Intake(stores.queue, bindings, bus, clock, accept_seconds_max=settings.accept_seconds, admission=admission)
     return House(
         settings=settings,
         clock=clock,

@@ -1,4 +1,4 @@
-"""The data directory: who owns it, and the secrets that were made for it.
+"""The data directory: who owns it, the secrets that were made for it, and which bots it has been good for.
 
 Promises: what is made here is the owner's alone; a secret is made once, whole, whoever comes first.
 
@@ -27,6 +27,7 @@ class DataDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock_fd: int | None = None
+        self._verified: set[str] = set()
 
     @property
     def database(self) -> Path:
@@ -97,6 +98,25 @@ class DataDirectory:
             return path.read_text().strip()
         except OSError as error:
             raise StoreUnavailable(f"{path} cannot be read or written: {error.strerror}") from error
+
+    def has_verified(self, account: str) -> bool:
+        """Whether Telegram has known this bot, and taken its webhook, at least once since the directory was made."""
+        if account not in self._verified and self._verification(account).exists():
+            self._verified.add(account)
+        return account in self._verified
+
+    def remember_verified(self, account: str, detail: str = "") -> None:
+        """From now on, restarts included. Raises `StoreUnavailable` if that is known to this process alone."""
+        self._verified.add(account)
+        path = self._verification(account)
+        try:
+            if not path.exists():
+                _write_once(path, detail)
+        except OSError as error:
+            raise StoreUnavailable(f"{path} cannot be written: {error.strerror}") from error
+
+    def _verification(self, account: str) -> Path:
+        return self.path / f"telegram-{account}.verified"
 
 
 def derived_secret(key: str, purpose: str) -> str:

@@ -16,16 +16,17 @@ from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from rise.bus.port import Topic
-from rise.capabilities import CONSEQUENCES, CapabilityStatus
+from rise.capabilities import CapabilityStatus
 from rise.channels.telegram import TelegramChannel
 from rise.envelope import Reason
-from rise.errors import RiseError, Unavailable
+from rise.errors import Unavailable
 from rise.queue.port import Selection
 from rise.runtime import assembly
 from rise.runtime.assembly import House
 from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, spare_the_collector, stop_on_signals
+from rise.runtime.registration import TelegramRegistration
 from rise.runtime.supervisor import Duties, Supervisor
-from rise.service import Loop, Service, cancel_all, spawn, start_all, stop_all
+from rise.service import Service, cancel_all, spawn, start_all, stop_all
 from rise.telemetry import log
 from rise.workflows.definition import WorkflowDefinition, load_workflows
 
@@ -162,57 +163,32 @@ class InProcessWorker:
         house.bus.publish(Topic.LANES_READY)
 
 
-class TelegramRegistration:
-    """Tells Telegram where to deliver, until it has heard."""
-
-    name = "telegram registration"
-
-    def __init__(self, house: House, telegram: TelegramChannel) -> None:
-        self._house = house
-        self._telegram = telegram
-        self._loop = Loop(
-            self.name,
-            self._register,
-            sleep=house.clock.sleep,
-            on_error=self._report,
-            pause_seconds=1.0,
-            pause_seconds_max=60,
-        )
-
-    async def start(self) -> None:
-        self._house.capabilities.set("telegram_webhook", CapabilityStatus.DEGRADED, "not registered yet")
-        await self._loop.start()
-
-    async def stop(self) -> None:
-        await self._loop.stop()
-
-    async def _register(self) -> None:
-        house = self._house
-        if house.settings.effective_telegram_mode == "webhook":
-            assert house.settings.public_url and house.secrets.telegram_webhook and house.channels.telegram_account
-            account = house.channels.telegram_account
-            url = f"{house.settings.public_url.rstrip('/')}/telegram/webhook/{account}"
-            await self._telegram.set_webhook(account, url, house.secrets.telegram_webhook)
-            house.capabilities.set("telegram_webhook", CapabilityStatus.AVAILABLE, f"delivering to {url}")
-        await asyncio.Event().wait()
-
-    def _report(self, name: str, error: BaseException) -> None:
-        detail = error.public_message if isinstance(error, RiseError) else type(error).__name__
-        self._house.capabilities.set("telegram_webhook", CapabilityStatus.DEGRADED, detail)
-        log.warning("telegram.registration_failed", error=error, consequence=CONSEQUENCES["telegram_webhook"])
-
-
 def _telegram_services(house: House) -> list[Service]:
-    telegram = house.channels.telegram
-    if telegram is None:
+    telegram, account = house.channels.telegram, house.channels.telegram_account
+    if telegram is None or account is None:
         return []
     polling = assembly.build_polling(house)
-    return [polling] if polling is not None else [TelegramRegistration(house, telegram)]
+    return [polling] if polling is not None else [_registration(house, telegram, account)]
+
+
+def _registration(house: House, telegram: TelegramChannel, account: str) -> TelegramRegistration:
+    public_url, secret = house.settings.public_url, house.secrets.telegram_webhook
+    assert public_url and secret
+    return TelegramRegistration(
+        telegram,
+        account=account,
+        url=f"{public_url.rstrip('/')}/telegram/webhook/{account}",
+        secret=secret,
+        directory=house.stores.directory,
+        capabilities=house.capabilities,
+        clock=house.clock,
+    )
 
 
 def build_supervisor(house: House) -> Supervisor:
     settings = house.settings
-    house.capabilities.register_capability_probe("disk", lambda: _probe_disk(house))
+    # One that was written is there: nothing else has to be waited for.
+    house.capabilities.register_capability_probe("disk", lambda: _probe_disk(house), hard=True, good_in_a_row=1)
     return Supervisor(
         queue=house.queue,
         ledger=house.ledger,

@@ -37,7 +37,8 @@ REAP_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 30.0
 RESUME_SECONDS: Final = 5.0
 TELL_SECONDS: Final = 5.0
-PROBE_SECONDS: Final = 10.0
+MEASURE_SECONDS: Final = 10.0
+PROBE_SECONDS: Final = 1.0
 PAGE: Final = 500
 
 LATE: Final = "late"
@@ -92,7 +93,8 @@ class Supervisor:
             self._every("supervisor.reap", REAP_SECONDS, self.reap),
             self._every("supervisor.sweep", SWEEP_SECONDS, self.sweep),
             self._every("supervisor.tell", TELL_SECONDS, self.tell),
-            self._every("supervisor.probe", PROBE_SECONDS, self.probe),
+            self._every("supervisor.probe", PROBE_SECONDS, capabilities.probe_due),
+            self._every("supervisor.measure", MEASURE_SECONDS, self.measure),
             Loop("supervisor.resume", self._resume_when_defined, sleep=clock.sleep, on_error=_report),
         ]
 
@@ -109,6 +111,7 @@ class Supervisor:
     async def stop(self) -> None:
         for loop in self._loops:
             await loop.stop()
+        self._capabilities.close()
         for unsubscribe in self._unsubscribe:
             unsubscribe()
         with suppress(Unavailable):
@@ -172,8 +175,7 @@ class Supervisor:
                 if await self._ledger.run(task.run_id) is None:  # else it was answered
                     await self._tell(task, reason, self._duties.failed_text)
 
-    async def probe(self) -> None:
-        await self._capabilities.probe_all()
+    async def measure(self) -> None:
         depth = await self._queue.depth()
         for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING, Status.SUSPENDED):
             tasks_open.labels(status).set(depth.by_status.get(status, 0))

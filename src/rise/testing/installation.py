@@ -14,10 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import aiohttp
+
+from rise.clock import SystemClock
 from rise.service import cancel_all, spawn
 from rise.settings import environment_of_another
 
 READY_SECONDS = 60.0
+LOOK_SECONDS = 0.1
 ADMIN_TOKEN = "admin-token-of-a-test-installation"  # noqa: S105 - of tests only
 
 
@@ -55,6 +59,7 @@ class Installation:
         self.surroundings: dict[str, str] = {}
         """Environment of its processes beside the settings."""
         self._settings = {"app": app, **settings}
+        self._clock = SystemClock()
         self._process: asyncio.subprocess.Process | None = None
         self._added: list[asyncio.subprocess.Process] = []
         self._printed: asyncio.StreamReader | None = None
@@ -138,6 +143,16 @@ class Installation:
             return bytes(reading.result()) if reading.done() else b""
         finally:
             await cancel_all(tasks)
+
+    async def until_capability(self, name: str, status: str = "available") -> str:
+        """Wait until `/healthz` says so, and return the detail."""
+        async with asyncio.timeout(READY_SECONDS), aiohttp.ClientSession() as session:
+            while True:
+                async with session.get(f"{self.url}/healthz") as response:
+                    state = (await response.json())["capabilities"].get(name, {})
+                if state.get("status") == status:
+                    return str(state["detail"])
+                await self._clock.sleep(LOOK_SECONDS)  # across processes there is no signal to wait for
 
     async def stop(self) -> int:
         """SIGTERM, and wait until it has ended. Returns the exit code."""

