@@ -258,9 +258,9 @@ class TaskReplay(msgspec.Struct, frozen=True, rename="camel"):
 
 def _run_again(source: Source, *, yes: bool, data_dir: Path | None, as_json: bool) -> None:
     async def work(house: House) -> list[TaskReplay]:
-        from rise.runtime.operations import Operations
+        from rise.runtime import assembly
 
-        operations = Operations(house.queue, house.ledger, house.bus, house.clock)
+        operations = assembly.build_operations(house)
         # All ids first: what runs again would otherwise be found again.
         task_ids = [task_id async for task_id in source(house)]
         replayed = []

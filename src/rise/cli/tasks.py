@@ -388,6 +388,6 @@ async def _resume_each(operations: Operations, task_ids: list[str], why: str) ->
 
 
 def _operations(house: House) -> Operations:
-    from rise.runtime.operations import Operations
+    from rise.runtime import assembly
 
-    return Operations(house.queue, house.ledger, house.bus, house.clock)
+    return assembly.build_operations(house)

@@ -21,7 +21,7 @@ from rise.copies.journals import Journals
 from rise.copies.notes import MIRRORS_LIFE, Notes
 from rise.copies.port import JOURNAL, RABBITMQ, REDIS, Mirror
 from rise.copies.record import encode_task
-from rise.envelope import TaskId
+from rise.envelope import Task, TaskId
 from rise.errors import CopiesInsufficient, Unavailable
 from rise.queue.port import Enqueued, NewTask, RefillableQueue
 from rise.service import cancel_all, spawn
@@ -90,6 +90,13 @@ class Copies:
         await keeping.decided
         return keeping.enqueued
 
+    async def restart(self, task: Task, *, generation: int) -> bool:
+        """`Queue.restart`, with its copies. Raises `CopiesInsufficient`: it runs all the same if nothing happens."""
+        if not await self._queue.restart(task, generation=generation):
+            return False
+        await self.keep(NewTask(task.head, task.raw, generation=generation))
+        return True
+
     def _ask(self, keeping: _Keeping, store: str, way: Coroutine[Any, Any, Any]) -> None:
         spawn(way, name=f"keep in {store}", into=self._asking).add_done_callback(partial(keeping.hear, store))
 
@@ -98,7 +105,11 @@ class Copies:
 
     async def _keep_in_queue(self, task: NewTask, run: Run) -> Enqueued:
         life = self._notes.queues_life  # before it is asked: it may be emptied while it answers
-        enqueued = await self._queue.enqueue(task)
+        if task.generation:
+            await self._queue.restore([task])
+            enqueued = Enqueued(run.task_id, new=True)
+        else:
+            enqueued = await self._queue.enqueue(task)
         self._notes.add("redis", run, life)
         return enqueued
 

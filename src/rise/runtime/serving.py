@@ -51,11 +51,13 @@ async def serve(
     """Run the gateway until SIGTERM or SIGINT. Raises `StoreLocked` if the directory has another."""
     stop = asyncio.Event()
     stop_on_signals(stop)
-    house.stores.directory.own()
+    if house.stores.full is None:
+        house.stores.directory.own()  # with a queue of its own it is shared by any number
     try:
         await open_stores(house)
         door = build_door(house)
-        services: list[Service] = [house.bus, house.bindings, build_supervisor(house), assembly.build_sender(house)]
+        services: list[Service] = [house.bus, *house.stores.services(), *_keepers(house), house.bindings]
+        services += [build_supervisor(house), assembly.build_sender(house)]
         services += [InProcessWorker(house)] if in_process else [_worker_process(house)]
         services += [door, *_telegram_services(house)]
         await start_all(services, on_error=_report_stop)
@@ -98,7 +100,7 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
 
 async def _work_until(stop: asyncio.Event, worker: InProcessWorker, house: House, parent: Parent | None) -> None:
     """Or until the worker is worn out."""
-    services: list[Service] = [house.bus, house.bindings, worker]
+    services: list[Service] = [house.bus, *house.stores.services(), house.bindings, worker]
     await start_all(services, on_error=_report_stop)
     spare_the_collector()
     if parent is not None:
@@ -161,6 +163,11 @@ class InProcessWorker:
         await self._worker.start()
         self._has_begun = True
         house.bus.publish(Topic.LANES_READY)
+
+
+def _keepers(house: House) -> list[Service]:
+    keeper = assembly.build_keeper(house)
+    return [] if keeper is None else [keeper]
 
 
 def _telegram_services(house: House) -> list[Service]:
