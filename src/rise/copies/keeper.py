@@ -81,7 +81,7 @@ class Keeper:
             log.info("keeper.delayed", duty=duty, error=error)
 
     async def _rest(self) -> None:
-        """Somebody else has the role: nothing is held back from him, and what was known is old when it is ours again."""
+        """Somebody else has the role: nothing is held back from him, and what was known is soon old."""
         self._refilling_since, self._is_mirror_owed = None, False
         self._counted_at, self._counted_short = None, False
         if self._reaper is not None:
