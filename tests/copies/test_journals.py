@@ -77,6 +77,7 @@ async def test_what_a_dead_process_left_is_adopted_brought_to_its_end_and_let_go
     clock.advance(600)
     await process.round()
     await clock.until_sleeping()
+    clock.advance(ADOPT_SECONDS)
     await until(lambda: process.journals.all() == [own])
     assert (await process.slots.abandoned(), await process.slots.adopt(adopted.number)) == ([], None)
 
