@@ -266,6 +266,10 @@ class Storm(RuleBasedStateMachine):
         assert not lost
 
     @invariant()
+    def a_copy_leaves_the_mirror_when_its_task_is_finished(self) -> None:
+        assert not self.world.open_ones_forgotten
+
+    @invariant()
     def nothing_finished_is_brought_back_or_run_as_something_new(self) -> None:
         assert not self.world.finished_ones_restored
         assert all(count == 1 and run_id.endswith(".0") for run_id, count in self.world.runs.items())

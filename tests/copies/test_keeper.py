@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from rise.copies import keeper as keeper_module
 from rise.copies.journal import FIRST_LOOK_MS
 from rise.copies.keeper import COUNT_SECONDS, PATIENCE_SECONDS
+from rise.copies.reaper import HOLD_SECONDS
 from rise.copies.relay import YOUNG_MS
 from rise.errors import StoreUnavailable, Unavailable
 from rise.ledger.port import Role
@@ -166,29 +167,23 @@ async def test_a_store_that_fails_in_the_middle_ends_no_filling_too_early(
 
 @pytest.mark.req("CPY-5")
 @pytest.mark.failure("I8", "C19")
-@pytest.mark.parametrize("method", ["restore", "begin_life"])
-async def test_emptied_again_while_it_is_filled_it_is_filled_again(
-    installation: Installation, process: Process, method: str
-):
-    messages = await kept(process, installation, 1, 2, 3)
-    installation.queue.empty()
-    times = 0
-
-    def empty_again() -> None:
-        nonlocal times
-        times += 1
-        if times in (2, 3):
-            installation.queue.empty()
-
-    if method == "begin_life":
-        times = 1
-    process.queue.link.before[method] = empty_again
-    for _ in range(6):
+@pytest.mark.parametrize("at", [("restore", 2), ("restore", 3), ("begin_life", 1)])
+async def test_emptied_again_while_it_is_filled_it_is_filled_again(without_mirror: Installation, at: tuple[str, int]):
+    process = await without_mirror.process()
+    process.keeper._role._ours_until = float("inf")
+    messages = await kept(process, without_mirror, 1, 2, 3)
+    without_mirror.queue.empty()
+    method, time = at
+    calls, before = process.queue.link.calls, process.queue.link.calls[method]
+    process.queue.link.before[method] = lambda: without_mirror.queue.empty() if calls[method] == before + time else None
+    with capture_logs() as logs:
         await rounds(process)
-        if installation.queue.life is None:
-            assert await installation.work() == []
-    assert installation.in_queue() == ids(messages)
-    assert await installation.work() == [1, 2, 3]
+    assert events(logs, "queue.emptied_again") != []
+    assert without_mirror.queue.life is None
+    assert await without_mirror.work() == []
+    await rounds(process)
+    assert without_mirror.in_queue() == ids(messages)
+    assert await without_mirror.work() == [1, 2, 3]
 
 
 @pytest.mark.req("CPY-5", "QUE-2")
@@ -269,6 +264,9 @@ async def test_a_mirror_that_is_away_too_is_waited_for_and_then_not(installation
     journal, process.journals._own = process.journals._own, None
     await kept(process, installation, 2)
     process.journals._own = journal
+    installation.clock.advance(HOLD_SECONDS)
+    await rounds(process)
+    assert installation.mirror.count(parked=True) == 2, "it looks at them in ten minutes again"
     installation.queue.empty()
     process.mirror.link.is_down = True
     await rounds(process, 3, seconds=PATIENCE_SECONDS / 3 - 1)
@@ -316,10 +314,11 @@ async def test_a_journal_that_cannot_be_read_is_waited_for_and_then_not(
 
 
 @pytest.mark.req("CPY-5")
-async def test_without_a_mirror_the_journals_are_enough(without_mirror: Installation):
+async def test_without_a_mirror_the_journals_are_enough(without_mirror: Installation, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(keeper_module, "PAGE", 2)
     process = await without_mirror.process()
     process.keeper._role._ours_until = float("inf")
-    messages = await kept(process, without_mirror, 1, 2)
+    messages = await kept(process, without_mirror, *range(7))
     without_mirror.queue.empty()
     await rounds(process, 2)
     assert without_mirror.in_queue() == ids(messages)
