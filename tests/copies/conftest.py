@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from rabbit_stage import RabbitStage
+from rabbit_stage import RabbitStage, RecordingClock
 
 from rise.testing.servers import RabbitServer
 
@@ -23,3 +23,8 @@ async def rabbit_alone(rabbit_of_its_own: RabbitServer) -> AsyncIterator[RabbitS
     stage = RabbitStage(rabbit_of_its_own)
     yield stage
     await stage.end()
+
+
+@pytest.fixture
+def rabbit_clock() -> RecordingClock:
+    return RecordingClock()

@@ -127,7 +127,7 @@ class AmqpConnection(asyncio.Protocol):
                 await connection._introduce(address)
         except BaseException as error:
             connection.end(error if isinstance(error, Exception) else ConnectionAbortedError("not waited for"))
-            raise connection.error or error from error
+            raise
         spawn(connection._beat(), name="amqp.heartbeat", into=connection._tasks)
         return connection
 
@@ -366,6 +366,10 @@ class AmqpChannel:
         """Nothing more is delivered. What has been stays with the channel."""
         await self.ask(commands.Basic.Cancel(consumer_tag=consumer))
         self._consumers.pop(consumer, None)
+
+    def tell(self, frame: Frame) -> None:
+        """What has no answer."""
+        self.connection.write(marshal(frame, self.number))
 
     def acknowledge(self, tags: Iterable[int]) -> None:
         self.connection.write(b"".join(marshal(commands.Basic.Ack(delivery_tag=tag), self.number) for tag in tags))
