@@ -27,6 +27,7 @@ from rise.runtime.alerts import AlertMessage, Alerts
 from rise.runtime.assembly import House
 from rise.runtime.overload import MEGABYTE, Overload, OverloadLimits
 from rise.runtime.pipeline import Pipeline, PipelineLimits
+from rise.runtime.probes import register_probes, run_needs
 from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, spare_the_collector, stop_on_signals
 from rise.runtime.registration import TelegramRegistration
 from rise.runtime.supervisor import MEASURE_SECONDS, Duties, Supervisor
@@ -212,8 +213,7 @@ def build_supervisor(
 ) -> Supervisor:
     """`restart_worker`: of the worker that belongs to this process; `tell`: where alerts go beside the log."""
     settings = house.settings
-    # One that was written is there: nothing else has to be waited for.
-    house.capabilities.register_capability_probe("disk", lambda: _probe_disk(house), hard=True, good_in_a_row=1)
+    register_probes(house)
     return Supervisor(
         queue=house.queue,
         ledger=house.ledger,
@@ -258,7 +258,7 @@ def _pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] | None
         overload=overload,
         alerts=alerts,
         clock=house.clock,
-        limits=PipelineLimits(settings.pipeline_stalled_seconds),
+        limits=PipelineLimits(settings.pipeline_stalled_seconds, run_needs(house)),
         disk_space=house.stores.directory.space,
         restart_worker=restart_worker,
     )
@@ -288,12 +288,6 @@ def _worker_process(house: House) -> WorkerProcess:
     )
 
 
-async def _probe_disk(house: House) -> tuple[CapabilityStatus, str]:
-    """Written and synced just now; anything else raises."""
-    await house.stores.database.write(lambda connection: None)
-    return CapabilityStatus.AVAILABLE, "written and synced"
-
-
 async def open_stores(house: House, *, until: asyncio.Event | None = None) -> None:
     """The gateway starts without its store, answering 503, and goes on when it is back; a worker waits."""
     while True:
@@ -301,7 +295,8 @@ async def open_stores(house: House, *, until: asyncio.Event | None = None) -> No
             await house.stores.open()
             return
         except Unavailable as error:
-            house.capabilities.set("disk", CapabilityStatus.UNAVAILABLE, error.public_message)
+            store = "disk" if house.stores.full is None else "ledger"
+            house.capabilities.set(store, CapabilityStatus.UNAVAILABLE, error.public_message)
             log.error("store.unavailable", error=error, consequence="nothing is accepted until it is back")
             if until is None or until.is_set():
                 return
