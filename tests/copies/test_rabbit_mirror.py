@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from pamqp import commands
 from rabbit_stage import RabbitStage, told
 
 from rise.clock import SystemClock
+from rise.connections.amqp import AmqpChannel
 from rise.copies.port import MirrorDepth
 from rise.copies.rabbitmq import FRESH, PARKED, RabbitMirror
 from rise.errors import RabbitMisconfigured, RabbitUnavailable
@@ -167,6 +169,24 @@ async def test_a_process_that_dies_between_the_new_copy_and_the_old_leaves_both(
         await mirror.park(looks)
     other = await rabbit.mirror()
     await until_depth(other, fresh=1, parked=1)
+
+
+@pytest.mark.req("CPY-1")
+async def test_what_is_parked_together_is_confirmed_in_one_round(rabbit: RabbitStage, monkeypatch: pytest.MonkeyPatch):
+    mirror = await rabbit.mirror()
+    await asyncio.gather(*(mirror.keep(task_id(n), record(n)) for n in range(300)))
+    looks = await take(mirror, 300)
+    rounds: list[int] = []
+    publish = AmqpChannel.publish
+
+    async def counting(self: AmqpChannel, messages: Any) -> Any:
+        rounds.append(len(messages))
+        return await publish(self, messages)
+
+    monkeypatch.setattr(AmqpChannel, "publish", counting)
+    await mirror.park(looks)
+    assert rounds == [300]
+    await until_depth(mirror, fresh=0, parked=300)
 
 
 # --- it takes nothing ---
