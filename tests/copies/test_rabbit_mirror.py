@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from pamqp import commands
 from rabbit_stage import RabbitStage, told
 
 from rise.clock import SystemClock
+from rise.connections.amqp import AmqpChannel
 from rise.copies.port import MirrorDepth
 from rise.copies.rabbitmq import FRESH, PARKED, RabbitMirror
 from rise.errors import RabbitMisconfigured, RabbitUnavailable
@@ -26,8 +28,6 @@ from rise.testing.conformance.mirror import (
 )
 from rise.testing.faults.proxy import LinkFault
 from rise.testing.servers import RabbitServer
-
-HASTY = {"publish_seconds": 0.3, "answer_seconds": 0.3}
 
 
 @pytest.mark.req("TST-3", "CPY-1")
@@ -107,22 +107,22 @@ async def test_a_process_starts_without_rabbitmq_and_finds_it_later(tmp_path, ra
 @pytest.mark.req("CPY-3")
 @pytest.mark.failure("C21")
 async def test_a_frozen_rabbitmq_is_not_waited_for_and_goes_on(rabbit_alone: RabbitStage):
-    mirror = await rabbit_alone.mirror(**HASTY)
-    await rabbit_alone.well(mirror)
-    await keep(mirror, 1)
-    looks = await take(mirror, 1)
-    rabbit_alone.server.freeze()
+    patient = await rabbit_alone.mirror()
+    await keep(patient, 1)
+    hasty = await rabbit_alone.mirror(publish_seconds=0.5, answer_seconds=0.5)
     async with asyncio.timeout(PATIENCE_SECONDS):
+        while not (looks := await told(take(hasty, 1))):
+            pass
+        rabbit_alone.server.freeze()
         with pytest.raises(RabbitUnavailable, match="in time"):
-            await keep(mirror, 2)
-        with pytest.raises(RabbitUnavailable, match="in time"):
-            await mirror.forget(looks)
+            await keep(hasty, 2)
+        with pytest.raises(RabbitUnavailable):
+            await hasty.forget(looks)
     rabbit_alone.server.thaw()
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while not await told(keep(mirror, 3)):
+        while not await told(keep(hasty, 3)):
             pass
-    patient = await rabbit_alone.mirror()
-    await rabbit_alone.kill(mirror)
+    await rabbit_alone.kill(hasty)
     found: set[str] = set()
     while task_id(3) not in found:
         found |= set(kept(await take(patient, 1)))
@@ -169,6 +169,24 @@ async def test_a_process_that_dies_between_the_new_copy_and_the_old_leaves_both(
         await mirror.park(looks)
     other = await rabbit.mirror()
     await until_depth(other, fresh=1, parked=1)
+
+
+@pytest.mark.req("CPY-1")
+async def test_what_is_parked_together_is_confirmed_in_one_round(rabbit: RabbitStage, monkeypatch: pytest.MonkeyPatch):
+    mirror = await rabbit.mirror()
+    await asyncio.gather(*(mirror.keep(task_id(n), record(n)) for n in range(300)))
+    looks = await take(mirror, 300)
+    rounds: list[int] = []
+    publish = AmqpChannel.publish
+
+    async def counting(self: AmqpChannel, messages: Any) -> Any:
+        rounds.append(len(messages))
+        return await publish(self, messages)
+
+    monkeypatch.setattr(AmqpChannel, "publish", counting)
+    await mirror.park(looks)
+    assert rounds == [300]
+    await until_depth(mirror, fresh=0, parked=300)
 
 
 # --- it takes nothing ---
