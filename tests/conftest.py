@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rise.testing.servers import RedisServer, has_redis
+from rise.testing.servers import RabbitServer, RedisServer, has_rabbitmq, has_redis
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,3 +67,37 @@ def redis_of_its_own(tmp_path: Path) -> Iterator[RedisServer]:
     directory.mkdir()
     with RedisServer(directory) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def running_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    """One for all that leave it running and settled: starting it takes as long as a hundred tests."""
+    if not has_rabbitmq():
+        pytest.skip("rabbitmq-server is not installed")
+    with RabbitServer(tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
+
+
+@pytest.fixture
+def rabbit_of_its_own(tmp_path: Path) -> Iterator[RabbitServer]:
+    """For tests that kill it."""
+    if not has_rabbitmq():
+        pytest.skip("rabbitmq-server is not installed")
+    directory = tmp_path / "rabbitmq"
+    directory.mkdir()
+    with RabbitServer(directory) as server:
+        yield server
+
+
+@pytest.fixture
+def empty_rabbit(running_rabbit: RabbitServer) -> RabbitServer:
+    """A real RabbitMQ without any of Rise's queues, shared by those that leave it running and settled."""
+    running_rabbit.ctl("eval", REMOVE_EVERYTHING)
+    return running_rabbit
+
+
+REMOVE_EVERYTHING = """
+[rabbit_amqqueue:delete(Q, false, false, <<"tests">>) || Q <- rabbit_amqqueue:list()],
+[rabbit_exchange:delete(Name, false, <<"tests">>) || {exchange, Name = {resource, _, _, <<"rise.", _/binary>>},
+ _, _, _, _, _, _, _, _, _, _} <- rabbit_exchange:list()], ok.
+"""

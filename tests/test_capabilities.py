@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from rise.capabilities import Acceptance, CapabilityRegistry, CapabilityState, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, Acceptance, CapabilityRegistry, CapabilityState, CapabilityStatus
 from rise.errors import CapabilityClosed
 from rise.telemetry import capability_available
 from rise.testing.clock import ManualClock
@@ -58,6 +58,7 @@ def test_a_change_is_logged_once_and_a_recovery_is_no_warning(capabilities: Capa
         ("capability.state_changed", "available", "info"),
         ("capability.state_changed", "unavailable", "warning"),
     ]
+    assert logged[-1]["consequence"] == CONSEQUENCES["disk"]
 
 
 @pytest.mark.req("CAP-7")

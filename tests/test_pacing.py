@@ -41,7 +41,7 @@ def test_who_waited_as_long_as_told_may_go(rate: float, burst: int, start: float
 
 
 def test_a_burst_goes_at_once_and_then_one_by_one():
-    bucket = Bucket(rate=2.0, burst=3)
+    bucket = Bucket(tokens_per_second=2.0, tokens_max=3)
     for _ in range(3):
         assert bucket.wait_seconds(0.0) == 0.0
         bucket.take(0.0)
@@ -53,20 +53,20 @@ def test_a_burst_goes_at_once_and_then_one_by_one():
 
 
 def test_who_goes_before_its_time_makes_the_next_wait():
-    bucket = Bucket(rate=1.0, burst=1)
+    bucket = Bucket(tokens_per_second=1.0, tokens_max=1)
     bucket.take(0.0)
     bucket.take(0.0)
     assert bucket.wait_seconds(0.0) == 2.0
 
 
 def test_a_clock_that_steps_back_gives_nothing_away():
-    bucket = Bucket(rate=1.0, burst=1)
+    bucket = Bucket(tokens_per_second=1.0, tokens_max=1)
     bucket.take(100.0)
     assert bucket.wait_seconds(50.0) == 1.0
 
 
 def test_keys_do_not_wait_for_each_other():
-    buckets = Buckets(rate=1.0, burst=1)
+    buckets = Buckets(tokens_per_second=1.0, tokens_max=1)
     buckets.take("a", 0.0)
     assert buckets.wait_seconds("a", 0.0) == 1.0
     assert buckets.wait_seconds("b", 0.0) == 0.0
@@ -74,7 +74,7 @@ def test_keys_do_not_wait_for_each_other():
 
 @pytest.mark.failure("A16", "L4")
 def test_an_attacker_who_chooses_keys_does_not_fill_the_memory():
-    buckets = Buckets(rate=1.0, burst=1, keys_max=100)
+    buckets = Buckets(tokens_per_second=1.0, tokens_max=1, keys_max=100)
     for key in range(10_000):
         buckets.take("mine", 0.0)
         buckets.take(key, 0.0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rise.envelope import Progress, Reason, Status
 from rise.errors import StoreUnavailable, WaitsForDependency
-from rise.retries import DEFAULT_CURVE, JITTER, RetryPolicy, uses_a_try
+from rise.retries import DEFAULT_CURVE_SECONDS, JITTER, RetryPolicy, uses_a_try
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.queue import delivery
 
@@ -32,7 +32,7 @@ def verdict(policy: RetryPolicy, error: Exception, so_far: Progress, *, seed: in
 def test_own_errors_follow_the_curve_within_a_fifth(attempts: int, seed: int):
     seconds = verdict(RetryPolicy(), ValueError("boom"), progress(attempts), seed=seed)
     assert isinstance(seconds, float)
-    assert DEFAULT_CURVE[attempts] * (1 - JITTER) <= seconds <= DEFAULT_CURVE[attempts] * (1 + JITTER)
+    assert DEFAULT_CURVE_SECONDS[attempts] * (1 - JITTER) <= seconds <= DEFAULT_CURVE_SECONDS[attempts] * (1 + JITTER)
 
 
 @pytest.mark.req("QUE-4")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import pytest
 
 from rise.errors import SettingsInvalid
-from rise.retries import DEFAULT_CURVE
+from rise.retries import DEFAULT_CURVE_SECONDS
 from rise.runtime.processes import BEAT_SECONDS
-from rise.settings import WORKER_STALL_SECONDS_MIN, Settings, load_settings
+from rise.settings import WORKER_STALL_SECONDS_MIN, Settings, environment_of_another, load_settings, preset
 
 
 def settings(**named: object) -> Settings:
@@ -32,7 +35,7 @@ def test_a_stall_that_a_healthy_worker_would_be_killed_for_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("pauses", "lane_block"), [((700.0,), 600.0), ((15.0, 501.0), 600.0), (DEFAULT_CURVE, 200.0)], ids=str
+    ("pauses", "lane_block"), [((700.0,), 600.0), ((15.0, 501.0), 600.0), (DEFAULT_CURVE_SECONDS, 200.0)], ids=str
 )
 def test_a_pause_that_outlasts_the_patience_of_its_chat_is_refused(pauses: tuple[float, ...], lane_block: float):
     problem = refusal(retry_seconds=pauses, lane_block_seconds_max=lane_block)
@@ -43,7 +46,34 @@ def test_a_pause_that_outlasts_the_patience_of_its_chat_is_refused(pauses: tuple
 def test_pauses_that_fit_into_the_patience_of_their_chat_are_taken():
     assert settings(retry_seconds=(500.0,)).retry_seconds == (500.0,)
     assert settings(retry_seconds=(700.0,), lane_block_seconds_max=841.0).retry_seconds == (700.0,)
-    assert settings().retry_seconds == DEFAULT_CURVE
+    assert settings().retry_seconds == DEFAULT_CURVE_SECONDS
+
+
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
+    """Three settings in the environment, which are as before when the test has ended; and what is set at a time."""
+    for name in [name for name in os.environ if name.startswith("RISE_")]:
+        monkeypatch.delenv(name)
+    for name, value in (("RISE_APP", ""), ("RISE_LOG_LEVEL", "error"), ("RISE_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    return lambda: {name: value for name, value in os.environ.items() if name.startswith("RISE_")}
+
+
+@pytest.mark.req("OPS-1")
+def test_a_preset_holds_for_this_process_and_those_it_starts_and_yields_to_a_person_where_it_should(
+    ours: Callable[[], dict[str, str]],
+):
+    preset({"port": 9000}, where_unset={"app": "bot.py", "log_level": "warning"})
+    assert ours() == {"RISE_APP": "bot.py", "RISE_LOG_LEVEL": "error", "RISE_PORT": "9000"}
+    assert (settings().port, settings().log_level) == (9000, "error")
+
+
+@pytest.mark.req("OPS-1")
+def test_another_installation_inherits_everything_but_settings(ours: Callable[[], dict[str, str]]):
+    theirs = environment_of_another({"port": 9000, "app": None})
+    assert {name: value for name, value in theirs.items() if name.startswith("RISE_")} == {"RISE_PORT": "9000"}
+    assert theirs["PATH"] == os.environ["PATH"]
+    assert ours()["RISE_PORT"] == "1"
 
 
 # --- too much, and who is told ------------------------------------------------------------------------------------

@@ -49,6 +49,16 @@ _WORTH: Final = {
 }
 
 
+CONSEQUENCES: Final = {
+    "disk": "nothing is accepted, nothing runs; senders are told to come again",
+    "worker": "messages are accepted and wait",
+    "telegram_webhook": "Telegram keeps the updates, for a day at most",
+    "telegram_polling": "Telegram keeps the updates, for a day at most",
+    "telegram_sending": "replies wait, each chat's in order",
+}
+"""What it means for people while one of them is not available: log and doctor say it in the same words."""
+
+
 @dataclass(frozen=True, slots=True)
 class CapabilityState:
     status: CapabilityStatus
@@ -276,8 +286,11 @@ class CapabilityRegistry:
         if before is None:
             log.info(f"startup.capability.{name}", name=name, status=status, detail=detail)
         elif before.status is not status:
-            report = log.info if status is CapabilityStatus.AVAILABLE else log.warning
-            report("capability.state_changed", name=name, before=before.status, status=status, detail=detail)
+            change = {"name": name, "before": before.status, "status": status, "detail": detail}
+            if status is CapabilityStatus.AVAILABLE:
+                log.info("capability.state_changed", **change)
+            else:
+                log.warning("capability.state_changed", **change, consequence=CONSEQUENCES.get(name))
         if before is None or before.status is not status:
             self._tell(name, state)
 

@@ -1,6 +1,8 @@
 """The only place where time, sleep and randomness come from.
 
 Everything else is given a `Clock`, so that tests and the simulator decide what time it is.
+
+Refuses: to tell by the wall clock who owns something, or for how long. That one may be set; `monotonic` is not.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ import time
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+TICK_SECONDS: Final = 0.001
+"""Less is not waited for: the difference of two times may be too small for a clock to pass."""
 
 
 class Clock(Protocol):

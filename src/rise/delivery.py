@@ -3,6 +3,8 @@
 For each reply: *sending* is written, the call goes out, its end is written, then the chat's next. A crash
 before the call sends nothing twice; a crash between the call and its end leaves the one doubt that no
 platform without idempotency keys can resolve, and the binding's policy decides what to do with it.
+
+Refuses: to send beside another sender of the installation. A newer one's fence ends the older one's writes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from rise.channels.port import (
     Uncertain,
     Unreadable,
 )
-from rise.clock import Clock
+from rise.clock import TICK_SECONDS, Clock
 from rise.envelope import Outcome, Reason, Status
 from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import (
@@ -40,10 +42,12 @@ from rise.ledger.port import (
     ReplyKind,
     ReplyState,
     Resend,
+    Role,
     Sent,
 )
 from rise.pacing import Bucket, Buckets
 from rise.queue.port import Queue, Suspend
+from rise.roles import ASK_SECONDS, RoleClaim
 from rise.service import Loop, Signal, cancel_all, insist, spawn
 from rise.telemetry import log, replies_total
 
@@ -55,8 +59,6 @@ LOOK_SECONDS: Final = 1.0
 """How often the outbox is looked at without a hint; also how late a paused chat may go on."""
 PLACE_SECONDS: Final = 0.25
 """A chat that has to wait for longer gives its place to others meanwhile; for less that is not worth two writes."""
-TICK_SECONDS: Final = 0.001
-"""Less is not waited for: the difference of two times may be too small for a clock to pass."""
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 ACCOUNT_RETRY_SECONDS: Final = 60.0
 TIMES_KEPT: Final = 10_000
@@ -78,7 +80,7 @@ class DeliveryLimits:
 
 
 class Sender:
-    """The one sender of this installation. Starting another voids this one."""
+    """Sends while its process has the role; what another began and did not end is a doubt, and voids the other."""
 
     name = "delivery"
 
@@ -105,6 +107,7 @@ class Sender:
         self._fence: int | None = None
         self._stopping = False
         self._hint = Signal()
+        self._role = RoleClaim(ledger, Role.SENDER, bus.member, clock, on_taken=self._hint.set)
         self._chats: set[asyncio.Task[Any]] = set()
         self._come_back_at: list[float] = []
         self._paused_until: dict[tuple[str, str], float] = {}
@@ -115,6 +118,7 @@ class Sender:
     async def start(self) -> None:
         self._unsubscribe = self._bus.subscribe(Topic.OUTBOX_READY, lambda _: self._hint.set())
         await self._typing.start()
+        await self._role.start()
         await self._loop.start()
 
     async def stop(self) -> None:
@@ -126,15 +130,24 @@ class Sender:
         if self._chats:
             await asyncio.wait(set(self._chats), timeout=self._limits.stop_seconds)
         await cancel_all(self._chats)
+        await self._role.stop()
 
     # --- one look at the outbox ---
 
     async def _take(self) -> None:
+        if not self._role.is_ours:
+            await self._hint.wait(ASK_SECONDS)
+            return
         if self._fence is None:
             self._fence = await self._ledger.outbox_open()
         room = self._limits.chats_at_once - len(self._chats)
         try:
             replies = await self._ledger.outbox_take(self._fence, limit=room, accounts_excluded=self._accounts_paused())
+        except ClaimLost:
+            # Another has or had the role, and opened the outbox anew.
+            self._fence = None
+            self._role.doubt()
+            return
         except Unavailable:
             # It may have taken chats and failed to say which. Opening the outbox anew frees them; it would also
             # void what is out now, so that comes to its end first.
@@ -176,6 +189,9 @@ class Sender:
             reply = None if self._stopping else delivered.next
 
     async def _deliver(self, fence: int, reply: Reply) -> Delivery:
+        if reply.unreadable is not None:
+            # Kept as it is, for a person to decide or a newer version to send; the chat goes on without it.
+            return HeldUnknown(reply.unreadable)
         if reply.state is ReplyState.SENDING:
             return self._when_uncertain(reply, "the sender stopped while this was being sent")
         if reply.deadline_at_ms is not None and reply.deadline_at_ms < self._queue.now_ms():
@@ -242,8 +258,9 @@ class Sender:
         """The chat comes up again after a pause; a reply that was being sent comes up as a doubt."""
         pause = 0.0 if isinstance(error, ClaimLost) else RETRY_SECONDS[0]
         if not isinstance(error, ClaimLost | Unavailable):
-            log.error("delivery.failed", reply_id=reply.reply_id, error=error, exc_info=error)
             pause = ACCOUNT_RETRY_SECONDS
+            waits = f"its chat waits for {pause:g} s"
+            log.error("delivery.failed", reply_id=reply.reply_id, error=error, exc_info=error, consequence=waits)
         await self._insist(lambda: self._ledger.outbox_release(fence, reply, seconds=pause), reply)
 
     async def _insist(self, write: Callable[[], Awaitable[T]], reply: Reply) -> T | None:
@@ -275,7 +292,8 @@ class Sender:
                 self._announce(reply, Status.COMPLETED, delivered.ended.outcome)
         except Unavailable as error:
             # The ledger has it; the supervisor brings the queue in line when the store answers again.
-            log.warning("task.finish_delayed", task_id=reply.task_id, error=error)
+            shown = "it is shown as replying until then"
+            log.warning("task.finish_delayed", task_id=reply.task_id, error=error, consequence=shown)
 
     def _announce(self, reply: Reply, status: Status, outcome: Outcome | None) -> None:
         self._bus.publish(
@@ -390,13 +408,13 @@ class Typing:
         await cancel_all(self._tasks)
 
     def _begin(self, run: Mapping[str, Any]) -> None:
-        channel = self._channels.get(str(run.get("channel")))
-        if channel is None or not run.get("chat_id") or len(self._shown) >= 1000:
+        channel, account, chat_id = self._channels.get(str(run.get("channel"))), run.get("account"), run.get("chat_id")
+        if channel is None or not account or not chat_id or len(self._shown) >= 1000:
             return
         run_id = str(run.get("run_id"))
         if run_id not in self._shown:
             self._shown[run_id] = spawn(
-                self._show(channel, str(run["account"]), str(run["chat_id"])), name="typing", into=self._tasks
+                self._show(channel, str(account), str(chat_id)), name="typing", into=self._tasks
             )
             self._shown[run_id].add_done_callback(lambda _: self._shown.pop(run_id, None))
 
@@ -420,13 +438,13 @@ def _log_delivery(reply: Reply, delivery: Delivery) -> None:
         case Sent(platform_ref):
             log.info("reply.delivered", platform_ref=platform_ref, **names)
         case Failed(error):
-            log.warning("reply.failed", error=error, **names)
+            log.warning("reply.failed", error=error, consequence="it is not sent", **names)
         case Again(seconds, error):
             log.info("reply.postponed", seconds=round(seconds, 1), error=error, **names)
         case Resend(error):
             log.warning("reply.resent", error=error, consequence="the person may see it twice", **names)
         case HeldUnknown(error):
-            log.warning("reply.unknown", error=error, **names)
+            log.warning("reply.unknown", error=error, consequence="not sent again unless a person says so", **names)
 
 
 def _report(name: str, error: BaseException) -> None:

@@ -3,6 +3,8 @@
 A task is kept as a small `Head` (derived once, at acceptance), the exact bytes received, and its `Progress`.
 The `TaskEnvelope` of the HTTP API is made from the three when somebody looks. All ids come from here: those
 of messages are derived from the platform's own, so that every host, store and replay arrives at the same.
+
+Refuses: a head of a newer schema, or one that is torn (`EnvelopeMalformed`), because half of one would be guessed.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ RAW_BYTES_MAX: Final = 1 << 20
 RAW_SHOWN_BYTES_MAX: Final = 256 * 1024
 
 
+_INT64_MAX: Final = (1 << 63) - 1
+
 JSON_NAMES: Final[dict[type, str]] = {
     type(None): "nothing",
     bool: "a boolean",
@@ -43,7 +47,7 @@ JSON_NAMES: Final[dict[type, str]] = {
     list: "an array",
     dict: "an object",
 }
-"""What a value read from JSON is, in the words of an error. Its content is somebody's and is not repeated."""
+"""What a value read from JSON is, in the words of an error."""
 
 
 class TaskType(StrEnum):
@@ -265,6 +269,18 @@ def encode_json(value: Any) -> bytes:
         return _encode(value)
     except UnicodeEncodeError:
         return _encode(_without_surrogates(value))
+
+
+def fits_int64(number: int) -> bool:
+    """Whether every store can hold it."""
+    return -_INT64_MAX - 1 <= number <= _INT64_MAX
+
+
+def json_name(value: object) -> str:
+    """What a JSON value is, without saying it: it may be long, and it is somebody's."""
+    if type(value) is int and not fits_int64(value):
+        return "a number beyond 64 bits"
+    return JSON_NAMES.get(type(value), "something else")
 
 
 def clean_text(text: str) -> str:

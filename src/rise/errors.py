@@ -190,6 +190,19 @@ class RedisUnavailable(Unavailable):
     capability = "redis"
 
 
+class RabbitUnavailable(Unavailable):
+    """RabbitMQ does not answer or takes no messages: gone, stopped by an alarm of its own, full, or without a queue."""
+
+    code = "rabbitmq_unavailable"
+    capability = "rabbitmq"
+
+
+class RabbitMisconfigured(RabbitUnavailable):
+    """A queue or exchange of Rise's is there, but declared otherwise. Waiting will not mend it."""
+
+    code = "rabbitmq_misconfigured"
+
+
 class CopiesInsufficient(Unavailable):
     """Fewer durable places than RISE_MIN_COPIES hold the message: not promised."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -21,7 +22,7 @@ from rise.admission import Admission
 from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Incoming
-from rise.clock import Clock, from_epoch_ms
+from rise.clock import Clock, epoch_ms, from_epoch_ms
 from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, Reason, TaskId, new_request_id, task_id_of
 from rise.errors import Busy, CapabilityClosed, CopiesInsufficient, KeyReused, Unavailable
 from rise.queue.port import Enqueued, NewTask, Queue
@@ -36,8 +37,8 @@ from rise.telemetry import (
     refused_total,
 )
 
-COPIES = ("journal",)
-"""The durable places of the embedded profile: its queue's file is the journal."""
+Keep = Callable[[NewTask], Awaitable[Enqueued]]
+"""Make it durable, in as many stores as are asked for. Raises `Unavailable`."""
 
 # Looking a labelled metric up costs more than counting it.
 _accept_seconds = cache(accept_seconds.labels)
@@ -64,6 +65,9 @@ class Intake:
     same_body_required: frozenset[str] = frozenset({"http"})
     """Channels whose caller chooses the key: there, the same key with another body is a mistake of theirs."""
     admission: Admission = field(default_factory=Admission)
+    keep: Keep | None = None
+    """With further stores, what hands the message to all of them. None: the queue is the only one."""
+    stores: tuple[str, ...] = ("journal",)
 
     def now(self) -> datetime:
         """The store's time, which no step of the wall clock moves; the wall clock's as long as there is no store."""
@@ -93,7 +97,7 @@ class Intake:
         return Accepted(enqueued.task_id, enqueued.new)
 
     async def _keep(self, task: NewTask) -> Enqueued:
-        """The line where a message becomes durable: `enqueue` returns after the fsync it shares."""
+        """The line where a message becomes durable: what is awaited here returns after the fsync it shares."""
         try:
             with self.admission.entry():
                 return await self._enqueue(task)
@@ -104,14 +108,14 @@ class Intake:
     async def _enqueue(self, task: NewTask) -> Enqueued:
         try:
             async with asyncio.timeout(self.accept_seconds_max):
-                return await self.queue.enqueue(task)
+                return await (self.keep or self.queue.enqueue)(task)
         except TimeoutError as error:
             # It is still on its way and may yet be kept; not promised is all that can be said in time.
             raise CopiesInsufficient("the message could not be made durable in time") from error
 
     def head_of(self, incoming: Incoming) -> Head:
         """What a task of this delivery, accepted now, would know of it."""
-        now_ms = self.queue.now_ms()  # a step of the wall clock must not change the order of a chat
+        now_ms = epoch_ms(self.now())  # a step of the wall clock must not change the order of a chat
         request_id = incoming.request_id or new_request_id()
         bound = self.bindings.lookup(incoming.channel, incoming.account, incoming.workflow_id)
         workflow_id = bound.workflow.workflow_id if bound else "pending"
@@ -137,7 +141,7 @@ class Intake:
             policy=incoming.policy,
             history_chunks=incoming.history_chunks,
             telemetry={
-                "copies": COPIES,
+                "copies": self.stores,
                 "bindingVersion": bound.binding.version if bound and bound.binding else None,
                 "binding": {"status": "bound" if bound else "missing"},
             },

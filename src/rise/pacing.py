@@ -1,8 +1,9 @@
-"""How fast: token buckets, for sending and for the doors; a slow start, for what has come back. In memory; losing
-them costs a moment's slowness.
+"""How fast: token buckets, for sending and for the doors; a slow start, for what has come back.
 
-A token is one call or one request. Rates are in tokens per second, bursts in tokens; `now` is in seconds of a
-clock that never steps back, and is passed in.
+A token is one call or one request. Rates are in tokens per second, what is saved up in tokens; `now` is in seconds of
+a clock that never steps back, and is passed in.
+
+Refuses: to wait for anybody, it only says how long; to be written down. Losing it costs a moment's slowness.
 """
 
 from __future__ import annotations
@@ -12,30 +13,30 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final
 
-ROUNDING: Final = 1e-4
+ROUNDING_TOKENS: Final = 1e-4
 """The part of a token that counts for nothing."""
 
 
 @dataclass(slots=True)
 class Bucket:
-    """`rate` tokens per second on average, `burst` tokens at once."""
+    """`tokens_per_second` on average, `tokens_max` at once."""
 
-    rate: float
-    burst: float
+    tokens_per_second: float
+    tokens_max: float
     tokens: float = field(init=False)
     """What is saved up; below 0 it is owed."""
-    refilled_seconds: float | None = None
+    refilled_at_seconds: float | None = None
     """The `now` up to which tokens have come in."""
 
     def __post_init__(self) -> None:
-        self.tokens = self.burst
+        self.tokens = self.tokens_max
 
     def wait_seconds(self, now: float) -> float:
         """Seconds until one may go; 0.0 if it may now."""
         self._refill(now)
         missing = 1 - self.tokens
         # What is lost in rounding is not waited for: the clock could not even show it.
-        return 0.0 if missing <= ROUNDING else missing / self.rate
+        return 0.0 if missing <= ROUNDING_TOKENS else missing / self.tokens_per_second
 
     def take(self, now: float) -> None:
         """One goes, whether or not its time had come: the debt is paid by the next."""
@@ -43,9 +44,11 @@ class Bucket:
         self.tokens -= 1
 
     def _refill(self, now: float) -> None:
-        if self.refilled_seconds is not None:
-            self.tokens = min(self.burst, self.tokens + max(0.0, now - self.refilled_seconds) * self.rate)
-        self.refilled_seconds = now
+        if self.refilled_at_seconds is not None:
+            self.tokens = min(
+                self.tokens_max, self.tokens + max(0.0, now - self.refilled_at_seconds) * self.tokens_per_second
+            )
+        self.refilled_at_seconds = now
 
 
 class SlowStart:
@@ -86,14 +89,14 @@ class SlowStart:
 
 
 class Buckets:
-    """One bucket per key, each of `rate` tokens per second and `burst` tokens at once.
+    """One bucket per key, each of `tokens_per_second` and `tokens_max` at once.
 
     Beyond `keys_max` keys the one that was unused for longest is forgotten: an attacker chooses keys.
     """
 
-    def __init__(self, rate: float, burst: float, *, keys_max: int = 50_000) -> None:
-        self._rate = rate
-        self._burst = burst
+    def __init__(self, tokens_per_second: float, tokens_max: float, *, keys_max: int = 50_000) -> None:
+        self._tokens_per_second = tokens_per_second
+        self._tokens_max = tokens_max
         self._keys_max = keys_max
         self._buckets: OrderedDict[Hashable, Bucket] = OrderedDict()
 
@@ -108,7 +111,7 @@ class Buckets:
     def _bucket(self, key: Hashable) -> Bucket:
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = Bucket(self._rate, self._burst)
+            bucket = self._buckets[key] = Bucket(self._tokens_per_second, self._tokens_max)
             if len(self._buckets) > self._keys_max:
                 self._buckets.popitem(last=False)
         else:

@@ -2,6 +2,9 @@
 
 Whoever else needs this worker waits for that, so it has bounds: the worker stops taking work for a few seconds
 at a time, and when runs beside it do not end, the suspect runs beside them after some tries.
+
+Refuses: two suspects at once, because the one would be blamed for the other; to judge. How many deaths make a task
+poison is the queue's.
 """
 
 from __future__ import annotations

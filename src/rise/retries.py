@@ -16,7 +16,7 @@ from rise.envelope import Head, Progress, Reason
 from rise.errors import Rejected, Unavailable, WaitsForDependency
 from rise.settings import RETRY_JITTER
 
-DEFAULT_CURVE: Final = (15.0, 60.0, 180.0)
+DEFAULT_CURVE_SECONDS: Final = (15.0, 60.0, 180.0)
 JITTER: Final = RETRY_JITTER
 WAIT_SECONDS_MIN: Final = 1.0
 WAIT_SECONDS_MAX: Final = 86_400.0
@@ -26,7 +26,7 @@ WAIT_SECONDS_MAX: Final = 86_400.0
 class RetryPolicy:
     """A task's own errors use up its tries; a dependency's never do."""
 
-    curve_seconds: Sequence[float] = DEFAULT_CURVE
+    curve_seconds: Sequence[float] = DEFAULT_CURVE_SECONDS
     retry_max: int = 3
     lane_block_max: timedelta = timedelta(seconds=600)
     curve_by_channel: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class RetryPolicy:
 
     def delay_seconds(self, head: Head, progress: Progress, clock: Clock) -> float:
         """Seconds before the next try, ± 20 %, so that what failed together does not come back together."""
-        curve = self.curve_by_channel.get(head.channel, self.curve_seconds) or DEFAULT_CURVE
+        curve = self.curve_by_channel.get(head.channel, self.curve_seconds) or DEFAULT_CURVE_SECONDS
         return curve[min(progress.attempts, len(curve) - 1)] * clock.random.uniform(1 - JITTER, 1 + JITTER)
 
     def verdict(
@@ -54,7 +54,7 @@ class RetryPolicy:
         if isinstance(error, WaitsForDependency):
             return _sane_seconds(error.retry_after_seconds) * clock.random.uniform(1, 1 + JITTER)
         if isinstance(error, Unavailable):
-            seconds = _sane_seconds(error.retry_after_seconds or DEFAULT_CURVE[0])
+            seconds = _sane_seconds(error.retry_after_seconds or DEFAULT_CURVE_SECONDS[0])
             return seconds * clock.random.uniform(1, 1 + JITTER)
         if isinstance(error, Rejected) or self.tries_left(head, progress) <= 0:
             return Reason.RETRIES_EXHAUSTED
@@ -68,7 +68,7 @@ class RetryPolicy:
 def _sane_seconds(asked_for: float) -> float:
     """Workflows and platforms say how long: nought would be a busy loop, infinity could not be stored."""
     if asked_for != asked_for:  # NaN
-        return DEFAULT_CURVE[0]
+        return DEFAULT_CURVE_SECONDS[0]
     return float(min(max(asked_for, WAIT_SECONDS_MIN), WAIT_SECONDS_MAX))
 
 

@@ -1,4 +1,10 @@
-"""How parts start, run and stop: in order, under supervision, never in silence."""
+"""How parts start, run and stop: in order, under supervision, never in silence.
+
+Promises: what has started is stopped, in reverse, also when the next one fails to start; a loop survives its errors
+and says them; no task is lost to the garbage collector.
+
+Refuses: to decide what an error means. It is handed to whoever started the part.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
-"""Everything that can be configured, read once at start.
+"""Everything that can be configured, read once at start. The only place that reads the environment, or sets it.
 
-A combination that cannot work, or that would lose messages, is refused with all its problems at once, each
-with its remedy. `docs/settings.md` is made from this file and a test compares.
+Refuses: a combination that cannot work, or that would lose messages, with all its problems at once, each with its
+remedy. `docs/settings.md` is made from this file and a test compares.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -28,9 +30,9 @@ RETRY_JITTER: Final = 0.2
 Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
 Rate = Annotated[float, Field(ge=0.001, le=1_000_000)]
 
+_PREFIX: Final = "RISE_"
+
 _NOT_YET = {
-    "redis_url": "Redis",
-    "rabbitmq_url": "RabbitMQ",
     "mongodb_url": "MongoDB",
     "temporal_address": "Temporal",
 }
@@ -40,7 +42,7 @@ class Settings(BaseSettings):
     """Environment variables with the prefix `RISE_`, or the same names in a file `.env`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RISE_", env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+        env_prefix=_PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
     )
 
     # where and how it listens
@@ -84,7 +86,19 @@ class Settings(BaseSettings):
     history_turns: int = Field(20, ge=0, le=50, description="Turns of a chat's history given to a workflow.")
 
     # keeping and retrying
-    min_copies: int = Field(1, ge=1, le=3, description="Durable places that must hold a message before 2xx.")
+    min_copies: int | None = Field(
+        None,
+        ge=1,
+        le=3,
+        description="Stores that must hold a message before 2xx, of journal, Redis and RabbitMQ. Unset: 2 with "
+        "RISE_RABBITMQ_URL, otherwise 1.",
+    )
+    journal_dir: Path | None = Field(
+        None,
+        description="Where the journal of open messages lies, with RISE_REDIS_URL; best a disk of its own. "
+        "Unset: RISE_DATA_DIR.",
+    )
+    publish_seconds: Seconds = Field(3.0, description="How long RabbitMQ may take to confirm a message, per try.")
     accept_seconds: Seconds = Field(3.0, description="How long an acceptance may take before it is answered 503.")
     claim_seconds: Annotated[float, Field(ge=0.5, le=SECONDS_MAX)] = Field(
         30.0, description="How long a silent worker keeps its chats before another takes over."
@@ -176,8 +190,12 @@ class Settings(BaseSettings):
     )
 
     # servers of the full profile
-    redis_url: SecretStr | None = Field(None, description="Redis as the queue.")
-    rabbitmq_url: SecretStr | None = Field(None, description="RabbitMQ as the second copy.")
+    redis_url: SecretStr | None = Field(
+        None, description="Redis hands out the work, `redis://…`; unset: SQLite does. It must not evict (`noeviction`)."
+    )
+    rabbitmq_url: SecretStr | None = Field(
+        None, description="RabbitMQ holds another copy of open messages, `amqp://…`; needs RISE_REDIS_URL."
+    )
     mongodb_url: SecretStr | None = Field(None, description="MongoDB as the ledger.")
     temporal_address: str | None = Field(None, description="Temporal for conversations and follow-ups.")
 
@@ -228,13 +246,53 @@ class Settings(BaseSettings):
             for name, vendor in _NOT_YET.items()
             if getattr(self, name) is not None
         ]
-        if self.min_copies > 1:
+        return (
+            found
+            + self._copies_problems()
+            + self._working_problems()
+            + self._overload_problems()
+            + self._alert_problems()
+            + self._telegram_problems()
+            + self._access_problems()
+        )
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """Those that can hold an open message."""
+        if self.redis_url is None:
+            return ("journal",)
+        return ("journal", "redis") if self.rabbitmq_url is None else ("journal", "redis", "rabbitmq")
+
+    @property
+    def copies_min(self) -> int:
+        """W: so many of them must hold it before it is promised."""
+        return self.min_copies or max(1, len(self.stores) - 1)
+
+    def _copies_problems(self) -> list[str]:
+        found = []
+        for name, url, schemes in (
+            ("RISE_REDIS_URL", self.redis_url, ("redis", "rediss", "unix")),
+            ("RISE_RABBITMQ_URL", self.rabbitmq_url, ("amqp", "amqps")),
+        ):
+            if url is not None and url.get_secret_value().partition("://")[0] not in schemes:
+                found.append(f"{name} must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}.")
+        if self.rabbitmq_url is not None and self.redis_url is None:
             found.append(
-                f"RISE_MIN_COPIES is {self.min_copies}, but the embedded profile has one durable place, its "
-                "directory. Set it to 1 or leave it out."
+                "RISE_RABBITMQ_URL is set without RISE_REDIS_URL: nothing would hand the work out. "
+                "Set RISE_REDIS_URL, or unset RISE_RABBITMQ_URL to run embedded."
             )
-        found += self._working_problems() + self._overload_problems() + self._alert_problems()
-        return found + self._telegram_problems() + self._access_problems()
+        elif self.copies_min > len(self.stores):
+            found.append(
+                f"RISE_MIN_COPIES is {self.min_copies}, but there are {len(self.stores)} stores for a message "
+                f"({', '.join(self.stores)}): nothing would ever be accepted. Set it to {len(self.stores)} or less, or "
+                "leave it out."
+            )
+        if self.journal_dir is not None and self.redis_url is None:
+            found.append(
+                "RISE_JOURNAL_DIR is set without RISE_REDIS_URL: on one machine without servers everything lies in "
+                "RISE_DATA_DIR. Set RISE_REDIS_URL, or unset it."
+            )
+        return found
 
     def _overload_problems(self) -> list[str]:
         found = []
@@ -363,6 +421,22 @@ def load_settings(**overrides: Any) -> Settings:
     if problems:
         raise SettingsInvalid(problems)
     return settings
+
+
+def preset(values: Mapping[str, object], *, where_unset: Mapping[str, object]) -> None:
+    """Set what this process reads, and every process that it starts: each reads the environment for itself."""
+    unset = {name: value for name, value in _as_environment(where_unset).items() if not os.environ.get(name)}
+    os.environ |= unset | _as_environment(values)
+
+
+def environment_of_another(values: Mapping[str, object]) -> dict[str, str]:
+    """For a process of another installation: the environment of this one, with these settings and no others."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
+    return inherited | _as_environment(values)
+
+
+def _as_environment(values: Mapping[str, object]) -> dict[str, str]:
+    return {_PREFIX + name.upper(): str(value) for name, value in values.items() if value is not None}
 
 
 def _describe(name: str, message: str) -> str:

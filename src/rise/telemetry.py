@@ -1,4 +1,10 @@
-"""What operators see: structured log events and metrics. Secrets never get this far in the clear."""
+"""What operators see: structured log events and metrics.
+
+Promises: what is known as a secret, or looks like one, is masked before it is written; nothing that came in a message
+can forge a line; an object that breaks when it is put into words breaks no log.
+
+Refuses: to hold anybody up. A thread writes the lines; what nobody takes is dropped and counted.
+"""
 
 from __future__ import annotations
 
@@ -239,6 +245,21 @@ settled_total = Counter(
     "Tasks that ended or were suspended",
     ("channel", "account", "workflow", "ending"),
     registry=registry,
+)
+copies_failed_total = Counter(
+    "rise_copies_failed_total", "Copies that a store did not take at once", ("copy",), registry=registry
+)
+rabbit_mirror_failed = Counter(
+    "rabbit_mirror_failed", "Messages for which the journal stands in for RabbitMQ", registry=registry
+)
+copies_made_up_total = Counter(
+    "rise_copies_made_up_total",
+    "Copies made later because a store was away or had lost them",
+    ("copy",),
+    registry=registry,
+)
+copies_lacking = Gauge(
+    "rise_copies_lacking", "Open messages of which a store has no copy yet", ("copy",), registry=registry
 )
 accept_seconds = Histogram(
     "rise_accept_seconds",

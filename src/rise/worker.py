@@ -3,6 +3,8 @@
 Crash anywhere and the claim lapses; whoever takes over finds either no result and runs again (finished steps
 are not repeated), or the result and goes on to the reply. A worker that was frozen and wakes up finds its
 fence stale: what it still writes changes nothing.
+
+Refuses: to send. What a run wants said is written into the outbox with its result, and delivery calls the platform.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ from rise.envelope import (
 )
 from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
+from rise.pacing import SlowStart
 from rise.quarantine import Quarantine
-from rise.queue.port import Anew, Claim, Finished, Queue, Replying, RetryIn, Settlement, Suspend
+from rise.queue.port import Anew, Claim, Claimed, Finished, Queue, Replying, RetryIn, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import Loop, Signal, cancel_all, insist, spawn
 from rise.telemetry import in_words, log, redact
@@ -48,8 +51,11 @@ Accept = Callable[[Incoming], Awaitable[object]]
 
 LOOK_SECONDS: Final = 1.0
 """How often the queue is looked at without a hint."""
+OUTAGE_SECONDS: Final = 5.0
+"""After so long without its store a worker begins again with little."""
 ELSEWHERE_SECONDS: Final = 2.0
 """How long a message is left to workers that have its workflow."""
+_TAKEN_OVER: Final = "another worker runs it from its saved steps"
 _NEVER_RAN: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.RAW_PAYLOAD_INVALID})
 
 
@@ -167,7 +173,9 @@ class Worker:
         self._quarantine = Quarantine()
         self._stopping = False
         self._store_failed_at: float | None = None
+        self._store_failing_since: float | None = None
         self._may_hold_ghosts = False
+        self._slow_start = SlowStart()
         self._looking = Loop("worker", self._look, sleep=clock.sleep, on_error=_report)
         self._heartbeat = Loop("worker.heartbeat", self._renew, sleep=clock.sleep, on_error=_report)
 
@@ -177,7 +185,10 @@ class Worker:
         return self._runner.abandoned > self._limits.abandoned_max
 
     async def start(self) -> None:
-        self._unsubscribe = self._bus.subscribe(Topic.LANES_READY, lambda _: self._hint.set())
+        self._unsubscribe = (
+            self._bus.subscribe(Topic.LANES_READY, lambda _: self.wake()),
+            self._bus.subscribe(Topic.RUNNING_PAUSED, self._pause),
+        )
         await self._heartbeat.start()
         await self._looking.start()
         log.info("task_worker.start", member=self._bus.member, workflows=sorted(self._runner.workflows))
@@ -186,7 +197,8 @@ class Worker:
         """Claim nothing more, let runs finish within the grace, hand back the rest as if never claimed."""
         self._stopping = True
         await self._looking.stop()
-        self._unsubscribe()
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
         give_up_at = self._clock.monotonic() + self._limits.stop_seconds
         while self._tasks and (left := give_up_at - self._clock.monotonic()) > 0:
             await asyncio.wait(set(self._tasks), timeout=left)
@@ -195,6 +207,16 @@ class Worker:
         self._runner.close()
         await self._queue.hand_back(self._bus.member)
         log.info("task_worker.stop", member=self._bus.member)
+
+    def wake(self) -> None:
+        """There may be work."""
+        self._hint.set()
+
+    def _pause(self, payload: Mapping[str, Any]) -> None:
+        """What is accepted meanwhile waits; said again before it lapses, if it is to last."""
+        seconds = payload.get("seconds")
+        if isinstance(seconds, int | float):
+            self._slow_start.hold(float(seconds), self._clock.monotonic())
 
     # --- claiming ---
 
@@ -205,25 +227,27 @@ class Worker:
             await self._hint.wait(LOOK_SECONDS)
 
     async def _claim(self) -> int:
+        """Begin as much work as there is room for. Returns how much was found."""
         room = self._room()
         if not room:
             return 0
-        try:
-            await self._let_go_of_ghosts()
-            claimed = await self._queue.claim(
-                self._bus.member,
-                room,
-                idle=self._quarantine.takes_suspects(is_empty=not self._held),
-                forgiving=self._store_failed_lately(),
-            )
-        except Unavailable:
-            self._note_store_failure()
-            raise
+        claimed = await self._ask_for(room)
         if claimed.suspects_waiting:
             self._quarantine.suspects_wait(self._clock.monotonic())
         for claim in claimed.claims:
             self._hold(claim)
         return len(claimed.claims)
+
+    async def _ask_for(self, room: Mapping[str, int]) -> Claimed:
+        takes_suspects = self._quarantine.takes_suspects(is_empty=not self._held)
+        try:
+            await self._let_go_of_ghosts()
+            return await self._queue.claim(
+                self._bus.member, room, idle=takes_suspects, forgiving=self._store_failed_lately()
+            )
+        except Unavailable:
+            self._note_store_failure()
+            raise
 
     async def _let_go_of_ghosts(self) -> None:
         """After a failure the store may know of claims that this process does not: one whose writing was never
@@ -231,10 +255,20 @@ class Worker:
         if self._may_hold_ghosts:
             await self._queue.hand_back(self._bus.member, keep=list(self._held))
             self._may_hold_ghosts = False
+            self._note_store_is_back()
 
     def _note_store_failure(self) -> None:
         self._store_failed_at = self._clock.monotonic()
+        if self._store_failing_since is None:
+            self._store_failing_since = self._store_failed_at
         self._may_hold_ghosts = True
+
+    def _note_store_is_back(self) -> None:
+        """After a while without it much has gathered, and what had failed must not be knocked down again."""
+        now, since = self._clock.monotonic(), self._store_failing_since
+        if since is not None and now - since >= OUTAGE_SECONDS:
+            self._slow_start.begin(now)
+        self._store_failing_since = None
 
     def _store_failed_lately(self) -> bool:
         """Whether others may have lost their claims only because they could not prolong them."""
@@ -245,10 +279,11 @@ class Worker:
         """Free places per channel. None for a while when a suspect needs this process for itself."""
         if self._held and self._quarantine.refuses_others(self._clock.monotonic()):
             return {}
-        room = dict.fromkeys(self._channels, self._limits.concurrency)
+        places = self._slow_start.room(self._limits.concurrency, self._clock.monotonic())
+        room = dict.fromkeys(self._channels, places) if places else {}
         for held in self._held.values():
             room[held.claim.channel] = room.get(held.claim.channel, 0) - 1
-        return room
+        return room if any(free > 0 for free in room.values()) else {}
 
     def _hold(self, claim: Claim) -> None:
         if _is_of_suspect(claim):
@@ -284,9 +319,7 @@ class Worker:
                 held.renewed_at = began
         for fence in lost & self._held.keys():
             held = self._held[fence]
-            log.warning(
-                "task.claim_lost", lane=held.claim.lane, consequence="another worker runs it from its saved steps"
-            )
+            log.warning("task.claim_lost", lane=held.claim.lane, consequence=_TAKEN_OVER)
             held.work.cancel()
 
     # --- working ---
@@ -298,7 +331,7 @@ class Worker:
             while following is not None and not self._stopping:
                 following = await self._finish(following, _understood(following.task, self._channels))
         except ClaimLost as error:
-            log.warning("task.claim_lost", lane=claim.lane, error=error)
+            log.warning("task.claim_lost", lane=claim.lane, error=error, consequence=_TAKEN_OVER)
             following = None
         self._held[claim.fence].is_settled = following is None
 
@@ -310,7 +343,8 @@ class Worker:
         except ClaimLost:
             raise
         except Exception as error:  # noqa: BLE001 - border: a bug of ours is said where people look, and keeps no chat
-            log.error("task.settle_failed", task_id=task.task_id, error=error, exc_info=error)
+            parked = "the task is suspended"
+            log.error("task.settle_failed", task_id=task.task_id, error=error, exc_info=error, consequence=parked)
             why = f"it could not be settled: {redact(in_words(error))[:2000]}"
             return await self._settle(claim, task, Suspended(Reason.RETRIES_EXHAUSTED, why))
 
@@ -369,6 +403,7 @@ class Worker:
             error=error,
             counts=counts,
             exc_info=error if counts else None,
+            consequence="it is suspended" if isinstance(verdict, Reason) else f"tried again in {verdict:.3g} s",
         )
         if isinstance(verdict, Reason):
             return Suspended(verdict, text, tell=self._texts.failed)
@@ -419,7 +454,9 @@ class Worker:
     async def _go_on(self, task: Task, run: Run) -> Settlement:
         """After a result is frozen: arm what it promised for later, each once, then let the task go on."""
         if run.status is not Status.DROPPED:
-            for number, plan in enumerate((run.result or {}).get("followUps", [])):
+            if run.unreadable is not None:
+                return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
+            for number, plan in enumerate(run.follow_ups):
                 await self._accept(follow_up(task, number, plan, run.saved_at_ms))
         return Finished() if run.status.is_finished else Replying()
 

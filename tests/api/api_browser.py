@@ -73,7 +73,7 @@ class Page:
         return result["result"].get("value")
 
     async def until(self, expression: str, *, seconds: float = 20.0) -> Any:
-        """Wait until it comes to something true, and return that."""
+        """Wait until it comes to something true, and return that. The page has no signal: asked again and again."""
         try:
             async with asyncio.timeout(seconds):
                 while not (found := await self.ask(expression)):

@@ -72,7 +72,7 @@ async def echo(turn: rise.Turn) -> None:
 
 
 async def eventually(look: Callable[[], Awaitable[Any]], *, seconds: float = 10.0) -> Any:
-    """The first answer of `look` that is something."""
+    """The first answer of `look` that is something. Over HTTP there is no signal: asked again and again."""
     async with asyncio.timeout(seconds):
         while not (found := await look()):
             await asyncio.sleep(0.02)

@@ -87,6 +87,7 @@ async def polling(telegram, intake, clock, states) -> AsyncIterator[TelegramPoll
 
 
 async def until(condition: Callable[[], bool]) -> None:
+    """What it is about changes in the stand-in, the intake or the clock: no one signal, so asked again and again."""
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.005)

@@ -373,18 +373,22 @@ async def test_a_refusal_from_before_the_bot_api_is_not_sent(status):
 
 
 async def test_a_connection_that_died_while_idle_is_not_used_again():
-    requests = 0
+    answered, died = 0, asyncio.Semaphore(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal requests
-        requests += 1
+        nonlocal answered
         await answering("200 OK", b'{"ok":true,"result":{"message_id":1}}')(reader, writer)
+        answered += 1
+        writer.write_eof()
+        assert await reader.read() == b"", "another call came on it"
+        died.release()  # the channel has seen the end, and has closed its own
 
     async with server(serve) as url, open_channel(url) as channel:
         for _ in range(3):
             assert isinstance(await channel.send(ACCOUNT, CHAT, HELLO), Succeeded)
-            await asyncio.sleep(0.05)
-    assert requests == 3
+            async with asyncio.timeout(5):
+                await died.acquire()
+    assert answered == 3
 
 
 async def test_a_cancelled_send_is_cancelled():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rise.clock import epoch_ms
+from rise.envelope import ReplyId, RunId
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import LedgerConformance
 from rise.testing.fakes.ledger import HISTORY_KEPT, MemoryLedger, MemoryLedgerState
@@ -26,6 +27,12 @@ class MemoryStage:
 
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
+
+    async def spoil_call(self, reply_id: ReplyId) -> None:
+        self.state.spoil_call(reply_id)
+
+    async def spoil_result(self, run_id: RunId) -> None:
+        self.state.spoil_result(run_id)
 
 
 @pytest.mark.req("TST-3")

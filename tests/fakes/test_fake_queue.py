@@ -30,7 +30,7 @@ class MemoryStage:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.epoch_ms = epoch_ms(self.clock.now())
-        self.state = MemoryQueueState(generation="the first")
+        self.state = MemoryQueueState(life="the first")
         self.queue = self.open()
 
     def open(self) -> MemoryQueue:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import apsw
 import pytest
 
+from rise.envelope import ReplyId, RunId
 from rise.errors import StoreUnavailable
 from rise.ledger.sqlite import HISTORY_KEPT, SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
@@ -22,14 +23,23 @@ class InlineStage:
         self.disk = memory_disk()
 
     async def open(self) -> SqliteLedger:
-        database = InlineDatabase(self.disk, clock=self.clock, schema={"ledger": SCHEMA})
-        await database.open()
-        return SqliteLedger(database)
+        self.database = InlineDatabase(self.disk, clock=self.clock, schema={"ledger": SCHEMA})
+        await self.database.open()
+        return SqliteLedger(self.database)
 
     another = open
 
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
+
+    async def spoil_call(self, reply_id: ReplyId) -> None:
+        await self._write("UPDATE replies SET call = ? WHERE reply_id = ?", b'{"method":["of tomorrow"]}', reply_id)
+
+    async def spoil_result(self, run_id: RunId) -> None:
+        await self._write("UPDATE runs SET result = ? WHERE run_id = ?", b"\x89 of tomorrow", run_id)
+
+    async def _write(self, sql: str, *values: object) -> None:
+        await self.database.write(lambda connection: list(connection.execute(sql, values)))
 
 
 @pytest.mark.req("TST-3", "EMB-2")

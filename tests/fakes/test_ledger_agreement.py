@@ -25,6 +25,7 @@ from rise.ledger.port import (
     Reply,
     ReplyState,
     Resend,
+    Run,
     RunResult,
     Sent,
     Turn,
@@ -83,7 +84,7 @@ COMMANDS = commands(
     command(1, "outbox_open"),
     command(4, "outbox_take", limit=LIMIT, excluded=st.lists(ACCOUNTS, max_size=1)),
     command(1, "outbox_take_with", pick=PICKS, limit=LIMIT),
-    command(10, "deliver", pick=PICKS, delivery=DELIVERIES),
+    command(10, "deliver", pick=PICKS, delivery=DELIVERIES, is_answer_lost=st.booleans()),
     command(1, "outbox_sending", pick=PICKS),
     command(1, "outbox_record", pick=PICKS, delivery=DELIVERIES),
     command(1, "outbox_release", pick=PICKS, seconds=SECONDS),
@@ -93,6 +94,8 @@ COMMANDS = commands(
     command(1, "remove_binding", account=ACCOUNTS, workflow_id=WORKFLOWS),
     command(1, "record_operation", limit=LIMIT),
     command(1, "purge", seconds=st.sampled_from((0.0, 6.0))),
+    command(1, "spoil_call", pick=PICKS),
+    command(1, "spoil_result", pick=PICKS),
     command(4, "pass_time", seconds=st.sampled_from((1.0, 6.0))),
     command(2, "look_at_run", number=NUMBERS, generation=GENERATIONS),
     command(2, "look_at_chat", chat=st.sampled_from(("a", "b", "c", "urgent")), after=st.integers(0, 3), limit=LIMIT),
@@ -185,14 +188,14 @@ class TwoLedgers:
             for replies in zip(fake, real, strict=True):
                 self._remember(*replies)
 
-    def deliver(self, pick: int, delivery: Delivery) -> None:
+    def deliver(self, pick: int, delivery: Delivery, is_answer_lost: bool) -> None:
         """As a sender does: one that it was handed, with one call."""
         if not self.unsent:
             self.outbox_take(1, [])
         if self.unsent:
             replies = self.unsent.pop(-1 - pick % len(self.unsent))
             if replies[self.fake].state is ReplyState.SENDING or self._sending(replies) is None:
-                self._record(replies, delivery)
+                self._record(replies, delivery, is_answer_lost=is_answer_lost)
             else:
                 self._release(replies, 0.0)
 
@@ -208,9 +211,13 @@ class TwoLedgers:
         for replies in self._picked(pick):
             self._record(replies, delivery)
 
-    def _record(self, replies: Replies, delivery: Delivery) -> None:
+    def _record(self, replies: Replies, delivery: Delivery, *, is_answer_lost: bool = False) -> None:
         fence = self.fences[-1]
         fake, real = self.agree(lambda ledger: ledger.outbox_record(fence[ledger], replies[ledger], delivery))
+        if is_answer_lost and isinstance(real, Delivered):
+            self.look()
+            _, again = self.agree(lambda ledger: ledger.outbox_record(fence[ledger], replies[ledger], delivery))
+            assert again == real
         if fake.next is not None:
             self._remember(fake.next, real.next)
 
@@ -244,6 +251,23 @@ class TwoLedgers:
         operation = Operation(at_ms=self.database.now_ms(), who="ann", action="drop", target="t")
         self.agree(lambda ledger: ledger.record_operation(operation))
         self.agree(lambda ledger: ledger.operations(limit=limit))
+
+    def spoil_call(self, pick: int) -> None:
+        """One that is still to be sent, as a damaged disk or a newer version leaves it."""
+        waiting = [key for key, stored in self.state.replies.items() if stored.waits]
+        if waiting:
+            reply_id = picked(waiting, pick)
+            self.state.spoil_call(reply_id)
+            self._spoil("UPDATE replies SET call = 'spoilt' WHERE reply_id = ?", reply_id)
+
+    def spoil_result(self, pick: int) -> None:
+        run_id = self._some_task(pick).run_id
+        if run_id in self.state.runs:
+            self.state.spoil_result(run_id)
+            self._spoil("UPDATE runs SET result = 'spoilt' WHERE run_id = ?", run_id)
+
+    def _spoil(self, sql: str, key: str) -> None:
+        answer(self.database.write(lambda connection: list(connection.execute(sql, (key,)))))
 
     def purge(self, seconds: float) -> None:
         before = self.database.now_ms() - int(seconds * 1000)
@@ -299,7 +323,14 @@ def _comparable(said: Any) -> Any:
     match said:
         case Reply():
             worded = said.state is ReplyState.FAILED
-            return msgspec.structs.replace(said, sequence=0, error=str(bool(said.error)) if worded else said.error)
+            error = str(bool(said.error)) if worded else said.error
+            return msgspec.structs.replace(
+                said, sequence=0, claim=0, error=error, unreadable=said.unreadable and "for some reason"
+            )
+        case Run():
+            return msgspec.structs.replace(said, unreadable=said.unreadable and "for some reason")
+        case dict():
+            return {key: _comparable(one) for key, one in said.items()}
         case Delivered(ended, following):
             return ended, _comparable(following)
         case OutboxDepth():

@@ -108,7 +108,7 @@ COMMANDS = commands(
     command(1, "hold", pick=PICKS, ahead=AHEAD),
     command(2, "restart", pick=PICKS, generation=GENERATIONS),
     command(1, "restart_ended", number=NUMBERS, chat=CHATS, generation=GENERATIONS),
-    command(2, "cancel", pick=PICKS),
+    command(2, "cancel", pick=PICKS, ahead=AHEAD),
     command(5, "pass_time", seconds=st.sampled_from((0.001, 1.0, 10.0, 30.0, 100.0))),
     command(1, "turn_pages", selection=SELECTIONS, limit=LIMIT),
 )
@@ -124,7 +124,7 @@ class TwoQueues:
     def __init__(self, clock: ManualClock, real: Queue, *, answer: Answering = answer) -> None:
         self.clock = clock
         self.real = real
-        self.state = MemoryQueueState(generation="the first")
+        self.state = MemoryQueueState(life="the first")
         self.fake = MemoryQueue(self.state, now_ms=real.now_ms, limits=LIMITS)
         self.answer = answer
         self.claims: list[Claims] = []
@@ -239,9 +239,9 @@ class TwoQueues:
         task = Task(new.head, new.raw, Progress(status=Status.COMPLETED))
         self.agree(lambda queue: queue.restart(task, generation=generation))
 
-    def cancel(self, pick: int) -> None:
-        task_id, _ = self._open(pick)
-        self.agree(lambda queue: queue.cancel(task_id))
+    def cancel(self, pick: int, ahead: int) -> None:
+        task_id, generation = self._open(pick)
+        self.agree(lambda queue: queue.cancel(task_id, generation=generation + ahead))
 
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -323,7 +323,7 @@ def test_redis_says_what_the_fake_says_whatever_is_done(request: pytest.FixtureR
             clock = ManualClock()
             databases.append(RedisOnTheClock(redis_server.url, clock=clock, answer_seconds=PATIENCE_SECONDS))
             queue = RedisQueue(databases[-1], LIMITS)
-            runner.run(queue.begin_generation())
+            runner.run(queue.begin_life())
             return TwoQueues(clock, queue, answer=answers_in(runner))
 
         try:
@@ -349,16 +349,14 @@ async def one(request: pytest.FixtureRequest) -> AsyncIterator[OneQueue]:
     sqlite = SqliteQueue(opened(clock, queue=SCHEMA), LIMITS)
     match request.param:
         case "fake":
-            yield OneQueue(
-                MemoryQueue(MemoryQueueState(generation="the first"), now_ms=sqlite.now_ms, limits=LIMITS), clock
-            )
+            yield OneQueue(MemoryQueue(MemoryQueueState(life="the first"), now_ms=sqlite.now_ms, limits=LIMITS), clock)
         case "sqlite":
             yield OneQueue(sqlite, clock)
         case "redis":
             server = request.getfixturevalue("redis_server")
             database = RedisOnTheClock(server.url, clock=clock, answer_seconds=PATIENCE_SECONDS)
             queue = RedisQueue(database, LIMITS)
-            await queue.begin_generation()
+            await queue.begin_life()
             yield OneQueue(queue, clock)
             await database.close()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rise.connections.sqlite import Database
+from rise.envelope import ReplyId, RunId
 from rise.ledger.sqlite import HISTORY_KEPT, SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import LedgerConformance
@@ -31,6 +32,15 @@ class SqliteStage:
 
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
+
+    async def spoil_call(self, reply_id: ReplyId) -> None:
+        await self._write("UPDATE replies SET call = ? WHERE reply_id = ?", b'{"method":["of tomorrow"]}', reply_id)
+
+    async def spoil_result(self, run_id: RunId) -> None:
+        await self._write("UPDATE runs SET result = ? WHERE run_id = ?", b"\x89 of tomorrow", run_id)
+
+    async def _write(self, sql: str, *values: object) -> None:
+        await self.databases[0].write(lambda connection: list(connection.execute(sql, values)))
 
 
 @pytest.mark.req("TST-3", "EMB-2")

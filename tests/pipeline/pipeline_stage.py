@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import apsw
+
 from rise.bindings import BindingRegistry
 from rise.bus.local import LocalBus
 from rise.bus.port import Topic
@@ -205,11 +207,13 @@ class Process:
     async def passing(self, step: str, call: Callable[[], Awaitable[Any]]) -> Any:
         await self._alive()
         self.steps.append(step)
-        await self._stop_at(step, "before")
-        result = await call()
-        await self._alive()  # what comes back to a dead process reaches nobody
-        await self._stop_at(step, "after")
-        self.stage.touch()
+        try:
+            await self._stop_at(step, "before")
+            result = await call()
+            await self._alive()  # what comes back to a dead process reaches nobody
+            await self._stop_at(step, "after")
+        finally:
+            self.stage.touch()
         return result
 
     # --- inside ---
@@ -512,6 +516,17 @@ class Stage:
     def _a_living_process(self) -> Process:
         return next(process for process in self._processes if not process.is_dead)
 
+    async def rewrite(self, table: str, task_id: TaskId, **column: bytes) -> bytes:
+        """Put something else where a store keeps this, and return what was there."""
+        [(name, value)] = column.items()
+
+        def change(connection: apsw.Connection) -> bytes:
+            kept = connection.execute(f"SELECT {name} FROM {table} WHERE task_id = ?", (task_id,)).fetchone()
+            connection.execute(f"UPDATE {table} SET {name} = ? WHERE task_id = ?", (value, task_id))
+            return bytes(kept[0])
+
+        return await self.database.write(change)
+
     # --- time, and what happened ---
 
     async def pass_time(self, seconds: float) -> None:
@@ -561,6 +576,14 @@ class Stage:
         ]
         said = [(message.chat_id, message.text[:60]) for message in self.telegram.sent[-20:]]
         return f"open: {open_tasks}; outbox: {await self.ledger.outbox_depth()}; said: {said}"
+
+    async def logged(self, event: str, *, count: int) -> None:
+        """Wait until it has been logged so often. Looked at whenever a process has done something."""
+
+        async def holds() -> bool:
+            return sum(one["event"] == event for one in self.log) >= count
+
+        await self.until(holds)
 
     async def ended(self, *task_ids: TaskId) -> list[Run]:
         """Wait until these are finished, in the ledger and then in the queue."""

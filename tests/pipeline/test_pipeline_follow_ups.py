@@ -9,7 +9,7 @@ import pytest
 from pipeline_stage import Stage
 
 import rise
-from rise.envelope import DeliveryKey, run_id_of, task_id_of
+from rise.envelope import DeliveryKey, Reason, run_id_of, task_id_of
 
 MINUTE = 60
 
@@ -42,6 +42,29 @@ async def test_a_follow_up_does_not_hold_up_its_chat_until_then(stage: Stage):
     await stage.start(reminds)
     await stage.write("first", "second")
     assert await stage.said(2) == ["I will remind you"] * 2
+
+
+@pytest.mark.req("WFL-3")
+@pytest.mark.failure("D12", "M4")
+async def test_what_was_promised_in_a_result_that_cannot_be_read_waits_for_who_can(stage: Stage):
+    gateway = await stage.start_gateway()
+    [task_id] = await stage.write("remind me")
+    worker = stage.new_worker(reminds)
+    worker.die_at("ledger.save_result", "after")
+    await stage.start_new_worker(worker, reminds)
+    await worker.dead()
+    kept = await stage.rewrite("runs", task_id, result=b"of tomorrow")
+    await gateway.supervisor.reap()
+    await stage.start_worker(reminds)
+    waiting = await stage.suspended(task_id, Reason.SCHEMA_NEWER)
+    assert "unreadable" in (waiting.error or "")
+    assert await stage.said(1) == ["I will remind you"]
+    await gateway.supervisor.sweep()
+    await stage.suspended(task_id, Reason.SCHEMA_NEWER)
+    await stage.rewrite("runs", task_id, result=kept)  # as a newer version reads it
+    await stage.operations.resume(task_id, who="operator")
+    await stage.ended(task_id)
+    assert await stage.queue.get(task_id_of(DeliveryKey(f"fu:{run_id_of(task_id, 0)}:0"))) is not None
 
 
 @pytest.mark.req("WFL-3", "WRK-4")

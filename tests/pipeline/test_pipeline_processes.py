@@ -281,14 +281,16 @@ async def test_a_bot_that_cannot_be_loaded_leaves_the_door_open_and_is_tried_aga
 async def test_a_worker_process_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch):
     clock = ManualClock()
     capabilities = CapabilityRegistry(clock)
-    real, refusals = asyncio.create_subprocess_exec, 2
+    real, refusals, started = asyncio.create_subprocess_exec, 2, asyncio.Event()
 
     async def start(*words: Any, **options: Any) -> Any:
         nonlocal refusals
         if refusals:
             refusals -= 1
             raise OSError(11, "Resource temporarily unavailable")
-        return await real(sys.executable, "-c", "import time; time.sleep(60)", **options)
+        process = await real(sys.executable, "-c", "import time; time.sleep(60)", **options)
+        started.set()
+        return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     process = WorkerProcess(capabilities=capabilities, clock=clock, stall_seconds=60, stop_seconds=0)
@@ -301,8 +303,8 @@ async def test_a_worker_process_that_cannot_be_started_is_tried_again(monkeypatc
     await clock.until_sleeping()
     clock.advance(2)
     async with asyncio.timeout(10):
-        while process.pid is None:
-            await asyncio.sleep(0.01)
+        await started.wait()
+    assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     await process.stop()
 

@@ -18,6 +18,7 @@ from rise.envelope import Outcome, Reason, Status, TaskId
 from rise.errors import StoreUnavailable
 from rise.ledger.port import Reply, ReplyKind, ReplyState
 from rise.queue.port import Selection
+from rise.roles import LEASE_SECONDS
 from rise.testing.telegram import Fault
 from rise.worker import WorkerLimits
 
@@ -461,10 +462,44 @@ async def test_a_reply_whose_channel_is_not_configured_waits_until_it_is(stage: 
     assert "not configured" in str((await waits(stage, task_id)).error)
     await stage.pass_time(delivery.ACCOUNT_RETRY_SECONDS - 1)
     assert gateway.steps.count("ledger.outbox_record") == 1
+    await without.stop()
     await stage.start_gateway()
-    await stage.pass_time(2)
+    await stage.pass_time(LEASE_SECONDS + 1)
     await stage.ended(task_id)
     assert stage.texts() == ["echo Hello"]
+
+
+# --- what cannot be read ----------------------------------------------------------------------------------
+
+
+@pytest.mark.req("OUT-1", "SUS-2")
+@pytest.mark.failure("D12", "M4")
+async def test_a_reply_that_cannot_be_read_waits_for_a_person_and_all_others_go_out(stage: Stage):
+    await stage.start_gateway(sends=False)
+    await stage.start_worker(saying("echo {}"))
+    [spoilt, following] = await stage.write("one", "two", chat=1)
+    [other] = await stage.write("three", chat=2)
+    for task_id in (spoilt, following, other):
+        await waits(stage, task_id, tries=0)
+    kept = await stage.rewrite("replies", spoilt, call=b'{"method":["of tomorrow"]}')
+    gateway = await stage.start_gateway()
+
+    async def is_held() -> bool:
+        await gateway.supervisor.sweep()  # the sender may be there before the worker has let go
+        task = await stage.look(spoilt)
+        return task is not None and task.reason is Reason.REPLY_HELD
+
+    await stage.until(is_held)
+    assert "unreadable" in ((await answers(stage, spoilt))[0].error or "")
+    await stage.ended(following, other)
+    assert (stage.texts(1), stage.texts(2)) == (["echo two"], ["echo three"])
+    await stage.operations.resume(spoilt, who="operator")
+    await stage.until(is_held)
+    assert len(stage.calls("sendMessage")) == 2, "what nobody can read is not sent, whoever says so"
+    await stage.rewrite("replies", spoilt, call=kept)  # as a newer version reads it
+    await stage.operations.resume(spoilt, who="operator")
+    await stage.ended(spoilt)
+    assert stage.texts(1) == ["echo two", "echo one"]
 
 
 # --- who sends --------------------------------------------------------------------------------------------
@@ -479,6 +514,8 @@ async def test_of_two_senders_the_older_can_do_nothing_any_more(stage: Stage, st
     [task_id] = await stage.write("Hello")
     await held.reached()
     new = await stage.start_gateway()
+    await old.ledger.leave_roles(old.bus.member)  # as when it could not say for a while that it has the role
+    await stage.pass_time(2)
     await stage.ended(task_id)
     held.open()
     await stage.let_go_on()
@@ -624,6 +661,28 @@ async def test_people_see_that_an_answer_is_coming_while_a_workflow_runs_and_not
     for _ in range(5):
         await stage.pass_time(5)
     assert len(stage.calls("sendChatAction")) == count
+
+
+LACKING: Any = object()
+ODD: list[Any] = [None, "", 0, [], {}, ["x"], {"x": 1}, "x", -1, 1e300]
+
+
+@pytest.mark.failure("M4")
+@pytest.mark.parametrize("topic", [Topic.RUN_STARTED, Topic.RUN_ENDED, Topic.TASK_SETTLED])
+async def test_what_another_version_says_breaks_nobody_who_listens(stage: Stage, topic: Topic):
+    """Whatever field is missing or of another type; and afterwards everybody listens still."""
+    whole = {
+        "run_id": "t_x.0", "task_id": "t_x", "channel": "telegram", "account": stage.account, "chat_id": "42",
+        "status": "completed", "outcome": "answered", "reason": "workflow_pending", "workflow_id": "w", "seconds": 1.5,
+    }  # fmt: skip
+    gateway, _ = await stage.start(saying("echo {}"))
+    for field in whole:
+        for number, odd in enumerate([LACKING, *ODD]):
+            event = whole | {"run_id": f"t_{field}{number}.0"} | {field: odd}
+            gateway.bus.publish(topic, {name: value for name, value in event.items() if value is not LACKING})
+    gateway.bus.publish(topic, {})
+    await stage.ended(*await stage.write("Hello"))
+    assert [entry for entry in stage.log if entry["event"] == "bus.listener_failed"] == []
 
 
 # --- the store --------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import apsw
 import pytest
 
 from rise.bus.local import LocalBus
+from rise.capabilities import CONSEQUENCES
 from rise.channels.telegram import read_update
 from rise.clock import SystemClock
 from rise.runtime.assembly import build
@@ -226,6 +227,7 @@ async def test_the_running_servers_capabilities_are_told_in_its_own_words(data_d
         findings = {finding.name: finding for finding in await doctor(data_dir, port=port).probe("capabilities")}
     assert [finding.level for finding in findings.values()] == [Level.OK, Level.WARN, Level.FAIL]
     assert findings["worker"].detail == "unavailable: it ended (exit 1); restarted in 5 s"
+    assert CONSEQUENCES["worker"] in findings["worker"].remedy, "and of what follows from them, in the log's"
 
 
 async def test_of_the_database_the_running_servers_word_is_told(data_dir: Path, owned: DataDirectory):

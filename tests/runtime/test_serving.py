@@ -133,6 +133,7 @@ async def test_a_worker_without_an_app_is_refused_and_changes_nothing(tmp_path: 
 
 
 async def until(holds: Callable[[], bool]) -> None:
+    """Of other processes, there is no signal to wait for: asked again and again."""
     async with asyncio.timeout(20):
         while not holds():
             await asyncio.sleep(0.05)

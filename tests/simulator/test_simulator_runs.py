@@ -19,6 +19,8 @@ ONCE_BROKEN = {
     53: "a finished run's error was looked at by nobody when its worker was stopped",
     60: "the sender waited for a billionth of a second, for ever",
     85: "a step of a run that had ended meanwhile",
+    107: "a message that was dropped while somebody ran it again: the new run was lost with the old one",
+    119: "the same, where the drop came first",
     125: "the wall clock was four days ahead at a power cut: keys were forgotten, nothing else",
     217: "an answered message was taken for poison before what it promised for later was armed, and nobody went on",
     1063: "a run was out of time because the store took long to save its steps, and a try was counted",

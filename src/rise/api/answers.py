@@ -169,7 +169,14 @@ class Border:
             _count_refusal(scope["path"], error)
             response = answer_error(error, request_id)
         except Exception as error:  # noqa: BLE001 - border: logged whole, answered 500 without its cause
-            log.error("request.failed", request_id=request_id, path=scope["path"], error=error, exc_info=error)
+            log.error(
+                "request.failed",
+                request_id=request_id,
+                path=scope["path"],
+                error=error,
+                exc_info=error,
+                consequence="cut short, the beginning is sent" if started else "answered 500",
+            )
             response = _answer_unexpected(request_id)
         else:
             return

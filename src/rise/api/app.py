@@ -1,4 +1,7 @@
-"""The whole HTTP application: Telegram's webhook in front, everything else behind it on FastAPI."""
+"""The whole HTTP application: Telegram's webhook in front, everything else behind it on FastAPI.
+
+Refuses: to describe itself to anybody without a token. Building it starts nothing and opens nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from rise.api.webchat import Watchers, build_webchat
 from rise.api.webhooks import TelegramWebhook, answer_unconfigured
 from rise.envelope import encode_json
 from rise.errors import CapabilityClosed
+from rise.runtime import assembly
 from rise.runtime.assembly import House
-from rise.runtime.operations import Operations
 from rise.runtime.registration import WEBHOOK
 from rise.telemetry import refused_total
 
@@ -66,7 +69,7 @@ def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: 
     app.state.house = house
     app.state.capabilities = house.capabilities
     app.state.gate = gate
-    operations = Operations(house.queue, house.ledger, house.bus, house.clock)
+    operations = assembly.build_operations(house)
     app.include_router(build_health(house))
     app.include_router(build_tasks(house, operations, broker))
     app.include_router(build_operations(house, operations))

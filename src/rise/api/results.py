@@ -2,6 +2,8 @@
 
 The bus says when a task was settled, and the ledger is looked at every second besides: a lost event costs a
 second, never an answer. Who stops waiting, or hangs up, loses nothing: the result stays where it is.
+
+Refuses: to wait for what waits for a person, and to let more wait than a process can bear; they are told "not yet".
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Signals are the caller's. A connection must send its headers in time and of bearable size; afterwards the
 reading of bodies has bounds of its own.
+
+Refuses: an address that cannot be listened on (`SettingsInvalid`); to believe a header about who calls.
 """
 
 from __future__ import annotations

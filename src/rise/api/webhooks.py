@@ -155,7 +155,14 @@ def trace_id_of(trace_parent: bytes) -> str | None:
 
 async def _fail(scope: Scope, send: Send, error: Exception) -> None:
     request_id = request_id_of(scope)
-    log.error("request.failed", request_id=request_id, path=scope["path"], error=error, exc_info=error)
+    log.error(
+        "request.failed",
+        request_id=request_id,
+        path=scope["path"],
+        error=error,
+        exc_info=error,
+        consequence="answered 500; Telegram sends the update again",
+    )
     await _refuse(send, 500, (b"retry-after", b"%d" % RETRY_AFTER_SECONDS), (b"x-request-id", request_id.encode()))
 
 

@@ -21,6 +21,7 @@ import msgspec
 
 from rise.bus.port import Listener, Topic
 from rise.envelope import encode_json, new_key
+from rise.telemetry import log
 
 DATAGRAM_BYTES_MAX: Final = 8192
 PEERS_SECONDS: Final = 0.25
@@ -132,7 +133,10 @@ class LocalBus:
 
     def _tell(self, topic: Topic, payload: Mapping[str, Any]) -> None:
         for listener in list(self._listeners[topic]):
-            listener(payload)
+            try:
+                listener(payload)
+            except Exception as error:  # noqa: BLE001 - border: it has missed a hint and looks by itself; the others hear
+                log.error("bus.listener_failed", topic=topic, error=error, exc_info=error)
 
     def _peers(self) -> list[str]:
         """The members, looked up a few times a second at most: who came just now looks by itself at its start."""

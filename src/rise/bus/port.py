@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 Listener = Callable[[Mapping[str, Any]], None]
-"""Called in the event loop; quick, and raises nothing."""
+"""Called in the event loop; quick, and raises nothing: an event of another version may lack any field."""
 
 
 class Topic(StrEnum):
@@ -43,7 +43,7 @@ class Bus(Protocol):
         ...
 
     def subscribe(self, topic: Topic, listener: Listener) -> Callable[[], None]:
-        """Returns what ends the subscription."""
+        """Returns what ends the subscription. A listener that raises all the same keeps no other from hearing."""
         ...
 
     def dead_members(self) -> list[str]:

@@ -17,7 +17,19 @@ from typing import Any, Final
 import msgspec
 
 from rise.channels.port import Channel, Incoming
-from rise.envelope import JSON_NAMES, Call, DeliveryKey, Effect, Head, LaneKey, TaskType, new_key, task_id_of
+from rise.envelope import (
+    JSON_NAMES,
+    Call,
+    DeliveryKey,
+    Effect,
+    Head,
+    LaneKey,
+    TaskType,
+    fits_int64,
+    json_name,
+    new_key,
+    task_id_of,
+)
 from rise.errors import ChannelUnknown, PayloadInvalid, PayloadMalformed
 
 CHANNEL: Final = "http"
@@ -31,7 +43,6 @@ RETRY_MAX_MAX: Final = 100
 WAIT_SECONDS: Final = 30.0
 WAIT_SECONDS_MAX: Final = 300.0
 
-_INT64_MAX: Final = (1 << 63) - 1
 _APPLY_FIELDS: Final = (
     "workflowId",
     "userText",
@@ -343,7 +354,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     except ValueError as error:  # an integer of thousands of digits
         raise PayloadInvalid("the body holds a number that is too long", field="body") from error
     if type(value) is not dict:
-        raise PayloadInvalid(f"the body is {_named(value)}, not an object", field="body")
+        raise PayloadInvalid(f"the body is {json_name(value)}, not an object", field="body")
     _refuse_unusable(value)
     return value
 
@@ -382,8 +393,8 @@ def _refuse_unusable(value: dict[str, Any]) -> None:
         if type(current) is str:
             _refuse_surrogates(current, place)
         elif type(current) is int:
-            if not -_INT64_MAX - 1 <= current <= _INT64_MAX:
-                raise PayloadInvalid(f"{_said(place)} is a number beyond 64 bits", field=_said(place))
+            if not fits_int64(current):
+                raise PayloadInvalid(f"{_said(place)} is {json_name(current)}", field=_said(place))
         elif type(current) in (dict, list):
             if depth > DEPTH_MAX:
                 raise PayloadInvalid(f"{_said(place)} is nested deeper than {DEPTH_MAX}", field=_said(place))
@@ -442,7 +453,7 @@ def optional(fields: dict[str, Any], name: str, *types: type) -> Any:
     value = fields.get(name)
     if value is not None and types and type(value) not in types:
         expected = " or ".join(_EXPECTED[kind] for kind in types)
-        raise PayloadInvalid(f"{name} is {_named(value)}; expected {expected}", field=name)
+        raise PayloadInvalid(f"{name} is {json_name(value)}; expected {expected}", field=name)
     return value
 
 
@@ -451,7 +462,7 @@ def identifier(value: Any, field: str, *, chars_max: int) -> str:
     if type(value) is int:
         return str(value)
     if type(value) is not str:
-        raise PayloadInvalid(f"{field} is {_named(value)}; expected a string or an integer", field=field)
+        raise PayloadInvalid(f"{field} is {json_name(value)}; expected a string or an integer", field=field)
     if not 0 < len(value) <= chars_max or not value.isprintable() or value != value.strip():
         raise PayloadInvalid(f"{field} is 1 to {chars_max} printable characters, not blank around", field=field)
     return value
@@ -460,10 +471,6 @@ def identifier(value: Any, field: str, *, chars_max: int) -> str:
 def _shortened(text: str) -> str:
     """For messages: no longer than a line, whatever it holds."""
     return ascii(text)[1:-1][:80] or '""'
-
-
-def _named(value: object) -> str:
-    return JSON_NAMES.get(type(value), "something else")
 
 
 _EXPECTED: Final = {**JSON_NAMES, float: "a number"}

@@ -1,4 +1,7 @@
-"""`rise bench`: how fast it is here, beside what one might use instead."""
+"""`rise bench`: how fast it is here, beside what one might use instead.
+
+Refuses: to compare with another run. Both sides take turns in one, on the disk that is named.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`rise audit`, `rise doctor`: is everything accounted for, and is everything well?"""
+"""`rise audit`, `rise doctor`: is everything accounted for, and is everything well?
+
+Both say it with their exit code too, and mend nothing: what to do is said, and done by a person.
+"""
 
 from __future__ import annotations
 

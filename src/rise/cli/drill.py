@@ -1,4 +1,8 @@
-"""`rise drill`: does it keep its promises when everything around it fails?"""
+"""`rise drill`: does it keep its promises when everything around it fails?
+
+Refuses: to touch an installation that is there. It breaks one of its own, in a directory of its own, which is left
+behind only as evidence.
+"""
 
 from __future__ import annotations
 

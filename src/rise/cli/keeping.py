@@ -1,4 +1,8 @@
-"""`rise backup`, `rise restore`: the directory, whole, somewhere else and back."""
+"""`rise backup`, `rise restore`: the directory, whole, somewhere else and back.
+
+Says what is in it, and what is not: secrets of the environment, and whatever came after the backup. What is promised
+and refused is in `rise.runtime.backup`.
+"""
 
 from __future__ import annotations
 

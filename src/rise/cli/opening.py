@@ -1,4 +1,7 @@
-"""How commands get at the data directory: with or without a running `rise serve`, which shares it."""
+"""How commands get at the data directory: with or without a running `rise serve`, which shares it.
+
+Refuses: to make a directory where one is only looked into; to log, below warnings, among a command's own words.
+"""
 
 from __future__ import annotations
 
@@ -56,19 +59,27 @@ def has_database(settings: Settings) -> bool:
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[House]:
     from rise.runtime import assembly
+    from rise.service import start_all, stop_all
 
     house = assembly.build(settings)
     await house.stores.open()
-    await house.bus.start()
+    keeping = house.stores.services()
+    await start_all([house.bus, *keeping], on_error=_report_stop)
     try:
         await house.bindings.refresh()
         yield house
         await house.clock.sleep(0)  # hints go out in the loop's next turn
     finally:
-        await house.bus.stop()
+        await stop_all([house.bus, *keeping], on_error=_report_stop)
         if house.channels.telegram is not None:
             await house.channels.telegram.close()
         await house.stores.close()
+
+
+def _report_stop(name: str, error: BaseException) -> None:
+    from rise.telemetry import log
+
+    log.warning("service.stop_failed", service=name, error=error, consequence="the command has done what it says")
 
 
 def operator() -> str:

@@ -1,4 +1,7 @@
-"""Makes the reference pages from the code: `python -m rise.cli.reference`; with `--check` only compares."""
+"""Makes the reference pages from the code: `python -m rise.cli.reference`; with `--check` only compares.
+
+Refuses: to know anything that the code does not say. A page is changed by changing what it is made from.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """`rise replay`: updates from a file through the one door, or tasks once more as a new generation.
 
 Both say what they would do, and do it only with `--yes`.
+
+Refuses: to run again what is still on its way, and what a person has dropped, unless that is asked for.
 """
 
 from __future__ import annotations
@@ -256,9 +258,9 @@ class TaskReplay(msgspec.Struct, frozen=True, rename="camel"):
 
 def _run_again(source: Source, *, yes: bool, data_dir: Path | None, as_json: bool) -> None:
     async def work(house: House) -> list[TaskReplay]:
-        from rise.runtime.operations import Operations
+        from rise.runtime import assembly
 
-        operations = Operations(house.queue, house.ledger, house.bus, house.clock)
+        operations = assembly.build_operations(house)
         # All ids first: what runs again would otherwise be found again.
         task_ids = [task_id async for task_id in source(house)]
         replayed = []

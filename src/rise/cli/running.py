@@ -1,4 +1,7 @@
-"""`rise demo`, `rise serve`, `rise worker`: what runs."""
+"""`rise demo`, `rise serve`, `rise worker`: what runs.
+
+Refuses: a worker without an app, before anything is made for it. What starts and stops is in `rise.runtime.serving`.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +48,10 @@ def demo(
 
     Kill it in the middle of a conversation and start it again: the answer arrives.
     """
-    from rise.settings import load_settings
+    from rise.settings import load_settings, preset
 
-    app = os.environ.get("RISE_APP") or str(DEMO_BOT)
-    # The worker process reads the environment, as every process of an installation does.
-    os.environ |= {"RISE_APP": app, "RISE_DATA_DIR": str(data_dir), "RISE_PORT": str(port)}
-    os.environ.setdefault("RISE_LOG_LEVEL", "warning")
-    settings = load_settings(app=app, data_dir=data_dir, port=port)
-    _serve(settings, page=True, browser=browser)
+    preset({"data_dir": data_dir, "port": port}, where_unset={"app": DEMO_BOT, "log_level": "warning"})
+    _serve(load_settings(), page=True, browser=browser)
 
 
 def worker(

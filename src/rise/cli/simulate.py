@@ -1,9 +1,16 @@
-"""`rise simulate`: whole installations in virtual time, with everything going wrong that a seed can think of."""
+"""`rise simulate`: whole installations in virtual time, with everything going wrong that a seed can think of.
+
+Promises: a seed that breaks a promise is said with few of its faults that do, and the command that plays it again; exit
+code 1 then.
+
+Refuses: to say what few seeds, or any that broke, mean for the others.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,50 +43,68 @@ def simulate(
 
 
 def _search(first: int, seeds: int, minutes: float | None, *, as_json: bool) -> None:
+    """Play seeds from the first on, say at once which breaks a promise, and in the end what there was."""
     from rise.clock import SystemClock
-    from rise.testing.commit import commit_of_this
     from rise.testing.simulator.run import draw_plan
     from rise.testing.simulator.run import simulate as run
 
-    clock = SystemClock()
-    began, broken, sums = clock.monotonic(), 0, Counter[str]()
-    seed, count = first, 0
+    clock, tally = SystemClock(), _Tally()
+    began = clock.monotonic()
     with progress("simulating") as advance:
-        while count < seeds if minutes is None else clock.monotonic() - began < minutes * 60:
-            outcome = run(draw_plan(seed))
-            sums.update({"messages": sum(outcome.counts.values()) - outcome.counts["steps"] - outcome.counts["kills"]})
-            sums.update({"steps": outcome.counts["steps"], "kills": outcome.counts["kills"], **outcome.struck})
+        while tally.seeds < seeds if minutes is None else clock.monotonic() - began < minutes * 60:
+            outcome = run(draw_plan(first + tally.seeds))
+            tally.add(outcome)
             if outcome.violations:
-                broken += 1
                 _show_violation(outcome)
-            seed, count = seed + 1, count + 1
-            advance(count, seeds)
-    seconds = clock.monotonic() - began
-    found: dict[str, Any] = {
-        "seeds": f"{first} to {seed - 1}",
-        "broken": broken,
-        "seedsPerSecond": round(count / seconds, 1),
-        "bound": _bound(count, broken),
-        "steps": sums.pop("steps"),
-        "acts": sums.pop("messages"),
-        "deaths": sums.pop("kills"),
-        "struck": dict(sorted(sums.items())),
-        "commit": commit_of_this(),
-    }
-    if as_json:
-        show_json(found)
-    else:
-        struck = ", ".join(f"{name.lower()} {times}" for name, times in found.pop("struck").items())
-        show_pairs([*found.items(), ("struck", struck)])
-    if broken:
+            advance(tally.seeds, seeds)
+    _show_tally(tally, first, clock.monotonic() - began, as_json=as_json)
+    if tally.broken:
         raise problem_found()
 
 
-def _bound(count: int, broken: int) -> str | None:
+@dataclass(slots=True)
+class _Tally:
+    """What so many seeds came to."""
+
+    seeds: int = 0
+    broken: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    """What was done, by act; and the steps and kills it took."""
+    struck: Counter[str] = field(default_factory=Counter)
+
+    def add(self, outcome: Outcome) -> None:
+        self.seeds += 1
+        self.broken += bool(outcome.violations)
+        self.counts.update(outcome.counts)
+        self.struck.update(outcome.struck)
+
+
+def _show_tally(tally: _Tally, first: int, seconds: float, *, as_json: bool) -> None:
+    from rise.testing.commit import commit_of_this
+
+    steps, kills = tally.counts["steps"], tally.counts["kills"]
+    found = {
+        "seeds": f"{first} to {first + tally.seeds - 1}",
+        "broken": tally.broken,
+        "seedsPerSecond": round(tally.seeds / seconds, 1),
+        "bound": _bound(tally.seeds, tally.broken),
+        "steps": steps,
+        "acts": tally.counts.total() - steps - kills,
+        "deaths": kills,
+        "commit": commit_of_this(),
+    }
+    if as_json:
+        show_json(found | {"struck": dict(sorted(tally.struck.items()))})
+    else:
+        struck = ", ".join(f"{name.lower()} {times}" for name, times in sorted(tally.struck.items()))
+        show_pairs([*found.items(), ("struck", struck)])
+
+
+def _bound(seeds: int, broken: int) -> str | None:
     """What so many seeds without a violation say of all the others; nothing when they are few."""
-    if broken or count < SEEDS_BOUND_MIN:
+    if broken or seeds < SEEDS_BOUND_MIN:
         return None
-    return f"fewer than 1 in {count // 3} seeds breaks a promise (95 %)"
+    return f"fewer than 1 in {seeds // 3} seeds breaks a promise (95 %)"
 
 
 def _show_violation(outcome: Outcome) -> None:

@@ -1,4 +1,7 @@
-"""`rise telegram-standin`: a Bot API of one's own, to try things with."""
+"""`rise telegram-standin`: a Bot API of one's own, to try things with.
+
+It keeps everything in memory, and calls nobody but the webhook it is given.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`rise tasks`, `rise suspended`: what is open, one message's whole life, and letting go on or dropping."""
+"""`rise tasks`, `rise suspended`: what is open, one message's whole life, and letting go on or dropping.
+
+Only asks and shows: what may be done, and what is refused, is in `rise.runtime.operations`, for the HTTP API too.
+"""
 
 from __future__ import annotations
 
@@ -385,6 +388,6 @@ async def _resume_each(operations: Operations, task_ids: list[str], why: str) ->
 
 
 def _operations(house: House) -> Operations:
-    from rise.runtime.operations import Operations
+    from rise.runtime import assembly
 
-    return Operations(house.queue, house.ledger, house.bus, house.clock)
+    return assembly.build_operations(house)

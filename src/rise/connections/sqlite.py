@@ -165,6 +165,11 @@ class Database:
             raise StoreUnavailable("the database is not open")
         return self._clock_base_ms + int(self._clock.monotonic() * 1000)
 
+    @property
+    def is_orphaned(self) -> bool:
+        """Its file was deleted or replaced under it: nothing is written until that file is back."""
+        return self._inode is not None and self._inode != _inode(self.path)
+
     async def backup_to(
         self, target: Path, on_progress: Callable[[int, int], None] = lambda pages_done, pages: None
     ) -> None:
@@ -245,14 +250,14 @@ class Database:
         _set_results(batch, results)
 
     def _connection(self) -> apsw.Connection:
-        if self._writing is not None and self._inode != _inode(self.path):
+        if self._writing is not None and self.is_orphaned:
             self._distrust()
         if self._writing is None:
             self._writing = self._connect()
         return self._writing
 
     def _connect(self) -> apsw.Connection:
-        if self._inode is not None and self._inode != _inode(self.path):
+        if self.is_orphaned:
             # Creating an empty one in its place, or going on with another, would turn a loss into silence.
             raise StoreUnavailable(f"{self.path} was deleted or replaced while open; restore it and restart")
         connection = _open(self.path)

@@ -35,6 +35,8 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class MirrorDepth(msgspec.Struct, frozen=True):
+    """Copies, those included that this process has taken; not those that another has taken."""
+
     fresh: int
     parked: int
     dead: int
@@ -64,7 +66,8 @@ class Mirror(Protocol):
         ...
 
     async def take(self, limit: int, *, seconds: float, parked: bool) -> list[Look]:
-        """Up to so many copies, oldest first, out of the fresh or the parked; [] after so long without any.
+        """Up to so many copies, out of the fresh or the parked; [] after so long without any. Oldest first, except that
+        what was given back comes before the rest.
 
         What was taken is nobody else's until it is resolved, or this process or its connection ends: then it is
         given back by itself. One process looks at a time; for the others there is nothing.
@@ -72,7 +75,7 @@ class Mirror(Protocol):
         ...
 
     async def forget(self, looks: Sequence[Look]) -> None:
-        """Their tasks are finished."""
+        """Their tasks are finished. Raises if some of them had gone back by themselves: they are handed out again."""
         ...
 
     async def park(self, looks: Sequence[Look]) -> None:
@@ -81,7 +84,7 @@ class Mirror(Protocol):
         ...
 
     async def give_back(self, looks: Sequence[Look]) -> None:
-        """As if they had not been taken."""
+        """As if they had not been taken. Another process may look now."""
         ...
 
     async def depth(self) -> MirrorDepth: ...

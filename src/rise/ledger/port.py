@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -56,6 +56,14 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     platform_ref: str | None = None
     """The platform's own id of what was sent."""
     error: str | None = None
+    claim: int = 0
+    """The number of the taking that handed it out, and with it the right to say how that ended."""
+    unreadable: str | None = None
+    """Why this version cannot read the call that is kept; `call` stands in for it and is not to be sent."""
+
+
+CALL_UNREADABLE: Final = Call("unreadable", {})
+"""For looking, not for sending: a reply that cannot be read must still be listed, held and dropped."""
 
 
 def reply_of(
@@ -126,6 +134,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """When its message was accepted, by the clock of the queue: tells it from another that had the same key."""
     by: str | None = None
     why: str | None = None
+    unreadable: str | None = None
+    """Why this version cannot read the result that is kept; `result` is None then."""
+
+    @property
+    def follow_ups(self) -> list[Any]:
+        """What it promised for later, as far as that can be read."""
+        return (self.result.get("followUps") or []) if isinstance(self.result, dict) else []
 
 
 class RunEnded(msgspec.Struct, frozen=True):
@@ -241,6 +256,16 @@ class OutboxDepth(msgspec.Struct, frozen=True, kw_only=True):
     """Replies that were sent although an earlier call may have had its effect."""
 
 
+class Role(StrEnum):
+    """What one process of an installation does for all."""
+
+    SENDER = "sender"
+    POLLER = "poller"
+    """Asks Telegram for updates."""
+    KEEPER = "keeper"
+    """Fills an emptied queue again and goes through the mirror."""
+
+
 class Ledger(Protocol):
     """Every method raises `StoreUnavailable` (or its backend's sibling) when the store does not answer."""
 
@@ -316,7 +341,10 @@ class Ledger(Protocol):
     async def outbox_take(
         self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
     ) -> list[Reply]:
-        """The first due reply of up to `limit` chats that nobody sends to. Order within a chat is of saving."""
+        """The first due reply of up to `limit` chats that nobody sends to. Order within a chat is of saving.
+
+        One that cannot be read is handed out as such, for the sender to record that it is held.
+        """
         ...
 
     async def outbox_sending(self, fence: int, reply: Reply) -> None:
@@ -324,11 +352,14 @@ class Ledger(Protocol):
         ...
 
     async def outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
-        """Write down how the call ended, end the run if it was its last reply, take the chat's next."""
+        """Write down how the call ended, end the run if it was its last reply, take the chat's next.
+
+        Once per claim: recorded again, because the answer was lost, it writes nothing and answers the same.
+        """
         ...
 
     async def outbox_release(self, fence: int, reply: Reply, *, seconds: float) -> None:
-        """Let go of a chat without having tried: it is due again after the pause."""
+        """Let go of a chat without having tried: it is due again after the pause. Once per claim."""
         ...
 
     async def outbox_rearm(self, run_id: RunId) -> int:
@@ -358,6 +389,16 @@ class Ledger(Protocol):
     async def put_binding(self, record: BindingRecord) -> int: ...
 
     async def remove_binding(self, channel: str, account: str, workflow_id: str) -> int: ...
+
+    # roles
+
+    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
+        """Whether the role is the member's for so long from now: it is, unless another has it now."""
+        ...
+
+    async def leave_roles(self, member: str) -> None:
+        """It has ended: whoever asks next has its roles."""
+        ...
 
     # people
 

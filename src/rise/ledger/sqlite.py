@@ -2,14 +2,17 @@
 
 The outbox works like the lanes of the queue: a chat's row says when its first open reply may be sent, and
 taking a chat sets that to NULL, so that one sender call is in flight per chat. Who takes is fenced by a
-number that grows with every start of a sender.
+number that grows with every start of a sender; each taking has a number, too, the claim, so that what is
+recorded again because its answer was lost is known from what is recorded now.
+
+Refuses: to change a result that is there; to touch the queue's tables, though they are in the same file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import apsw
 import msgspec
@@ -31,6 +34,7 @@ from rise.envelope import (
 )
 from rise.errors import ClaimLost
 from rise.ledger.port import (
+    CALL_UNREADABLE,
     Again,
     Attempt,
     BindingRecord,
@@ -45,6 +49,7 @@ from rise.ledger.port import (
     ReplyKind,
     ReplyState,
     Resend,
+    Role,
     Run,
     RunEnded,
     RunResult,
@@ -52,6 +57,8 @@ from rise.ledger.port import (
     Turn,
     WorkflowRecord,
 )
+
+T = TypeVar("T")
 
 SCHEMA: Final = (
     """
@@ -143,6 +150,10 @@ SCHEMA: Final = (
     """
     ALTER TABLE runs ADD COLUMN accepted_at INTEGER NOT NULL DEFAULT 0;
     UPDATE runs SET accepted_at = saved_at;
+    CREATE TABLE roles (role TEXT PRIMARY KEY, member TEXT NOT NULL, until_at INTEGER NOT NULL) WITHOUT ROWID;
+    ALTER TABLE outbox_chats ADD COLUMN claim INTEGER;
+    ALTER TABLE outbox_chats ADD COLUMN claim_before INTEGER;
+    INSERT INTO ledger_counters VALUES ('outbox_claims', 0);
     """,
 )
 
@@ -261,9 +272,10 @@ class SqliteLedger:
     async def finished_among(self, task_ids: Sequence[TaskId]) -> dict[TaskId, Run]:
         def query(connection: apsw.Connection) -> dict[TaskId, Run]:
             rows = connection.execute(
-                f"SELECT {_RUN_COLUMNS} FROM runs WHERE task_id IN ({','.join('?' * len(task_ids))})"
+                # As one value: more may be asked after than a statement may have parameters.
+                f"SELECT {_RUN_COLUMNS} FROM runs WHERE task_id IN (SELECT value FROM json_each(?))"
                 " ORDER BY generation",
-                tuple(task_ids),
+                (encode_json(task_ids).decode(),),
             )
             runs = {TaskId(row[0]): _as_run(row) for row in rows}
             return {task_id: run for task_id, run in runs.items() if run.status.is_finished}
@@ -316,7 +328,10 @@ class SqliteLedger:
 
     async def outbox_open(self) -> int:
         def change(connection: apsw.Connection) -> int:
-            connection.execute("UPDATE outbox_chats SET ready_at = ? WHERE ready_at IS NULL", (self._now(),))
+            connection.execute(
+                "UPDATE outbox_chats SET ready_at = ?, claim = NULL, claim_before = NULL WHERE ready_at IS NULL",
+                (self._now(),),
+            )
             return _count(connection, "sender_fence")
 
         return await self._database.write(change)
@@ -362,23 +377,28 @@ class SqliteLedger:
         def change(connection: apsw.Connection) -> Delivered:
             _check_fence(connection, fence)
             chat = (reply.channel, reply.account, reply.chat_id)
+            claim, before = _claims(connection, chat)
+            if claim != reply.claim:
+                # Recorded already. What was handed out then is handed out again, unless the chat is somebody else's.
+                goes_on = before is not None and before == reply.claim
+                following = _take(connection, chat, after=before, claim=claim) if goes_on else None
+                return Delivered(_end_run(connection, reply, self._now()), following)
             pause = _record(connection, reply, delivery)
             if isinstance(delivery, Again) and delivery.chat_id is not None:
                 _move_chat(connection, chat, delivery.chat_id, self._now() + int(pause * 1000))
                 return Delivered(None, None)
             ended = _end_run(connection, reply, self._now())
             if pause:
-                _schedule(connection, chat, self._now() + int(pause * 1000))
+                _let_go(connection, reply, self._now() + int(pause * 1000))
                 return Delivered(ended, None)
-            return Delivered(ended, _take(connection, chat))
+            return Delivered(ended, _take(connection, chat, after=claim))
 
         return await self._database.write(change)
 
     async def outbox_release(self, fence: int, reply: Reply, *, seconds: float) -> None:
         def change(connection: apsw.Connection) -> None:
             _check_fence(connection, fence)
-            chat = (reply.channel, reply.account, reply.chat_id)
-            _schedule(connection, chat, self._now() + int(seconds * 1000))
+            _let_go(connection, reply, self._now() + int(seconds * 1000))
 
         await self._database.write(change)
 
@@ -497,6 +517,26 @@ class SqliteLedger:
 
         return await self._database.write(change)
 
+    # --- roles ---
+
+    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
+        def change(connection: apsw.Connection) -> bool:
+            now = self._now()
+            connection.execute(
+                "INSERT INTO roles VALUES (?1, ?2, ?3) ON CONFLICT (role) DO UPDATE"
+                " SET member = excluded.member, until_at = excluded.until_at WHERE member = ?2 OR until_at <= ?4",
+                (role, member, now + int(seconds * 1000), now),
+            )
+            return bool(connection.changes())
+
+        return await self._database.write(change)
+
+    async def leave_roles(self, member: str) -> None:
+        def change(connection: apsw.Connection) -> None:
+            connection.execute("DELETE FROM roles WHERE member = ?", (member,))
+
+        await self._database.write(change)
+
     # --- people ---
 
     async def record_operation(self, operation: Operation) -> None:
@@ -608,8 +648,13 @@ def _forget_workings(connection: apsw.Connection, run_id: RunId) -> None:
     connection.execute("DELETE FROM steps WHERE run_id = ?", (run_id,))
 
 
-def _take(connection: apsw.Connection, chat: tuple[str, str, str]) -> Reply | None:
-    """The chat's first open reply, and the chat with it; forgets the chat if there is none."""
+def _take(
+    connection: apsw.Connection, chat: tuple[str, str, str], *, after: int | None = None, claim: int | None = None
+) -> Reply | None:
+    """The chat's first open reply, and the chat with it; forgets the chat if there is none.
+
+    `after`: the claim that this one goes on from. `claim`: the same taking once more.
+    """
     row = connection.execute(
         f"SELECT {_REPLY_COLUMNS} FROM replies INDEXED BY replies_open"
         f" WHERE channel = ? AND account = ? AND chat_id = ? AND {_OPEN} ORDER BY sequence LIMIT 1",
@@ -618,22 +663,36 @@ def _take(connection: apsw.Connection, chat: tuple[str, str, str]) -> Reply | No
     if row is None:
         connection.execute("DELETE FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", chat)
         return None
+    claim = claim or _count(connection, "outbox_claims")
     connection.execute(
-        "UPDATE outbox_chats SET ready_at = NULL WHERE channel = ? AND account = ? AND chat_id = ?", chat
+        "UPDATE outbox_chats SET ready_at = NULL, claim = ?, claim_before = ?"
+        " WHERE channel = ? AND account = ? AND chat_id = ?",
+        (claim, after, *chat),
     )
-    return _as_reply(row)
+    return _as_reply(row, claim=claim)
+
+
+def _claims(connection: apsw.Connection, chat: tuple[str, str, str]) -> tuple[int | None, int | None]:
+    """Who sends to the chat now, and whose place that took."""
+    row = connection.execute(
+        "SELECT claim, claim_before FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", chat
+    ).fetchone()
+    return row or (None, None)
 
 
 def _queue_chat(connection: apsw.Connection, chat: tuple[str, str, str], ready_at: int) -> None:
     """A chat that is there already is being sent to, or waits for its time: what is new queues behind."""
-    connection.execute("INSERT OR IGNORE INTO outbox_chats VALUES (?,?,?,?)", (*chat, ready_at))
-
-
-def _schedule(connection: apsw.Connection, chat: tuple[str, str, str], ready_at: int) -> None:
     connection.execute(
-        "INSERT INTO outbox_chats VALUES (?,?,?,?)"
-        " ON CONFLICT (channel, account, chat_id) DO UPDATE SET ready_at = excluded.ready_at",
-        (*chat, ready_at),
+        "INSERT OR IGNORE INTO outbox_chats (channel, account, chat_id, ready_at) VALUES (?,?,?,?)", (*chat, ready_at)
+    )
+
+
+def _let_go(connection: apsw.Connection, reply: Reply, ready_at: int) -> None:
+    """Whoever has let go already, and says so again, lets go of nothing: the chat may be somebody else's by now."""
+    connection.execute(
+        "UPDATE outbox_chats SET ready_at = ?, claim = NULL, claim_before = NULL"
+        " WHERE channel = ? AND account = ? AND chat_id = ? AND claim = ?",
+        (ready_at, reply.channel, reply.account, reply.chat_id, reply.claim),
     )
 
 
@@ -660,8 +719,9 @@ def _record(connection: apsw.Connection, reply: Reply, delivery: Delivery) -> fl
             _set_state(connection, reply, ReplyState.UNKNOWN, error=error)
             if reply.kind is ReplyKind.ANSWER:
                 connection.execute(
-                    "UPDATE replies SET held = 1 WHERE run_id = ? AND kind = 'answer' AND state = 'ready'",
-                    (reply.run_id,),
+                    "UPDATE replies SET held = 1 WHERE run_id = ? AND kind = 'answer' AND state = 'ready'"
+                    " AND sequence > ?",
+                    (reply.run_id, reply.sequence),
                 )
     return 0.0
 
@@ -722,15 +782,18 @@ def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | 
         return None
     # What the person reads is the end of it: an answer that broke off was not delivered.
     outcome = Outcome.ANSWERED if states[-1] == "sent" else Outcome.UNDELIVERABLE
-    row = connection.execute(
-        "UPDATE runs SET status = 'completed', outcome = ?, finished_at = ?"
-        " WHERE run_id = ? AND status = 'replying' RETURNING task_id, generation",
+    connection.execute(
+        "UPDATE runs SET status = 'completed', outcome = ?, finished_at = ? WHERE run_id = ? AND status = 'replying'",
         (outcome, now, reply.run_id),
+    )
+    if connection.changes():
+        _forget_workings(connection, reply.run_id)
+    # Also if it has ended so before: who asks again has not heard of it.
+    row = connection.execute(
+        "SELECT task_id, generation FROM runs WHERE run_id = ? AND status = 'completed' AND outcome = ?",
+        (reply.run_id, outcome),
     ).fetchone()
-    if row is None:
-        return None
-    _forget_workings(connection, reply.run_id)
-    return RunEnded(TaskId(row[0]), row[1], outcome)
+    return RunEnded(TaskId(row[0]), row[1], outcome) if row else None
 
 
 def _move_chat(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str, ready_at: int) -> None:
@@ -786,25 +849,36 @@ def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
 
 
 def _as_run(row: Sequence[Any]) -> Run:
-    task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by, why, accepted_at = row
+    task_id, generation, status, outcome, stored, workflow_id, saved_at, finished_at, by, why, accepted_at = row
+    result, unreadable = _read(stored, _decode_json, None)
     return Run(
         task_id=TaskId(task_id),
         generation=generation,
         status=Status(status),
         outcome=Outcome(outcome) if outcome else None,
-        result=_decode_json(result),
+        result=result,
         workflow_id=workflow_id,
         saved_at_ms=saved_at,
         finished_at_ms=finished_at,
         accepted_at_ms=accepted_at,
         by=by,
         why=why,
+        unreadable=unreadable,
     )
 
 
-def _as_reply(row: Sequence[Any]) -> Reply:
-    sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id = row[:10]
+def _read(stored: Any, decode: Callable[[Any], T], stand_in: T) -> tuple[T, str | None]:
+    """What is kept; if this version cannot read it, the stand-in, and why. One such row must not hide the others."""
+    try:
+        return decode(stored), None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
+        return stand_in, f"what is kept of it is unreadable: {error}"
+
+
+def _as_reply(row: Sequence[Any], *, claim: int = 0) -> Reply:
+    sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, stored, workflow_id = row[:10]
     accepted_at, deadline_at, state, tries, resends, platform_ref, error = row[10:]
+    call, unreadable = _read(stored, _decode_call, CALL_UNREADABLE)
     return Reply(
         reply_id=ReplyId(reply_id),
         run_id=RunId(run_id),
@@ -812,7 +886,7 @@ def _as_reply(row: Sequence[Any]) -> Reply:
         channel=channel,
         account=account,
         chat_id=chat_id,
-        call=_decode_call(call),
+        call=call,
         kind=ReplyKind(kind),
         workflow_id=workflow_id,
         accepted_at_ms=accepted_at,
@@ -823,6 +897,8 @@ def _as_reply(row: Sequence[Any]) -> Reply:
         sequence=sequence,
         platform_ref=platform_ref,
         error=error,
+        claim=claim,
+        unreadable=unreadable,
     )
 
 

@@ -1,6 +1,9 @@
 """Open work, in lanes: who may work on what, in which order.
 
 The promises here are executable: `rise.testing.conformance.queue` runs on every backend.
+
+Refuses: to know results. A task leaves when it is settled, and what became of it is the ledger's; what is settled
+under a claim that has passed to another (`ClaimLost`).
 """
 
 from __future__ import annotations
@@ -260,8 +263,11 @@ class Queue(Protocol):
         """Run a finished or suspended task again as `generation`. False if it is already there or further."""
         ...
 
-    async def cancel(self, task_id: TaskId) -> Task | None:
-        """Take the task out of its lane for good, claimed or not; its claim, if any, is void at once."""
+    async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:
+        """Take the task out of its lane for good, claimed or not; its claim, if any, is void at once.
+
+        `generation`: only that one. A person may have it run again as the next at the same moment.
+        """
         ...
 
     async def get(self, task_id: TaskId) -> Task | None: ...
@@ -292,11 +298,11 @@ class RefillableQueue(Queue, Protocol):
     order because half of it is missing. Accepting goes on meanwhile.
     """
 
-    async def generation(self) -> str | None:
+    async def life(self) -> str | None:
         """Names what it holds, until it is emptied. None: it is new, was emptied, or is another; nothing is claimed."""
         ...
 
-    async def begin_generation(self) -> str:
+    async def begin_life(self) -> str:
         """Everything open is in it now. The first to say so names it."""
         ...
 
@@ -306,4 +312,8 @@ class RefillableQueue(Queue, Protocol):
         Left alone is what is open as the same generation or a later one, and what is known to be finished. Nothing
         is counted as a duplicate.
         """
+        ...
+
+    async def missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
+        """Of these, the ones that are neither open here nor known to be finished."""
         ...

@@ -70,7 +70,8 @@ HINT_SECONDS: Final = 600
 SWEEPER: Final = "sweeper"
 HINTS: Final = "{rise}:queue:tasks"
 GROUP: Final = "workers"
-GENERATION: Final = "{rise}:generation"
+LIFE: Final = "{rise}:life"
+TASK: Final = "{rise}:queue:task:"
 FINISHED: Final = "{rise}:queue:finished:"
 ROUTES: Final = "{rise}:queue:routes"
 
@@ -244,8 +245,9 @@ class RedisQueue:
         known = (generation, encode_head(head), task.raw, head.raw_sha256)
         return bool(await self._database.run(_RESTART, *_identity(head), *known))
 
-    async def cancel(self, task_id: TaskId) -> Task | None:
-        return _task_or_none(await self._database.run(_CANCEL, task_id, TOMBSTONE_SECONDS * 1000))
+    async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:
+        meant = "" if generation is None else generation
+        return _task_or_none(await self._database.run(_CANCEL, task_id, TOMBSTONE_SECONDS * 1000, meant))
 
     # --- looking ---
 
@@ -284,13 +286,13 @@ class RedisQueue:
 
     # --- being filled again ---
 
-    async def generation(self) -> str | None:
-        known = await self._database.execute("GET", GENERATION)
+    async def life(self) -> str | None:
+        known = await self._database.execute("GET", LIFE)
         return None if known is None else known.decode()
 
-    async def begin_generation(self) -> str:
-        await self._database.execute("SET", GENERATION, new_key(), "NX")
-        named = await self.generation()
+    async def begin_life(self) -> str:
+        await self._database.execute("SET", LIFE, new_key(), "NX")
+        named = await self.life()
         if named is None:
             raise RedisUnavailable("Redis was emptied at this moment")
         return named
@@ -318,6 +320,12 @@ class RedisQueue:
                 *_given(task.error),
             )
         )
+
+    async def missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
+        known = await asyncio.gather(
+            *(self._database.execute("EXISTS", TASK + task_id, FINISHED + task_id) for task_id in task_ids)
+        )
+        return [task_id for task_id, count in zip(task_ids, known, strict=True) if not count]
 
     # --- beyond the port ---
 

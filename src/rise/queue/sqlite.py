@@ -3,6 +3,8 @@
 A lane's row says when it may next be claimed (`ready_at`). Enqueueing sets it to now, a claim to the end of
 its lease, a waiting retry to its due time, nothing left to do to NULL. So one index finds new work, due
 retries and lapsed claims alike, and a wrong `ready_at` is only a hint: whoever claims looks at the tasks.
+
+Refuses: a write under a fence that is not the lane's newest; to drop what this version cannot read, which is suspended.
 """
 
 from __future__ import annotations
@@ -213,22 +215,15 @@ class SqliteQueue:
     def _count_deaths(self, connection: apsw.Connection, lane: LaneKey, now: int, deaths: int) -> None:
         # Count when the next worker claims, not when this one starts: only a task left running by a claim
         # that was never settled means that its process died, and a message that kills must not run for ever.
-        connection.execute(
-            "UPDATE tasks INDEXED BY tasks_processing SET deaths = deaths + :deaths, updated_at = :now,"
-            " status = iif(:deaths AND deaths + :deaths >= :max, 'suspended', 'pending'),"
-            " reason = iif(:deaths AND deaths + :deaths >= :max, :poison, reason),"
-            " error = iif(:deaths AND deaths + :deaths >= :max,"
-            " printf('the worker process died %d times while running it', deaths + :deaths), error)"
-            " WHERE lane = :lane AND status = 'processing'",
-            {
-                "deaths": deaths,
-                "now": now,
-                "max": self._limits.deaths_max,
-                "poison": Reason.POISON.value,
-                "lane": lane,
-            },
-        )
-        if connection.changes():
+        left_running = connection.execute(
+            "UPDATE tasks INDEXED BY tasks_processing SET status = 'pending', deaths = deaths + ?, updated_at = ?"
+            " WHERE lane = ? AND status = 'processing' RETURNING task_id, deaths",
+            (deaths, now, lane),
+        ).fetchall()
+        for task_id, died in left_running:
+            if deaths and died >= self._limits.deaths_max:
+                _suspend(connection, task_id, Reason.POISON, f"the worker process died {died} times while running it")
+        if left_running:
             # Whoever was taken for dead has lost the lane, also when nobody gets it now: should it come back,
             # its late result must not undo what was decided about the task.
             connection.execute("UPDATE lanes SET holder = NULL WHERE lane = ?", (lane,))
@@ -428,12 +423,12 @@ class SqliteQueue:
         _make_ready(connection, known.lane, known.channel, now)
         return True
 
-    async def cancel(self, task_id: TaskId) -> Task | None:
-        return await self._database.write(lambda connection: self._cancel(connection, task_id))
+    async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:
+        return await self._database.write(lambda connection: self._cancel(connection, task_id, generation))
 
-    def _cancel(self, connection: apsw.Connection, task_id: TaskId) -> Task | None:
+    def _cancel(self, connection: apsw.Connection, task_id: TaskId, generation: int | None) -> Task | None:
         task = _get(connection, task_id)
-        if task is None:
+        if task is None or generation not in (None, task.progress.generation):
             return None
         connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
         if task.progress.status is Status.PROCESSING:
@@ -626,10 +621,14 @@ def _head_of(connection: apsw.Connection, lane: LaneKey) -> Task | None:
         try:
             return _task(row, decode_head(row[0]))
         except EnvelopeMalformed as error:
-            connection.execute(
-                "UPDATE tasks SET status = 'suspended', reason = ?, error = ? WHERE task_id = ?",
-                (Reason.SCHEMA_NEWER.value, str(error), row[-1]),
-            )
+            _suspend(connection, row[-1], Reason.SCHEMA_NEWER, str(error))
+
+
+def _suspend(connection: apsw.Connection, task_id: TaskId, reason: Reason, error: str) -> None:
+    connection.execute(
+        "UPDATE tasks SET status = 'suspended', reason = ?, error = ? WHERE task_id = ?",
+        (reason.value, error, task_id),
+    )
 
 
 def _get(connection: apsw.Connection, task_id: TaskId) -> Task | None:

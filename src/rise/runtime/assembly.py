@@ -1,10 +1,18 @@
-"""Which backend plays which part. The only file that names them."""
+"""Which backend plays which part. The only file that names them.
+
+Promises: from one `Settings`, every process gets the same parts on the same directory, and their secrets are kept
+out of the log from here on.
+
+Refuses: to start anything; that is `serving.py`. Opening a directory that cannot be used raises `StoreUnavailable`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
 from rise.admission import Admission
 from rise.bindings import BindingRegistry
@@ -16,24 +24,45 @@ from rise.channels.port import Channel, PushChannel
 from rise.channels.telegram import TelegramChannel, TelegramPolling, TelegramRates, bot_id_of
 from rise.channels.webchat import WebChatChannel
 from rise.clock import Clock, SystemClock
+from rise.connections.redis import RedisDatabase
 from rise.connections.sqlite import Database
+from rise.copies.journals import Journals
+from rise.copies.keeper import Keeper
+from rise.copies.keeping import Copies, CopiesPolicy
+from rise.copies.notes import Notes
+from rise.copies.open_work import OpenWork
+from rise.copies.port import Mirror
+from rise.copies.rabbitmq import RabbitMirror
+from rise.copies.relay import Relay
+from rise.copies.slots import Slots
 from rise.delivery import DeliveryLimits, Sender
-from rise.errors import StoreUnavailable
+from rise.errors import Unavailable
 from rise.intake import Intake
-from rise.ledger.port import Ledger, WorkflowRecord
+from rise.ledger.port import Ledger, Role, WorkflowRecord
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
-from rise.queue.port import Queue, QueueLimits
+from rise.queue.port import Queue, QueueLimits, RefillableQueue
+from rise.queue.redis import RedisQueue
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
+from rise.roles import RoleClaim
 from rise.runtime.directory import DataDirectory, derived_secret
+from rise.runtime.operations import Operations
+from rise.service import Service
 from rise.settings import Settings
 from rise.telemetry import keep_out_of_logs
 from rise.worker import Texts, Worker, WorkerLimits
 from rise.workflows.definition import WorkflowDefinition
 
 DEFAULT_ACCOUNT = "default"
+
+OnTrouble = Callable[[str], Callable[[Unavailable | None], None]]
+"""For the name of a store: what hears why it cannot be used, and None when it can again."""
+
+
+def _ignoring(name: str) -> Callable[[Unavailable | None], None]:
+    return lambda trouble: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +75,25 @@ class Secrets:
 
 
 @dataclass(frozen=True, slots=True)
+class FullProfile:
+    """What a process has besides the ledger when Redis hands out the work."""
+
+    redis: RedisDatabase
+    queue: RefillableQueue
+    slots: Slots
+    journals: Journals
+    mirror: Mirror | None
+    copies: Copies
+    relay: Relay
+    work: OpenWork
+
+    def services(self) -> list[Service]:
+        """What keeps messages in all stores, in the order of starting."""
+        mirrors: list[Service] = [] if self.mirror is None else [self.mirror]
+        return [*mirrors, self.journals, self.copies, self.relay]
+
+
+@dataclass(frozen=True, slots=True)
 class Stores:
     """Where everything is kept: shared by the gateway, workers and the command line."""
 
@@ -53,14 +101,24 @@ class Stores:
     database: Database
     queue: Queue
     ledger: Ledger
+    full: FullProfile | None = None
 
     async def open(self) -> None:
-        """Raises `StoreUnavailable` if the directory or the database cannot be used."""
+        """Raises `StoreUnavailable` if the directory or the database cannot be used. Servers may be away."""
         self.directory.create()
         await self.database.open()
+        if self.full is not None:
+            with suppress(Unavailable):
+                await self.full.redis.open()
+
+    def services(self) -> list[Service]:
+        """What has to run for messages to be kept and found in all stores."""
+        return [] if self.full is None else self.full.services()
 
     async def close(self) -> None:
         await self.database.close()
+        if self.full is not None:
+            await self.full.redis.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +173,54 @@ class House:
         return self.stores.ledger
 
 
-def build_stores(
-    settings: Settings, clock: Clock, on_trouble: Callable[[StoreUnavailable | None], None] = lambda trouble: None
-) -> Stores:
+def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_trouble: OnTrouble = _ignoring) -> Stores:
     directory = DataDirectory(settings.data_dir)
     schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
-    database = Database(directory.database, clock=clock, schema=schema, on_trouble=on_trouble)
-    limits = QueueLimits(claim=timedelta(seconds=settings.claim_seconds))
-    return Stores(directory, database, SqliteQueue(database, limits), SqliteLedger(database))
+    name = "disk" if settings.redis_url is None else "ledger"
+    database = Database(directory.database, clock=clock, schema=schema, on_trouble=on_trouble(name))
+    ledger = SqliteLedger(database)
+    if settings.redis_url is None:
+        return Stores(directory, database, SqliteQueue(database, _limits(settings)), ledger)
+    full = _build_full_profile(
+        settings, settings.redis_url.get_secret_value(), ledger, bus or LocalBus(directory.bus), clock, on_trouble
+    )
+    return Stores(directory, database, full.queue, ledger, full)
+
+
+def _limits(settings: Settings) -> QueueLimits:
+    return QueueLimits(claim=timedelta(seconds=settings.claim_seconds))
+
+
+def _build_full_profile(
+    settings: Settings, redis_url: str, ledger: Ledger, bus: Bus, clock: Clock, on_trouble: OnTrouble
+) -> FullProfile:
+    redis = RedisDatabase(redis_url, clock=clock, on_trouble=on_trouble("redis"))
+    queue = RedisQueue(redis, _limits(settings))
+    mirror = None
+    if settings.rabbitmq_url is not None:
+        mirror = RabbitMirror(
+            settings.rabbitmq_url.get_secret_value(),
+            clock=clock,
+            publish_seconds=settings.publish_seconds,
+            on_trouble=on_trouble("rabbitmq"),
+        )
+    slots = Slots(settings.journal_dir or settings.data_dir, clock=clock, on_trouble=on_trouble("disk"))
+    journals = Journals(slots, clock, adopts=True)
+    notes = Notes(journals)
+    policy = CopiesPolicy(
+        copies_min=settings.copies_min, journal_required=mirror is None, publish_seconds=settings.publish_seconds
+    )
+    work = OpenWork(ledger, queue)
+    return FullProfile(
+        redis=redis,
+        queue=queue,
+        slots=slots,
+        journals=journals,
+        mirror=mirror,
+        copies=Copies(queue=queue, journals=journals, mirror=mirror, notes=notes, policy=policy),
+        relay=Relay(journals=journals, notes=notes, work=work, mirror=mirror, bus=bus, clock=clock),
+        work=work,
+    )
 
 
 def build(settings: Settings, clock: Clock | None = None) -> House:
@@ -130,18 +228,24 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     clock = clock or SystemClock()
     capabilities, admission = CapabilityRegistry(clock), Admission()
 
-    def report(trouble: StoreUnavailable | None) -> None:
-        status = CapabilityStatus.UNAVAILABLE if trouble else CapabilityStatus.AVAILABLE
-        capabilities.set("disk", status, trouble.public_message if trouble else "written and synced again")
-        if trouble is None:
-            admission.open()
+    def on_trouble(name: str) -> Callable[[Unavailable | None], None]:
+        return partial(_report_store, capabilities, admission, name)
 
-    stores = build_stores(settings, clock, report)
+    bus = LocalBus(DataDirectory(settings.data_dir).bus)
+    stores = build_stores(settings, clock, bus, on_trouble)
     stores.directory.create()
     secrets = _secrets(settings, stores.directory)
-    bus = LocalBus(stores.directory.bus)
     bindings = BindingRegistry(stores.ledger, bus, clock)
-    intake = Intake(stores.queue, bindings, bus, clock, accept_seconds_max=settings.accept_seconds, admission=admission)
+    intake = Intake(
+        stores.queue,
+        bindings,
+        bus,
+        clock,
+        accept_seconds_max=settings.accept_seconds,
+        admission=admission,
+        keep=None if stores.full is None else stores.full.copies.keep,
+        stores=settings.stores,
+    )
     return House(
         settings=settings,
         clock=clock,
@@ -153,6 +257,31 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
         capabilities=capabilities,
         intake=intake,
     )
+
+
+def _report_store(
+    capabilities: CapabilityRegistry, admission: Admission, name: str, trouble: Unavailable | None
+) -> None:
+    """A store stopped or began to take what it is asked to."""
+    status = CapabilityStatus.UNAVAILABLE if trouble else CapabilityStatus.AVAILABLE
+    capabilities.set(name, status, trouble.public_message if trouble else "works again")
+    if trouble is None:
+        admission.open()
+
+
+def build_keeper(house: House) -> Keeper | None:
+    """What one process does for all copies. None: there is only the one."""
+    full = house.stores.full
+    if full is None:
+        return None
+    return Keeper(slots=full.slots, work=full.work, mirror=full.mirror, bus=house.bus, clock=house.clock)
+
+
+def build_operations(house: House) -> Operations:
+    full = house.stores.full
+    if full is None:
+        return Operations(house.queue, house.ledger, house.bus, house.clock)
+    return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart)
 
 
 def build_sender(house: House) -> Sender:
@@ -182,7 +311,8 @@ def build_polling(house: House) -> TelegramPolling | None:
         status = CapabilityStatus.AVAILABLE if works else CapabilityStatus.DEGRADED
         house.capabilities.set("telegram_polling", status, detail)
 
-    return TelegramPolling(telegram, account, accept=house.intake.accept, clock=house.clock, on_state=report)
+    role = RoleClaim(house.ledger, Role.POLLER, house.bus.member, house.clock)
+    return TelegramPolling(telegram, account, accept=house.intake.accept, clock=house.clock, on_state=report, role=role)
 
 
 def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> Worker:

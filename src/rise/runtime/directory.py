@@ -1,5 +1,7 @@
 """The data directory: who owns it, the secrets that were made for it, and which bots it has been good for.
 
+Promises: what is made here is the owner's alone; a secret is made once, whole, whoever comes first.
+
 Refuses: a second `rise serve` on it; to look into one without a database as if it were an empty one.
 """
 

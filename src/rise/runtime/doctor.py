@@ -26,7 +26,7 @@ from urllib.parse import quote
 import msgspec
 from pydantic import SecretStr
 
-from rise.capabilities import CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityStatus
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
 from rise.errors import RiseError
@@ -503,7 +503,8 @@ def _capability(name: str, state: Mapping[str, Any]) -> Finding:
     except ValueError:
         level = Level.WARN
     detail = ": ".join(str(part) for part in (state.get("status"), state.get("detail")) if part)
-    remedy = "" if level is Level.OK else "it is probed again by itself; the log of `rise serve` says more"
+    until_then = f"until then {CONSEQUENCES[name]}; " if name in CONSEQUENCES else ""
+    remedy = "" if level is Level.OK else f"it is probed again by itself; {until_then}the log of `rise serve` says more"
     return Finding(name, level, redact(detail), remedy)
 
 

@@ -9,7 +9,7 @@ Refuses: to resume what is not suspended, to drop what has ended otherwise, to r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
@@ -49,11 +49,17 @@ class Restarted(msgspec.Struct, frozen=True):
     was: Status
 
 
+class Restart(Protocol):
+    async def __call__(self, task: Task, *, generation: int) -> bool: ...
+
+
 class Operations:
     """Look, resume, drop, run again."""
 
-    def __init__(self, queue: Queue, ledger: Ledger, bus: Bus, clock: Clock) -> None:
+    def __init__(self, queue: Queue, ledger: Ledger, bus: Bus, clock: Clock, *, restart: Restart | None = None) -> None:
+        """`restart`: with further stores, what runs a task again in all of them."""
         self._queue = queue
+        self._restart = restart or queue.restart
         self._ledger = ledger
         self._bus = bus
         self._clock = clock
@@ -164,7 +170,8 @@ class Operations:
         await self._record(who, "drop", task_id, why)
         # The ledger first: whatever still works on the task finds it ended there.
         run = await self._ledger.finish(task, Status.DROPPED, by=who, why=why)
-        await self._queue.cancel(task_id)
+        # Only what was dropped: somebody else may have it run again by now, as the next generation.
+        await self._queue.cancel(task_id, generation=task.progress.generation)
         if run.status is not Status.DROPPED:
             raise StateConflict(f"the task is {run.status} already")
         self._announce_dropped(task)
@@ -189,7 +196,7 @@ class Operations:
         if task.progress.reason is Reason.REPLY_HELD:
             # Its answer will not be sent any more: the new generation's takes its place.
             await self._ledger.finish(task, Status.DROPPED, by=who, why=f"run again as generation {generation}")
-        if not await self._queue.restart(task, generation=generation):
+        if not await self._restart(task, generation=generation):
             raise StateConflict("somebody else runs the task again already")
         self._bus.publish(Topic.LANES_READY)
         return restarted

@@ -2,6 +2,8 @@
 
 A worker process is alive as long as its event loop says so once a second over a socket to its parent. One
 that falls silent is killed; one whose parent is gone ends by itself, even when its own loop is blocked.
+
+Refuses: to give up on it. However often it ends it is started again, after pauses that grow to ten seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 import uvloop
 
-from rise.capabilities import CapabilityRegistry, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityStatus
 from rise.clock import Clock
 from rise.service import cancel_all, spawn
 from rise.telemetry import log, worker_restarts_total
@@ -101,7 +103,13 @@ class WorkerProcess:
             self._capabilities.set(
                 "worker", CapabilityStatus.UNAVAILABLE, f"it ended ({cause}); restarted in {pause:g} s"
             )
-            log.error("worker.ended", cause=cause, lived_seconds=round(lived, 1), restart_in_seconds=pause)
+            log.error(
+                "worker.ended",
+                cause=cause,
+                lived_seconds=round(lived, 1),
+                restart_in_seconds=pause,
+                consequence=CONSEQUENCES["worker"],
+            )
             await self._clock.sleep(pause)
 
     async def _run_once(self) -> str:

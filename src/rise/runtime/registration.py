@@ -13,7 +13,7 @@ import asyncio
 from typing import Final
 from urllib.parse import urlsplit
 
-from rise.capabilities import CapabilityRegistry, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityStatus
 from rise.channels.telegram import TelegramChannel, WebhookInfo
 from rise.clock import Clock
 from rise.errors import RiseError, StoreUnavailable
@@ -107,11 +107,12 @@ class TelegramRegistration:
             self._directory.remember_verified(self._account, self._url)
         except StoreUnavailable as error:
             # This process knows; the next start verifies again if it can.
-            log.warning("telegram.verification_not_kept", error=error)
+            log.warning("telegram.verification_not_kept", error=error, consequence="the next start asks again")
 
     def _report(self, name: str, error: BaseException) -> None:
         self._trouble = error.public_message if isinstance(error, RiseError) else type(error).__name__
         self._capabilities.set(WEBHOOK, CapabilityStatus.DEGRADED, self._trouble)
+        log.warning("telegram.registration_failed", error=error, consequence=CONSEQUENCES[WEBHOOK])
 
 
 def _judged(state: WebhookInfo) -> tuple[CapabilityStatus, str]:

@@ -2,6 +2,9 @@
 
 Doors close first, so that nothing new enters; then the worker, whose claims need the queue to be settled;
 then the sender, because workers fill the outbox; stores last.
+
+Refuses: a directory that another `rise serve` has (`StoreLocked`); to end because its store is away. The doors answer
+503 meanwhile.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from rise.runtime.alerts import AlertMessage, Alerts
 from rise.runtime.assembly import House
 from rise.runtime.overload import MEGABYTE, Overload, OverloadLimits
 from rise.runtime.pipeline import Pipeline, PipelineLimits
+from rise.runtime.probes import register_probes, run_needs
 from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, spare_the_collector, stop_on_signals
 from rise.runtime.registration import TelegramRegistration
 from rise.runtime.supervisor import MEASURE_SECONDS, Duties, Supervisor
@@ -52,15 +56,16 @@ async def serve(
     """Run the gateway until SIGTERM or SIGINT. Raises `StoreLocked` if the directory has another."""
     stop = asyncio.Event()
     stop_on_signals(stop)
-    house.stores.directory.own()
+    if house.stores.full is None:
+        house.stores.directory.own()  # with a queue of its own it is shared by any number
     try:
         await open_stores(house)
         door = build_door(house)
         worker = InProcessWorker(house) if in_process else _worker_process(house)
         posts = build_alert_posts(house)
         supervisor = build_supervisor(house, restart_worker=worker.restart, tell=posts.tell)
-        services: list[Service] = [house.bus, house.bindings, posts, supervisor, assembly.build_sender(house)]
-        services += [worker, door, *_telegram_services(house)]
+        services: list[Service] = [house.bus, *house.stores.services(), *_keepers(house), house.bindings, posts]
+        services += [supervisor, assembly.build_sender(house), worker, door, *_telegram_services(house)]
         await start_all(services, on_error=_report_stop)
         spare_the_collector()
         log.info("serve.started", port=door.port, data_dir=str(house.settings.data_dir))
@@ -101,7 +106,7 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
 
 async def _work_until(stop: asyncio.Event, worker: InProcessWorker, house: House, parent: Parent | None) -> None:
     """Or until the worker is worn out."""
-    services: list[Service] = [house.bus, house.bindings, worker]
+    services: list[Service] = [house.bus, *house.stores.services(), house.bindings, worker]
     await start_all(services, on_error=_report_stop)
     spare_the_collector()
     if parent is not None:
@@ -173,6 +178,11 @@ class InProcessWorker:
         house.bus.publish(Topic.LANES_READY)
 
 
+def _keepers(house: House) -> list[Service]:
+    keeper = assembly.build_keeper(house)
+    return [] if keeper is None else [keeper]
+
+
 def _telegram_services(house: House) -> list[Service]:
     telegram, account = house.channels.telegram, house.channels.telegram_account
     if telegram is None or account is None:
@@ -203,8 +213,7 @@ def build_supervisor(
 ) -> Supervisor:
     """`restart_worker`: of the worker that belongs to this process; `tell`: where alerts go beside the log."""
     settings = house.settings
-    # One that was written is there: nothing else has to be waited for.
-    house.capabilities.register_capability_probe("disk", lambda: _probe_disk(house), hard=True, good_in_a_row=1)
+    register_probes(house)
     return Supervisor(
         queue=house.queue,
         ledger=house.ledger,
@@ -249,7 +258,7 @@ def _pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] | None
         overload=overload,
         alerts=alerts,
         clock=house.clock,
-        limits=PipelineLimits(settings.pipeline_stalled_seconds),
+        limits=PipelineLimits(settings.pipeline_stalled_seconds, run_needs(house)),
         disk_space=house.stores.directory.space,
         restart_worker=restart_worker,
     )
@@ -279,12 +288,6 @@ def _worker_process(house: House) -> WorkerProcess:
     )
 
 
-async def _probe_disk(house: House) -> tuple[CapabilityStatus, str]:
-    """Written and synced just now; anything else raises."""
-    await house.stores.database.write(lambda connection: None)
-    return CapabilityStatus.AVAILABLE, "written and synced"
-
-
 async def open_stores(house: House, *, until: asyncio.Event | None = None) -> None:
     """The gateway starts without its store, answering 503, and goes on when it is back; a worker waits."""
     while True:
@@ -292,7 +295,8 @@ async def open_stores(house: House, *, until: asyncio.Event | None = None) -> No
             await house.stores.open()
             return
         except Unavailable as error:
-            house.capabilities.set("disk", CapabilityStatus.UNAVAILABLE, error.public_message)
+            store = "disk" if house.stores.full is None else "ledger"
+            house.capabilities.set(store, CapabilityStatus.UNAVAILABLE, error.public_message)
             log.error("store.unavailable", error=error, consequence="nothing is accepted until it is back")
             if until is None or until.is_set():
                 return
@@ -320,4 +324,4 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 
 def _report_stop(name: str, error: BaseException) -> None:
-    log.warning("service.stop_failed", service=name, error=error)
+    log.warning("service.stop_failed", service=name, error=error, consequence="left as a crash would leave it")

@@ -2,11 +2,14 @@
 
 Nothing here is on a message's way when all is well. Each duty is a loop of its own that survives its errors;
 each may run at any time, any number of times, beside workers and senders.
+
+Refuses: to run or to send anything itself; to resume what waits for a person.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +19,7 @@ from rise.capabilities import CapabilityRegistry
 from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
 from rise.envelope import Outcome, Reason, ReplyId, Status, notice_id_of
+from rise.errors import Unavailable
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
 from rise.runtime.pipeline import Pipeline
@@ -95,6 +99,8 @@ class Supervisor:
             self._bus.subscribe(Topic.TASK_SETTLED, _count_settled),
             self._capabilities.on_change(self._pipeline.hear),
         )
+        with suppress(Unavailable):
+            await self.reap()  # before the sender asks for its role, which a former process may hold
         self._pipeline.changed.set()  # what a former process left behind is looked at right away
         for loop in self._loops:
             await loop.start()
@@ -105,6 +111,8 @@ class Supervisor:
         self._capabilities.close()
         for unsubscribe in self._unsubscribe:
             unsubscribe()
+        with suppress(Unavailable):
+            await self._ledger.leave_roles(self._bus.member)
 
     # --- duties ---
 
@@ -112,16 +120,18 @@ class Supervisor:
         """Free at once what processes held that are certainly dead."""
         for member in self._bus.dead_members():
             lanes = await self._queue.reclaim(member)
+            await self._ledger.leave_roles(member)
             self._bus.bury(member)
             if lanes:
-                log.warning("worker.reclaimed", member=member, lanes=lanes)
+                taken_over = "other workers take its chats over, and run again what it had not finished"
+                log.warning("worker.reclaimed", member=member, lanes=lanes, consequence=taken_over)
                 self._bus.publish(Topic.LANES_READY)
 
     async def sweep(self) -> None:
         """Find forgotten lanes and replies whose end the queue has not heard of; forget what is old enough."""
         found = await self._queue.sweep()
         if found:
-            log.warning("queue.hints_remade", lanes=found)
+            log.warning("queue.hints_remade", lanes=found, consequence="these chats had stood still and go on")
             self._bus.publish(Topic.LANES_READY)
         await self._bring_in_line()
         await self._forget_ended()
@@ -209,9 +219,10 @@ class Supervisor:
             run = finished.get(task.head.task_id)
             if run is None or run.generation != task.generation:
                 continue
-            is_all_done = not (run.result or {}).get("followUps") or task.reason is Reason.REPLY_HELD
+            promises = bool(run.follow_ups) or run.unreadable is not None
+            is_all_done = not promises or task.reason is Reason.REPLY_HELD
             if is_all_done or run.status is Status.DROPPED:
-                await self._queue.cancel(task.head.task_id)
+                await self._queue.cancel(task.head.task_id, generation=task.generation)
             elif task.reason is Reason.POISON:
                 # What it promised for later is not armed yet. Nothing of the workflow runs for that.
                 await self._queue.resume(Selection(task_ids=(task.head.task_id,)), limit=1)
@@ -272,8 +283,9 @@ def _count_settled(event: Mapping[str, Any]) -> None:
     settled_total.labels(*account, workflow, str(outcome or reason or event.get("status"))).inc()
     if reason == Reason.WORKFLOW_PENDING:
         workflow_pending_total.labels(*account).inc()
-    if outcome == Outcome.ANSWERED:
-        enqueue_to_reply_seconds.labels(*account, workflow).observe(float(event.get("seconds") or 0.0))
+    seconds = event.get("seconds")
+    if outcome == Outcome.ANSWERED and isinstance(seconds, int | float):
+        enqueue_to_reply_seconds.labels(*account, workflow).observe(seconds)
 
 
 def _report(name: str, error: BaseException) -> None:

@@ -18,6 +18,7 @@ import aiohttp
 
 from rise.clock import SystemClock
 from rise.service import cancel_all, spawn
+from rise.settings import environment_of_another
 
 READY_SECONDS = 60.0
 LOOK_SECONDS = 0.1
@@ -74,7 +75,6 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RISE_")}
         own: Mapping[str, object] = {
             "data_dir": self.data_dir,
             "port": self.port,
@@ -82,8 +82,7 @@ class Installation:
             "log": "json",
             **self._settings,
         }
-        settings = {f"RISE_{name.upper()}": str(value) for name, value in own.items() if value is not None}
-        return inherited | self.surroundings | settings
+        return environment_of_another(own) | self.surroundings
 
     def configure(self, **settings: object) -> None:
         """Change settings. What runs keeps what it was started with."""

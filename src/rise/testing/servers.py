@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -15,10 +16,22 @@ import redis
 from rise.testing.installation import hold_port
 
 READY_SECONDS: Final = 20.0
+RABBIT_READY_SECONDS: Final = 90.0
+"""It takes eight on two idle cores."""
+RABBIT_PROGRAMS: Final = ("/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/opt/homebrew/sbin")
+"""Where the programs themselves are. What Debian puts on the path works as one user on one directory only."""
 
 
 def has_redis() -> bool:
     return shutil.which("redis-server") is not None
+
+
+def has_rabbitmq() -> bool:
+    return _rabbit_programs() is not None
+
+
+def _rabbit_programs() -> Path | None:
+    return next((Path(place) for place in RABBIT_PROGRAMS if (Path(place) / "rabbitmq-server").exists()), None)
 
 
 class RedisServer:
@@ -91,4 +104,112 @@ class RedisServer:
             for line in process.stdout:
                 self.log.append(line.rstrip())
                 if "Ready to accept connections" in line:
+                    is_ready.set()
+
+
+class RabbitServer:
+    """A `rabbitmq-server` of its own, to be killed, frozen and started again; nothing else on the machine hears of it.
+
+    `with RabbitServer(tmp_path) as server:` starts it and leaves nothing running behind.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._held_ports = [hold_port() for _ in range(3)]
+        self.port, distribution, epmd = (int(held.getsockname()[1]) for held in self._held_ports)
+        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
+        self.log: list[str] = []
+        self._node = f"rise-{self.port}@localhost"
+        self._epmd_port = epmd
+        self._environment = {
+            "PATH": os.environ["PATH"],  # noqa: TID251 - the program search path is no setting of ours
+            "LANG": "C.UTF-8",
+            "HOME": str(directory),  # the cookie is made there
+            "ERL_EPMD_PORT": str(epmd),
+            "RABBITMQ_NODENAME": self._node,
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(directory / "log"),
+            "RABBITMQ_PID_FILE": str(directory / "pid"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq"),
+            "RABBITMQ_CONF_ENV_FILE": str(directory / "rabbitmq-env.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+            # The script hands its process over to the server then, so that its id is the one to signal.
+            "RABBITMQ_ALLOW_INPUT": "true",
+        }
+        (directory / "plugins").write_text("[].\n")
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait()
+        for held in self._held_ports:
+            held.close()
+
+    def start(self) -> None:
+        """Until it accepts connections, its data read."""
+        if self._epmd is None:
+            # Not left to Erlang, which would start one that outlives everything.
+            place = ("-port", str(self._epmd_port), "-address", "127.0.0.1")
+            self._epmd = subprocess.Popen(["epmd", *place], env=self._environment)  # noqa: S603, S607 - our own
+        self._process = subprocess.Popen(  # noqa: S603 - our own arguments
+            [self._program("rabbitmq-server"), "-noinput"],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        is_ready = threading.Event()
+        threading.Thread(target=self._read_log, args=(self._process, is_ready), daemon=True).start()
+        if not is_ready.wait(RABBIT_READY_SECONDS):
+            self.kill()
+            raise AssertionError("rabbitmq-server did not start:\n" + "\n".join(self.log[-20:]))
+
+    def kill(self) -> None:
+        """-9, and gone."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def ctl(self, *command: str) -> str:
+        """What an operator does with `rabbitmqctl`, and what it prints. Takes a second."""
+        asked = [self._program("rabbitmqctl"), "-q", "-n", self._node, *command]
+        done = subprocess.run(asked, env=self._environment, capture_output=True, text=True)  # noqa: S603 - our own
+        if done.returncode != 0:
+            raise AssertionError(f"rabbitmqctl {' '.join(command)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def _program(self, name: str) -> str:
+        place = _rabbit_programs()
+        assert place is not None, "rabbitmq-server is not installed"
+        return str(place / name)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def _read_log(self, process: subprocess.Popen[str], is_ready: threading.Event) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                self.log.append(line.rstrip())
+                if "Server startup complete" in line:
                     is_ready.set()

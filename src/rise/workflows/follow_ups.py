@@ -1,4 +1,9 @@
-"""Messages promised for later: what a run planned becomes a delivery of its own, through the same door."""
+"""Messages promised for later: what a run planned becomes a delivery of its own, through the same door.
+
+Promises: its key is the run's, so it is armed once however often; its lane is its own, so it holds up no chat.
+
+Refuses: to keep time. The queue holds it until its moment, like any task.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
 """Running one workflow function for one task, within its time.
 
 It gives the function its `Turn` and returns what that noted; it writes nothing but steps, and decides nothing.
+
+Refuses: to wait, beyond a moment, for a function that goes on after its time; to take its `SystemExit` for ours.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import Any, Final
 from rise.bindings import Bound
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Channel, is_pushed
-from rise.clock import Clock
+from rise.clock import TICK_SECONDS, Clock
 from rise.envelope import Effect, Task, notice_id_of
 from rise.errors import PayloadInvalid, RunTimedOut
 from rise.ledger.port import Ledger, ReplyKind, reply_of
@@ -23,8 +25,6 @@ from rise.service import spawn
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.turn import BlockingTurn, Turn, in_bounds
 
-TICK_SECONDS: Final = 0.001
-"""Less is not waited for: the difference of two times may be too small for a clock to pass."""
 CLEAN_UP_SECONDS: Final = 5.0
 """For a cancelled workflow to end; then it is left to itself."""
 
@@ -113,7 +113,7 @@ class Runner:
 
     def _begin(self, definition: WorkflowDefinition, turn: Turn) -> asyncio.Future[Any]:
         if definition.is_async:
-            run = _in_bounds(definition.function(turn))
+            run = _in_bounds(definition.function, turn)
             return spawn(run, name=f"workflow {definition.name}", into=self._running)
         return asyncio.get_running_loop().run_in_executor(self._threads, in_bounds, definition.function, turn)
 
@@ -188,9 +188,9 @@ class _RunMemory:
                 self._waited += _now() - self._since
 
 
-async def _in_bounds(run: Awaitable[Any]) -> Any:
+async def _in_bounds(function: Callable[[Turn], Awaitable[Any]], turn: Turn) -> Any:
     try:
-        return await run
+        return await function(turn)
     except SystemExit as error:
         raise RuntimeError("the workflow wanted to end the process") from error
 

@@ -23,6 +23,7 @@ from rise.channels.telegram.reading import parts_of, read_json
 from rise.channels.telegram.updates import KINDS
 from rise.clock import Clock
 from rise.errors import RiseError, Unavailable
+from rise.roles import RoleClaim
 from rise.service import Loop
 
 Accept = Callable[[Incoming], Awaitable[object]]
@@ -35,6 +36,7 @@ POLL_SECONDS: Final = 50
 """Telegram's own limit is 50."""
 
 _ANSWER_MARGIN_SECONDS: Final = 15.0
+_TURN_SECONDS: Final = 1.0
 _PAUSE_SECONDS_MIN: Final = 1.0
 _PAUSE_SECONDS_MAX: Final = 30.0
 _TOKEN_PAUSE_SECONDS: Final = 60.0
@@ -68,14 +70,17 @@ class TelegramPolling:
         accept: Accept,
         clock: Clock,
         on_state: OnState,
+        role: RoleClaim | None = None,
         poll_seconds: int = POLL_SECONDS,
     ) -> None:
+        """`role`: where there are several processes, one of them polls."""
         self.name = f"telegram.polling.{account}"
         self._channel = channel
         self._account = account
         self._accept = accept
         self._clock = clock
         self._on_state = on_state
+        self._role = role
         self._poll_seconds = poll_seconds
         # Said with the next request only, and then forgotten: Telegram has dropped what is below it. After a
         # quiet week its numbers start anew, perhaps lower, and an old offset would confirm updates unseen.
@@ -86,15 +91,24 @@ class TelegramPolling:
         self._loop = Loop(self.name, self._poll, sleep=clock.sleep, on_error=self._report_error)
 
     async def start(self) -> None:
+        if self._role is not None:
+            await self._role.start()
         await self._loop.start()
 
     async def stop(self) -> None:
         """At once. What was accepted and not confirmed comes again and is recognized as known."""
         await self._loop.stop()
+        if self._role is not None:
+            await self._role.stop()
         self._offset = None
 
     async def _poll(self) -> None:
         """Fetch once, accept what came, and wait if something is wrong."""
+        if self._role is not None and not self._role.is_ours:
+            self._offset = None  # what the other confirms meanwhile is not ours to say again
+            self._report(True, "another process of this installation polls")
+            await self._clock.sleep(_TURN_SECONDS)
+            return
         answer = await self._fetch()
         if isinstance(answer, Unanswered):
             await self._wait(f"Telegram cannot be reached: {answer.error}")

@@ -23,7 +23,7 @@ import msgspec
 from rise.channels.port import Incoming
 from rise.channels.telegram.addresses import chat_id_of
 from rise.channels.telegram.reading import read_json
-from rise.envelope import JSON_NAMES, DeliveryKey, LaneKey, Order, Reason
+from rise.envelope import DeliveryKey, LaneKey, Order, Reason, fits_int64, json_name
 
 CHANNEL: Final = "telegram"
 RAW_VERSION: Final = "tg.v1"
@@ -114,7 +114,6 @@ _ANSWERED_BY_ID: Final = {
 
 _DEPTH_MAX: Final = 64
 _KEYS_MAX: Final = 10_000
-_INT64_MAX: Final = (1 << 63) - 1
 _DATE_MAX: Final = 253_402_300_799
 """The last second of the year 9999: beyond it there is no date to show."""
 
@@ -206,7 +205,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     except msgspec.DecodeError as error:
         raise _UpdateUnreadable(f"the body is not JSON: {error}", is_json=False) from error
     if type(update) is not dict:
-        raise _UpdateUnreadable(f"the body is {_named(update)}, not an object", is_json=True)
+        raise _UpdateUnreadable(f"the body is {json_name(update)}, not an object", is_json=True)
     return update
 
 
@@ -242,7 +241,7 @@ def _kind_and_payload(update: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         raise _UpdateUnreadable("the update holds nothing but its number", is_json=True)
     payload = update[kind_name]
     if type(payload) is not dict and kind_name in KINDS:
-        raise _UpdateUnreadable(f"{kind_name}: expected an object, found {_named(payload)}", is_json=True)
+        raise _UpdateUnreadable(f"{kind_name}: expected an object, found {json_name(payload)}", is_json=True)
     return kind_name[:_KIND_NAME_MAX], payload if type(payload) is dict else {}
 
 
@@ -354,7 +353,7 @@ class _Reading:
 
     def _cannot_use(self, field: str, expected: str, found: object) -> None:
         if self.error is None:
-            self.error = f"{self._kind_name}.{field}: expected {expected}, found {_named(found)}"
+            self.error = f"{self._kind_name}.{field}: expected {expected}, found {json_name(found)}"
 
     def _in_message(self, field: str) -> str:
         return field if self._kind.message_in is None else f"{self._kind.message_in}.{field}"
@@ -438,11 +437,4 @@ _LANE_SUFFIXES: Final = {
 
 def _int64(value: object) -> int | None:
     """The number if every store can hold it. `True` is not one."""
-    return value if type(value) is int and -_INT64_MAX - 1 <= value <= _INT64_MAX else None
-
-
-def _named(value: object) -> str:
-    """What a JSON value is, without saying it: it may be long, and it is somebody's."""
-    if type(value) is int and _int64(value) is None:
-        return "a number beyond 64 bits"
-    return JSON_NAMES.get(type(value), "something else")
+    return value if type(value) is int and fits_int64(value) else None

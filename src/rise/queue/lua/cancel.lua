@@ -1,6 +1,6 @@
 -- Takes a task out of its lane for good; a claim on it is void at once. Answers with the task as it was.
 local task = load(ARGV[1])
-if not task then return false end
+if not task or (ARGV[3] ~= '' and task.generation ~= ARGV[3]) then return false end
 local before, was = whole(task), task.status
 even_when_full()
 bury(task, ARGV[2])

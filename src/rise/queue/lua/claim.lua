@@ -49,7 +49,7 @@ local function start(found, head, tasks)
 end
 
 -- Half of a chat may be missing still.
-if call('EXISTS', GENERATION) == 0 then return { 0, {} } end
+if call('EXISTS', LIFE) == 0 then return { 0, {} } end
 local found = ready_lanes()
 if #found > 0 then even_when_full() end
 local claims, suspects_waiting = {}, 0

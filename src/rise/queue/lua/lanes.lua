@@ -26,7 +26,7 @@ local RECEIPTS = Q .. 'receipts'       -- delivery key → task, checksum of the
 local RECEIPT_KEYS = Q .. 'receipts:keys'
 local RECEIPT_ENDS = Q .. 'receipts:ends'
 local RECEIPT_AGAIN = Q .. 'receipts:again'  -- how often, for those that came more than once
-local GENERATION = '{rise}:generation' -- names what is held here, once all of it is
+local LIFE = '{rise}:life' -- names what is held here, once all of it is
 local HINTS = Q .. 'tasks'             -- the stream that wakes workers
 local GROUP = 'workers'
 

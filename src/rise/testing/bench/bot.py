@@ -5,11 +5,9 @@ Answers on Telegram, where the answer has to be delivered too; elsewhere it says
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import rise
 from rise.clock import SystemClock
+from rise.settings import load_settings
 
 FIRST_RUN = "first-run"
 """The file in the data directory that holds the moment."""
@@ -20,7 +18,7 @@ _noted: list[float] = []
 def note_first_run() -> None:
     if not _noted:
         _noted.append(SystemClock().monotonic())
-        Path(os.environ["RISE_DATA_DIR"], FIRST_RUN).write_text(str(_noted[0]))
+        (load_settings().data_dir / FIRST_RUN).write_text(str(_noted[0]))
 
 
 @rise.workflow("noop", channels=["telegram", "http"])

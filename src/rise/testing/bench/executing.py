@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from rise.clock import SystemClock
+from rise.settings import environment_of_another
 from rise.testing.bench.bot import FIRST_RUN
 from rise.testing.bench.measuring import cpu_seconds, ratios
-from rise.testing.bench.processes import end, environment, installation, profiled_worker, rise_settings, running
+from rise.testing.bench.processes import end, installation, profiled_worker, rise_settings, running
 from rise.testing.bench.report import Report
 from rise.testing.bench.seeding import copied, is_drained, seed, seed_rows, what_is_open
 from rise.testing.bench.sizes import Sizes
@@ -67,7 +68,7 @@ async def _drain_rows(data: Path, count: int) -> Drained:
 
 async def _drain_http(data: Path, count: int) -> Drained:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "rise", "worker"), env=environment(rise_settings(data))
+        *(sys.executable, "-m", "rise", "worker"), env=environment_of_another(rise_settings(data))
     )
     try:
         return await _watch(data, count, [process.pid])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from rise.runtime.directory import DataDirectory
+from rise.settings import environment_of_another
 from rise.testing.bench.load import Order, Seen
 from rise.testing.bench.update import SECRET, TOKEN
 from rise.testing.installation import Installation
@@ -57,11 +57,6 @@ def installation(data: Path, **more: object) -> Installation:
     return Installation(data, app=str(settings.pop("app")), **settings)
 
 
-def environment(settings: Mapping[str, object]) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RISE_")}
-    return inherited | {f"RISE_{name.upper()}": str(value) for name, value in settings.items()}
-
-
 @asynccontextmanager
 async def running(
     name: str, directory: Path, *, settings: Mapping[str, object] | None = None, profile: Path | None = None
@@ -71,7 +66,7 @@ async def running(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "rise.testing.bench.contenders", *words),
         cwd=directory,
-        env=environment(settings or {}),
+        env=environment_of_another(settings or {}),
         stdout=asyncio.subprocess.PIPE,
     )
     try:
@@ -91,7 +86,7 @@ async def profiled_worker(data: Path) -> AsyncIterator[Path]:
     profile = data / "profile"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "rise.testing.bench.contenders", "rise-worker", "--profile", str(profile)),
-        env=environment(rise_settings(data)),
+        env=environment_of_another(rise_settings(data)),
     )
     try:
         yield profile

@@ -98,6 +98,24 @@ class BusConformance:
         await stays.until({"n": 1})
         assert gone.payloads == []
 
+    async def test_a_listener_that_raises_keeps_nobody_from_hearing(self, stage: BusStage) -> None:
+        def breaks(payload: Mapping[str, Any]) -> None:
+            raise KeyError("a field of tomorrow")
+
+        one, other = await stage.member(), await stage.member()
+        broken: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: broken.append(context))
+        heard = [Heard(), Heard()]
+        for member, listener in zip((one, other), heard, strict=True):
+            member.subscribe(Topic.TASK_SETTLED, breaks)
+            member.subscribe(Topic.TASK_SETTLED, listener)
+        for number in (1, 2):
+            one.publish(Topic.TASK_SETTLED, {"n": number})
+        for listener in heard:
+            await listener.until({"n": 2})
+            assert listener.payloads == [{"n": 1}, {"n": 2}]
+        assert broken == []
+
     @pytest.mark.parametrize(
         "payload",
         [{"text": "\ud800 \x00 \u2028"}, {"text": "x" * 1_000_000}, {"deep": [[[{}]]], "none": None, "": 1.5}],

@@ -14,12 +14,25 @@ from typing import Any, Final, Protocol
 import msgspec
 import pytest
 
-from rise.envelope import Call, Outcome, Progress, RunId, Status, Task, TaskId, notice_id_of, reply_id_of, run_id_of
+from rise.envelope import (
+    Call,
+    Outcome,
+    Progress,
+    ReplyId,
+    RunId,
+    Status,
+    Task,
+    TaskId,
+    notice_id_of,
+    reply_id_of,
+    run_id_of,
+)
 from rise.errors import ClaimLost
 from rise.ledger.port import (
     Again,
     Attempt,
     BindingRecord,
+    Delivered,
     Delivery,
     Failed,
     HeldUnknown,
@@ -29,6 +42,7 @@ from rise.ledger.port import (
     ReplyKind,
     ReplyState,
     Resend,
+    Role,
     RunEnded,
     RunResult,
     Sent,
@@ -52,6 +66,14 @@ class LedgerStage(Protocol):
         ...
 
     def pass_time(self, seconds: float) -> None: ...
+
+    async def spoil_call(self, reply_id: ReplyId) -> None:
+        """Let a reply's call be as a damaged disk or a newer version leaves it: nobody here can read it."""
+        ...
+
+    async def spoil_result(self, run_id: RunId) -> None:
+        """The same with what a run came to."""
+        ...
 
 
 def task(number: int = 1, *, chat: str = "1", generation: int = 0, raw: bytes = b'{"n":1}') -> Task:
@@ -306,6 +328,27 @@ class LedgerConformance:
         finished = await ledger.finished_among([one.task_id for one in tasks])
         assert set(finished) == {one.task_id for one in tasks[:3]}
 
+    async def test_any_number_of_tasks_can_be_asked_after(self, ledger: Ledger) -> None:
+        ended = await ledger.finish(task(1), Status.EXPIRED)
+        asked = [TaskId(f"t_{number}") for number in range(40_000)]
+        assert await ledger.finished_among([*asked, task(1).task_id]) == {task(1).task_id: ended}
+
+    @pytest.mark.failure("D12", "M4")
+    async def test_a_result_that_cannot_be_read_hides_nothing_else(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        for number in (1, 2):
+            await ledger.save_result(task(number), ANSWERED, chunks(task(number)), [], deliver=False)
+        await stage.spoil_result(task(1).run_id)
+        spoilt = await ledger.run(task(1).run_id)
+        assert spoilt is not None
+        assert (spoilt.status, spoilt.outcome, spoilt.result) == (Status.COMPLETED, Outcome.ANSWERED, None)
+        assert spoilt.unreadable, "and it says why"
+        finished = await ledger.finished_among([task(1).task_id, task(2).task_id])
+        assert finished == {task(1).task_id: spoilt, task(2).task_id: await ledger.run(task(2).run_id)}
+        assert finished[task(2).task_id].unreadable is None
+        again = await ledger.save_result(task(1), RunResult(outcome=Outcome.SILENT), [], [], deliver=True)
+        assert again == spoilt, "it stays the first"
+
     @pytest.mark.req("WRK-5")
     @pytest.mark.failure("E2", "E9")
     async def test_the_first_value_of_a_step_stays(self, stage: LedgerStage) -> None:
@@ -450,7 +493,37 @@ class LedgerConformance:
         await ledger.save_result(task(), ANSWERED, [meant], [], deliver=True)
         fence = await ledger.outbox_open()
         taken = await take_one(ledger, fence)
-        assert msgspec.structs.replace(taken, sequence=0) == meant
+        assert msgspec.structs.replace(taken, sequence=0, claim=0) == meant
+
+    @pytest.mark.failure("D12", "M4")
+    async def test_a_call_that_cannot_be_read_is_handed_out_as_such_and_stops_nobody(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        replies = await answer(ledger, task(1, chat="a"), 2)
+        await answer(ledger, task(2, chat="b"), 2)
+        await stage.spoil_call(replies[0].reply_id)
+        fence = await ledger.outbox_open()
+        spoilt, sound = sorted(await ledger.outbox_take(fence, limit=10), key=lambda reply: reply.chat_id)
+        assert (spoilt.reply_id, sound.call.text) == (replies[0].reply_id, "2.0")
+        assert (bool(spoilt.unreadable), spoilt.call.text, sound.unreadable) == (True, "", None)
+        assert [bool(one.unreadable) for one in await ledger.replies(task_id=task(1).task_id)] == [True, False]
+        shown = await ledger.transcript("telegram", "7", "a", after=0, limit=10)
+        assert [bool(one.unreadable) for one in shown] == [True, False]
+
+    @pytest.mark.failure("D12", "M4")
+    async def test_a_call_that_cannot_be_read_waits_as_it_is_for_who_can(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        replies = await answer(ledger, task(), 2)
+        await answer(ledger, task(2))
+        await stage.spoil_call(replies[0].reply_id)
+        fence = await ledger.outbox_open()
+        spoilt = await take_one(ledger, fence)
+        following = (await ledger.outbox_record(fence, spoilt, HeldUnknown(spoilt.unreadable or ""))).next
+        assert following is not None
+        assert following.call.text == "2.0"
+        assert await states(ledger, task().run_id) == ["unknown", "ready"]
+        assert await send(ledger, fence, following, Sent()) is None
+        assert await ledger.outbox_rearm(task().run_id) == 2
+        assert (await take_one(ledger, fence)).unreadable
 
     # --- outbox: endings ---
 
@@ -477,14 +550,68 @@ class LedgerConformance:
         assert [reply.platform_ref for reply in await ledger.replies(task_id=task().task_id)] == ["m1", "m2"]
 
     @pytest.mark.failure("C13")
-    async def test_recording_an_ending_twice_changes_nothing_more(self, ledger: Ledger) -> None:
-        await answer(ledger, task(), 2)
+    @pytest.mark.parametrize(
+        "ending",
+        [
+            Sent("m1"),
+            Failed("refused"),
+            Failed("blocked", chat_gone=True),
+            Again(0.0, "entities", call=Call("sendMessage", {"text": "plain"}, "plain")),
+            Again(5.0, "429"),
+            Again(0.0, "moved", chat_id="new"),
+            Resend("timeout"),
+            Resend("timeout", seconds=5.0),
+            HeldUnknown("timeout"),
+        ],
+        ids=lambda one: type(one).__name__,
+    )
+    @pytest.mark.parametrize("count", [1, 2])
+    async def test_recording_an_ending_twice_changes_nothing_more(
+        self, ledger: Ledger, ending: Delivery, count: int
+    ) -> None:
+        await answer(ledger, task(), count)
+        await answer(ledger, task(2))
         fence = await ledger.outbox_open()
         first = await take_one(ledger, fence)
         await ledger.outbox_sending(fence, first)
-        once = await ledger.outbox_record(fence, first, Sent("m1"))
-        again = await ledger.outbox_record(fence, first, Sent("m1"))
-        assert again == once
+        once = await ledger.outbox_record(fence, first, ending)
+        replies, depth = await ledger.replies(run_id=task().run_id), await ledger.outbox_depth()
+        for _ in range(2):
+            assert await ledger.outbox_record(fence, first, ending) == once
+            assert await ledger.replies(run_id=task().run_id) == replies
+        assert await ledger.outbox_depth() == depth
+
+    @pytest.mark.failure("C13", "G8")
+    async def test_what_is_recorded_again_late_takes_nothing_from_who_sends_to_the_chat_now(
+        self, stage: LedgerStage
+    ) -> None:
+        ledger = stage.ledger
+        await answer(ledger, task(1))
+        fence = await ledger.outbox_open()
+        first = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, first)
+        once = await ledger.outbox_record(fence, first, Sent())
+        assert once.next is None
+        await answer(ledger, task(2))
+        now_out = await take_one(ledger, fence)
+        assert await ledger.outbox_record(fence, first, Sent()) == once
+        await ledger.outbox_release(fence, first, seconds=0)
+        assert await ledger.outbox_take(fence, limit=10) == []
+        await send(ledger, fence, now_out, Again(5.0, "429"))
+        stage.pass_time(6)
+        again = await take_one(ledger, fence)
+        assert await ledger.outbox_record(fence, now_out, Again(5.0, "429")) == Delivered(None, None)
+        assert await send(ledger, fence, again, Again(0.0, "429")) is not None
+        assert [reply.tries for reply in await ledger.replies(run_id=task(2).run_id)] == [2]
+
+    @pytest.mark.failure("C13", "G8")
+    async def test_letting_go_again_late_lets_go_of_nothing(self, ledger: Ledger) -> None:
+        await answer(ledger, task(1))
+        fence = await ledger.outbox_open()
+        first = await take_one(ledger, fence)
+        await ledger.outbox_release(fence, first, seconds=0)
+        await take_one(ledger, fence)
+        await ledger.outbox_release(fence, first, seconds=0)
         assert await ledger.outbox_take(fence, limit=10) == []
 
     @pytest.mark.failure("G5")
@@ -577,6 +704,23 @@ class LedgerConformance:
         assert (await ledger.outbox_depth()).resent == 1
         assert await send_everything(ledger, fence) == ["1.0", "1.1", "1.2"]
         assert [reply.resends for reply in await ledger.replies(run_id=task().run_id)] == [1, 0, 0]
+
+    @pytest.mark.failure("G4", "G7")
+    async def test_what_comes_before_a_reply_that_is_held_does_not_wait_with_it(self, ledger: Ledger) -> None:
+        before, urgent, after = chunks(task(), 3)
+        urgent = msgspec.structs.replace(urgent, chat_id="urgent")
+        await answer(ledger, task(2))
+        await ledger.save_result(task(), ANSWERED, [before, urgent, after], [], deliver=True)
+        fence = await ledger.outbox_open()
+        taken = {reply.chat_id: reply for reply in await ledger.outbox_take(fence, limit=10)}
+        await send(ledger, fence, taken["urgent"], HeldUnknown("timeout"))
+        following = await send(ledger, fence, taken["1"], Sent())
+        assert following is not None
+        assert following.call.text == "1.0"
+        assert await send(ledger, fence, following, Sent()) is None
+        assert await states(ledger, task().run_id) == ["sent", "unknown", "ready"]
+        assert await ledger.outbox_rearm(task().run_id) == 2
+        assert sorted(await send_everything(ledger, fence)) == ["1.1", "1.2"]
 
     @pytest.mark.failure("G8")
     async def test_what_is_released_from_hold_waits_while_its_chat_is_sent_to(self, ledger: Ledger) -> None:
@@ -849,6 +993,32 @@ class LedgerConformance:
             "dropped": 1,
             "expired": 1,
         }
+
+    # --- roles ---
+
+    @pytest.mark.req("EMB-3", "OUT-2")
+    async def test_a_role_is_one_members_for_as_long_as_it_says_so(self, stage: LedgerStage) -> None:
+        one, two = stage.ledger, await stage.another()
+        assert await one.take_role(Role.SENDER, "a", seconds=10)
+        assert not await two.take_role(Role.SENDER, "b", seconds=10)
+        assert await two.take_role(Role.KEEPER, "b", seconds=10), "each by itself"
+        stage.pass_time(8)
+        assert await one.take_role(Role.SENDER, "a", seconds=10), "again, before its time is over"
+        stage.pass_time(8)
+        assert not await two.take_role(Role.SENDER, "b", seconds=10)
+        stage.pass_time(3)
+        assert await two.take_role(Role.SENDER, "b", seconds=10), "it has not said so any more"
+        assert not await one.take_role(Role.SENDER, "a", seconds=10)
+
+    @pytest.mark.req("EMB-3")
+    async def test_the_roles_of_who_has_ended_are_free_at_once(self, ledger: Ledger) -> None:
+        for role in Role:
+            assert await ledger.take_role(role, "a", seconds=1000)
+        await ledger.leave_roles("b")
+        assert not await ledger.take_role(Role.SENDER, "b", seconds=10)
+        await ledger.leave_roles("a")
+        for role in Role:
+            assert await ledger.take_role(role, "b", seconds=10)
 
     # --- definitions ---
 

@@ -966,6 +966,16 @@ class QueueConformance:
         await queue.cancel(task_id)
         assert await run_everything(queue) == [2]
 
+    async def test_cancelling_one_generation_leaves_the_next_alone(self, queue: Queue) -> None:
+        [task_id] = await enqueue(queue, 1)
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, Suspend(Reason.RETRIES_EXHAUSTED))
+        assert await queue.restart(claim.task, generation=1)
+        assert await queue.cancel(task_id, generation=0) is None
+        assert (await open_task(queue, task_id)).progress.generation == 1
+        assert await queue.cancel(task_id, generation=1) is not None
+        assert await queue.get(task_id) is None
+
     async def test_a_cancelled_task_is_known_to_duplicates(self, queue: Queue) -> None:
         [task_id] = await enqueue(queue, 1)
         await queue.cancel(task_id)

@@ -49,26 +49,26 @@ class RefillingConformance:
         assert await claim_all(queue) == []
         assert await queue.restore([delivery(3), delivery(1)]) == [delivery(3).head.task_id, delivery(1).head.task_id]
         assert await claim_all(queue) == []
-        await queue.begin_generation()
+        await queue.begin_life()
         assert await run_everything(queue) == [1, 2, 3]
 
     @pytest.mark.req("QUE-5")
     @pytest.mark.failure("C19", "M6")
     async def test_an_emptied_queue_can_be_told_from_an_empty_one(self, stage: RefillingStage) -> None:
         queue = stage.queue
-        assert await queue.generation() is None
-        named = await queue.begin_generation()
-        assert await queue.begin_generation() == await (await stage.another()).generation() == named
+        assert await queue.life() is None
+        named = await queue.begin_life()
+        assert await queue.begin_life() == await (await stage.another()).life() == named
         await queue.enqueue(delivery(1))
         await run_everything(queue)
-        assert await queue.generation() == named, "empty, and not emptied"
+        assert await queue.life() == named, "empty, and not emptied"
         await stage.empty()
-        assert await queue.generation() is None
-        assert await queue.begin_generation() != named
+        assert await queue.life() is None
+        assert await queue.begin_life() != named
 
     @pytest.mark.req("CPY-5")
     async def test_what_is_brought_back_is_what_it_was(self, queue: RefillableQueue) -> None:
-        await queue.begin_generation()
+        await queue.begin_life()
         deadline, due = queue.now_ms() + 150_000, queue.now_ms() + 60_000
         parked = delivery(1, raw=b"\xff", suspend=Reason.RAW_PAYLOAD_INVALID)
         timed = msgspec.structs.replace(delivery(2), deadline_at_ms=deadline, due_at_ms=due, generation=3)
@@ -86,7 +86,7 @@ class RefillingConformance:
 
     @pytest.mark.req("CPY-5")
     async def test_what_is_open_is_left_as_it_is(self, queue: RefillableQueue) -> None:
-        await queue.begin_generation()
+        await queue.begin_life()
         await queue.enqueue(delivery(1))
         claim = await claim_one(queue)
         assert await queue.restore([delivery(1)]) == []
@@ -98,7 +98,7 @@ class RefillingConformance:
     @pytest.mark.req("CPY-5")
     @pytest.mark.parametrize("ending", ["finished by its worker", "delivered", "dropped"])
     async def test_what_is_finished_is_not_brought_back(self, queue: RefillableQueue, ending: str) -> None:
-        await queue.begin_generation()
+        await queue.begin_life()
         task_id = (await queue.enqueue(delivery(1))).task_id
         if ending == "dropped":
             await queue.cancel(task_id)
@@ -111,7 +111,7 @@ class RefillingConformance:
         assert await queue.restore([again(delivery(1), 1)]) == [task_id], "a person said to run it again"
 
     async def test_a_later_generation_takes_the_place_of_an_earlier_one(self, queue: RefillableQueue) -> None:
-        await queue.begin_generation()
+        await queue.begin_life()
         await queue.restore([delivery(1, suspend=Reason.STALE_REPLAY)])
         assert await queue.restore([again(delivery(1), 1)]) == [delivery(1).head.task_id]
         assert await queue.restore([delivery(1), again(delivery(1), 1)]) == []
@@ -119,9 +119,20 @@ class RefillingConformance:
         assert (number_of(claim.task), claim.task.progress.generation) == (1, 1)
         assert (await queue.depth()).by_status == {"processing": 1}
 
+    @pytest.mark.failure("M6", "D8")
+    async def test_what_is_missing_is_neither_open_nor_finished(self, queue: RefillableQueue) -> None:
+        await queue.begin_life()
+        for number in (1, 2, 3):
+            await queue.enqueue(delivery(number))
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, Finished())
+        ids = [delivery(number).head.task_id for number in (1, 2, 3, 4, 5)]
+        assert await queue.missing(ids) == ids[3:]
+        assert await queue.missing([]) == []
+
     @pytest.mark.req("ENV-3")
     async def test_its_key_is_remembered_with_it(self, queue: RefillableQueue) -> None:
-        await queue.begin_generation()
+        await queue.begin_life()
         now = queue.now_ms()
         task = delivery(1, receipt_seconds=60)
         recent = msgspec.structs.replace(task, head=msgspec.structs.replace(task.head, accepted_at_ms=now - 30_000))
@@ -136,12 +147,12 @@ class RefillingConformance:
     @pytest.mark.failure("C19", "I7")
     async def test_who_worked_while_it_was_emptied_has_lost_the_claim(self, stage: RefillingStage) -> None:
         queue = stage.queue
-        await queue.begin_generation()
+        await queue.begin_life()
         await queue.enqueue(delivery(1))
         former = await claim_one(queue)
         await stage.empty()
         await queue.restore([delivery(1)])
-        await queue.begin_generation()
+        await queue.begin_life()
         assert await queue.renew([former]) == {former.fence}
         with pytest.raises(ClaimLost):
             await queue.settle(former, former.task, Finished())

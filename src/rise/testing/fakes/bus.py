@@ -11,6 +11,7 @@ import msgspec
 
 from rise.bus.port import Listener, Topic
 from rise.envelope import encode_json
+from rise.telemetry import log
 
 
 @dataclass(slots=True)
@@ -59,7 +60,10 @@ class MemoryBus:
     def hear(self, topic: Topic, payload: Mapping[str, Any]) -> None:
         for wanted, listener in list(self._listeners):
             if self._is_alive and wanted is topic:
-                listener(payload)
+                try:
+                    listener(payload)
+                except Exception as error:  # noqa: BLE001 - border: said where bugs are looked for; the others hear
+                    log.error("bus.listener_failed", topic=topic, error=error, exc_info=error)
 
     def subscribe(self, topic: Topic, listener: Listener) -> Callable[[], None]:
         subscription = (topic, listener)

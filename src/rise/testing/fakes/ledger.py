@@ -25,6 +25,7 @@ from rise.envelope import (
 )
 from rise.errors import ClaimLost
 from rise.ledger.port import (
+    CALL_UNREADABLE,
     Again,
     Attempt,
     BindingRecord,
@@ -39,6 +40,7 @@ from rise.ledger.port import (
     ReplyKind,
     ReplyState,
     Resend,
+    Role,
     Run,
     RunEnded,
     RunResult,
@@ -99,14 +101,27 @@ class MemoryLedgerState:
     """In the order of saving."""
     chats: dict[Chat, int | None] = field(default_factory=dict)
     """Those with replies to send, and from when they may be sent. None: somebody sends to it now."""
+    claims: dict[Chat, tuple[int, int | None]] = field(default_factory=dict)
+    """Of those that somebody sends to: the number of the taking, and of the one that it goes on from."""
     moved: dict[Chat, str] = field(default_factory=dict)
     workflows: dict[str, WorkflowRecord] = field(default_factory=dict)
     bindings: dict[tuple[str, str, str], BindingRecord] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
+    roles: dict[Role, tuple[str, int]] = field(default_factory=dict)
+    """Whose they are, and until when."""
     replies_ever: int = 0
+    claims_ever: int = 0
     sender_fence: int = 0
     definitions_version: int = 0
     resent: int = 0
+
+    def spoil_call(self, reply_id: ReplyId) -> None:
+        """From now on nobody here can read it."""
+        self.replies[reply_id].change(call=CALL_UNREADABLE, unreadable="it was spoilt")
+
+    def spoil_result(self, run_id: RunId) -> None:
+        stored = self.runs[run_id]
+        stored.run = msgspec.structs.replace(stored.run, result=None, unreadable="it was spoilt")
 
 
 class MemoryLedger(MemoryStore):
@@ -287,6 +302,7 @@ class MemoryLedger(MemoryStore):
         for chat, due in self._state.chats.items():
             if due is None:
                 self._state.chats[chat] = self._now_ms()
+        self._state.claims.clear()
         return self._state.sender_fence
 
     async def outbox_take(
@@ -313,14 +329,30 @@ class MemoryLedger(MemoryStore):
     def _waiting_chats(self) -> list[tuple[Chat, int]]:
         return [(chat, due) for chat, due in self._state.chats.items() if due is not None]
 
-    def _take(self, chat: Chat) -> Reply | None:
+    def _take(self, chat: Chat, *, after: int | None = None, claim: int | None = None) -> Reply | None:
         """The chat's first open reply, and the chat with it; a chat without one is forgotten."""
         reply = next((stored.reply for stored in self._replies_to(chat) if stored.is_open), None)
         if reply is None:
-            self._state.chats.pop(chat, None)
-        elif chat in self._state.chats:
-            self._state.chats[chat] = None
-        return reply
+            self._forget_chat(chat)
+            return None
+        if claim is None:
+            self._state.claims_ever += 1
+            claim = self._state.claims_ever
+        self._state.chats[chat] = None
+        self._state.claims[chat] = (claim, after)
+        return msgspec.structs.replace(reply, claim=claim)
+
+    def _forget_chat(self, chat: Chat) -> None:
+        self._state.chats.pop(chat, None)
+        self._state.claims.pop(chat, None)
+
+    def _let_go(self, reply: Reply, due: int) -> None:
+        if self._claims(reply)[0] == reply.claim:
+            self._state.chats[_chat_of(reply)] = due
+            del self._state.claims[_chat_of(reply)]
+
+    def _claims(self, reply: Reply) -> tuple[int | None, int | None]:
+        return self._state.claims.get(_chat_of(reply), (None, None))
 
     async def outbox_sending(self, fence: int, reply: Reply) -> None:
         await self._through("outbox_sending", lambda: self._outbox_sending(fence, reply))
@@ -339,15 +371,19 @@ class MemoryLedger(MemoryStore):
         self._check_fence(fence)
         chat, now = _chat_of(reply), self._now_ms()
         stored = self._state.replies.get(reply.reply_id)
+        claim, before = self._claims(reply)
+        if claim != reply.claim:
+            following = self._take(chat, after=before, claim=claim) if before == reply.claim else None
+            return Delivered(self._end_if_all_final(stored.reply) if stored else None, following)
         pause_ms = int(self._record(stored, delivery) * 1000) if stored else 0
         if isinstance(delivery, Again) and delivery.chat_id is not None:
             self._move_chat(chat, delivery.chat_id, now + pause_ms)
             return Delivered(None, None)
         ended = self._end_if_all_final(stored.reply) if stored else None
         if pause_ms:
-            self._state.chats[chat] = now + pause_ms
+            self._let_go(reply, now + pause_ms)
             return Delivered(ended, None)
-        return Delivered(ended, self._take(chat))
+        return Delivered(ended, self._take(chat, after=claim))
 
     def _record(self, stored: StoredReply, delivery: Delivery) -> float:
         """Returns for how many seconds its chat pauses."""
@@ -373,27 +409,28 @@ class MemoryLedger(MemoryStore):
             case Resend(error, call, seconds):
                 stored.change(resends=reply.resends + 1)
                 self._state.resent += 1
-        call = reply.call if call is None else _as_stored(call, Call)
-        stored.change(state=ReplyState.READY, call=call, platform_ref=None, error=clean_text(error))
+        if call is not None:
+            stored.change(call=_as_stored(call, Call), unreadable=None)
+        stored.change(state=ReplyState.READY, platform_ref=None, error=clean_text(error))
         return seconds
 
     def _hold_with(self, unknown: Reply) -> None:
         if unknown.kind is ReplyKind.ANSWER:
             for stored in self._answers(unknown.run_id):
-                if stored.reply.state is ReplyState.READY:
+                if stored.reply.state is ReplyState.READY and stored.reply.sequence > unknown.sequence:
                     stored.is_held = True
 
     def _end_if_all_final(self, reply: Reply) -> RunEnded | None:
         """The end of the run if this reply was the last one; what a person reads last decides how it ended."""
         run, answers = self._run(reply.run_id), self._answers(reply.run_id)
-        if reply.kind is not ReplyKind.ANSWER or run is None or run.status is not Status.REPLYING:
-            return None
-        if any(stored.waits for stored in answers):
+        if reply.kind is not ReplyKind.ANSWER or run is None or any(stored.waits for stored in answers):
             return None
         is_read = answers[-1].reply.state is ReplyState.SENT
         outcome = Outcome.ANSWERED if is_read else Outcome.UNDELIVERABLE
-        self._end(reply.run_id, Status.COMPLETED, outcome)
-        return RunEnded(run.task_id, run.generation, outcome)
+        if run.status is Status.REPLYING:
+            run = self._end(reply.run_id, Status.COMPLETED, outcome)
+        has_ended_so = run.status is Status.COMPLETED and run.outcome is outcome
+        return RunEnded(run.task_id, run.generation, outcome) if has_ended_so else None
 
     def _move_chat(self, old: Chat, moved_to: str, due: int) -> None:
         channel, account, _ = old
@@ -404,7 +441,7 @@ class MemoryLedger(MemoryStore):
         for stored in self._replies_to(old):
             if stored.waits:
                 stored.change(chat_id=moved_to)
-        self._state.chats.pop(old, None)
+        self._forget_chat(old)
         self._line_up((channel, account, moved_to), due)
 
     async def outbox_release(self, fence: int, reply: Reply, *, seconds: float) -> None:
@@ -412,7 +449,7 @@ class MemoryLedger(MemoryStore):
 
     def _outbox_release(self, fence: int, reply: Reply, seconds: float) -> None:
         self._check_fence(fence)
-        self._state.chats[_chat_of(reply)] = self._now_ms() + int(seconds * 1000)
+        self._let_go(reply, self._now_ms() + int(seconds * 1000))
 
     async def outbox_rearm(self, run_id: RunId) -> int:
         return await self._through("outbox_rearm", lambda: self._outbox_rearm(run_id))
@@ -505,6 +542,25 @@ class MemoryLedger(MemoryStore):
     def _next_definitions_version(self) -> int:
         self._state.definitions_version += 1
         return self._state.definitions_version
+
+    # --- roles ---
+
+    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
+        return await self._through("take_role", lambda: self._take_role(role, member, seconds))
+
+    def _take_role(self, role: Role, member: str, seconds: float) -> bool:
+        now = self._now_ms()
+        holder, until = self._state.roles.get(role, (member, now))
+        if holder != member and until > now:
+            return False
+        self._state.roles[role] = (member, now + int(seconds * 1000))
+        return True
+
+    async def leave_roles(self, member: str) -> None:
+        await self._through("leave_roles", lambda: self._leave_roles(member))
+
+    def _leave_roles(self, member: str) -> None:
+        self._state.roles = {role: held for role, held in self._state.roles.items() if held[0] != member}
 
     # --- people ---
 

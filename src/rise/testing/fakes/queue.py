@@ -105,14 +105,14 @@ class MemoryQueueState:
     fences: int = 0
     duplicates: int = 0
     out_of_order: int = 0
-    generation: str | None = None
-    generations: int = 0
+    life: str | None = None
+    lives: int = 0
     finished: dict[TaskId, int] = field(default_factory=dict)
     """Tombstones: the generation of a task that is known to be finished."""
 
     def empty(self) -> None:
         """Everything in it is lost."""
-        new = MemoryQueueState(generations=self.generations, fences=self.fences)  # as by the time, which goes on
+        new = MemoryQueueState(lives=self.lives, fences=self.fences)  # as by the time, which goes on
         for each in fields(self):
             setattr(self, each.name, getattr(new, each.name))
 
@@ -170,7 +170,7 @@ class MemoryQueue(MemoryStore):
         return await self._through("claim", lambda: self._claim(holder, room, idle, forgiving))
 
     def _claim(self, holder: str, room: Mapping[str, int], idle: bool, forgiving: bool) -> Claimed:
-        if self._state.generation is None:
+        if self._state.life is None:
             return Claimed([])  # half of a chat may be missing still
         now, left = self.now_ms(), dict(room)
         claims: list[Claim] = []
@@ -400,12 +400,12 @@ class MemoryQueue(MemoryStore):
         self._announce(task.head, now)
         return True
 
-    async def cancel(self, task_id: TaskId) -> Task | None:
-        return await self._through("cancel", lambda: self._cancel(task_id))
+    async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:
+        return await self._through("cancel", lambda: self._cancel(task_id, generation))
 
-    def _cancel(self, task_id: TaskId) -> Task | None:
+    def _cancel(self, task_id: TaskId, generation: int | None) -> Task | None:
         task = self._state.tasks.get(task_id)
-        if task is None:
+        if task is None or generation not in (None, task.progress.generation):
             return None
         self._bury(task)
         if task.progress.status is Status.PROCESSING:
@@ -481,20 +481,27 @@ class MemoryQueue(MemoryStore):
 
     # --- being filled again ---
 
-    async def generation(self) -> str | None:
-        return await self._through("generation", lambda: self._state.generation)
+    async def life(self) -> str | None:
+        return await self._through("life", lambda: self._state.life)
 
-    async def begin_generation(self) -> str:
-        return await self._through("begin_generation", self._begin_generation)
+    async def begin_life(self) -> str:
+        return await self._through("begin_life", self._begin_life)
 
-    def _begin_generation(self) -> str:
-        if self._state.generation is None:
-            self._state.generations += 1
-            self._state.generation = f"generation {self._state.generations}"
-        return self._state.generation
+    def _begin_life(self) -> str:
+        if self._state.life is None:
+            self._state.lives += 1
+            self._state.life = f"life {self._state.lives}"
+        return self._state.life
 
     async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
         return [task.head.task_id for task in tasks if await self._through("restore", partial(self._restore, task))]
+
+    async def missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
+        return await self._through("missing", lambda: self._missing(task_ids))
+
+    def _missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
+        known = self._state.tasks.keys() | self._state.finished.keys()
+        return [task_id for task_id in task_ids if task_id not in known]
 
     def _restore(self, new: NewTask) -> bool:
         task_id, now = new.head.task_id, self.now_ms()

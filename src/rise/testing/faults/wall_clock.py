@@ -38,7 +38,7 @@ class WallClock:
 
     @property
     def surroundings(self) -> dict[str, str]:
-        paths = [str(self._directory), os.environ.get("PYTHONPATH", "")]
+        paths = [str(self._directory), os.environ.get("PYTHONPATH", "")]  # noqa: TID251 - the interpreter's own, no setting
         return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
     def step(self, seconds: float) -> None:

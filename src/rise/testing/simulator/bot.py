@@ -35,6 +35,8 @@ class Behaviour(StrEnum):
 
 OWN_ERRORS: Final = frozenset({Behaviour.FAILS_ONCE, Behaviour.FAILS, Behaviour.HANGS})
 """Only these use up tries."""
+_IN_STEPS: Final = frozenset({Behaviour.STEPS, Behaviour.FAILS_ONCE, Behaviour.WAITS, Behaviour.KILLS_ONCE})
+"""They do something first that must not be done again when the run is repeated."""
 _USUAL: Final = (Behaviour.ECHO,) * 8 + (
     Behaviour.THREE,
     Behaviour.THREE,
@@ -54,16 +56,21 @@ def draw_behaviour(dice: random.Random) -> Behaviour:
 
 
 class Witness(Protocol):
-    def ran(self, turn: rise.Turn) -> None:
+    def ran(self, process: Process, turn: rise.Turn) -> None:
         """A workflow sees a message."""
+
+    def step_begins(self, process: Process, turn: rise.Turn, step: str) -> None:
+        """What should be done once is being done."""
+
+    def step_is_saved(self, turn: rise.Turn, step: str) -> None:
+        """It has been, and need not be done again."""
 
 
 class SimBot:
-    """The same workflows in every process; `runs` and `steps` are counted over all of them."""
+    """The same workflows in every process; `runs` are counted over all of them."""
 
     def __init__(self, world: World, witness: Witness) -> None:
         self.runs: Counter[str] = Counter()
-        self.steps: Counter[str] = Counter()
         self._world = world
         self._witness = witness
 
@@ -76,10 +83,12 @@ class SimBot:
         return {definition.workflow_id: definition}
 
     async def _serve(self, process: Process, turn: rise.Turn) -> Any:
-        self._witness.ran(turn)
+        self._witness.ran(process, turn)
         name, _, asked = turn.text.partition(" ")
         self.runs[name] += 1
         run = self.runs[name]
+        if asked in _IN_STEPS:
+            await self._step(process, turn, "a")
         match asked:
             case Behaviour.KILLS:
                 await self._die(process, name)
@@ -96,8 +105,7 @@ class SimBot:
             case Behaviour.SLOW:
                 await asyncio.sleep(self._world.dice.uniform(0.1, 4.0))  # noqa: TID251 - virtual
             case Behaviour.STEPS:
-                for step in ("a", "b"):
-                    await turn.step(step, self._do_step, f"{turn.task_id} {step}")
+                await self._step(process, turn, "b")
             case Behaviour.SILENT:
                 return None
             case Behaviour.LATER:
@@ -110,7 +118,11 @@ class SimBot:
         self._world.kill(process, f"{name} kills it")
         await asyncio.get_running_loop().create_future()
 
-    async def _do_step(self, name: str) -> str:
-        self.steps[name] += 1
-        await asyncio.sleep(0.01)  # noqa: TID251 - virtual
-        return name
+    async def _step(self, process: Process, turn: rise.Turn, step: str) -> None:
+        async def do() -> str:
+            self._witness.step_begins(process, turn, step)
+            await asyncio.sleep(0.01)  # noqa: TID251 - virtual
+            return step
+
+        await turn.step(step, do)
+        self._witness.step_is_saved(turn, step)

@@ -19,7 +19,8 @@ from rise.envelope import DeliveryKey, decode_head, task_id_of
 from rise.runtime.assembly import House
 from rise.runtime.audit import AuditReport, NoticeKind
 from rise.testing.simulator.bot import OWN_ERRORS
-from rise.testing.simulator.people import Written
+from rise.testing.simulator.loop import Process
+from rise.testing.simulator.people import Written, place_of
 from rise.testing.simulator.world import World
 from rise.testing.telegram.rules.update_queue import QueuedUpdate
 from rise.workflows.follow_ups import FOLLOW_UP
@@ -38,10 +39,17 @@ _TRIGGERS: Final = (
         AND (status = 'processing' OR (order_at, order_seq, task_id) < (NEW.order_at, NEW.order_seq, NEW.task_id))
     ) BEGIN SELECT violated('I7', 'started out of order: ' || NEW.task_id); END
     """,
-    # Nothing leaves the queue before its end is in the ledger.
+    # And it stands where the platform's dates put it, whenever it came.
+    """
+    CREATE TEMP TRIGGER place_in_its_lane AFTER INSERT ON main.tasks
+    BEGIN SELECT stood_in_line(NEW.task_id, NEW.order_at, NEW.order_seq); END
+    """,
+    # Nothing leaves the queue before its end is in the ledger; the end of a former generation is not its own.
     """
     CREATE TEMP TRIGGER no_early_end AFTER DELETE ON main.tasks
-    WHEN NOT EXISTS (SELECT 1 FROM main.runs WHERE task_id = OLD.task_id AND finished_at IS NOT NULL)
+    WHEN NOT EXISTS (
+        SELECT 1 FROM main.runs WHERE task_id = OLD.task_id AND generation >= OLD.generation AND finished_at IS NOT NULL
+    )
     BEGIN SELECT violated('I2', 'gone before it was finished: ' || OLD.task_id); END
     """,
     # One result per run; an end is final.
@@ -77,6 +85,12 @@ _TRIGGERS: Final = (
     BEGIN SELECT violated('I9', 'a final reply changed: ' || NEW.reply_id); END
     """,
     """
+    CREATE TEMP TRIGGER no_answer_after_the_end AFTER UPDATE OF state ON main.replies
+    WHEN NEW.kind = 'answer' AND NEW.state IN ('ready', 'sending')
+        AND EXISTS (SELECT 1 FROM main.runs WHERE run_id = NEW.run_id AND finished_at IS NOT NULL)
+    BEGIN SELECT violated('I9', 'its run has ended, and it is to be sent: ' || NEW.reply_id); END
+    """,
+    """
     CREATE TEMP TRIGGER one_in_flight AFTER UPDATE OF state ON main.replies
     WHEN NEW.state = 'sending' AND EXISTS (
         SELECT 1 FROM main.replies INDEXED BY replies_open WHERE channel = NEW.channel AND account = NEW.account
@@ -99,6 +113,7 @@ class Checker:
         """Tasks that an operator has decided about: stale ones may run now."""
         self.said: Counter[str] = Counter()
         self._world = world
+        self._steps_saved: set[tuple[str, int, str]] = set()
 
     def watch_disk(self) -> None:
         """Call once the tables are there."""
@@ -106,6 +121,7 @@ class Checker:
         disk.create_scalar_function("violated", self._violated, 2)
         disk.create_scalar_function("death_counted", self._death_counted, 2)
         disk.create_scalar_function("try_used", self._try_used, 1)
+        disk.create_scalar_function("stood_in_line", self._stood_in_line, 3)
         for trigger in _TRIGGERS:
             disk.execute(trigger)
 
@@ -134,8 +150,14 @@ class Checker:
         if self._one("SELECT task_id FROM receipts WHERE delivery_key = ?", key) is not None:
             self._world.violate("I11", f"a forged update was kept: {key}")
 
-    def ran(self, turn: rise.Turn) -> None:
-        """I11, I12, I15: what a workflow sees is what its person wrote."""
+    def ran(self, process: Process, turn: rise.Turn) -> None:
+        """I4, I11, I12, I15: what a workflow sees is what its person wrote, and as long as there is no result."""
+        has_result = (
+            "SELECT 1 FROM tasks JOIN runs USING (task_id, generation)"
+            " WHERE task_id = ? AND runs.status IN ('replying', 'completed')"
+        )
+        if self._one(has_result, turn.task_id) and not self._world.may_have_lost_claims(process):
+            self._world.violate("I4", f"{turn.text!r} has its result, and is run again")
         name = turn.text.partition(" ")[0]
         written = self.written.get(name)
         if written is None:
@@ -145,6 +167,14 @@ class Checker:
             self._world.violate("I12", f"{name}: the bytes are not those received")
         if not written.is_genuine and turn.task_id not in self.resumed:
             self._world.violate("I11", f"{name} is not genuine, and was run")
+
+    def step_begins(self, process: Process, turn: rise.Turn, step: str) -> None:
+        """I4: what has been done and saved is not done again, however often the run is repeated."""
+        if self._step(turn, step) in self._steps_saved and not self._world.may_have_lost_claims(process):
+            self._world.violate("I4", f"the step {step} of {turn.text!r} is saved, and done again")
+
+    def step_is_saved(self, turn: rise.Turn, step: str) -> None:
+        self._steps_saved.add(self._step(turn, step))
 
     def sent(self, method: str, params: Mapping[str, Any]) -> None:
         """I5, I6, I8, I15: a person sees this now."""
@@ -259,6 +289,10 @@ class Checker:
             for (call,) in self._world.disk.execute("SELECT call FROM replies").fetchall()
         )
 
+    def _step(self, turn: rise.Turn, step: str) -> tuple[str, int, str]:
+        generation = self._one("SELECT generation FROM tasks WHERE task_id = ?", turn.task_id)
+        return turn.task_id, generation or 0, step
+
     def _written_of(self, task_id: str) -> Written | None:
         return next((written for written in self.written.values() if written.task_id == task_id), None)
 
@@ -273,6 +307,13 @@ class Checker:
         bus = self._world.members.get(str(holder))
         if bus is not None and not self._world.may_have_lost_claims(bus.process):
             self._world.violate("I13", f"a death was counted for {task_id}, and {holder} lives and can write")
+
+    def _stood_in_line(self, task_id: str, at_ms: int, seq: int) -> None:
+        """I7: in the order of the platform's dates, not of arrival."""
+        written = self._written_of(task_id)
+        place = None if written is None else place_of(written.body)
+        if written is not None and place not in (None, (at_ms, seq)):
+            self._world.violate("I7", f"{written.name} stands at {(at_ms, seq)}; by the platform it is {place}")
 
     def _violated(self, invariant: str, what: str) -> None:
         self._world.violate(invariant, what)

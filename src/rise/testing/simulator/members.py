@@ -142,11 +142,10 @@ class Member:
 
 
 class Gateway(Member):
-    """`rise serve` without its worker. The first one also sends, and polls where that is the way in."""
+    """`rise serve` without its worker. One of them sends, and polls where that is the way in."""
 
-    def __init__(self, world: World, platform: Platform, settings: Settings, name: str, *, is_first: bool) -> None:
+    def __init__(self, world: World, platform: Platform, settings: Settings, name: str) -> None:
         super().__init__(world, platform, settings, name)
-        self._is_first = is_first
         platform.doors.append(self)
 
     def services(self, house: House) -> list[Service]:
@@ -157,11 +156,9 @@ class Gateway(Member):
         self._webhook = TelegramWebhook(
             telegram, account=account, secret=WEBHOOK_WORD, intake=house.intake, gate=gate, clock=house.clock
         )
-        services: list[Service] = [serving.build_supervisor(house)]
-        if self._is_first:
-            services.append(assembly.build_sender(house))
-            if (polling := assembly.build_polling(house)) is not None:
-                services.append(polling)
+        services: list[Service] = [serving.build_supervisor(house), assembly.build_sender(house)]
+        if (polling := assembly.build_polling(house)) is not None:
+            services.append(polling)
         return services
 
     async def post(self, headers: list[tuple[bytes, bytes]], body: bytes) -> list[Message]:

@@ -124,10 +124,23 @@ def texts_of(update: updates.Update) -> str:
     return str(content.get("text") or content.get("caption") or content.get("data") or "")
 
 
+def place_of(body: bytes) -> tuple[int, int] | None:
+    """Where a message belongs in its chat, by what the platform says of it; None for what it gives no date."""
+    update = json.loads(body)
+    dates = update.get("edited_message") or update.get("message") or {}
+    date = dates.get("edit_date") or dates.get("date")
+    return None if date is None else (date * 1000, update["update_id"])
+
+
 def apply_body(doing: Doing) -> bytes:
     """The body of a program's call."""
     fields: dict[str, Any] = {"userText": doing.text, "metadata": {"chat_id": f"program-{abs(doing.chat_id) % 3}"}}
     return json.dumps(fields).encode()
+
+
+def is_at_large(doing: Doing) -> bool:
+    """Whether it concerns any message there is, not only those that wait for somebody."""
+    return doing.pick > 0.5
 
 
 def pick(among: Sequence[Any], doing: Doing) -> Any:

@@ -16,6 +16,7 @@ from rise.bus.port import Topic
 from rise.envelope import TaskId
 from rise.errors import RiseError, StateConflict, TaskUnknown
 from rise.ledger.port import BindingRecord
+from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.runtime.audit import Audit, AuditReport
 from rise.runtime.operations import Operations
@@ -24,7 +25,17 @@ from rise.testing.simulator.faults import Fault, FaultKind, draw_faults
 from rise.testing.simulator.invariants import Checker
 from rise.testing.simulator.loop import TimeStandsStill
 from rise.testing.simulator.members import Console, Gateway, Member, WorkerMember, settings_of_a_run
-from rise.testing.simulator.people import Act, Doing, Written, apply_body, draw_doings, pick, texts_of, update_of
+from rise.testing.simulator.people import (
+    Act,
+    Doing,
+    Written,
+    apply_body,
+    draw_doings,
+    is_at_large,
+    pick,
+    texts_of,
+    update_of,
+)
 from rise.testing.simulator.platform import WEBHOOK_WORD, Platform
 from rise.testing.simulator.world import Violation, World
 from rise.testing.telegram.rules.update_queue import compact_json
@@ -36,6 +47,8 @@ REST_SECONDS_MAX: Final = 600.0
 CALLER_RETRY_SECONDS: Final = 1.0
 STALE_SECONDS: Final = 20 * 86_400
 """However wrong the wall clock of the machine is set."""
+EDITED_SECONDS_MAX: Final = 3 * 86_400
+"""How old a message may be that somebody edits."""
 WORKFLOW: Final = "wf_bot"
 
 
@@ -111,8 +124,7 @@ class _Run:
         self.bot = SimBot(world, checker)
         self.console = Console(world, self.platform, settings)
         self.members: list[Member] = [
-            Gateway(world, self.platform, settings, f"gateway-{n}", is_first=n == 1)
-            for n in range(1, plan.gateways + 1)
+            Gateway(world, self.platform, settings, f"gateway-{n}") for n in range(1, plan.gateways + 1)
         ]
         self.members += [
             WorkerMember(world, self.platform, settings, f"worker-{n}", self.bot.workflows, defines=n == 1)
@@ -221,14 +233,16 @@ class _Run:
             case Act.UNBIND | Act.BIND:
                 self._bind(is_enabled=doing.act is Act.BIND)
             case Act.RESUME | Act.DROP | Act.AGAIN:
-                self._command(doing.act, lambda house, operations: self._operate(doing, operations))
+                self._command(doing.act, lambda house, operations: self._operate(doing, house, operations))
             case _:
                 self._write(doing)
 
     def _write(self, doing: Doing) -> None:
         for update in update_of(doing):
             if doing.act is Act.EDIT:
-                update = {"edited_message": {**update["message"], "message_id": 1 + int(doing.pick * 20)}}
+                written_at = int(self.platform.now() - doing.pick * EDITED_SECONDS_MAX)
+                message = {**update["message"], "message_id": 1 + int(doing.pick * 20), "date": written_at}
+                update = {"edited_message": message}
             queued = self.platform.bot.add_update(update, self.platform.now())
             if queued is not None:
                 self._expect(doing, texts_of(update), f"tg:{self.platform.account}:u:{queued.update_id}", queued.body)
@@ -302,12 +316,10 @@ class _Run:
 
     # --- what operators do ---
 
-    async def _operate(self, doing: Doing, operations: Operations) -> None:
-        waiting = await operations.suspended(limit=1000)
-        task = pick(waiting, doing)
-        if task is None:
+    async def _operate(self, doing: Doing, house: House, operations: Operations) -> None:
+        task_id = await self._meant(doing, house, operations)
+        if task_id is None:
             return
-        task_id = TaskId(task.head.task_id)
         self.checker.resumed.add(task_id)
         try:
             match doing.act:
@@ -319,6 +331,17 @@ class _Run:
                     await operations.run_again(task_id, who="operator")
         except (StateConflict, TaskUnknown):
             return  # somebody was quicker
+
+    async def _meant(self, doing: Doing, house: House, operations: Operations) -> TaskId | None:
+        """What waits for somebody; also what is on its way, to be dropped, and what has ended, to be run again."""
+        if doing.act is Act.AGAIN and is_at_large(doing):
+            written = pick([one for one in self.checker.written.values() if one.is_acknowledged], doing)
+            return None if written is None else written.task_id
+        if doing.act is Act.DROP and is_at_large(doing):
+            task = pick(await house.queue.list_open(Selection(), limit=1000), doing)
+        else:
+            task = pick(await operations.suspended(limit=1000), doing)
+        return None if task is None else TaskId(task.head.task_id)
 
     def _bind(self, *, is_enabled: bool) -> None:
         async def bind(house: House, _: Operations) -> None:

@@ -1,0 +1,80 @@
+"""The journals that this process looks after: its own, and those that dead processes left behind."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rise.clock import Clock
+from rise.copies.journal import Journal
+from rise.copies.slots import Slots
+from rise.errors import StoreUnavailable
+from rise.service import Loop
+from rise.telemetry import log
+
+TAKE_SECONDS: Final = 2.0
+ADOPT_SECONDS: Final = 15.0
+
+
+class Journals:
+    """One per process that accepts. Without a slot of its own it goes on, and takes one as soon as it can."""
+
+    name = "journals"
+
+    def __init__(self, slots: Slots, clock: Clock, *, adopts: bool) -> None:
+        """`adopts`: whether it also drains what others left; those that end soon leave that to those that stay."""
+        self.slots = slots
+        self._clock = clock
+        self._adopts = adopts
+        self._own: Journal | None = None
+        self._adopted: dict[int, Journal] = {}
+        self._loop = Loop(self.name, self._look, sleep=clock.sleep, on_error=_report)
+
+    async def start(self) -> None:
+        try:
+            self._own = await self.slots.take()
+        except StoreUnavailable as error:
+            _report(self.name, error)
+        await self._loop.start()
+
+    async def stop(self) -> None:
+        await self._loop.stop()
+        for journal in self.all():
+            await journal.close()
+        self._own, self._adopted = None, {}
+
+    @property
+    def own(self) -> Journal:
+        """Raises `StoreUnavailable` while there is none."""
+        if self._own is None:
+            raise StoreUnavailable("no journal can be opened: see that RISE_JOURNAL_DIR can be written")
+        return self._own
+
+    def all(self) -> list[Journal]:
+        return [*([] if self._own is None else [self._own]), *self._adopted.values()]
+
+    async def _look(self) -> None:
+        if self._own is None:
+            await self._clock.sleep(TAKE_SECONDS)
+            self._own = await self.slots.take()
+            return
+        if self._adopts:
+            await self._let_go_of_drained()
+            await self._adopt_abandoned()
+        await self._clock.sleep(ADOPT_SECONDS)
+
+    async def _adopt_abandoned(self) -> None:
+        for number in await self.slots.abandoned():
+            journal = await self.slots.adopt(number)
+            if journal is not None:
+                log.warning("journal.adopted", slot=number, consequence="what its process left is brought to its end")
+                self._adopted[number] = journal
+
+    async def _let_go_of_drained(self) -> None:
+        for number, journal in list(self._adopted.items()):
+            if not await journal.has_work():
+                del self._adopted[number]
+                await journal.close()
+
+
+def _report(name: str, error: BaseException) -> None:
+    log.error("journal.unavailable", error=error, consequence="the other copies stand in; tried again by itself")

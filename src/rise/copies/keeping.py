@@ -1,0 +1,212 @@
+"""Keeping a message in several stores: it is promised when enough of them hold it, one of them synced.
+
+The stores are asked at the same time, and each shares its fsync, pipeline or round of confirms among all who wait. What
+is still missing when the promise is made comes by itself, from here or from the relay.
+
+Refuses: another body under a key that its caller chose, before it has reached the mirror.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from rise.copies.journal import JournalKept, Run, run_of
+from rise.copies.journals import Journals
+from rise.copies.notes import MIRRORS_LIFE, Notes
+from rise.copies.port import JOURNAL, RABBITMQ, REDIS, Mirror
+from rise.copies.record import encode_task
+from rise.envelope import Task, TaskId
+from rise.errors import CopiesInsufficient, Unavailable
+from rise.queue.port import Enqueued, NewTask, RefillableQueue
+from rise.service import cancel_all, spawn
+from rise.telemetry import copies_failed_total, log, rabbit_mirror_failed
+
+QUEUES_WORD_SECONDS: Final = 0.1
+"""How long is waited, when enough others have it, for the queue to say whether the message is new."""
+PUBLISH_TRIES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CopiesPolicy:
+    copies_min: int
+    """So many stores must hold a message before it is promised (W)."""
+    journal_required: bool
+    """Without a mirror the journal is what survives the loss of Redis."""
+    publish_seconds: float = 3.0
+    same_body_required: frozenset[str] = frozenset({"http"})
+    """Channels whose caller chooses the key: another body under it is a mistake of theirs."""
+
+    def is_enough(self, held: Mapping[str, Any]) -> bool:
+        # Of two stores one is always synced, being the journal or the mirror; one alone is the journal.
+        return len(held) >= self.copies_min and (JOURNAL in held or not self.journal_required)
+
+
+class Copies:
+    """Hands each message to all stores."""
+
+    name = "copies"
+
+    def __init__(
+        self,
+        *,
+        queue: RefillableQueue,
+        journals: Journals,
+        mirror: Mirror | None,
+        notes: Notes,
+        policy: CopiesPolicy,
+    ) -> None:
+        self._queue = queue
+        self._journals = journals
+        self._mirror = mirror
+        self._notes = notes
+        self._policy = policy
+        self._mirror_is_down = False
+        self._asking: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        return
+
+    async def stop(self) -> None:
+        """What is still on its way to a store is made up for by the relay."""
+        await cancel_all(self._asking)
+
+    async def keep(self, task: NewTask) -> Enqueued:
+        """Returns when enough stores hold it. Raises `CopiesInsufficient` when enough cannot be had."""
+        record, run = encode_task(task), run_of(task).run
+        stores = (JOURNAL, REDIS) if self._mirror is None else (JOURNAL, REDIS, RABBITMQ)
+        keeping = _Keeping(self._policy, stores, task)
+        self._ask(keeping, JOURNAL, self._keep_in_journal(task, record))
+        self._ask(keeping, REDIS, self._keep_in_queue(task, run))
+        if task.head.channel in self._policy.same_body_required and await keeping.is_other_body():
+            return keeping.enqueued
+        if self._mirror is not None:
+            self._ask(keeping, RABBITMQ, self._keep_in_mirror(self._mirror, run, record))
+        await keeping.decided
+        return keeping.enqueued
+
+    async def restart(self, task: Task, *, generation: int) -> bool:
+        """`Queue.restart`, with its copies. Raises `CopiesInsufficient`: it runs all the same if nothing happens."""
+        if not await self._queue.restart(task, generation=generation):
+            return False
+        await self.keep(NewTask(task.head, task.raw, generation=generation))
+        return True
+
+    def _ask(self, keeping: _Keeping, store: str, way: Coroutine[Any, Any, Any]) -> None:
+        spawn(way, name=f"keep in {store}", into=self._asking).add_done_callback(partial(keeping.hear, store))
+
+    async def _keep_in_journal(self, task: NewTask, record: bytes) -> JournalKept:
+        return await self._journals.own.keep(task, record)
+
+    async def _keep_in_queue(self, task: NewTask, run: Run) -> Enqueued:
+        life = self._notes.queues_life  # before it is asked: it may be emptied while it answers
+        if task.generation:
+            await self._queue.restore([task])
+            enqueued = Enqueued(run.task_id, new=True)
+        else:
+            enqueued = await self._queue.enqueue(task)
+        self._notes.add("redis", run, life)
+        return enqueued
+
+    async def _keep_in_mirror(self, mirror: Mirror, run: Run, record: bytes) -> None:
+        """Up to three tries; while it is known to be down one, and the journal stands in."""
+        for tries_left in reversed(range(1 if self._mirror_is_down else PUBLISH_TRIES)):
+            try:
+                async with asyncio.timeout(self._policy.publish_seconds):
+                    await mirror.keep(run.task_id, record)
+            except (Unavailable, TimeoutError) as error:
+                self._note_failure(run.task_id, error, tries_left)
+                if not tries_left:
+                    raise
+            else:
+                self._mirror_is_down = False
+                self._notes.add("rabbitmq", run, MIRRORS_LIFE)
+                return
+
+    def _note_failure(self, task_id: TaskId, error: Exception, tries_left: int) -> None:
+        if not self._mirror_is_down:
+            consequence = "tried again" if tries_left else "the journal stands in; the copy is made when it is back"
+            log.warning("rabbit.publisher.timeout", task_id=task_id, error=error, consequence=consequence)
+        if not tries_left:
+            self._mirror_is_down = True
+            rabbit_mirror_failed.inc()
+
+
+class _Keeping:
+    """What has been heard of one message so far."""
+
+    def __init__(self, policy: CopiesPolicy, stores: tuple[str, ...], task: NewTask) -> None:
+        self._policy = policy
+        self._stores = stores
+        self._task = task
+        self._held: dict[str, Any] = {}
+        self._failed: dict[str, BaseException] = {}
+        loop = asyncio.get_running_loop()
+        self.decided: asyncio.Future[None] = loop.create_future()
+        """Enough hold it, or it is `CopiesInsufficient`."""
+        self._keys_known: asyncio.Future[None] = loop.create_future()
+
+    def hear(self, store: str, asked: asyncio.Task[Any]) -> None:
+        error = asyncio.CancelledError() if asked.cancelled() else asked.exception()
+        if error is None:
+            self._held[store] = asked.result()
+        else:
+            self._failed[store] = error
+            copies_failed_total.labels(store).inc()
+            if not isinstance(error, Unavailable | TimeoutError | asyncio.CancelledError):
+                # A bug of ours. The message needs this store no more than one that is down.
+                log.error("copy.failed", copy=store, error=error, exc_info=error, consequence="the other copies count")
+        self._decide()
+
+    def _decide(self) -> None:
+        said = len(self._held) + len(self._failed)
+        if said >= 2:
+            _resolve(self._keys_known)
+        elif self._held:
+            asyncio.get_running_loop().call_later(QUEUES_WORD_SECONDS, _resolve, self._keys_known)
+        if self._policy.is_enough(self._held):
+            if REDIS in self._held or REDIS in self._failed:
+                _resolve(self.decided)
+            else:
+                asyncio.get_running_loop().call_later(QUEUES_WORD_SECONDS, _resolve, self.decided)
+        elif said == len(self._stores) and not self.decided.done():
+            self.decided.set_exception(self._insufficient())
+            self.decided.exception()  # whoever hung up does not read it
+
+    async def is_other_body(self) -> bool:
+        """What queue and journal say of the key; one of them, if the other does not answer at once."""
+        await self._keys_known
+        return any(not word.same_body for word in self._words())
+
+    def _words(self) -> list[Enqueued | JournalKept]:
+        return [word for word in self._held.values() if isinstance(word, Enqueued | JournalKept)]
+
+    @property
+    def enqueued(self) -> Enqueued:
+        """The queue's word; the journal's where the queue has none."""
+        word = self._held.get(REDIS) or self._held.get(JOURNAL)
+        if isinstance(word, Enqueued):
+            return msgspec.structs.replace(word, same_body=all(word.same_body for word in self._words()))
+        is_new = word is None or word.new
+        return Enqueued(self._task.head.task_id, new=is_new, same_body=word is None or word.same_body)
+
+    def _insufficient(self) -> CopiesInsufficient:
+        reasons = "; ".join(
+            f"{store}: {error.public_message if isinstance(error, Unavailable) else 'no answer in time'}"
+            for store, error in sorted(self._failed.items())
+        )
+        waits = [error.retry_after_seconds or 0 for error in self._failed.values() if isinstance(error, Unavailable)]
+        return CopiesInsufficient(
+            f"{len(self._held)} of {self._policy.copies_min} copies hold it ({reasons})",
+            retry_after_seconds=max(waits, default=0) or None,
+        )
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

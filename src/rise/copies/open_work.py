@@ -1,0 +1,35 @@
+"""Of what a copy holds: what is finished, and is the rest in the queue? One answer for journals and mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from rise.copies.journal import KeptRun, Run, run_of
+from rise.ledger.port import Ledger
+from rise.ledger.port import Run as LedgerRun
+from rise.queue.port import NewTask, RefillableQueue
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWork:
+    """The ledger decides what is finished; the queue says what it has."""
+
+    ledger: Ledger
+    queue: RefillableQueue
+
+    async def finished(self, kept: Collection[KeptRun]) -> set[Run]:
+        """Those that are over. Raises `Unavailable` when the ledger cannot be asked: then nothing is known to be."""
+        ended = await self.ledger.finished_among([one.task_id for one in kept])
+        return {one.run for one in kept if one.task_id in ended and _is_end_of(ended[one.task_id], one)}
+
+    async def restore(self, tasks: Sequence[NewTask]) -> int:
+        """Bring to the queue what it lacks of these and is not over. Returns how many that were."""
+        over = await self.finished([run_of(task) for task in tasks])
+        return len(await self.queue.restore([task for task in tasks if run_of(task).run not in over]))
+
+
+def _is_end_of(run: LedgerRun, kept: KeptRun) -> bool:
+    """Whether it is this message's, and not that of a former one whose key had been forgotten."""
+    receipt_ms = kept.receipt_ends_at_ms - kept.accepted_at_ms
+    return run.generation >= kept.generation and kept.accepted_at_ms - run.accepted_at_ms < receipt_ms

@@ -1,0 +1,148 @@
+"""Completes what other stores still lack of the journals of this process, and lets go of what is finished.
+
+Never on a message's way: everything here makes up for a store that was away, a process that died, or a step that was
+lost, and may be done any number of times. What is finished is asked of the ledger, which decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from rise.bus.port import Bus, Topic
+from rise.clock import Clock
+from rise.copies.journal import Journal, KeptRun, run_of
+from rise.copies.journals import Journals
+from rise.copies.notes import MIRRORS_LIFE, Notes
+from rise.copies.open_work import OpenWork
+from rise.copies.port import RABBITMQ, REDIS, Mirror
+from rise.errors import Unavailable
+from rise.service import Loop
+from rise.telemetry import copies_made_up_total, log
+
+NOTE_SECONDS: Final = 0.5
+ROUND_SECONDS: Final = 1.0
+YOUNG_MS: Final = 4_000
+"""So long whoever accepted a message is still handing it to all stores; longer than an acceptance may take."""
+PAGE: Final = 500
+
+
+class Relay:
+    """One per process that accepts."""
+
+    name = "relay"
+
+    def __init__(
+        self,
+        *,
+        journals: Journals,
+        notes: Notes,
+        work: OpenWork,
+        mirror: Mirror | None,
+        bus: Bus,
+        clock: Clock,
+    ) -> None:
+        self._journals = journals
+        self._notes = notes
+        self._work = work
+        self._mirror = mirror
+        self._bus = bus
+        self._clock = clock
+        self._loops = [
+            self._every("relay.note", NOTE_SECONDS, self.note),
+            self._every("relay.queue", ROUND_SECONDS, self.complete_queue),
+            self._every("relay.look", ROUND_SECONDS, self.look),
+        ]
+        if mirror is not None:
+            self._loops.append(self._every("relay.mirror", ROUND_SECONDS, self.complete_mirror))
+
+    async def start(self) -> None:
+        for loop in self._loops:
+            await loop.start()
+
+    async def stop(self) -> None:
+        for loop in self._loops:
+            await loop.stop()
+        try:
+            await self._notes.write()
+        except Unavailable:
+            return  # whoever adopts the journal finds out again
+
+    async def note(self) -> None:
+        """Learn the life of the queue, and write down who holds what."""
+        try:
+            self._notes.queues_life = await self._work.queue.life()
+        finally:
+            await self._notes.write()
+
+    async def complete_queue(self) -> None:
+        """What was accepted while the queue was away. One without a life is being filled by the keeper."""
+        life = self._notes.queues_life
+        if life is None:
+            return
+        for journal in self._journals.all():
+            while entries := await journal.lacking("redis", life, limit=PAGE, older_than_ms=YOUNG_MS):
+                restored = await self._work.restore([entry.task for entry in entries])
+                await journal.note([run_of(entry.task).run for entry in entries], "redis", life)
+                self._report(REDIS, restored)
+
+    async def complete_mirror(self) -> None:
+        mirror = self._mirror
+        assert mirror is not None
+        for journal in self._journals.all():
+            while entries := await journal.lacking("rabbitmq", MIRRORS_LIFE, limit=PAGE, older_than_ms=YOUNG_MS):
+                kept = [run_of(entry.task) for entry in entries]
+                over = await self._work.finished(kept)
+                missing = [entry for entry, one in zip(entries, kept, strict=True) if one.run not in over]
+                await asyncio.gather(*(mirror.keep(entry.task.head.task_id, entry.record) for entry in missing))
+                await journal.note([one.run for one in kept], "rabbitmq", MIRRORS_LIFE)
+                self._report(RABBITMQ, len(missing))
+
+    async def look(self) -> None:
+        """Let go of what is finished; of the rest, make sure that the queue has not lost it."""
+        for journal in self._journals.all():
+            while kept := await journal.due(PAGE):
+                over = await self._work.finished(kept)
+                still_open = [one for one in kept if one.run not in over]
+                await journal.forget(over)
+                await self._make_sure(journal, still_open)
+                await journal.looked([one.run for one in still_open])
+            await journal.sweep()
+
+    async def _make_sure(self, journal: Journal, kept: Sequence[KeptRun]) -> None:
+        """That the queue has not lost one of them. While it has no life, it is being filled."""
+        if self._notes.queues_life is None or not kept:
+            return
+        try:
+            missing = await self._work.queue.missing([one.task_id for one in kept])
+            entries = await journal.entries(missing)
+            lost = await self._work.restore([entry.task for entry in entries])
+        except Unavailable:
+            return  # looked at again before long
+        if lost:
+            log.error(
+                "copies.lost",
+                copy=REDIS,
+                count=lost,
+                consequence="the queue had lost them; they were brought back and run",
+            )
+            self._report(REDIS, lost)
+
+    def _report(self, copy: str, count: int) -> None:
+        if count:
+            copies_made_up_total.labels(copy).inc(count)
+            log.info("copies.made_up", copy=copy, count=count)
+            if copy == REDIS:
+                self._bus.publish(Topic.LANES_READY)
+
+    def _every(self, name: str, seconds: float, duty: Callable[[], Awaitable[None]]) -> Loop:
+        async def body() -> None:
+            await duty()
+            await self._clock.sleep(seconds)
+
+        return Loop(name, body, sleep=self._clock.sleep, on_error=_report_failure)
+
+
+def _report_failure(name: str, error: BaseException) -> None:
+    log.warning("relay.delayed", duty=name, error=error, consequence="the missing copies are made when it is back")

@@ -1,0 +1,68 @@
+"""What one process of an installation does for all, and who that is now.
+
+A role is a lease in the ledger: a process that dies, hangs or is cut off from it loses its roles within
+`LEASE_SECONDS`, one that is known to be dead at once. Two may think for a moment that they have the same role, one of
+them about to find out; what must not be done twice carries a fence besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from rise.clock import Clock
+from rise.ledger.port import Ledger, Role
+from rise.service import Loop
+from rise.telemetry import log
+
+LEASE_SECONDS: Final = 10.0
+ASK_SECONDS: Final = 1.0
+"""How often who has not got it asks for it."""
+
+
+class RoleClaim:
+    """One process's claim to one role, kept up until it is stopped."""
+
+    def __init__(
+        self, ledger: Ledger, role: Role, member: str, clock: Clock, *, on_taken: Callable[[], None] = lambda: None
+    ) -> None:
+        self.name = f"role.{role}"
+        self._ledger = ledger
+        self._role = role
+        self._member = member
+        self._clock = clock
+        self._on_taken = on_taken
+        self._ours_until: float | None = None
+        self._loop = Loop(self.name, self._ask, sleep=clock.sleep, on_error=_report, pause_seconds_max=ASK_SECONDS)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process is the one now, as far as it knows."""
+        return self._ours_until is not None and self._clock.monotonic() < self._ours_until
+
+    def doubt(self) -> None:
+        """Somebody else was seen to act in it: it is not ours until the ledger says so."""
+        self._ours_until = None
+
+    async def start(self) -> None:
+        await self._loop.start()
+
+    async def stop(self) -> None:
+        """Whoever asks has it when the process says that it leaves its roles, or the lease is over."""
+        await self._loop.stop()
+        self._ours_until = None
+
+    async def _ask(self) -> None:
+        asked_at, was_ours = self._clock.monotonic(), self.is_ours
+        if await self._ledger.take_role(self._role, self._member, seconds=LEASE_SECONDS):
+            self._ours_until = asked_at + LEASE_SECONDS
+            if not was_ours:
+                log.info("role.taken", role=self._role)
+                self._on_taken()
+        else:
+            self._ours_until = None
+        await self._clock.sleep(LEASE_SECONDS / 3 if self.is_ours else ASK_SECONDS)
+
+
+def _report(name: str, error: BaseException) -> None:
+    log.warning("role.unknown", role=name, error=error, consequence="asked again; after a while another may have it")
