@@ -12,9 +12,8 @@ import hashlib
 import hmac
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-import httpx
 import msgspec
 
 from rise.channels.port import AccountDown, Moved, NotSent, Paused, Refused, Succeeded, Uncertain, Unreadable
@@ -25,6 +24,9 @@ from rise.errors import ChannelUnavailable, Rejected, Unavailable
 from rise.runtime.alerts import AlertMessage
 from rise.service import Loop, Signal
 from rise.telemetry import alert_posts_total, clean, log
+
+if TYPE_CHECKING:
+    import httpx
 
 WAITING_MAX: Final = 100
 POST_SECONDS_MAX: Final = 10.0
@@ -126,6 +128,8 @@ class SignedWebhook:
         self._client: httpx.AsyncClient | None = None
 
     async def send(self, message: AlertMessage) -> None:
+        import httpx  # here, because most processes never tell anybody anything, and start sooner without
+
         if self._client is None:
             self._client = httpx.AsyncClient(timeout=POST_SECONDS_MAX, follow_redirects=False, trust_env=False)
         body = encode_json(msgspec.to_builtins(message))
