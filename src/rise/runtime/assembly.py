@@ -28,6 +28,7 @@ from rise.connections.sqlite import Database
 from rise.copies.journals import Journals
 from rise.copies.keeper import Keeper
 from rise.copies.keeping import Copies, CopiesPolicy
+from rise.copies.looking import CopiesShown
 from rise.copies.notes import Notes
 from rise.copies.open_work import OpenWork
 from rise.copies.port import Mirror
@@ -292,7 +293,8 @@ def build_operations(house: House) -> Operations:
     full = house.stores.full
     if full is None:
         return Operations(house.queue, house.ledger, house.bus, house.clock)
-    return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart)
+    copies = CopiesShown(full.queue, full.slots, full.mirror)
+    return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart, copies=copies)
 
 
 def build_sender(house: House) -> Sender:
