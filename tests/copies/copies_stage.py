@@ -20,9 +20,9 @@ from rise.copies.notes import Notes
 from rise.copies.open_work import OpenWork
 from rise.copies.relay import Relay
 from rise.copies.slots import Slots
-from rise.envelope import Outcome, Status, Task, TaskId
+from rise.envelope import Outcome, Status, Task, TaskId, run_id_of
 from rise.errors import RabbitUnavailable, RedisUnavailable, StoreUnavailable, Unavailable
-from rise.ledger.port import RunResult
+from rise.ledger.port import Run, RunResult
 from rise.queue.port import Finished, NewTask
 from rise.testing.clock import START, ManualClock
 from rise.testing.conformance.queue import delivery
@@ -83,6 +83,13 @@ class Link:
 
 class LinkedQueue(MemoryQueue):
     link: Link
+    on_restored: Callable[[NewTask], object]
+
+    def _restore(self, new: NewTask) -> bool:
+        was_missing = super()._restore(new)
+        if was_missing:
+            self.on_restored(new)
+        return was_missing
 
     async def _through(self, name: str, operation: Callable[[], Any]) -> Any:
         return await self.link.through(name, operation)
@@ -169,6 +176,8 @@ class Installation:
         self.mirror, self.bus = MemoryMirrorState(), MemoryBusState()
         self.processes: list[Process] = []
         self.runs: Counter[str] = Counter()
+        """How often each was executed."""
+        self.finished_ones_restored: list[Run] = []
 
     def now_ms(self) -> int:
         return epoch_ms(START) + round((self.clock.monotonic() - 1000) * 1000)
@@ -180,6 +189,7 @@ class Installation:
         """One more, which has taken its slot. Its duties are done when they are called."""
         queue, ledger = LinkedQueue(self.queue, now_ms=self.now_ms), LinkedLedger(self.ledger, now_ms=self.now_ms)
         queue.link, ledger.link = Link(RedisUnavailable("Redis is away")), Link(StoreUnavailable("the ledger is away"))
+        queue.on_restored = self._note_restored
         mirror = LinkedMirror(self.mirror, self.clock) if self.has_mirror else None
         if mirror is not None:
             mirror.link = Link(RabbitUnavailable("RabbitMQ is away"))
@@ -214,6 +224,11 @@ class Installation:
             for link in process.links:
                 link.open.set()
             await process.stop()
+
+    def _note_restored(self, task: NewTask) -> None:
+        run = self.ledger.runs.get(run_id_of(task.head.task_id, task.generation))
+        if run is not None and run.run.status.is_finished and run.run.accepted_at_ms == task.head.accepted_at_ms:
+            self.finished_ones_restored.append(run.run)
 
     # --- what workers and people do ---
 
