@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Final
 
 from rise.clock import Clock
@@ -49,6 +50,11 @@ class Journals:
             raise StoreUnavailable("no journal can be opened: see that RISE_JOURNAL_DIR can be written")
         return self._own
 
+    @property
+    def place(self) -> str:
+        """A name for this process among those of its host, taken over by whoever has its slot next."""
+        return f"{platform.node()}-{'?' if self._own is None else self._own.number}"
+
     def all(self) -> list[Journal]:
         return [*([] if self._own is None else [self._own]), *self._adopted.values()]
 
@@ -71,9 +77,14 @@ class Journals:
 
     async def _let_go_of_drained(self) -> None:
         for number, journal in list(self._adopted.items()):
-            if not await journal.has_work():
-                del self._adopted[number]
+            try:
+                has_work = await journal.has_work()
+            except StoreUnavailable as error:
+                _report(self.name, error)  # its own trouble: the others are looked after all the same
+                continue
+            if not has_work:
                 await journal.close()
+                del self._adopted[number]
 
 
 def _report(name: str, error: BaseException) -> None:

@@ -225,6 +225,26 @@ class MirrorConformance:
 
     @pytest.mark.failure("I1")
     @pytest.mark.parametrize("parked", [False, True])
+    async def test_whoever_lets_go_gives_back_everything_and_another_may_look(
+        self, stage: MirrorStage, mirror: Mirror, parked: bool
+    ) -> None:
+        await keep(mirror, 1, 2)
+        if parked:
+            await mirror.park(await take(mirror, 2))
+        other = await stage.mirror()
+        await mirror.let_go()
+        await take(mirror, 1, parked=parked)
+        await mirror.let_go()
+        await mirror.let_go()
+        looks = await take(other, 2, parked=parked)
+        assert kept(looks) == [task_id(1), task_id(2)]
+        await other.forget(looks)
+        assert await nothing(other, parked=parked)
+        await other.let_go()
+        await keep(other, 3)
+        assert kept(await take(mirror, 1)) == [task_id(3)], "who had nothing in hand has let go, too"
+
+    @pytest.mark.parametrize("parked", [False, True])
     async def test_a_process_that_dies_gives_back_what_it_has_taken(
         self, stage: MirrorStage, mirror: Mirror, parked: bool
     ) -> None:
