@@ -89,6 +89,10 @@ class FullProfile:
     wait_for_hint: Callable[[str, float], Awaitable[bool]] | None = None
     """Of a worker with this name, for so many seconds: the queue itself wakes it."""
 
+    @property
+    def shown(self) -> CopiesShown:
+        return CopiesShown(self.queue, self.slots, self.mirror)
+
     def services(self) -> list[Service]:
         """What keeps messages in all stores, in the order of starting."""
         mirrors: list[Service] = [] if self.mirror is None else [self.mirror]
@@ -293,8 +297,7 @@ def build_operations(house: House) -> Operations:
     full = house.stores.full
     if full is None:
         return Operations(house.queue, house.ledger, house.bus, house.clock)
-    copies = CopiesShown(full.queue, full.slots, full.mirror)
-    return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart, copies=copies)
+    return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart, copies=full.shown)
 
 
 def build_sender(house: House) -> Sender:
