@@ -205,6 +205,20 @@ def _build_full_profile(
             on_trouble=on_trouble("rabbitmq"),
         )
     slots = Slots(settings.journal_dir or settings.data_dir, clock=clock, on_trouble=on_trouble("disk"))
+    return wire_copies(settings, redis, queue, mirror, slots, ledger, bus, clock)
+
+
+def wire_copies(
+    settings: Settings,
+    redis: RedisDatabase,
+    queue: RefillableQueue,
+    mirror: Mirror | None,
+    slots: Slots,
+    ledger: Ledger,
+    bus: Bus,
+    clock: Clock,
+) -> FullProfile:
+    """What keeps messages in all of these."""
     journals = Journals(slots, clock, adopts=True)
     notes = Notes(journals)
     policy = CopiesPolicy(
@@ -229,7 +243,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     capabilities, admission = CapabilityRegistry(clock), Admission()
 
     def on_trouble(name: str) -> Callable[[Unavailable | None], None]:
-        return partial(_report_store, capabilities, admission, name)
+        return partial(report_store, capabilities, admission, name)
 
     bus = LocalBus(DataDirectory(settings.data_dir).bus)
     stores = build_stores(settings, clock, bus, on_trouble)
@@ -259,7 +273,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     )
 
 
-def _report_store(
+def report_store(
     capabilities: CapabilityRegistry, admission: Admission, name: str, trouble: Unavailable | None
 ) -> None:
     """A store stopped or began to take what it is asked to."""

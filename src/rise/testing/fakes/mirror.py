@@ -33,8 +33,8 @@ class MemoryMirrorState:
     """Each of the two kinds in the order in which it came."""
     looking: dict[bool, MemoryMirror] = field(default_factory=dict)
     """Who looks at the parked (True) and at the fresh."""
-    waiting: set[Signal] = field(default_factory=set)
-    """Of whoever waits for a copy."""
+    waiting: dict[Signal, None] = field(default_factory=dict)
+    """Of whoever waits for a copy, in the order in which they came."""
 
     def add(self, copy: StoredCopy) -> None:
         self.copies.append(copy)
@@ -93,11 +93,11 @@ class MemoryMirror(MemoryStore):
 
     async def _somebody_keeps(self, seconds: float) -> bool:
         more = Signal()
-        self._state.waiting.add(more)
+        self._state.waiting[more] = None
         try:
             return await more.wait(seconds)
         finally:
-            self._state.waiting.discard(more)
+            self._state.waiting.pop(more, None)
 
     def _take(self, limit: int, *, parked: bool) -> list[Look]:
         if self._state.looking.setdefault(parked, self) is not self:

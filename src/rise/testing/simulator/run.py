@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import random  # noqa: TID251 - the dice are the seed's
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Final
 
 import msgspec
 import structlog
 
 from rise.bus.port import Topic
+from rise.copies import journal, journals, keeper, reaper
 from rise.envelope import TaskId
 from rise.errors import RiseError, StateConflict, TaskUnknown
 from rise.ledger.port import BindingRecord
@@ -21,10 +23,18 @@ from rise.runtime.assembly import House
 from rise.runtime.audit import Audit, AuditReport
 from rise.runtime.operations import Operations
 from rise.testing.simulator.bot import Behaviour, SimBot
-from rise.testing.simulator.faults import Fault, FaultKind, draw_faults
+from rise.testing.simulator.faults import (
+    LAST_BLOWS,
+    Fault,
+    FaultKind,
+    draw_faults,
+    draw_faults_of_stores,
+    with_redis_rewound,
+)
 from rise.testing.simulator.invariants import Checker
 from rise.testing.simulator.loop import TimeStandsStill
-from rise.testing.simulator.members import Console, Gateway, Member, WorkerMember, settings_of_a_run
+from rise.testing.simulator.losses import Losses
+from rise.testing.simulator.members import Console, Gateway, Member, Profile, WorkerMember, settings_of_a_run
 from rise.testing.simulator.people import (
     Act,
     Doing,
@@ -50,6 +60,17 @@ STALE_SECONDS: Final = 20 * 86_400
 EDITED_SECONDS_MAX: Final = 3 * 86_400
 """How old a message may be that somebody edits."""
 WORKFLOW: Final = "wf_bot"
+COMPLETE_SECONDS: Final = 60.0
+"""Within which all copies are there again, and those of what is finished are gone."""
+
+_SOONER: Final[dict[tuple[ModuleType, str], Any]] = {
+    (journal, "LOOK_MS_MAX"): 16_000,
+    (journals, "ADOPT_SECONDS"): 5.0,
+    (keeper, "COUNT_SECONDS"): 8.0,
+    (keeper, "MIRROR_PATIENCE_SECONDS"): 10.0,
+    (reaper, "HOLD_MS"): 5_000,
+    (reaper, "PARKED_LOOK_MS"): 20_000,
+}
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -62,6 +83,9 @@ class Plan(msgspec.Struct, frozen=True):
     unknown_policy: str
     doings: list[Doing]
     faults: list[Fault]
+    profile: Profile = Profile.EMBEDDED
+    last_blow: FaultKind | None = None
+    """What one store loses when everything is at rest, and is followed by another rest."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -79,11 +103,12 @@ class Outcome(msgspec.Struct, frozen=True):
     """Of the world's time."""
 
 
-def draw_plan(seed: int) -> Plan:
-    dice = random.Random(f"{seed}: plan")
+def draw_plan(seed: int, profile: Profile = Profile.EMBEDDED) -> Plan:
+    is_embedded = profile is Profile.EMBEDDED
+    dice = random.Random(f"{seed}: plan" if is_embedded else f"{seed}: {profile} plan")
     gateways, workers = dice.randint(1, 3), dice.randint(1, 4)
     names = [f"gateway-{n}" for n in range(1, gateways + 1)] + [f"worker-{n}" for n in range(1, workers + 1)]
-    return Plan(
+    plan = Plan(
         seed,
         gateways,
         workers,
@@ -91,12 +116,22 @@ def draw_plan(seed: int) -> Plan:
         dice.choice(("resend_marked", "resend_marked", "resend", "hold")),
         draw_doings(dice, seconds=BUSY_SECONDS),
         draw_faults(dice, members=names, seconds=BUSY_SECONDS),
+        profile,
     )
+    return plan if is_embedded else _with_losses(plan, dice, names)
+
+
+def _with_losses(plan: Plan, dice: random.Random, names: Sequence[str]) -> Plan:
+    has_mirror = plan.profile is Profile.FULL
+    faults = draw_faults_of_stores(dice, members=names, seconds=BUSY_SECONDS, has_mirror=has_mirror)
+    faults = with_redis_rewound(dice, sorted([*plan.faults, *faults], key=lambda fault: fault.at))
+    last_blow = dice.choice(LAST_BLOWS if has_mirror else LAST_BLOWS[:2])
+    return msgspec.structs.replace(plan, faults=faults, last_blow=last_blow)
 
 
 def simulate(plan: Plan) -> Outcome:
     """Run it. The same plan gives the same outcome, in this interpreter or another."""
-    with _quietly():
+    with _quietly(), _impatiently():
         run = _Run(plan)
         try:
             run.play()
@@ -106,6 +141,8 @@ def simulate(plan: Plan) -> Outcome:
             run.world.timeline.close()
             # It holds the checker's functions where no collector looks, and they hold the world.
             run.world.disk.close(True)
+            for disk in run.world.journals.values():
+                disk.close(True)
         run.note_errors()
         return run.outcome()
 
@@ -114,13 +151,15 @@ class _Run:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.world = world = World(plan.seed, plan.faults)
-        self.checker = checker = Checker(world)
-        self.platform = Platform(world, checker)
-        settings = settings_of_a_run(
+        self.settings = settings = settings_of_a_run(
+            plan.profile,
             telegram_unknown=plan.unknown_policy,
             public_url=None if plan.is_polled else "https://rise.example",
             telegram_mode="polling" if plan.is_polled else "webhook",
         )
+        self.losses = None if plan.profile is Profile.EMBEDDED else Losses(world, settings.copies_min)
+        self.checker = checker = Checker(world) if self.losses is None else self.losses.checker
+        self.platform = Platform(world, checker)
         self.bot = SimBot(world, checker)
         self.console = Console(world, self.platform, settings)
         self.members: list[Member] = [
@@ -143,9 +182,17 @@ class _Run:
         for fault in self.plan.faults:
             if fault.nth is None:
                 world.timeline.at(fault.at, _bound(self._strike, fault))
+        if self.losses is not None:
+            self.losses.expect(self.plan.faults)
         world.timeline.run(BUSY_SECONDS + HEALED_AFTER_SECONDS)
         self._bind(is_enabled=True)
         self._come_to_rest()
+        if self.plan.last_blow is not None:
+            self._strike(Fault(kind=self.plan.last_blow, at=world.now))
+            self._come_to_rest()
+        audit, stats = self._look()
+        gateways = [member.house for member in self.members if isinstance(member, Gateway)]
+        self.checker.at_rest(audit, stats, gateways)
 
     def _prepare(self) -> None:
         """The tables are there before anybody starts; whether they can be made is another test's question."""
@@ -163,18 +210,12 @@ class _Run:
         while not self._is_at_rest() and timeline.now < deadline:
             timeline.run(timeline.now + 5.0)
         # What is at rest stays so, and the supervisor has had its time to clean up.
-        timeline.run(timeline.now + 35.0)
-        audit, stats = self._look()
-        gateways = [member.house for member in self.members if isinstance(member, Gateway)]
-        self.checker.at_rest(audit, stats, gateways)
+        timeline.run(timeline.now + (35.0 if self.losses is None else COMPLETE_SECONDS))
+        if self.losses is not None:
+            self.losses.checker.copies_are_complete()
 
     def _is_at_rest(self) -> bool:
-        [(moving,)] = self.world.disk.execute(
-            "SELECT (SELECT count(*) FROM tasks WHERE status <> 'suspended')"
-            " + (SELECT count(*) FROM tasks WHERE status = 'suspended' AND reason = 'workflow_pending')"
-            " + (SELECT count(*) FROM replies WHERE state IN ('ready', 'sending') AND held = 0)"
-        ).fetchall()
-        return not moving and self.platform.is_quiet() and not self.callers_waiting
+        return not self.checker.is_anything_moving() and self.platform.is_quiet() and not self.callers_waiting
 
     def _look(self) -> tuple[AuditReport, dict[str, Any]]:
         """What a person is told by the commands that there are for it."""
@@ -207,11 +248,14 @@ class _Run:
                     member.stop()
             case FaultKind.POWER_CUT:
                 self._cut_power()
+                if self.losses is not None and fault.seconds:
+                    self.losses.strike(fault, [])
             case FaultKind.CLOCK_STEP:
                 world.note("clock", "is set", f"{fault.seconds:+.0f}")
                 world.host.wall_offset += fault.seconds
             case _:
-                return
+                if self.losses is None or not self.losses.strike(fault, [member.process for member in struck]):
+                    return
         world.struck[fault.kind] += 1
 
     def _cut_power(self) -> None:
@@ -387,6 +431,19 @@ class _Run:
             dict(world.steps),
             world.now,
         )
+
+
+@contextmanager
+def _impatiently() -> Iterator[None]:
+    """With what looks after copies looking more often than it does: a run would be an hour of a world's time."""
+    before = {(module, name): getattr(module, name) for module, name in _SOONER}
+    for (module, name), value in _SOONER.items():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)
 
 
 @contextmanager
