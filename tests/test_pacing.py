@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rise.pacing import Bucket, Buckets
+from rise.pacing import Bucket, Buckets, SlowStart
 
 pytestmark = [pytest.mark.req("OUT-2"), pytest.mark.failure("G17")]
 
@@ -80,3 +80,38 @@ def test_an_attacker_who_chooses_keys_does_not_fill_the_memory():
         buckets.take(key, 0.0)
     assert len(buckets._buckets) == 100
     assert buckets.wait_seconds("mine", 0.0) > 1000, "who is in use is not forgotten"
+
+
+# --- a slow start -------------------------------------------------------------------------------------------------
+
+
+def rooms(slow: SlowStart, full: int, *moments: float) -> list[int]:
+    return [slow.room(full, moment) for moment in moments]
+
+
+@pytest.mark.req("CAP-5")
+@pytest.mark.failure("H7")
+def test_after_a_recovery_the_room_grows_from_little_to_full_within_its_time():
+    slow = SlowStart(seconds=10, least=2)
+    assert rooms(slow, 32, 0.0) == [32], "nothing was ever lost"
+    slow.begin(100.0)
+    assert rooms(slow, 32, 100.0, 102.5, 105.0, 107.5, 109.9, 110.0, 111.0) == [2, 4, 8, 16, 31, 32, 32]
+
+
+@given(full=st.integers(0, 10_000), moments=st.lists(st.floats(0, 30), min_size=1), least=st.integers(1, 10))
+@pytest.mark.req("CAP-5")
+def test_it_never_shrinks_never_exceeds_the_whole_and_always_leaves_some(full, moments, least):
+    slow = SlowStart(seconds=10, least=least)
+    slow.begin(0.0)
+    seen = rooms(slow, full, *sorted(moments))
+    assert seen == sorted(seen)
+    assert all(min(full, least) <= room <= full for room in seen)
+
+
+@pytest.mark.req("SUP-2")
+def test_a_hold_leaves_no_room_until_it_lapses_and_is_followed_by_a_slow_start():
+    slow = SlowStart(seconds=10, least=2)
+    slow.hold(30, 0.0)
+    slow.hold(30, 20.0)  # said again
+    assert rooms(slow, 32, 29.0, 31.0, 49.9) == [0, 0, 0]
+    assert rooms(slow, 32, 50.0, 55.0, 60.0) == [2, 8, 32]

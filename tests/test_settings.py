@@ -74,3 +74,58 @@ def test_another_installation_inherits_everything_but_settings(ours: Callable[[]
     assert {name: value for name, value in theirs.items() if name.startswith("RISE_")} == {"RISE_PORT": "9000"}
     assert theirs["PATH"] == os.environ["PATH"]
     assert ours()["RISE_PORT"] == "1"
+
+
+# --- too much, and who is told ------------------------------------------------------------------------------------
+
+ALERTS_TO = "https://ops.example/rise?key=1"
+ALERT_SECRET = "sixteen-characters"
+
+
+@pytest.mark.req("SUP-3")
+@pytest.mark.failure("M1")
+@pytest.mark.parametrize(
+    ("named", "remedy"),
+    [
+        ({"alert_webhook_url": ALERTS_TO}, "Set it to 16 characters"),
+        ({"alert_webhook_url": ALERTS_TO, "alert_webhook_secret": "short"}, "use a longer one"),
+        ({"alert_webhook_secret": ALERT_SECRET}, "Set the URL"),
+        ({"alert_webhook_url": "http://ops.example", "alert_webhook_secret": ALERT_SECRET}, "must be https://"),
+        ({"alert_telegram_chat": "42"}, "Set RISE_TELEGRAM_TOKEN"),
+        ({"alert_telegram_chat": "ops", "telegram_token": "1:a"}, "a chat's number"),
+        ({"alert_telegram_chat": "42", "telegram_token": "1:a", "telegram_mode": "off"}, "RISE_TELEGRAM_MODE"),
+    ],
+)
+def test_alerts_that_would_reach_nobody_or_could_be_forged_are_refused(named: dict[str, object], remedy: str):
+    assert remedy in refusal(**named)
+    assert "key=1" not in refusal(**named)
+
+
+@pytest.mark.req("SUP-3")
+def test_alerts_to_a_signed_webhook_and_a_chat_are_taken():
+    settings(
+        alert_webhook_url=ALERTS_TO,
+        alert_webhook_secret=ALERT_SECRET,
+        alert_telegram_chat="-1001234",
+        telegram_token="1:a",
+    )
+    settings(alert_webhook_url="http://127.0.0.1:9000/", alert_webhook_secret=ALERT_SECRET)
+
+
+@pytest.mark.req("SUP-2")
+@pytest.mark.failure("M1")
+@pytest.mark.parametrize(
+    ("named", "remedy"),
+    [
+        ({"backlog_warn": 10, "backlog_max": 10}, "Set RISE_BACKLOG_WARN to less"),
+        ({"disk_free_warn_mb": 10, "disk_free_min_mb": 10}, "Set RISE_DISK_FREE_WARN_MB to more"),
+        ({"overload": "queue-only", "backlog_max": 0}, "Set RISE_BACKLOG_MAX"),
+    ],
+)
+def test_a_warning_that_comes_too_late_is_refused(named: dict[str, object], remedy: str):
+    assert remedy in refusal(**named)
+
+
+@pytest.mark.req("SUP-2")
+def test_a_limit_alone_needs_no_warning_of_its_own():
+    assert settings(backlog_max=5).backlog_max == 5

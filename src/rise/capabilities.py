@@ -229,6 +229,8 @@ class CapabilityRegistry:
             # It does not even end when it is told to. It is left alone, and asked again only when it is gone.
             waited = self._clock.monotonic() - probe.asked_at
             self._judge(name, probe, probe.fails_as, f"the probe hangs, for {waited:.0f} s now")
+        elif name not in self._states:
+            self._judge(name, probe, probe.fails_as, "not known: the process stops")
         return self._states[name]
 
     async def probe_all(self) -> None:

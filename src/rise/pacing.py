@@ -1,4 +1,4 @@
-"""How fast: token buckets, for sending and for the doors.
+"""How fast: token buckets, for sending and for the doors; a slow start, for what has come back.
 
 A token is one call or one request. Rates are in tokens per second, what is saved up in tokens; `now` is in seconds of
 a clock that never steps back, and is passed in.
@@ -49,6 +49,43 @@ class Bucket:
                 self.tokens_max, self.tokens + max(0.0, now - self.refilled_at_seconds) * self.tokens_per_second
             )
         self.refilled_at_seconds = now
+
+
+class SlowStart:
+    """Room that grows from little to full after something has come back: what waited must not knock it down again.
+
+    Each second as much again as the seconds before, so that most of the time is spent with little. A hold leaves no
+    room at all until it lapses, and is followed by a slow start.
+    """
+
+    def __init__(self, *, seconds: float = 10.0, least: int = 2) -> None:
+        self._seconds = seconds
+        self._least = least
+        self._begun: float | None = None
+        self._held_until: float | None = None
+
+    def begin(self, now: float) -> None:
+        """It has come back just now."""
+        self._begun = now
+
+    def hold(self, seconds: float, now: float) -> None:
+        """No room for so long; a hold that is meant to last is said again before it lapses."""
+        self._held_until = now + seconds
+
+    def room(self, full: int, now: float) -> int:
+        """How much of `full` may be used now. Once full it stays full."""
+        if self._held_until is not None:
+            if now < self._held_until:
+                return 0
+            self._held_until, self._begun = None, now
+        if self._begun is None or full <= self._least:
+            return full
+        share = (now - self._begun) / self._seconds
+        if share >= 1:
+            self._begun = None
+            return full
+        # Exponentially, as congestion control does: from `least` to `full` over the time.
+        return min(full, int(self._least * (full / self._least) ** max(0.0, share)))
 
 
 class Buckets:

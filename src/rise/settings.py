@@ -127,6 +127,41 @@ class Settings(BaseSettings):
         30.0, description='After this a person is told "running late"; 0 never tells.'
     )
 
+    # when it is too much, and who is told
+    pipeline_stalled_seconds: Seconds = Field(
+        120.0, description="When the oldest message that should be moving has waited so long, that is an alert."
+    )
+    backlog_warn: int = Field(10_000, ge=0, description="So many messages on their way raise an alert; 0: never.")
+    backlog_max: int = Field(
+        100_000, ge=0, description="With more messages on their way, RISE_OVERLOAD says what happens; 0: no limit."
+    )
+    overload: Literal["refuse", "queue-only"] = Field(
+        "refuse",
+        description='Over RISE_BACKLOG_MAX: answer 503 "busy", or accept all the same and pause the workers while '
+        "that many answers wait for their platform.",
+    )
+    disk_free_warn_mb: int = Field(
+        512, ge=0, description="With fewer megabytes free, or a tenth of the disk if that is less, an alert is raised."
+    )
+    disk_free_min_mb: int = Field(
+        64,
+        ge=0,
+        description="With fewer megabytes free, or a twentieth of the disk if that is less, new messages are "
+        'answered 503 "busy".',
+    )
+    alert_webhook_url: SecretStr | None = Field(
+        None, description="Where alerts are posted, signed with RISE_ALERT_WEBHOOK_SECRET."
+    )
+    alert_webhook_secret: SecretStr | None = Field(
+        None, description="Signs alerts: HMAC-SHA256 over `X-Rise-Timestamp`, a full stop and the body."
+    )
+    alert_telegram_chat: str | None = Field(
+        None, description="Number or @name of the chat in which the default bot tells of alerts."
+    )
+    alert_quiet_seconds: Seconds = Field(
+        300.0, description="An alert that comes and goes is told of once in this time; the log has them all."
+    )
+
     # what is said when there is no answer
     workflow_missing_message: str = Field(
         "Your message is saved. It will be answered as soon as this bot is set up.",
@@ -215,6 +250,8 @@ class Settings(BaseSettings):
             found
             + self._copies_problems()
             + self._working_problems()
+            + self._overload_problems()
+            + self._alert_problems()
             + self._telegram_problems()
             + self._access_problems()
         )
@@ -255,6 +292,56 @@ class Settings(BaseSettings):
                 "RISE_JOURNAL_DIR is set without RISE_REDIS_URL: on one machine without servers everything lies in "
                 "RISE_DATA_DIR. Set RISE_REDIS_URL, or unset it."
             )
+        return found
+
+    def _overload_problems(self) -> list[str]:
+        found = []
+        if 0 < self.backlog_max <= self.backlog_warn and "backlog_warn" in self.model_fields_set:
+            found.append(
+                f"RISE_BACKLOG_WARN is {self.backlog_warn}, but from {self.backlog_max} on (RISE_BACKLOG_MAX) it is "
+                "too late for a warning. Set RISE_BACKLOG_WARN to less, or RISE_BACKLOG_MAX to more."
+            )
+        if 0 < self.disk_free_warn_mb <= self.disk_free_min_mb and "disk_free_warn_mb" in self.model_fields_set:
+            found.append(
+                f"RISE_DISK_FREE_WARN_MB is {self.disk_free_warn_mb}, but with {self.disk_free_min_mb} "
+                "(RISE_DISK_FREE_MIN_MB) messages are refused already. Set RISE_DISK_FREE_WARN_MB to more."
+            )
+        if self.overload == "queue-only" and not self.backlog_max:
+            found.append(
+                "RISE_OVERLOAD is queue-only without a RISE_BACKLOG_MAX: it would never begin. Set RISE_BACKLOG_MAX, "
+                "or leave RISE_OVERLOAD out."
+            )
+        return found
+
+    def _alert_problems(self) -> list[str]:
+        found = []
+        url = self.alert_webhook_url.get_secret_value() if self.alert_webhook_url else None
+        secret = self.alert_webhook_secret.get_secret_value() if self.alert_webhook_secret else None
+        if url is not None and not _is_safe_to_post_to(url):
+            found.append(
+                "RISE_ALERT_WEBHOOK_URL must be https:// and a host; http:// only on this machine, because alerts say "
+                "what does not work here."
+            )
+        if url is not None and secret is None:
+            found.append(
+                "RISE_ALERT_WEBHOOK_URL is set without RISE_ALERT_WEBHOOK_SECRET: anybody could forge an alert. "
+                "Set it to 16 characters or more, which the receiver knows too."
+            )
+        if secret is not None and len(secret) < 16:
+            found.append("RISE_ALERT_WEBHOOK_SECRET has fewer than 16 characters; use a longer one.")
+        if secret is not None and url is None:
+            found.append(
+                "RISE_ALERT_WEBHOOK_SECRET is set without RISE_ALERT_WEBHOOK_URL: no alert would go anywhere. "
+                "Set the URL, or unset the secret."
+            )
+        if self.alert_telegram_chat is not None:
+            if self.telegram_token is None or self.effective_telegram_mode == "off":
+                found.append(
+                    "RISE_ALERT_TELEGRAM_CHAT is set without a bot that could write there. Set RISE_TELEGRAM_TOKEN "
+                    "(and RISE_TELEGRAM_MODE other than off), or unset it."
+                )
+            if not _TELEGRAM_CHAT.fullmatch(self.alert_telegram_chat):
+                found.append("RISE_ALERT_TELEGRAM_CHAT must be a chat's number, or @ and its public name.")
         return found
 
     def _working_problems(self) -> list[str]:
@@ -364,6 +451,15 @@ def is_bot_token(token: str) -> bool:
 
 
 _BOT_TOKEN: Final = re.compile(r"[0-9]{1,20}:[A-Za-z0-9_-]+")
+_TELEGRAM_CHAT: Final = re.compile(r"-?[0-9]{1,19}|@[A-Za-z][A-Za-z0-9_]{3,63}", re.ASCII)
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def _is_safe_to_post_to(url: str) -> bool:
+    if not _is_web_address(url):
+        return False
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in _LOOPBACK
 
 
 def _is_web_address(url: str) -> bool:

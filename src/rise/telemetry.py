@@ -295,6 +295,9 @@ oldest_waiting_seconds = Gauge(
     registry=registry,
 )
 alert_raised = Gauge("rise_alert_raised", "1 while the condition lasts", ("alert",), registry=registry)
+alert_posts_total = Counter(
+    "rise_alert_posts_total", "Alerts told, by where and how that ended", ("post", "ending"), registry=registry
+)
 log_lines_dropped_total = Counter(
     "rise_log_lines_dropped_total", "Log lines that could not be written", registry=registry
 )

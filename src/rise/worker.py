@@ -36,6 +36,7 @@ from rise.envelope import (
 )
 from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
+from rise.pacing import SlowStart
 from rise.quarantine import Quarantine
 from rise.queue.port import Anew, Claim, Claimed, Finished, Queue, Replying, RetryIn, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
@@ -50,6 +51,8 @@ Accept = Callable[[Incoming], Awaitable[object]]
 
 LOOK_SECONDS: Final = 1.0
 """How often the queue is looked at without a hint."""
+OUTAGE_SECONDS: Final = 5.0
+"""After so long without its store a worker begins again with little."""
 ELSEWHERE_SECONDS: Final = 2.0
 """How long a message is left to workers that have its workflow."""
 _TAKEN_OVER: Final = "another worker runs it from its saved steps"
@@ -170,7 +173,9 @@ class Worker:
         self._quarantine = Quarantine()
         self._stopping = False
         self._store_failed_at: float | None = None
+        self._store_failing_since: float | None = None
         self._may_hold_ghosts = False
+        self._slow_start = SlowStart()
         self._looking = Loop("worker", self._look, sleep=clock.sleep, on_error=_report)
         self._heartbeat = Loop("worker.heartbeat", self._renew, sleep=clock.sleep, on_error=_report)
 
@@ -180,7 +185,10 @@ class Worker:
         return self._runner.abandoned > self._limits.abandoned_max
 
     async def start(self) -> None:
-        self._unsubscribe = self._bus.subscribe(Topic.LANES_READY, lambda _: self._hint.set())
+        self._unsubscribe = (
+            self._bus.subscribe(Topic.LANES_READY, lambda _: self.wake()),
+            self._bus.subscribe(Topic.RUNNING_PAUSED, self._pause),
+        )
         await self._heartbeat.start()
         await self._looking.start()
         log.info("task_worker.start", member=self._bus.member, workflows=sorted(self._runner.workflows))
@@ -189,7 +197,8 @@ class Worker:
         """Claim nothing more, let runs finish within the grace, hand back the rest as if never claimed."""
         self._stopping = True
         await self._looking.stop()
-        self._unsubscribe()
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
         give_up_at = self._clock.monotonic() + self._limits.stop_seconds
         while self._tasks and (left := give_up_at - self._clock.monotonic()) > 0:
             await asyncio.wait(set(self._tasks), timeout=left)
@@ -198,6 +207,16 @@ class Worker:
         self._runner.close()
         await self._queue.hand_back(self._bus.member)
         log.info("task_worker.stop", member=self._bus.member)
+
+    def wake(self) -> None:
+        """There may be work."""
+        self._hint.set()
+
+    def _pause(self, payload: Mapping[str, Any]) -> None:
+        """What is accepted meanwhile waits; said again before it lapses, if it is to last."""
+        seconds = payload.get("seconds")
+        if isinstance(seconds, int | float):
+            self._slow_start.hold(float(seconds), self._clock.monotonic())
 
     # --- claiming ---
 
@@ -236,10 +255,20 @@ class Worker:
         if self._may_hold_ghosts:
             await self._queue.hand_back(self._bus.member, keep=list(self._held))
             self._may_hold_ghosts = False
+            self._note_store_is_back()
 
     def _note_store_failure(self) -> None:
         self._store_failed_at = self._clock.monotonic()
+        if self._store_failing_since is None:
+            self._store_failing_since = self._store_failed_at
         self._may_hold_ghosts = True
+
+    def _note_store_is_back(self) -> None:
+        """After a while without it much has gathered, and what had failed must not be knocked down again."""
+        now, since = self._clock.monotonic(), self._store_failing_since
+        if since is not None and now - since >= OUTAGE_SECONDS:
+            self._slow_start.begin(now)
+        self._store_failing_since = None
 
     def _store_failed_lately(self) -> bool:
         """Whether others may have lost their claims only because they could not prolong them."""
@@ -250,10 +279,11 @@ class Worker:
         """Free places per channel. None for a while when a suspect needs this process for itself."""
         if self._held and self._quarantine.refuses_others(self._clock.monotonic()):
             return {}
-        room = dict.fromkeys(self._channels, self._limits.concurrency)
+        places = self._slow_start.room(self._limits.concurrency, self._clock.monotonic())
+        room = dict.fromkeys(self._channels, places) if places else {}
         for held in self._held.values():
             room[held.claim.channel] = room.get(held.claim.channel, 0) - 1
-        return room
+        return room if any(free > 0 for free in room.values()) else {}
 
     def _hold(self, claim: Claim) -> None:
         if _is_of_suspect(claim):

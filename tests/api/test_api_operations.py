@@ -13,10 +13,12 @@ import rise
 from rise.api.app import App, build_app
 from rise.capabilities import CapabilityStatus
 from rise.envelope import Status, TaskId
-from rise.errors import CapabilityClosed, StateConflict, TaskUnknown
+from rise.errors import CapabilityClosed, StateConflict, StoreUnavailable, TaskUnknown
 from rise.queue.port import Selection
+from rise.runtime.alerts import Alerts
 from rise.runtime.assembly import House
 from rise.runtime.operations import Operations
+from rise.runtime.overload import Load, Overload, OverloadLimits
 from rise.runtime.serving import InProcessWorker
 from rise.workflows.definition import WorkflowDefinition
 
@@ -475,3 +477,55 @@ async def test_a_suspended_task_may_be_run_again_too(
     await work(failing)
     [task_id] = await suspend_some(client, 1)
     assert (await operations.run_again(TaskId(task_id), who="admin")).generation == 1
+
+
+# --- closed doors -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("CAP-3", "CAP-4")
+@pytest.mark.failure("C28")
+async def test_a_crowd_before_a_store_that_is_away_is_refused_in_the_form_of_a_closed_capability(
+    client: httpx.AsyncClient, house: House
+) -> None:
+    tried, real = 0, house.stores.database.write
+
+    async def refuse(apply: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        await asyncio.sleep(0)
+        raise StoreUnavailable("the disk is read-only")
+
+    house.stores.database.write = refuse  # type: ignore[method-assign]
+    assert (await client.post(APPLY, json={"userText": "x"})).status_code == 503
+    refused = await asyncio.gather(*(client.post(APPLY, json={"userText": "x"}) for _ in range(20)))
+    assert tried < 10, "most were refused without trying"
+    for response in refused:
+        body = response.json()
+        assert (response.status_code, body["capability"], body["status"]) == (503, "disk", "unavailable")
+        assert body["detail"] == "the disk is read-only"
+        assert body["error"]["code"] in ("store_unavailable", "capability_unavailable")
+        assert int(response.headers["Retry-After"]) >= 1
+    house.stores.database.write = real  # type: ignore[method-assign]
+    assert (await client.post(APPLY, json={"userText": "x"})).status_code == 200
+
+
+@pytest.mark.req("SUP-2", "CAP-6")
+async def test_whoever_is_too_busy_says_so_at_the_door_and_in_all_that_is_asked_about_it(
+    client: httpx.AsyncClient, house: House
+) -> None:
+    overload = Overload(
+        OverloadLimits(backlog_max=10),
+        admission=house.intake.admission,
+        capabilities=house.capabilities,
+        alerts=Alerts(house.clock),
+    )
+    for open_count, expected in ((11, 503), (0, 200)):
+        overload.judge(Load(open_count, 0))
+        for path in ("/healthz/startup", "/healthz/readiness"):
+            assert (await client.get(path)).status_code == expected
+        asked = await client.post(APPLY, json={"userText": "x"})
+        assert asked.status_code == expected
+        if expected == 503:
+            assert (asked.json()["error"]["code"], asked.headers["Retry-After"]) == ("busy", "30")
+            assert asked.json()["capability"] == "admission"
+    assert (await client.get("/healthz")).status_code == 200

@@ -36,6 +36,7 @@ from rise.queue.redis import RedisQueue
 from rise.queue.sqlite import SCHEMA, SqliteQueue
 from rise.testing.clock import START, ManualClock
 from rise.testing.conformance.queue import claim_one, delivery, enqueue, lane_of, number_of, open_task
+from rise.testing.conformance.refilling import begin
 from rise.testing.fakes.queue import MemoryQueue, MemoryQueueState
 from rise.testing.servers import RedisServer
 
@@ -323,7 +324,7 @@ def test_redis_says_what_the_fake_says_whatever_is_done(request: pytest.FixtureR
             clock = ManualClock()
             databases.append(RedisOnTheClock(redis_server.url, clock=clock, answer_seconds=PATIENCE_SECONDS))
             queue = RedisQueue(databases[-1], LIMITS)
-            runner.run(queue.begin_life())
+            runner.run(begin(queue))
             return TwoQueues(clock, queue, answer=answers_in(runner))
 
         try:
@@ -356,7 +357,7 @@ async def one(request: pytest.FixtureRequest) -> AsyncIterator[OneQueue]:
             server = request.getfixturevalue("redis_server")
             database = RedisOnTheClock(server.url, clock=clock, answer_seconds=PATIENCE_SECONDS)
             queue = RedisQueue(database, LIMITS)
-            await queue.begin_life()
+            await begin(queue)
             yield OneQueue(queue, clock)
             await database.close()
 

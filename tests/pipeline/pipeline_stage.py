@@ -38,7 +38,10 @@ from rise.queue.port import OpenTask, QueueLimits, Selection
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
+from rise.runtime.alerts import AlertMessage, Alerts
 from rise.runtime.operations import Operations
+from rise.runtime.overload import Overload, OverloadLimits
+from rise.runtime.pipeline import Pipeline, PipelineLimits
 from rise.runtime.supervisor import Duties, Supervisor
 from rise.testing.clock import ManualClock
 from rise.testing.telegram import SentMessage, TelegramStandIn
@@ -300,6 +303,8 @@ class Gateway(Process):
 
     sender: Sender
     supervisor: Supervisor
+    capabilities: CapabilityRegistry
+    alerts: Alerts
 
 
 class WorkerProcess(Process):
@@ -318,6 +323,10 @@ class Stage:
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     delivery_limits: DeliveryLimits = field(default_factory=lambda: DeliveryLimits(resend_seconds=0.0))
     duties: Duties = field(default_factory=lambda: Duties(late_after_seconds=0.0))
+    overload_limits: OverloadLimits = OverloadLimits()  # noqa: RUF009 - it is frozen
+    pipeline_limits: PipelineLimits = PipelineLimits()  # noqa: RUF009 - it is frozen
+    restart_worker: Callable[[], Awaitable[None]] | None = None
+    """What the gateway does about a worker that is stuck."""
     rates: TelegramRates = UNLIMITED
     wording: Texts = Texts()  # noqa: RUF009 - it is frozen
     call_seconds: float = 5.0
@@ -327,6 +336,8 @@ class Stage:
     def __post_init__(self) -> None:
         self.out: Counter[str] = Counter()
         self.out_max: Counter[str] = Counter()
+        self.alerts_told: list[AlertMessage] = []
+        """Of alerts."""
         self.settled: list[Mapping[str, Any]] = []
         self._processes: list[Process] = []
         self._waiting: set[asyncio.Future[None]] = set()
@@ -364,18 +375,39 @@ class Stage:
         gateway = Gateway(self)
         self._processes.append(gateway)
         gateway.sender = self.new_sender(gateway)
+        gateway.capabilities = CapabilityRegistry(self.clock)
         gateway.supervisor = Supervisor(
             queue=gateway.queue,
             ledger=gateway.ledger,
             bus=gateway.bus,
             bindings=gateway.bindings,
             channels={"telegram": gateway.telegram, "http": HttpChannel()},
-            capabilities=CapabilityRegistry(self.clock),
+            capabilities=gateway.capabilities,
+            pipeline=self.new_pipeline(gateway),
             clock=self.clock,
             duties=self.duties,
         )
         await gateway.start(gateway.bus, gateway.bindings, gateway.supervisor, *([gateway.sender] if sends else []))
         return gateway
+
+    def new_pipeline(self, gateway: Gateway) -> Pipeline:
+        gateway.alerts = Alerts(self.clock, self.alerts_told.append, 300.0)
+        return Pipeline(
+            queue=gateway.queue,
+            ledger=gateway.ledger,
+            capabilities=gateway.capabilities,
+            overload=Overload(
+                self.overload_limits,
+                admission=gateway.intake.admission,
+                capabilities=gateway.capabilities,
+                alerts=gateway.alerts,
+                pause_workers=lambda: gateway.bus.publish(Topic.RUNNING_PAUSED, {"seconds": 30.0}),
+            ),
+            alerts=gateway.alerts,
+            clock=self.clock,
+            limits=self.pipeline_limits,
+            restart_worker=self.restart_worker,
+        )
 
     def new_sender(self, process: Process, **options: Any) -> Sender:
         return Sender(

@@ -30,7 +30,7 @@ from rise.testing.conformance.queue import (
     run_everything,
     run_lane,
 )
-from rise.testing.conformance.refilling import RefillingConformance
+from rise.testing.conformance.refilling import RefillingConformance, begin
 from rise.testing.faults.proxy import FaultProxy, LinkFault
 from rise.testing.servers import RedisServer
 
@@ -138,7 +138,7 @@ async def not_begun(redis_server: RedisServer) -> AsyncIterator[RedisStage]:
 
 @pytest.fixture
 async def stage(not_begun: RedisStage) -> RedisStage:
-    await not_begun.queue.begin_life()
+    await begin(not_begun.queue)
     return not_begun
 
 
@@ -164,7 +164,7 @@ async def own(redis_of_its_own: RedisServer) -> AsyncIterator[RedisStage]:
     """A stage whose server may be killed and changed."""
     stage = RedisStage(redis_of_its_own)
     stage.queue = await stage.open()
-    await stage.queue.begin_life()
+    await begin(stage.queue)
     yield stage
     await stage.close()
 
@@ -369,7 +369,7 @@ async def test_nothing_but_the_clock_is_left_when_all_is_over(stage: RedisStage)
 
 async def test_every_key_is_in_one_slot(stage: RedisStage):
     await enqueue(stage.queue, 1, 2)
-    await stage.queue.begin_life()
+    await begin(stage.queue)
     await claim_one(stage.queue)
     assert all(key.startswith("{rise}:") for key in stage.every_key())
 
@@ -377,7 +377,7 @@ async def test_every_key_is_in_one_slot(stage: RedisStage):
 @pytest.mark.req("QUE-1")
 async def test_redis_6_2_has_every_command_that_is_used(own: RedisStage):
     queue = own.queue
-    await queue.begin_life()
+    await begin(queue)
     for number in range(1, 5):
         await queue.enqueue(delivery(number, chat=str(number), deadline_at_ms=queue.now_ms() + 60_000))
     await queue.wait_for_hint("w1", seconds=1)
@@ -424,7 +424,7 @@ async def far(link: FaultProxy) -> AsyncIterator[RedisQueue]:
     database = RedisDatabase(link.url.replace("http", "redis"), clock=ManualClock(), answer_seconds=PATIENCE_SECONDS)
     await database.open()
     queue = RedisQueue(database, LIMITS)
-    await queue.begin_life()
+    await begin(queue)
     yield queue
     await database.close()
 

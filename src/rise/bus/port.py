@@ -22,6 +22,8 @@ class Topic(StrEnum):
     RUN_STARTED = "run.started"
     """A workflow works on it: `channel`, `account`, `chat_id`, for the typing indicator."""
     RUN_ENDED = "run.ended"
+    RUNNING_PAUSED = "running.paused"
+    """Workers claim nothing for `seconds`; said again for as long as it is meant."""
     DEFINITIONS_CHANGED = "channel_binding.updated"
 
 

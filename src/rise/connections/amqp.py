@@ -127,7 +127,7 @@ class AmqpConnection(asyncio.Protocol):
                 await connection._introduce(address)
         except BaseException as error:
             connection.end(error if isinstance(error, Exception) else ConnectionAbortedError("not waited for"))
-            raise connection.error or error from error
+            raise
         spawn(connection._beat(), name="amqp.heartbeat", into=connection._tasks)
         return connection
 
@@ -227,8 +227,8 @@ class AmqpConnection(asyncio.Protocol):
         unread, at = self._unread, 0
         while len(unread) - at >= _FRAME_OVERHEAD_BYTES and self.error is None:
             following = at + int.from_bytes(unread[at + 3 : at + 7], "big") + _FRAME_OVERHEAD_BYTES
-            if unread.startswith(b"AMQP", at):
-                raise exceptions.UnmarshalingException("Unknown", "another version of the protocol")
+            if unread.startswith(b"AMQP", at) or following - at > self.frame_bytes_max:
+                raise exceptions.UnmarshalingException("Unknown", "no frame of AMQP 0-9-1")
             if following > len(unread):
                 break
             _, number, frame = unmarshal(bytes(unread[at:following]))

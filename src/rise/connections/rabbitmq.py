@@ -163,6 +163,7 @@ class Rabbit:
         self._waiting: list[_Call] = []
         self._flushes: set[asyncio.Task[Any]] = set()
         self._is_flushing = False
+        self._is_stopping = False
 
     async def start(self) -> None:
         """Does not wait for RabbitMQ."""
@@ -171,14 +172,14 @@ class Rabbit:
 
     async def stop(self) -> None:
         """What was published is waited for. What was handed out and not resolved goes back."""
-        self._publishing.is_stopping = self._consuming.is_stopping = True
+        self._is_stopping = True
         await asyncio.gather(*self._flushes)
         await self._publishing.stop()
         await self._consuming.stop()
 
     async def publish(self, message: Message) -> None:
         """Returns when it is confirmed. What befalls one message is told to its caller alone."""
-        self._publishing.raise_if_stopping()
+        self._raise_if_stopping()
         deadline = self._clock.monotonic() + self._publish_seconds
         asked = _Call(message, deadline, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
@@ -189,15 +190,20 @@ class Rabbit:
 
     async def consuming(self) -> AmqpChannel:
         """The channel on which to consume. Whatever was asked on it before it was replaced is over."""
+        self._raise_if_stopping()
         return await self._consuming.ready()
 
     async def count(self, queues: Sequence[str]) -> list[int]:
         """How many messages wait in each. What has been handed out to somebody is not among them."""
         with rabbit_errors():
-            ready = await self._consuming.ready()
+            ready = await self.consuming()
             async with _asking(ready.connection) as channel:
                 answers = [await channel.ask(commands.Queue.Declare(queue=queue, passive=True)) for queue in queues]
         return [answer.message_count or 0 for answer in answers if isinstance(answer, commands.Queue.DeclareOk)]
+
+    def _raise_if_stopping(self) -> None:
+        if self._is_stopping:
+            raise RabbitUnavailable("the connection to RabbitMQ is closed")
 
     # --- sharing rounds ---
 
@@ -213,18 +219,17 @@ class Rabbit:
         self._is_flushing = False
 
     async def _confirmed(self, batch: Sequence[_Call]) -> list[Unavailable | None]:
-        try:
-            with rabbit_errors():
-                async with asyncio.timeout(batch[0].deadline - self._clock.monotonic()):
-                    channel = await self._publishing.ready()
+        with rabbit_errors():
+            async with asyncio.timeout(batch[0].deadline - self._clock.monotonic()):
+                channel = await self._publishing.ready()
+                try:
                     verdicts = await channel.publish([call.message for call in batch])
-        except RabbitUnavailable as error:
-            if isinstance(error.__cause__, TimeoutError):
-                self._publishing.drop(error.__cause__)
-            raise
+                except asyncio.CancelledError:
+                    channel.connection.end(TimeoutError("not confirmed in time"))
+                    raise
         returned = next((verdict for verdict in verdicts if verdict is not None and verdict.is_returned), None)
         if returned is not None:
-            self._publishing.drop(returned)
+            channel.connection.end(returned)  # the next one declares what is missing
         return [None if verdict is None else translated(verdict) for verdict in verdicts]
 
     def _report(self) -> None:
@@ -259,7 +264,7 @@ class _Link:
         confirms: bool,
     ) -> None:
         self.trouble: Unavailable | None = None
-        self.is_stopping = False
+        self._is_stopping = False
         self._address = address
         self._topology = topology
         self._clock = clock
@@ -282,7 +287,7 @@ class _Link:
         await self._loop.start()
 
     async def stop(self) -> None:
-        self.is_stopping = True
+        self._is_stopping = True
         if self._channel is not None:
             await self._channel.connection.close()
         await self._loop.stop()
@@ -290,22 +295,11 @@ class _Link:
 
     async def ready(self) -> AmqpChannel:
         """At once, except before it is known whether RabbitMQ is there. Raises why it is not."""
-        while True:
-            self.raise_if_stopping()
-            if self.trouble is not None:
-                raise type(self.trouble)(self.trouble.public_message) from self.trouble.__cause__
-            if self._channel is not None:
-                return self._channel
-            await self._is_told.wait()
-
-    def raise_if_stopping(self) -> None:
-        if self.is_stopping:
-            raise RabbitUnavailable("the connection to RabbitMQ is closed")
-
-    def drop(self, error: Exception) -> None:
-        """It cannot be trusted any longer."""
-        if self._channel is not None:
-            self._channel.connection.end(error)
+        await self._is_told.wait()
+        if self._channel is None or self.trouble is not None:
+            trouble = self.trouble or RabbitUnavailable("the connection to RabbitMQ is closed")
+            raise type(trouble)(trouble.public_message) from trouble.__cause__
+        return self._channel
 
     async def _keep(self) -> None:
         """From one connection to its end. Raises `Unavailable`, unless it has lasted."""
@@ -360,7 +354,7 @@ class _Link:
     def _tell(self, trouble: Unavailable | None) -> None:
         self.trouble = trouble
         self._is_told.set()
-        if not self.is_stopping:
+        if not self._is_stopping:
             self._on_change()
 
     async def _sleep(self, seconds: float) -> None:

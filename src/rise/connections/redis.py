@@ -190,6 +190,11 @@ class RedisDatabase:
     async def execute(self, *command: Argument) -> Any:
         return await self._ask(command, None)
 
+    async def facts(self) -> dict[str, str]:
+        """What the server says of itself: its memory, its log, its role."""
+        text = (await self.execute("INFO")).decode("utf-8", "replace")
+        return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
     async def wait_for(self, *command: Argument, seconds: float) -> Any:
         """A command that blocks for so long, on a connection of its own. One at a time."""
         if self._is_closed:

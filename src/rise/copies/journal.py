@@ -269,6 +269,23 @@ class Journal:
             await self._read(lambda connection: _page(connection.execute(_ENTRIES, (named,)), len(task_ids)))
         )
 
+    async def last_number(self) -> int:
+        """Of what is open; 0: nothing is. Whoever goes through it ends there, and not where traffic does."""
+        return await self._read(lambda connection: int(connection.execute(_LAST_NUMBER).fetchone()[0]))
+
+    async def body_sha256(self, delivery_key: DeliveryKey) -> str | None:
+        """Of what first came under this key. None: it is not known here, or its receipt is past its end."""
+        known = (delivery_key, epoch_ms(self._clock.now()))
+        row = await self._read(lambda connection: connection.execute(_BODY, known).fetchone())
+        return None if row is None else str(row[0])
+
+    async def noted_runs(self, copy: Copy, *, limit: int, after: TaskId | None = None) -> list[KeptRun]:
+        """Open ones that the store is known to hold, in whatever life, by their ids; pass the last one to go on."""
+        statement = _NOTED_RUNS.format(_COLUMNS[copy])
+        return await self._read(
+            lambda connection: [KeptRun(*row) for row in connection.execute(statement, (after or "", limit))]
+        )
+
     async def noted(self, copy: Copy) -> int:
         """How many open tasks that store is known to hold, in whatever life."""
         statement = f"SELECT count(*) FROM tasks WHERE {_COLUMNS[copy]} <> ''"  # noqa: S608 - one of our own columns
@@ -399,6 +416,15 @@ _RECEIPTS: Final = (
 )
 _ENTRIES: Final = (
     "SELECT number, task_id, generation, record FROM tasks WHERE task_id IN (SELECT value FROM json_each(?))"
+)
+_LAST_NUMBER: Final = "SELECT coalesce(max(number), 0) FROM tasks"
+_BODY: Final = (
+    "SELECT body_sha256 FROM receipts WHERE delivery_key = ?1"
+    " AND (ends_at > ?2 OR EXISTS (SELECT 1 FROM tasks WHERE tasks.task_id = receipts.task_id))"
+)
+_NOTED_RUNS: Final = (
+    "SELECT task_id, generation, accepted_at, receipt_ends_at FROM tasks WHERE {} <> '' AND task_id > ?"
+    " ORDER BY task_id LIMIT ?"
 )
 _HAS: Final = "SELECT task_id FROM tasks WHERE task_id IN (SELECT value FROM json_each(?))"
 _COPIES_OF: Final = "SELECT redis, rabbitmq FROM tasks WHERE task_id = ?"

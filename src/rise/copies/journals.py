@@ -71,9 +71,14 @@ class Journals:
 
     async def _let_go_of_drained(self) -> None:
         for number, journal in list(self._adopted.items()):
-            if not await journal.has_work():
-                del self._adopted[number]
+            try:
+                has_work = await journal.has_work()
+            except StoreUnavailable as error:
+                _report(self.name, error)  # its own trouble: the others are looked after all the same
+                continue
+            if not has_work:
                 await journal.close()
+                del self._adopted[number]
 
 
 def _report(name: str, error: BaseException) -> None:

@@ -6,25 +6,29 @@ meanwhile, and so does everything else.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Final, TypeVar
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
+from rise.copies.journal import Journal
 from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, Mirror
 from rise.copies.reaper import Reaper
 from rise.copies.slots import Slots
-from rise.errors import Unavailable
+from rise.errors import RabbitUnavailable, StoreUnavailable, Unavailable
 from rise.ledger.port import Role
 from rise.roles import RoleClaim
 from rise.service import Loop
 from rise.telemetry import log
 
+T = TypeVar("T")
+
 ROUND_SECONDS: Final = 1.0
 COUNT_SECONDS: Final = 30.0
-MIRROR_PATIENCE_SECONDS: Final = 30.0
-"""So long an emptied queue waits for a mirror that is away, too, before work goes on with what the journals hold."""
+PATIENCE_SECONDS: Final = 30.0
+"""So long an emptied queue waits for a copy that is away, too, before work goes on with what the others hold."""
 PAGE: Final = 500
 
 
@@ -42,8 +46,11 @@ class Keeper:
         self._role = RoleClaim(work.ledger, Role.KEEPER, bus.member, clock)
         self._clock = clock
         self._refilling_since: float | None = None
-        self._counted_at = 0.0
+        self._is_mirror_owed = False
+        """Work went on without what only the mirror holds."""
+        self._counted_at: float | None = None
         self._counted_short = False
+        self._is_resting = True
         self._loop = Loop(self.name, self._round, sleep=clock.sleep, on_error=_report)
 
     async def start(self) -> None:
@@ -53,18 +60,17 @@ class Keeper:
     async def stop(self) -> None:
         await self._loop.stop()
         await self._role.stop()
-        if self._reaper is not None:
-            try:
-                await self._reaper.let_go()
-            except Unavailable:
-                return  # it goes back by itself when the connection ends
+        await self._attempt("rest", self._rest)  # what is held goes back by itself when the connection ends
 
     async def _round(self) -> None:
         if self._role.is_ours:
+            self._is_resting = False
             await self._attempt("refill", self._refill_if_emptied)
             if self._reaper is not None:
-                await self._attempt("mirror", self._reaper.look)
+                await self._attempt("mirror", self._look_at_mirror)
                 await self._attempt("count", self._count_now_and_then)
+        elif not self._is_resting:
+            await self._attempt("rest", self._rest)
         await self._clock.sleep(ROUND_SECONDS)
 
     async def _attempt(self, duty: str, work: Callable[[], Awaitable[object]]) -> None:
@@ -74,62 +80,116 @@ class Keeper:
         except Unavailable as error:
             log.info("keeper.delayed", duty=duty, error=error)
 
+    async def _rest(self) -> None:
+        """Somebody else has the role: nothing is held back from him, and what was known is soon old."""
+        self._refilling_since, self._is_mirror_owed = None, False
+        self._counted_at, self._counted_short = None, False
+        if self._reaper is not None:
+            await self._reaper.let_go()
+        self._is_resting = True
+
     # --- an emptied queue ---
 
     async def _refill_if_emptied(self) -> None:
         if await self._work.queue.life() is None:
             await self.refill()
+        else:
+            self._refilling_since = None
 
     async def refill(self) -> int:
         """Bring everything open to the queue, then let it be handed out. Safe to begin again wherever it ended."""
         if self._refilling_since is None:
             self._refilling_since = self._clock.monotonic()
+            log.warning("queue.emptied", consequence="nothing is handed out until all that is open is back in it")
+        refill = await self._work.queue.begin_refill()
         brought = await self._bring_from_journals() + await self._bring_from_mirror()
-        await self._work.queue.begin_life()
+        if await self._work.queue.begin_life(refill) is None:
+            log.warning("queue.emptied_again", consequence="what was brought is lost, and brought again")
+            return 0
         self._refilling_since = None
         log.info("queue.rehydrated", count=brought)
         self._bus.publish(Topic.LANES_READY)
         return brought
 
     async def _bring_from_journals(self) -> int:
-        brought = 0
-        async with self._slots.every() as journals:
-            for journal in journals:
-                after = 0
-                while entries := await journal.open_tasks(limit=PAGE, after=after):
-                    brought += await self._work.restore([entry.task for entry in entries])
-                    after = entries[-1].number
+        async with AsyncExitStack() as stack:
+            try:
+                journals = await stack.enter_async_context(self._slots.every())
+            except StoreUnavailable as error:
+                self._go_on_without("the journals", error)
+                return 0
+            return sum([await self._bring_from(journal) for journal in journals])
+
+    async def _bring_from(self, journal: Journal) -> int:
+        """What was in it when this began; who has accepted since is handing it to the queue himself."""
+        brought = after = 0
+        last = await self._read(journal, journal.last_number()) or 0
+        while after < last:
+            entries = await self._read(journal, journal.open_tasks(limit=PAGE, after=after))
+            if not entries:
+                break
+            brought += await self._work.restore([entry.task for entry in entries])
+            after = entries[-1].number
         return brought
+
+    async def _read(self, journal: Journal, reading: Awaitable[T]) -> T | None:
+        """None: one that stays unreadable does not keep all others waiting for ever."""
+        try:
+            return await reading
+        except StoreUnavailable as error:
+            self._go_on_without(f"journal {journal.number}", error)
+            return None
 
     async def _bring_from_mirror(self) -> int:
         if self._reaper is None:
             return 0
         try:
-            return await self._reaper.look_through()
-        except Unavailable as error:
-            assert self._refilling_since is not None
-            if self._clock.monotonic() - self._refilling_since < MIRROR_PATIENCE_SECONDS:
-                raise
-            log.error(
-                "queue.rehydrated_without_mirror",
-                error=error,
-                consequence="work goes on with what the journals hold; what only the mirror has comes when it is back",
-            )
+            brought = await self._reaper.look_through()
+        except RabbitUnavailable as error:
+            self._go_on_without("the mirror", error)
+            self._is_mirror_owed = True
             return 0
+        self._is_mirror_owed = False
+        return brought
+
+    def _go_on_without(self, copy: str, error: Unavailable) -> None:
+        """Raises the error as long as there is patience."""
+        assert self._refilling_since is not None
+        if self._clock.monotonic() - self._refilling_since < PATIENCE_SECONDS:
+            raise error
+        log.error(
+            "queue.rehydrated_in_part",
+            without=copy,
+            error=error,
+            consequence="work goes on with what the other copies hold; what only this one has comes when it is back",
+        )
+
+    # --- the mirror ---
+
+    async def _look_at_mirror(self) -> None:
+        assert self._reaper is not None
+        if self._is_mirror_owed and await self._work.queue.life() is not None:
+            brought = await self._reaper.look_through()
+            self._is_mirror_owed = False
+            log.info("queue.rehydrated", count=brought)
+            self._bus.publish(Topic.LANES_READY)
+        await self._reaper.look()
 
     # --- a mirror that lost what it held ---
 
     async def _count_now_and_then(self) -> None:
-        if self._clock.monotonic() - self._counted_at >= COUNT_SECONDS:
+        now = self._clock.monotonic()
+        if self._counted_at is None or now - self._counted_at >= COUNT_SECONDS:
+            self._counted_at = now
             await self._count()
-            self._counted_at = self._clock.monotonic()
 
     async def _count(self) -> None:
         """A queue deleted or purged in the broker is short of what the journals know to be there."""
         assert self._mirror is not None
-        depth = await self._mirror.depth()
-        async with self._slots.every() as journals:
-            missing = sum([await journal.noted("rabbitmq") for journal in journals]) - depth.fresh - depth.parked
+        async with self._slots.every() as every:
+            # One that cannot be read knows of nothing; at most that hides a loss.
+            journals = [journal for journal in every if await _can_be_read(journal)]
+            missing = await self._count_missing(self._mirror, journals)
             if missing > 0 and self._counted_short:  # once may be a moment between two counts
                 log.error(
                     "copies.lost",
@@ -140,6 +200,31 @@ class Keeper:
                 for journal in journals:
                     await journal.note_lost("rabbitmq")
             self._counted_short = missing > 0 and not self._counted_short
+
+    async def _count_missing(self, mirror: Mirror, journals: Sequence[Journal]) -> int:
+        # The journals first: what is kept in between is in the mirror and not in the sum, and hides at most a loss.
+        noted = sum([await journal.noted("rabbitmq") for journal in journals])
+        depth = await mirror.depth()
+        missing = noted - depth.fresh - depth.parked
+        if missing <= 0:
+            return 0
+        # The mirror lets go of what is finished up to ten minutes before a journal looks at it.
+        return missing - sum([await self._count_finished(journal) for journal in journals])
+
+    async def _count_finished(self, journal: Journal) -> int:
+        count, after = 0, None
+        while runs := await journal.noted_runs("rabbitmq", limit=PAGE, after=after):
+            count += len(await self._work.finished(runs))
+            after = runs[-1].task_id
+        return count
+
+
+async def _can_be_read(journal: Journal) -> bool:
+    try:
+        await journal.last_number()
+    except StoreUnavailable:
+        return False
+    return True
 
 
 def _report(name: str, error: BaseException) -> None:

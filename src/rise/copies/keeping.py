@@ -3,16 +3,17 @@
 The stores are asked at the same time, and each shares its fsync, pipeline or round of confirms among all who wait. What
 is still missing when the promise is made comes by itself, from here or from the relay.
 
-Refuses: another body under a key that its caller chose, before it has reached the mirror.
+Refuses: another body under a key that its caller chose, before it has reached any store but the one that knows the
+first; and, when a store does not answer, to gather for it without bound.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -21,15 +22,20 @@ from rise.copies.journals import Journals
 from rise.copies.notes import MIRRORS_LIFE, Notes
 from rise.copies.port import JOURNAL, RABBITMQ, REDIS, Mirror
 from rise.copies.record import encode_task
-from rise.envelope import Task, TaskId
+from rise.envelope import Head, Task, TaskId
 from rise.errors import CopiesInsufficient, Unavailable
 from rise.queue.port import Enqueued, NewTask, RefillableQueue
 from rise.service import cancel_all, spawn
 from rise.telemetry import copies_failed_total, log, rabbit_mirror_failed
 
 QUEUES_WORD_SECONDS: Final = 0.1
-"""How long is waited, when enough others have it, for the queue to say whether the message is new."""
+"""How long is waited, also when enough others have it, for the queue to say whether the message is new."""
 PUBLISH_TRIES: Final = 3
+ASKED_MAX: Final = 2_000
+"""So many messages wait for one store; what comes then is for the others alone, until it answers again."""
+
+Way: TypeAlias = Callable[[], Coroutine[Any, Any, Any]]
+"""To one store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +73,64 @@ class Copies:
         self._notes = notes
         self._policy = policy
         self._mirror_is_down = False
-        self._asking: set[asyncio.Task[Any]] = set()
+        self._asked: dict[str, set[asyncio.Task[Any]]] = {JOURNAL: set(), REDIS: set(), RABBITMQ: set()}
 
     async def start(self) -> None:
         return
 
     async def stop(self) -> None:
         """What is still on its way to a store is made up for by the relay."""
-        await cancel_all(self._asking)
+        for asked in self._asked.values():
+            await cancel_all(asked)
 
     async def keep(self, task: NewTask) -> Enqueued:
-        """Returns when enough stores hold it. Raises `CopiesInsufficient` when enough cannot be had."""
-        record, run = encode_task(task), run_of(task).run
-        stores = (JOURNAL, REDIS) if self._mirror is None else (JOURNAL, REDIS, RABBITMQ)
-        keeping = _Keeping(self._policy, stores, task)
-        self._ask(keeping, JOURNAL, self._keep_in_journal(task, record))
-        self._ask(keeping, REDIS, self._keep_in_queue(task, run))
-        if task.head.channel in self._policy.same_body_required and await keeping.is_other_body():
-            return keeping.enqueued
-        if self._mirror is not None:
-            self._ask(keeping, RABBITMQ, self._keep_in_mirror(self._mirror, run, record))
+        """Returns when enough stores hold it. Raises `CopiesInsufficient` when enough cannot be had.
+
+        Whoever hangs up meanwhile has been promised nothing; the stores that were asked may hold it all the same.
+        """
+        ways = self._ways(task)
+        keeping = _Keeping(self._policy, tuple(ways), task)
+        if task.head.channel in self._policy.same_body_required and await self._is_other_body(keeping, task, ways):
+            return Enqueued(task.head.task_id, new=False, same_body=False)
+        for store in list(ways):
+            self._ask(keeping, store, ways)
         await keeping.decided
         return keeping.enqueued
+
+    def _ways(self, task: NewTask) -> dict[str, Way]:
+        record, run, mirror = encode_task(task), run_of(task).run, self._mirror
+        ways: dict[str, Way] = {
+            JOURNAL: lambda: self._keep_in_journal(task, record),
+            REDIS: lambda: self._keep_in_queue(task, run),
+        }
+        if mirror is not None:
+            ways[RABBITMQ] = lambda: self._keep_in_mirror(mirror, run, record)
+        return ways
+
+    async def _is_other_body(self, keeping: _Keeping, task: NewTask, ways: dict[str, Way]) -> bool:
+        """Asked one after the other, so that the second body is written nowhere.
+
+        Not found out is what only another host's journal knows, while the queue is away.
+        """
+        if await self._journal_knows_other_body(task.head):
+            return True
+        self._ask(keeping, REDIS, ways)
+        await keeping.queues_word
+        if not keeping.has_word:
+            self._ask(keeping, JOURNAL, ways)
+            await keeping.any_word
+        return keeping.is_other_body
+
+    async def _journal_knows_other_body(self, head: Head) -> bool:
+        # Also when the queue is there: it may have been emptied, and be about to get the first one back.
+        if len(self._asked[JOURNAL]) >= ASKED_MAX:
+            return False
+        try:
+            async with asyncio.timeout(QUEUES_WORD_SECONDS):
+                first = await self._journals.own.body_sha256(head.delivery_key)
+        except (Unavailable, TimeoutError):
+            return False
+        return first is not None and first != head.raw_sha256
 
     async def restart(self, task: Task, *, generation: int) -> bool:
         """`Queue.restart`, with its copies. Raises `CopiesInsufficient`: it runs all the same if nothing happens."""
@@ -97,8 +139,13 @@ class Copies:
         await self.keep(NewTask(task.head, task.raw, generation=generation))
         return True
 
-    def _ask(self, keeping: _Keeping, store: str, way: Coroutine[Any, Any, Any]) -> None:
-        spawn(way, name=f"keep in {store}", into=self._asking).add_done_callback(partial(keeping.hear, store))
+    def _ask(self, keeping: _Keeping, store: str, ways: dict[str, Way]) -> None:
+        """Once: those that are left are asked together."""
+        way, asked = ways.pop(store), self._asked[store]
+        if len(asked) >= ASKED_MAX:
+            keeping.fail(store, Unavailable(f"{len(asked)} messages wait for it already"))
+        else:
+            spawn(way(), name=f"keep in {store}", into=asked).add_done_callback(partial(keeping.hear, store))
 
     async def _keep_in_journal(self, task: NewTask, record: bytes) -> JournalKept:
         return await self._journals.own.keep(task, record)
@@ -149,39 +196,63 @@ class _Keeping:
         loop = asyncio.get_running_loop()
         self.decided: asyncio.Future[None] = loop.create_future()
         """Enough hold it, or it is `CopiesInsufficient`."""
-        self._keys_known: asyncio.Future[None] = loop.create_future()
+        self.queues_word: asyncio.Future[None] = loop.create_future()
+        """The queue has said something, or has had its time to."""
+        self.any_word: asyncio.Future[None] = loop.create_future()
+        """Queue or journal knows the message, or neither can be asked."""
+        self._patience = loop.call_later(QUEUES_WORD_SECONDS, self._go_on_without_queue)
 
     def hear(self, store: str, asked: asyncio.Task[Any]) -> None:
         error = asyncio.CancelledError() if asked.cancelled() else asked.exception()
-        if error is None:
-            self._held[store] = asked.result()
+        if error is not None:
+            self.fail(store, error)
         else:
-            self._failed[store] = error
-            copies_failed_total.labels(store).inc()
-            if not isinstance(error, Unavailable | TimeoutError | asyncio.CancelledError):
-                # A bug of ours. The message needs this store no more than one that is down.
-                log.error("copy.failed", copy=store, error=error, exc_info=error, consequence="the other copies count")
+            self._held[store] = asked.result()
+            self._decide()
+
+    def fail(self, store: str, error: BaseException) -> None:
+        self._failed[store] = error
+        copies_failed_total.labels(store).inc()
+        if not isinstance(error, Unavailable | TimeoutError | asyncio.CancelledError):
+            # A bug of ours. The message needs this store no more than one that is down.
+            log.error("copy.failed", copy=store, error=error, exc_info=error, consequence="the other copies count")
+        elif store == REDIS:
+            self._say_that_queue_lacks_it(error)
+        self._decide()
+
+    def _say_that_queue_lacks_it(self, error: BaseException) -> None:
+        head = self._task.head
+        log.warning(
+            "telegram.queue.enqueue_failed" if head.channel == "telegram" else "queue.enqueue_failed",
+            task_id=head.task_id,
+            error=error,
+            consequence="if the other copies suffice it is accepted, and handed to the queue when that is back",
+        )
+
+    def _go_on_without_queue(self) -> None:
+        _resolve(self.queues_word)
         self._decide()
 
     def _decide(self) -> None:
-        said = len(self._held) + len(self._failed)
-        if said >= 2:
-            _resolve(self._keys_known)
-        elif self._held:
-            asyncio.get_running_loop().call_later(QUEUES_WORD_SECONDS, _resolve, self._keys_known)
+        if REDIS in self._held or REDIS in self._failed:
+            self._patience.cancel()
+            _resolve(self.queues_word)
+        if self.has_word or self._failed.keys() >= {REDIS, JOURNAL}:
+            _resolve(self.any_word)
         if self._policy.is_enough(self._held):
-            if REDIS in self._held or REDIS in self._failed:
+            if self.queues_word.done():
                 _resolve(self.decided)
-            else:
-                asyncio.get_running_loop().call_later(QUEUES_WORD_SECONDS, _resolve, self.decided)
-        elif said == len(self._stores) and not self.decided.done():
+        elif len(self._held) + len(self._failed) == len(self._stores) and not self.decided.done():
             self.decided.set_exception(self._insufficient())
             self.decided.exception()  # whoever hung up does not read it
 
-    async def is_other_body(self) -> bool:
-        """What queue and journal say of the key; one of them, if the other does not answer at once."""
-        await self._keys_known
-        return any(not word.same_body for word in self._words())
+    @property
+    def has_word(self) -> bool:
+        return REDIS in self._held or JOURNAL in self._held
+
+    @property
+    def is_other_body(self) -> bool:
+        return not all(word.same_body for word in self._words())
 
     def _words(self) -> list[Enqueued | JournalKept]:
         return [word for word in self._held.values() if isinstance(word, Enqueued | JournalKept)]
@@ -191,9 +262,8 @@ class _Keeping:
         """The queue's word; the journal's where the queue has none."""
         word = self._held.get(REDIS) or self._held.get(JOURNAL)
         if isinstance(word, Enqueued):
-            return msgspec.structs.replace(word, same_body=all(word.same_body for word in self._words()))
-        is_new = word is None or word.new
-        return Enqueued(self._task.head.task_id, new=is_new, same_body=word is None or word.same_body)
+            return msgspec.structs.replace(word, same_body=not self.is_other_body)
+        return Enqueued(self._task.head.task_id, new=word is None or word.new, same_body=not self.is_other_body)
 
     def _insufficient(self) -> CopiesInsufficient:
         reasons = "; ".join(

@@ -16,6 +16,8 @@ MIRRORS_LIFE: Final = "1"
 """A mirror that lost what it held is found out by counting, and the journals are told then."""
 NOTES_MAX: Final = 100_000
 """Beyond this, while the journal takes no writes, they are let go: the relay finds out again."""
+NOTES_AT_ONCE: Final = 5_000
+"""So that nobody who accepts waits long for the journal meanwhile."""
 
 
 class Notes:
@@ -38,8 +40,11 @@ class Notes:
         """Raises `Unavailable`; what could not be written is tried again with the next."""
         for (copy, life), runs in list(self._gathered.items()):
             del self._gathered[copy, life]
-            try:
-                await self._journals.own.note(runs, copy, life)
-            except Unavailable:
-                self._gathered[copy, life] += runs
-                raise
+            while runs:
+                now, later = runs[:NOTES_AT_ONCE], runs[NOTES_AT_ONCE:]
+                try:
+                    await self._journals.own.note(now, copy, life)
+                except Unavailable:
+                    self._gathered[copy, life] = [*runs, *self._gathered[copy, life]][:NOTES_MAX]
+                    raise
+                runs = later

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rise.copies.journal import KeptRun, Run, run_of
+from rise.envelope import Order, TaskId
 from rise.ledger.port import Ledger
 from rise.ledger.port import Run as LedgerRun
 from rise.queue.port import NewTask, RefillableQueue
@@ -20,13 +21,22 @@ class OpenWork:
 
     async def finished(self, kept: Collection[KeptRun]) -> set[Run]:
         """Those that are over. Raises `Unavailable` when the ledger cannot be asked: then nothing is known to be."""
+        if not kept:
+            return set()
         ended = await self.ledger.finished_among([one.task_id for one in kept])
         return {one.run for one in kept if one.task_id in ended and _is_end_of(ended[one.task_id], one)}
 
     async def restore(self, tasks: Sequence[NewTask]) -> int:
-        """Bring to the queue what it lacks of these and is not over. Returns how many that were."""
+        """Bring to the queue, in each lane's order, what it lacks of these and is not over. Returns how many."""
+        if not tasks:
+            return 0
         over = await self.finished([run_of(task) for task in tasks])
-        return len(await self.queue.restore([task for task in tasks if run_of(task).run not in over]))
+        missing = sorted((task for task in tasks if run_of(task).run not in over), key=_place)
+        return len(await self.queue.restore(missing))
+
+
+def _place(task: NewTask) -> tuple[Order, TaskId]:
+    return task.head.order, task.head.task_id
 
 
 def _is_end_of(run: LedgerRun, kept: KeptRun) -> bool:

@@ -87,4 +87,9 @@ class Mirror(Protocol):
         """As if they had not been taken. Another process may look now."""
         ...
 
+    async def let_go(self) -> None:
+        """Everything that this process took and has not resolved is as if it had not been taken, and it looks no more:
+        another process may."""
+        ...
+
     async def depth(self) -> MirrorDepth: ...

@@ -214,6 +214,14 @@ class RabbitMirror:
                 await looking.end([in_hand.tag for in_hand in held if in_hand.looking is looking])
                 await looking.channel.catch_up()
 
+    async def let_go(self) -> None:
+        held = self._let_go(list(self._in_hand))
+        with rabbit_errors():
+            for looking in {*self._looking.values(), *(in_hand.looking for in_hand in held)}:
+                if looking.channel.error is None:
+                    await looking.end([in_hand.tag for in_hand in held if in_hand.looking is looking])
+                    await looking.channel.catch_up()
+
     async def _acknowledge(self, resolved: Sequence[_InHand]) -> None:
         held = self._let_go(resolved)
         await self._end_looking_at_parked(held)

@@ -13,17 +13,19 @@ from typing import Final
 from rise.clock import Clock, epoch_ms
 from rise.copies.journal import run_of
 from rise.copies.open_work import OpenWork
-from rise.copies.port import RABBITMQ, Look, Mirror
-from rise.errors import Unavailable
-from rise.telemetry import log
+from rise.copies.port import RABBITMQ, REDIS, Look, Mirror
+from rise.errors import RabbitUnavailable, Unavailable
+from rise.telemetry import copies_made_up_total, log
 
 WINDOW: Final = 500
 """So many copies are held at once."""
-HOLD_MS: Final = 20_000
+HOLD_SECONDS: Final = 20.0
 """How long one is held unresolved, hoping that its task is finished meanwhile; parking costs two writes."""
-PARKED_LOOK_MS: Final = 600_000
+PARKED_LOOK_SECONDS: Final = 600.0
 """A parked copy is looked at so seldom."""
 WAIT_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 5.0
+"""So long a round goes on while there is more than the window takes."""
 
 
 class Reaper:
@@ -34,75 +36,124 @@ class Reaper:
         self._work = work
         self._clock = clock
         self._held: list[Look] = []
-        self._parked_due_at_ms = 0
+        """Fresh, and not finished when last looked at."""
+        self._parked_due_at = 0.0
 
     async def look(self) -> None:
         """One round. Raises `Unavailable`, having given back what it held."""
-        room = WINDOW - len(self._held)
-        if room:
-            self._held += await self._mirror.take(room, seconds=WAIT_SECONDS, parked=False)
         try:
-            await self._resolve_fresh()
-            await self._resolve_parked()
+            await self._look_at_fresh()
+            await self._look_at_parked()
         except Unavailable:
             await self.let_go()
             raise
 
     async def look_through(self) -> int:
-        """Once all of it, at once. Returns how many the queue had lost."""
+        """Once all of it, at once, and everything that is not finished is in the queue. Returns how many it had lost.
+
+        Raises `Unavailable` if that cannot be said; beginning again is safe.
+        """
         await self.let_go()
         depth = await self._mirror.depth()
-        brought = 0
-        for is_parked, left in ((False, depth.fresh), (True, depth.parked)):
-            while left > 0:
-                looks = await self._mirror.take(min(left, WINDOW), seconds=WAIT_SECONDS, parked=is_parked)
-                if not looks:
-                    break  # they were finished meanwhile, or somebody else looks now
-                left -= len(looks)
-                brought += await self._bring_and_park(await self._open_ones(looks))
-        return brought
+        try:
+            return await self._bring_all(depth.fresh, parked=False) + await self._bring_all(depth.parked, parked=True)
+        except Unavailable:
+            await self.let_go()
+            raise
 
     async def let_go(self) -> None:
-        """Everything held goes back where it was."""
-        held, self._held = self._held, []
-        if held:
-            await self._mirror.give_back(held)
+        """Everything taken goes back where it was, and another process may look."""
+        self._held = []
+        await self._mirror.let_go()
 
-    async def _resolve_fresh(self) -> None:
-        self._held = await self._open_ones(self._held)
-        old = epoch_ms(self._clock.now()) - HOLD_MS
-        parking, held = _split(self._held, lambda look: look.kept_at_ms <= old)
-        if not parking and len(held) == WINDOW:
-            parking, held = held[: WINDOW // 2], held[WINDOW // 2 :]  # others have to be seen, too
-        self._held = held
-        await self._bring_and_park(parking)
+    # --- a round ---
 
-    async def _resolve_parked(self) -> None:
-        while epoch_ms(self._clock.now()) >= self._parked_due_at_ms:
-            looks = await self._mirror.take(WINDOW, seconds=0.0, parked=True)
-            now = epoch_ms(self._clock.now())
-            due, early = _split(looks, partial(_is_due, now))
+    async def _look_at_fresh(self) -> None:
+        until = self._clock.monotonic() + LOOK_SECONDS
+        is_more = True
+        while is_more:
+            room = WINDOW - len(self._held)
+            taken = await self._mirror.take(room, seconds=WAIT_SECONDS, parked=False)
+            self._held = await self._open_ones([*self._held, *taken])
+            await self._park_old()
+            await self._park_some_if_full()
+            is_more = len(taken) == room and self._clock.monotonic() < until
+
+    async def _park_old(self) -> None:
+        old, young = _split(self._held, lambda look: not self._is_recent(look, HOLD_SECONDS))
+        await self._bring_if_possible(old)
+        await self._park(old)
+        self._held = young
+
+    async def _park_some_if_full(self) -> None:
+        if len(self._held) == WINDOW:
+            # Others have to be seen, too. Not brought: whoever accepted them may still be handing them to the queue.
+            await self._park(self._held[: WINDOW // 2])
+            self._held = self._held[WINDOW // 2 :]
+
+    async def _look_at_parked(self) -> None:
+        until = self._clock.monotonic() + LOOK_SECONDS
+        while self._parked_due_at <= self._clock.monotonic() < until:
+            looks = await self._mirror.take(WINDOW, seconds=WAIT_SECONDS, parked=True)
+            early, due = _split(looks, partial(self._is_recent, seconds=PARKED_LOOK_SECONDS))
             await self._mirror.give_back(early)
-            await self._bring_and_park(await self._open_ones(due))
+            still_open = await self._open_ones(due)
+            await self._bring_if_possible(still_open)
+            await self._park(still_open)
             if early or not due:
-                self._parked_due_at_ms = min([look.kept_at_ms for look in early], default=now) + PARKED_LOOK_MS
+                oldest = max((abs(self._age_seconds(look)) for look in early), default=0.0)
+                self._parked_due_at = self._clock.monotonic() + PARKED_LOOK_SECONDS - oldest
+
+    def _is_recent(self, look: Look, seconds: float) -> bool:
+        # Kept a little later than now is by another host's clock; much later, by one that was set back since.
+        return abs(self._age_seconds(look)) < seconds
+
+    def _age_seconds(self, look: Look) -> float:
+        return (epoch_ms(self._clock.now()) - look.kept_at_ms) / 1000
+
+    # --- all of it ---
+
+    async def _bring_all(self, count: int, *, parked: bool) -> int:
+        brought = 0
+        while count > 0:
+            looks = await self._mirror.take(min(count, WINDOW), seconds=WAIT_SECONDS, parked=parked)
+            if not looks:
+                await self._check_that_none_is_left(parked=parked)
+                break
+            still_open = await self._open_ones(looks)
+            brought += await self._bring(still_open)
+            await self._park(still_open)
+            count -= len(looks)
+        return brought
+
+    async def _check_that_none_is_left(self, *, parked: bool) -> None:
+        depth = await self._mirror.depth()
+        if depth.parked if parked else depth.fresh:
+            raise RabbitUnavailable("another process still looks at what the mirror holds")
+
+    # --- resolving ---
 
     async def _open_ones(self, looks: Sequence[Look]) -> list[Look]:
         """Those whose task is not over; the others are let go. What cannot be read is nobody's to end."""
         over = await self._work.finished([run_of(look.task) for look in looks if look.task is not None])
         ended, still_open = _split(looks, lambda look: look.task is not None and run_of(look.task).run in over)
-        await self._mirror.forget(ended)
+        if ended:
+            await self._mirror.forget(ended)
         return still_open
 
-    async def _bring_and_park(self, looks: Sequence[Look]) -> int:
-        if not looks:
-            return 0
-        brought = await self._bring(looks)
-        await self._mirror.park(looks)
-        return brought
+    async def _bring_if_possible(self, looks: Sequence[Look]) -> None:
+        """A queue that does not answer is filled when it does."""
+        try:
+            brought = await self._bring(looks)
+        except Unavailable as error:
+            log.info("mirror.not_brought", error=error)
+            return
+        if brought:
+            copies_made_up_total.labels(REDIS).inc(brought)
+            log.info("copies.made_up", copy=REDIS, count=brought)
 
     async def _bring(self, looks: Sequence[Look]) -> int:
-        """Whatever the queue has lost of these. One that does not answer is filled when it does."""
+        """To the queue, whatever it has lost of these."""
         tasks = [look.task for look in looks if look.task is not None]
         if len(tasks) < len(looks):
             log.error(
@@ -111,14 +162,11 @@ class Reaper:
                 count=len(looks) - len(tasks),
                 consequence="this version cannot read them; they wait in the parked queue for one that can",
             )
-        try:
-            return await self._work.restore(tasks)
-        except Unavailable:
-            return 0
+        return await self._work.restore(tasks)
 
-
-def _is_due(now_ms: int, look: Look) -> bool:
-    return look.kept_at_ms + PARKED_LOOK_MS <= now_ms
+    async def _park(self, looks: Sequence[Look]) -> None:
+        if looks:
+            await self._mirror.park(looks)
 
 
 def _split(looks: Sequence[Look], is_meant: Callable[[Look], bool]) -> tuple[list[Look], list[Look]]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
-from rise.copies.journal import Journal, KeptRun, run_of
+from rise.copies.journal import Journal, JournalEntry, KeptRun, Run, run_of
 from rise.copies.journals import Journals
 from rise.copies.notes import MIRRORS_LIFE, Notes
 from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, REDIS, Mirror
+from rise.envelope import TaskId
 from rise.errors import Unavailable
 from rise.service import Loop
 from rise.telemetry import copies_made_up_total, log
@@ -78,46 +80,69 @@ class Relay:
 
     async def complete_queue(self) -> None:
         """What was accepted while the queue was away. One without a life is being filled by the keeper."""
-        life = self._notes.queues_life
-        if life is None:
-            return
-        for journal in self._journals.all():
-            while entries := await journal.lacking("redis", life, limit=PAGE, older_than_ms=YOUNG_MS):
-                restored = await self._work.restore([entry.task for entry in entries])
-                await journal.note([run_of(entry.task).run for entry in entries], "redis", life)
-                self._report(REDIS, restored)
+        if (life := self._notes.queues_life) is not None:
+            await self._in_each_journal(partial(self._complete_queue, life))
+
+    async def _complete_queue(self, life: str, journal: Journal) -> None:
+        while entries := await journal.lacking("redis", life, limit=PAGE, older_than_ms=YOUNG_MS):
+            restored = await self._work.restore([entry.task for entry in entries])
+            await journal.note([run_of(entry.task).run for entry in entries], "redis", life)
+            self._report(REDIS, restored)
 
     async def complete_mirror(self) -> None:
+        await self._in_each_journal(self._complete_mirror)
+
+    async def _complete_mirror(self, journal: Journal) -> None:
+        """One that the mirror does not take keeps none of the others from it."""
+        after, trouble = 0, None
+        while entries := await journal.lacking(
+            "rabbitmq", MIRRORS_LIFE, limit=PAGE, older_than_ms=YOUNG_MS, after=after
+        ):
+            after = entries[-1].number
+            over = await self._work.finished([run_of(entry.task) for entry in entries])
+            made, refusal = await self._copy([entry for entry in entries if run_of(entry.task).run not in over])
+            # What is over is not noted, having no copy; it is forgotten at its next look.
+            await journal.note(made, "rabbitmq", MIRRORS_LIFE)
+            self._report(RABBITMQ, len(made))
+            trouble = trouble or refusal
+            if refusal is not None and not made:
+                break
+        if trouble is not None:
+            raise trouble
+
+    async def _copy(self, entries: Sequence[JournalEntry]) -> tuple[list[Run], BaseException | None]:
+        """Those that the mirror took, and why it did not take one of the others."""
         mirror = self._mirror
         assert mirror is not None
-        for journal in self._journals.all():
-            while entries := await journal.lacking("rabbitmq", MIRRORS_LIFE, limit=PAGE, older_than_ms=YOUNG_MS):
-                kept = [run_of(entry.task) for entry in entries]
-                over = await self._work.finished(kept)
-                missing = [entry for entry, one in zip(entries, kept, strict=True) if one.run not in over]
-                await asyncio.gather(*(mirror.keep(entry.task.head.task_id, entry.record) for entry in missing))
-                await journal.note([one.run for one in kept], "rabbitmq", MIRRORS_LIFE)
-                self._report(RABBITMQ, len(missing))
+        runs = [run_of(entry.task).run for entry in entries]
+        answers = await asyncio.gather(
+            *(mirror.keep(entry.task.head.task_id, entry.record) for entry in entries), return_exceptions=True
+        )
+        refusals = [answer for answer in answers if answer is not None]
+        made = [run for run, answer in zip(runs, answers, strict=True) if answer is None]
+        return made, refusals[0] if refusals else None
 
     async def look(self) -> None:
         """Let go of what is finished; of the rest, make sure that the queue has not lost it."""
-        for journal in self._journals.all():
-            while kept := await journal.due(PAGE):
-                over = await self._work.finished(kept)
-                still_open = [one for one in kept if one.run not in over]
-                await journal.forget(over)
-                await self._make_sure(journal, still_open)
-                await journal.looked([one.run for one in still_open])
-            await journal.sweep()
+        await self._in_each_journal(self._look)
+
+    async def _look(self, journal: Journal) -> None:
+        while kept := await journal.due(PAGE):
+            over = await self._work.finished(kept)
+            still_open = [one for one in kept if one.run not in over]
+            await journal.forget(over)
+            await self._make_sure(journal, still_open)
+            await journal.looked([one.run for one in still_open])
+        await journal.sweep()
 
     async def _make_sure(self, journal: Journal, kept: Sequence[KeptRun]) -> None:
-        """That the queue has not lost one of them. While it has no life, it is being filled."""
-        if self._notes.queues_life is None or not kept:
+        """That the queue has not lost one of those that it had. While it has no life, it is being filled."""
+        if (life := self._notes.queues_life) is None or not kept:
             return
         try:
             missing = await self._work.queue.missing([one.task_id for one in kept])
-            entries = await journal.entries(missing)
-            lost = await self._work.restore([entry.task for entry in entries])
+            had = [task_id for task_id in missing if await _is_noted(journal, task_id, life)]
+            lost = await self._work.restore([entry.task for entry in await journal.entries(had)])
         except Unavailable:
             return  # looked at again before long
         if lost:
@@ -128,6 +153,17 @@ class Relay:
                 consequence="the queue had lost them; they were brought back and run",
             )
             self._report(REDIS, lost)
+
+    async def _in_each_journal(self, duty: Callable[[Journal], Awaitable[None]]) -> None:
+        """One that cannot be used keeps nobody from the others."""
+        trouble: Unavailable | None = None
+        for journal in self._journals.all():
+            try:
+                await duty(journal)
+            except Unavailable as error:
+                trouble = error
+        if trouble is not None:
+            raise trouble
 
     def _report(self, copy: str, count: int) -> None:
         if count:
@@ -142,6 +178,12 @@ class Relay:
             await self._clock.sleep(seconds)
 
         return Loop(name, body, sleep=self._clock.sleep, on_error=_report_failure)
+
+
+async def _is_noted(journal: Journal, task_id: TaskId, life: str) -> bool:
+    """Whether the queue had it in this life. If not, whoever accepted it may still be handing it over."""
+    copies = await journal.copies_of(task_id)
+    return copies is not None and copies.get("redis") == life
 
 
 def _report_failure(name: str, error: BaseException) -> None:

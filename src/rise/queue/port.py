@@ -302,8 +302,15 @@ class RefillableQueue(Queue, Protocol):
         """Names what it holds, until it is emptied. None: it is new, was emptied, or is another; nothing is claimed."""
         ...
 
-    async def begin_life(self) -> str:
-        """Everything open is in it now. The first to say so names it."""
+    async def begin_refill(self) -> str:
+        """Everything open is about to be brought. Names this filling, for all who take part, until it is emptied."""
+        ...
+
+    async def begin_life(self, refill: str) -> str | None:
+        """Everything open was brought in this filling. The first to say so names what it holds.
+
+        None: it was emptied meanwhile, and what was brought before is lost.
+        """
         ...
 
     async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:

@@ -71,6 +71,7 @@ SWEEPER: Final = "sweeper"
 HINTS: Final = "{rise}:queue:tasks"
 GROUP: Final = "workers"
 LIFE: Final = "{rise}:life"
+REFILL: Final = "{rise}:refill"
 TASK: Final = "{rise}:queue:task:"
 FINISHED: Final = "{rise}:queue:finished:"
 ROUTES: Final = "{rise}:queue:routes"
@@ -92,6 +93,7 @@ def _script(name: str, *shared: str) -> Script:
 
 _ENQUEUE: Final = _script("enqueue")
 _RESTORE: Final = _script("restore")
+_BEGIN_LIFE: Final = _script("begin_life")
 _CLAIM: Final = _script("claim")
 _RENEW: Final = _script("renew")
 _SETTLE: Final = _script("settle")
@@ -290,12 +292,16 @@ class RedisQueue:
         known = await self._database.execute("GET", LIFE)
         return None if known is None else known.decode()
 
-    async def begin_life(self) -> str:
-        await self._database.execute("SET", LIFE, new_key(), "NX")
-        named = await self.life()
+    async def begin_refill(self) -> str:
+        await self._database.execute("SET", REFILL, new_key(), "NX")
+        named = await self._database.execute("GET", REFILL)
         if named is None:
-            raise RedisUnavailable("Redis was emptied at this moment")
-        return named
+            raise RedisUnavailable("Redis was emptied at this moment, or another process has filled it")
+        return str(named.decode())
+
+    async def begin_life(self, refill: str) -> str | None:
+        named = await self._database.run(_BEGIN_LIFE, refill, new_key())
+        return None if named is None else named.decode()
 
     async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
         restored = await asyncio.gather(*(self._restore(task) for task in tasks))

@@ -1,27 +1,98 @@
 """Conditions a person should know of: said once when they begin and once when they end.
 
-Refuses: to send anything anywhere. An alert is an error in the log and a metric; what rings is the operator's.
+Always in the log and as a metric. A message as well, to whoever is configured (`rise.runtime.alert_posts`): at
+most one per alert within the quiet time, however often it comes and goes, and a second when it is over.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from rise.telemetry import alert_raised, log
+import msgspec
+
+from rise.clock import Clock, iso
+from rise.telemetry import alert_raised, clean, log
 
 
+class AlertMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """What is told of an alert."""
+
+    alert: str
+    state: str
+    """`raised` or `resolved`."""
+    summary: str
+    at: str
+    details: dict[str, Any] = {}
+    untold: int = 0
+    """How often it was raised since the last message, without one."""
+
+
+@dataclass(slots=True)
+class _Condition:
+    began_at: float | None = None
+    is_raised: bool = False
+    is_told: bool = False
+    told_at: float | None = None
+    untold: int = 0
+
+
+@dataclass(slots=True)
 class Alerts:
-    """Which alerts are raised now. De-duplicated by name; kept in memory, found again after a restart."""
+    """Which alerts are raised now. Kept in memory, and found again after a restart."""
 
-    def __init__(self) -> None:
-        self._raised: set[str] = set()
+    _clock: Clock
+    _tell: Callable[[AlertMessage], None] = lambda message: None
+    """Never waits and never fails."""
+    _quiet_seconds: float = 300.0
+    _conditions: dict[str, _Condition] = field(default_factory=dict)
 
-    def follow(self, name: str, is_raised: bool, **details: Any) -> None:
-        """Raise or resolve as the condition says; nothing happens while it stays as it is."""
-        alert_raised.labels(name).set(int(is_raised))
-        if is_raised and name not in self._raised:
-            self._raised.add(name)
-            log.error("alert.raised", alert=name, **details)
-        elif not is_raised and name in self._raised:
-            self._raised.discard(name)
-            log.info("alert.resolved", alert=name)
+    def follow(
+        self, name: str, is_raised: bool, *, summary: str = "", after_seconds: float = 0.0, **details: Any
+    ) -> None:
+        """Raise or resolve as the condition says; nothing happens while it stays as it is.
+
+        To be called again and again. `after_seconds`: what passes sooner is none.
+        """
+        condition = self._conditions.setdefault(name, _Condition())
+        now = self._clock.monotonic()
+        if not is_raised:
+            self._resolve(name, condition)
+            return
+        if condition.began_at is None:
+            condition.began_at = now
+        if not condition.is_raised and now - condition.began_at >= after_seconds:
+            condition.is_raised = True
+            condition.untold += 1
+            log.error("alert.raised", alert=name, summary=summary, **details)
+        alert_raised.labels(name).set(int(condition.is_raised))
+        is_quiet = condition.told_at is not None and now - condition.told_at < self._quiet_seconds
+        if condition.is_raised and not condition.is_told and not is_quiet:
+            condition.is_told, condition.told_at = True, now
+            self._tell(self._message(name, "raised", summary, details, condition))
+            condition.untold = 0
+
+    def _resolve(self, name: str, condition: _Condition) -> None:
+        alert_raised.labels(name).set(0)
+        condition.began_at = None
+        if not condition.is_raised:
+            return
+        condition.is_raised = False
+        log.info("alert.resolved", alert=name)
+        if condition.is_told:
+            condition.is_told = False
+            self._tell(self._message(name, "resolved", "", {}, condition))
+
+    def _message(
+        self, name: str, state: str, summary: str, details: dict[str, Any], condition: _Condition
+    ) -> AlertMessage:
+        shown = {key: value if isinstance(value, int | float) else clean(value) for key, value in details.items()}
+        return AlertMessage(
+            alert=name,
+            state=state,
+            summary=clean(summary or name),
+            at=iso(self._clock.now()),
+            details=shown,
+            untold=max(0, condition.untold - 1),
+        )

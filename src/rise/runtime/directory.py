@@ -85,6 +85,14 @@ class DataDirectory:
         """Whether a `rise serve` runs on it now."""
         return _is_locked(self.path / "serve.lock")
 
+    def space(self) -> tuple[int, int] | None:
+        """Free and total bytes of its disk; None if that cannot be told."""
+        try:
+            disk = os.statvfs(self.path)
+        except OSError:
+            return None
+        return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+
     def members(self) -> list[str]:
         """The processes that use it now: servers, workers, commands. Each locks a file of its name."""
         return sorted(lock.stem for lock in self.bus.glob("*.lock") if _is_locked(lock))

@@ -52,6 +52,7 @@ class WorkerProcess:
         self._socket: socket.socket | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._is_stuck = False
 
     @property
     def pid(self) -> int | None:
@@ -76,6 +77,14 @@ class WorkerProcess:
                 process.kill()
                 await process.wait()
         await cancel_all(self._tasks)
+
+    async def restart(self) -> None:
+        """It has been seen to do nothing, though it beats: a new one takes its place."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            self._is_stuck = True
+            with suppress(ProcessLookupError):
+                process.kill()
 
     async def _keep_running(self) -> None:
         failures = 0
@@ -121,8 +130,9 @@ class WorkerProcess:
         finally:
             ours.close()
             theirs.close()
-        if stalled:
-            return "stalled"
+        was_stuck, self._is_stuck = self._is_stuck, False
+        if stalled or was_stuck:
+            return "stalled" if stalled else "stuck"
         return {EXIT_WORN_OUT: "worn_out", EXIT_SETTINGS: "settings"}.get(code, f"exit {code}")
 
     async def _watch(self, process: asyncio.subprocess.Process, ours: socket.socket) -> bool:

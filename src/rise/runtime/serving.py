@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -22,12 +22,17 @@ from rise.envelope import Reason
 from rise.errors import Unavailable
 from rise.queue.port import Selection
 from rise.runtime import assembly
+from rise.runtime.alert_posts import AlertPosts, Post, SignedWebhook, TelegramChat
+from rise.runtime.alerts import AlertMessage, Alerts
 from rise.runtime.assembly import House
+from rise.runtime.overload import MEGABYTE, Overload, OverloadLimits
+from rise.runtime.pipeline import Pipeline, PipelineLimits
+from rise.runtime.probes import register_probes, run_needs
 from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, spare_the_collector, stop_on_signals
 from rise.runtime.registration import TelegramRegistration
-from rise.runtime.supervisor import Duties, Supervisor
+from rise.runtime.supervisor import MEASURE_SECONDS, Duties, Supervisor
 from rise.service import Service, cancel_all, spawn, start_all, stop_all
-from rise.telemetry import log
+from rise.telemetry import keep_out_of_logs, log
 from rise.workflows.definition import WorkflowDefinition, load_workflows
 
 STORE_RETRY_SECONDS: Final = 2.0
@@ -56,10 +61,11 @@ async def serve(
     try:
         await open_stores(house)
         door = build_door(house)
-        services: list[Service] = [house.bus, *house.stores.services(), *_keepers(house), house.bindings]
-        services += [build_supervisor(house), assembly.build_sender(house)]
-        services += [InProcessWorker(house)] if in_process else [_worker_process(house)]
-        services += [door, *_telegram_services(house)]
+        worker = InProcessWorker(house) if in_process else _worker_process(house)
+        posts = build_alert_posts(house)
+        supervisor = build_supervisor(house, restart_worker=worker.restart, tell=posts.tell)
+        services: list[Service] = [house.bus, *house.stores.services(), *_keepers(house), house.bindings, posts]
+        services += [supervisor, assembly.build_sender(house), worker, door, *_telegram_services(house)]
         await start_all(services, on_error=_report_stop)
         spare_the_collector()
         log.info("serve.started", port=door.port, data_dir=str(house.settings.data_dir))
@@ -145,6 +151,13 @@ class InProcessWorker:
         if self._has_begun:
             await self._worker.stop()
 
+    async def restart(self) -> None:
+        """It has been seen to do nothing: a new one takes its place."""
+        self._has_begun = False
+        await self._worker.stop()
+        self._worker = assembly.build_worker(self._house, self._workflows)
+        await self.start()
+
     async def _begin_later(self) -> None:
         while not self._has_begun:
             await self._house.clock.sleep(STORE_RETRY_SECONDS)
@@ -192,10 +205,15 @@ def _registration(house: House, telegram: TelegramChannel, account: str) -> Tele
     )
 
 
-def build_supervisor(house: House) -> Supervisor:
+def build_supervisor(
+    house: House,
+    *,
+    restart_worker: Callable[[], Awaitable[None]] | None = None,
+    tell: Callable[[AlertMessage], None] = lambda message: None,
+) -> Supervisor:
+    """`restart_worker`: of the worker that belongs to this process; `tell`: where alerts go beside the log."""
     settings = house.settings
-    # One that was written is there: nothing else has to be waited for.
-    house.capabilities.register_capability_probe("disk", lambda: _probe_disk(house), hard=True, good_in_a_row=1)
+    register_probes(house)
     return Supervisor(
         queue=house.queue,
         ledger=house.ledger,
@@ -203,6 +221,7 @@ def build_supervisor(house: House) -> Supervisor:
         bindings=house.bindings,
         channels=house.channels.by_name(),
         capabilities=house.capabilities,
+        pipeline=_pipeline(house, restart_worker, Alerts(house.clock, tell, settings.alert_quiet_seconds)),
         clock=house.clock,
         duties=Duties(
             resume_per_second=settings.resume_per_second,
@@ -216,19 +235,57 @@ def build_supervisor(house: House) -> Supervisor:
     )
 
 
+def _pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] | None, alerts: Alerts) -> Pipeline:
+    settings = house.settings
+    pause = {"seconds": MEASURE_SECONDS * 3}
+    overload = Overload(
+        OverloadLimits(
+            backlog_warn=settings.backlog_warn,
+            backlog_max=settings.backlog_max,
+            mode=settings.overload,
+            disk_free_warn_bytes=settings.disk_free_warn_mb * MEGABYTE,
+            disk_free_min_bytes=settings.disk_free_min_mb * MEGABYTE,
+        ),
+        admission=house.intake.admission,
+        capabilities=house.capabilities,
+        alerts=alerts,
+        pause_workers=lambda: house.bus.publish(Topic.RUNNING_PAUSED, pause),
+    )
+    return Pipeline(
+        queue=house.queue,
+        ledger=house.ledger,
+        capabilities=house.capabilities,
+        overload=overload,
+        alerts=alerts,
+        clock=house.clock,
+        limits=PipelineLimits(settings.pipeline_stalled_seconds, run_needs(house)),
+        disk_space=house.stores.directory.space,
+        restart_worker=restart_worker,
+    )
+
+
+def build_alert_posts(house: House) -> AlertPosts:
+    """Who is told of alerts, as configured: perhaps nobody."""
+    settings, channels = house.settings, house.channels
+    posts: list[Post] = []
+    if settings.alert_webhook_url is not None and settings.alert_webhook_secret is not None:
+        url, secret = settings.alert_webhook_url.get_secret_value(), settings.alert_webhook_secret.get_secret_value()
+        keep_out_of_logs([url, secret])
+        posts.append(SignedWebhook(url, secret, house.clock))
+    if settings.alert_telegram_chat is not None and channels.telegram is not None and channels.telegram_account:
+        posts.append(TelegramChat(channels.telegram, channels.telegram_account, settings.alert_telegram_chat))
+    return AlertPosts(posts, house.clock)
+
+
 def _worker_process(house: House) -> WorkerProcess:
+    # Before the supervisor looks: as long as nothing is said of it, nothing would wait for it.
+    house.capabilities.set("worker", CapabilityStatus.DEGRADED, "starting")
     return WorkerProcess(
         capabilities=house.capabilities,
         clock=house.clock,
         stall_seconds=house.settings.worker_stall_seconds,
         stop_seconds=house.settings.stop_seconds,
     )
-
-
-async def _probe_disk(house: House) -> tuple[CapabilityStatus, str]:
-    """Written and synced just now; anything else raises."""
-    await house.stores.database.write(lambda connection: None)
-    return CapabilityStatus.AVAILABLE, "written and synced"
 
 
 async def open_stores(house: House, *, until: asyncio.Event | None = None) -> None:
@@ -238,7 +295,8 @@ async def open_stores(house: House, *, until: asyncio.Event | None = None) -> No
             await house.stores.open()
             return
         except Unavailable as error:
-            house.capabilities.set("disk", CapabilityStatus.UNAVAILABLE, error.public_message)
+            store = "disk" if house.stores.full is None else "ledger"
+            house.capabilities.set(store, CapabilityStatus.UNAVAILABLE, error.public_message)
             log.error("store.unavailable", error=error, consequence="nothing is accepted until it is back")
             if until is None or until.is_set():
                 return

@@ -22,16 +22,9 @@ from rise.envelope import Outcome, Reason, ReplyId, Status, notice_id_of
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
-from rise.runtime.alerts import Alerts
+from rise.runtime.pipeline import Pipeline
 from rise.service import Loop, Signal
-from rise.telemetry import (
-    enqueue_to_reply_seconds,
-    log,
-    oldest_waiting_seconds,
-    settled_total,
-    tasks_open,
-    workflow_pending_total,
-)
+from rise.telemetry import enqueue_to_reply_seconds, log, settled_total, workflow_pending_total
 
 REAP_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 30.0
@@ -73,6 +66,7 @@ class Supervisor:
         bindings: BindingRegistry,
         channels: Mapping[str, Channel],
         capabilities: CapabilityRegistry,
+        pipeline: Pipeline,
         clock: Clock,
         duties: Duties | None = None,
     ) -> None:
@@ -82,10 +76,10 @@ class Supervisor:
         self._bindings = bindings
         self._channels = channels
         self._capabilities = capabilities
+        self._pipeline = pipeline
         self._clock = clock
         self._duties = duties or Duties()
         self._defined = Signal()
-        self._alerts = Alerts()
         self._told: set[ReplyId] = set()
         self._telling_after = ""
         self._comparing_after = ""
@@ -95,6 +89,7 @@ class Supervisor:
             self._every("supervisor.tell", TELL_SECONDS, self.tell),
             self._every("supervisor.probe", PROBE_SECONDS, capabilities.probe_due),
             self._every("supervisor.measure", MEASURE_SECONDS, self.measure),
+            Loop("supervisor.assess", self._assess_when_changed, sleep=clock.sleep, on_error=_report),
             Loop("supervisor.resume", self._resume_when_defined, sleep=clock.sleep, on_error=_report),
         ]
 
@@ -102,9 +97,11 @@ class Supervisor:
         self._unsubscribe = (
             self._bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._defined.set()),
             self._bus.subscribe(Topic.TASK_SETTLED, _count_settled),
+            self._capabilities.on_change(self._pipeline.hear),
         )
         with suppress(Unavailable):
             await self.reap()  # before the sender asks for its role, which a former process may hold
+        self._pipeline.changed.set()  # what a former process left behind is looked at right away
         for loop in self._loops:
             await loop.start()
 
@@ -176,22 +173,21 @@ class Supervisor:
                     await self._tell(task, reason, self._duties.failed_text)
 
     async def measure(self) -> None:
-        depth = await self._queue.depth()
-        for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING, Status.SUSPENDED):
-            tasks_open.labels(status).set(depth.by_status.get(status, 0))
-        oldest_waiting_seconds.labels("task").set((depth.oldest_waiting_ms or 0) / 1000)
-        self._alert_on_suspended(depth)
-        outbox = await self._ledger.outbox_depth()
-        oldest_waiting_seconds.labels("reply").set((outbox.oldest_waiting_ms or 0) / 1000)
+        """Count what there is; see that it moves, and that it is not too much."""
+        depth = await self._pipeline.measure()
+        if depth is not None:
+            self._alert_on_suspended(depth)
+            await self._pipeline.watch_progress(depth)
 
     # --- details ---
 
     def _alert_on_suspended(self, depth: QueueDepth) -> None:
         count = depth.by_status.get(Status.SUSPENDED, 0)
         age_seconds = (depth.oldest_suspended_ms or 0) / 1000
-        self._alerts.follow(
+        self._pipeline.alerts.follow(
             "suspended",
             count >= self._duties.suspended_alert_count or age_seconds >= self._duties.suspended_alert_seconds,
+            summary=f"{count} messages wait for a person, the oldest for {age_seconds / 3600:.0f} h",
             count=count,
             oldest_seconds=round(age_seconds),
             remedy="rise suspended shows them with their reasons; resume or drop",
@@ -239,6 +235,10 @@ class Supervisor:
         await self._defined.wait(RESUME_SECONDS)
         await self._bindings.refresh()
         await self.resume()
+
+    async def _assess_when_changed(self) -> None:
+        await self._pipeline.changed.wait()
+        await self._pipeline.assess()
 
     async def _tell(self, task: OpenTask, cause: str, text: str) -> None:
         head = task.head

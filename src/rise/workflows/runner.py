@@ -8,7 +8,7 @@ Refuses: to wait, beyond a moment, for a function that goes on after its time; t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ class Runner:
 
     def _begin(self, definition: WorkflowDefinition, turn: Turn) -> asyncio.Future[Any]:
         if definition.is_async:
-            run = _in_bounds(definition.function(turn))
+            run = _in_bounds(definition.function, turn)
             return spawn(run, name=f"workflow {definition.name}", into=self._running)
         return asyncio.get_running_loop().run_in_executor(self._threads, in_bounds, definition.function, turn)
 
@@ -188,9 +188,9 @@ class _RunMemory:
                 self._waited += _now() - self._since
 
 
-async def _in_bounds(run: Awaitable[Any]) -> Any:
+async def _in_bounds(function: Callable[[Turn], Awaitable[Any]], turn: Turn) -> Any:
     try:
-        return await run
+        return await function(turn)
     except SystemExit as error:
         raise RuntimeError("the workflow wanted to end the process") from error
 

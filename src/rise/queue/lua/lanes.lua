@@ -27,6 +27,7 @@ local RECEIPT_KEYS = Q .. 'receipts:keys'
 local RECEIPT_ENDS = Q .. 'receipts:ends'
 local RECEIPT_AGAIN = Q .. 'receipts:again'  -- how often, for those that came more than once
 local LIFE = '{rise}:life' -- names what is held here, once all of it is
+local REFILL = '{rise}:refill' -- names the filling that is under way, until all is lost again
 local HINTS = Q .. 'tasks'             -- the stream that wakes workers
 local GROUP = 'workers'
 

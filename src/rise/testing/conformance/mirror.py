@@ -100,6 +100,7 @@ class MirrorConformance:
         await stage.kill(mirror)
         assert kept(await take(await stage.mirror(), 2)) == [task_id(1), task_id(2)]
 
+    @pytest.mark.failure("C26", "B12")
     async def test_the_largest_record_comes_back_whole(self, mirror: Mirror) -> None:
         body = record(1, raw=bytes(range(256)) * 4096)
         await mirror.keep(task_id(1), body)
@@ -117,6 +118,7 @@ class MirrorConformance:
         assert found == {task_id(n) for n in range(1000)}
         await until_depth(mirror, fresh=0, parked=0)
 
+    @pytest.mark.failure("C29", "C30")
     async def test_the_same_task_may_be_kept_again(self, mirror: Mirror) -> None:
         await keep(mirror, 1, 1)
         looks = await take(mirror, 2)
@@ -142,6 +144,7 @@ class MirrorConformance:
             await keep(mirror, 1)
         assert kept(looking.result()) == [task_id(1)]
 
+    @pytest.mark.failure("B14")
     async def test_what_cannot_be_read_is_handed_out_and_parked_as_bytes(self, mirror: Mirror) -> None:
         await mirror.keep(task_id(1), b"of another version")
         looks = await take(mirror, 1)
@@ -219,6 +222,27 @@ class MirrorConformance:
         await mirror.give_back(looks + rest)
         await stage.kill(mirror)
         assert kept(await take(other, 2, parked=parked)) == [task_id(1), task_id(2)]
+
+    @pytest.mark.failure("I1")
+    @pytest.mark.parametrize("parked", [False, True])
+    async def test_whoever_lets_go_gives_back_everything_and_another_may_look(
+        self, stage: MirrorStage, mirror: Mirror, parked: bool
+    ) -> None:
+        await keep(mirror, 1, 2)
+        if parked:
+            await mirror.park(await take(mirror, 2))
+        other = await stage.mirror()
+        await mirror.let_go()
+        await take(mirror, 1, parked=parked)
+        await mirror.let_go()
+        await mirror.let_go()
+        looks = await take(other, 2, parked=parked)
+        assert kept(looks) == [task_id(1), task_id(2)]
+        await other.forget(looks)
+        assert await nothing(other, parked=parked)
+        await other.let_go()
+        await keep(other, 3)
+        assert kept(await take(mirror, 1)) == [task_id(3)], "who had nothing in hand has let go, too"
 
     @pytest.mark.parametrize("parked", [False, True])
     async def test_a_process_that_dies_gives_back_what_it_has_taken(

@@ -32,6 +32,13 @@ class RefillingStage(Protocol):
         ...
 
 
+async def begin(queue: RefillableQueue) -> str:
+    """All that is open is in it."""
+    named = await queue.begin_life(await queue.begin_refill())
+    assert named is not None
+    return named
+
+
 def again(task: NewTask, generation: int) -> NewTask:
     return msgspec.structs.replace(task, generation=generation)
 
@@ -49,7 +56,7 @@ class RefillingConformance:
         assert await claim_all(queue) == []
         assert await queue.restore([delivery(3), delivery(1)]) == [delivery(3).head.task_id, delivery(1).head.task_id]
         assert await claim_all(queue) == []
-        await queue.begin_life()
+        await begin(queue)
         assert await run_everything(queue) == [1, 2, 3]
 
     @pytest.mark.req("QUE-5")
@@ -57,18 +64,37 @@ class RefillingConformance:
     async def test_an_emptied_queue_can_be_told_from_an_empty_one(self, stage: RefillingStage) -> None:
         queue = stage.queue
         assert await queue.life() is None
-        named = await queue.begin_life()
-        assert await queue.begin_life() == await (await stage.another()).life() == named
+        named = await begin(queue)
+        assert await begin(queue) == await (await stage.another()).life() == named
         await queue.enqueue(delivery(1))
         await run_everything(queue)
         assert await queue.life() == named, "empty, and not emptied"
         await stage.empty()
         assert await queue.life() is None
-        assert await queue.begin_life() != named
+        assert await begin(queue) != named
+
+    @pytest.mark.req("QUE-5", "CPY-5")
+    @pytest.mark.failure("I8")
+    async def test_emptied_while_it_is_filled_it_has_to_be_filled_again(self, stage: RefillingStage) -> None:
+        queue, other = stage.queue, await stage.another()
+        refill = await queue.begin_refill()
+        assert await other.begin_refill() == refill, "they bring the same"
+        await queue.restore([delivery(1)])
+        await stage.empty()
+        await other.restore([delivery(2)])
+        assert await other.begin_life(refill) is None
+        assert await claim_all(queue) == []
+        anew = await queue.begin_refill()
+        assert anew != refill
+        assert await queue.begin_life(refill) is None, "whoever was slow speaks of what is lost"
+        await queue.restore([delivery(1)])
+        named = await queue.begin_life(anew)
+        assert named == await other.begin_life(anew) == await queue.life()
+        assert await run_everything(queue) == [1, 2]
 
     @pytest.mark.req("CPY-5")
     async def test_what_is_brought_back_is_what_it_was(self, queue: RefillableQueue) -> None:
-        await queue.begin_life()
+        await begin(queue)
         deadline, due = queue.now_ms() + 150_000, queue.now_ms() + 60_000
         parked = delivery(1, raw=b"\xff", suspend=Reason.RAW_PAYLOAD_INVALID)
         timed = msgspec.structs.replace(delivery(2), deadline_at_ms=deadline, due_at_ms=due, generation=3)
@@ -86,7 +112,7 @@ class RefillingConformance:
 
     @pytest.mark.req("CPY-5")
     async def test_what_is_open_is_left_as_it_is(self, queue: RefillableQueue) -> None:
-        await queue.begin_life()
+        await begin(queue)
         await queue.enqueue(delivery(1))
         claim = await claim_one(queue)
         assert await queue.restore([delivery(1)]) == []
@@ -98,7 +124,7 @@ class RefillingConformance:
     @pytest.mark.req("CPY-5")
     @pytest.mark.parametrize("ending", ["finished by its worker", "delivered", "dropped"])
     async def test_what_is_finished_is_not_brought_back(self, queue: RefillableQueue, ending: str) -> None:
-        await queue.begin_life()
+        await begin(queue)
         task_id = (await queue.enqueue(delivery(1))).task_id
         if ending == "dropped":
             await queue.cancel(task_id)
@@ -111,7 +137,7 @@ class RefillingConformance:
         assert await queue.restore([again(delivery(1), 1)]) == [task_id], "a person said to run it again"
 
     async def test_a_later_generation_takes_the_place_of_an_earlier_one(self, queue: RefillableQueue) -> None:
-        await queue.begin_life()
+        await begin(queue)
         await queue.restore([delivery(1, suspend=Reason.STALE_REPLAY)])
         assert await queue.restore([again(delivery(1), 1)]) == [delivery(1).head.task_id]
         assert await queue.restore([delivery(1), again(delivery(1), 1)]) == []
@@ -121,7 +147,7 @@ class RefillingConformance:
 
     @pytest.mark.failure("M6", "D8")
     async def test_what_is_missing_is_neither_open_nor_finished(self, queue: RefillableQueue) -> None:
-        await queue.begin_life()
+        await begin(queue)
         for number in (1, 2, 3):
             await queue.enqueue(delivery(number))
         claim = await claim_one(queue)
@@ -132,7 +158,7 @@ class RefillingConformance:
 
     @pytest.mark.req("ENV-3")
     async def test_its_key_is_remembered_with_it(self, queue: RefillableQueue) -> None:
-        await queue.begin_life()
+        await begin(queue)
         now = queue.now_ms()
         task = delivery(1, receipt_seconds=60)
         recent = msgspec.structs.replace(task, head=msgspec.structs.replace(task.head, accepted_at_ms=now - 30_000))
@@ -147,12 +173,12 @@ class RefillingConformance:
     @pytest.mark.failure("C19", "I7")
     async def test_who_worked_while_it_was_emptied_has_lost_the_claim(self, stage: RefillingStage) -> None:
         queue = stage.queue
-        await queue.begin_life()
+        await begin(queue)
         await queue.enqueue(delivery(1))
         former = await claim_one(queue)
         await stage.empty()
         await queue.restore([delivery(1)])
-        await queue.begin_life()
+        await begin(queue)
         assert await queue.renew([former]) == {former.fence}
         with pytest.raises(ClaimLost):
             await queue.settle(former, former.task, Finished())

@@ -63,6 +63,9 @@ class MemoryMirror(MemoryStore):
     async def stop(self) -> None:
         self.die()
 
+    async def let_go(self) -> None:
+        await self._through("let_go", self.die)
+
     def die(self) -> None:
         """Its process is killed, or its connection is over: what it has taken goes back."""
         for copy in self._state.copies:

@@ -107,12 +107,16 @@ class MemoryQueueState:
     out_of_order: int = 0
     life: str | None = None
     lives: int = 0
+    refill: str | None = None
+    """The filling that is under way."""
+    refills: int = 0
     finished: dict[TaskId, int] = field(default_factory=dict)
     """Tombstones: the generation of a task that is known to be finished."""
 
     def empty(self) -> None:
         """Everything in it is lost."""
-        new = MemoryQueueState(lives=self.lives, fences=self.fences)  # as by the time, which goes on
+        # What names come from goes on, as time does.
+        new = MemoryQueueState(lives=self.lives, refills=self.refills, fences=self.fences)
         for each in fields(self):
             setattr(self, each.name, getattr(new, each.name))
 
@@ -484,13 +488,22 @@ class MemoryQueue(MemoryStore):
     async def life(self) -> str | None:
         return await self._through("life", lambda: self._state.life)
 
-    async def begin_life(self) -> str:
-        return await self._through("begin_life", self._begin_life)
+    async def begin_refill(self) -> str:
+        return await self._through("begin_refill", self._begin_refill)
 
-    def _begin_life(self) -> str:
-        if self._state.life is None:
+    def _begin_refill(self) -> str:
+        if self._state.refill is None:
+            self._state.refills += 1
+            self._state.refill = f"refill {self._state.refills}"
+        return self._state.refill
+
+    async def begin_life(self, refill: str) -> str | None:
+        return await self._through("begin_life", lambda: self._begin_life(refill))
+
+    def _begin_life(self, refill: str) -> str | None:
+        if self._state.life is None and self._state.refill == refill:
             self._state.lives += 1
-            self._state.life = f"life {self._state.lives}"
+            self._state.life, self._state.refill = f"life {self._state.lives}", None
         return self._state.life
 
     async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:

@@ -1,0 +1,141 @@
+"""How much is too much: above a warning an alert, above a limit no more work, and back by itself.
+
+Over the limit, `refuse` answers 503 "busy"; the sender keeps the message. `queue-only` goes on accepting, and has
+the workers pause while so many finished answers wait for their platform that running more would only make that
+line longer; what is pending goes on being run, because nothing else would ever make it less. A disk that is almost
+full always refuses: accepting would fill it.
+
+Refuses: to switch to and fro; every threshold is left only when a fifth less is open, or a quarter more is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from rise.admission import Admission
+from rise.capabilities import CapabilityRegistry, CapabilityStatus
+from rise.runtime.alerts import Alerts
+
+ADMISSION: Final = "admission"
+RETRY_AFTER_SECONDS: Final = 30
+MEGABYTE: Final = 1_000_000
+_LEAVES_BELOW: Final = 0.8
+_LEAVES_ABOVE: Final = 1.25
+_DISK_SHARE_WARN: Final = 0.1
+_DISK_SHARE_MIN: Final = 0.05
+"""On a small disk, thresholds made for large ones are never met: no more than this part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverloadLimits:
+    """Nothing counts as too much where there is a 0."""
+
+    backlog_warn: int = 10_000
+    backlog_max: int = 100_000
+    mode: Literal["refuse", "queue-only"] = "refuse"
+    disk_free_warn_bytes: int = 512 * MEGABYTE
+    disk_free_min_bytes: int = 64 * MEGABYTE
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What there is now."""
+
+    open_count: int
+    """Messages that somebody or something should be moving; not those that wait for a person."""
+    replying_count: int
+    """... of which so many only wait for their platform to take the answer."""
+    disk_free_bytes: int | None = None
+    disk_size_bytes: int = 0
+
+
+class Overload:
+    """Of one installation, as one process sees it."""
+
+    def __init__(
+        self,
+        limits: OverloadLimits,
+        *,
+        admission: Admission,
+        capabilities: CapabilityRegistry,
+        alerts: Alerts,
+        pause_workers: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`pause_workers` is called again and again, for as long as they are to run nothing."""
+        self._limits = limits
+        self._admission = admission
+        self._capabilities = capabilities
+        self._alerts = alerts
+        self._pause_workers = pause_workers
+        self._over: set[str] = set()
+        self.pauses_workers = False
+
+    def judge(self, load: Load) -> None:
+        """Refuse, warn or let be, as this load asks for."""
+        limits = self._limits
+        much = self._is_much("warn", load.open_count, limits.backlog_warn)
+        self._alerts.follow(
+            "backlog",
+            much,
+            summary=f"{load.open_count} messages are open",
+            count=load.open_count,
+            remedy="rise tasks shows what waits; add workers, or look at what they wait for",
+        )
+        little = self._is_little("disk warn", load, limits.disk_free_warn_bytes, _DISK_SHARE_WARN)
+        self._alerts.follow(
+            "disk_space",
+            little,
+            summary=f"{_megabytes(load)} are free for RISE_DATA_DIR",
+            free_bytes=load.disk_free_bytes or 0,
+            remedy="make room before messages have to be refused",
+        )
+        too_little = self._is_little("disk", load, limits.disk_free_min_bytes, _DISK_SHARE_MIN)
+        too_much = self._is_much("max", load.open_count, limits.backlog_max)
+        self._act(load, too_little=too_little, too_much=too_much)
+
+    def _act(self, load: Load, *, too_little: bool, too_much: bool) -> None:
+        is_queue_only = self._limits.mode == "queue-only"
+        why_refused = None
+        if too_little:
+            why_refused = f"only {_megabytes(load)} are free for what is to be kept"
+        elif too_much and not is_queue_only:
+            why_refused = f"{load.open_count} messages are open, and RISE_BACKLOG_MAX is {self._limits.backlog_max}"
+        self._alerts.follow(
+            "overload",
+            why_refused is not None or too_much,
+            summary=why_refused or f"{load.open_count} messages are open; new ones wait (queue-only)",
+            remedy="it ends by itself when less is open and more is free",
+        )
+        waits_for_platform = self._is_much("replying", load.replying_count, self._limits.backlog_max)
+        self.pauses_workers = is_queue_only and waits_for_platform
+        if self.pauses_workers:
+            self._pause_workers()
+        if why_refused is not None:
+            self._admission.refuse(why_refused, retry_after_seconds=RETRY_AFTER_SECONDS)
+            self._capabilities.set(ADMISSION, CapabilityStatus.UNAVAILABLE, why_refused)
+            return
+        self._admission.admit()
+        if too_much:
+            detail = f"{load.open_count} messages are open: new ones are kept and wait"
+            self._capabilities.set(ADMISSION, CapabilityStatus.DEGRADED, detail)
+        else:
+            self._capabilities.set(ADMISSION, CapabilityStatus.AVAILABLE, f"{load.open_count} messages are open")
+
+    def _is_much(self, name: str, count: int, limit: int) -> bool:
+        return self._stays(name, limit > 0 and count > limit * (_LEAVES_BELOW if name in self._over else 1))
+
+    def _is_little(self, name: str, load: Load, limit: int, share: float) -> bool:
+        if load.disk_free_bytes is None:
+            return self._stays(name, False)
+        limit = min(limit, int(load.disk_size_bytes * share))
+        return self._stays(name, load.disk_free_bytes < limit * (_LEAVES_ABOVE if name in self._over else 1))
+
+    def _stays(self, name: str, is_over: bool) -> bool:
+        (self._over.add if is_over else self._over.discard)(name)
+        return is_over
+
+
+def _megabytes(load: Load) -> str:
+    return f"{(load.disk_free_bytes or 0) / MEGABYTE:.0f} MB"

@@ -1,0 +1,155 @@
+"""Whether what is stored moves; and if not, who is to know, and what can be done about it.
+
+The capability `pipeline` says it. It never makes readiness fail: what is stored is safe, and can wait. It is looked
+at every few seconds, and at once when something else is lost or comes back.
+
+Refuses: to believe that all is well because every part says so. When the backlog ages and nothing claims it, the
+worker is started anew, whatever it says of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from rise.capabilities import CapabilityRegistry, CapabilityState, CapabilityStatus
+from rise.clock import Clock
+from rise.envelope import Status
+from rise.errors import Unavailable
+from rise.ledger.port import Ledger
+from rise.queue.port import Queue, QueueDepth
+from rise.runtime.alerts import Alerts
+from rise.runtime.overload import ADMISSION, Load, Overload
+from rise.service import Signal
+from rise.telemetry import log, oldest_waiting_seconds, tasks_open
+
+PIPELINE: Final = "pipeline"
+LOST_SECONDS: Final = 10.0
+"""What is back sooner alerts nobody: a worker that is replaced, a link that blinks."""
+POLLS_STUCK: Final = 3
+RESTART_SECONDS_MIN: Final = 60.0
+"""Between two restarts of a worker that was stuck."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineLimits:
+    """When it does not move."""
+
+    stalled_seconds: float = 120.0
+    """Nothing that should be moving waits longer."""
+    run_needs: tuple[str, ...] = ("disk", "worker")
+    """The capabilities without which nothing is executed; what nobody has spoken of is not configured."""
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """Of one installation."""
+
+    queue: Queue
+    ledger: Ledger
+    capabilities: CapabilityRegistry
+    overload: Overload
+    alerts: Alerts
+    clock: Clock
+    limits: PipelineLimits = PipelineLimits()
+    disk_space: Callable[[], tuple[int, int] | None] = lambda: None
+    """Free and total bytes; None where that cannot be told."""
+    restart_worker: Callable[[], Awaitable[None]] | None = None
+    """Of this process's own worker, if it has one."""
+    changed: Signal = field(default_factory=Signal)
+    """Set when a capability has changed."""
+    _backlog: int = 0
+    _is_ready: bool | None = None
+    _polls_stuck: int = 0
+    _oldest_ms: int = 0
+    _restarted_at: float | None = None
+
+    def hear(self, name: str, state: CapabilityState) -> None:
+        """A capability has changed."""
+        if name not in (PIPELINE, ADMISSION):
+            self.changed.set()
+
+    async def measure(self) -> QueueDepth | None:
+        """Count, and say what that means. None if nothing could be counted; what was known then still holds."""
+        try:
+            depth, outbox = await self.queue.depth(), await self.ledger.outbox_depth()
+        except Unavailable:
+            self._judge(0.0, 0.0)
+            return None
+        for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING, Status.SUSPENDED):
+            tasks_open.labels(status).set(depth.by_status.get(status, 0))
+        task_seconds = (depth.oldest_waiting_ms or 0) / 1000
+        reply_seconds = (outbox.oldest_waiting_ms or 0) / 1000
+        oldest_waiting_seconds.labels("task").set(task_seconds)
+        oldest_waiting_seconds.labels("reply").set(reply_seconds)
+        self._backlog = _moving(depth)
+        free, size = self.disk_space() or (None, 0)
+        self.overload.judge(Load(self._backlog, depth.by_status.get(Status.REPLYING, 0), free, size))
+        self._judge(task_seconds, reply_seconds)
+        return depth
+
+    async def assess(self) -> None:
+        """At the start and on every change: what has been waiting goes on, or why it does not."""
+        await self.measure()
+        is_ready = not self._lacking(CapabilityStatus.DEGRADED)
+        if is_ready and not self._is_ready and self._backlog:
+            log.info("replaying backlog", count=self._backlog)
+        self._is_ready = is_ready
+
+    async def watch_progress(self, depth: QueueDepth) -> None:
+        """After each regular count: a backlog that ages while nothing is claimed has nobody who works on it."""
+        oldest_ms = depth.oldest_waiting_ms or 0
+        if oldest_ms == self._oldest_ms:
+            return  # no time has passed, or there is nothing
+        is_stuck = (
+            oldest_ms > self._oldest_ms > 0
+            and depth.lanes_claimed == 0
+            and not self.overload.pauses_workers
+            and not self._lacking(CapabilityStatus.DEGRADED)
+        )
+        self._oldest_ms = oldest_ms
+        self._polls_stuck = self._polls_stuck + 1 if is_stuck else 0
+        if self._polls_stuck >= POLLS_STUCK and self.restart_worker and not self._restarted_lately():
+            self._polls_stuck, self._restarted_at = 0, self.clock.monotonic()
+            log.error("worker.stuck", oldest_seconds=oldest_ms / 1000, consequence="it is started anew")
+            await self.restart_worker()
+
+    def _judge(self, task_seconds: float, reply_seconds: float) -> None:
+        missing = self._lacking(CapabilityStatus.UNAVAILABLE) if self._backlog else []
+        waiting = f"{self._backlog} unprocessed messages, waiting for {', '.join(missing)}"
+        self.alerts.follow("backlog_waiting", bool(missing), summary=waiting, after_seconds=LOST_SECONDS)
+        stalled = max(task_seconds, reply_seconds) > self.limits.stalled_seconds
+        what = "message" if task_seconds >= reply_seconds else "reply"
+        slow = f"the oldest {what} has waited {max(task_seconds, reply_seconds):.0f} s"
+        self.alerts.follow("pipeline", stalled, summary=slow, remedy="rise doctor; rise tasks shows what waits")
+        if missing or stalled:
+            self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, waiting if missing else slow)
+        else:
+            self.capabilities.set(PIPELINE, CapabilityStatus.AVAILABLE, f"{self._backlog} messages on their way")
+        self._alert_on_what_is_lost()
+
+    def _alert_on_what_is_lost(self) -> None:
+        for name, state in self.capabilities.all().items():
+            if name in (PIPELINE, ADMISSION):
+                continue  # they have alerts of their own, which say more
+            self.alerts.follow(
+                f"capability.{name}",
+                state.status is not CapabilityStatus.AVAILABLE,
+                summary=f"{name} is {state.status}: {state.detail}",
+                after_seconds=LOST_SECONDS,
+            )
+
+    def _lacking(self, worst: CapabilityStatus) -> list[str]:
+        """Of what running needs: what is as bad as that, or worse."""
+        bad = {CapabilityStatus.UNAVAILABLE, worst}
+        states = {name: self.capabilities.get(name) for name in self.limits.run_needs}
+        return [name for name, state in states.items() if state is not None and state.status in bad]
+
+    def _restarted_lately(self) -> bool:
+        at = self._restarted_at
+        return at is not None and self.clock.monotonic() - at < RESTART_SECONDS_MIN
+
+
+def _moving(depth: QueueDepth) -> int:
+    return sum(depth.by_status.get(status, 0) for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING))

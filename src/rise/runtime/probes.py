@@ -1,0 +1,78 @@
+"""What is asked of each store to know whether it can be used now.
+
+What a store says of itself while it is used is believed at once (`assembly`); these ask when nobody does.
+
+Refuses: to call a Redis a copy that may throw away what it holds.
+"""
+
+from __future__ import annotations
+
+from rise.capabilities import Acceptance, CapabilityRegistry, CapabilityStatus
+from rise.connections.redis import RedisDatabase
+from rise.copies.journals import Journals
+from rise.copies.port import Mirror
+from rise.runtime.assembly import FullProfile, House
+
+Answer = tuple[CapabilityStatus, str]
+
+WRITTEN = "written and synced"
+
+
+def register_probes(house: House) -> None:
+    """For every store that is configured, and which of them an acceptance needs."""
+    full = house.stores.full
+    if full is None:
+        # One that was written is there: nothing else has to be waited for.
+        house.capabilities.register_capability_probe("disk", lambda: _database(house), hard=True, good_in_a_row=1)
+    else:
+        _register_full(house, full)
+
+
+def run_needs(house: House) -> tuple[str, ...]:
+    """The capabilities without which nothing is run."""
+    return ("disk", "worker") if house.stores.full is None else ("redis", "ledger", "worker")
+
+
+def _register_full(house: House, full: FullProfile) -> None:
+    capabilities, mirror = house.capabilities, full.mirror
+    capabilities.acceptance = _acceptance(capabilities, house.settings.copies_min, has_mirror=mirror is not None)
+    capabilities.register_capability_probe("ledger", lambda: _database(house), hard=True, good_in_a_row=1)
+    capabilities.register_capability_probe("disk", lambda: _journal(full.journals), hard=True, good_in_a_row=1)
+    capabilities.register_capability_probe("redis", lambda: _redis(full.redis), hard=True, good_in_a_row=1)
+    if mirror is not None:
+        capabilities.register_capability_probe("rabbitmq", lambda: _rabbitmq(mirror), hard=True, good_in_a_row=1)
+
+
+def _acceptance(capabilities: CapabilityRegistry, copies_min: int, *, has_mirror: bool) -> Acceptance:
+    doors = capabilities.acceptance.doors
+    if not has_mirror:
+        # The journal is what survives the loss of Redis: without it nothing is promised.
+        return Acceptance(copies=("disk", "redis"), copies_min=copies_min, synced=("disk",), doors=doors)
+    return Acceptance(("disk", "redis", "rabbitmq"), copies_min=copies_min, synced=("disk", "rabbitmq"), doors=doors)
+
+
+async def _database(house: House) -> Answer:
+    """Written and synced just now; anything else raises."""
+    await house.stores.database.write(lambda connection: None)
+    return CapabilityStatus.AVAILABLE, WRITTEN
+
+
+async def _journal(journals: Journals) -> Answer:
+    await journals.own.note((), "redis", "probe")
+    return CapabilityStatus.AVAILABLE, WRITTEN
+
+
+async def _redis(redis: RedisDatabase) -> Answer:
+    facts = await redis.facts()
+    policy = facts.get("maxmemory_policy", "")
+    if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
+        return CapabilityStatus.DEGRADED, f"it may throw messages away ({policy}): set maxmemory-policy to noeviction"
+    if facts.get("role") == "slave":
+        return CapabilityStatus.UNAVAILABLE, "it is a replica: name its primary, or wait for the failover"
+    kept = "its log" if facts.get("aof_enabled") == "1" else "no log of its own (appendonly no)"
+    return CapabilityStatus.AVAILABLE, f"answers; over a restart it has {kept}, and the other copies"
+
+
+async def _rabbitmq(mirror: Mirror) -> Answer:
+    depth = await mirror.depth()
+    return CapabilityStatus.AVAILABLE, f"holds {depth.fresh + depth.parked} copies"

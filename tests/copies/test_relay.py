@@ -1,0 +1,312 @@
+"""Whatever a store lacks it gets, and what is finished is let go of; any number of times."""
+
+from __future__ import annotations
+
+import pytest
+from copies_stage import HOUR_SECONDS, Installation, Process, attempt, ids, in_journal
+from structlog.testing import capture_logs
+
+from rise.copies import relay as relay_module
+from rise.copies.journal import FIRST_LOOK_MS, LOOK_MS_MAX
+from rise.errors import RabbitUnavailable
+from rise.queue.port import NewTask
+from rise.testing.conformance.queue import delivery
+
+YOUNG_SECONDS = relay_module.YOUNG_MS / 1000
+
+
+async def kept(process: Process, installation: Installation, *numbers: int, chat: str = "1") -> list[NewTask]:
+    messages = [installation.message(number, chat=chat) for number in numbers]
+    await process.keep(*messages)
+    await process.asked()
+    return messages
+
+
+def times_restored(process: Process) -> int:
+    return process.queue.link.calls["restore"]
+
+
+@pytest.mark.req("CPY-4")
+@pytest.mark.failure("C2", "C11")
+async def test_what_was_accepted_without_the_queue_comes_to_it_once_and_in_order(installation: Installation):
+    process = await installation.process()
+    process.queue.link.is_down = True
+    messages = await kept(process, installation, 3, 1, 2) + await kept(process, installation, 5, 4, chat="2")
+    installation.clock.advance(YOUNG_SECONDS)
+    await process.round()
+    assert installation.in_queue() == set()
+    process.queue.link.is_down = False
+    await process.round()
+    assert installation.in_queue() == ids(messages)
+    assert (installation.queue.duplicates, installation.queue.out_of_order) == (0, 0)
+    before = times_restored(process)
+    await process.round()
+    assert times_restored(process) == before, "it is noted that they are there"
+    assert await installation.work() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.req("CPY-4", "QUE-2")
+async def test_a_chat_that_is_worked_on_meanwhile_gets_its_messages_in_order(installation: Installation):
+    process = await installation.process()
+    process.queue.link.is_down = True
+    await kept(process, installation, 3, 1, 2)
+    process.queue.link.is_down = False
+    installation.clock.advance(YOUNG_SECONDS)
+    order: list[int] = []
+    restore = process.queue._restore
+
+    def watched(task: NewTask) -> bool:
+        order.append(task.head.order.seq)
+        return restore(task)
+
+    process.queue._restore = watched  # type: ignore[method-assign]
+    await process.round()
+    assert order == [1, 2, 3], "a worker may take the first before the second is there"
+
+
+@pytest.mark.req("CPY-4")
+async def test_who_is_still_handing_a_message_over_is_not_overtaken(installation: Installation):
+    process = await installation.process()
+    process.queue.link.stall()
+    message = installation.message(1)
+    await process.copies.keep(message)
+    other = await installation.process(adopts=True)
+    assert process.journals._own is not None
+    other.journals._adopted[0] = process.journals._own  # the same file, whoever looks
+    for seconds in (0, FIRST_LOOK_MS / 1000, 1):
+        installation.clock.advance(seconds)
+        await other.round()
+    assert installation.in_queue() == set(), "or it would be called a repetition"
+    process.queue.link.open.set()
+    await process.asked()
+    assert installation.queue.duplicates == 0
+    installation.clock.advance(YOUNG_SECONDS)
+    with capture_logs() as logs:
+        await other.round()
+    assert [each for each in logs if each["event"] == "copies.lost"] == []
+    other.journals._adopted.clear()
+
+
+@pytest.mark.req("CPY-3")
+@pytest.mark.failure("C3", "C22")
+async def test_what_was_accepted_without_the_mirror_is_copied_when_it_is_back(installation: Installation):
+    process = await installation.process()
+    assert process.mirror is not None
+    process.mirror.link.is_down = True
+    messages = await kept(process, installation, 1, 2, 3)
+    installation.clock.advance(YOUNG_SECONDS)
+    await process.round()
+    assert not installation.in_mirror()
+    process.mirror.link.is_down = False
+    await process.round()
+    await process.round()
+    assert installation.in_mirror() == dict.fromkeys(ids(messages), 1)
+
+
+@pytest.mark.req("CPY-3")
+@pytest.mark.failure("C25", "C26")
+async def test_one_that_the_mirror_does_not_take_keeps_no_other_from_it_and_nothing_is_copied_again_and_again(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(relay_module, "PAGE", 2)
+    process = await installation.process()
+    assert process.mirror is not None
+    process.mirror.link.is_down = True
+    messages = await kept(process, installation, *range(9))
+    process.mirror.link.is_down = False
+    refused = messages[2].head.task_id
+    keep = process.mirror.keep
+
+    async def keep_unless(task_id, record):
+        if task_id == refused:
+            raise RabbitUnavailable("too large")
+        await keep(task_id, record)
+
+    process.mirror.keep = keep_unless  # type: ignore[method-assign]
+    installation.clock.advance(YOUNG_SECONDS)
+    for _ in range(3):
+        with pytest.raises(RabbitUnavailable):
+            await process.relay.complete_mirror()
+    assert installation.in_mirror() == dict.fromkeys(ids(messages) - {refused}, 1)
+
+
+@pytest.mark.req("CPY-1")
+@pytest.mark.failure("C30", "F1")
+async def test_what_is_finished_leaves_the_journal_when_the_ledger_says_so_and_never_before(
+    installation: Installation,
+):
+    process = await installation.process()
+    [first, second] = await kept(process, installation, 1, 2)
+    await installation.work(count=1)
+    process.ledger.link.is_down = True
+    installation.clock.advance(FIRST_LOOK_MS / 1000)
+    await process.round()
+    assert await in_journal(process.journals.own) == ids([first, second])
+    process.ledger.link.is_down = False
+    await process.round()
+    assert await in_journal(process.journals.own) == ids([second])
+    await installation.work()
+    installation.clock.advance(LOOK_MS_MAX / 1000)
+    await process.round()
+    assert await in_journal(process.journals.own) == set()
+    assert not (await process.copies.keep(first)).new, "its key is remembered"
+
+
+@pytest.mark.failure("F1")
+async def test_what_was_finished_while_a_store_lacked_it_is_not_brought_there(installation: Installation):
+    process = await installation.process()
+    assert process.mirror is not None
+    process.mirror.link.is_down = True
+    await kept(process, installation, 1, 2)
+    assert await installation.work() == [1, 2]
+    process.mirror.link.is_down = False
+    installation.clock.advance(YOUNG_SECONDS)
+    await process.relay.complete_mirror()
+    assert not installation.in_mirror()
+    assert await process.journals.own.noted("rabbitmq") == 0, "the mirror is not said to hold what it never had"
+    installation.queue.empty()
+    await process.keeper.refill()
+    assert await installation.work() == []
+
+
+@pytest.mark.req("CPY-7")
+@pytest.mark.failure("D8", "M6")
+async def test_what_the_queue_lost_in_silence_is_back_at_its_next_look(installation: Installation):
+    process = await installation.process()
+    [lost, _] = await kept(process, installation, 1, 2)
+    await process.round()
+    del installation.queue.tasks[lost.head.task_id]
+    with capture_logs() as logs:
+        installation.clock.advance(LOOK_MS_MAX / 1000)
+        await process.round()
+    assert await installation.work() == [1, 2]
+    [said] = [each for each in logs if each["event"] == "copies.lost"]
+    assert (said["copy"], said["count"], said["log_level"]) == ("redis", 1, "error")
+
+
+@pytest.mark.failure("C30")
+async def test_notes_that_died_with_their_process_cost_a_repetition_and_nothing_else(installation: Installation):
+    process = await installation.process()
+    messages = await kept(process, installation, 1, 2)
+    await process.die()
+    heir = await installation.process()
+    installation.clock.advance(YOUNG_SECONDS)
+    await heir.round()
+    assert times_restored(heir) == 2
+    assert installation.in_mirror() == dict.fromkeys(ids(messages), 2)
+    await heir.round()
+    assert (times_restored(heir), installation.queue.duplicates) == (2, 0)
+    assert await installation.work() == [1, 2]
+
+
+@pytest.mark.req("CPY-5", "QUE-5")
+@pytest.mark.failure("C19")
+async def test_an_emptied_queue_lacks_everything_again(installation: Installation):
+    process = await installation.process()
+    messages = await kept(process, installation, 1, 2)
+    installation.clock.advance(YOUNG_SECONDS)
+    await process.round()
+    installation.queue.empty()
+    await process.round()
+    assert installation.in_queue() == set(), "the keeper fills it"
+    await process.queue.begin_life(await process.queue.begin_refill())
+    await process.round()
+    assert installation.in_queue() == ids(messages)
+
+
+@pytest.mark.req("ENV-3")
+async def test_a_message_whose_key_was_used_before_is_not_taken_for_finished(installation: Installation):
+    process = await installation.process()
+    await kept(process, installation, 1)
+    await installation.work()
+    installation.clock.advance(80 * HOUR_SECONDS)
+    await process.round()
+    await installation.worker().sweep()
+    [anew] = await kept(process, installation, 1)
+    assert installation.in_queue() == ids([anew]), "the key had been forgotten"
+    installation.clock.advance(YOUNG_SECONDS)
+    for _ in range(3):
+        await process.round()
+    assert await in_journal(process.journals.own) == ids([anew])
+    installation.queue.empty()
+    await process.keeper.refill()
+    assert installation.in_queue() == ids([anew])
+
+
+@pytest.mark.req("CPY-2")
+@pytest.mark.failure("C5", "C8")
+async def test_a_journal_that_cannot_be_used_keeps_nobody_from_the_others(installation: Installation):
+    dead, process = await installation.process(), await installation.process()
+    process.queue.link.is_down = dead.queue.link.is_down = True
+    messages = await kept(dead, installation, 1)
+    await dead.die()
+    process.queue.link.is_down = False
+    adopted = await process.slots.adopt(0)
+    assert adopted is not None
+    process.journals._adopted[0] = adopted
+    await process.journals.own.close()  # what it is asked from now on, it refuses
+    installation.clock.advance(YOUNG_SECONDS)
+    assert not await attempt(process.relay.complete_queue)
+    assert installation.in_queue() == ids(messages)
+
+
+@pytest.mark.req("CPY-2")
+@pytest.mark.failure("L4")
+async def test_notes_do_not_pile_up_while_the_journal_takes_none(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("rise.copies.notes.NOTES_MAX", 10)
+    process = await installation.process()
+    journal, process.journals._own = process.journals._own, None
+    for number in range(40):
+        await process.copies.keep(installation.message(number))
+        await process.asked()
+        assert not await attempt(process.notes.write)
+    assert all(len(runs) <= 10 for runs in process.notes._gathered.values())
+    process.journals._own = journal
+    await process.notes.write()
+    assert not any(process.notes._gathered.values())
+
+
+@pytest.mark.failure("C19")
+async def test_what_goes_into_a_queue_without_a_life_is_not_counted_on(installation: Installation):
+    process = await installation.process(begins=False)
+    [message] = await kept(process, installation, 1)
+    await process.queue.begin_life(await process.queue.begin_refill())
+    await process.relay.note()
+    assert await process.journals.own.copies_of(message.head.task_id) == {"rabbitmq": "1"}
+
+
+@pytest.mark.failure("B14")
+async def test_what_cannot_be_read_stays_and_stops_nobody(installation: Installation):
+    process = await installation.process()
+    unread = delivery(1)
+    await process.journals.own.keep(unread, b"of another version")
+    process.queue.link.is_down = True
+    [message] = await kept(process, installation, 2)
+    process.queue.link.is_down = False
+    installation.clock.advance(YOUNG_SECONDS)
+    await process.round()
+    await process.round()
+    assert installation.in_queue() == ids([message])
+    assert await process.journals.own.has([unread.head.task_id])
+
+
+@pytest.mark.req("CPY-4")
+async def test_the_loops_do_it_by_themselves_and_say_when_they_cannot(installation: Installation):
+    process = await installation.process()
+    process.queue.link.is_down = True
+    [message] = await kept(process, installation, 1)
+    with capture_logs() as logs:
+        await process.relay.start()
+        for _ in range(8):
+            installation.clock.advance(1.0)
+            await installation.clock.until_sleeping(4)
+        assert any(each["event"] == "relay.delayed" for each in logs)
+        process.queue.link.is_down = False
+        for _ in range(12):
+            installation.clock.advance(1.0)
+            await installation.clock.until_sleeping(4)
+    assert installation.in_queue() == ids([message])
+    await process.relay.stop()
+    assert await process.journals.own.copies_of(message.head.task_id) == {"redis": "life 1", "rabbitmq": "1"}

@@ -1,0 +1,232 @@
+"""What is stored and does not move is noticed, told, and set going again."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from pipeline_stage import Gateway, Stage, WorkerProcess
+
+import rise
+from rise.capabilities import CapabilityStatus
+from rise.errors import Busy, StoreUnavailable
+from rise.runtime.overload import OverloadLimits
+from rise.runtime.pipeline import PipelineLimits
+from rise.telemetry import oldest_waiting_seconds
+
+AVAILABLE, DEGRADED, UNAVAILABLE = CapabilityStatus
+
+
+@rise.workflow("echo", channels=["telegram"])
+async def echo(turn: rise.Turn) -> None:
+    await turn.reply(turn.text)
+
+
+def status(gateway: Gateway, name: str = "pipeline") -> tuple[str, str]:
+    state = gateway.capabilities.get(name)
+    assert state is not None
+    return state.status, state.detail
+
+
+def logged(stage: Stage, event: str) -> list[dict[str, object]]:
+    return [entry for entry in stage.log if entry["event"] == event]
+
+
+async def raised(stage: Stage) -> set[str]:
+    open_alerts: set[str] = set()
+    for message in stage.alerts_told:
+        (open_alerts.add if message.state == "raised" else open_alerts.discard)(message.alert)
+    return open_alerts
+
+
+# --- after a start, and when something comes back ---------------------------------------------------------------
+
+
+@pytest.mark.req("SUP-1")
+@pytest.mark.failure("I14", "D14")
+async def test_a_backlog_whose_worker_is_missing_is_told_with_its_number_and_replayed_when_that_is_back(stage: Stage):
+    gateway = await stage.start_gateway()
+    gateway.capabilities.set("worker", UNAVAILABLE, "it ended")
+    tasks = [task for chat in (1, 2, 3) for task in await stage.write("Hello", chat=chat)]
+    await gateway.supervisor.measure()
+    assert status(gateway) == (DEGRADED, "3 unprocessed messages, waiting for worker")
+    assert await raised(stage) == set(), "a worker that is replaced at once alerts nobody"
+    stage.clock.advance(10)
+    await gateway.supervisor.measure()
+    assert await raised(stage) == {"backlog_waiting", "capability.worker"}
+    assert stage.alerts_told[0].summary == "3 unprocessed messages, waiting for worker"
+
+    await stage.start_worker(echo)
+    gateway.capabilities.set("worker", AVAILABLE, "process 1")
+    await stage.until(lambda: _true(logged(stage, "replaying backlog")))
+    await stage.ended(*tasks)
+    await gateway.supervisor.measure()
+    assert status(gateway)[0] == AVAILABLE
+    assert await raised(stage) == set()
+
+
+@pytest.mark.req("SUP-1")
+async def test_what_a_former_process_left_behind_is_replayed_at_the_start(stage: Stage):
+    gateway = await stage.start_gateway()
+    await stage.write("Hello")
+    await gateway.kill()
+    await stage.start_gateway()
+    await stage.until(lambda: _true(logged(stage, "replaying backlog")))
+    assert [entry["count"] for entry in logged(stage, "replaying backlog")] == [1]
+
+
+@pytest.mark.req("SUP-1", "CAP-6")
+async def test_without_its_store_it_says_what_was_waiting_when_that_was_last_known(stage: Stage):
+    gateway = await stage.start_gateway()
+    await stage.write("Hello")
+    await gateway.supervisor.measure()
+    gateway.fail_at("queue.depth", "before", StoreUnavailable("gone"), times=1000)
+    gateway.capabilities.set("disk", UNAVAILABLE, "gone")
+    await gateway.supervisor.measure()
+    assert status(gateway) == (DEGRADED, "1 unprocessed messages, waiting for disk")
+
+
+# --- what does not move -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("CAP-6", "SUP-3")
+async def test_stored_work_that_does_not_move_is_degraded_and_alerted_and_never_closes_acceptance(stage: Stage):
+    stage.pipeline_limits = PipelineLimits(stalled_seconds=60)
+    gateway = await supervised_by_hand(stage)
+    gateway.capabilities.set("disk", AVAILABLE)
+    [task] = await stage.write("Hello")
+    stage.clock.advance(61)
+    await gateway.supervisor.measure()
+    assert status(gateway) == (DEGRADED, "the oldest message has waited 61 s")
+    assert "pipeline" in await raised(stage)
+    assert gateway.capabilities.overall() == "degraded"
+    assert gateway.capabilities.not_accepting() is None
+    await stage.start_worker(echo)
+    await stage.ended(task)
+    await gateway.supervisor.measure()
+    assert status(gateway)[0] == AVAILABLE
+    assert "pipeline" not in await raised(stage)
+
+
+@pytest.mark.req("CAP-6")
+async def test_answers_that_do_not_go_out_count_too(stage: Stage):
+    stage.pipeline_limits = PipelineLimits(stalled_seconds=60)
+    gateway = await supervised_by_hand(stage, sends=False)
+    await stage.start_worker(echo)
+    await stage.write("Hello")
+    await stage.until(lambda: _outbox(stage))
+    stage.clock.advance(61)
+    await gateway.supervisor.measure()
+    assert status(gateway)[1] == "the oldest reply has waited 61 s"
+    assert oldest_waiting_seconds.labels("reply")._value.get() == 61
+
+
+@pytest.mark.req("CAP-6", "QUE-3")
+@pytest.mark.failure("I15")
+async def test_a_worker_whose_loop_has_died_in_silence_is_started_anew(stage: Stage):
+    workers: list[WorkerProcess] = []
+
+    async def restart() -> None:
+        await workers[0].kill()
+        workers.append(await stage.start_worker(echo))
+
+    stage.restart_worker = restart
+    gateway = await supervised_by_hand(stage)
+    workers.append(await stage.start_worker(echo))
+    gateway.capabilities.set("worker", AVAILABLE, "it beats")  # as far as anybody can see
+    for task in list(workers[0].worker._looking._tasks):
+        task.cancel()
+    [task_id] = await stage.write("Hello")
+    polls = 0
+    while len(workers) == 1:
+        assert polls <= 5, "it was never noticed"
+        stage.clock.advance(10)
+        await gateway.supervisor.measure()
+        polls += 1
+    assert polls == 4, "seen once, and three times older"
+    assert len(logged(stage, "worker.stuck")) == 1
+    [run] = await stage.ended(task_id)
+    assert run.status.is_finished
+
+
+@pytest.mark.failure("I15", "H7")
+async def test_a_worker_that_stays_stuck_is_not_restarted_again_and_again(stage: Stage):
+    restarts = 0
+
+    async def restart() -> None:
+        nonlocal restarts
+        restarts += 1
+
+    stage.restart_worker = restart
+    gateway = await supervised_by_hand(stage)
+    await stage.write("Hello")
+    for _ in range(11):
+        stage.clock.advance(10)
+        await gateway.supervisor.measure()
+    assert restarts == 2, "once a minute at most"
+
+
+@pytest.mark.failure("I15")
+async def test_nobody_takes_a_worker_for_stuck_that_works_or_that_lacks_something(stage: Stage):
+    async def restart() -> None:
+        raise AssertionError("it was not stuck")
+
+    stage.restart_worker = restart
+    gateway = await supervised_by_hand(stage)
+    gateway.capabilities.set("worker", DEGRADED, "starting")
+    await stage.write("Hello")
+    for _ in range(6):
+        stage.clock.advance(10)
+        await gateway.supervisor.measure()
+    gateway.capabilities.set("worker", AVAILABLE)
+    started, finish = asyncio.Event(), asyncio.Event()
+
+    @rise.workflow("slow", channels=["telegram"])
+    async def slow(turn: rise.Turn) -> None:
+        started.set()
+        await finish.wait()
+
+    stage.worker_limits = rise.worker.WorkerLimits(run_seconds=600, stop_seconds=1)
+    await stage.start_worker(slow)
+    await started.wait()
+    await stage.write("and another, behind it")
+    for _ in range(2):
+        stage.clock.advance(5)  # within the claim, which is prolonged
+        await gateway.supervisor.measure()
+    finish.set()
+
+
+# --- too much -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("SUP-2")
+async def test_too_much_is_refused_and_taken_again_when_some_of_it_is_done(stage: Stage):
+    stage.overload_limits = OverloadLimits(backlog_warn=2, backlog_max=4)
+    gateway = await supervised_by_hand(stage)
+    tasks = [task for chat in range(1, 6) for task in await stage.write("Hello", chat=chat)]
+    await gateway.supervisor.measure()
+    assert await raised(stage) >= {"backlog", "overload"}
+    with pytest.raises(Busy):
+        await stage.write("one too many", chat=9)
+    assert status(gateway, "admission")[0] == UNAVAILABLE
+    await stage.start_worker(echo)
+    await stage.ended(*tasks)
+    await gateway.supervisor.measure()
+    await stage.write("now it may come in", chat=9)
+    assert not await raised(stage) & {"backlog", "overload"}
+
+
+async def supervised_by_hand(stage: Stage, *, sends: bool = True) -> Gateway:
+    """The test says when it is looked, and so how often."""
+    gateway = await stage.start_gateway(sends=sends)
+    for loop in gateway.supervisor._loops:
+        await loop.stop()
+    return gateway
+
+
+async def _true(value: object) -> object:
+    return value
+
+
+async def _outbox(stage: Stage) -> bool:
+    return bool((await stage.ledger.outbox_depth()).by_state)

@@ -1,0 +1,186 @@
+"""What the supervisor does beyond its own process: it tells, and it replaces."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from rise.capabilities import CapabilityRegistry, CapabilityStatus
+from rise.channels.port import Incoming
+from rise.envelope import DeliveryKey, LaneKey
+from rise.errors import Busy
+from rise.runtime.assembly import House, build
+from rise.runtime.processes import WorkerProcess
+from rise.runtime.serving import InProcessWorker, build_alert_posts, build_supervisor
+from rise.service import Signal
+from rise.settings import load_settings
+from rise.telemetry import worker_restarts_total
+from rise.testing.clock import ManualClock
+from rise.workflows.definition import WorkflowDefinition
+
+SECRET = "a-secret-of-the-tests"
+
+
+class Receiver:
+    """Where alerts go."""
+
+    def __init__(self) -> None:
+        self.alerts: list[dict[str, Any]] = []
+        self._heard = Signal()
+
+    async def take(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        signed = request.headers["X-Rise-Timestamp"].encode() + b"." + body
+        assert (
+            request.headers["X-Rise-Signature"] == f"sha256={hmac.new(SECRET.encode(), signed, 'sha256').hexdigest()}"
+        )
+        self.alerts.append(await request.json())
+        self._heard.set()
+        return web.Response()
+
+    async def hears(self, alert: str, state: str) -> dict[str, Any]:
+        while True:
+            for message in self.alerts:
+                if (message["alert"], message["state"]) == (alert, state):
+                    return message
+            assert await self._heard.wait(10)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[tuple[Receiver, str]]:
+    receiver, app = Receiver(), web.Application()
+    app.router.add_post("/", receiver.take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield receiver, f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    await runner.cleanup()
+
+
+async def opened(directory: Path, **settings: Any) -> House:
+    house = build(load_settings(_env_file=None, data_dir=directory, **settings))
+    await house.stores.open()
+    await house.bus.start()
+    return house
+
+
+async def closed(house: House) -> None:
+    await house.bus.stop()
+    await house.stores.close()
+
+
+def incoming(number: int) -> Incoming:
+    return Incoming(
+        channel="http",
+        account="default",
+        source="test",
+        delivery_key=DeliveryKey(f"http:test:{number}"),
+        lane=LaneKey(f"http:{number}"),
+        raw=b"{}",
+        raw_version="http.v1",
+        kind="apply",
+        user_text="Hello",
+    )
+
+
+@pytest.mark.req("SUP-2", "SUP-3", "CAP-6")
+async def test_too_much_to_do_is_refused_and_told_to_whoever_is_configured(
+    tmp_path: Path, receiver: tuple[Receiver, str]
+) -> None:
+    heard, url = receiver
+    settings = {"backlog_max": 2, "alert_webhook_url": url, "alert_webhook_secret": SECRET}
+    house = await opened(tmp_path / "data", **settings)
+    posts = build_alert_posts(house)
+    supervisor = build_supervisor(house, tell=posts.tell)
+    await posts.start()
+    await house.capabilities.probe("disk")
+    for number in range(3):
+        await house.intake.accept(incoming(number))
+    await supervisor.measure()
+    message = await heard.hears("overload", "raised")
+    assert message["summary"] == "3 messages are open, and RISE_BACKLOG_MAX is 2"
+    with pytest.raises(Busy):
+        await house.intake.accept(incoming(4))
+    assert house.capabilities.overall() == "unavailable"
+    work = WorkflowDefinition(name="bot", function=_do_nothing, channels=("http",))
+    worker = InProcessWorker(house, {work.workflow_id: work})
+    await worker.start()
+    async with asyncio.timeout(20):
+        while house.capabilities.overall() == "unavailable":
+            await supervisor.measure()
+    await house.intake.accept(incoming(4))
+    await heard.hears("overload", "resolved")
+    await worker.stop()
+    await posts.stop()
+    await closed(house)
+
+
+@pytest.mark.req("WRK-1", "CAP-5")
+@pytest.mark.failure("I15")
+async def test_a_worker_within_this_process_can_be_replaced(tmp_path: Path) -> None:
+    house = await opened(tmp_path / "data")
+    work = WorkflowDefinition(name="bot", function=_do_nothing, channels=("http",))
+    worker = InProcessWorker(house, {work.workflow_id: work})
+    await worker.start()
+    for task in list(worker._worker._looking._tasks):
+        task.cancel()  # it has died in silence
+    await worker.restart()
+    accepted = await house.intake.accept(incoming(1))
+    async with asyncio.timeout(20):
+        while await house.queue.get(accepted.task_id) is not None:
+            await asyncio.sleep(0.02)
+    await worker.stop()
+    await closed(house)
+
+
+@pytest.mark.req("WRK-7")
+@pytest.mark.failure("I15")
+async def test_a_worker_process_that_beats_and_does_nothing_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, real = ManualClock(), asyncio.create_subprocess_exec
+    started = Signal()
+
+    async def start(*words: Any, **options: Any) -> Any:
+        process = await real(sys.executable, "-c", "import time; time.sleep(60)", **options)
+        started.set()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    capabilities = CapabilityRegistry(clock)
+    process = WorkerProcess(capabilities=capabilities, clock=clock, stall_seconds=60, stop_seconds=0)
+    before = worker_restarts_total.labels("stuck")._value.get()
+    await process.start()
+    assert await started.wait(10)
+    first = await pid_of(process)
+    await process.restart()
+    await clock.until_sleeping()
+    state = capabilities.get("worker")
+    assert state is not None
+    assert (state.status, state.detail) == (CapabilityStatus.UNAVAILABLE, "it ended (stuck); restarted in 0.5 s")
+    clock.advance(1)
+    assert await started.wait(10)
+    second = await pid_of(process, other_than=first)
+    assert worker_restarts_total.labels("stuck")._value.get() == before + 1
+    os.kill(second, signal.SIGKILL)
+    await process.stop()
+
+
+async def pid_of(process: WorkerProcess, *, other_than: int | None = None) -> int:
+    async with asyncio.timeout(10):
+        while process.pid in (None, other_than):
+            await asyncio.sleep(0.01)
+    assert process.pid is not None
+    return process.pid
+
+
+async def _do_nothing(turn: Any) -> None:
+    pass
