@@ -7,10 +7,13 @@ when a copy leaves a store or is lost with it, when a task begins, when an empti
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Final
 
 from rise.envelope import DeliveryKey, Status, TaskId, run_id_of, task_id_of
 from rise.queue.port import NewTask
+from rise.runtime.assembly import House
+from rise.runtime.audit import AuditReport
 from rise.testing.fakes.queue import Lane, StoredTask
 from rise.testing.simulator.invariants import Checker, Seen
 from rise.testing.simulator.servers import SimMirror, run_in
@@ -23,8 +26,9 @@ _RUNNABLE: Final = (Status.PENDING, Status.PROCESSING)
 class CopiesChecker(Checker):
     """For worlds whose queue is Redis, with journals beside it, and RabbitMQ."""
 
-    def __init__(self, world: World, *, copies_min: int) -> None:
+    def __init__(self, world: World, *, stores: tuple[str, ...], copies_min: int) -> None:
         super().__init__(world)
+        self._stores = stores
         self._copies_min = copies_min
         self._ever_held: defaultdict[str, set[str]] = defaultdict(set)
         """By task: the stores that have ever taken it in."""
@@ -43,6 +47,9 @@ class CopiesChecker(Checker):
         is_enough = len(held) >= self._copies_min and ("journal" in held or len(held) > 1)
         if not is_enough and not self._is_over(task_id, generation):
             self._world.violate("I1", f"{task_id} is said to be kept, and {sorted(held) or 'no store'} has had it")
+
+    def runs_again(self, task_id: str, generation: int) -> None:
+        self._promised[task_id] = max(generation, self._promised.get(task_id, 0))
 
     def is_promised(self, task_id: str) -> bool:
         return task_id in self._promised
@@ -71,7 +78,9 @@ class CopiesChecker(Checker):
 
     def _leaves(self, store: str, task_id: str, generation: int, invariant: str) -> None:
         if not self._is_over(task_id, generation):
-            self._world.violate(invariant, f"{run_id_of(TaskId(task_id), generation)} left {store} before it was finished")
+            self._world.violate(
+                invariant, f"{run_id_of(TaskId(task_id), generation)} left {store} before it was finished"
+            )
 
     def lost(self, store: str) -> None:
         """I2: whatever a store has just lost, what was promised is in another."""
@@ -79,8 +88,14 @@ class CopiesChecker(Checker):
         if store == "redis":
             self._world.lose_claims()
         for task_id, generation in self._promised.items():
-            if not self._is_over(task_id, generation) and self._copies_of(task_id) == []:
+            if not self._is_over(task_id, generation) and not self._copies_of(task_id, generation):
                 self._world.violate("I2", f"{task_id} was promised, and no store has it any more")
+
+    def only_in(self, store: str) -> list[str]:
+        """What was promised, is open, and is in this one alone."""
+        promised = self._promised.items()
+        alone = [task_id for task_id, generation in promised if self._copies_of(task_id, generation) == [store]]
+        return [task_id for task_id in alone if not self._is_over(task_id, self._promised[task_id])]
 
     def emptied(self) -> None:
         """Redis will be empty."""
@@ -89,7 +104,7 @@ class CopiesChecker(Checker):
     def life_begun(self) -> None:
         """I7: before what was in it is back, nothing is handed out; but for what only a mirror has that is away."""
         for task_id in sorted(self._was_queued):
-            is_in_journal = any(copy == "journal" for copy in self._copies_of(task_id))
+            is_in_journal = "journal" in self._copies_of(task_id)
             if task_id not in self._world.redis.tasks and is_in_journal and not self._is_over(task_id, 0):
                 self._world.violate("I7", f"the emptied queue hands out work, and {task_id} is not in it")
         self._was_queued.clear()
@@ -108,32 +123,46 @@ class CopiesChecker(Checker):
 
     # --- every few seconds, and at rest ---
 
+    def at_rest(self, audit: AuditReport, houses: Sequence[House]) -> None:
+        super().at_rest(audit, houses)
+        if self._world.redis.life is None:
+            self._world.violate("I18", "the emptied queue hands out nothing, for ever")
+
     def look(self) -> None:
         """I10: nobody has a copy in hand for long without saying what becomes of it."""
-        for copy, since in list(self._world.in_hand.items()):
-            holder = copy.holder
-            is_stopped = not isinstance(holder, SimMirror) or holder.process.is_stopped
+        for taken, since in list(self._world.in_hand.items()):
+            is_stopped = isinstance(taken.mirror, SimMirror) and taken.mirror.process.is_stopped
             if self._world.now - since > IN_HAND_SECONDS_MAX and not is_stopped:
-                self._world.violate("I10", f"a copy of {copy.task_id} is unresolved for {self._world.now - since:.0f} s")
-                del self._world.in_hand[copy]
+                what = f"a copy of {taken.copy.task_id} is unresolved for {self._world.now - since:.0f} s"
+                self._world.violate("I10", what)
+                del self._world.in_hand[taken]
 
-    def copies_are_complete(self) -> None:
-        """I19: what is open is in every store that it was in or is noted to be in; what is finished is in none."""
-        in_queue = self._world.redis.tasks
-        in_mirror = {run_in(one.body) for one in self._world.broker.copies}
-        in_journals = {row for disk in self._world.journals.values() for row in disk.execute(_JOURNALED).fetchall()}
-        for store, runs in (("the mirror", in_mirror), ("a journal", in_journals)):
-            for task_id, generation in sorted(runs):
-                if self._is_over(task_id, generation):
-                    self._world.violate("I19", f"{task_id}.{generation} is finished, and is in {store} for ever")
-        for task_id, generation in self._promised.items():
-            if self._is_over(task_id, generation):
-                continue
-            copies = sorted(set(self._copies_of(task_id)))
-            if task_id not in in_queue or len(copies) < self._copies_min:
-                self._world.violate("I19", f"{task_id}.{generation} is open, and only in {copies} for ever")
-            if "journal" in copies and self._copies_min > 1 and "rabbitmq" not in copies:
-                self._world.violate("I19", f"{task_id}.{generation} is open, and only in {copies} for ever")
+    def incomplete_copies(self) -> list[str]:
+        """I19: what is open is in the queue and in enough stores, what is finished in none."""
+        return [*self._finished_copies(), *filter(None, map(self._missing_copy, self._promised.items()))]
+
+    def _finished_copies(self) -> list[str]:
+        mirror, journals = self._world.broker.copies, self._world.journals.values()
+        runs = {("the mirror", *run_in(one.body)) for one in mirror}
+        runs |= {("a journal", *row) for disk in journals for row in disk.execute(_JOURNALED).fetchall()}
+        # The copies of a generation that has ended may stay as long as a later one is open.
+        latest = self._promised | {
+            task_id: task.progress.generation for task_id, task in self._world.redis.tasks.items()
+        }
+        over = [one for one in sorted(runs) if self._is_over(one[1], max(one[2], latest.get(one[1], 0)))]
+        return [
+            f"{task_id}.{generation} is finished, and is in {store} for ever" for store, task_id, generation in over
+        ]
+
+    def _missing_copy(self, promised: tuple[str, int]) -> str | None:
+        task_id, generation = promised
+        if self._is_over(task_id, generation):
+            return None
+        copies = set(self._copies_of(task_id, generation))
+        # What no journal could take or has kept is not relayed: if the mirror loses it, too, only the queue has it.
+        if "redis" in copies and ("journal" not in copies or len(copies) == len(self._stores)):
+            return None
+        return f"{task_id}.{generation} is open, and for ever only in {sorted(copies)}"
 
     # --- where open tasks are ---
 
@@ -162,15 +191,17 @@ class CopiesChecker(Checker):
     def _lanes_claimed(self) -> int:
         return sum(lane.holder is not None for lane in self._world.redis.lanes.values())
 
-    def _copies_of(self, task_id: str) -> list[str]:
-        world = self._world
-        journals = [
-            "journal"
-            for disk in world.journals.values()
-            if disk.execute("SELECT 1 FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
+    def _copies_of(self, task_id: str, generation: int = 0) -> list[str]:
+        """The stores that hold it, in this generation or a later one."""
+        world, task = self._world, self._world.redis.tasks.get(TaskId(task_id))
+        journaled = "SELECT 1 FROM tasks WHERE task_id = ? AND generation >= ?"
+        in_journals = [disk.execute(journaled, (task_id, generation)).fetchone() for disk in world.journals.values()]
+        in_mirror = [
+            one.task_id == task_id and run_in(one.body).generation >= generation for one in world.broker.copies
         ]
-        mirror = ["rabbitmq" for one in world.broker.copies if one.task_id == task_id]
-        return journals + mirror + (["redis"] if TaskId(task_id) in world.redis.tasks else [])
+        in_queue = task is not None and task.progress.generation >= generation
+        holds = {"journal": any(in_journals), "rabbitmq": any(in_mirror), "redis": in_queue}
+        return [store for store, is_there in holds.items() if is_there]
 
 
 _JOURNALED: Final = "SELECT task_id, generation FROM tasks"

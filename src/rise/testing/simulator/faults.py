@@ -121,16 +121,14 @@ _LOSSES: Final = (
     (FaultKind.RABBIT_EMPTIED,),
     (FaultKind.JOURNAL_LOST,),
 )
-"""What one store may lose, by store. While a run is busy one store alone loses something, however often: with two copies
-the promise covers the loss of any one of them, and a second copy that was lost is made again only within a minute. At
-rest, when all copies are there again, one more store may lose everything, whichever it is."""
+"""What a store may lose, by store. While a run is busy one store alone loses something, however often: with two copies
+the promise covers the loss of any one of them, and a copy that was lost takes up to a minute to be made again. At rest,
+when all copies are there again, one more store may lose everything, whichever it is."""
 LAST_BLOWS: Final = (None, FaultKind.REDIS_EMPTIED, FaultKind.RABBIT_EMPTIED, FaultKind.JOURNAL_LOST)
 REWOUND_SECONDS_MAX: Final = 1.0
 """With `appendfsync everysec`."""
 
-_SUDDEN: Final = frozenset(
-    {FaultKind.KILL, FaultKind.STOP, FaultKind.POWER_CUT, FaultKind.CLOCK_STEP}.union(*_LOSSES)
-)
+_SUDDEN: Final = frozenset({FaultKind.KILL, FaultKind.STOP, FaultKind.POWER_CUT, FaultKind.CLOCK_STEP}.union(*_LOSSES))
 _AT_A_STEP: Final = frozenset({FaultKind.KILL, FaultKind.PAUSE})
 
 
@@ -145,7 +143,9 @@ def draw_faults(dice: random.Random, *, members: Sequence[str], seconds: float) 
     return sorted((_draw(dice, kind, members, seconds) for kind in kinds), key=lambda fault: fault.at)
 
 
-def draw_faults_of_stores(dice: random.Random, *, members: Sequence[str], seconds: float, has_mirror: bool) -> list[Fault]:
+def draw_faults_of_stores(
+    dice: random.Random, *, members: Sequence[str], seconds: float, has_mirror: bool
+) -> list[Fault]:
     """What goes wrong besides where there are several stores, and which of them loses what it holds."""
     links = [kind for kind in _OF_LINKS if has_mirror or not kind.name.startswith("RABBIT")]
     losses = dice.choice(_LOSSES if has_mirror else _LOSSES[:1])  # without a mirror the journal is what is promised
@@ -155,7 +155,7 @@ def draw_faults_of_stores(dice: random.Random, *, members: Sequence[str], second
 
 
 def _draw_of_stores(dice: random.Random, kind: FaultKind, members: Sequence[str], seconds: float) -> Fault:
-    is_of_one = kind in _OF_LINKS and dice.random() < 0.4 or kind is FaultKind.JOURNAL_LOST and dice.random() < 0.6
+    is_of_one = (kind in _OF_LINKS and dice.random() < 0.4) or (kind is FaultKind.JOURNAL_LOST and dice.random() < 0.6)
     return Fault(
         kind=kind,
         target=dice.choice(members) if is_of_one else EVERYBODY,
@@ -203,10 +203,13 @@ class Weather:
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self._lasting = [fault for fault in faults if fault.kind not in _SUDDEN and fault.nth is None]
+        self._kinds = frozenset(fault.kind for fault in self._lasting)
         self._now: list[Fault] = []
         self._changes_at = 0.0
 
     def is_(self, kind: FaultKind, target: str, now: float) -> bool:
+        if kind not in self._kinds:
+            return False
         if now >= self._changes_at:
             self._look(now)
         return any(fault.kind is kind and fault.strikes(target) for fault in self._now)

@@ -153,6 +153,9 @@ class Checker:
         if not self._is_kept(task_id_of(DeliveryKey(key))):
             self._world.violate("I1", f"{key} was acknowledged and is not on disk")
 
+    def runs_again(self, task_id: str, generation: int) -> None:
+        """An operator was told that it does."""
+
     def refused_forgery(self, key: str, status: int | None) -> None:
         """I11: without the secret nothing gets in."""
         if status is not None and 200 <= status < 300:
@@ -204,11 +207,20 @@ class Checker:
 
     # --- at rest ---
 
-    def at_rest(self, audit: AuditReport, stats: Mapping[str, Any], houses: Sequence[House]) -> None:
+    def shown(self, stats: Mapping[str, Any]) -> None:
+        """I16, I23: what people are shown is what there is, and adds up."""
+        open_now = {task.task_id for task in self._open()}
+        finished = self._one("SELECT count(*) FROM runs WHERE finished_at IS NOT NULL")
+        kept = len(open_now.union(task_id for (task_id,) in self._world.disk.execute("SELECT task_id FROM runs")))
+        if stats["journalDepth"] != len(open_now) or sum(stats["finished"].values()) != finished:
+            self._world.violate("I23", f"{stats} is shown; {len(open_now)} are open and {finished} finished")
+        if stats["accepted"] > kept:
+            self._world.violate("I16", f"{stats['accepted']} were accepted, and {kept} are kept")
+
+    def at_rest(self, audit: AuditReport, houses: Sequence[House]) -> None:
         """Everybody has recovered, and nothing moves any more."""
         self._nothing_is_lost()
         self._nothing_came_from_nowhere()
-        self._the_numbers_shown_are_right(stats)
         self._everything_is_said_to_work(houses)
         self._everything_ended_or_waits_with_a_reason()
         self._nobody_was_told_too_often()
@@ -231,17 +243,6 @@ class Checker:
         for task_id, head in heads.items():
             if task_id not in written and decode_head(head).source != FOLLOW_UP:
                 self._world.violate("I3", f"{task_id} was written by nobody")
-
-    def _the_numbers_shown_are_right(self, stats: Mapping[str, Any]) -> None:
-        """I16, I23: what people are shown is what there is, and adds up."""
-        open_now = {task.task_id for task in self._open()}
-        open_tasks = len(open_now)
-        finished = self._one("SELECT count(*) FROM runs WHERE finished_at IS NOT NULL")
-        kept = len(open_now.union(task_id for (task_id,) in self._world.disk.execute("SELECT task_id FROM runs")))
-        if stats["journalDepth"] != open_tasks or sum(stats["finished"].values()) != finished:
-            self._world.violate("I23", f"{stats} is shown; {open_tasks} are open and {finished} finished")
-        if stats["accepted"] > kept:
-            self._world.violate("I16", f"{stats['accepted']} were accepted, and {kept} are kept")
 
     def _everything_is_said_to_work(self, houses: Sequence[House]) -> None:
         """I20: what was down is up again, without a restart, and says so."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+from rise.settings import Settings
 from rise.testing.fakes.queue import MemoryQueueState
 from rise.testing.simulator.copies import CopiesChecker
 from rise.testing.simulator.faults import EVERYBODY, Fault, FaultKind
@@ -19,8 +20,8 @@ _REWINDS = frozenset({FaultKind.REDIS_REWOUND, FaultKind.POWER_CUT})
 class Losses:
     """For worlds with several stores; the checker hears of each loss when it has happened."""
 
-    def __init__(self, world: World, copies_min: int) -> None:
-        self.checker = CopiesChecker(world, copies_min=copies_min)
+    def __init__(self, world: World, settings: Settings) -> None:
+        self.checker = CopiesChecker(world, stores=settings.stores, copies_min=settings.copies_min)
         self._world = world
         self._synced: dict[Fault, MemoryQueueState] = {}
         world.witness = self.checker
@@ -31,6 +32,15 @@ class Losses:
             if fault.kind in _REWINDS and fault.seconds:
                 self._world.timeline.at(max(0.0, fault.at - fault.seconds), partial(self._sync, fault))
         self._look()
+
+    def strike_if_another_has_it(self, fault: Fault) -> None:
+        """A store is spared that alone has something: what no journal could take or has kept is not copied again."""
+        store = fault.kind.name.partition("_")[0].lower().replace("rabbit", "rabbitmq")
+        if self.checker.only_in(store):
+            self._world.note(store, "is spared")
+        else:
+            self.strike(fault, [])
+            self._world.struck[fault.kind] += 1
 
     def strike(self, fault: Fault, struck: Sequence[Process]) -> bool:
         """False: it is nothing that a store loses."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +39,8 @@ from rise.testing.simulator.host import SimClock
 from rise.testing.simulator.journals import SimSlots
 from rise.testing.simulator.loop import Process
 from rise.testing.simulator.platform import BOT, WEBHOOK_WORD, Platform, SimTelegramChannel
-from rise.testing.simulator.servers import SimMirror, SimQueue
+from rise.testing.simulator.profile import Profile
+from rise.testing.simulator.servers import SimMirror, SimQueue, SimRedis
 from rise.testing.simulator.store import SimDatabase
 from rise.testing.simulator.world import CLAIM_SECONDS, World
 from rise.workflows.definition import WorkflowDefinition
@@ -53,24 +53,11 @@ _SCHEMA: Final = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
 Workflows = Callable[[Process], dict[str, WorkflowDefinition]]
 
 
-class Profile(StrEnum):
-    """Which stores an installation has."""
-
-    EMBEDDED = "embedded"
-    REDIS = "redis"
-    FULL = "full"
-
-    @property
-    def urls(self) -> dict[str, SecretStr]:
-        """Of servers that are nowhere."""
-        names = {"embedded": (), "redis": ("redis",), "full": ("redis", "rabbitmq")}[self]
-        return {f"{name}_url": SecretStr(f"{name}://simulated") for name in names}
-
-
 def settings_of_a_run(profile: Profile = Profile.EMBEDDED, **overrides: Any) -> Settings:
     """Everything that waits, waits for less: a run is a minute of a world's time. Nothing comes from outside."""
+    urls: dict[str, Any] = {f"{server}_url": SecretStr(f"{server}://nowhere") for server in profile.servers}
     return Settings.model_construct(
-        **profile.urls,
+        **urls,
         publish_seconds=0.6,
         telegram_token=SecretStr(BOT),
         claim_seconds=CLAIM_SECONDS,
@@ -90,9 +77,9 @@ class SimStores(Stores):
 
     async def open(self) -> None:
         await self.database.open()
-        if isinstance(self.queue, SimQueue):
+        if self.full is not None:
             with suppress(Unavailable):
-                await self.queue.learn_time()
+                await self.full.redis.open()
 
 
 class Member:
@@ -296,9 +283,8 @@ def _build_stores(
     if settings.rabbitmq_url is not None:
         mirror = SimMirror(world, process, witness, clock=clock, on_trouble=on_trouble("rabbitmq"))
     slots = SimSlots(world, process, witness, clock=clock, on_trouble=on_trouble("disk"))
-    # There is no connection to be opened: the queue's way to Redis is a simulated one.
-    no_connection: Any = None
-    full = assembly.wire_copies(settings, no_connection, queue, mirror, slots, ledger, bus, clock)
+    redis: Any = SimRedis(queue)
+    full = assembly.wire_copies(settings, redis, queue, mirror, slots, ledger, bus, clock)
     return SimStores(directory, database, queue, ledger, full)
 
 

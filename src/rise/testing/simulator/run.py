@@ -23,6 +23,7 @@ from rise.runtime.assembly import House
 from rise.runtime.audit import Audit, AuditReport
 from rise.runtime.operations import Operations
 from rise.testing.simulator.bot import Behaviour, SimBot
+from rise.testing.simulator.copies import CopiesChecker
 from rise.testing.simulator.faults import (
     LAST_BLOWS,
     Fault,
@@ -34,7 +35,7 @@ from rise.testing.simulator.faults import (
 from rise.testing.simulator.invariants import Checker
 from rise.testing.simulator.loop import TimeStandsStill
 from rise.testing.simulator.losses import Losses
-from rise.testing.simulator.members import Console, Gateway, Member, Profile, WorkerMember, settings_of_a_run
+from rise.testing.simulator.members import Console, Gateway, Member, WorkerMember, settings_of_a_run
 from rise.testing.simulator.people import (
     Act,
     Doing,
@@ -47,6 +48,7 @@ from rise.testing.simulator.people import (
     update_of,
 )
 from rise.testing.simulator.platform import WEBHOOK_WORD, Platform
+from rise.testing.simulator.profile import Profile
 from rise.testing.simulator.world import Violation, World
 from rise.testing.telegram.rules.update_queue import compact_json
 
@@ -60,16 +62,16 @@ STALE_SECONDS: Final = 20 * 86_400
 EDITED_SECONDS_MAX: Final = 3 * 86_400
 """How old a message may be that somebody edits."""
 WORKFLOW: Final = "wf_bot"
-COMPLETE_SECONDS: Final = 60.0
+COMPLETE_SECONDS_MAX: Final = 120.0
 """Within which all copies are there again, and those of what is finished are gone."""
 
 _SOONER: Final[dict[tuple[ModuleType, str], Any]] = {
     (journal, "LOOK_MS_MAX"): 16_000,
     (journals, "ADOPT_SECONDS"): 5.0,
     (keeper, "COUNT_SECONDS"): 8.0,
-    (keeper, "MIRROR_PATIENCE_SECONDS"): 10.0,
-    (reaper, "HOLD_MS"): 5_000,
-    (reaper, "PARKED_LOOK_MS"): 20_000,
+    (keeper, "PATIENCE_SECONDS"): 10.0,
+    (reaper, "HOLD_SECONDS"): 5.0,
+    (reaper, "PARKED_LOOK_SECONDS"): 20.0,
 }
 
 
@@ -157,7 +159,7 @@ class _Run:
             public_url=None if plan.is_polled else "https://rise.example",
             telegram_mode="polling" if plan.is_polled else "webhook",
         )
-        self.losses = None if plan.profile is Profile.EMBEDDED else Losses(world, settings.copies_min)
+        self.losses = None if plan.profile is Profile.EMBEDDED else Losses(world, settings)
         self.checker = checker = Checker(world) if self.losses is None else self.losses.checker
         self.platform = Platform(world, checker)
         self.bot = SimBot(world, checker)
@@ -187,12 +189,17 @@ class _Run:
         world.timeline.run(BUSY_SECONDS + HEALED_AFTER_SECONDS)
         self._bind(is_enabled=True)
         self._come_to_rest()
-        if self.plan.last_blow is not None:
-            self._strike(Fault(kind=self.plan.last_blow, at=world.now))
+        if self.losses is not None:
+            self._complete_copies(self.losses.checker)
+        if self.plan.last_blow is not None and self.losses is not None:
+            self.losses.strike_if_another_has_it(Fault(kind=self.plan.last_blow, at=world.now))
             self._come_to_rest()
-        audit, stats = self._look()
+        # What is at rest stays so, and the supervisor has had its time to clean up.
+        world.timeline.run(world.now + 35.0)
+        if self.losses is not None:
+            self._complete_copies(self.losses.checker)
         gateways = [member.house for member in self.members if isinstance(member, Gateway)]
-        self.checker.at_rest(audit, stats, gateways)
+        self.checker.at_rest(self._look(), gateways)
 
     def _prepare(self) -> None:
         """The tables are there before anybody starts; whether they can be made is another test's question."""
@@ -209,21 +216,26 @@ class _Run:
         deadline = timeline.now + REST_SECONDS_MAX
         while not self._is_at_rest() and timeline.now < deadline:
             timeline.run(timeline.now + 5.0)
-        # What is at rest stays so, and the supervisor has had its time to clean up.
-        timeline.run(timeline.now + (35.0 if self.losses is None else COMPLETE_SECONDS))
-        if self.losses is not None:
-            self.losses.checker.copies_are_complete()
+
+    def _complete_copies(self, checker: CopiesChecker) -> None:
+        """I19: within a while."""
+        timeline = self.world.timeline
+        deadline = timeline.now + COMPLETE_SECONDS_MAX
+        while (missing := checker.incomplete_copies()) and timeline.now < deadline:
+            timeline.run(timeline.now + 5.0)
+        for what in missing:
+            self.world.violate("I19", what)
 
     def _is_at_rest(self) -> bool:
         return not self.checker.is_anything_moving() and self.platform.is_quiet() and not self.callers_waiting
 
-    def _look(self) -> tuple[AuditReport, dict[str, Any]]:
+    def _look(self) -> AuditReport:
         """What a person is told by the commands that there are for it."""
-        found: list[tuple[AuditReport, dict[str, Any]]] = []
+        found: list[AuditReport] = []
 
         async def audit(house: House, operations: Operations) -> None:
-            report = await Audit(house.queue, house.ledger, house.clock, 30 * 86_400.0).run()
-            found.append((report, await operations.stats()))
+            found.append(await Audit(house.queue, house.ledger, house.clock, 30 * 86_400.0).run())
+            self.checker.shown(await operations.stats())
 
         process = self._command("audit", audit)
         timeline = self.world.timeline
@@ -372,7 +384,8 @@ class _Run:
                 case Act.DROP:
                     await operations.drop(task_id, who="operator")
                 case Act.AGAIN:
-                    await operations.run_again(task_id, who="operator")
+                    again = await operations.run_again(task_id, who="operator")
+                    self.checker.runs_again(again.task_id, again.generation)
         except (StateConflict, TaskUnknown):
             return  # somebody was quicker
 

@@ -1,8 +1,8 @@
 """Redis and RabbitMQ as one simulated process reaches them: honest in what they hold, with a way that is not.
 
-A request takes time, and so does its answer. Either may be lost, or take too long for whoever waits; a process may die or
-be stopped in between, and what it had sent by then may still have its effect. Nothing is done twice unseen: both run
-over connections that repeat nothing by themselves.
+A request takes time, and so does its answer. Either may be lost, or take too long for whoever waits; a process may die
+or be stopped in between, and what it had sent by then may still have its effect. Nothing is done twice unseen: both are
+reached over connections that repeat nothing by themselves.
 """
 
 from __future__ import annotations
@@ -89,11 +89,20 @@ RABBIT: Final = Server(
 class Link:
     """One process's way to one server."""
 
-    def __init__(self, world: World, process: Process, server: Server, on_trouble: OnTrouble) -> None:
+    def __init__(
+        self,
+        world: World,
+        process: Process,
+        server: Server,
+        on_trouble: OnTrouble,
+        on_cut: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_cut`: what the server does when a connection of this process ends."""
         self._world = world
         self._process = process
         self._server = server
         self._on_trouble = on_trouble
+        self._on_cut = on_cut
         self._trouble: Unavailable | None = None
 
     async def ask(self, name: str, operation: Callable[[], T], *, unless: FaultKind | None = None) -> T:
@@ -102,8 +111,7 @@ class Link:
         done: asyncio.Future[T] = loop.create_future()
         self._world.timeline.after(self._seconds(), lambda: self._perform(name, operation, done, unless))
         if self._world.is_struck(self._server.slow, self._process):
-            too_late = self._server.error("it does not answer in time")
-            loop.call_later(self._server.answer_seconds, self._tell, done, too_late, context=Context())
+            loop.call_later(self._server.answer_seconds, self._give_up, done, context=Context())
         return await done
 
     @property
@@ -115,16 +123,21 @@ class Link:
             self._trouble = trouble
             self._on_trouble(trouble)
 
-    def _perform(self, name: str, operation: Callable[[], T], done: asyncio.Future[T], unless: FaultKind | None) -> None:
+    def _perform(
+        self, name: str, operation: Callable[[], T], done: asyncio.Future[T], unless: FaultKind | None
+    ) -> None:
         world, process, server = self._world, self._process, self._server
+        if name == "take" and (done.done() or not process.is_alive):
+            return  # what is handed out over a connection that has ended goes back
         if not process.is_alive:
-            if name != "take" and world.dice.random() < 0.5:  # it had left when its process died
+            if world.dice.random() < 0.5:  # it had left when its process died
                 _outcome_of(operation)
             return
         step = world.begin_step(process, f"{server.room}.{name}")
         if step.is_over:
             return
         if self.is_cut:
+            self._on_cut()
             self._answer(done, server.error("it cannot be reached"))
             return
         if unless is not None and world.is_struck(unless, process):
@@ -135,8 +148,14 @@ class Link:
         if world.end_step(process, step):
             return
         if world.is_struck(server.unanswered, process):
+            self._on_cut()
             outcome = server.error("the connection ended before it answered")
         self._answer(done, outcome)
+
+    def _give_up(self, done: asyncio.Future[Any]) -> None:
+        if not done.done():
+            self._on_cut()
+            self._tell(done, self._server.error("it does not answer in time"))
 
     def _answer(self, done: asyncio.Future[Any], outcome: Any) -> None:
         self._process.loop.call_later(self._seconds(), self._tell, done, outcome, context=Context())
@@ -180,15 +199,15 @@ class SimQueue(MemoryQueue):
             raise RedisUnavailable("Redis has not been reached yet")
         return super().now_ms()
 
-    async def learn_time(self) -> None:
-        await self._through("learn_time", lambda: None)
-
-    async def _through(self, name: str, operation: Callable[[], T]) -> T:
+    async def ask(self, name: str, operation: Callable[[], T]) -> T:
         def reached() -> T:
             self._was_reached = True
             return operation()
 
         return await self._link.ask(name, reached)
+
+    async def _through(self, name: str, operation: Callable[[], T]) -> T:
+        return await self.ask(name, operation)
 
     # --- what is witnessed ---
 
@@ -225,10 +244,28 @@ class SimQueue(MemoryQueue):
         super()._forget(task)
         self._witness.left_queue(task.head.task_id, task.progress.generation)
 
-    def _begin_life(self) -> str:
-        if self._state.life is None:
+    def _begin_life(self, refill: str) -> str | None:
+        was_filled = self._state.life is not None
+        life = super()._begin_life(refill)
+        if not was_filled and life is not None:
             self._witness.life_begun()
-        return super()._begin_life()
+        return life
+
+
+class SimRedis:
+    """`rise.connections.redis.RedisDatabase`, as far as anybody asks it and not the queue on it."""
+
+    def __init__(self, queue: SimQueue) -> None:
+        self._queue = queue
+
+    async def open(self) -> None:
+        await self._queue.ask("open", lambda: None)
+
+    async def close(self) -> None:
+        return
+
+    async def facts(self) -> dict[str, str]:
+        return await self._queue.ask("facts", lambda: {"role": "master", "aof_enabled": "1"})
 
 
 def snapshot_of(state: MemoryQueueState) -> MemoryQueueState:
@@ -261,7 +298,7 @@ class SimMirror(MemoryMirror):
         self._witness = witness
         self._looks_again = False
         self._said_trouble = on_trouble
-        self._link = Link(world, process, RABBIT, self._hear)
+        self._link = Link(world, process, RABBIT, self._hear, on_cut=self.die)
         world.on_death.append(lambda dead: self.die() if dead is process else None)
         world.mirrors.append(self)
 
@@ -270,8 +307,8 @@ class SimMirror(MemoryMirror):
         return self._process
 
     def die(self) -> None:
-        for held in [one for one in self._world.broker.copies if one.holder is self]:
-            self._world.in_hand.pop(held, None)
+        for taken in [one for one in self._world.in_hand if one.mirror is self]:
+            del self._world.in_hand[taken]
         super().die()
 
     async def _through(self, name: str, operation: Callable[[], T]) -> T:
@@ -292,8 +329,8 @@ class SimMirror(MemoryMirror):
 
     def _put_back(self, looks: Sequence[Look]) -> None:
         for look in looks:
-            if look.tag in self._state.copies and look.tag.holder is self:
-                self._state.add(StoredCopy(look.tag.task_id, look.body, True, self._now_ms()))
+            if look.tag.is_valid:
+                self._state.add(StoredCopy(look.tag.copy.task_id, look.body, True, self._now_ms()))
 
     def _take(self, limit: int, *, parked: bool) -> list[Look]:
         looks = super()._take(limit, parked=parked)
@@ -308,8 +345,7 @@ class SimMirror(MemoryMirror):
 
     def _give_back(self, looks: Sequence[Look]) -> None:
         for look in looks:
-            if look.tag.holder is self:
-                self._world.in_hand.pop(look.tag, None)
+            self._world.in_hand.pop(look.tag, None)
         super()._give_back(looks)
 
     # --- a connection that is made again and again ---

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rise.testing.fakes.mirror import MemoryMirrorState, StoredCopy
+from rise.testing.fakes.mirror import MemoryMirrorState, Taken
 from rise.testing.fakes.queue import MemoryQueueState
 from rise.testing.simulator.database import memory_disk
 from rise.testing.simulator.faults import Fault, FaultKind, Tripwires, Weather
@@ -19,8 +19,8 @@ from rise.testing.simulator.loop import Process, Timeline
 if TYPE_CHECKING:
     import apsw
 
-    from rise.testing.simulator.servers import SimMirror, Witness
     from rise.testing.simulator.bus import SimBus
+    from rise.testing.simulator.servers import SimMirror, Witness
 
 LINES_KEPT: Final = 400
 CLAIM_SECONDS: Final = 3.0
@@ -71,8 +71,8 @@ class World:
         self.broker = MemoryMirrorState()
         self.mirrors: list[SimMirror] = []
         """One for each process that ever was."""
-        self.in_hand: dict[StoredCopy, float] = {}
-        """Since when somebody has it, of what the broker has given out."""
+        self.in_hand: dict[Taken, float] = {}
+        """What the broker has given out, and since when."""
         self.witness: Witness
         """Where there are several stores."""
         self.journals: dict[int, apsw.Connection] = {}
