@@ -51,7 +51,12 @@ _WORTH: Final = {
 
 CONSEQUENCES: Final = {
     "disk": "nothing is accepted, nothing runs; senders are told to come again",
+    "ledger": "messages are accepted and wait; nothing runs, replies wait",
+    "redis": "messages are accepted by the other copies and wait",
+    "rabbitmq": "messages are accepted by the other copies and run; the missing copy is made when it is back",
     "worker": "messages are accepted and wait",
+    "pipeline": "what was accepted is kept and waits",
+    "admission": "senders are told to come again; what was accepted is kept",
     "telegram_webhook": "Telegram keeps the updates, for a day at most",
     "telegram_polling": "Telegram keeps the updates, for a day at most",
     "telegram_sending": "replies wait, each chat's in order",

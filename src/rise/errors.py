@@ -203,6 +203,12 @@ class RabbitMisconfigured(RabbitUnavailable):
     code = "rabbitmq_misconfigured"
 
 
+class RedisForeign(RedisUnavailable):
+    """This Redis holds the work of another installation: nothing of ours may go into it."""
+
+    code = "redis_foreign"
+
+
 class CopiesInsufficient(Unavailable):
     """Fewer durable places than RISE_MIN_COPIES hold the message: not promised."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from rise.copies.keeper import Keeper
 from rise.copies.keeping import Copies, CopiesPolicy
 from rise.copies.notes import Notes
 from rise.copies.open_work import OpenWork
+from rise.copies.port import Look
 from rise.copies.relay import Relay
 from rise.copies.slots import Slots
-from rise.envelope import Outcome, Status, Task, TaskId
+from rise.envelope import Outcome, Status, Task, TaskId, run_id_of
 from rise.errors import RabbitUnavailable, RedisUnavailable, StoreUnavailable, Unavailable
-from rise.ledger.port import RunResult
+from rise.ledger.port import Run, RunResult
 from rise.queue.port import Finished, NewTask
 from rise.testing.clock import START, ManualClock
 from rise.testing.conformance.queue import delivery
@@ -83,6 +84,13 @@ class Link:
 
 class LinkedQueue(MemoryQueue):
     link: Link
+    on_restored: Callable[[NewTask], object]
+
+    def _restore(self, new: NewTask) -> bool:
+        was_missing = super()._restore(new)
+        if was_missing:
+            self.on_restored(new)
+        return was_missing
 
     async def _through(self, name: str, operation: Callable[[], Any]) -> Any:
         return await self.link.through(name, operation)
@@ -97,6 +105,12 @@ class LinkedLedger(MemoryLedger):
 
 class LinkedMirror(MemoryMirror):
     link: Link
+    on_forgotten: Callable[[TaskId], object]
+
+    def _let_go(self, looks: Sequence[Look]) -> None:
+        super()._let_go(looks)
+        for look in looks:
+            self.on_forgotten(look.tag.task_id)
 
     async def _through(self, name: str, operation: Callable[[], Any]) -> Any:
         return await self.link.through(name, operation)
@@ -169,6 +183,10 @@ class Installation:
         self.mirror, self.bus = MemoryMirrorState(), MemoryBusState()
         self.processes: list[Process] = []
         self.runs: Counter[str] = Counter()
+        """How often each was executed."""
+        self.finished_ones_restored: list[Run] = []
+        self.open_ones_forgotten: list[TaskId] = []
+        """By the mirror, of which it had no other copy."""
 
     def now_ms(self) -> int:
         return epoch_ms(START) + round((self.clock.monotonic() - 1000) * 1000)
@@ -180,9 +198,10 @@ class Installation:
         """One more, which has taken its slot. Its duties are done when they are called."""
         queue, ledger = LinkedQueue(self.queue, now_ms=self.now_ms), LinkedLedger(self.ledger, now_ms=self.now_ms)
         queue.link, ledger.link = Link(RedisUnavailable("Redis is away")), Link(StoreUnavailable("the ledger is away"))
+        queue.on_restored = self._note_restored
         mirror = LinkedMirror(self.mirror, self.clock) if self.has_mirror else None
         if mirror is not None:
-            mirror.link = Link(RabbitUnavailable("RabbitMQ is away"))
+            mirror.link, mirror.on_forgotten = Link(RabbitUnavailable("RabbitMQ is away")), self._note_forgotten
         bus, slots, work = MemoryBus(self.bus), self.slots(), OpenWork(ledger, queue)
         await bus.start()
         journals = Journals(slots, self.clock, adopts=adopts)
@@ -214,6 +233,16 @@ class Installation:
             for link in process.links:
                 link.open.set()
             await process.stop()
+
+    def _note_restored(self, task: NewTask) -> None:
+        run = self.ledger.runs.get(run_id_of(task.head.task_id, task.generation))
+        if run is not None and run.run.status.is_finished and run.run.accepted_at_ms == task.head.accepted_at_ms:
+            self.finished_ones_restored.append(run.run)
+
+    def _note_forgotten(self, task_id: TaskId) -> None:
+        runs = [stored.run for stored in self.ledger.runs.values() if stored.run.task_id == task_id]
+        if not any(run.status.is_finished for run in runs) and task_id not in self.in_mirror():
+            self.open_ones_forgotten.append(task_id)
 
     # --- what workers and people do ---
 

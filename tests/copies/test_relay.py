@@ -7,8 +7,8 @@ from copies_stage import HOUR_SECONDS, Installation, Process, attempt, ids, in_j
 from structlog.testing import capture_logs
 
 from rise.copies import relay as relay_module
-from rise.copies.journal import FIRST_LOOK_MS, LOOK_MS_MAX
-from rise.errors import RabbitUnavailable
+from rise.copies.journal import FIRST_LOOK_MS, LOOK_MS_MAX, Run
+from rise.errors import RabbitUnavailable, StoreUnavailable
 from rise.queue.port import NewTask
 from rise.testing.conformance.queue import delivery
 
@@ -257,13 +257,20 @@ async def test_notes_do_not_pile_up_while_the_journal_takes_none(
 ):
     monkeypatch.setattr("rise.copies.notes.NOTES_MAX", 10)
     process = await installation.process()
-    journal, process.journals._own = process.journals._own, None
-    for number in range(40):
-        await process.copies.keep(installation.message(number))
-        await process.asked()
+    journal = process.journals.own
+    note = journal.note
+
+    async def refuse(runs, copy, life):
+        for number in range(8):  # messages are accepted meanwhile
+            process.notes.add(copy, Run(installation.message(number).head.task_id, 0), life)
+        raise StoreUnavailable("a full disk")
+
+    journal.note = refuse  # type: ignore[method-assign]
+    await kept(process, installation, *range(40))
+    for _ in range(5):
         assert not await attempt(process.notes.write)
     assert all(len(runs) <= 10 for runs in process.notes._gathered.values())
-    process.journals._own = journal
+    journal.note = note  # type: ignore[method-assign]
     await process.notes.write()
     assert not any(process.notes._gathered.values())
 

@@ -170,7 +170,9 @@ DROPPED: Final = _object({"taskId": TEXT, "status": _one_of(Status), "by": _or_n
 OPERATIONS: Final = _list(_object({"at": _MOMENT, "who": TEXT, "action": TEXT, "target": TEXT, "why": TEXT}))
 STATS: Final = _object(
     {
-        "journalDepth": _COUNT,
+        "journalDepth": _or_null(_COUNT),
+        "streamDepth": _COUNT,
+        "rabbitmqDepth": _or_null(_COUNT),
         "byStatus": _COUNTS,
         "byChannel": _COUNTS,
         "byReason": _COUNTS,
@@ -195,7 +197,8 @@ STATS: Final = _object(
         "workflow_pending_total": _COUNT,
         "worstLanes": _list(_object({"lane": TEXT, "open": _COUNT, "oldestWaitingSeconds": _SECONDS})),
         "finished": _COUNTS,
-    }
+    },
+    optional=("streamDepth", "rabbitmqDepth"),
 )
 SESSION: Final = _object({"token": TEXT, "session": TEXT})
 SAID: Final = _object({"taskId": TEXT, "duplicate": _BOOLEAN})

@@ -198,7 +198,10 @@ def shown(story: TaskStory, *, retry_max: int) -> dict[str, Any]:
     progress = msgspec.structs.replace(story.task.progress, status=story.status)
     task = msgspec.structs.replace(story.task, progress=progress)
     ended = run is not None and run.status.is_finished
-    return envelope(task, result=run.result if run else None, retry_max=retry_max) | {
+    whole = envelope(task, result=run.result if run else None, retry_max=retry_max)
+    if story.copies is not None:
+        whole["payload"]["telemetry"]["copies"] = story.copies
+    return whole | {
         "outcome": run.outcome if run else None,
         "generation": task.progress.generation,
         "deaths": task.progress.deaths,

@@ -52,7 +52,7 @@ def _refuse_what_is_no_text(words: list[str]) -> None:
 
 
 def build_app() -> typer.Typer:
-    from rise.cli import bench, checking, drill, keeping, replay, running, simulate, standin, tasks
+    from rise.cli import bench, checking, drill, keeping, refilling, replay, running, simulate, standin, tasks
 
     app = typer.Typer(
         name="rise",
@@ -61,6 +61,6 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for commands in (running, tasks, replay, checking, keeping, standin, simulate, drill, bench):
+    for commands in (running, tasks, replay, checking, keeping, refilling, standin, simulate, drill, bench):
         commands.register(app)
     return app

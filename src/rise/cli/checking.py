@@ -36,6 +36,7 @@ def audit(data_dir: DataDir = None, as_json: AsJson = False) -> None:
                 clock=house.clock,
                 keep_finished_seconds=house.settings.keep_finished_days * 86400,
                 telegram=house.channels.telegram,
+                copies=None if house.stores.full is None else house.stores.full.shown,
             ).run(told)
 
     report = in_house(data_dir, work)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from rise.clock import Clock
-from rise.errors import RedisUnavailable, StoreCorrupt, Unavailable
+from rise.errors import RedisForeign, RedisUnavailable, StoreCorrupt, Unavailable
 from rise.service import spawn
 
 Argument: TypeAlias = str | bytes | int
@@ -33,6 +33,7 @@ ANSWER_SECONDS: Final = 1.25
 """For one pipeline. Twice this is below the acceptance deadline, so that the answer is ours."""
 BATCH_MAX: Final = 500
 
+OWNER: Final = "{rise}:owner"
 CLOCK_KEY: Final = "{rise}:clock"
 SEEN_EVERY_MS: Final = 1000
 """How exactly it is kept what time the store's clock has reached."""
@@ -151,14 +152,30 @@ class RedisDatabase:
         self._answer_seconds = answer_seconds
         self._on_trouble = on_trouble
         self._trouble: Unavailable | None = None
-        self._shared = _Link(url)
-        self._blocking = _Link(url)
+        self._owner: str | None = None
+        self._shared = _Link(url, self._greet)
+        self._blocking = _Link(url, self._greet)
         self._waiting: list[_Call] = []
         self._flushes: set[asyncio.Task[Any]] = set()
         self._is_flushing = False
         self._offset_ms: float | None = None
         self._said_ms = 0
         self._is_closed = False
+
+    def belongs_to(self, owner: str) -> None:
+        """From the next connection on: a Redis that another installation uses is not used. The first to come owns it,
+        until it is emptied."""
+        self._owner = owner
+
+    async def _greet(self, link: _Link) -> None:
+        if self._owner is None:
+            return
+        _, owner = await link.exchange([("SET", OWNER, self._owner, "NX"), ("GET", OWNER)])
+        if isinstance(owner, bytes) and owner.decode("utf-8", "replace") != self._owner:
+            raise RedisForeign(
+                "this Redis holds the work of another installation, whose results are in another ledger: name another "
+                "database of it (redis://…/1), or run all processes on that one's RISE_DATA_DIR"
+            )
 
     async def open(self) -> None:
         """Learn the time. Raises `RedisUnavailable`; the next call tries again by itself."""
@@ -270,7 +287,9 @@ def _tell(batch: Sequence[_Call], answers: Sequence[Any]) -> None:
 class _Link:
     """One connection, made when it is needed and given up after any failure."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, greet: Callable[[_Link], Awaitable[None]]) -> None:
+        """`greet`: the first words on a new connection; what it raises is the end of it."""
+        self._greet = greet
         # Bounded by its users' deadlines, which span connecting, sending and all answers; a deadline per read
         # would cost a timer for each. RESP2, because newer protocols answer the same script in other shapes.
         # `Any`: redis-py leaves its connections untyped.
@@ -301,6 +320,7 @@ class _Link:
         if self._connection is None:
             self._connection = self._pool.make_connection()
             await self._connection.connect()
+            await self._greet(self)
         return self._connection
 
 

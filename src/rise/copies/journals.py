@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Final
 
 from rise.clock import Clock
@@ -48,6 +49,11 @@ class Journals:
         if self._own is None:
             raise StoreUnavailable("no journal can be opened: see that RISE_JOURNAL_DIR can be written")
         return self._own
+
+    @property
+    def place(self) -> str:
+        """A name for this process among those of its host, taken over by whoever has its slot next."""
+        return f"{platform.node()}-{'?' if self._own is None else self._own.number}"
 
     def all(self) -> list[Journal]:
         return [*([] if self._own is None else [self._own]), *self._adopted.values()]

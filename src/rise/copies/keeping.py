@@ -22,7 +22,7 @@ from rise.copies.journals import Journals
 from rise.copies.notes import MIRRORS_LIFE, Notes
 from rise.copies.port import JOURNAL, RABBITMQ, REDIS, Mirror
 from rise.copies.record import encode_task
-from rise.envelope import Head, Task, TaskId
+from rise.envelope import Head, Task, TaskId, TaskType
 from rise.errors import CopiesInsufficient, Unavailable
 from rise.queue.port import Enqueued, NewTask, RefillableQueue
 from rise.service import cancel_all, spawn
@@ -46,7 +46,11 @@ class CopiesPolicy:
     """Without a mirror the journal is what survives the loss of Redis."""
     publish_seconds: float = 3.0
     same_body_required: frozenset[str] = frozenset({"http"})
-    """Channels whose caller chooses the key: another body under it is a mistake of theirs."""
+    """Channels whose callers choose their keys."""
+
+    def requires_same_body(self, head: Head) -> bool:
+        """Whether its key was chosen by who sent it: another body under it is a mistake of theirs."""
+        return head.channel in self.same_body_required or head.task_type is TaskType.MESSAGE_SEND
 
     def is_enough(self, held: Mapping[str, Any]) -> bool:
         # Of two stores one is always synced, being the journal or the mirror; one alone is the journal.
@@ -90,7 +94,7 @@ class Copies:
         """
         ways = self._ways(task)
         keeping = _Keeping(self._policy, tuple(ways), task)
-        if task.head.channel in self._policy.same_body_required and await self._is_other_body(keeping, task, ways):
+        if self._policy.requires_same_body(task.head) and await self._is_other_body(keeping, task, ways):
             return Enqueued(task.head.task_id, new=False, same_body=False)
         for store in list(ways):
             self._ask(keeping, store, ways)

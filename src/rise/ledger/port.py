@@ -390,6 +390,12 @@ class Ledger(Protocol):
 
     async def remove_binding(self, channel: str, account: str, workflow_id: str) -> int: ...
 
+    # who it is
+
+    async def identity(self) -> str:
+        """A random name, made with the ledger: two installations never have the same."""
+        ...
+
     # roles
 
     async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:

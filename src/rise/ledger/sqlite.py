@@ -150,6 +150,8 @@ SCHEMA: Final = (
     """
     ALTER TABLE runs ADD COLUMN accepted_at INTEGER NOT NULL DEFAULT 0;
     UPDATE runs SET accepted_at = saved_at;
+    CREATE TABLE identity (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL);
+    INSERT INTO identity VALUES (1, lower(hex(randomblob(16))));
     CREATE TABLE roles (role TEXT PRIMARY KEY, member TEXT NOT NULL, until_at INTEGER NOT NULL) WITHOUT ROWID;
     ALTER TABLE outbox_chats ADD COLUMN claim INTEGER;
     ALTER TABLE outbox_chats ADD COLUMN claim_before INTEGER;
@@ -516,6 +518,12 @@ class SqliteLedger:
             return _count(connection, "definitions") if connection.changes() else _value(connection, "definitions")
 
         return await self._database.write(change)
+
+    # --- who it is ---
+
+    async def identity(self) -> str:
+        [(name,)] = await self._rows("SELECT name FROM identity", ())
+        return str(name)
 
     # --- roles ---
 

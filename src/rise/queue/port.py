@@ -313,6 +313,10 @@ class RefillableQueue(Queue, Protocol):
         """
         ...
 
+    async def end_life(self) -> None:
+        """A person says that something is missing: nothing is claimed until it was filled again."""
+        ...
+
     async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
         """Bring back what another copy holds: returns what was not open here, and is now.
 

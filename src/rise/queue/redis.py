@@ -303,6 +303,9 @@ class RedisQueue:
         named = await self._database.run(_BEGIN_LIFE, refill, new_key())
         return None if named is None else named.decode()
 
+    async def end_life(self) -> None:
+        await self._database.execute("DEL", LIFE)
+
     async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
         restored = await asyncio.gather(*(self._restore(task) for task in tasks))
         return [task.head.task_id for task, was_missing in zip(tasks, restored, strict=True) if was_missing]

@@ -8,8 +8,7 @@ Refuses: to start anything; that is `serving.py`. Opening a directory that canno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -29,6 +28,7 @@ from rise.connections.sqlite import Database
 from rise.copies.journals import Journals
 from rise.copies.keeper import Keeper
 from rise.copies.keeping import Copies, CopiesPolicy
+from rise.copies.looking import CopiesShown
 from rise.copies.notes import Notes
 from rise.copies.open_work import OpenWork
 from rise.copies.port import Mirror
@@ -36,7 +36,7 @@ from rise.copies.rabbitmq import RabbitMirror
 from rise.copies.relay import Relay
 from rise.copies.slots import Slots
 from rise.delivery import DeliveryLimits, Sender
-from rise.errors import Unavailable
+from rise.errors import RedisForeign, StoreLocked, Unavailable
 from rise.intake import Intake
 from rise.ledger.port import Ledger, Role, WorkflowRecord
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
@@ -86,6 +86,12 @@ class FullProfile:
     copies: Copies
     relay: Relay
     work: OpenWork
+    wait_for_hint: Callable[[str, float], Awaitable[bool]] | None = None
+    """Of a worker with this name, for so many seconds: the queue itself wakes it."""
+
+    @property
+    def shown(self) -> CopiesShown:
+        return CopiesShown(self.queue, self.slots, self.mirror)
 
     def services(self) -> list[Service]:
         """What keeps messages in all stores, in the order of starting."""
@@ -108,8 +114,17 @@ class Stores:
         self.directory.create()
         await self.database.open()
         if self.full is not None:
-            with suppress(Unavailable):
-                await self.full.redis.open()
+            await self._open_redis(self.full.redis)
+
+    async def _open_redis(self, redis: RedisDatabase) -> None:
+        """One that is away is waited for elsewhere. Raises `StoreLocked` if it is another installation's."""
+        redis.belongs_to(await self.ledger.identity())
+        try:
+            await redis.open()
+        except RedisForeign as error:
+            raise StoreLocked(error.public_message) from error
+        except Unavailable:
+            return
 
     def services(self) -> list[Service]:
         """What has to run for messages to be kept and found in all stores."""
@@ -234,6 +249,7 @@ def wire_copies(
         copies=Copies(queue=queue, journals=journals, mirror=mirror, notes=notes, policy=policy),
         relay=Relay(journals=journals, notes=notes, work=work, mirror=mirror, bus=bus, clock=clock),
         work=work,
+        wait_for_hint=lambda member, seconds: queue.wait_for_hint(member, seconds=seconds),
     )
 
 
@@ -295,7 +311,7 @@ def build_operations(house: House) -> Operations:
     full = house.stores.full
     if full is None:
         return Operations(house.queue, house.ledger, house.bus, house.clock)
-    return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart)
+    return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart, copies=full.shown)
 
 
 def build_sender(house: House) -> Sender:

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from rise.clock import Clock, epoch_ms, from_epoch_ms, iso
+from rise.copies.looking import CopiesShown
 from rise.envelope import DeliveryKey, ReplyId, Status, TaskId, run_id_of
 from rise.errors import RiseError
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run
@@ -142,6 +143,8 @@ class Audit:
     clock: Clock
     keep_finished_seconds: float
     telegram: UpdateSource | None = None
+    copies: CopiesShown | None = None
+    """With further stores: what they remember counts, too."""
 
     async def run(self, on_progress: Progress = lambda joined, total: None) -> AuditReport:
         books = _Books(started_ms=self.queue.now_ms(), forgotten_before_ms=self._forgotten_before_ms())
@@ -163,7 +166,8 @@ class Audit:
         # The replies of finished runs are looked at only if any reply is open at all.
         outbox_open = any((await self.ledger.outbox_depth()).by_state.values())
         after = ""
-        while page := await self.queue.receipts(limit=PAGE, after=after):
+        receipts = self.copies or self.queue
+        while page := await receipts.receipts(limit=PAGE, after=after):
             after = page[-1].delivery_key
             await self._join(page, books, looks_at_replies=outbox_open)
             on_progress(books.receipts, max(total, books.receipts))
@@ -189,6 +193,10 @@ class Audit:
         found = {task.head.task_id: _Whereabouts(task, finished.get(task.head.task_id)) for task in listed}
         for task_id, run in finished.items():
             found.setdefault(task_id, _Whereabouts(None, run))
+        missing = [task_id for task_id in task_ids if task_id not in found]
+        if self.copies is not None and missing:
+            on_the_way = await self.copies.open_in_journals(missing)
+            found |= {task.head.task_id: _Whereabouts(task, None) for task in on_the_way}
         return found
 
     async def _unaccounted(self, receipt: Receipt) -> Unaccounted:

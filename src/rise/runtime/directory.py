@@ -57,8 +57,8 @@ class DataDirectory:
             return f"the demo keeps its messages in {DEMO}, add --data-dir {DEMO}"
         return "name the right directory with --data-dir or RISE_DATA_DIR"
 
-    def own(self) -> None:
-        """Be the one `rise serve` of this directory until the process ends.
+    def own(self, *, alone: bool = True) -> None:
+        """Be the one `rise serve` of this directory, or one of several, until the process ends.
 
         Raises `StoreLocked`, or `StoreUnavailable` if it cannot be written.
         """
@@ -67,7 +67,7 @@ class DataDirectory:
         except OSError as error:
             raise StoreUnavailable(f"{self.path} cannot be written: {error.strerror}") from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(fd)
             raise StoreLocked(

@@ -322,7 +322,8 @@ class Doctor:
     async def _versions_of_this_rise(self) -> dict[str, int]:
         """As it would make a new directory."""
         with tempfile.TemporaryDirectory(prefix="rise-doctor-") as path:
-            stores = assembly.build_stores(self.settings.model_copy(update={"data_dir": Path(path)}), self.clock)
+            elsewhere = self.settings.model_copy(update={"data_dir": Path(path), "redis_url": None})
+            stores = assembly.build_stores(elsewhere, self.clock)
             await stores.open()
             try:
                 return await stores.database.read(_schema_versions)

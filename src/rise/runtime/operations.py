@@ -15,10 +15,11 @@ import msgspec
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock, epoch_ms
+from rise.copies.looking import CopiesShown
 from rise.envelope import Reason, Status, Task, TaskId, run_id_of
 from rise.errors import StateConflict, TaskUnknown
 from rise.ledger.port import Attempt, Ledger, Operation, Reply, Run
-from rise.queue.port import OpenTask, Queue, Selection
+from rise.queue.port import OpenTask, Queue, QueueDepth, Selection
 from rise.telemetry import log, raw_truncated_total, workflow_pending_total
 
 RESUME_MAX = 10_000
@@ -33,6 +34,8 @@ class TaskStory(msgspec.Struct, frozen=True):
     """The current run, once it has a result or an end."""
     attempts: list[Attempt]
     replies: list[Reply]
+    copies: list[str] | None = None
+    """The stores that hold it now. None: there is only the one."""
 
     @property
     def status(self) -> Status:
@@ -56,9 +59,19 @@ class Restart(Protocol):
 class Operations:
     """Look, resume, drop, run again."""
 
-    def __init__(self, queue: Queue, ledger: Ledger, bus: Bus, clock: Clock, *, restart: Restart | None = None) -> None:
-        """`restart`: with further stores, what runs a task again in all of them."""
+    def __init__(
+        self,
+        queue: Queue,
+        ledger: Ledger,
+        bus: Bus,
+        clock: Clock,
+        *,
+        restart: Restart | None = None,
+        copies: CopiesShown | None = None,
+    ) -> None:
+        """With further stores, `restart` runs a task again in all of them, and `copies` tells what they hold."""
         self._queue = queue
+        self._copies = copies
         self._restart = restart or queue.restart
         self._ledger = ledger
         self._bus = bus
@@ -76,7 +89,9 @@ class Operations:
         else:
             run = await self._ledger.run(task.run_id)
         attempts = await self._ledger.attempts(task.run_id)
-        return TaskStory(task, run, attempts, await self._ledger.replies(task_id=task_id))
+        replies = await self._ledger.replies(task_id=task_id)
+        copies = None if self._copies is None else await self._copies.of(task_id)
+        return TaskStory(task, run, attempts, replies, copies)
 
     async def suspended(
         self, *, channel: str | None = None, reason: Reason | None = None, limit: int = 100, after: str = ""
@@ -92,7 +107,7 @@ class Operations:
         received = depth.accepted + depth.duplicates
         waiting = depth.oldest_waiting_ms
         return {
-            "journalDepth": sum(depth.by_status.values()),
+            **await self._depths(depth),
             "byStatus": depth.by_status,
             "byChannel": depth.by_channel,
             "byReason": depth.by_reason,
@@ -122,6 +137,13 @@ class Operations:
             ],
             "finished": dict(await self._ledger.finished_counts()),
         }
+
+    async def _depths(self, depth: QueueDepth) -> dict[str, int | None]:
+        """How much each store holds that there is."""
+        is_open = sum(depth.by_status.values())
+        if self._copies is None:
+            return {"journalDepth": is_open}
+        return {"streamDepth": is_open} | await self._copies.depths()
 
     # --- changing ---
 

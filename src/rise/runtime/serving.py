@@ -31,11 +31,12 @@ from rise.runtime.probes import register_probes, run_needs
 from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, spare_the_collector, stop_on_signals
 from rise.runtime.registration import TelegramRegistration
 from rise.runtime.supervisor import MEASURE_SECONDS, Duties, Supervisor
-from rise.service import Service, cancel_all, spawn, start_all, stop_all
+from rise.service import Loop, Service, cancel_all, spawn, start_all, stop_all
 from rise.telemetry import keep_out_of_logs, log
 from rise.workflows.definition import WorkflowDefinition, load_workflows
 
 STORE_RETRY_SECONDS: Final = 2.0
+HINT_SECONDS: Final = 10.0
 DEFINED_SECONDS_MAX: Final = 30.0
 """How long an added worker waits for serve's own to say what there is."""
 
@@ -56,8 +57,7 @@ async def serve(
     """Run the gateway until SIGTERM or SIGINT. Raises `StoreLocked` if the directory has another."""
     stop = asyncio.Event()
     stop_on_signals(stop)
-    if house.stores.full is None:
-        house.stores.directory.own()  # with a queue of its own it is shared by any number
+    house.stores.directory.own(alone=house.stores.full is None)
     try:
         await open_stores(house)
         door = build_door(house)
@@ -133,6 +133,7 @@ class InProcessWorker:
         self._worker = assembly.build_worker(house, self._workflows)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._has_begun = False
+        self._hints = Loop("worker.hints", self._follow_hints, sleep=house.clock.sleep, on_error=_ignore_hint)
 
     @property
     def is_worn_out(self) -> bool:
@@ -147,6 +148,7 @@ class InProcessWorker:
             spawn(self._begin_later(), name="worker.start", into=self._tasks)
 
     async def stop(self) -> None:
+        await self._hints.stop()
         await cancel_all(self._tasks)
         if self._has_begun:
             await self._worker.stop()
@@ -157,6 +159,13 @@ class InProcessWorker:
         await self._worker.stop()
         self._worker = assembly.build_worker(self._house, self._workflows)
         await self.start()
+
+    async def _follow_hints(self) -> None:
+        """Woken by the queue itself: whoever accepted may be on another host, where our bus does not reach."""
+        full = self._house.stores.full
+        assert full is not None and full.wait_for_hint is not None
+        if await full.wait_for_hint(full.journals.place, HINT_SECONDS):
+            self._worker.wake()
 
     async def _begin_later(self) -> None:
         while not self._has_begun:
@@ -174,6 +183,8 @@ class InProcessWorker:
         # Written by a newer version and left alone by an older one: perhaps this one can read them.
         await house.queue.resume(Selection(reason=Reason.SCHEMA_NEWER), limit=1_000_000)
         await self._worker.start()
+        if house.stores.full is not None and house.stores.full.wait_for_hint is not None:
+            await self._hints.start()
         self._has_begun = True
         house.bus.publish(Topic.LANES_READY)
 
@@ -321,6 +332,11 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
     except TimeoutError:
         return
+
+
+def _ignore_hint(name: str, error: BaseException) -> None:
+    """Whoever is not woken looks by himself."""
+    log.debug("worker.hints_failed", error=error)
 
 
 def _report_stop(name: str, error: BaseException) -> None:

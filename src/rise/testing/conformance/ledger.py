@@ -994,6 +994,14 @@ class LedgerConformance:
             "expired": 1,
         }
 
+    # --- who it is ---
+
+    @pytest.mark.req("EMB-3")
+    async def test_it_has_a_name_of_its_own_that_stays(self, stage: LedgerStage) -> None:
+        name = await stage.ledger.identity()
+        assert len(name) >= 16
+        assert await (await stage.another()).identity() == name
+
     # --- roles ---
 
     @pytest.mark.req("EMB-3", "OUT-2")

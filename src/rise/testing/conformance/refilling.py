@@ -92,6 +92,16 @@ class RefillingConformance:
         assert named == await other.begin_life(anew) == await queue.life()
         assert await run_everything(queue) == [1, 2]
 
+    @pytest.mark.req("CPY-5", "OPS-1")
+    async def test_a_person_can_have_it_filled_again(self, queue: RefillableQueue) -> None:
+        first = await begin(queue)
+        await queue.enqueue(delivery(1))
+        await queue.end_life()
+        assert await queue.life() is None
+        assert await claim_all(queue) == []
+        assert await begin(queue) != first
+        assert await run_everything(queue) == [1], "what was there still is"
+
     @pytest.mark.req("CPY-5")
     async def test_what_is_brought_back_is_what_it_was(self, queue: RefillableQueue) -> None:
         await begin(queue)

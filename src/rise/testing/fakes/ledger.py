@@ -22,6 +22,7 @@ from rise.envelope import (
     decode_head,
     encode_head,
     encode_json,
+    new_key,
 )
 from rise.errors import ClaimLost
 from rise.ledger.port import (
@@ -107,6 +108,7 @@ class MemoryLedgerState:
     workflows: dict[str, WorkflowRecord] = field(default_factory=dict)
     bindings: dict[tuple[str, str, str], BindingRecord] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
+    identity: str = field(default_factory=new_key)
     roles: dict[Role, tuple[str, int]] = field(default_factory=dict)
     """Whose they are, and until when."""
     replies_ever: int = 0
@@ -542,6 +544,11 @@ class MemoryLedger(MemoryStore):
     def _next_definitions_version(self) -> int:
         self._state.definitions_version += 1
         return self._state.definitions_version
+
+    # --- who it is ---
+
+    async def identity(self) -> str:
+        return await self._through("identity", lambda: self._state.identity)
 
     # --- roles ---
 

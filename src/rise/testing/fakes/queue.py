@@ -506,6 +506,12 @@ class MemoryQueue(MemoryStore):
             self._state.life, self._state.refill = f"life {self._state.lives}", None
         return self._state.life
 
+    async def end_life(self) -> None:
+        await self._through("end_life", self._end_life)
+
+    def _end_life(self) -> None:
+        self._state.life = None
+
     async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
         return [task.head.task_id for task in tasks if await self._through("restore", partial(self._restore, task))]
 

@@ -1,0 +1,72 @@
+"""A person has the queue filled again from the other copies, and sees first what that would bring.
+
+Safe at any time, any number of times: what is open there already, and what is finished, is left alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rise.clock import Clock
+from rise.copies.journal import run_of
+from rise.errors import Rejected
+from rise.queue.port import NewTask
+from rise.runtime import assembly
+from rise.runtime.assembly import FullProfile, House
+
+PAGE: Final = 500
+LOOK_SECONDS: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Refilling:
+    """Of one installation. Raises `Rejected` where the queue is the only copy."""
+
+    house: House
+
+    async def missing(self, channel: str | None = None) -> dict[str, int]:
+        """How many open messages the journals hold and the queue does not, by channel."""
+        counted: Counter[str] = Counter()
+        async for tasks in self._open_in_journals(channel):
+            counted.update(task.head.channel for task in await self._missing(tasks))
+        return dict(counted)
+
+    async def bring(self, channel: str | None = None) -> int:
+        """Bring just these, while everything else goes on. Returns how many were missing."""
+        return sum([await self._full.work.restore(tasks) async for tasks in self._open_in_journals(channel)])
+
+    async def refill(self) -> None:
+        """Everything, from journals and mirror, in each chat's order; nothing is handed out until it is done."""
+        await self._full.queue.end_life()
+        if not self.house.stores.directory.is_owned():
+            keeper = assembly.build_keeper(self.house)
+            assert keeper is not None
+            await keeper.refill()
+        while await self._full.queue.life() is None:  # the server that keeps it does it
+            await self._clock.sleep(LOOK_SECONDS)
+
+    async def _missing(self, tasks: Sequence[NewTask]) -> list[NewTask]:
+        over = await self._full.work.finished([run_of(task) for task in tasks])
+        lacking = set(await self._full.queue.missing([task.head.task_id for task in tasks]))
+        return [task for task in tasks if task.head.task_id in lacking and run_of(task).run not in over]
+
+    async def _open_in_journals(self, channel: str | None) -> AsyncIterator[list[NewTask]]:
+        async with self._full.slots.every() as journals:
+            for journal in journals:
+                after = 0
+                while entries := await journal.open_tasks(limit=PAGE, after=after):
+                    yield [entry.task for entry in entries if channel in (None, entry.task.head.channel)]
+                    after = entries[-1].number
+
+    @property
+    def _full(self) -> FullProfile:
+        if self.house.stores.full is None:
+            raise Rejected("everything is in one place here, RISE_DATA_DIR: there is nothing to fill it from")
+        return self.house.stores.full
+
+    @property
+    def _clock(self) -> Clock:
+        return self.house.clock
