@@ -9,7 +9,7 @@ Refuses: to start anything; that is `serving.py`. Opening a directory that canno
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
@@ -220,7 +220,8 @@ def _build_full_profile(
             on_trouble=on_trouble("rabbitmq"),
         )
     slots = Slots(settings.journal_dir or settings.data_dir, clock=clock, on_trouble=on_trouble("disk"))
-    return wire_copies(settings, redis, queue, mirror, slots, ledger, bus, clock)
+    full = wire_copies(settings, redis, queue, mirror, slots, ledger, bus, clock)
+    return replace(full, wait_for_hint=lambda member, seconds: queue.wait_for_hint(member, seconds=seconds))
 
 
 def wire_copies(
@@ -249,7 +250,6 @@ def wire_copies(
         copies=Copies(queue=queue, journals=journals, mirror=mirror, notes=notes, policy=policy),
         relay=Relay(journals=journals, notes=notes, work=work, mirror=mirror, bus=bus, clock=clock),
         work=work,
-        wait_for_hint=lambda member, seconds: queue.wait_for_hint(member, seconds=seconds),
     )
 
 

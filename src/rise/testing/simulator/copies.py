@@ -86,7 +86,7 @@ class CopiesChecker(Checker):
         """I2: whatever a store has just lost, what was promised is in another."""
         self._world.note(store, "has lost something")
         if store == "redis":
-            self._world.lose_claims()
+            self._world.doubt_claims(self._world.host.processes)
         for task_id, generation in self._promised.items():
             if not self._is_over(task_id, generation) and not self._copies_of(task_id, generation):
                 self._world.violate("I2", f"{task_id} was promised, and no store has it any more")

@@ -212,7 +212,7 @@ class Checker:
         open_now = {task.task_id for task in self._open()}
         finished = self._one("SELECT count(*) FROM runs WHERE finished_at IS NOT NULL")
         kept = len(open_now.union(task_id for (task_id,) in self._world.disk.execute("SELECT task_id FROM runs")))
-        if stats["journalDepth"] != len(open_now) or sum(stats["finished"].values()) != finished:
+        if sum(stats["byStatus"].values()) != len(open_now) or sum(stats["finished"].values()) != finished:
             self._world.violate("I23", f"{stats} is shown; {len(open_now)} are open and {finished} finished")
         if stats["accepted"] > kept:
             self._world.violate("I16", f"{stats['accepted']} were accepted, and {kept} are kept")

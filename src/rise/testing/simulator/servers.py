@@ -133,6 +133,8 @@ class Link:
             if world.dice.random() < 0.5:  # it had left when its process died
                 _outcome_of(operation)
             return
+        if done.done():
+            world.doubt_claims([process])  # it had given up waiting, and does not hear of what it gets now
         step = world.begin_step(process, f"{server.room}.{name}")
         if step.is_over:
             return

@@ -130,9 +130,9 @@ class World:
         until = self._cut_off_until.get(process, -2 * CLAIM_SECONDS)
         return not process.is_alive or process.is_stopped or self.now - until < 2 * CLAIM_SECONDS
 
-    def lose_claims(self) -> None:
-        """Their store has forgotten some of them."""
-        for process in self.host.processes:
+    def doubt_claims(self, processes: Sequence[Process]) -> None:
+        """Their store has forgotten some of them, or has some that they do not know of."""
+        for process in processes:
             self._cut_off_until[process] = max(self.now, self._cut_off_until.get(process, 0.0))
 
     def begin_step(self, process: Process, name: str) -> Step:
