@@ -16,7 +16,6 @@ from rise.queue.port import Queue
 from rise.testing.simulator.bot import Behaviour
 from rise.testing.simulator.faults import Fault, FaultKind
 from rise.testing.simulator.people import Act, Doing
-from rise.testing.simulator.profile import Profile
 from rise.testing.simulator.run import Outcome, Plan, simulate
 
 READS = {
@@ -39,9 +38,11 @@ def written_by(port: type, room: str) -> list[str]:
 BOUNDARIES = [*written_by(Queue, "queue"), *written_by(Ledger, "ledger"), *CALLS]
 
 
-def a_busy_minute(
-    *faults: Fault, policy: str = "hold", profile: Profile = Profile.EMBEDDED, last_blow: FaultKind | None = None
-) -> Outcome:
+def a_busy_minute(*faults: Fault, policy: str = "hold") -> Outcome:
+    return simulate(a_busy_plan(*faults, policy=policy))
+
+
+def a_busy_plan(*faults: Fault, policy: str = "hold") -> Plan:
     """A little of everything, so that every write is made."""
     doings = [
         Doing(act=Act.WRITE, at=1.0 + number / 4, name=f"w{number}", chat_id=number % 3 + 1, behaviour=behaviour)
@@ -70,7 +71,7 @@ def a_busy_minute(
         Fault(kind=FaultKind.STOP, target="worker-1", at=18.0),
         Fault(kind=FaultKind.CALLS_FLOODED, at=3.0, seconds=0.3),
     ]
-    return simulate(Plan(1, 1, 2, False, policy, doings, [*doubts, *faults], profile, last_blow))
+    return Plan(1, 1, 2, False, policy, doings, [*doubts, *faults])
 
 
 def killed(step: str, *, before: bool, nth: int = 1) -> Fault:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from test_simulator_crash_points import a_busy_minute, killed
+from msgspec.structs import replace
+from test_simulator_crash_points import a_busy_plan, killed
 
 from rise.copies.journal import Journal
 from rise.copies.keeper import Keeper
@@ -25,12 +26,11 @@ from rise.testing.simulator.bot import Behaviour
 from rise.testing.simulator.faults import LAST_BLOWS, Fault, FaultKind
 from rise.testing.simulator.people import Act, Doing
 from rise.testing.simulator.profile import Profile
-from rise.testing.simulator.run import Plan, draw_plan, simulate
+from rise.testing.simulator.run import Outcome, Plan, draw_plan, simulate
 
 ONCE_BROKEN = {
     1: "what was planned for later waited until two clocks agreed: the ledger's and Redis's",
     2: "a message that was delivered again after a later run of it had ended waited for a person, for ever",
-    73: "a claim that lapsed while Redis was away counted as a death, because its worker asked for it so seldom",
 }
 """Seeds that found something once, and what."""
 
@@ -58,11 +58,15 @@ def broken(plan: Plan) -> list[str]:
     return [str(violation) for violation in simulate(plan).violations]
 
 
-def a_busy_minute_of_all_stores(*faults: Fault) -> Any:
+def a_busy_minute_of_all_stores(*faults: Fault) -> Outcome:
     """With an emptied queue in it, and a mirror that loses everything in the end."""
     emptied = Fault(kind=FaultKind.REDIS_EMPTIED, at=6.0)
     away = Fault(kind=FaultKind.RABBIT_GONE, at=10.0, seconds=2.0)
-    return a_busy_minute(emptied, away, *faults, profile=Profile.FULL, last_blow=FaultKind.RABBIT_EMPTIED)
+    plan = a_busy_plan(emptied, away, *faults)
+    refill = Doing(act=Act.REFILL, at=16.0, name="refill")
+    return simulate(
+        replace(plan, doings=[*plan.doings, refill], profile=Profile.FULL, last_blow=FaultKind.RABBIT_EMPTIED)
+    )
 
 
 @pytest.mark.req("TST-2", "CPY-2")
@@ -213,3 +217,14 @@ def test_a_message_is_answered_once_though_redis_is_emptied_while_it_runs():
     assert outcome.violations == []
     assert outcome.steps["queue.begin_life"] == 2
     assert outcome.steps["telegram.sendMessage"] == 1
+
+
+@pytest.mark.req("CPY-4", "WRK-4")
+def test_a_claim_that_lapses_while_redis_is_away_for_long_counts_as_nobodys_death():
+    doings = [
+        Doing(act=Act.WRITE, at=5.0 + number / 100, name=f"m{number}", chat_id=number, behaviour=Behaviour.STEPS)
+        for number in range(1, 9)
+    ]
+    away = Fault(kind=FaultKind.REDIS_GONE, at=5.1, seconds=12.0)
+    outcome = simulate(Plan(1, 1, 3, False, "resend", doings, [away], Profile.FULL))
+    assert outcome.violations == []

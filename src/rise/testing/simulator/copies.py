@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
+import rise
 from rise.envelope import DeliveryKey, Status, TaskId, run_id_of, task_id_of
 from rise.queue.port import NewTask
 from rise.runtime.assembly import House
 from rise.runtime.audit import AuditReport
 from rise.testing.fakes.queue import Lane, StoredTask
 from rise.testing.simulator.invariants import Checker, Seen
+from rise.testing.simulator.loop import Process
 from rise.testing.simulator.servers import SimMirror, run_in
 from rise.testing.simulator.world import World
 
@@ -58,6 +60,13 @@ class CopiesChecker(Checker):
         super().acknowledged(key)
         if task_id_of(DeliveryKey(key)) not in self._promised:
             self._world.violate("I1", f"{key} was acknowledged before anybody said that it is kept")
+
+    def ran(self, process: Process, turn: rise.Turn) -> None:
+        """I4: nor when a later run of it has ended, and an emptied queue has got a former one again."""
+        super().ran(process, turn)
+        generation = self._generation(turn.task_id)
+        if generation is not None and self._is_over(turn.task_id, generation + 1):
+            self._world.violate("I4", f"{turn.text!r} is run as {generation}, and a later run has ended")
 
     # --- what the stores do ---
 

@@ -22,6 +22,7 @@ from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.runtime.audit import Audit, AuditReport
 from rise.runtime.operations import Operations
+from rise.runtime.refilling import Refilling
 from rise.testing.simulator.bot import Behaviour, SimBot
 from rise.testing.simulator.copies import CopiesChecker
 from rise.testing.simulator.faults import (
@@ -42,6 +43,7 @@ from rise.testing.simulator.people import (
     Written,
     apply_body,
     draw_doings,
+    draw_refills,
     is_at_large,
     pick,
     texts_of,
@@ -128,7 +130,8 @@ def _with_losses(plan: Plan, dice: random.Random, names: Sequence[str]) -> Plan:
     faults = draw_faults_of_stores(dice, members=names, seconds=BUSY_SECONDS, has_mirror=has_mirror)
     faults = with_redis_rewound(dice, sorted([*plan.faults, *faults], key=lambda fault: fault.at))
     last_blow = dice.choice(LAST_BLOWS if has_mirror else LAST_BLOWS[:2])
-    return msgspec.structs.replace(plan, faults=faults, last_blow=last_blow)
+    doings = sorted([*plan.doings, *draw_refills(dice, seconds=BUSY_SECONDS)], key=lambda doing: doing.at)
+    return msgspec.structs.replace(plan, doings=doings, faults=faults, last_blow=last_blow)
 
 
 def simulate(plan: Plan) -> Outcome:
@@ -289,6 +292,8 @@ class _Run:
                 self._intrude(doing)
             case Act.UNBIND | Act.BIND:
                 self._bind(is_enabled=doing.act is Act.BIND)
+            case Act.REFILL:
+                self._command(doing.act, lambda house, _: Refilling(house).refill())
             case Act.RESUME | Act.DROP | Act.AGAIN:
                 self._command(doing.act, lambda house, operations: self._operate(doing, house, operations))
             case _:
