@@ -51,8 +51,9 @@ bench: install                  ## ratios, side by side in one run
 kill: install                   ## kill -9 at 200 random moments, and the table of what came of it
 	$(BIN)/python -m pytest tests/proof/test_kill.py -k random_moments -s --kills 200 $(ARGS)
 
-proof: install                  ## hours: an hour of simulated worlds, 400 kills of real processes, and everything tried a hundred times as often
+proof: install                  ## hours: two of simulated worlds, 400 kills of real processes, and everything tried a hundred times as often
 	$(BIN)/rise simulate --minutes 60 --first 1000000
+	$(BIN)/rise simulate --profile full --minutes 60 --first 1000000
 	$(BIN)/rise drill --cycles 300 --seed 20260101
 	$(BIN)/rise drill --cycles 100 --seed 20260101 --mode polling
 	$(BIN)/rise drill --profile full --cycles 58 --seed 20260101

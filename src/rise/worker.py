@@ -266,8 +266,10 @@ class Worker:
     def _note_store_is_back(self) -> None:
         """After a while without it much has gathered, and what had failed must not be knocked down again."""
         now, since = self._clock.monotonic(), self._store_failing_since
-        if since is not None and now - since >= OUTAGE_SECONDS:
-            self._slow_start.begin(now)
+        if since is not None:
+            self._store_failed_at = now  # until now, as far as is known here: it was asked ever more seldom
+            if now - since >= OUTAGE_SECONDS:
+                self._slow_start.begin(now)
         self._store_failing_since = None
 
     def _store_failed_lately(self) -> bool:
@@ -366,7 +368,7 @@ class Worker:
         head, progress = task.head, task.progress
         known = await self._ledger.run(task.run_id)
         if known is not None:
-            return KeyUsedAgain(known.generation + 1) if _is_of_former(known, head) else AlreadyRun(known)
+            return KeyUsedAgain(known.generation + 1) if is_of_former(known, head) else AlreadyRun(known)
         if progress.deadline_at_ms is not None and progress.deadline_at_ms < self._queue.now_ms():
             return TooLate()
         channel = self._channels[head.channel]
@@ -423,7 +425,7 @@ class Worker:
             case Answered(result, calls, said):
                 return await self._record_answer(task, result, calls, said)
             case AlreadyRun(run):
-                return await self._go_on(task, run)
+                return await self._go_on(task, run, saved_at_ms=min(run.saved_at_ms, self._queue.now_ms()))
             case KeyUsedAgain(generation):
                 return Anew(generation)
             case TooLate():
@@ -449,15 +451,18 @@ class Worker:
             _history(task, said, epoch_ms(self._clock.now())),
             deliver=is_pushed(channel),
         )
-        return await self._go_on(task, run)
+        return await self._go_on(task, run, saved_at_ms=self._queue.now_ms())
 
-    async def _go_on(self, task: Task, run: Run) -> Settlement:
-        """After a result is frozen: arm what it promised for later, each once, then let the task go on."""
+    async def _go_on(self, task: Task, run: Run, *, saved_at_ms: int) -> Settlement:
+        """After a result is frozen: arm what it promised for later, each once, then let the task go on.
+
+        `saved_at_ms`: by the queue's clock, because the queue waits until then; the ledger's may be another.
+        """
         if run.status is not Status.DROPPED:
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
             for number, plan in enumerate(run.follow_ups):
-                await self._accept(follow_up(task, number, plan, run.saved_at_ms))
+                await self._accept(follow_up(task, number, plan, saved_at_ms))
         return Finished() if run.status.is_finished else Replying()
 
     async def _note_attempt(self, task: Task, error: str, *, counts: bool) -> None:
@@ -567,7 +572,7 @@ def _history(task: Task, said: str, now_ms: int) -> list[Turn]:
     return turns
 
 
-def _is_of_former(run: Run, head: Head) -> bool:
+def is_of_former(run: Run, head: Head) -> bool:
     """Whether the run is of another message, whose key had been forgotten when this one brought it again.
 
     By the time that keys are kept, not by which came first: the same message may have been accepted by several

@@ -39,6 +39,10 @@ BOUNDARIES = [*written_by(Queue, "queue"), *written_by(Ledger, "ledger"), *CALLS
 
 
 def a_busy_minute(*faults: Fault, policy: str = "hold") -> Outcome:
+    return simulate(a_busy_plan(*faults, policy=policy))
+
+
+def a_busy_plan(*faults: Fault, policy: str = "hold") -> Plan:
     """A little of everything, so that every write is made."""
     doings = [
         Doing(act=Act.WRITE, at=1.0 + number / 4, name=f"w{number}", chat_id=number % 3 + 1, behaviour=behaviour)
@@ -67,7 +71,7 @@ def a_busy_minute(*faults: Fault, policy: str = "hold") -> Outcome:
         Fault(kind=FaultKind.STOP, target="worker-1", at=18.0),
         Fault(kind=FaultKind.CALLS_FLOODED, at=3.0, seconds=0.3),
     ]
-    return simulate(Plan(1, 1, 2, False, policy, doings, [*doubts, *faults]))
+    return Plan(1, 1, 2, False, policy, doings, [*doubts, *faults])
 
 
 def killed(step: str, *, before: bool, nth: int = 1) -> Fault:

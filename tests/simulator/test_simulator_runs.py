@@ -83,7 +83,9 @@ def test_plans_hold_what_they_should():
     assert {plan.is_polled for plan in plans} == {True, False}
     assert all(20 <= len(plan.doings) <= 302 for plan in plans)
     assert all(3 <= len({doing.chat_id for doing in plan.doings if doing.chat_id}) <= 10 for plan in plans)
-    assert {fault.kind for plan in plans for fault in plan.faults} == set(FaultKind)
+    stores = ("REDIS_", "RABBIT_", "JOURNAL_")
+    kinds = {kind for kind in FaultKind if not kind.name.startswith(stores)}  # the others are of other worlds
+    assert {fault.kind for plan in plans for fault in plan.faults} == kinds
 
 
 @pytest.mark.req("TST-2")

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rise.cli.printing import problem_found, progress, say, show_json, show_pairs
+from rise.testing.simulator.profile import Profile
 
 if TYPE_CHECKING:
-    from rise.testing.simulator.run import Outcome
+    from rise.testing.simulator.run import Outcome, Plan
 
 LINES_SHOWN = 40
 SEEDS_BOUND_MIN = 30
@@ -32,17 +33,18 @@ def simulate(
     seeds: Annotated[int, typer.Option(min=1, help="How many runs.")] = 100,
     first: Annotated[int, typer.Option(help="The first seed of them.")] = 1,
     seed: Annotated[int | None, typer.Option(help="Only this one, with what happened in it.")] = None,
+    profile: Annotated[Profile, typer.Option(help="The stores that its worlds have.")] = Profile.EMBEDDED,
     minutes: Annotated[float | None, typer.Option(help="For so long instead of a number of runs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Check the promise in worlds of one seed each: processes die, stores and platforms fail, clocks are set."""
     if seed is not None:
-        _replay(seed)
+        _replay(seed, profile)
         return
-    _search(first, seeds, minutes, as_json=as_json)
+    _search(profile, first, seeds, minutes, as_json=as_json)
 
 
-def _search(first: int, seeds: int, minutes: float | None, *, as_json: bool) -> None:
+def _search(profile: Profile, first: int, seeds: int, minutes: float | None, *, as_json: bool) -> None:
     """Play seeds from the first on, say at once which breaks a promise, and in the end what there was."""
     from rise.clock import SystemClock
     from rise.testing.simulator.run import draw_plan
@@ -52,7 +54,7 @@ def _search(first: int, seeds: int, minutes: float | None, *, as_json: bool) -> 
     began = clock.monotonic()
     with progress("simulating") as advance:
         while tally.seeds < seeds if minutes is None else clock.monotonic() - began < minutes * 60:
-            outcome = run(draw_plan(first + tally.seeds))
+            outcome = run(draw_plan(first + tally.seeds, profile))
             tally.add(outcome)
             if outcome.violations:
                 _show_violation(outcome)
@@ -118,19 +120,27 @@ def _show_violation(outcome: Outcome) -> None:
     say(f"  with these {len(shortened.faults)} of its {len(outcome.plan.faults)} faults:")
     for fault in shortened.faults:
         say(f"    {fault}")
-    say(f"  again: rise simulate --seed {outcome.plan.seed}")
+    say(f"  again: {command_of(outcome.plan)}")
 
 
-def _replay(seed: int) -> None:
+def command_of(plan: Plan) -> str:
+    """What plays it again."""
+    profile = "" if plan.profile is Profile.EMBEDDED else f" --profile {plan.profile}"
+    return f"rise simulate{profile} --seed {plan.seed}"
+
+
+def _replay(seed: int, profile: Profile) -> None:
     from rise.testing.simulator.run import draw_plan
     from rise.testing.simulator.run import simulate as run
 
-    plan = draw_plan(seed)
+    plan = draw_plan(seed, profile)
     outcome = run(plan)
     way = "polls" if plan.is_polled else "has a webhook"
     say(f"seed {seed}: {plan.gateways} gateways, {plan.workers} workers, {way}, {plan.unknown_policy}")
     for fault in plan.faults:
         say(f"  {fault}")
+    if plan.last_blow is not None:
+        say(f"  at rest  *: {plan.last_blow.value}")
     say("what happened last:")
     for line in outcome.lines[-LINES_SHOWN:]:
         say(f"  {line}")

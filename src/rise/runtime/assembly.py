@@ -9,7 +9,7 @@ Refuses: to start anything; that is `serving.py`. Opening a directory that canno
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
@@ -220,6 +220,21 @@ def _build_full_profile(
             on_trouble=on_trouble("rabbitmq"),
         )
     slots = Slots(settings.journal_dir or settings.data_dir, clock=clock, on_trouble=on_trouble("disk"))
+    full = wire_copies(settings, redis, queue, mirror, slots, ledger, bus, clock)
+    return replace(full, wait_for_hint=lambda member, seconds: queue.wait_for_hint(member, seconds=seconds))
+
+
+def wire_copies(
+    settings: Settings,
+    redis: RedisDatabase,
+    queue: RefillableQueue,
+    mirror: Mirror | None,
+    slots: Slots,
+    ledger: Ledger,
+    bus: Bus,
+    clock: Clock,
+) -> FullProfile:
+    """What keeps messages in all of these."""
     journals = Journals(slots, clock, adopts=True)
     notes = Notes(journals)
     policy = CopiesPolicy(
@@ -235,7 +250,6 @@ def _build_full_profile(
         copies=Copies(queue=queue, journals=journals, mirror=mirror, notes=notes, policy=policy),
         relay=Relay(journals=journals, notes=notes, work=work, mirror=mirror, bus=bus, clock=clock),
         work=work,
-        wait_for_hint=lambda member, seconds: queue.wait_for_hint(member, seconds=seconds),
     )
 
 
@@ -245,7 +259,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     capabilities, admission = CapabilityRegistry(clock), Admission()
 
     def on_trouble(name: str) -> Callable[[Unavailable | None], None]:
-        return partial(_report_store, capabilities, admission, name)
+        return partial(report_store, capabilities, admission, name)
 
     bus = LocalBus(DataDirectory(settings.data_dir).bus)
     stores = build_stores(settings, clock, bus, on_trouble)
@@ -275,7 +289,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     )
 
 
-def _report_store(
+def report_store(
     capabilities: CapabilityRegistry, admission: Admission, name: str, trouble: Unavailable | None
 ) -> None:
     """A store stopped or began to take what it is asked to."""

@@ -20,8 +20,20 @@ class StoredCopy:
     body: bytes
     is_parked: bool
     kept_at_ms: int
-    holder: MemoryMirror | None = None
-    """Who has taken it."""
+    taken: Taken | None = None
+    """By whom, if somebody has it."""
+
+
+@dataclass(eq=False, slots=True, frozen=True)
+class Taken:
+    """One handing out of a copy, which is void when it goes back: the same copy is handed out as another."""
+
+    copy: StoredCopy
+    mirror: MemoryMirror
+
+    @property
+    def is_valid(self) -> bool:
+        return self.copy.taken is self
 
 
 @dataclass(slots=True)
@@ -33,8 +45,8 @@ class MemoryMirrorState:
     """Each of the two kinds in the order in which it came."""
     looking: dict[bool, MemoryMirror] = field(default_factory=dict)
     """Who looks at the parked (True) and at the fresh."""
-    waiting: set[Signal] = field(default_factory=set)
-    """Of whoever waits for a copy."""
+    waiting: dict[Signal, None] = field(default_factory=dict)
+    """Of whoever waits for a copy, in the order in which they came."""
 
     def add(self, copy: StoredCopy) -> None:
         self.copies.append(copy)
@@ -69,8 +81,8 @@ class MemoryMirror(MemoryStore):
     def die(self) -> None:
         """Its process is killed, or its connection is over: what it has taken goes back."""
         for copy in self._state.copies:
-            if copy.holder is self:
-                copy.holder = None
+            if copy.taken is not None and copy.taken.mirror is self:
+                copy.taken = None
         for parked in (True, False):
             self._end_looking(parked=parked)
         self._state.wake()
@@ -96,19 +108,21 @@ class MemoryMirror(MemoryStore):
 
     async def _somebody_keeps(self, seconds: float) -> bool:
         more = Signal()
-        self._state.waiting.add(more)
+        self._state.waiting[more] = None
         try:
             return await more.wait(seconds)
         finally:
-            self._state.waiting.discard(more)
+            self._state.waiting.pop(more, None)
 
     def _take(self, limit: int, *, parked: bool) -> list[Look]:
         if self._state.looking.setdefault(parked, self) is not self:
             return []
-        free = [copy for copy in self._state.copies if copy.is_parked == parked and copy.holder is None][:limit]
-        for copy in free:
-            copy.holder = self
-        return [_look(copy) for copy in free]
+        free = [copy for copy in self._state.copies if copy.is_parked == parked and copy.taken is None][:limit]
+        return [_look(copy, self._hand_out(copy)) for copy in free]
+
+    def _hand_out(self, copy: StoredCopy) -> Taken:
+        copy.taken = Taken(copy, self)
+        return copy.taken
 
     def _end_looking(self, *, parked: bool) -> None:
         if self._state.looking.get(parked) is self:
@@ -121,9 +135,8 @@ class MemoryMirror(MemoryStore):
         await self._through("forget", lambda: self._forget(looks))
 
     def _forget(self, looks: Sequence[Look]) -> None:
-        known = [look for look in looks if look.tag in self._state.copies]
-        self._let_go([look for look in known if look.tag.holder is self])
-        if any(look.tag in self._state.copies for look in known):
+        self._let_go([look for look in looks if look.tag.is_valid])
+        if any(look.tag.copy in self._state.copies for look in looks):
             raise RabbitUnavailable("some of them had gone back: they are handed out again")
 
     async def park(self, looks: Sequence[Look]) -> None:
@@ -131,13 +144,14 @@ class MemoryMirror(MemoryStore):
 
     def _park(self, looks: Sequence[Look]) -> None:
         for look in looks:
-            if look.tag in self._state.copies and look.tag.holder is self:
-                self._state.add(StoredCopy(look.tag.task_id, look.body, True, self._now_ms()))
+            if look.tag.is_valid:
+                self._state.add(StoredCopy(look.tag.copy.task_id, look.body, True, self._now_ms()))
         self._forget(looks)
 
     def _let_go(self, looks: Sequence[Look]) -> None:
         for look in looks:
-            self._state.copies.remove(look.tag)
+            self._state.copies.remove(look.tag.copy)
+            look.tag.copy.taken = None
         if any(look.is_parked for look in looks):
             self._end_looking(parked=True)
 
@@ -146,8 +160,8 @@ class MemoryMirror(MemoryStore):
 
     def _give_back(self, looks: Sequence[Look]) -> None:
         for look in looks:
-            if look.tag.holder is self:
-                look.tag.holder = None
+            if look.tag.is_valid:
+                look.tag.copy.taken = None
                 self._end_looking(parked=look.is_parked)
 
     async def depth(self) -> MirrorDepth:
@@ -160,9 +174,9 @@ class MemoryMirror(MemoryStore):
         return epoch_ms(self._clock.now())
 
 
-def _look(copy: StoredCopy) -> Look:
+def _look(copy: StoredCopy, taken: Taken) -> Look:
     try:
         task = decode_task(copy.body)
     except EnvelopeMalformed:
         task = None
-    return Look(task=task, body=copy.body, tag=copy, is_parked=copy.is_parked, kept_at_ms=copy.kept_at_ms)
+    return Look(task=task, body=copy.body, tag=taken, is_parked=copy.is_parked, kept_at_ms=copy.kept_at_ms)

@@ -28,6 +28,20 @@ class FaultKind(StrEnum):
     WRITES_SLOW = "the store takes seconds"
     BUS_SILENT = "hints are lost"
 
+    REDIS_GONE = "Redis cannot be reached"
+    REDIS_UNANSWERED = "Redis does what it is asked, and its answer is lost"
+    REDIS_SLOW = "Redis takes seconds"
+    REDIS_EMPTIED = "Redis is emptied"
+    REDIS_REWOUND = "Redis loses its last writes"
+    REDIS_RECORD_LOST = "Redis loses one record"
+    RABBIT_GONE = "RabbitMQ cannot be reached"
+    RABBIT_UNANSWERED = "RabbitMQ keeps what it is given, and its confirm is lost"
+    RABBIT_SLOW = "RabbitMQ takes seconds"
+    RABBIT_BLOCKED = "RabbitMQ takes nothing in, and gives out"
+    RABBIT_EMPTIED = "RabbitMQ loses its queues"
+    JOURNAL_FULL = "the journal takes no writes"
+    JOURNAL_LOST = "the journal's disk is lost"
+
     UPDATES_LOST = "updates do not get to the gateway"
     ANSWERS_LOST = "the platform does not hear the gateway's answers"
     UPDATES_DOUBLED = "updates come twice at once"
@@ -89,7 +103,32 @@ _OF_PLATFORMS: Final = (
 )
 _OF_HOSTS: Final = (FaultKind.POWER_CUT, FaultKind.CLOCK_STEP)
 
-_SUDDEN: Final = frozenset({FaultKind.KILL, FaultKind.STOP, FaultKind.POWER_CUT, FaultKind.CLOCK_STEP})
+_OF_LINKS: Final = (
+    FaultKind.REDIS_GONE,
+    FaultKind.REDIS_GONE,
+    FaultKind.REDIS_UNANSWERED,
+    FaultKind.REDIS_SLOW,
+    FaultKind.RABBIT_GONE,
+    FaultKind.RABBIT_GONE,
+    FaultKind.RABBIT_UNANSWERED,
+    FaultKind.RABBIT_SLOW,
+    FaultKind.RABBIT_BLOCKED,
+    FaultKind.JOURNAL_FULL,
+)
+"""Several stores may be away at once: then nothing is accepted, and nothing that was is lost."""
+_LOSSES: Final = (
+    (FaultKind.REDIS_EMPTIED, FaultKind.REDIS_EMPTIED, FaultKind.REDIS_REWOUND, FaultKind.REDIS_RECORD_LOST),
+    (FaultKind.RABBIT_EMPTIED,),
+    (FaultKind.JOURNAL_LOST,),
+)
+"""What a store may lose, by store. While a run is busy one store alone loses something, however often: with two copies
+the promise covers the loss of any one of them, and a copy that was lost takes up to a minute to be made again. At rest,
+when all copies are there again, one more store may lose everything, whichever it is."""
+LAST_BLOWS: Final = (None, FaultKind.REDIS_EMPTIED, FaultKind.RABBIT_EMPTIED, FaultKind.JOURNAL_LOST)
+REWOUND_SECONDS_MAX: Final = 1.0
+"""With `appendfsync everysec`."""
+
+_SUDDEN: Final = frozenset({FaultKind.KILL, FaultKind.STOP, FaultKind.POWER_CUT, FaultKind.CLOCK_STEP}.union(*_LOSSES))
 _AT_A_STEP: Final = frozenset({FaultKind.KILL, FaultKind.PAUSE})
 
 
@@ -102,6 +141,40 @@ def draw_faults(dice: random.Random, *, members: Sequence[str], seconds: float) 
         weights[0] = 1
     kinds = [dice.choice(dice.choices(families, weights)[0]) for _ in range(count)]
     return sorted((_draw(dice, kind, members, seconds) for kind in kinds), key=lambda fault: fault.at)
+
+
+def draw_faults_of_stores(
+    dice: random.Random, *, members: Sequence[str], seconds: float, has_mirror: bool
+) -> list[Fault]:
+    """What goes wrong besides where there are several stores, and which of them loses what it holds."""
+    links = [kind for kind in _OF_LINKS if has_mirror or not kind.name.startswith("RABBIT")]
+    losses = dice.choice(_LOSSES if has_mirror else _LOSSES[:1])  # without a mirror the journal is what is promised
+    share = dice.choice((0.0, 0.3, 0.7))
+    kinds = [dice.choice(losses if dice.random() < share else links) for _ in range(dice.choice((0, 1, 2, 3, 5, 8)))]
+    return [_draw_of_stores(dice, kind, members, seconds) for kind in kinds]
+
+
+def _draw_of_stores(dice: random.Random, kind: FaultKind, members: Sequence[str], seconds: float) -> Fault:
+    is_of_one = (kind in _OF_LINKS and dice.random() < 0.4) or (kind is FaultKind.JOURNAL_LOST and dice.random() < 0.6)
+    return Fault(
+        kind=kind,
+        target=dice.choice(members) if is_of_one else EVERYBODY,
+        at=round(dice.uniform(0.0, seconds), 2),
+        seconds=_back(dice) if kind is FaultKind.REDIS_REWOUND else _lasting(dice, kind),
+    )
+
+
+def with_redis_rewound(dice: random.Random, faults: Iterable[Fault]) -> list[Fault]:
+    """The power cuts take what Redis had not synced, if it is Redis that loses something in this run."""
+    faults = list(faults)
+    if any(fault.kind in losses for fault in faults for losses in _LOSSES[1:]):
+        return faults
+    cut = FaultKind.POWER_CUT
+    return [msgspec.structs.replace(fault, seconds=_back(dice)) if fault.kind is cut else fault for fault in faults]
+
+
+def _back(dice: random.Random) -> float:
+    return round(dice.uniform(0.02, REWOUND_SECONDS_MAX), 2)
 
 
 def _draw(dice: random.Random, kind: FaultKind, members: Sequence[str], seconds: float) -> Fault:
@@ -130,10 +203,13 @@ class Weather:
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self._lasting = [fault for fault in faults if fault.kind not in _SUDDEN and fault.nth is None]
+        self._kinds = frozenset(fault.kind for fault in self._lasting)
         self._now: list[Fault] = []
         self._changes_at = 0.0
 
     def is_(self, kind: FaultKind, target: str, now: float) -> bool:
+        if kind not in self._kinds:
+            return False
         if now >= self._changes_at:
             self._look(now)
         return any(fault.kind is kind and fault.strikes(target) for fault in self._now)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -102,6 +102,16 @@ _TRIGGERS: Final = (
 )
 
 
+class Seen(NamedTuple):
+    """An open task, as it lies in the queue."""
+
+    task_id: str
+    head: bytes
+    status: str
+    reason: str | None
+    error: str | None
+
+
 class Checker:
     """Hears of everything, and says which promise it breaks."""
 
@@ -119,8 +129,8 @@ class Checker:
         """Call once the tables are there."""
         disk = self._world.disk
         disk.create_scalar_function("violated", self._violated, 2)
-        disk.create_scalar_function("death_counted", self._death_counted, 2)
-        disk.create_scalar_function("try_used", self._try_used, 1)
+        disk.create_scalar_function("death_counted", self.death_counted, 2)
+        disk.create_scalar_function("try_used", self.try_used, 1)
         disk.create_scalar_function("stood_in_line", self._stood_in_line, 3)
         for trigger in _TRIGGERS:
             disk.execute(trigger)
@@ -143,20 +153,21 @@ class Checker:
         if not self._is_kept(task_id_of(DeliveryKey(key))):
             self._world.violate("I1", f"{key} was acknowledged and is not on disk")
 
+    def runs_again(self, task_id: str, generation: int) -> None:
+        """An operator was told that it does."""
+
     def refused_forgery(self, key: str, status: int | None) -> None:
         """I11: without the secret nothing gets in."""
         if status is not None and 200 <= status < 300:
             self._world.violate("I11", f"a forged update was answered {status}")
-        if self._one("SELECT task_id FROM receipts WHERE delivery_key = ?", key) is not None:
+        if self._is_known(key):
             self._world.violate("I11", f"a forged update was kept: {key}")
 
     def ran(self, process: Process, turn: rise.Turn) -> None:
         """I4, I11, I12, I15: what a workflow sees is what its person wrote, and as long as there is no result."""
-        has_result = (
-            "SELECT 1 FROM tasks JOIN runs USING (task_id, generation)"
-            " WHERE task_id = ? AND runs.status IN ('replying', 'completed')"
-        )
-        if self._one(has_result, turn.task_id) and not self._world.may_have_lost_claims(process):
+        has_result = "SELECT 1 FROM runs WHERE task_id = ? AND generation = ? AND status IN ('replying', 'completed')"
+        generation = self._generation(turn.task_id)
+        if self._one(has_result, turn.task_id, generation) and not self._world.may_have_lost_claims(process):
             self._world.violate("I4", f"{turn.text!r} has its result, and is run again")
         name = turn.text.partition(" ")[0]
         written = self.written.get(name)
@@ -196,11 +207,20 @@ class Checker:
 
     # --- at rest ---
 
-    def at_rest(self, audit: AuditReport, stats: Mapping[str, Any], houses: Sequence[House]) -> None:
+    def shown(self, stats: Mapping[str, Any]) -> None:
+        """I16, I23: what people are shown is what there is, and adds up."""
+        open_now = {task.task_id for task in self._open()}
+        finished = self._one("SELECT count(*) FROM runs WHERE finished_at IS NOT NULL")
+        kept = len(open_now.union(task_id for (task_id,) in self._world.disk.execute("SELECT task_id FROM runs")))
+        if sum(stats["byStatus"].values()) != len(open_now) or sum(stats["finished"].values()) != finished:
+            self._world.violate("I23", f"{stats} is shown; {len(open_now)} are open and {finished} finished")
+        if stats["accepted"] > kept:
+            self._world.violate("I16", f"{stats['accepted']} were accepted, and {kept} are kept")
+
+    def at_rest(self, audit: AuditReport, houses: Sequence[House]) -> None:
         """Everybody has recovered, and nothing moves any more."""
         self._nothing_is_lost()
         self._nothing_came_from_nowhere()
-        self._the_numbers_shown_are_right(stats)
         self._everything_is_said_to_work(houses)
         self._everything_ended_or_waits_with_a_reason()
         self._nobody_was_told_too_often()
@@ -218,21 +238,11 @@ class Checker:
     def _nothing_came_from_nowhere(self) -> None:
         """I3: one task for each key, and none for what nobody wrote."""
         written = {one.task_id for one in self.written.values()}
-        for task_id, head in self._world.disk.execute(
-            "SELECT task_id, head FROM tasks UNION SELECT task_id, head FROM runs"
-        ).fetchall():
+        heads = {task.task_id: task.head for task in self._open()}
+        heads |= dict(self._world.disk.execute("SELECT task_id, head FROM runs").fetchall())
+        for task_id, head in heads.items():
             if task_id not in written and decode_head(head).source != FOLLOW_UP:
                 self._world.violate("I3", f"{task_id} was written by nobody")
-
-    def _the_numbers_shown_are_right(self, stats: Mapping[str, Any]) -> None:
-        """I16, I23: what people are shown is what there is, and adds up."""
-        open_tasks = self._one("SELECT count(*) FROM tasks")
-        finished = self._one("SELECT count(*) FROM runs WHERE finished_at IS NOT NULL")
-        kept = self._one("SELECT count(*) FROM (SELECT task_id FROM tasks UNION SELECT task_id FROM runs)")
-        if stats["journalDepth"] != open_tasks or sum(stats["finished"].values()) != finished:
-            self._world.violate("I23", f"{stats} is shown; {open_tasks} are open and {finished} finished")
-        if stats["accepted"] > kept:
-            self._world.violate("I16", f"{stats['accepted']} were accepted, and {kept} are kept")
 
     def _everything_is_said_to_work(self, houses: Sequence[House]) -> None:
         """I20: what was down is up again, without a restart, and says so."""
@@ -242,10 +252,9 @@ class Checker:
                     self._world.violate("I20", f"{name} is {state.status} for ever: {state.detail}")
 
     def _everything_ended_or_waits_with_a_reason(self) -> None:
-        for task_id, status, reason, error in self._world.disk.execute(
-            "SELECT task_id, status, reason, error FROM tasks WHERE status <> 'suspended' OR reason IS NULL"
-        ).fetchall():
-            self._world.violate("I17", f"{task_id} is {status} ({reason}) for ever: {error}")
+        for task in self._open():
+            if task.status != "suspended" or task.reason is None:
+                self._world.violate("I17", f"{task.task_id} is {task.status} ({task.reason}) for ever: {task.error}")
         for reply_id, state in self._world.disk.execute(
             "SELECT reply_id, state FROM replies WHERE state IN ('ready', 'sending') AND held = 0"
         ).fetchall():
@@ -266,20 +275,43 @@ class Checker:
                 self._world.violate("I6", f"{text!r} of {run_id} counts as sent, and nobody has seen it")
 
     def _nothing_is_left_behind(self) -> None:
-        for what, sql in (
-            ("claimed lanes", "SELECT count(*) FROM lanes WHERE holder IS NOT NULL"),
-            ("chats in the outbox", "SELECT count(*) FROM outbox_chats"),
+        for what, count in (
+            ("claimed lanes", self._lanes_claimed()),
+            ("chats in the outbox", self._one("SELECT count(*) FROM outbox_chats")),
         ):
-            if count := self._one(sql):
+            if count:
                 self._world.violate("I21", f"{count} {what} are left behind")
+
+    # --- where open tasks are ---
+
+    def is_anything_moving(self) -> bool:
+        """Whether something is still to be done that nobody has to be waited for."""
+        replies = "SELECT count(*) FROM replies WHERE state IN ('ready', 'sending') AND held = 0"
+        return any(map(_is_moving, self._open())) or bool(self._one(replies))
+
+    def _open(self) -> list[Seen]:
+        rows = self._world.disk.execute("SELECT task_id, head, status, reason, error FROM tasks").fetchall()
+        return [Seen(*row) for row in rows]
+
+    def _is_known(self, key: str) -> bool:
+        return self._one("SELECT 1 FROM receipts WHERE delivery_key = ?", key) is not None
+
+    def _is_kept(self, task_id: str) -> bool:
+        return self._one("SELECT 1 FROM tasks WHERE task_id = ?", task_id) is not None or self._is_over(task_id, 0)
+
+    def _generation(self, task_id: str) -> int | None:
+        generation: int | None = self._one("SELECT generation FROM tasks WHERE task_id = ?", task_id)
+        return generation
+
+    def _lanes_claimed(self) -> int:
+        return int(self._one("SELECT count(*) FROM lanes WHERE holder IS NOT NULL"))
 
     # --- details ---
 
-    def _is_kept(self, task_id: str) -> bool:
-        return (
-            self._one("SELECT 1 FROM tasks WHERE task_id = ?", task_id) is not None
-            or self._one("SELECT 1 FROM runs WHERE task_id = ? AND finished_at IS NOT NULL", task_id) is not None
-        )
+    def _is_over(self, task_id: str, generation: int) -> bool:
+        """In this generation or a later one."""
+        ended = "SELECT 1 FROM runs WHERE task_id = ? AND generation >= ? AND finished_at IS NOT NULL"
+        return self._one(ended, task_id, generation) is not None
 
     def _was_given_up(self, text: str) -> bool:
         """Whether some reply says so, or said so before it was marked."""
@@ -290,19 +322,18 @@ class Checker:
         )
 
     def _step(self, turn: rise.Turn, step: str) -> tuple[str, int, str]:
-        generation = self._one("SELECT generation FROM tasks WHERE task_id = ?", turn.task_id)
-        return turn.task_id, generation or 0, step
+        return turn.task_id, self._generation(turn.task_id) or 0, step
 
     def _written_of(self, task_id: str) -> Written | None:
         return next((written for written in self.written.values() if written.task_id == task_id), None)
 
-    def _try_used(self, task_id: str) -> None:
+    def try_used(self, task_id: str) -> None:
         """I13: only by a message's own errors."""
         written = self._written_of(task_id)
         if written is not None and written.behaviour not in OWN_ERRORS:
             self._world.violate("I13", f"{written.name} did nothing wrong, and has used a try")
 
-    def _death_counted(self, task_id: str, holder: str | None) -> None:
+    def death_counted(self, task_id: str, holder: str | None) -> None:
         """I13: only of a process that died, or was taken for dead with reason."""
         bus = self._world.members.get(str(holder))
         if bus is not None and not self._world.may_have_lost_claims(bus.process):
@@ -321,3 +352,7 @@ class Checker:
     def _one(self, sql: str, *values: Any) -> Any:
         row = self._world.disk.execute(sql, values).fetchone()
         return None if row is None else row[0]
+
+
+def _is_moving(task: Seen) -> bool:
+    return task.status != "suspended" or task.reason == "workflow_pending"

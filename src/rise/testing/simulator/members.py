@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import SecretStr
 
+from rise.admission import Admission
 from rise.api.reading import Message
 from rise.api.security import Credentials, Gate
 from rise.api.webhooks import PATH, TelegramWebhook
@@ -17,23 +20,27 @@ from rise.capabilities import CapabilityRegistry
 from rise.channels.http import HttpChannel
 from rise.channels.telegram import TelegramRates
 from rise.channels.webchat import WebChatChannel
-from rise.errors import RiseError
-from rise.intake import Intake
+from rise.copies.keeping import Copies
+from rise.errors import RiseError, Unavailable
+from rise.intake import Intake, Keep
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
-from rise.queue.port import QueueLimits
+from rise.queue.port import Enqueued, NewTask, QueueLimits
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.runtime import assembly, serving
-from rise.runtime.assembly import Channels, House, Secrets, Stores
+from rise.runtime.assembly import Channels, House, OnTrouble, Secrets, Stores
 from rise.runtime.directory import DataDirectory
 from rise.runtime.operations import Operations
 from rise.service import Service, start_all, stop_all
 from rise.settings import Settings
 from rise.testing.simulator.bus import SimBus
 from rise.testing.simulator.host import SimClock
+from rise.testing.simulator.journals import SimSlots
 from rise.testing.simulator.loop import Process
 from rise.testing.simulator.platform import BOT, WEBHOOK_WORD, Platform, SimTelegramChannel
+from rise.testing.simulator.profile import Profile
+from rise.testing.simulator.servers import SimMirror, SimQueue, SimRedis
 from rise.testing.simulator.store import SimDatabase
 from rise.testing.simulator.world import CLAIM_SECONDS, World
 from rise.workflows.definition import WorkflowDefinition
@@ -46,9 +53,12 @@ _SCHEMA: Final = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
 Workflows = Callable[[Process], dict[str, WorkflowDefinition]]
 
 
-def settings_of_a_run(**overrides: Any) -> Settings:
+def settings_of_a_run(profile: Profile = Profile.EMBEDDED, **overrides: Any) -> Settings:
     """Everything that waits, waits for less: a run is a minute of a world's time. Nothing comes from outside."""
+    urls: dict[str, Any] = {f"{server}_url": SecretStr(f"{server}://nowhere") for server in profile.servers}
     return Settings.model_construct(
+        **urls,
+        publish_seconds=0.6,
         telegram_token=SecretStr(BOT),
         claim_seconds=CLAIM_SECONDS,
         retry_seconds=(0.5, 1.0, 2.0),
@@ -62,11 +72,25 @@ def settings_of_a_run(**overrides: Any) -> Settings:
     )
 
 
+class SimDirectory(DataDirectory):
+    """There is none; who would have locked it is known all the same."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(Path("simulated"))
+        self._world = world
+
+    def is_owned(self) -> bool:
+        return any(process.name.startswith("gateway") for process in self._world.host.processes)
+
+
 class SimStores(Stores):
     """On the world's disk instead of in a directory."""
 
     async def open(self) -> None:
         await self.database.open()
+        if self.full is not None:
+            with suppress(Unavailable):
+                await self.full.redis.open()
 
 
 class Member:
@@ -113,6 +137,9 @@ class Member:
     def services(self, house: House) -> list[Service]:
         raise NotImplementedError
 
+    def keepers(self, house: House) -> list[Service]:
+        return []
+
     def _ended(self, process: Process) -> None:
         self._world.kill(process, "it has stopped")
 
@@ -125,7 +152,9 @@ class Member:
 
     async def _start_services(self) -> None:
         await serving.open_stores(self.house)
-        self._services = [self.house.bus, self.house.bindings, *self.services(self.house)]
+        house = self.house
+        self._services = [house.bus, *house.stores.services(), *self.keepers(house), house.bindings]
+        self._services += self.services(house)
         await start_all(self._services, on_error=_ignore)
         self._is_up = True
 
@@ -160,6 +189,10 @@ class Gateway(Member):
         if (polling := assembly.build_polling(house)) is not None:
             services.append(polling)
         return services
+
+    def keepers(self, house: House) -> list[Service]:
+        keeper = assembly.build_keeper(house)
+        return [] if keeper is None else [keeper]
 
     async def post(self, headers: list[tuple[bytes, bytes]], body: bytes) -> list[Message]:
         answers: list[Message] = []
@@ -205,12 +238,13 @@ class Console:
 
         async def main() -> None:
             await house.stores.open()
-            await house.bus.start()
+            services: list[Service] = [house.bus, *house.stores.services()]
+            await start_all(services, on_error=_ignore)
             try:
                 await house.bindings.refresh()
-                await command(house, Operations(house.queue, house.ledger, house.bus, house.clock))
+                await command(house, assembly.build_operations(house))
             finally:
-                await house.bus.stop()
+                await stop_all(services, on_error=_ignore)
 
         world.note(process.name, name)
         process.spawn(main(), name=name)
@@ -219,14 +253,11 @@ class Console:
 
 def build_house(world: World, platform: Platform, settings: Settings, process: Process) -> House:
     clock = SimClock(process, world.dice_for(f"{process.name} {world.timeline.number()}"))
-    database = SimDatabase(world, process, clock=clock, schema=_SCHEMA)
-    limits = QueueLimits(claim=timedelta(seconds=settings.claim_seconds))
-    ledger = SqliteLedger(database)
-    stores = SimStores(DataDirectory(Path("simulated")), database, SqliteQueue(database, limits), ledger)
+    capabilities, admission = CapabilityRegistry(clock), Admission()
     bus = SimBus(world, process)
-    bindings = BindingRegistry(ledger, bus, clock)
+    stores = _build_stores(world, settings, process, clock, bus, partial(_reporter, capabilities, admission))
+    bindings = BindingRegistry(stores.ledger, bus, clock)
     telegram = SimTelegramChannel(platform, process, clock=clock, rates=_RATES)
-    channels = Channels(HttpChannel(), WebChatChannel(""), telegram, platform.account)
     return House(
         settings=settings,
         clock=clock,
@@ -234,10 +265,55 @@ def build_house(world: World, platform: Platform, settings: Settings, process: P
         stores=stores,
         bus=bus,
         bindings=bindings,
-        channels=channels,
-        capabilities=CapabilityRegistry(clock),
-        intake=Intake(stores.queue, bindings, bus, clock, accept_seconds_max=settings.accept_seconds),
+        channels=Channels(HttpChannel(), WebChatChannel(""), telegram, platform.account),
+        capabilities=capabilities,
+        intake=Intake(
+            stores.queue,
+            bindings,
+            bus,
+            clock,
+            accept_seconds_max=settings.accept_seconds,
+            admission=admission,
+            keep=None if stores.full is None else _witnessed(world, stores.full.copies),
+            stores=settings.stores,
+        ),
     )
+
+
+def _build_stores(
+    world: World, settings: Settings, process: Process, clock: SimClock, bus: SimBus, on_trouble: OnTrouble
+) -> SimStores:
+    database = SimDatabase(world, process, clock=clock, schema=_SCHEMA)
+    ledger, directory = SqliteLedger(database), SimDirectory(world)
+    limits = QueueLimits(claim=timedelta(seconds=settings.claim_seconds))
+    if settings.redis_url is None:
+        return SimStores(directory, database, SqliteQueue(database, limits), ledger)
+    witness = world.witness
+    queue = SimQueue(world, process, witness, limits=limits, on_trouble=on_trouble("redis"))
+    mirror = None
+    if settings.rabbitmq_url is not None:
+        mirror = SimMirror(world, process, witness, clock=clock, on_trouble=on_trouble("rabbitmq"))
+    slots = SimSlots(world, process, witness, clock=clock, on_trouble=on_trouble("disk"))
+    redis: Any = SimRedis(queue)
+    full = assembly.wire_copies(settings, redis, queue, mirror, slots, ledger, bus, clock)
+    return SimStores(directory, database, queue, ledger, full)
+
+
+def _reporter(
+    capabilities: CapabilityRegistry, admission: Admission, name: str
+) -> Callable[[Unavailable | None], None]:
+    return partial(assembly.report_store, capabilities, admission, name)
+
+
+def _witnessed(world: World, copies: Copies) -> Keep:
+    """What keeps a message, and says at once that it is kept, as whoever hands it in is told."""
+
+    async def keep(task: NewTask) -> Enqueued:
+        enqueued = await copies.keep(task)
+        world.witness.kept(task)
+        return enqueued
+
+    return keep
 
 
 def _ignore(name: str, error: BaseException) -> None:

@@ -33,6 +33,7 @@ class Act(StrEnum):
     RESUME = "resumes"
     DROP = "drops"
     AGAIN = "runs again"
+    REFILL = "has Redis filled again"
 
 
 class Doing(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +73,12 @@ def draw_doings(dice: random.Random, *, seconds: float) -> list[Doing]:
         doings.append(Doing(act=Act.UNBIND, at=round(unbound_at, 2), name="binding"))
         doings.append(Doing(act=Act.BIND, at=round(dice.uniform(unbound_at, seconds), 2), name="binding"))
     return sorted(doings, key=lambda doing: doing.at)
+
+
+def draw_refills(dice: random.Random, *, seconds: float) -> list[Doing]:
+    """Where there is a queue to be filled from other stores: at times somebody has it done for no reason."""
+    count = dice.choice((0, 0, 0, 1, 2))
+    return [Doing(act=Act.REFILL, at=round(dice.uniform(0.0, seconds), 2), name="refill") for _ in range(count)]
 
 
 def _draw(dice: random.Random, name: str, chats: Sequence[int], seconds: float) -> Doing:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import random  # noqa: TID251 - the dice are the seed's
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Final
 
 import msgspec
 import structlog
 
 from rise.bus.port import Topic
+from rise.copies import journal, journals, keeper, reaper
 from rise.envelope import TaskId
 from rise.errors import RiseError, StateConflict, TaskUnknown
 from rise.ledger.port import BindingRecord
@@ -20,10 +22,20 @@ from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.runtime.audit import Audit, AuditReport
 from rise.runtime.operations import Operations
+from rise.runtime.refilling import Refilling
 from rise.testing.simulator.bot import Behaviour, SimBot
-from rise.testing.simulator.faults import Fault, FaultKind, draw_faults
+from rise.testing.simulator.copies import CopiesChecker
+from rise.testing.simulator.faults import (
+    LAST_BLOWS,
+    Fault,
+    FaultKind,
+    draw_faults,
+    draw_faults_of_stores,
+    with_redis_rewound,
+)
 from rise.testing.simulator.invariants import Checker
 from rise.testing.simulator.loop import TimeStandsStill
+from rise.testing.simulator.losses import Losses
 from rise.testing.simulator.members import Console, Gateway, Member, WorkerMember, settings_of_a_run
 from rise.testing.simulator.people import (
     Act,
@@ -31,12 +43,14 @@ from rise.testing.simulator.people import (
     Written,
     apply_body,
     draw_doings,
+    draw_refills,
     is_at_large,
     pick,
     texts_of,
     update_of,
 )
 from rise.testing.simulator.platform import WEBHOOK_WORD, Platform
+from rise.testing.simulator.profile import Profile
 from rise.testing.simulator.world import Violation, World
 from rise.testing.telegram.rules.update_queue import compact_json
 
@@ -50,6 +64,17 @@ STALE_SECONDS: Final = 20 * 86_400
 EDITED_SECONDS_MAX: Final = 3 * 86_400
 """How old a message may be that somebody edits."""
 WORKFLOW: Final = "wf_bot"
+COMPLETE_SECONDS_MAX: Final = 120.0
+"""Within which all copies are there again, and those of what is finished are gone."""
+
+_SOONER: Final[dict[tuple[ModuleType, str], Any]] = {
+    (journal, "LOOK_MS_MAX"): 16_000,
+    (journals, "ADOPT_SECONDS"): 5.0,
+    (keeper, "COUNT_SECONDS"): 8.0,
+    (keeper, "PATIENCE_SECONDS"): 10.0,
+    (reaper, "HOLD_SECONDS"): 5.0,
+    (reaper, "PARKED_LOOK_SECONDS"): 20.0,
+}
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -62,6 +87,9 @@ class Plan(msgspec.Struct, frozen=True):
     unknown_policy: str
     doings: list[Doing]
     faults: list[Fault]
+    profile: Profile = Profile.EMBEDDED
+    last_blow: FaultKind | None = None
+    """What one store loses when everything is at rest, and is followed by another rest."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -79,11 +107,12 @@ class Outcome(msgspec.Struct, frozen=True):
     """Of the world's time."""
 
 
-def draw_plan(seed: int) -> Plan:
-    dice = random.Random(f"{seed}: plan")
+def draw_plan(seed: int, profile: Profile = Profile.EMBEDDED) -> Plan:
+    is_embedded = profile is Profile.EMBEDDED
+    dice = random.Random(f"{seed}: plan" if is_embedded else f"{seed}: {profile} plan")
     gateways, workers = dice.randint(1, 3), dice.randint(1, 4)
     names = [f"gateway-{n}" for n in range(1, gateways + 1)] + [f"worker-{n}" for n in range(1, workers + 1)]
-    return Plan(
+    plan = Plan(
         seed,
         gateways,
         workers,
@@ -91,12 +120,23 @@ def draw_plan(seed: int) -> Plan:
         dice.choice(("resend_marked", "resend_marked", "resend", "hold")),
         draw_doings(dice, seconds=BUSY_SECONDS),
         draw_faults(dice, members=names, seconds=BUSY_SECONDS),
+        profile,
     )
+    return plan if is_embedded else _with_losses(plan, dice, names)
+
+
+def _with_losses(plan: Plan, dice: random.Random, names: Sequence[str]) -> Plan:
+    has_mirror = plan.profile is Profile.FULL
+    faults = draw_faults_of_stores(dice, members=names, seconds=BUSY_SECONDS, has_mirror=has_mirror)
+    faults = with_redis_rewound(dice, sorted([*plan.faults, *faults], key=lambda fault: fault.at))
+    last_blow = dice.choice(LAST_BLOWS if has_mirror else LAST_BLOWS[:2])
+    doings = sorted([*plan.doings, *draw_refills(dice, seconds=BUSY_SECONDS)], key=lambda doing: doing.at)
+    return msgspec.structs.replace(plan, doings=doings, faults=faults, last_blow=last_blow)
 
 
 def simulate(plan: Plan) -> Outcome:
     """Run it. The same plan gives the same outcome, in this interpreter or another."""
-    with _quietly():
+    with _quietly(), _impatiently():
         run = _Run(plan)
         try:
             run.play()
@@ -106,6 +146,8 @@ def simulate(plan: Plan) -> Outcome:
             run.world.timeline.close()
             # It holds the checker's functions where no collector looks, and they hold the world.
             run.world.disk.close(True)
+            for disk in run.world.journals.values():
+                disk.close(True)
         run.note_errors()
         return run.outcome()
 
@@ -114,13 +156,15 @@ class _Run:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.world = world = World(plan.seed, plan.faults)
-        self.checker = checker = Checker(world)
-        self.platform = Platform(world, checker)
-        settings = settings_of_a_run(
+        self.settings = settings = settings_of_a_run(
+            plan.profile,
             telegram_unknown=plan.unknown_policy,
             public_url=None if plan.is_polled else "https://rise.example",
             telegram_mode="polling" if plan.is_polled else "webhook",
         )
+        self.losses = None if plan.profile is Profile.EMBEDDED else Losses(world, settings)
+        self.checker = checker = Checker(world) if self.losses is None else self.losses.checker
+        self.platform = Platform(world, checker)
         self.bot = SimBot(world, checker)
         self.console = Console(world, self.platform, settings)
         self.members: list[Member] = [
@@ -143,9 +187,22 @@ class _Run:
         for fault in self.plan.faults:
             if fault.nth is None:
                 world.timeline.at(fault.at, _bound(self._strike, fault))
+        if self.losses is not None:
+            self.losses.expect(self.plan.faults)
         world.timeline.run(BUSY_SECONDS + HEALED_AFTER_SECONDS)
         self._bind(is_enabled=True)
         self._come_to_rest()
+        if self.losses is not None:
+            self._complete_copies(self.losses.checker)
+        if self.plan.last_blow is not None and self.losses is not None:
+            self.losses.strike_if_another_has_it(Fault(kind=self.plan.last_blow, at=world.now))
+            self._come_to_rest()
+        # What is at rest stays so, and the supervisor has had its time to clean up.
+        world.timeline.run(world.now + 35.0)
+        if self.losses is not None:
+            self._complete_copies(self.losses.checker)
+        gateways = [member.house for member in self.members if isinstance(member, Gateway)]
+        self.checker.at_rest(self._look(), gateways)
 
     def _prepare(self) -> None:
         """The tables are there before anybody starts; whether they can be made is another test's question."""
@@ -162,27 +219,27 @@ class _Run:
         deadline = timeline.now + REST_SECONDS_MAX
         while not self._is_at_rest() and timeline.now < deadline:
             timeline.run(timeline.now + 5.0)
-        # What is at rest stays so, and the supervisor has had its time to clean up.
-        timeline.run(timeline.now + 35.0)
-        audit, stats = self._look()
-        gateways = [member.house for member in self.members if isinstance(member, Gateway)]
-        self.checker.at_rest(audit, stats, gateways)
+
+    def _complete_copies(self, checker: CopiesChecker) -> None:
+        """I19: within a while."""
+        timeline = self.world.timeline
+        deadline = timeline.now + COMPLETE_SECONDS_MAX
+        while (missing := checker.incomplete_copies()) and timeline.now < deadline:
+            timeline.run(timeline.now + 5.0)
+        for what in missing:
+            self.world.violate("I19", what)
 
     def _is_at_rest(self) -> bool:
-        [(moving,)] = self.world.disk.execute(
-            "SELECT (SELECT count(*) FROM tasks WHERE status <> 'suspended')"
-            " + (SELECT count(*) FROM tasks WHERE status = 'suspended' AND reason = 'workflow_pending')"
-            " + (SELECT count(*) FROM replies WHERE state IN ('ready', 'sending') AND held = 0)"
-        ).fetchall()
-        return not moving and self.platform.is_quiet() and not self.callers_waiting
+        return not self.checker.is_anything_moving() and self.platform.is_quiet() and not self.callers_waiting
 
-    def _look(self) -> tuple[AuditReport, dict[str, Any]]:
+    def _look(self) -> AuditReport:
         """What a person is told by the commands that there are for it."""
-        found: list[tuple[AuditReport, dict[str, Any]]] = []
+        found: list[AuditReport] = []
 
         async def audit(house: House, operations: Operations) -> None:
-            report = await Audit(house.queue, house.ledger, house.clock, 30 * 86_400.0).run()
-            found.append((report, await operations.stats()))
+            shown = None if house.stores.full is None else house.stores.full.shown
+            found.append(await Audit(house.queue, house.ledger, house.clock, 30 * 86_400.0, copies=shown).run())
+            self.checker.shown(await operations.stats())
 
         process = self._command("audit", audit)
         timeline = self.world.timeline
@@ -207,11 +264,14 @@ class _Run:
                     member.stop()
             case FaultKind.POWER_CUT:
                 self._cut_power()
+                if self.losses is not None and fault.seconds:
+                    self.losses.strike(fault, [])
             case FaultKind.CLOCK_STEP:
                 world.note("clock", "is set", f"{fault.seconds:+.0f}")
                 world.host.wall_offset += fault.seconds
             case _:
-                return
+                if self.losses is None or not self.losses.strike(fault, [member.process for member in struck]):
+                    return
         world.struck[fault.kind] += 1
 
     def _cut_power(self) -> None:
@@ -232,6 +292,8 @@ class _Run:
                 self._intrude(doing)
             case Act.UNBIND | Act.BIND:
                 self._bind(is_enabled=doing.act is Act.BIND)
+            case Act.REFILL:
+                self._command(doing.act, lambda house, _: Refilling(house).refill())
             case Act.RESUME | Act.DROP | Act.AGAIN:
                 self._command(doing.act, lambda house, operations: self._operate(doing, house, operations))
             case _:
@@ -328,7 +390,8 @@ class _Run:
                 case Act.DROP:
                     await operations.drop(task_id, who="operator")
                 case Act.AGAIN:
-                    await operations.run_again(task_id, who="operator")
+                    again = await operations.run_again(task_id, who="operator")
+                    self.checker.runs_again(again.task_id, again.generation)
         except (StateConflict, TaskUnknown):
             return  # somebody was quicker
 
@@ -387,6 +450,19 @@ class _Run:
             dict(world.steps),
             world.now,
         )
+
+
+@contextmanager
+def _impatiently() -> Iterator[None]:
+    """With what looks after copies looking more often than it does: a run would be an hour of a world's time."""
+    before = {(module, name): getattr(module, name) for module, name in _SOONER}
+    for (module, name), value in _SOONER.items():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)
 
 
 @contextmanager

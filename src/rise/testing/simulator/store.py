@@ -29,6 +29,8 @@ SLOW_SECONDS = (0.5, 6.0)
 class SimDatabase(InlineDatabase):
     """`rise.connections.sqlite.Database` for one process of a world."""
 
+    refused_while = FaultKind.WRITES_REFUSED
+
     def __init__(self, world: World, process: Process, *, clock: SimClock, schema: Mapping[str, Sequence[str]]) -> None:
         super().__init__(world.disk, clock=clock, schema=schema)
         self._world = world
@@ -51,8 +53,8 @@ class SimDatabase(InlineDatabase):
         step = world.begin_step(process, name)
         if step.is_over:
             return
-        if world.is_struck(FaultKind.WRITES_REFUSED, process):
-            self._answer(done, StoreUnavailable("the store takes no writes"))
+        if (refusal := self._refusal()) is not None:
+            self._answer(done, refusal)
             return
         outcome: Any = None
         try:
@@ -65,6 +67,10 @@ class SimDatabase(InlineDatabase):
         if world.is_struck(FaultKind.WRITES_UNANSWERED, process):
             outcome = StoreUnavailable("the store did not say whether it was written")
         self._answer(done, outcome)
+
+    def _refusal(self) -> StoreUnavailable | None:
+        is_refused = self._world.is_struck(self.refused_while, self._process)
+        return StoreUnavailable("the store takes no writes") if is_refused else None
 
     def _change(self, connection: apsw.Connection, apply: Callable[[apsw.Connection], T]) -> T:
         result = apply(connection)
@@ -80,7 +86,7 @@ class SimDatabase(InlineDatabase):
         return world.dice.uniform(*bounds)
 
 
-_ROOMS = {"SqliteQueue": "queue", "SqliteLedger": "ledger"}
+_ROOMS = {"SqliteQueue": "queue", "SqliteLedger": "ledger", "Journal": "journal"}
 
 
 def boundary_of(apply: Callable[..., Any]) -> str:

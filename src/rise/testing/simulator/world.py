@@ -9,19 +9,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from rise.testing.fakes.mirror import MemoryMirrorState, Taken
+from rise.testing.fakes.queue import MemoryQueueState
 from rise.testing.simulator.database import memory_disk
 from rise.testing.simulator.faults import Fault, FaultKind, Tripwires, Weather
 from rise.testing.simulator.host import Host
 from rise.testing.simulator.loop import Process, Timeline
 
 if TYPE_CHECKING:
+    import apsw
+
     from rise.testing.simulator.bus import SimBus
+    from rise.testing.simulator.servers import SimMirror, Witness
 
 LINES_KEPT: Final = 400
 CLAIM_SECONDS: Final = 3.0
 """How long a claim lives that nobody prolongs."""
 
-_CUT_OFF: Final = frozenset({FaultKind.WRITES_REFUSED, FaultKind.WRITES_UNANSWERED, FaultKind.WRITES_SLOW})
+_CUT_OFF: Final = frozenset(
+    {
+        FaultKind.WRITES_REFUSED,
+        FaultKind.WRITES_UNANSWERED,
+        FaultKind.WRITES_SLOW,
+        FaultKind.REDIS_GONE,
+        FaultKind.REDIS_UNANSWERED,
+        FaultKind.REDIS_SLOW,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,16 @@ class World:
         self.timeline = Timeline()
         self.host = Host(self.timeline)
         self.disk = memory_disk()
+        self.redis = MemoryQueueState()
+        self.broker = MemoryMirrorState()
+        self.mirrors: list[SimMirror] = []
+        """One for each process that ever was."""
+        self.in_hand: dict[Taken, float] = {}
+        """What the broker has given out, and since when."""
+        self.witness: Witness
+        """Where there are several stores."""
+        self.journals: dict[int, apsw.Connection] = {}
+        self.journal_locks: dict[int, Process] = {}
         self.dice = random.Random(f"{seed}: world")
         self.members: dict[str, SimBus] = {}
         self.violations: list[Violation] = []
@@ -105,6 +129,11 @@ class World:
         """Whether its claims may have lapsed through no fault of ours: it is dead, was stopped, or was cut off."""
         until = self._cut_off_until.get(process, -2 * CLAIM_SECONDS)
         return not process.is_alive or process.is_stopped or self.now - until < 2 * CLAIM_SECONDS
+
+    def doubt_claims(self, processes: Sequence[Process]) -> None:
+        """Their store has forgotten some of them, or has some that they do not know of."""
+        for process in processes:
+            self._cut_off_until[process] = max(self.now, self._cut_off_until.get(process, 0.0))
 
     def begin_step(self, process: Process, name: str) -> Step:
         """Before a write or call has its effect."""

@@ -1,0 +1,216 @@
+"""The invariants where a message is in several stores: seen from the stores themselves, by the run that a copy is of.
+
+Everything here is asked at the moment at which it could become untrue: when somebody is told that a message is kept,
+when a copy leaves a store or is lost with it, when a task begins, when an emptied queue hands out work again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+import rise
+from rise.envelope import DeliveryKey, Status, TaskId, run_id_of, task_id_of
+from rise.queue.port import NewTask
+from rise.runtime.assembly import House
+from rise.runtime.audit import AuditReport
+from rise.testing.fakes.queue import Lane, StoredTask
+from rise.testing.simulator.invariants import Checker, Seen
+from rise.testing.simulator.loop import Process
+from rise.testing.simulator.servers import SimMirror, run_in
+from rise.testing.simulator.world import World
+
+IN_HAND_SECONDS_MAX: Final = 60.0
+_RUNNABLE: Final = (Status.PENDING, Status.PROCESSING)
+
+
+class CopiesChecker(Checker):
+    """For worlds whose queue is Redis, with journals beside it, and RabbitMQ."""
+
+    def __init__(self, world: World, *, stores: tuple[str, ...], copies_min: int) -> None:
+        super().__init__(world)
+        self._stores = stores
+        self._copies_min = copies_min
+        self._ever_held: defaultdict[str, set[str]] = defaultdict(set)
+        """By task: the stores that have ever taken it in."""
+        self._promised: dict[str, int] = {}
+        """By task: the latest generation of which somebody was told that it is kept."""
+        self._was_queued: set[str] = set()
+        """What Redis had when it was emptied."""
+
+    # --- promises ---
+
+    def kept(self, task: NewTask) -> None:
+        """I1: whoever hands it in is told so now."""
+        task_id, generation = task.head.task_id, task.generation
+        self._promised[task_id] = max(generation, self._promised.get(task_id, 0))
+        held = self._ever_held[task_id]
+        is_enough = len(held) >= self._copies_min and ("journal" in held or len(held) > 1)
+        if not is_enough and not self._is_over(task_id, generation):
+            self._world.violate("I1", f"{task_id} is said to be kept, and {sorted(held) or 'no store'} has had it")
+
+    def runs_again(self, task_id: str, generation: int) -> None:
+        self._promised[task_id] = max(generation, self._promised.get(task_id, 0))
+
+    def is_promised(self, task_id: str) -> bool:
+        return task_id in self._promised
+
+    def acknowledged(self, key: str) -> None:
+        super().acknowledged(key)
+        if task_id_of(DeliveryKey(key)) not in self._promised:
+            self._world.violate("I1", f"{key} was acknowledged before anybody said that it is kept")
+
+    def ran(self, process: Process, turn: rise.Turn) -> None:
+        """I4: nor when a later run of it has ended, and an emptied queue has got a former one again."""
+        super().ran(process, turn)
+        generation = self._generation(turn.task_id)
+        if generation is not None and self._is_over(turn.task_id, generation + 1):
+            self._world.violate("I4", f"{turn.text!r} is run as {generation}, and a later run has ended")
+
+    # --- what the stores do ---
+
+    def held(self, copy: str, task_id: str, generation: int) -> None:
+        self._ever_held[task_id].add(copy)
+
+    def left_queue(self, task_id: str, generation: int) -> None:
+        self._leaves("the queue", task_id, generation, "I2")
+
+    def left_journal(self, task_id: str, generation: int) -> None:
+        self._leaves("a journal", task_id, generation, "I2")
+
+    def left_mirror(self, record: bytes) -> None:
+        """I10: only what is finished, but for one of several copies."""
+        run = run_in(record)
+        if not any(run_in(one.body) == run for one in self._world.broker.copies):
+            self._leaves("the mirror", run.task_id, run.generation, "I10")
+
+    def _leaves(self, store: str, task_id: str, generation: int, invariant: str) -> None:
+        if not self._is_over(task_id, generation):
+            self._world.violate(
+                invariant, f"{run_id_of(TaskId(task_id), generation)} left {store} before it was finished"
+            )
+
+    def lost(self, store: str) -> None:
+        """I2: whatever a store has just lost, what was promised is in another."""
+        self._world.note(store, "has lost something")
+        if store == "redis":
+            self._world.doubt_claims(self._world.host.processes)
+        for task_id, generation in self._promised.items():
+            if not self._is_over(task_id, generation) and not self._copies_of(task_id, generation):
+                self._world.violate("I2", f"{task_id} was promised, and no store has it any more")
+
+    def only_in(self, store: str) -> list[str]:
+        """What was promised, is open, and is in this one alone."""
+        promised = self._promised.items()
+        alone = [task_id for task_id, generation in promised if self._copies_of(task_id, generation) == [store]]
+        return [task_id for task_id in alone if not self._is_over(task_id, self._promised[task_id])]
+
+    def emptied(self) -> None:
+        """Redis will be empty."""
+        self._was_queued |= self._promised.keys() & self._world.redis.tasks.keys()
+
+    def life_begun(self) -> None:
+        """I7: before what was in it is back, nothing is handed out; but for what only a mirror has that is away."""
+        for task_id in sorted(self._was_queued):
+            is_in_journal = "journal" in self._copies_of(task_id)
+            if task_id not in self._world.redis.tasks and is_in_journal and not self._is_over(task_id, 0):
+                self._world.violate("I7", f"the emptied queue hands out work, and {task_id} is not in it")
+        self._was_queued.clear()
+
+    def started(self, lane: Lane, task: StoredTask) -> None:
+        """I7: a lane's first, and only one at a time."""
+        for other in self._world.redis.tasks.values():
+            if other.head.lane != lane.key or other is task or other.progress.status not in _RUNNABLE:
+                continue
+            if other.progress.status is Status.PROCESSING or other.place < task.place:
+                self._world.violate("I7", f"started out of order: {task.head.task_id}")
+
+    def stands(self, task: NewTask) -> None:
+        order = task.head.order
+        self._stood_in_line(task.head.task_id, order.at_ms, order.seq)
+
+    # --- every few seconds, and at rest ---
+
+    def at_rest(self, audit: AuditReport, houses: Sequence[House]) -> None:
+        super().at_rest(audit, houses)
+        if self._world.redis.life is None:
+            self._world.violate("I18", "the emptied queue hands out nothing, for ever")
+
+    def look(self) -> None:
+        """I10: nobody has a copy in hand for long without saying what becomes of it."""
+        for taken, since in list(self._world.in_hand.items()):
+            is_stopped = isinstance(taken.mirror, SimMirror) and taken.mirror.process.is_stopped
+            if self._world.now - since > IN_HAND_SECONDS_MAX and not is_stopped:
+                what = f"a copy of {taken.copy.task_id} is unresolved for {self._world.now - since:.0f} s"
+                self._world.violate("I10", what)
+                del self._world.in_hand[taken]
+
+    def incomplete_copies(self) -> list[str]:
+        """I19: what is open is in the queue and in enough stores, what is finished in none."""
+        return [*self._finished_copies(), *filter(None, map(self._missing_copy, self._promised.items()))]
+
+    def _finished_copies(self) -> list[str]:
+        mirror, journals = self._world.broker.copies, self._world.journals.values()
+        runs = {("the mirror", *run_in(one.body)) for one in mirror}
+        runs |= {("a journal", *row) for disk in journals for row in disk.execute(_JOURNALED).fetchall()}
+        # The copies of a generation that has ended may stay as long as a later one is open.
+        latest = self._promised | {
+            task_id: task.progress.generation for task_id, task in self._world.redis.tasks.items()
+        }
+        over = [one for one in sorted(runs) if self._is_over(one[1], max(one[2], latest.get(one[1], 0)))]
+        return [
+            f"{task_id}.{generation} is finished, and is in {store} for ever" for store, task_id, generation in over
+        ]
+
+    def _missing_copy(self, promised: tuple[str, int]) -> str | None:
+        task_id, generation = promised
+        if self._is_over(task_id, generation):
+            return None
+        copies = set(self._copies_of(task_id, generation))
+        # What no journal could take or has kept is not relayed: if the mirror loses it, too, only the queue has it.
+        if "redis" in copies and ("journal" not in copies or len(copies) == len(self._stores)):
+            return None
+        return f"{task_id}.{generation} is open, and for ever only in {sorted(copies)}"
+
+    # --- where open tasks are ---
+
+    def is_anything_moving(self) -> bool:
+        return super().is_anything_moving() or any(
+            task_id not in self._world.redis.tasks and not self._is_over(task_id, generation)
+            for task_id, generation in self._promised.items()
+        )
+
+    def _open(self) -> list[Seen]:
+        return [
+            Seen(task_id, task.stored_head, task.progress.status, task.progress.reason, task.progress.error)
+            for task_id, task in self._world.redis.tasks.items()
+        ]
+
+    def _is_known(self, key: str) -> bool:
+        return key in self._world.redis.keys or bool(self._copies_of(task_id_of(DeliveryKey(key))))
+
+    def _is_kept(self, task_id: str) -> bool:
+        return bool(self._copies_of(task_id)) or self._is_over(task_id, 0)
+
+    def _generation(self, task_id: str) -> int | None:
+        task = self._world.redis.tasks.get(TaskId(task_id))
+        return None if task is None else task.progress.generation
+
+    def _lanes_claimed(self) -> int:
+        return sum(lane.holder is not None for lane in self._world.redis.lanes.values())
+
+    def _copies_of(self, task_id: str, generation: int = 0) -> list[str]:
+        """The stores that hold it, in this generation or a later one."""
+        world, task = self._world, self._world.redis.tasks.get(TaskId(task_id))
+        journaled = "SELECT 1 FROM tasks WHERE task_id = ? AND generation >= ?"
+        in_journals = [disk.execute(journaled, (task_id, generation)).fetchone() for disk in world.journals.values()]
+        in_mirror = [
+            one.task_id == task_id and run_in(one.body).generation >= generation for one in world.broker.copies
+        ]
+        in_queue = task is not None and task.progress.generation >= generation
+        holds = {"journal": any(in_journals), "rabbitmq": any(in_mirror), "redis": in_queue}
+        return [store for store, is_there in holds.items() if is_there]
+
+
+_JOURNALED: Final = "SELECT task_id, generation FROM tasks"
