@@ -12,10 +12,12 @@ import pytest
 from pipeline_stage import MARK, Gateway, Killed, Process, Stage, WorkerProcess
 
 import rise
-from rise.envelope import Outcome, Reason, Status
+from rise.delivery import DeliveryLimits
+from rise.envelope import Outcome, Reason, Status, TaskId, run_id_of
 from rise.ledger.port import ReplyKind, ReplyState
 from rise.retries import RetryPolicy
 from rise.runtime.operations import Operations
+from rise.testing.telegram import Fault
 
 ACCEPTING = ["queue.enqueue"]
 WORKING = [
@@ -209,6 +211,71 @@ async def test_a_drop_killed_between_ledger_and_queue_never_answers(stage: Stage
     was_dropped = (step, edge) != ("ledger.finish", "before")
     assert run.status is (Status.DROPPED if was_dropped else Status.COMPLETED)
     assert stage.texts() == ([] if was_dropped else ["ONE 1", "ONE 2"])
+
+
+@pytest.mark.req("WRK-4", "SUS-3", "OUT-1")
+@pytest.mark.failure("G7")
+@pytest.mark.parametrize(
+    ("step", "edge"),
+    [("queue.restart", "before"), ("queue.restart", "after"), ("ledger.finish", "before"), ("ledger.finish", "after")],
+)
+async def test_running_a_held_message_again_killed_between_queue_and_ledger_answers_once_or_changed_nothing(
+    stage: Stage, step: str, edge: Any
+):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
+    stage.telegram.fault(Fault.server_error(), method="sendMessage")
+    conversation = Conversation(stage)
+    gateway, _ = await stage.start(conversation.workflow)
+    [task_id] = await stage.write("one")
+    await stage.suspended(task_id, Reason.REPLY_HELD)
+    gateway.die_at(step, edge)
+    with pytest.raises(Killed):
+        await Operations(gateway.queue, gateway.ledger, gateway.bus, stage.clock).run_again(task_id, who="operator")
+    await conversation.go_on(gateway)
+    if (step, edge) == ("queue.restart", "before"):
+        await stage.suspended(task_id, Reason.REPLY_HELD)
+        await stage.operations.resume(task_id, who="operator")
+    await stage.said(2)
+    [run] = await stage.ended(task_id)
+    was_changed = (step, edge) != ("queue.restart", "before")
+    assert (run.status, run.generation) == (Status.COMPLETED, int(was_changed))
+    assert stage.texts() == ["ONE 1", "ONE 2"]
+    assert (await stage.result(task_id)).status is (Status.DROPPED if was_changed else Status.COMPLETED)
+    assert await stage.ledger.outbox_rearm(run_id_of(task_id, 0)) == 0, "the former's is never sent beside it"
+    assert (await stage.ledger.outbox_depth()).by_state == {}
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+@pytest.mark.failure("G7")
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("step", ["queue.resume", "ledger.outbox_rearm"])
+async def test_resuming_a_held_message_killed_between_queue_and_ledger_sends_it_or_holds_it_again(
+    stage: Stage, step: str, edge: Any
+):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
+    stage.telegram.fault(Fault.server_error(), method="sendMessage")
+    conversation = Conversation(stage)
+    gateway, _ = await stage.start(conversation.workflow)
+    [task_id] = await stage.write("one")
+    await stage.suspended(task_id, Reason.REPLY_HELD)
+    gateway.die_at(step, edge)
+    with pytest.raises(Killed):
+        await Operations(gateway.queue, gateway.ledger, gateway.bus, stage.clock).resume(task_id, who="operator")
+    await gateway.dead()
+    again = await stage.start_gateway()
+    if (step, edge) != ("ledger.outbox_rearm", "after"):
+        await stage.until(lambda: _held(stage, again, task_id))
+        await stage.operations.resume(task_id, who="operator")
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.generation) == (Status.COMPLETED, 0)
+    assert stage.texts() == ["ONE 1", "ONE 2"]
+    assert conversation.ran == ["one"]
+
+
+async def _held(stage: Stage, gateway: Gateway, task_id: TaskId) -> bool:
+    await gateway.supervisor.sweep()
+    task = await stage.look(task_id)
+    return task is not None and task.reason is Reason.REPLY_HELD
 
 
 async def test_the_calls_that_are_killed_are_all_the_calls_there_are(stage: Stage):

@@ -607,6 +607,7 @@ def _insert_run(
     *,
     finished: bool,
 ) -> None:
+    _drop_former(connection, task, now)
     connection.execute(
         "INSERT INTO runs (run_id, task_id, generation, channel, workflow_id, workflow_version, status, outcome,"
         " result, head, raw, saved_at, finished_at, accepted_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -616,6 +617,21 @@ def _insert_run(
             task.head.accepted_at_ms,
         ),
     )  # fmt: skip
+
+
+def _drop_former(connection: apsw.Connection, task: Task, now: int) -> None:
+    generation, accepted_at = task.progress.generation, task.head.accepted_at_ms
+    if not generation:
+        return
+    why = f"run again as generation {generation}"
+    dropped = connection.execute(
+        "UPDATE runs SET status = 'dropped', outcome = NULL, finished_at = ?, why = ? WHERE task_id = ?"
+        " AND generation < ? AND finished_at IS NULL AND ? - accepted_at < ? RETURNING run_id",
+        (now, why, task.task_id, generation, accepted_at, task.head.receipt_seconds * 1000),
+    ).fetchall()
+    for (run_id,) in dropped:
+        _close_replies(connection, run_id, f"not sent: {why}")
+        _forget_workings(connection, run_id)
 
 
 def _insert_reply(connection: apsw.Connection, reply: Reply, call: bytes, state: ReplyState, now: int) -> bool:

@@ -155,10 +155,8 @@ class Operations:
         if found[0].status is not Status.SUSPENDED:
             raise StateConflict(f"the task is {found[0].status}, not suspended")
         await self._record(who, "resume", task_id, why)
-        await self._rearm(found)
-        if not await self._queue.resume(Selection(task_ids=(task_id,)), limit=1):
+        if not await self._let_go_on(found):
             raise StateConflict("somebody else resumed or dropped the task just now")
-        self._bus.publish(Topic.LANES_READY)
 
     async def resume_selected(
         self, selection: Selection, *, who: str, why: str = "", limit: int = RESUME_MAX, dry_run: bool = False
@@ -172,10 +170,8 @@ class Operations:
         if dry_run or not waiting:
             return task_ids
         await self._record(who, "resume", _named(selection), why)
-        await self._rearm(waiting)
-        resumed = await self._queue.resume(Selection(task_ids=tuple(task_ids)), limit=len(task_ids))
+        resumed = await self._let_go_on(waiting)
         log.info("suspended.resumed", count=len(resumed), who=who)
-        self._bus.publish(Topic.LANES_READY)
         return resumed
 
     async def drop(self, task_id: TaskId, *, who: str, why: str = "") -> Run:
@@ -215,12 +211,14 @@ class Operations:
         if dry_run:
             return restarted
         await self._record(who, "run again", run_id_of(task_id, generation), why)
-        if task.progress.reason is Reason.REPLY_HELD:
-            # Its answer will not be sent any more: the new generation's takes its place.
-            await self._ledger.finish(task, Status.DROPPED, by=who, why=f"run again as generation {generation}")
+        # The queue decides: as long as it has not, nothing has changed, and somebody else may decide otherwise.
         if not await self._restart(task, generation=generation):
             raise StateConflict("somebody else runs the task again already")
         self._bus.publish(Topic.LANES_READY)
+        if task.progress.reason is Reason.REPLY_HELD:
+            # Its answer will not be sent any more, because nobody can resume it; the ledger says so now, or when the
+            # new generation's takes its place.
+            await self._ledger.finish(task, Status.DROPPED, by=who, why=f"run again as generation {generation}")
         return restarted
 
     # --- details ---
@@ -243,12 +241,23 @@ class Operations:
             raise TaskUnknown("there is no such task, or it has been forgotten", field="taskId")
         raise StateConflict(f"the task is {run.status} and cannot be {verb}")
 
-    async def _rearm(self, tasks: Sequence[OpenTask]) -> None:
-        """Held replies go out again, the workflow does not run again; before the queue lets the task go on."""
-        for task in tasks:
-            if task.reason is Reason.REPLY_HELD:
-                await self._ledger.outbox_rearm(task.run_id)
-        self._bus.publish(Topic.OUTBOX_READY)
+    async def _let_go_on(self, waiting: Sequence[OpenTask]) -> list[TaskId]:
+        """What is still suspended of these; the replies of what was held go out again, no workflow runs again for it.
+
+        The queue decides, against whoever runs one of them again or drops it. What a crash leaves without its replies
+        is held again.
+        """
+        task_ids = tuple(task.head.task_id for task in waiting)
+        resumed = await self._queue.resume(Selection(task_ids=task_ids), limit=len(task_ids))
+        self._bus.publish(Topic.LANES_READY)
+        held = {task.run_id for task in waiting if task.reason is Reason.REPLY_HELD}
+        if held and resumed:
+            # Only of the generation that was resumed: another's answer must not go out beside it.
+            for task in await self._queue.list_open(Selection(task_ids=tuple(resumed)), limit=len(resumed)):
+                if task.run_id in held:
+                    await self._ledger.outbox_rearm(task.run_id)
+            self._bus.publish(Topic.OUTBOX_READY)
+        return resumed
 
     async def _record(self, who: str, action: str, target: str, why: str) -> None:
         now_ms = epoch_ms(self._clock.now())

@@ -228,7 +228,7 @@ class Supervisor:
                 await self._queue.resume(Selection(task_ids=(task.head.task_id,)), limit=1)
 
     async def _is_held(self, task: OpenTask) -> bool:
-        replies = await self._ledger.replies(task_id=task.head.task_id)
+        replies = await self._ledger.replies(run_id=task.run_id)  # a former generation's are nobody's concern
         return any(reply.kind is ReplyKind.ANSWER and reply.state is ReplyState.UNKNOWN for reply in replies)
 
     async def _resume_when_defined(self) -> None:

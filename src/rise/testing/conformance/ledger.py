@@ -349,6 +349,29 @@ class LedgerConformance:
         again = await ledger.save_result(task(1), RunResult(outcome=Outcome.SILENT), [], [], deliver=True)
         assert again == spoilt, "it stays the first"
 
+    @pytest.mark.req("SUS-3", "OUT-1")
+    @pytest.mark.failure("G7")
+    @pytest.mark.parametrize("is_dropped", [False, True])
+    async def test_what_a_former_generation_still_had_to_send_never_goes_out_beside_the_new_ones(
+        self, ledger: Ledger, is_dropped: bool
+    ) -> None:
+        former, new, other = task(1), task(1, generation=1), task(2, chat="2")
+        await answer(ledger, former, count=2)
+        await answer(ledger, other)
+        fence = await ledger.outbox_open()
+        [first, *_] = await ledger.outbox_take(fence, limit=1)
+        await ledger.outbox_record(fence, first, HeldUnknown("no answer"))
+        if is_dropped:
+            await ledger.finish(new, Status.DROPPED)
+        else:
+            await answer(ledger, new)
+        ended = await ledger.run(former.run_id)
+        assert ended is not None
+        assert (ended.status, ended.outcome, ended.why) == (Status.DROPPED, None, "run again as generation 1")
+        assert await ledger.outbox_rearm(former.run_id) == 0
+        assert sorted(await send_everything(ledger, fence)) == (["2.0"] if is_dropped else ["1.0", "2.0"])
+        assert await states(ledger, former.run_id) == ["failed", "failed"]
+
     @pytest.mark.req("WRK-5")
     @pytest.mark.failure("E2", "E9")
     async def test_the_first_value_of_a_step_stays(self, stage: LedgerStage) -> None:
