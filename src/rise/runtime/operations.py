@@ -88,7 +88,10 @@ class Operations:
             task, run = await self._archived(task_id)
         else:
             run = await self._ledger.run(task.run_id)
-        attempts = await self._ledger.attempts(task.run_id)
+        is_new = run is not None and run.is_of_former(task.head)
+        if is_new:
+            run = None
+        attempts = [] if is_new else await self._ledger.attempts(task.run_id)
         replies = await self._ledger.replies(task_id=task_id)
         copies = None if self._copies is None else await self._copies.of(task_id)
         return TaskStory(task, run, attempts, replies, copies)
@@ -187,11 +190,12 @@ class Operations:
             await self._refuse_ended(task_id, "dropped")
         await self._record(who, "drop", task_id, why)
         # The ledger first: whatever still works on the task finds it ended there.
-        run = await self._ledger.finish(task, Status.DROPPED, by=who, why=why)
+        run = await self._ledger.finish(await self._named_anew(task), Status.DROPPED, by=who, why=why)
+        if run.status is not Status.DROPPED:
+            # It leaves the queue by itself, when what it promised for later is armed.
+            raise StateConflict(f"the task is {run.status} already")
         # Only what was dropped: somebody else may have it run again by now, as the next generation.
         await self._queue.cancel(task_id, generation=task.progress.generation)
-        if run.status is not Status.DROPPED:
-            raise StateConflict(f"the task is {run.status} already")
         self._announce_dropped(task)
         return run
 
@@ -222,6 +226,16 @@ class Operations:
         return restarted
 
     # --- details ---
+
+    async def _named_anew(self, task: Task) -> Task:
+        """The task; where a former message of its key has its name in the ledger, as the worker would name it anew."""
+        known = await self._ledger.run(task.run_id)
+        if known is None or not known.is_of_former(task.head):
+            return task
+        latest = await self._ledger.latest_run(task.task_id) or known
+        return msgspec.structs.replace(
+            task, progress=msgspec.structs.replace(task.progress, generation=latest.generation + 1)
+        )
 
     async def _archived(self, task_id: TaskId) -> tuple[Task, Run]:
         task, run = await self._ledger.archived(task_id), await self._ledger.latest_run(task_id)

@@ -20,7 +20,7 @@ from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
 from rise.envelope import Outcome, Reason, ReplyId, Status, notice_id_of
 from rise.errors import Unavailable
-from rise.ledger.port import Ledger, ReplyKind, ReplyState, reply_of
+from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
 from rise.runtime.pipeline import Pipeline
 from rise.service import Loop, Signal
@@ -169,7 +169,8 @@ class Supervisor:
                     await self._tell(task, LATE, self._duties.late_text)
         for reason in _CANNOT_BE_ANSWERED:
             for task in await self._queue.list_open(Selection(status=Status.SUSPENDED, reason=reason), limit=PAGE):
-                if await self._ledger.run(task.run_id) is None:  # else it was answered
+                run = await self._ledger.run(task.run_id)
+                if run is None or run.is_of_former(task.head):  # else it was answered
                     await self._tell(task, reason, self._duties.failed_text)
 
     async def measure(self) -> None:
@@ -200,8 +201,7 @@ class Supervisor:
             page = await self._queue.list_open(Selection(status=Status.REPLYING), limit=PAGE, after=after)
             finished = await self._ledger.finished_among([task.head.task_id for task in page])
             for task in page:
-                run = finished.get(task.head.task_id)
-                if run is not None and run.generation == task.generation:
+                if _is_end_of(finished.get(task.head.task_id), task):
                     await self._queue.finish(task.head.task_id, task.generation)
                 elif await self._is_held(task):
                     held = Suspend(Reason.REPLY_HELD, "it is not known whether the reply was sent")
@@ -217,7 +217,7 @@ class Supervisor:
         finished = await self._ledger.finished_among([task.head.task_id for task in page])
         for task in page:
             run = finished.get(task.head.task_id)
-            if run is None or run.generation != task.generation:
+            if run is None or not _is_end_of(run, task):
                 continue
             promises = bool(run.follow_ups) or run.unreadable is not None
             is_all_done = not promises or task.reason is Reason.REPLY_HELD
@@ -264,6 +264,10 @@ class Supervisor:
             await self._clock.sleep(seconds)
 
         return Loop(name, body, sleep=self._clock.sleep, on_error=_report)
+
+
+def _is_end_of(run: Run | None, task: OpenTask) -> bool:
+    return run is not None and run.generation >= task.generation and not run.is_of_former(task.head)
 
 
 def _notice_id(task: OpenTask, cause: str) -> ReplyId:
