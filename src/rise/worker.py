@@ -455,9 +455,16 @@ class Worker:
         if run.status is not Status.DROPPED:
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
-            for number, plan in enumerate(run.follow_ups):
-                await self._accept(follow_up(task, number, plan, run.saved_at_ms))
+            await self._arm(task, run)
         return Finished() if run.status.is_finished else Replying()
+
+    async def _arm(self, task: Task, run: Run) -> None:
+        """Once, noted with the run: a task may wait for a person longer than a queue remembers keys."""
+        if not run.follow_ups or run.is_armed:
+            return
+        for number, plan in enumerate(run.follow_ups):
+            await self._accept(follow_up(task, number, plan, run.saved_at_ms))
+        await self._ledger.note_armed(task.run_id)
 
     async def _note_attempt(self, task: Task, error: str, *, counts: bool) -> None:
         await self._ledger.add_attempt(

@@ -134,6 +134,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """When its message was accepted, by the clock of the queue: tells it from another that had the same key."""
     by: str | None = None
     why: str | None = None
+    is_armed: bool = False
+    """Whether what it promised for later is in the queue, or was."""
     unreadable: str | None = None
     """Why this version cannot read the result that is kept; `result` is None then."""
 
@@ -309,6 +311,10 @@ class Ledger(Protocol):
 
         What it still had in the outbox is not sent any more.
         """
+        ...
+
+    async def note_armed(self, run_id: RunId) -> None:
+        """The follow-ups of this run are in the queue: they are not armed again, however late it is settled."""
         ...
 
     async def run(self, run_id: RunId) -> Run | None: ...

@@ -220,7 +220,7 @@ class Supervisor:
             if run is None or not _is_end_of(run, task):
                 continue
             promises = bool(run.follow_ups) or run.unreadable is not None
-            is_all_done = not promises or task.reason is Reason.REPLY_HELD
+            is_all_done = run.is_armed or not promises or task.reason is Reason.REPLY_HELD
             if is_all_done or run.status is Status.DROPPED:
                 await self._queue.cancel(task.head.task_id, generation=task.generation)
             elif task.reason is Reason.POISON:

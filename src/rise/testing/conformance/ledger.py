@@ -349,6 +349,17 @@ class LedgerConformance:
         again = await ledger.save_result(task(1), RunResult(outcome=Outcome.SILENT), [], [], deliver=True)
         assert again == spoilt, "it stays the first"
 
+    @pytest.mark.req("WFL-3")
+    @pytest.mark.failure("FU3")
+    async def test_that_follow_ups_are_armed_stays_with_their_run(self, ledger: Ledger) -> None:
+        await answer(ledger, task())
+        await answer(ledger, task(generation=1))
+        await ledger.note_armed(task().run_id)
+        await ledger.note_armed(task(2).run_id)
+        runs = [await ledger.run(run_id_of(task().task_id, generation)) for generation in (0, 1)]
+        assert [run is not None and run.is_armed for run in runs] == [True, False]
+        assert await ledger.run(task(2).run_id) is None
+
     @pytest.mark.req("SUS-3", "OUT-1")
     @pytest.mark.failure("G7")
     @pytest.mark.parametrize("is_dropped", [False, True])

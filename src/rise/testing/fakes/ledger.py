@@ -223,6 +223,14 @@ class MemoryLedger(MemoryStore):
         self._state.steps.pop(run_id, None)
         return stored.run
 
+    async def note_armed(self, run_id: RunId) -> None:
+        await self._through("note_armed", lambda: self._note_armed(run_id))
+
+    def _note_armed(self, run_id: RunId) -> None:
+        if run_id in self._state.runs:
+            stored = self._state.runs[run_id]
+            stored.run = msgspec.structs.replace(stored.run, is_armed=True)
+
     async def run(self, run_id: RunId) -> Run | None:
         return await self._through("run", lambda: self._run(run_id))
 
