@@ -14,8 +14,9 @@ from pipeline_stage import MARK, Gateway, Killed, Process, Stage, WorkerProcess
 import rise
 from rise.delivery import DeliveryLimits
 from rise.envelope import Outcome, Reason, Status, TaskId, run_id_of
-from rise.ledger.port import ReplyKind, ReplyState
+from rise.ledger.port import ReplyKind, ReplyState, Role
 from rise.retries import RetryPolicy
+from rise.roles import LEASE_SECONDS
 from rise.runtime.operations import Operations
 from rise.testing.telegram import Fault
 
@@ -25,6 +26,7 @@ WORKING = [
     *("ledger.run", "ledger.add_notice", "ledger.history", "ledger.steps", "ledger.save_step", "ledger.save_result"),
     "queue.settle",
 ]
+BECOMING_THE_SENDER = ["ledger.take_role"]
 SENDING = ["ledger.outbox_take", "ledger.outbox_sending", "channel.send", "ledger.outbox_record", "queue.finish"]
 ASIDE = {"queue.sweep", "queue.list_open", "queue.depth", "queue.renew", "queue.suspended_routes", "queue.resume",
          "ledger.outbox_open", "ledger.outbox_depth", "ledger.finished_among", "ledger.purge", "ledger.replies",
@@ -136,6 +138,69 @@ async def test_a_sender_killed_anywhere_repeats_only_what_nobody_could_know_and_
     if (step, edge) in IN_DOUBT:
         assert len(stage.telegram.sent) == 5, "nobody can know that it was sent: it is said again, and marked"
     assert conversation.ran == ["one", "two"]
+
+
+@pytest.mark.req("OUT-2", "EMB-3")
+@pytest.mark.failure("G1")
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("step", BECOMING_THE_SENDER)
+async def test_the_place_of_a_sender_killed_while_it_takes_it_is_free_at_once(
+    stage: Stage, step: str, edge: Any, nth: int
+):
+    conversation = Conversation(stage)
+    gateway = await stage.start_gateway(sends=False)
+    await stage.start_worker(conversation.workflow)
+    gateway.die_at(step, edge, nth=nth)
+    await gateway.start(gateway.sender)
+    while not gateway.is_dead:
+        await stage.pass_time(1)
+    died_at = stage.clock.monotonic()
+    await gateway.dead()
+    again = await stage.start_gateway()
+    tasks = await stage.write("one", "two", by=again)
+    await stage.said(4)
+    assert stage.clock.monotonic() == died_at, "nobody waited for its lease"
+    await conversation.check(tasks, repeats_max=0)
+
+
+@pytest.mark.req("OUT-2", "EMB-3")
+@pytest.mark.failure("G1")
+async def test_the_place_of_a_sender_of_which_nobody_knows_that_it_died_is_free_after_its_lease(stage: Stage):
+    await stage.ledger.take_role(Role.SENDER, "of a host that is gone", seconds=LEASE_SECONDS)
+    conversation = Conversation(stage)
+    gateway, _ = await stage.start(conversation.workflow)
+    tasks = await stage.write("one", "two", by=gateway)
+    for _ in range(int(LEASE_SECONDS) - 1):
+        await stage.pass_time(1)
+    assert stage.texts() == []
+    for _ in range(2):
+        await stage.pass_time(1)
+    await stage.said(4)
+    await conversation.check(tasks, repeats_max=0)
+
+
+@pytest.mark.req("OUT-2", "EMB-3")
+@pytest.mark.failure("G1")
+@pytest.mark.parametrize("edge", EDGES)
+async def test_whoever_dies_while_freeing_the_place_of_the_dead_leaves_that_to_the_next(stage: Stage, edge: Any):
+    conversation = Conversation(stage)
+    sender, _ = await stage.start(conversation.workflow)
+    reaper = await stage.start_gateway(sends=False)
+    await stage.until(lambda: _has_passed(sender, "ledger.outbox_open"))
+    await sender.kill()
+    reaper.die_at("ledger.leave_roles", edge)
+    with pytest.raises(Killed):
+        await reaper.supervisor.reap()
+    await reaper.dead()
+    again = await stage.start_gateway()
+    tasks = await stage.write("one", "two", by=again)
+    await stage.said(4)
+    await conversation.check(tasks, repeats_max=0)
+
+
+async def _has_passed(process: Process, step: str) -> bool:
+    return step in process.steps
 
 
 @pytest.mark.req("ENV-3", "CPY-7")
@@ -283,4 +348,4 @@ async def test_the_calls_that_are_killed_are_all_the_calls_there_are(stage: Stag
     gateway, worker = await stage.start(conversation.workflow)
     await stage.ended(*await stage.write("one", "two"), await stage.tap("three", chat=43))
     assert set(worker.steps) - ASIDE == set(WORKING)
-    assert set(gateway.steps) - ASIDE == {*ACCEPTING, *SENDING}
+    assert set(gateway.steps) - ASIDE == {*ACCEPTING, *BECOMING_THE_SENDER, *SENDING}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from pipeline_stage import Gateway, Killed, Stage
@@ -63,6 +65,25 @@ async def test_it_is_open_for_whoever_looks_and_answered_as_itself(stage: Stage)
     task_id = await accepted(gateway, await answered_and_forgotten(stage, gateway))
     story = await stage.operations.story(task_id)
     assert (story.status, story.run) == (Status.PENDING, None)
+    await stage.start_worker(echo)
+    await stage.said(2)
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.generation) == (Status.COMPLETED, 1)
+    assert stage.texts() == ["old", "new"]
+
+
+@pytest.mark.req("ENV-3", "WRK-4")
+@pytest.mark.failure("F11")
+@pytest.mark.parametrize("edge", ["before", "after"])
+@pytest.mark.parametrize("step", ["ledger.run", "queue.settle"])
+async def test_a_worker_killed_while_it_finds_that_out_runs_it_once(stage: Stage, step: str, edge: Any):
+    gateway = await stage.start_gateway()
+    task_id = await accepted(gateway, await answered_and_forgotten(stage, gateway))
+    worker = stage.new_worker(echo)
+    worker.die_at(step, edge)
+    await stage.start_new_worker(worker, echo)
+    await worker.dead()
+    await gateway.supervisor.reap()
     await stage.start_worker(echo)
     await stage.said(2)
     [run] = await stage.ended(task_id)
