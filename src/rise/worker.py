@@ -24,7 +24,6 @@ from rise.clock import Clock, epoch_ms
 from rise.envelope import (
     Call,
     Effect,
-    Head,
     Outcome,
     Reason,
     Status,
@@ -368,7 +367,7 @@ class Worker:
         head, progress = task.head, task.progress
         known = await self._ledger.run(task.run_id)
         if known is not None:
-            return KeyUsedAgain(known.generation + 1) if is_of_former(known, head) else AlreadyRun(known)
+            return KeyUsedAgain(known.generation + 1) if known.is_of_former(head) else AlreadyRun(known)
         if progress.deadline_at_ms is not None and progress.deadline_at_ms < self._queue.now_ms():
             return TooLate()
         channel = self._channels[head.channel]
@@ -461,9 +460,16 @@ class Worker:
         if run.status is not Status.DROPPED:
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
-            for number, plan in enumerate(run.follow_ups):
-                await self._accept(follow_up(task, number, plan, saved_at_ms))
+            await self._arm(task, run, saved_at_ms)
         return Finished() if run.status.is_finished else Replying()
+
+    async def _arm(self, task: Task, run: Run, saved_at_ms: int) -> None:
+        """Once, noted with the run: a task may wait for a person longer than a queue remembers keys."""
+        if not run.follow_ups or run.is_armed:
+            return
+        for number, plan in enumerate(run.follow_ups):
+            await self._accept(follow_up(task, number, plan, saved_at_ms))
+        await self._ledger.note_armed(task.run_id)
 
     async def _note_attempt(self, task: Task, error: str, *, counts: bool) -> None:
         await self._ledger.add_attempt(
@@ -570,15 +576,6 @@ def _history(task: Task, said: str, now_ms: int) -> list[Turn]:
     if said:
         turns.append(Turn(role="assistant", text=said, at_ms=now_ms, run_id=task.run_id))
     return turns
-
-
-def is_of_former(run: Run, head: Head) -> bool:
-    """Whether the run is of another message, whose key had been forgotten when this one brought it again.
-
-    By the time that keys are kept, not by which came first: the same message may have been accepted by several
-    hosts, and at the same time by a queue that had lost the memory of its key.
-    """
-    return head.accepted_at_ms - run.accepted_at_ms >= head.receipt_seconds * 1000
 
 
 def _is_of_suspect(claim: Claim) -> bool:

@@ -157,6 +157,9 @@ SCHEMA: Final = (
     ALTER TABLE outbox_chats ADD COLUMN claim_before INTEGER;
     INSERT INTO ledger_counters VALUES ('outbox_claims', 0);
     """,
+    """
+    ALTER TABLE runs ADD COLUMN is_armed INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 HISTORY_KEPT: Final = 50
@@ -167,7 +170,8 @@ _REPLY_COLUMNS: Final = (
     " deadline_at, state, tries, resends, platform_ref, error"
 )
 _RUN_COLUMNS: Final = (
-    "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why, accepted_at"
+    "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why, accepted_at,"
+    " is_armed"
 )
 _OPEN: Final = "state IN ('ready', 'sending') AND held = 0"
 
@@ -245,6 +249,12 @@ class SqliteLedger:
             return _run(connection, task.run_id) or _missing(task.run_id)
 
         return await self._database.write(change)
+
+    async def note_armed(self, run_id: RunId) -> None:
+        def change(connection: apsw.Connection) -> None:
+            connection.execute("UPDATE runs SET is_armed = 1 WHERE run_id = ?", (run_id,))
+
+        await self._database.write(change)
 
     async def run(self, run_id: RunId) -> Run | None:
         return await self._database.read(lambda connection: _run(connection, run_id))
@@ -607,6 +617,7 @@ def _insert_run(
     *,
     finished: bool,
 ) -> None:
+    _drop_former(connection, task, now)
     connection.execute(
         "INSERT INTO runs (run_id, task_id, generation, channel, workflow_id, workflow_version, status, outcome,"
         " result, head, raw, saved_at, finished_at, accepted_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -616,6 +627,21 @@ def _insert_run(
             task.head.accepted_at_ms,
         ),
     )  # fmt: skip
+
+
+def _drop_former(connection: apsw.Connection, task: Task, now: int) -> None:
+    generation, accepted_at = task.progress.generation, task.head.accepted_at_ms
+    if not generation:
+        return
+    why = f"run again as generation {generation}"
+    dropped = connection.execute(
+        "UPDATE runs SET status = 'dropped', outcome = NULL, finished_at = ?, why = ? WHERE task_id = ?"
+        " AND generation < ? AND finished_at IS NULL AND ? - accepted_at < ? RETURNING run_id",
+        (now, why, task.task_id, generation, accepted_at, task.head.receipt_seconds * 1000),
+    ).fetchall()
+    for (run_id,) in dropped:
+        _close_replies(connection, run_id, f"not sent: {why}")
+        _forget_workings(connection, run_id)
 
 
 def _insert_reply(connection: apsw.Connection, reply: Reply, call: bytes, state: ReplyState, now: int) -> bool:
@@ -857,7 +883,8 @@ def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
 
 
 def _as_run(row: Sequence[Any]) -> Run:
-    task_id, generation, status, outcome, stored, workflow_id, saved_at, finished_at, by, why, accepted_at = row
+    task_id, generation, status, outcome, stored, workflow_id, saved_at, finished_at, by, why = row[:10]
+    accepted_at, is_armed = row[10:]
     result, unreadable = _read(stored, _decode_json, None)
     return Run(
         task_id=TaskId(task_id),
@@ -871,6 +898,7 @@ def _as_run(row: Sequence[Any]) -> Run:
         accepted_at_ms=accepted_at,
         by=by,
         why=why,
+        is_armed=bool(is_armed),
         unreadable=unreadable,
     )
 

@@ -349,6 +349,40 @@ class LedgerConformance:
         again = await ledger.save_result(task(1), RunResult(outcome=Outcome.SILENT), [], [], deliver=True)
         assert again == spoilt, "it stays the first"
 
+    @pytest.mark.req("WFL-3")
+    @pytest.mark.failure("FU3")
+    async def test_that_follow_ups_are_armed_stays_with_their_run(self, ledger: Ledger) -> None:
+        await answer(ledger, task())
+        await answer(ledger, task(generation=1))
+        await ledger.note_armed(task().run_id)
+        await ledger.note_armed(task(2).run_id)
+        runs = [await ledger.run(run_id_of(task().task_id, generation)) for generation in (0, 1)]
+        assert [run is not None and run.is_armed for run in runs] == [True, False]
+        assert await ledger.run(task(2).run_id) is None
+
+    @pytest.mark.req("SUS-3", "OUT-1")
+    @pytest.mark.failure("G7")
+    @pytest.mark.parametrize("is_dropped", [False, True])
+    async def test_what_a_former_generation_still_had_to_send_never_goes_out_beside_the_new_ones(
+        self, ledger: Ledger, is_dropped: bool
+    ) -> None:
+        former, new, other = task(1), task(1, generation=1), task(2, chat="2")
+        await answer(ledger, former, count=2)
+        await answer(ledger, other)
+        fence = await ledger.outbox_open()
+        [first, *_] = await ledger.outbox_take(fence, limit=1)
+        await ledger.outbox_record(fence, first, HeldUnknown("no answer"))
+        if is_dropped:
+            await ledger.finish(new, Status.DROPPED)
+        else:
+            await answer(ledger, new)
+        ended = await ledger.run(former.run_id)
+        assert ended is not None
+        assert (ended.status, ended.outcome, ended.why) == (Status.DROPPED, None, "run again as generation 1")
+        assert await ledger.outbox_rearm(former.run_id) == 0
+        assert sorted(await send_everything(ledger, fence)) == (["2.0"] if is_dropped else ["1.0", "2.0"])
+        assert await states(ledger, former.run_id) == ["failed", "failed"]
+
     @pytest.mark.req("WRK-5")
     @pytest.mark.failure("E2", "E9")
     async def test_the_first_value_of_a_step_stays(self, stage: LedgerStage) -> None:

@@ -21,6 +21,7 @@ import pytest
 from rise.envelope import DeliveryKey, Head, LaneKey, Order, Reason, Status, Task, TaskId, task_id_of
 from rise.errors import ClaimLost
 from rise.queue.port import (
+    Anew,
     Claim,
     Enqueued,
     Finished,
@@ -422,7 +423,7 @@ class QueueConformance:
     @pytest.mark.failure("D2", "E5")
     @pytest.mark.parametrize(
         "settlement",
-        [Finished(), Replying(), Suspend(Reason.KILL_SWITCH), RetryIn(1, "late", counts=True)],
+        [Finished(), Replying(), Suspend(Reason.KILL_SWITCH), RetryIn(1, "late", counts=True), Anew(1)],
         ids=lambda settlement: type(settlement).__name__,
     )
     async def test_who_lost_the_claim_changes_nothing(self, stage: QueueStage, settlement: Settlement) -> None:
@@ -752,6 +753,26 @@ class QueueConformance:
         await queue.settle(again, again.task, Finished())
         assert await queue.get(task_id) is None
 
+    @pytest.mark.req("ENV-3", "QUE-2")
+    @pytest.mark.parametrize("is_former_answered", [False, True])
+    async def test_a_task_that_is_named_anew_runs_next_and_ends_as_that_generation_only(
+        self, queue: Queue, is_former_answered: bool
+    ) -> None:
+        [task_id, _] = await enqueue(queue, 1, 2)
+        claim = await claim_one(queue)
+        if is_former_answered:
+            assert await queue.finish(task_id, 0)
+        following = await queue.settle(claim, claim.task, Anew(3))
+        assert following is not None
+        assert (following.task.task_id, following.task.progress.generation) == (task_id, 3)
+        assert following.task.raw == claim.task.raw
+        assert not await queue.finish(task_id, 0), "the former's end is not its own"
+        following = await queue.settle(following, following.task, Replying())
+        assert (await open_task(queue, task_id)).progress.status is Status.REPLYING
+        assert await run_lane(queue, following) == [2]
+        assert await queue.finish(task_id, 3)
+        assert await queue.get(task_id) is None
+
     async def test_a_reply_of_unknown_fate_suspends_the_task(self, queue: Queue) -> None:
         [task_id] = await enqueue(queue, 1)
         held = Suspend(Reason.REPLY_HELD, "timed out")
@@ -803,7 +824,7 @@ class QueueConformance:
     @pytest.mark.failure("D16", "C13")
     @pytest.mark.parametrize(
         "settlement",
-        [Finished(), Replying(), Suspend(Reason.KILL_SWITCH), RetryIn(0.5, "boom", counts=True)],
+        [Finished(), Replying(), Suspend(Reason.KILL_SWITCH), RetryIn(0.5, "boom", counts=True), Anew(1)],
         ids=lambda settlement: type(settlement).__name__,
     )
     async def test_settling_again_because_the_answer_was_lost_changes_nothing_more(
