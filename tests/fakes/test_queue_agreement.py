@@ -139,6 +139,8 @@ class TwoQueues:
         self.agree(lambda queue: queue.receipts(limit=100))
         self.agree(lambda queue: queue.longest_lanes(limit=100))
         self.agree(lambda queue: queue.suspended_routes(Reason.WORKFLOW_PENDING))
+        for lane in {row.head.lane for row in rows}:
+            self.agree(lambda queue, lane=lane: queue.suspended_routes(Reason.WORKFLOW_PENDING, lane=lane))
         fake, real = self.agree(lambda queue: queue.depth())
         # A lane is said to wait before somebody has looked whether its head is due; never the other way round.
         said = [real.oldest_waiting_ms] if real.oldest_waiting_ms is not None else []

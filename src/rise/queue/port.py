@@ -69,6 +69,8 @@ class Claim(msgspec.Struct, frozen=True):
     """The first task to run; `settle` hands over the next."""
     tasks_left: int
     """How many more tasks this claim may take before the lane must be let go (fairness)."""
+    has_suspended: bool = False
+    """Whether tasks of the lane were suspended when this one was started: perhaps they should go first by now."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -276,8 +278,8 @@ class Queue(Protocol):
         """Ordered by task id; pass the last one to go on."""
         ...
 
-    async def suspended_routes(self, reason: Reason) -> list[Route]:
-        """The routes of which tasks are suspended for this reason, sorted."""
+    async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:
+        """The routes of which tasks are suspended for this reason, in one lane or in all, sorted."""
         ...
 
     async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:

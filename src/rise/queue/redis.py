@@ -82,6 +82,7 @@ _ROW: Final = (
 )  # fmt: skip
 _SHOWN: Final = (*_ROW, "head")
 _WHOLE: Final = (*_SHOWN, "raw")
+_STARTED: Final = (*_WHOLE, "suspended")
 _ORDER_ZERO: Final = 1 << 63
 
 
@@ -110,6 +111,7 @@ _RESTART: Final = _script("restart")
 _CANCEL: Final = _script("cancel")
 _GET: Final = _script("get")
 _LIST_OPEN: Final = _script("list_open", "selection")
+_LANE_ROUTES: Final = _script("lane_routes")
 _RECEIPTS: Final = _script("receipts")
 _DEPTH: Final = _script("depth")
 _LONGEST_LANES: Final = _script("longest_lanes")
@@ -264,9 +266,12 @@ class RedisQueue:
             rows += [_open_task(row) for row in found]
         return rows
 
-    async def suspended_routes(self, reason: Reason) -> list[Route]:
-        counted = map(msgspec.json.decode, await self._database.execute("HKEYS", ROUTES))
-        return sorted(Route(*route) for why, *route in counted if why == reason)
+    async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:
+        if lane is None:
+            routes = await self._database.execute("HKEYS", ROUTES)
+        else:
+            routes = await self._database.run(_LANE_ROUTES, lane)
+        return sorted(Route(*route) for why, *route in map(msgspec.json.decode, routes) if why == reason)
 
     async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:
         receipts: list[Receipt] = []
@@ -384,9 +389,10 @@ class _Offer(msgspec.Struct, frozen=True):
     def claim(self) -> Claim:
         """Raises `EnvelopeMalformed` if this version cannot read the task."""
         assert self.row is not None
-        columns = dict(zip(_WHOLE, self.row, strict=True))
+        columns = dict(zip(_STARTED, self.row, strict=True))
         task = Task(decode_head(columns["head"]), columns["raw"], _progress(columns))
-        return Claim(self.lane, self.channel, self.fence, self.holder, task, self.tasks_left)
+        has_suspended = bool(columns["suspended"])
+        return Claim(self.lane, self.channel, self.fence, self.holder, task, self.tasks_left, has_suspended)
 
 
 def _depth(

@@ -117,6 +117,9 @@ SCHEMA: Final = (
     DROP INDEX tasks_suspended;
     CREATE INDEX tasks_suspended ON tasks (reason, channel, account, workflow_id, lane) WHERE status = 'suspended';
     """,
+    """
+    CREATE INDEX tasks_suspended_in ON tasks (lane, reason, channel, account, workflow_id) WHERE status = 'suspended';
+    """,
 )
 
 FORGET_AT_ONCE: Final = 1000
@@ -242,7 +245,7 @@ class SqliteQueue:
         fence = _count(connection, "fence")
         connection.execute("UPDATE lanes SET holder = ?, fence = ? WHERE lane = ?", (holder, fence, lane))
         started = _mark_processing(connection, task, now + self._claim_ms, now)
-        return Claim(lane, channel, fence, holder, started, tasks_left - 1)
+        return Claim(lane, channel, fence, holder, started, tasks_left - 1, _has_suspended(connection, lane))
 
     async def renew(self, claims: Sequence[Claim]) -> set[int]:
         return await self._database.write(lambda connection: self._renew(connection, claims))
@@ -277,7 +280,10 @@ class SqliteQueue:
             _let_go(connection, claim.lane, now, now)
             return None
         started = _mark_processing(connection, head, now + self._claim_ms, now)
-        return msgspec.structs.replace(claim, task=started, tasks_left=claim.tasks_left - 1)
+        has_suspended = _has_suspended(connection, claim.lane)
+        return msgspec.structs.replace(
+            claim, task=started, tasks_left=claim.tasks_left - 1, has_suspended=has_suspended
+        )
 
     async def hand_back(self, holder: str, *, keep: Collection[int] = ()) -> int:
         theirs = f"holder = ? AND fence NOT IN ({','.join('?' * len(keep))})"
@@ -454,12 +460,12 @@ class SqliteQueue:
             lambda connection: _open_tasks(connection, f"{where} AND task_id > ?", (*values, after), limit)
         )
 
-    async def suspended_routes(self, reason: Reason) -> list[Route]:
+    async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:
+        where, values = _where(Selection(status=Status.SUSPENDED, reason=reason, lane=lane))
+
         def query(connection: apsw.Connection) -> list[Route]:
             rows = connection.execute(
-                "SELECT DISTINCT channel, account, workflow_id FROM tasks"
-                " WHERE status = 'suspended' AND reason = ? ORDER BY 1, 2, 3",
-                (reason,),
+                f"SELECT DISTINCT channel, account, workflow_id FROM tasks WHERE {where} ORDER BY 1, 2, 3", values
             )
             return [Route(*row) for row in rows]
 
@@ -622,6 +628,11 @@ def _head_of(connection: apsw.Connection, lane: LaneKey) -> Task | None:
             return _task(row, decode_head(row[0]))
         except EnvelopeMalformed as error:
             _suspend(connection, row[-1], Reason.SCHEMA_NEWER, str(error))
+
+
+def _has_suspended(connection: apsw.Connection, lane: LaneKey) -> bool:
+    found = connection.execute("SELECT 1 FROM tasks WHERE lane = ? AND status = 'suspended' LIMIT 1", (lane,))
+    return found.fetchone() is not None
 
 
 def _suspend(connection: apsw.Connection, task_id: TaskId, reason: Reason, error: str) -> None:

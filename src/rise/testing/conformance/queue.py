@@ -914,6 +914,42 @@ class QueueConformance:
         assert await run_everything(queue) == [1, 2, 4]
         assert await queue.suspended_routes(Reason.WORKFLOW_PENDING) == [Route("telegram", "7", "other")]
 
+    @pytest.mark.req("QUE-2", "SUS-2")
+    @pytest.mark.failure("H6")
+    async def test_a_claim_says_whether_others_of_its_lane_are_suspended(self, queue: Queue) -> None:
+        await enqueue(queue, 1, 2)
+        await self._suspend(queue, 5, chat="another")
+        claim = await claim_one(queue)
+        assert not claim.has_suspended
+        parked = Suspend(Reason.WORKFLOW_PENDING, "nobody serves it")
+        following = await queue.settle(claim, claim.task, parked)
+        assert following is not None
+        assert following.has_suspended, "said while going on"
+        await queue.settle(following, following.task, Finished())
+        await enqueue(queue, 3, 4)
+        claim = await claim_one(queue)
+        assert claim.has_suspended, "and with a new claim"
+        await queue.resume(Selection(lane=claim.lane), limit=10)
+        following = await queue.settle(claim, claim.task, RetryIn(0.0, "those before it go first", counts=False))
+        assert following is not None
+        assert (number_of(following.task), following.has_suspended) == (1, False)
+
+    @pytest.mark.req("QUE-2", "SUS-2")
+    async def test_what_one_lane_waits_for_is_told_and_resumed_apart(self, queue: Queue) -> None:
+        for number, (chat, workflow_id) in enumerate((("1", ""), ("2", "echo"), ("1", "other"), ("1", "")), start=1):
+            new = delivery(number, chat=chat, suspend=Reason.WORKFLOW_PENDING, workflow_id=workflow_id or None)
+            await queue.enqueue(new)
+        await queue.enqueue(delivery(5, suspend=Reason.STALE_REPLAY, workflow_id="else"))
+        lane, pending = lane_of("1"), Reason.WORKFLOW_PENDING
+        routes = await queue.suspended_routes(pending, lane=lane)
+        assert routes == [Route("telegram", "7", name) for name in ("", "other")]
+        assert await queue.suspended_routes(pending, lane=lane_of("3")) == []
+        mine = Selection(reason=pending, lane=lane, routes=(routes[0],))
+        assert [number_of(task) for task in await queue.resumable(mine, limit=10)] in ([1, 4], [4, 1])
+        assert len(await queue.resume(mine, limit=10)) == 2
+        assert await queue.suspended_routes(pending, lane=lane) == [routes[1]]
+        assert await run_everything(queue) == [1, 4]
+
     @pytest.mark.req("SUS-2")
     async def test_what_would_be_resumed_is_what_is_resumed(self, queue: Queue) -> None:
         for chat, first, second in (("young", 50, 51), ("old", 1, 60), ("middle", 20, 21)):
