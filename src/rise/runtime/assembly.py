@@ -9,7 +9,7 @@ Refuses: to start anything; that is `serving.py`. Opening a directory that canno
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
@@ -330,6 +330,9 @@ def build_polling(house: House) -> TelegramPolling | None:
 
 def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> Worker:
     settings = house.settings
+    # Not the door's admission: what its runs plan for later is part of the work that is too much. Refused, none of
+    # it would ever end.
+    intake = replace(house.intake, admission=Admission())
     return Worker(
         queue=house.queue,
         ledger=house.ledger,
@@ -341,7 +344,7 @@ def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> W
             retry_max=settings.retry_max,
             lane_block_max=timedelta(seconds=settings.lane_block_seconds_max),
         ),
-        accept=house.intake.accept,
+        accept=intake.accept,
         bus=house.bus,
         clock=house.clock,
         limits=WorkerLimits(
