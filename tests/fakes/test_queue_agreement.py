@@ -290,7 +290,7 @@ def _comparable(said: Any) -> Any:
         case OpenTask() | Progress() if said.error not in (None, *ERRORS):
             return msgspec.structs.replace(said, error="in its own words")
         case QueueDepth():
-            return msgspec.structs.replace(said, oldest_waiting_ms=None)
+            return msgspec.structs.replace(said, waiting_ms_by_channel={})
         case list():
             return [_comparable(one) for one in said]
     return said

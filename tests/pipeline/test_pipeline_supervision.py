@@ -10,6 +10,7 @@ from pipeline_stage import Gateway, Stage, WorkerProcess
 import rise
 from rise.capabilities import CapabilityStatus
 from rise.errors import Busy, StoreUnavailable
+from rise.queue.port import Selection
 from rise.runtime.overload import OverloadLimits
 from rise.runtime.pipeline import PipelineLimits
 from rise.telemetry import oldest_waiting_seconds
@@ -147,6 +148,56 @@ async def test_a_worker_whose_loop_has_died_in_silence_is_started_anew(stage: St
     assert len(logged(stage, "worker.stuck")) == 1
     # Its answer goes out when the sender has its role again: to that, time has jumped.
     await stage.until(lambda: stage.ledger.latest_run(task_id))
+
+
+@pytest.mark.req("CAP-6", "SUP-3")
+@pytest.mark.failure("I15")
+async def test_what_waits_for_a_channel_that_was_taken_away_is_told_as_such_and_no_workers_fault(stage: Stage):
+    async def restart() -> None:
+        raise AssertionError("nothing is wrong with it")
+
+    stage.channels, stage.restart_worker = ("http",), restart
+    stage.pipeline_limits = PipelineLimits(stalled_seconds=60)
+    gateway = await supervised_by_hand(stage)
+    await stage.write("from before", "RISE_TELEGRAM_TOKEN was unset")
+    await stage.start_worker(echo)
+    for _ in range(20):
+        stage.clock.advance(10)
+        await gateway.supervisor.measure()
+    assert status(gateway)[0] == AVAILABLE, "all that it can do, it does"
+    assert await raised(stage) == {"channel_gone"}
+    [told] = stage.alerts_told
+    assert told.summary == "2 messages wait for a channel that is not configured any more: telegram"
+    assert "rise drop" in told.details["remedy"]
+    for task in await stage.queue.list_open(Selection(), limit=10):
+        await stage.operations.drop(task.head.task_id, who="a person", why="that bot is gone")
+    await gateway.supervisor.sweep()
+    await stage.queue.claim("a look", {"telegram": 1}, idle=True)
+    await gateway.supervisor.measure()
+    assert await raised(stage) == set()
+
+
+@pytest.mark.req("CAP-6")
+@pytest.mark.failure("I15")
+async def test_nobody_takes_a_worker_for_stuck_while_the_queue_is_filled_again(stage: Stage):
+    restarts = 0
+
+    async def restart() -> None:
+        nonlocal restarts
+        restarts += 1
+
+    stage.restart_worker, stage.is_being_filled = restart, True
+    gateway = await supervised_by_hand(stage)
+    await stage.write("Hello")
+    for _ in range(10):
+        stage.clock.advance(10)
+        await gateway.supervisor.measure()
+    assert restarts == 0
+    stage.is_being_filled = False
+    for _ in range(4):
+        stage.clock.advance(10)
+        await gateway.supervisor.measure()
+    assert restarts == 1, "from then on it has to move"
 
 
 @pytest.mark.failure("I15", "H7")

@@ -122,14 +122,18 @@ class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
     by_channel: dict[str, int] = {}
     by_reason: dict[str, int] = {}
     retrying: int = 0
-    oldest_waiting_ms: int | None = None
-    """Age of the oldest task that should be moving (pending, due, not claimed)."""
+    waiting_ms_by_channel: dict[str, int] = {}
+    """Age of the oldest task that should be moving (pending, due, not claimed), where there is one."""
     oldest_suspended_ms: int | None = None
     lanes_claimed: int = 0
     accepted: int = 0
     """Delivery keys remembered now."""
     duplicates: int = 0
     out_of_order: int = 0
+
+    @property
+    def oldest_waiting_ms(self) -> int | None:
+        return max(self.waiting_ms_by_channel.values(), default=None)
 
 
 class LaneDepth(msgspec.Struct, frozen=True):

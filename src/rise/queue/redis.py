@@ -399,7 +399,7 @@ def _depth(
     counts: Sequence[bytes],
     routes: Sequence[bytes],
     retrying: int,
-    oldest_waiting_ms: int | None,
+    waiting_ms: Sequence[Any],
     oldest_suspended_ms: int | None,
     lanes_claimed: int,
     receipts: int,
@@ -413,7 +413,7 @@ def _depth(
         by_channel={name: n for (kind, name), n in by_name.items() if kind == "channel"},
         by_reason=dict(by_reason),
         retrying=retrying,
-        oldest_waiting_ms=oldest_waiting_ms,
+        waiting_ms_by_channel={channel.decode(): ms for channel, ms in _pairs(waiting_ms)},
         oldest_suspended_ms=oldest_suspended_ms,
         lanes_claimed=lanes_claimed,
         accepted=receipts,
@@ -422,7 +422,7 @@ def _depth(
     )
 
 
-def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 

@@ -835,13 +835,15 @@ def _depth(connection: apsw.Connection, now: int) -> QueueDepth:
         if reason is not None:
             by_reason[reason] += count
     suspended_since = [since for status, *_, since in groups if status == Status.SUSPENDED]
-    oldest = one("SELECT min(ready_at) FROM lanes WHERE ready_at <= ?", now)  # lapsed claims wait, too
+    waiting = connection.execute(  # lapsed claims wait, too
+        "SELECT channel, min(ready_at) FROM lanes WHERE ready_at <= ? GROUP BY channel", (now,)
+    )
     return QueueDepth(
         by_status=dict(by_status),
         by_channel=dict(by_channel),
         by_reason=dict(by_reason),
         retrying=sum(waiting for *_, waiting, _ in groups),
-        oldest_waiting_ms=None if oldest is None else now - oldest,
+        waiting_ms_by_channel={channel: now - since for channel, since in waiting},
         oldest_suspended_ms=now - min(suspended_since) if suspended_since else None,
         lanes_claimed=one("SELECT count(*) FROM lanes WHERE holder IS NOT NULL AND ready_at > ?", now),
         accepted=one("SELECT count(*) FROM receipts"),

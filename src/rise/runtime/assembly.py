@@ -122,6 +122,10 @@ class Stores:
         except Unavailable:
             return
 
+    async def is_filled(self) -> bool:
+        """Whether the queue holds all that is open, as far as anybody knows: else it hands nothing out."""
+        return self.full is None or await self.full.queue.life() is not None
+
     def services(self) -> list[Service]:
         """What has to run for messages to be kept and found in all stores."""
         return [] if self.full is None else self.full.services()

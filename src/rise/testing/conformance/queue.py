@@ -1222,6 +1222,19 @@ class QueueConformance:
         assert lapsed is not None, "its worker is gone: it waits again"
         assert 50_000 <= lapsed < 51_000
 
+    @pytest.mark.req("CAP-6")
+    async def test_how_long_work_has_waited_is_known_of_each_channel(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await queue.enqueue(delivery(1, channel="webchat"))
+        stage.pass_time(20)
+        await enqueue(queue, 2)
+        stage.pass_time(10)
+        depth = await queue.depth()
+        assert {name: ms // 1000 for name, ms in depth.waiting_ms_by_channel.items()} == {"webchat": 30, "telegram": 10}
+        assert depth.oldest_waiting_ms == depth.waiting_ms_by_channel["webchat"]
+        await claim_one(queue)
+        assert (await queue.depth()).waiting_ms_by_channel.keys() == {"webchat"}
+
     @pytest.mark.req("QUE-2", "QUE-3")
     @pytest.mark.failure("A1", "D1", "D2", "D3", "H8")
     @pytest.mark.parametrize("seed", range(12))

@@ -459,14 +459,17 @@ class MemoryQueue(MemoryStore):
     def _depth(self) -> QueueDepth:
         state, now = self._state, self.now_ms()
         open_now = [task.progress for task in state.tasks.values()]
-        waiting = [lane.ready_at_ms for lane in self._ready_lanes(now) if self._should_be_moving(lane, now)]
+        waiting: dict[str, int] = {}
+        for lane in reversed(self._ready_lanes(now)):
+            if lane.ready_at_ms is not None and self._should_be_moving(lane, now):
+                waiting[lane.channel] = now - lane.ready_at_ms
         suspended = [task.updated_at_ms for task in open_now if task.status is Status.SUSPENDED]
         return QueueDepth(
             by_status=Counter(task.status.value for task in open_now),
             by_channel=Counter(task.head.channel for task in state.tasks.values()),
             by_reason=Counter(task.reason.value for task in open_now if task.reason),
             retrying=sum(task.status is Status.PENDING and task.due_at_ms > now for task in open_now),
-            oldest_waiting_ms=max((now - since for since in waiting if since is not None), default=None),
+            waiting_ms_by_channel=waiting,
             oldest_suspended_ms=now - min(suspended) if suspended else None,
             lanes_claimed=sum(_is_claimed(lane, now) for lane in state.lanes.values()),
             accepted=len(state.keys),
