@@ -9,8 +9,11 @@ from pipeline_stage import Gateway, Stage, WorkerProcess
 
 import rise
 from rise.capabilities import CapabilityStatus
+from rise.channels.telegram.polling import TelegramPolling
 from rise.errors import Busy, StoreUnavailable
+from rise.ledger.port import Role
 from rise.queue.port import Selection
+from rise.roles import RoleClaim
 from rise.runtime.overload import OverloadLimits
 from rise.runtime.pipeline import PipelineLimits
 from rise.telemetry import oldest_waiting_seconds
@@ -245,6 +248,31 @@ async def test_nobody_takes_a_worker_for_stuck_that_works_or_that_lacks_somethin
         stage.clock.advance(5)  # within the claim, which is prolonged
         await gateway.supervisor.measure()
     finish.set()
+
+
+@pytest.mark.req("CAP-6", "TGM-1")
+@pytest.mark.failure("D4")
+async def test_on_a_full_disk_polling_does_not_say_that_another_process_polls(stage: Stage):
+    gateway = await supervised_by_hand(stage)
+    told: list[tuple[bool, str]] = []
+
+    def hear(is_receiving: bool, detail: str) -> None:
+        told.append((is_receiving, detail))
+        stage.touch()
+
+    polling = TelegramPolling(
+        gateway.telegram,
+        stage.account,
+        accept=gateway.intake.accept,
+        clock=stage.clock,
+        on_state=hear,
+        role=RoleClaim(gateway.ledger, Role.POLLER, gateway.bus.member, stage.clock),
+    )
+    gateway.fail_at("ledger.take_role", "before", StoreUnavailable("the disk is full"), times=1000)
+    await gateway.start(polling)
+    while not told:
+        await stage.pass_time(1)
+    assert told == [(False, "it is not known whether another process polls: the disk is full")]
 
 
 # --- too much -----------------------------------------------------------------------------------------------------
