@@ -40,6 +40,7 @@ from rise.envelope import (
     encode_head,
     new_key,
     unreadable_head,
+    words_of,
 )
 from rise.errors import ClaimLost, EnvelopeMalformed, RedisUnavailable
 from rise.queue.port import (
@@ -469,10 +470,11 @@ def _suspended(selection: Selection) -> bytes:
 
 
 def _progress(columns: Mapping[str, Any]) -> Progress:
-    reason, error = columns["reason"], columns["error"]
+    because, noted = (columns[name] and columns[name].decode() for name in ("reason", "error"))
+    status, reason, error = words_of(columns["status"].decode(), because, noted)
     return Progress(
-        status=Status(columns["status"].decode()),
-        reason=Reason(reason.decode()) if reason else None,
+        status=status,
+        reason=reason,
         generation=int(columns["generation"]),
         attempts=int(columns["attempts"]),
         deaths=int(columns["deaths"]),
@@ -481,7 +483,7 @@ def _progress(columns: Mapping[str, Any]) -> Progress:
         failing_since_ms=_number(columns["failing"]),
         updated_at_ms=int(columns["updated"]),
         accepted_at_ms=int(columns["accepted"]),
-        error=None if error is None else error.decode(),
+        error=error,
     )
 
 

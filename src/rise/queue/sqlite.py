@@ -32,6 +32,7 @@ from rise.envelope import (
     encode_head,
     encode_json,
     unreadable_head,
+    words_of,
 )
 from rise.errors import ClaimLost, EnvelopeMalformed
 from rise.queue.port import (
@@ -667,16 +668,18 @@ def _open_tasks(
     connection: apsw.Connection, where: str, values: Sequence[Any], limit: int | None = None
 ) -> list[OpenTask]:
     rows = connection.execute(
-        "SELECT task_id, head, status, reason, generation, attempts, deaths, due_at, updated_at, error"
+        "SELECT task_id, head, status, reason, error, generation, attempts, deaths, due_at, updated_at"
         f" FROM tasks WHERE {where} ORDER BY task_id LIMIT ?",
         (*values, -1 if limit is None else limit),
     ).fetchall()
-    return [
-        OpenTask(
-            _head_or_stand_in(connection, task_id, head), Status(status), Reason(reason) if reason else None, *rest
-        )
-        for task_id, head, status, reason, *rest in rows
-    ]
+    return [_open_task(connection, row) for row in rows]
+
+
+def _open_task(connection: apsw.Connection, row: Sequence[Any]) -> OpenTask:
+    task_id, stored, said, because, noted, generation, attempts, deaths, due_at, updated_at = row
+    head = _head_or_stand_in(connection, task_id, stored)
+    status, reason, error = words_of(said, because, noted)
+    return OpenTask(head, status, reason, generation, attempts, deaths, due_at, updated_at, error)
 
 
 def _head_or_stand_in(connection: apsw.Connection, task_id: str, stored: bytes) -> Head:
@@ -714,12 +717,13 @@ def _task(row: Sequence[Any], head: Head) -> Task:
         accepted_at,
         _,
     ) = row
+    known_status, known_reason, error = words_of(status, reason, error)
     return Task(
         head,
         raw,
         Progress(
-            status=Status(status),
-            reason=Reason(reason) if reason else None,
+            status=known_status,
+            reason=known_reason,
             generation=generation,
             attempts=attempts,
             deaths=deaths,

@@ -137,6 +137,9 @@ local leave = {
   end,
 }
 
+-- A status of a newer version: what that keeps of it is not known here.
+setmetatable(leave, { __index = function() return function() end end })
+
 -- With what else changes. False as status: the task is not open any more.
 local function set_status(task, status, fields)
   local was = task.status

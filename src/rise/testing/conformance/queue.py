@@ -69,6 +69,10 @@ class QueueStage(Protocol):
 
     async def overwrite_head(self, task_id: TaskId, stored: bytes) -> None: ...
 
+    async def overwrite_words(self, task_id: TaskId, *, status: str, reason: str) -> None:
+        """As a newer version may have said it."""
+        ...
+
     async def leftovers(self) -> dict[str, int]:
         """What is stored for tasks, by kind; receipts and the memory of idle lanes apart."""
         ...
@@ -1154,6 +1158,29 @@ class QueueConformance:
         claim = await claim_one(stage.queue)
         await stage.overwrite_head(unreadable, b"newer")
         assert await run_lane(stage.queue, claim) == [1, 3]
+
+    @pytest.mark.failure("B14")
+    @pytest.mark.parametrize(("status", "reason"), [("suspended", "of_tomorrow"), ("delegated", "of_tomorrow")])
+    async def test_words_of_a_newer_version_hide_nothing_else(
+        self, stage: QueueStage, status: str, reason: str
+    ) -> None:
+        queue = stage.queue
+        [spoilt, sound] = await self._suspend(queue, 1, 2)
+        await stage.overwrite_words(spoilt, status=status, reason=reason)
+        shown = {row.head.task_id: row for row in await queue.list_open(Selection(), limit=10)}
+        assert shown.keys() == {spoilt, sound}
+        row = shown[spoilt]
+        assert (row.status, row.reason) == (Status.SUSPENDED, Reason.SCHEMA_NEWER)
+        assert reason in (row.error or ""), "and it says which"
+        assert shown[sound].reason is Reason.WORKFLOW_PENDING
+        assert (await open_task(queue, spoilt)).progress.reason is Reason.SCHEMA_NEWER
+        await queue.sweep()
+        assert await queue.resume(Selection(reason=Reason.WORKFLOW_PENDING), limit=10) == [sound]
+        assert await run_everything(queue) == [2]
+        dropped = await queue.cancel(spoilt)
+        assert dropped is not None
+        assert dropped.raw == delivery(1).raw
+        assert await queue.list_open(Selection(), limit=10) == []
 
     # --- looking ---
 
