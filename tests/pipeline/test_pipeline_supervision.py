@@ -8,7 +8,7 @@ import pytest
 from pipeline_stage import Gateway, Stage, WorkerProcess
 
 import rise
-from rise.capabilities import CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityStatus
 from rise.channels.telegram.polling import TelegramPolling
 from rise.errors import Busy, StoreUnavailable
 from rise.ledger.port import Role
@@ -171,13 +171,16 @@ async def test_what_waits_for_a_channel_that_was_taken_away_is_told_as_such_and_
     assert await raised(stage) == {"channel_gone"}
     [told] = stage.alerts_told
     assert told.summary == "2 messages wait for a channel that is not configured any more: telegram"
-    assert "rise drop" in told.details["remedy"]
+    assert "`rise tasks drop` ends" in told.details["remedy"]
+    assert told.details["consequence"] == CONSEQUENCES["channels"]
+    assert status(gateway, "channels") == (DEGRADED, told.summary), "as /healthz and doctor show it"
     for task in await stage.queue.list_open(Selection(), limit=10):
         await stage.operations.drop(task.head.task_id, who="a person", why="that bot is gone")
     await gateway.supervisor.sweep()
     await stage.queue.claim("a look", {"telegram": 1}, idle=True)
     await gateway.supervisor.measure()
     assert await raised(stage) == set()
+    assert status(gateway, "channels")[0] == AVAILABLE
 
 
 @pytest.mark.req("CAP-6")
@@ -272,7 +275,7 @@ async def test_on_a_full_disk_polling_does_not_say_that_another_process_polls(st
     await gateway.start(polling)
     while not told:
         await stage.pass_time(1)
-    assert told == [(False, "it is not known whether another process polls: the disk is full")]
+    assert told == [(False, "it is not known who polls: the disk is full")]
 
 
 # --- too much -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from rise.capabilities import CapabilityRegistry, CapabilityState, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityState, CapabilityStatus
 from rise.clock import Clock
 from rise.envelope import Status
 from rise.errors import Unavailable
@@ -25,6 +25,9 @@ from rise.service import Signal
 from rise.telemetry import log, oldest_waiting_seconds, tasks_open
 
 PIPELINE: Final = "pipeline"
+CHANNELS: Final = "channels"
+_JUDGED_HERE: Final = frozenset({PIPELINE, ADMISSION, CHANNELS})
+"""They have alerts of their own, which say more."""
 LOST_SECONDS: Final = 10.0
 """What is back sooner alerts nobody: a worker that is replaced, a link that blinks."""
 POLLS_STUCK: Final = 3
@@ -75,7 +78,7 @@ class Pipeline:
 
     def hear(self, name: str, state: CapabilityState) -> None:
         """A capability has changed."""
-        if name not in (PIPELINE, ADMISSION):
+        if name not in _JUDGED_HERE:
             self.changed.set()
 
     async def measure(self) -> QueueDepth | None:
@@ -146,17 +149,24 @@ class Pipeline:
     def _alert_on_channels_gone(self, depth: QueueDepth) -> None:
         gone = sorted(depth.waiting_ms_by_channel.keys() - set(self.channels))
         count = sum(depth.by_channel.get(channel, 0) for channel in gone)
+        waiting = f"{count} messages wait for a channel that is not configured any more: {', '.join(gone)}"
         self.alerts.follow(
             "channel_gone",
             bool(gone),
-            summary=f"{count} messages wait for a channel that is not configured any more: {', '.join(gone)}",
-            remedy="configure the channel again, and they are answered; or rise tasks --channel NAME, and rise drop",
+            summary=waiting,
+            consequence=CONSEQUENCES[CHANNELS],
+            remedy="configure it again until they are answered, or end them: "
+            "`rise tasks --channel NAME` lists, `rise tasks drop` ends",
         )
+        if gone:
+            self.capabilities.set(CHANNELS, CapabilityStatus.DEGRADED, waiting)
+        elif self.capabilities.get(CHANNELS) is not None:
+            self.capabilities.set(CHANNELS, CapabilityStatus.AVAILABLE)
 
     def _alert_on_what_is_lost(self) -> None:
         for name, state in self.capabilities.all().items():
-            if name in (PIPELINE, ADMISSION):
-                continue  # they have alerts of their own, which say more
+            if name in _JUDGED_HERE:
+                continue
             self.alerts.follow(
                 f"capability.{name}",
                 state.status is not CapabilityStatus.AVAILABLE,
