@@ -140,13 +140,12 @@ class Supervisor:
             pass  # in small steps, because messages are accepted in between
 
     async def resume(self) -> int:
-        """Let go on what waited for a workflow that is there now, oldest first per chat, at a bounded rate."""
+        """Let go on what waited for a workflow that is there now, oldest first per chat, at a bounded rate.
+
+        In chats where somebody writes meanwhile, the worker does so by itself.
+        """
         limit = max(1, int(self._duties.resume_per_second * RESUME_SECONDS))
-        served = tuple(
-            route
-            for route in await self._queue.suspended_routes(Reason.WORKFLOW_PENDING)
-            if self._bindings.lookup(route.channel, route.account, route.workflow_id or None) is not None
-        )
+        served = self._bindings.served(await self._queue.suspended_routes(Reason.WORKFLOW_PENDING))
         if not served:
             return 0
         # All at once: a chat may have waited for several workflows, and its order holds across them.

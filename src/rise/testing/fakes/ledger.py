@@ -125,6 +125,26 @@ class MemoryLedgerState:
         stored = self.runs[run_id]
         stored.run = msgspec.structs.replace(stored.run, result=None, unreadable="it was spoilt")
 
+    def overwrite_words(self, task_id: TaskId, *, state: str) -> None:
+        """All that is said of its run and its replies is said in words that nobody here knows."""
+        newer = "a newer version of Rise says of it: a word"
+        for stored in self.runs.values():
+            if stored.run.task_id == task_id:
+                stored.run = msgspec.structs.replace(stored.run, status=Status.REPLYING, outcome=None, unreadable=newer)
+        for reply in self.replies.values():
+            if reply.reply.task_id == task_id:
+                known = ReplyState(state) if state in set(ReplyState) else ReplyState.UNKNOWN
+                reply.change(state=known, unreadable=newer)
+
+    def spoil_definition(self, workflow_id: str) -> None:
+        whose = "a newer version of Rise"
+        self.workflows[workflow_id] = WorkflowRecord(
+            workflow_id=workflow_id, name=workflow_id, enabled=False, updated_by=whose
+        )
+        for key, known in self.bindings.items():
+            if known.workflow_id == workflow_id:
+                self.bindings[key] = msgspec.structs.replace(known, is_default=False, enabled=False, updated_by=whose)
+
 
 class MemoryLedger(MemoryStore):
     """`rise.ledger.port.Ledger`, as one process sees the state."""
