@@ -24,7 +24,6 @@ from rise.clock import Clock, epoch_ms
 from rise.envelope import (
     Call,
     Effect,
-    Head,
     Outcome,
     Reason,
     Status,
@@ -368,7 +367,7 @@ class Worker:
         head, progress = task.head, task.progress
         known = await self._ledger.run(task.run_id)
         if known is not None:
-            return KeyUsedAgain(known.generation + 1) if is_of_former(known, head) else AlreadyRun(known)
+            return KeyUsedAgain(known.generation + 1) if known.is_of_former(head) else AlreadyRun(known)
         if progress.deadline_at_ms is not None and progress.deadline_at_ms < self._queue.now_ms():
             return TooLate()
         channel = self._channels[head.channel]
@@ -570,15 +569,6 @@ def _history(task: Task, said: str, now_ms: int) -> list[Turn]:
     if said:
         turns.append(Turn(role="assistant", text=said, at_ms=now_ms, run_id=task.run_id))
     return turns
-
-
-def is_of_former(run: Run, head: Head) -> bool:
-    """Whether the run is of another message, whose key had been forgotten when this one brought it again.
-
-    By the time that keys are kept, not by which came first: the same message may have been accepted by several
-    hosts, and at the same time by a queue that had lost the memory of its key.
-    """
-    return head.accepted_at_ms - run.accepted_at_ms >= head.receipt_seconds * 1000
 
 
 def _is_of_suspect(claim: Claim) -> bool:

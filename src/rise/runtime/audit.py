@@ -312,8 +312,10 @@ class _Whereabouts(msgspec.Struct, frozen=True):
 
     @property
     def has_ended(self) -> bool:
-        """The ledger decides, unless the task was started anew since."""
-        return self.run is not None and (self.task is None or self.task.generation <= self.run.generation)
+        """The ledger decides, unless the task was started anew since, or the run is of another with the same key."""
+        if self.run is None or self.task is None:
+            return self.run is not None
+        return self.task.generation <= self.run.generation and not self.run.is_of_former(self.task.head)
 
     @property
     def fate(self) -> Fate:

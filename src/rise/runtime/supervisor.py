@@ -25,7 +25,6 @@ from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
 from rise.runtime.pipeline import Pipeline
 from rise.service import Loop, Signal
 from rise.telemetry import enqueue_to_reply_seconds, log, settled_total, workflow_pending_total
-from rise.worker import is_of_former
 
 REAP_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 30.0
@@ -218,7 +217,7 @@ class Supervisor:
         finished = await self._ledger.finished_among([task.head.task_id for task in page])
         for task in page:
             run = finished.get(task.head.task_id)
-            if run is None or run.generation < task.generation or is_of_former(run, task.head):
+            if run is None or run.generation < task.generation or run.is_of_former(task.head):
                 continue
             if run.generation > task.generation:
                 # Delivered again when its key was forgotten, after a person had it run again and that has ended.
