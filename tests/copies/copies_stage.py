@@ -110,7 +110,7 @@ class LinkedMirror(MemoryMirror):
     def _let_go(self, looks: Sequence[Look]) -> None:
         super()._let_go(looks)
         for look in looks:
-            self.on_forgotten(look.tag.task_id)
+            self.on_forgotten(look.tag.copy.task_id)
 
     async def _through(self, name: str, operation: Callable[[], Any]) -> Any:
         return await self.link.through(name, operation)

@@ -442,6 +442,27 @@ async def test_a_drop_that_was_cut_short_is_finished_by_the_sweep(stage: Stage):
     assert [one.head.task_id for one in listed] == [kept]
 
 
+@pytest.mark.req("SUS-3", "CPY-5")
+@pytest.mark.parametrize(("generation", "accepted_before_seconds", "waits"), [(1, 0, False), (0, 73 * 3600, True)])
+async def test_what_waits_goes_when_a_later_run_of_it_has_ended_and_not_for_a_former_messages_end(
+    stage: Stage, generation: int, accepted_before_seconds: int, waits: bool
+):
+    gateway, _ = await stage.start()
+    [task_id] = await stage.write("Hello")
+    await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    task = await stage.queue.get(task_id)
+    assert task is not None
+    accepted_at_ms = task.head.accepted_at_ms - accepted_before_seconds * 1000
+    other = msgspec.structs.replace(
+        task,
+        head=msgspec.structs.replace(task.head, accepted_at_ms=accepted_at_ms),
+        progress=msgspec.structs.replace(task.progress, generation=generation),
+    )
+    await stage.ledger.finish(other, Status.DROPPED, by="operator")
+    await gateway.supervisor.sweep()
+    assert [one.head.task_id for one in await stage.operations.suspended()] == [task_id] * waits
+
+
 async def test_what_has_ended_is_kept_for_its_time_and_then_forgotten(stage: Stage):
     stage.duties = Duties(late_after_seconds=0, keep_finished_seconds=86_400.0)
     gateway, _ = await stage.start(echo)

@@ -139,6 +139,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: str | None = None
     """Why this version cannot read the result that is kept; `result` is None then."""
 
+    def is_of_former(self, head: Head) -> bool:
+        """Whether it is of another message, whose key had been forgotten when this one brought it again.
+
+        By the time that keys are kept, not by which came first: the same message may have been accepted by several
+        hosts, and at the same time by a queue that had lost the memory of its key.
+        """
+        return head.accepted_at_ms - self.accepted_at_ms >= head.receipt_seconds * 1000
+
     @property
     def follow_ups(self) -> list[Any]:
         """What it promised for later, as far as that can be read."""
