@@ -18,7 +18,7 @@ from rise.testing.bench.measuring import cpu_seconds
 from rise.testing.bench.update import Updates
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class Asking(msgspec.Struct, frozen=True, kw_only=True):
     """What to do."""
 
     port: int
@@ -38,7 +38,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float
     p99_ms: float
     cpu_seconds: list[float]
-    """Of the processes named in the order."""
+    """Of the processes that were named."""
     own_cpu_share: float
     """Of one core. Near 1 the asker was the limit, and not what it asked."""
     next_number: int
@@ -48,7 +48,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 class Load:
     """The connections and what they count together."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, asking: Asking) -> None:
         self.clock = SystemClock()
         self.measures = False
         self.stops = False
@@ -56,7 +56,7 @@ class Load:
         self.failures = 0
         self.broken: BaseException | None = None
         self._updates = Updates()
-        self._next = order.first_number
+        self._next = asking.first_number
 
     @property
     def next_number(self) -> int:
@@ -111,17 +111,17 @@ def _content_length(head: bytes) -> int:
     return int(head[at + 17 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
 
 
-async def ask(order: Order) -> Seen:
+async def ask(asking: Asking) -> Seen:
     """Raises `ConnectionError` if the server does not hold the connections."""
     loop = asyncio.get_running_loop()
-    load = Load(order)
-    for _ in range(order.connections):
-        await loop.create_connection(lambda: Connection(load), "127.0.0.1", order.port)
-    await load.clock.sleep(order.warm_up_seconds)
-    everybody = [*order.pids, os.getpid()]
+    load = Load(asking)
+    for _ in range(asking.connections):
+        await loop.create_connection(lambda: Connection(load), "127.0.0.1", asking.port)
+    await load.clock.sleep(asking.warm_up_seconds)
+    everybody = [*asking.pids, os.getpid()]
     cpu, began = [cpu_seconds(pid) for pid in everybody], load.clock.monotonic()
     load.measures = True
-    await load.clock.sleep(order.seconds)
+    await load.clock.sleep(asking.seconds)
     load.measures = False
     seconds = load.clock.monotonic() - began
     spent = [cpu_seconds(pid) - before for pid, before in zip(everybody, cpu, strict=True)]
@@ -142,8 +142,8 @@ async def ask(order: Order) -> Seen:
 
 
 def main() -> None:
-    order = msgspec.json.decode(sys.argv[1], type=Order)
-    print(msgspec.json.encode(uvloop.run(ask(order))).decode())
+    asking = msgspec.json.decode(sys.argv[1], type=Asking)
+    print(msgspec.json.encode(uvloop.run(ask(asking))).decode())
 
 
 if __name__ == "__main__":
