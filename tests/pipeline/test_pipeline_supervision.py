@@ -145,7 +145,7 @@ async def test_a_worker_whose_loop_has_died_in_silence_is_started_anew(stage: St
         polls += 1
     assert polls == 4, "seen once, and three times older"
     assert len(logged(stage, "worker.stuck")) == 1
-    # Its answer goes out when the sender has its role again: to that, time has jumped.
+    # Its answer goes out when the sender has its office again: to that, time has jumped.
     await stage.until(lambda: stage.ledger.latest_run(task_id))
 
 

@@ -3,6 +3,8 @@
 The ledger is one store and it decides: `run_id` is unique among results and `reply_id` among intents to
 send, so a result is written once and a reply is meant once, however often somebody tries.
 The promises here are executable: `rise.testing.conformance.ledger` runs on every backend.
+
+Refuses: another result for a run that has one; what a sender writes whose fence is stale (`ClaimLost`).
 """
 
 from __future__ import annotations
@@ -270,7 +272,7 @@ class OutboxDepth(msgspec.Struct, frozen=True, kw_only=True):
     """Replies that were sent although an earlier call may have had its effect."""
 
 
-class Role(StrEnum):
+class Office(StrEnum):
     """What one process of an installation does for all."""
 
     SENDER = "sender"
@@ -417,14 +419,14 @@ class Ledger(Protocol):
         """A random name, made with the ledger: two installations never have the same."""
         ...
 
-    # roles
+    # offices
 
-    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
-        """Whether the role is the member's for so long from now: it is, unless another has it now."""
+    async def take_office(self, office: Office, member: str, *, seconds: float) -> bool:
+        """Whether the office is the member's for so long from now: it is, unless another has it now."""
         ...
 
-    async def leave_roles(self, member: str) -> None:
-        """It has ended: whoever asks next has its roles."""
+    async def leave_offices(self, member: str) -> None:
+        """It has ended: whoever asks next has its offices."""
         ...
 
     # people

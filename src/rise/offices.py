@@ -1,8 +1,10 @@
 """What one process of an installation does for all, and who that is now.
 
-A role is a lease in the ledger: a process that dies, hangs or is cut off from it loses its roles within
-`LEASE_SECONDS`, one that is known to be dead at once. Two may think for a moment that they have the same role, one of
+An office is a lease in the ledger: a process that dies, hangs or is cut off from it loses its offices within
+`LEASE_SECONDS`, one that is known to be dead at once. Two may think for a moment that they have the same office, one of
 them about to find out; what must not be done twice carries a fence besides.
+
+Refuses: to let two have one office by the ledger's word; to say that it is ours when the ledger has not, lately.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from rise.clock import Clock
-from rise.ledger.port import Ledger, Role
+from rise.ledger.port import Ledger, Office
 from rise.service import Loop
 from rise.telemetry import log
 
@@ -20,15 +22,15 @@ ASK_SECONDS: Final = 1.0
 """How often who has not got it asks for it."""
 
 
-class RoleClaim:
-    """One process's claim to one role, kept up until it is stopped."""
+class OfficeClaim:
+    """One process's claim to one office, kept up until it is stopped."""
 
     def __init__(
-        self, ledger: Ledger, role: Role, member: str, clock: Clock, *, on_taken: Callable[[], None] = lambda: None
+        self, ledger: Ledger, office: Office, member: str, clock: Clock, *, on_taken: Callable[[], None] = lambda: None
     ) -> None:
-        self.name = f"role.{role}"
+        self.name = f"office.{office}"
         self._ledger = ledger
-        self._role = role
+        self._office = office
         self._member = member
         self._clock = clock
         self._on_taken = on_taken
@@ -48,16 +50,16 @@ class RoleClaim:
         await self._loop.start()
 
     async def stop(self) -> None:
-        """Whoever asks has it when the process says that it leaves its roles, or the lease is over."""
+        """Whoever asks has it when the process says that it leaves its offices, or the lease is over."""
         await self._loop.stop()
         self._ours_until = None
 
     async def _ask(self) -> None:
         asked_at, was_ours = self._clock.monotonic(), self.is_ours
-        if await self._ledger.take_role(self._role, self._member, seconds=LEASE_SECONDS):
+        if await self._ledger.take_office(self._office, self._member, seconds=LEASE_SECONDS):
             self._ours_until = asked_at + LEASE_SECONDS
             if not was_ours:
-                log.info("role.taken", role=self._role)
+                log.info("office.taken", office=self._office)
                 self._on_taken()
         else:
             self._ours_until = None
@@ -65,4 +67,6 @@ class RoleClaim:
 
 
 def _report(name: str, error: BaseException) -> None:
-    log.warning("role.unknown", role=name, error=error, consequence="asked again; after a while another may have it")
+    log.warning(
+        "office.unknown", office=name, error=error, consequence="asked again; after a while another may have it"
+    )

@@ -8,8 +8,8 @@ import pytest
 
 from rise.clock import epoch_ms
 from rise.errors import StoreUnavailable
-from rise.ledger.port import Role
-from rise.roles import ASK_SECONDS, LEASE_SECONDS, RoleClaim
+from rise.ledger.port import Office
+from rise.offices import ASK_SECONDS, LEASE_SECONDS, OfficeClaim
 from rise.testing.clock import ManualClock
 from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState
 
@@ -17,10 +17,10 @@ from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState
 class Ledger(MemoryLedger):
     is_away = False
 
-    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
+    async def take_office(self, office: Office, member: str, *, seconds: float) -> bool:
         if self.is_away:
             raise StoreUnavailable("away")
-        return await super().take_role(role, member, seconds=seconds)
+        return await super().take_office(office, member, seconds=seconds)
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ async def pass_time(clock: ManualClock, seconds: float) -> None:
             await asyncio.sleep(0)
 
 
-async def started(ledger: Ledger, member: str, clock: ManualClock) -> RoleClaim:
-    claim = RoleClaim(ledger, Role.SENDER, member, clock)
+async def started(ledger: Ledger, member: str, clock: ManualClock) -> OfficeClaim:
+    claim = OfficeClaim(ledger, Office.SENDER, member, clock)
     await claim.start()
     await pass_time(clock, 0.0)
     return claim
