@@ -38,16 +38,16 @@ from rise.ledger.port import (
     Failed,
     HeldUnknown,
     Ledger,
+    Office,
     Reply,
     ReplyKind,
     ReplyState,
     Resend,
-    Role,
     Sent,
 )
+from rise.offices import ASK_SECONDS, OfficeClaim
 from rise.pacing import Bucket, Buckets
 from rise.queue.port import Queue, Suspend
-from rise.roles import ASK_SECONDS, RoleClaim
 from rise.service import Loop, Signal, cancel_all, insist, spawn
 from rise.telemetry import log, replies_total
 
@@ -80,7 +80,7 @@ class DeliveryLimits:
 
 
 class Sender:
-    """Sends while its process has the role; what another began and did not end is a doubt, and voids the other."""
+    """Sends while its process has the office; what another began and did not end is a doubt, and voids the other."""
 
     name = "delivery"
 
@@ -107,7 +107,7 @@ class Sender:
         self._fence: int | None = None
         self._stopping = False
         self._hint = Signal()
-        self._role = RoleClaim(ledger, Role.SENDER, bus.member, clock, on_taken=self._hint.set)
+        self._office = OfficeClaim(ledger, Office.SENDER, bus.member, clock, on_taken=self._hint.set)
         self._chats: set[asyncio.Task[Any]] = set()
         self._come_back_at: list[float] = []
         self._paused_until: dict[tuple[str, str], float] = {}
@@ -118,7 +118,7 @@ class Sender:
     async def start(self) -> None:
         self._unsubscribe = self._bus.subscribe(Topic.OUTBOX_READY, lambda _: self._hint.set())
         await self._typing.start()
-        await self._role.start()
+        await self._office.start()
         await self._loop.start()
 
     async def stop(self) -> None:
@@ -130,12 +130,12 @@ class Sender:
         if self._chats:
             await asyncio.wait(set(self._chats), timeout=self._limits.stop_seconds)
         await cancel_all(self._chats)
-        await self._role.stop()
+        await self._office.stop()
 
     # --- one look at the outbox ---
 
     async def _take(self) -> None:
-        if not self._role.is_ours:
+        if not self._office.is_ours:
             await self._hint.wait(ASK_SECONDS)
             return
         if self._fence is None:
@@ -144,9 +144,9 @@ class Sender:
         try:
             replies = await self._ledger.outbox_take(self._fence, limit=room, accounts_excluded=self._accounts_paused())
         except ClaimLost:
-            # Another has or had the role, and opened the outbox anew.
+            # Another has or had the office, and opened the outbox anew.
             self._fence = None
-            self._role.doubt()
+            self._office.doubt()
             return
         except Unavailable:
             # It may have taken chats and failed to say which. Opening the outbox anew frees them; it would also

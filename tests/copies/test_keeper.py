@@ -15,16 +15,16 @@ from rise.copies.keeper import COUNT_SECONDS, PATIENCE_SECONDS
 from rise.copies.reaper import HOLD_SECONDS
 from rise.copies.relay import YOUNG_MS
 from rise.errors import StoreUnavailable, Unavailable
-from rise.ledger.port import Role
+from rise.ledger.port import Office
+from rise.offices import LEASE_SECONDS
 from rise.queue.port import NewTask
-from rise.roles import LEASE_SECONDS
 
 
 @pytest.fixture
 async def process(installation: Installation) -> AsyncIterator[Process]:
-    """The one that has the role."""
+    """The one that has the office."""
     process = await installation.process()
-    process.keeper._role._ours_until = float("inf")
+    process.keeper._office._ours_until = float("inf")
     yield process
     await process.keeper.stop()
 
@@ -79,27 +79,29 @@ async def test_an_emptied_queue_gets_everything_back_before_anything_is_handed_o
 
 
 @pytest.mark.req("CPY-5")
-async def test_only_the_one_with_the_role_does_any_of_it(installation: Installation):
+async def test_only_the_one_with_the_office_does_any_of_it(installation: Installation):
     one, two = await installation.process(), await installation.process()
     await kept(one, installation, 1)
     installation.queue.empty()
     await rounds(two, 3)
     assert (two.queue.link.calls, two.mirror.link.calls if two.mirror else None) == ({"life": 1}, {})
-    two.keeper._role._ours_until = float("inf")
+    two.keeper._office._ours_until = float("inf")
     await rounds(two)
     assert await installation.work() == [1]
 
 
 @pytest.mark.failure("I1", "I11")
-async def test_who_loses_the_role_holds_back_nothing_from_who_has_it_now(installation: Installation, process: Process):
+async def test_who_loses_the_office_holds_back_nothing_from_who_has_it_now(
+    installation: Installation, process: Process
+):
     heir = await installation.process()
     await kept(process, installation, 1)
     await rounds(process)
     assert installation.mirror.looking == {False: process.mirror}
-    heir.keeper._role._ours_until = float("inf")
+    heir.keeper._office._ours_until = float("inf")
     await rounds(heir)
     assert installation.mirror.looking == {False: process.mirror}
-    process.keeper._role.doubt()
+    process.keeper._office.doubt()
     await rounds(process)
     assert installation.mirror.looking == {}
     await rounds(heir)
@@ -200,7 +202,7 @@ async def test_relays_workers_and_new_messages_beside_it_change_nothing(installa
         installation.clock.advance(YOUNG_MS / 1000)
         await asyncio.gather(
             attempt(process.keeper.refill),
-            attempt(other.keeper.refill),  # both think for a moment that they have the role
+            attempt(other.keeper.refill),  # both think for a moment that they have the office
             process.round(),
             other.round(),
             *map(other.copies.keep, new),
@@ -317,7 +319,7 @@ async def test_a_journal_that_cannot_be_read_is_waited_for_and_then_not(
 async def test_without_a_mirror_the_journals_are_enough(without_mirror: Installation, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(keeper_module, "PAGE", 2)
     process = await without_mirror.process()
-    process.keeper._role._ours_until = float("inf")
+    process.keeper._office._ours_until = float("inf")
     messages = await kept(process, without_mirror, *range(7))
     without_mirror.queue.empty()
     await rounds(process, 2)
@@ -407,13 +409,13 @@ async def test_the_loop_does_it_by_itself_and_another_goes_on_when_its_process_d
     await pass_time(1, 2)
     await two.keeper.start()
     await pass_time(1, 4)
-    assert installation.ledger.roles[Role.KEEPER][0] == one.bus.member
+    assert installation.ledger.offices[Office.KEEPER][0] == one.bus.member
     await one.keeper._loop.stop()  # it is gone, without a word
-    await one.keeper._role._loop.stop()
+    await one.keeper._office._loop.stop()
     await one.die()
     installation.queue.empty()
     await pass_time(LEASE_SECONDS + 3, 2)
-    assert installation.ledger.roles[Role.KEEPER][0] == two.bus.member
+    assert installation.ledger.offices[Office.KEEPER][0] == two.bus.member
     assert installation.in_queue() == ids(messages)
     assert installation.queue.life is not None
     await two.keeper.stop()

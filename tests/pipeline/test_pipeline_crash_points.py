@@ -14,9 +14,9 @@ from pipeline_stage import MARK, Gateway, Killed, Process, Stage, WorkerProcess
 import rise
 from rise.delivery import DeliveryLimits
 from rise.envelope import Outcome, Reason, Status, TaskId, run_id_of
-from rise.ledger.port import ReplyKind, ReplyState, Role
+from rise.ledger.port import Office, ReplyKind, ReplyState
+from rise.offices import LEASE_SECONDS
 from rise.retries import RetryPolicy
-from rise.roles import LEASE_SECONDS
 from rise.runtime.operations import Operations
 from rise.testing.telegram import Fault
 
@@ -26,7 +26,7 @@ WORKING = [
     *("ledger.run", "ledger.add_notice", "ledger.history", "ledger.steps", "ledger.save_step", "ledger.save_result"),
     "queue.settle",
 ]
-BECOMING_THE_SENDER = ["ledger.take_role"]
+BECOMING_THE_SENDER = ["ledger.take_office"]
 SENDING = ["ledger.outbox_take", "ledger.outbox_sending", "channel.send", "ledger.outbox_record", "queue.finish"]
 ASIDE = {"queue.sweep", "queue.list_open", "queue.depth", "queue.renew", "queue.suspended_routes", "queue.resume",
          "ledger.outbox_open", "ledger.outbox_depth", "ledger.finished_among", "ledger.purge", "ledger.replies",
@@ -167,7 +167,7 @@ async def test_the_place_of_a_sender_killed_while_it_takes_it_is_free_at_once(
 @pytest.mark.req("OUT-2", "EMB-3")
 @pytest.mark.failure("G1")
 async def test_the_place_of_a_sender_of_which_nobody_knows_that_it_died_is_free_after_its_lease(stage: Stage):
-    await stage.ledger.take_role(Role.SENDER, "of a host that is gone", seconds=LEASE_SECONDS)
+    await stage.ledger.take_office(Office.SENDER, "of a host that is gone", seconds=LEASE_SECONDS)
     conversation = Conversation(stage)
     gateway, _ = await stage.start(conversation.workflow)
     tasks = await stage.write("one", "two", by=gateway)
@@ -189,7 +189,7 @@ async def test_whoever_dies_while_freeing_the_place_of_the_dead_leaves_that_to_t
     reaper = await stage.start_gateway(sends=False)
     await stage.until(lambda: _has_passed(sender, "ledger.outbox_open"))
     await sender.kill()
-    reaper.die_at("ledger.leave_roles", edge)
+    reaper.die_at("ledger.leave_offices", edge)
     with pytest.raises(Killed):
         await reaper.supervisor.reap()
     await reaper.dead()

@@ -17,8 +17,8 @@ from rise.delivery import DeliveryLimits, Sender
 from rise.envelope import Outcome, Reason, Status, TaskId
 from rise.errors import StoreUnavailable
 from rise.ledger.port import Reply, ReplyKind, ReplyState
+from rise.offices import LEASE_SECONDS
 from rise.queue.port import Selection
-from rise.roles import LEASE_SECONDS
 from rise.testing.telegram import Fault
 from rise.worker import WorkerLimits
 
@@ -524,7 +524,7 @@ async def test_of_two_senders_the_older_can_do_nothing_any_more(stage: Stage, st
     [task_id] = await stage.write("Hello")
     await held.reached()
     new = await stage.start_gateway()
-    await old.ledger.leave_roles(old.bus.member)  # as when it could not say for a while that it has the role
+    await old.ledger.leave_offices(old.bus.member)  # as when it could not say for a while that it has the office
     await stage.pass_time(2)
     await stage.ended(task_id)
     held.open()

@@ -11,9 +11,9 @@ import rise
 from rise.capabilities import CONSEQUENCES, CapabilityStatus
 from rise.channels.telegram.polling import TelegramPolling
 from rise.errors import Busy, StoreUnavailable
-from rise.ledger.port import Role
+from rise.ledger.port import Office
+from rise.offices import OfficeClaim
 from rise.queue.port import Selection
-from rise.roles import RoleClaim
 from rise.runtime.overload import OverloadLimits
 from rise.runtime.pipeline import PipelineLimits
 from rise.telemetry import oldest_waiting_seconds
@@ -149,7 +149,7 @@ async def test_a_worker_whose_loop_has_died_in_silence_is_started_anew(stage: St
         polls += 1
     assert polls == 4, "seen once, and three times older"
     assert len(logged(stage, "worker.stuck")) == 1
-    # Its answer goes out when the sender has its role again: to that, time has jumped.
+    # Its answer goes out when the sender has its office again: to that, time has jumped.
     await stage.until(lambda: stage.ledger.latest_run(task_id))
 
 
@@ -269,9 +269,9 @@ async def test_on_a_full_disk_polling_does_not_say_that_another_process_polls(st
         accept=gateway.intake.accept,
         clock=stage.clock,
         on_state=hear,
-        role=RoleClaim(gateway.ledger, Role.POLLER, gateway.bus.member, stage.clock),
+        office=OfficeClaim(gateway.ledger, Office.POLLER, gateway.bus.member, stage.clock),
     )
-    gateway.fail_at("ledger.take_role", "before", StoreUnavailable("the disk is full"), times=1000)
+    gateway.fail_at("ledger.take_office", "before", StoreUnavailable("the disk is full"), times=1000)
     await gateway.start(polling)
     while not told:
         await stage.pass_time(1)

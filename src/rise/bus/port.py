@@ -2,6 +2,8 @@
 
 Nothing is kept on the bus and nothing may depend on it: a lost event costs time, never a message. Whoever
 waits for one also looks by itself now and then.
+
+Refuses: to keep an event, to order them, and to say who has heard one.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 A channel never decides what happens to a message. It says what came in as `Incoming` and how a try to send
 ended as a `SendOutcome`; intake and delivery decide. The promises here are executable:
 `rise.testing.conformance.channel` runs on every channel.
+
+Refuses: an effect that its platform cannot say (`PayloadInvalid`), before it is frozen as a call.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """`rise audit`, `rise doctor`: is everything accounted for, and is everything well?
 
-Both say it with their exit code too, and mend nothing: what to do is said, and done by a person.
+Both say it with their exit code too; what to do is said, and done by a person.
+
+Refuses: to mend anything.
 """
 
 from __future__ import annotations

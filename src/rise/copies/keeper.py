@@ -18,8 +18,8 @@ from rise.copies.port import RABBITMQ, Mirror
 from rise.copies.reaper import Reaper
 from rise.copies.slots import Slots
 from rise.errors import RabbitUnavailable, StoreUnavailable, Unavailable
-from rise.ledger.port import Role
-from rise.roles import RoleClaim
+from rise.ledger.port import Office
+from rise.offices import OfficeClaim
 from rise.service import Loop
 from rise.telemetry import log
 
@@ -33,7 +33,7 @@ PAGE: Final = 500
 
 
 class Keeper:
-    """One per `rise serve`; works while its process has the role, and does nothing in the others."""
+    """One per `rise serve`; works while its process has the office, and does nothing in the others."""
 
     name = "keeper"
 
@@ -43,7 +43,7 @@ class Keeper:
         self._mirror = mirror
         self._reaper = None if mirror is None else Reaper(mirror, work, clock)
         self._bus = bus
-        self._role = RoleClaim(work.ledger, Role.KEEPER, bus.member, clock)
+        self._office = OfficeClaim(work.ledger, Office.KEEPER, bus.member, clock)
         self._clock = clock
         self._refilling_since: float | None = None
         self._is_mirror_owed = False
@@ -54,16 +54,16 @@ class Keeper:
         self._loop = Loop(self.name, self._round, sleep=clock.sleep, on_error=_report)
 
     async def start(self) -> None:
-        await self._role.start()
+        await self._office.start()
         await self._loop.start()
 
     async def stop(self) -> None:
         await self._loop.stop()
-        await self._role.stop()
+        await self._office.stop()
         await self._attempt("rest", self._rest)  # what is held goes back by itself when the connection ends
 
     async def _round(self) -> None:
-        if self._role.is_ours:
+        if self._office.is_ours:
             self._is_resting = False
             await self._attempt("refill", self._refill_if_emptied)
             if self._reaper is not None:
@@ -81,7 +81,7 @@ class Keeper:
             log.info("keeper.delayed", duty=duty, error=error)
 
     async def _rest(self) -> None:
-        """Somebody else has the role: nothing is held back from him, and what was known is soon old."""
+        """Somebody else has the office: nothing is held back from him, and what was known is soon old."""
         self._refilling_since, self._is_mirror_owed = None, False
         self._counted_at, self._counted_short = None, False
         if self._reaper is not None:

@@ -1,4 +1,7 @@
-"""Of what a copy holds: what is finished, and is the rest in the queue? One answer for journals and mirror."""
+"""Of what a copy holds: what is finished, and is the rest in the queue? One answer for journals and mirror.
+
+Refuses: to take anything for finished when the ledger cannot be asked, or by the end of a former message of its key.
+"""
 
 from __future__ import annotations
 

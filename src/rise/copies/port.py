@@ -3,6 +3,8 @@
 A message leaves a copy only when the ledger calls its task finished, and until then it is there at every instant.
 Copies merge: the same task may be kept any number of times, in any order; what it is does not depend on that.
 The promises of a mirror are executable: `rise.testing.conformance.mirror` runs on every backend.
+
+Refuses: to decide what is finished, or what runs: the ledger and the queue do.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 The ledger is one store and it decides: `run_id` is unique among results and `reply_id` among intents to
 send, so a result is written once and a reply is meant once, however often somebody tries.
 The promises here are executable: `rise.testing.conformance.ledger` runs on every backend.
+
+Refuses: another result for a run that has one; what a sender writes whose fence is stale (`ClaimLost`).
 """
 
 from __future__ import annotations
@@ -139,14 +141,6 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: str | None = None
     """Why this version cannot read the result that is kept; `result` is None then."""
 
-    def is_of_former(self, head: Head) -> bool:
-        """Whether it is of another message, whose key had been forgotten when this one brought it again.
-
-        By the time that keys are kept, not by which came first: the same message may have been accepted by several
-        hosts, and at the same time by a queue that had lost the memory of its key.
-        """
-        return head.accepted_at_ms - self.accepted_at_ms >= head.receipt_seconds * 1000
-
     @property
     def follow_ups(self) -> list[Any]:
         """What it promised for later, as far as that can be read."""
@@ -278,7 +272,7 @@ class OutboxDepth(msgspec.Struct, frozen=True, kw_only=True):
     """Replies that were sent although an earlier call may have had its effect."""
 
 
-class Role(StrEnum):
+class Office(StrEnum):
     """What one process of an installation does for all."""
 
     SENDER = "sender"
@@ -425,14 +419,14 @@ class Ledger(Protocol):
         """A random name, made with the ledger: two installations never have the same."""
         ...
 
-    # roles
+    # offices
 
-    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
-        """Whether the role is the member's for so long from now: it is, unless another has it now."""
+    async def take_office(self, office: Office, member: str, *, seconds: float) -> bool:
+        """Whether the office is the member's for so long from now: it is, unless another has it now."""
         ...
 
-    async def leave_roles(self, member: str) -> None:
-        """It has ended: whoever asks next has its roles."""
+    async def leave_offices(self, member: str) -> None:
+        """It has ended: whoever asks next has its offices."""
         ...
 
     # people

@@ -43,13 +43,13 @@ from rise.ledger.port import (
     Delivery,
     Failed,
     HeldUnknown,
+    Office,
     Operation,
     OutboxDepth,
     Reply,
     ReplyKind,
     ReplyState,
     Resend,
-    Role,
     Run,
     RunEnded,
     RunResult,
@@ -159,6 +159,8 @@ SCHEMA: Final = (
     """,
     """
     ALTER TABLE runs ADD COLUMN is_armed INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE roles RENAME TO offices;
+    ALTER TABLE offices RENAME COLUMN role TO office;
     """,
 )
 
@@ -542,23 +544,23 @@ class SqliteLedger:
         [(name,)] = await self._rows("SELECT name FROM identity", ())
         return str(name)
 
-    # --- roles ---
+    # --- offices ---
 
-    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
+    async def take_office(self, office: Office, member: str, *, seconds: float) -> bool:
         def change(connection: apsw.Connection) -> bool:
             now = self._now()
             connection.execute(
-                "INSERT INTO roles VALUES (?1, ?2, ?3) ON CONFLICT (role) DO UPDATE"
+                "INSERT INTO offices VALUES (?1, ?2, ?3) ON CONFLICT (office) DO UPDATE"
                 " SET member = excluded.member, until_at = excluded.until_at WHERE member = ?2 OR until_at <= ?4",
-                (role, member, now + int(seconds * 1000), now),
+                (office, member, now + int(seconds * 1000), now),
             )
             return bool(connection.changes())
 
         return await self._database.write(change)
 
-    async def leave_roles(self, member: str) -> None:
+    async def leave_offices(self, member: str) -> None:
         def change(connection: apsw.Connection) -> None:
-            connection.execute("DELETE FROM roles WHERE member = ?", (member,))
+            connection.execute("DELETE FROM offices WHERE member = ?", (member,))
 
         await self._database.write(change)
 

@@ -38,15 +38,15 @@ from rise.copies.slots import Slots
 from rise.delivery import DeliveryLimits, Sender
 from rise.errors import RedisForeign, StoreLocked, Unavailable
 from rise.intake import Intake
-from rise.ledger.port import Ledger, Role, WorkflowRecord
+from rise.ledger.port import Ledger, Office, WorkflowRecord
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
+from rise.offices import OfficeClaim
 from rise.queue.port import Queue, QueueLimits, RefillableQueue
 from rise.queue.redis import RedisQueue
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
-from rise.roles import RoleClaim
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.runtime.operations import Operations
 from rise.service import Service
@@ -345,8 +345,10 @@ def build_polling(house: House) -> TelegramPolling | None:
         status = CapabilityStatus.AVAILABLE if works else CapabilityStatus.DEGRADED
         house.capabilities.set("telegram_polling", status, detail)
 
-    role = RoleClaim(house.ledger, Role.POLLER, house.bus.member, house.clock)
-    return TelegramPolling(telegram, account, accept=house.intake.accept, clock=house.clock, on_state=report, role=role)
+    office = OfficeClaim(house.ledger, Office.POLLER, house.bus.member, house.clock)
+    return TelegramPolling(
+        telegram, account, accept=house.intake.accept, clock=house.clock, on_state=report, office=office
+    )
 
 
 def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> Worker:

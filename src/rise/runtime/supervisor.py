@@ -100,7 +100,7 @@ class Supervisor:
             self._capabilities.on_change(self._pipeline.hear),
         )
         with suppress(Unavailable):
-            await self.reap()  # before the sender asks for its role, which a former process may hold
+            await self.reap()  # before the sender asks for its office, which a former process may hold
         self._pipeline.changed.set()  # what a former process left behind is looked at right away
         for loop in self._loops:
             await loop.start()
@@ -112,7 +112,7 @@ class Supervisor:
         for unsubscribe in self._unsubscribe:
             unsubscribe()
         with suppress(Unavailable):
-            await self._ledger.leave_roles(self._bus.member)
+            await self._ledger.leave_offices(self._bus.member)
 
     # --- duties ---
 
@@ -120,7 +120,7 @@ class Supervisor:
         """Free at once what processes held that are certainly dead."""
         for member in self._bus.dead_members():
             lanes = await self._queue.reclaim(member)
-            await self._ledger.leave_roles(member)
+            await self._ledger.leave_offices(member)
             self._bus.bury(member)
             if lanes:
                 taken_over = "other workers take its chats over, and run again what it had not finished"

@@ -23,7 +23,7 @@ from rise.channels.telegram.reading import parts_of, read_json
 from rise.channels.telegram.updates import KINDS
 from rise.clock import Clock
 from rise.errors import RiseError, Unavailable
-from rise.roles import RoleClaim
+from rise.offices import OfficeClaim
 from rise.service import Loop
 
 Accept = Callable[[Incoming], Awaitable[object]]
@@ -70,17 +70,17 @@ class TelegramPolling:
         accept: Accept,
         clock: Clock,
         on_state: OnState,
-        role: RoleClaim | None = None,
+        office: OfficeClaim | None = None,
         poll_seconds: int = POLL_SECONDS,
     ) -> None:
-        """`role`: where there are several processes, one of them polls."""
+        """`office`: where there are several processes, one of them polls."""
         self.name = f"telegram.polling.{account}"
         self._channel = channel
         self._account = account
         self._accept = accept
         self._clock = clock
         self._on_state = on_state
-        self._role = role
+        self._office = office
         self._poll_seconds = poll_seconds
         # Said with the next request only, and then forgotten: Telegram has dropped what is below it. After a
         # quiet week its numbers start anew, perhaps lower, and an old offset would confirm updates unseen.
@@ -91,24 +91,24 @@ class TelegramPolling:
         self._loop = Loop(self.name, self._poll, sleep=clock.sleep, on_error=self._report_error)
 
     async def start(self) -> None:
-        if self._role is not None:
-            await self._role.start()
+        if self._office is not None:
+            await self._office.start()
         await self._loop.start()
 
     async def stop(self) -> None:
         """At once. What was accepted and not confirmed comes again and is recognized as known."""
         await self._loop.stop()
-        if self._role is not None:
-            await self._role.stop()
+        if self._office is not None:
+            await self._office.stop()
         self._offset = None
 
     async def _poll(self) -> None:
         """Fetch once, accept what came, and wait if something is wrong."""
-        if self._role is not None and not self._role.is_ours:
+        if self._office is not None and not self._office.is_ours:
             self._offset = None  # what the other confirms meanwhile is not ours to say again
-            if trouble := self._role.trouble:
+            if trouble := self._office.trouble:
                 self._report(False, f"it is not known who polls: {trouble}")
-            elif self._role.is_anothers:
+            elif self._office.is_anothers:
                 self._report(True, "another process of this installation polls")
             await self._clock.sleep(_TURN_SECONDS)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from rise.testing.bench.load import Order, Seen
+from rise.testing.bench.load import Asking, Seen
 from rise.testing.bench.measuring import ratios
 from rise.testing.bench.processes import ask, installation, rise_settings, running
 from rise.testing.bench.report import Report
@@ -46,7 +46,7 @@ async def profile(directory: Path, sizes: Sizes) -> Path:
     place.mkdir()
     settings = rise_settings(place / "data")
     async with running("rise", place, settings=settings, profile=place / "profile") as server:
-        await ask(order_of(server.port, sizes.connections[-1], [server.pid], 1, sizes))
+        await ask(asking(server.port, sizes.connections[-1], [server.pid], 1, sizes))
     return place / "profile"
 
 
@@ -70,13 +70,13 @@ async def _one_working(place: Path, sizes: Sizes) -> dict[int, Seen]:
 async def ask_all_widths(port: int, pid: int, sizes: Sizes) -> dict[int, Seen]:
     seen, first = {}, 1
     for connections in sizes.connections:
-        seen[connections] = await ask(order_of(port, connections, [pid], first, sizes))
+        seen[connections] = await ask(asking(port, connections, [pid], first, sizes))
         first = seen[connections].next_number
     return seen
 
 
-def order_of(port: int, connections: int, pids: list[int], first: int, sizes: Sizes) -> Order:
-    return Order(
+def asking(port: int, connections: int, pids: list[int], first: int, sizes: Sizes) -> Asking:
+    return Asking(
         port=port,
         connections=connections,
         seconds=sizes.load_seconds,

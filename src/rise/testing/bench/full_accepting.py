@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from rise.testing.bench.accepting import ask_all_widths, order_of
+from rise.testing.bench.accepting import ask_all_widths
 from rise.testing.bench.full_servers import servers_for_one
 from rise.testing.bench.load import Seen
 from rise.testing.bench.measuring import ratios
@@ -50,7 +50,7 @@ async def profile(directory: Path, sizes: Sizes, rabbit: RabbitServer) -> Path:
     async with servers_for_one(place, rabbit) as servers:
         settings = rise_settings(place / "data", **servers.settings())
         async with running("rise", place, settings=settings, profile=place / "profile") as server:
-            await ask(order_of(server.port, sizes.connections[-1], [server.pid], 1, sizes))
+            await ask(asking(server.port, sizes.connections[-1], [server.pid], 1, sizes))
     return place / "profile"
 
 

@@ -22,7 +22,7 @@ from rise.testing.bench.update import Updates
 ANSWER_SECONDS_MAX: Final = 30.0
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class Asking(msgspec.Struct, frozen=True, kw_only=True):
     """What to do."""
 
     port: int
@@ -42,7 +42,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float
     p99_ms: float
     cpu_seconds: list[float]
-    """Of the processes named in the order."""
+    """Of the processes that were named."""
     own_cpu_share: float
     """Of one core. Near 1 the asker was the limit, and not what it asked."""
     next_number: int
@@ -52,7 +52,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 class Load:
     """The connections and what they count together."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, asking: Asking) -> None:
         self.clock = SystemClock()
         self.measures = False
         self.stops = False
@@ -61,7 +61,7 @@ class Load:
         self.failures = 0
         self.broken: BaseException | None = None
         self._updates = Updates()
-        self._next = order.first_number
+        self._next = asking.first_number
 
     @property
     def next_number(self) -> int:
@@ -117,18 +117,18 @@ def _content_length(head: bytes) -> int:
     return int(head[at + 17 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
 
 
-async def ask(order: Order) -> Seen:
+async def ask(asking: Asking) -> Seen:
     """Raises `ConnectionError` if the server does not hold the connections."""
     loop = asyncio.get_running_loop()
-    load = Load(order)
-    for _ in range(order.connections):
-        await loop.create_connection(lambda: Connection(load), "127.0.0.1", order.port)
-    await load.clock.sleep(order.warm_up_seconds)
+    load = Load(asking)
+    for _ in range(asking.connections):
+        await loop.create_connection(lambda: Connection(load), "127.0.0.1", asking.port)
+    await load.clock.sleep(asking.warm_up_seconds)
     await _until(lambda: load.answered > 0, load)
-    everybody = [*order.pids, os.getpid()]
+    everybody = [*asking.pids, os.getpid()]
     cpu, began = [cpu_seconds(pid) for pid in everybody], load.clock.monotonic()
     load.measures = True
-    await load.clock.sleep(order.seconds)
+    await load.clock.sleep(asking.seconds)
     await _until(lambda: bool(load.latencies), load)
     load.measures = False
     seconds = load.clock.monotonic() - began
@@ -157,8 +157,8 @@ async def _until(is_so: Callable[[], bool], load: Load) -> None:
 
 
 def main() -> None:
-    order = msgspec.json.decode(sys.argv[1], type=Order)
-    print(msgspec.json.encode(uvloop.run(ask(order))).decode())
+    asking = msgspec.json.decode(sys.argv[1], type=Asking)
+    print(msgspec.json.encode(uvloop.run(ask(asking))).decode())
 
 
 if __name__ == "__main__":

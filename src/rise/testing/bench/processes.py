@@ -14,7 +14,7 @@ import msgspec
 
 from rise.runtime.directory import DataDirectory
 from rise.settings import environment_of_another
-from rise.testing.bench.load import Order, Seen
+from rise.testing.bench.load import Asking, Seen
 from rise.testing.bench.update import SECRET, TOKEN
 from rise.testing.installation import Installation
 
@@ -102,10 +102,10 @@ async def profiled_worker(data: Path, **more: object) -> AsyncIterator[Path]:
         await end(process, gently=True)
 
 
-async def ask(order: Order) -> Seen:
+async def ask(asking: Asking) -> Seen:
     """Load in a process of its own. Raises `RuntimeError` if it was refused anything."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "rise.testing.bench.load", msgspec.json.encode(order).decode()),
+        *(sys.executable, "-m", "rise.testing.bench.load", msgspec.json.encode(asking).decode()),
         stdout=asyncio.subprocess.PIPE,
     )
     try:

@@ -37,12 +37,12 @@ from rise.ledger.port import (
     Failed,
     HeldUnknown,
     Ledger,
+    Office,
     Operation,
     Reply,
     ReplyKind,
     ReplyState,
     Resend,
-    Role,
     RunEnded,
     RunResult,
     Sent,
@@ -1064,31 +1064,31 @@ class LedgerConformance:
         assert len(name) >= 16
         assert await (await stage.another()).identity() == name
 
-    # --- roles ---
+    # --- offices ---
 
     @pytest.mark.req("EMB-3", "OUT-2")
-    async def test_a_role_is_one_members_for_as_long_as_it_says_so(self, stage: LedgerStage) -> None:
+    async def test_an_office_is_one_members_for_as_long_as_it_says_so(self, stage: LedgerStage) -> None:
         one, two = stage.ledger, await stage.another()
-        assert await one.take_role(Role.SENDER, "a", seconds=10)
-        assert not await two.take_role(Role.SENDER, "b", seconds=10)
-        assert await two.take_role(Role.KEEPER, "b", seconds=10), "each by itself"
+        assert await one.take_office(Office.SENDER, "a", seconds=10)
+        assert not await two.take_office(Office.SENDER, "b", seconds=10)
+        assert await two.take_office(Office.KEEPER, "b", seconds=10), "each by itself"
         stage.pass_time(8)
-        assert await one.take_role(Role.SENDER, "a", seconds=10), "again, before its time is over"
+        assert await one.take_office(Office.SENDER, "a", seconds=10), "again, before its time is over"
         stage.pass_time(8)
-        assert not await two.take_role(Role.SENDER, "b", seconds=10)
+        assert not await two.take_office(Office.SENDER, "b", seconds=10)
         stage.pass_time(3)
-        assert await two.take_role(Role.SENDER, "b", seconds=10), "it has not said so any more"
-        assert not await one.take_role(Role.SENDER, "a", seconds=10)
+        assert await two.take_office(Office.SENDER, "b", seconds=10), "it has not said so any more"
+        assert not await one.take_office(Office.SENDER, "a", seconds=10)
 
     @pytest.mark.req("EMB-3")
-    async def test_the_roles_of_who_has_ended_are_free_at_once(self, ledger: Ledger) -> None:
-        for role in Role:
-            assert await ledger.take_role(role, "a", seconds=1000)
-        await ledger.leave_roles("b")
-        assert not await ledger.take_role(Role.SENDER, "b", seconds=10)
-        await ledger.leave_roles("a")
-        for role in Role:
-            assert await ledger.take_role(role, "b", seconds=10)
+    async def test_the_offices_of_who_has_ended_are_free_at_once(self, ledger: Ledger) -> None:
+        for office in Office:
+            assert await ledger.take_office(office, "a", seconds=1000)
+        await ledger.leave_offices("b")
+        assert not await ledger.take_office(Office.SENDER, "b", seconds=10)
+        await ledger.leave_offices("a")
+        for office in Office:
+            assert await ledger.take_office(office, "b", seconds=10)
 
     # --- definitions ---
 

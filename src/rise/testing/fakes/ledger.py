@@ -35,13 +35,13 @@ from rise.ledger.port import (
     Delivery,
     Failed,
     HeldUnknown,
+    Office,
     Operation,
     OutboxDepth,
     Reply,
     ReplyKind,
     ReplyState,
     Resend,
-    Role,
     Run,
     RunEnded,
     RunResult,
@@ -109,7 +109,7 @@ class MemoryLedgerState:
     bindings: dict[tuple[str, str, str], BindingRecord] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
     identity: str = field(default_factory=new_key)
-    roles: dict[Role, tuple[str, int]] = field(default_factory=dict)
+    offices: dict[Office, tuple[str, int]] = field(default_factory=dict)
     """Whose they are, and until when."""
     replies_ever: int = 0
     claims_ever: int = 0
@@ -588,24 +588,24 @@ class MemoryLedger(MemoryStore):
     async def identity(self) -> str:
         return await self._through("identity", lambda: self._state.identity)
 
-    # --- roles ---
+    # --- offices ---
 
-    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
-        return await self._through("take_role", lambda: self._take_role(role, member, seconds))
+    async def take_office(self, office: Office, member: str, *, seconds: float) -> bool:
+        return await self._through("take_office", lambda: self._take_office(office, member, seconds))
 
-    def _take_role(self, role: Role, member: str, seconds: float) -> bool:
+    def _take_office(self, office: Office, member: str, seconds: float) -> bool:
         now = self._now_ms()
-        holder, until = self._state.roles.get(role, (member, now))
+        holder, until = self._state.offices.get(office, (member, now))
         if holder != member and until > now:
             return False
-        self._state.roles[role] = (member, now + int(seconds * 1000))
+        self._state.offices[office] = (member, now + int(seconds * 1000))
         return True
 
-    async def leave_roles(self, member: str) -> None:
-        await self._through("leave_roles", lambda: self._leave_roles(member))
+    async def leave_offices(self, member: str) -> None:
+        await self._through("leave_offices", lambda: self._leave_offices(member))
 
-    def _leave_roles(self, member: str) -> None:
-        self._state.roles = {role: held for role, held in self._state.roles.items() if held[0] != member}
+    def _leave_offices(self, member: str) -> None:
+        self._state.offices = {office: held for office, held in self._state.offices.items() if held[0] != member}
 
     # --- people ---
 

@@ -1,8 +1,10 @@
 """What one process of an installation does for all, and who that is now.
 
-A role is a lease in the ledger: a process that dies, hangs or is cut off from it loses its roles within
-`LEASE_SECONDS`, one that is known to be dead at once. Two may think for a moment that they have the same role, one of
+An office is a lease in the ledger: a process that dies, hangs or is cut off from it loses its offices within
+`LEASE_SECONDS`, one that is known to be dead at once. Two may think for a moment that they have the same office, one of
 them about to find out; what must not be done twice carries a fence besides.
+
+Refuses: to let two have one office by the ledger's word; to say that it is ours when the ledger has not, lately.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Final
 
 from rise.clock import Clock
 from rise.errors import Unavailable
-from rise.ledger.port import Ledger, Role
+from rise.ledger.port import Ledger, Office
 from rise.service import Loop
 from rise.telemetry import log
 
@@ -21,15 +23,15 @@ ASK_SECONDS: Final = 1.0
 """How often who has not got it asks for it."""
 
 
-class RoleClaim:
-    """One process's claim to one role, kept up until it is stopped."""
+class OfficeClaim:
+    """One process's claim to one office, kept up until it is stopped."""
 
     def __init__(
-        self, ledger: Ledger, role: Role, member: str, clock: Clock, *, on_taken: Callable[[], None] = lambda: None
+        self, ledger: Ledger, office: Office, member: str, clock: Clock, *, on_taken: Callable[[], None] = lambda: None
     ) -> None:
-        self.name = f"role.{role}"
+        self.name = f"office.{office}"
         self._ledger = ledger
-        self._role = role
+        self._office = office
         self._member = member
         self._clock = clock
         self._on_taken = on_taken
@@ -65,7 +67,7 @@ class RoleClaim:
         await self._loop.start()
 
     async def stop(self) -> None:
-        """Whoever asks has it when the process says that it leaves its roles, or the lease is over."""
+        """Whoever asks has it when the process says that it leaves its offices, or the lease is over."""
         await self._loop.stop()
         self._ours_until = None
 
@@ -74,7 +76,7 @@ class RoleClaim:
         if await self._take():
             self._ours_until = asked_at + LEASE_SECONDS
             if not was_ours:
-                log.info("role.taken", role=self._role)
+                log.info("office.taken", office=self._office)
                 self._on_taken()
         else:
             self._ours_until = None
@@ -83,7 +85,7 @@ class RoleClaim:
     async def _take(self) -> bool:
         self._asked_at = self._clock.monotonic()
         try:
-            is_ours = await self._ledger.take_role(self._role, self._member, seconds=LEASE_SECONDS)
+            is_ours = await self._ledger.take_office(self._office, self._member, seconds=LEASE_SECONDS)
         except Unavailable as error:
             self._trouble = error.public_message
             raise
@@ -94,4 +96,6 @@ class RoleClaim:
 
 
 def _report(name: str, error: BaseException) -> None:
-    log.warning("role.unknown", role=name, error=error, consequence="asked again; after a while another may have it")
+    log.warning(
+        "office.unknown", office=name, error=error, consequence="asked again; after a while another may have it"
+    )

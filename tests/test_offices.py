@@ -8,8 +8,8 @@ import pytest
 
 from rise.clock import epoch_ms
 from rise.errors import StoreUnavailable
-from rise.ledger.port import Role
-from rise.roles import ASK_SECONDS, LEASE_SECONDS, RoleClaim
+from rise.ledger.port import Office
+from rise.offices import ASK_SECONDS, LEASE_SECONDS, OfficeClaim
 from rise.testing.clock import ManualClock
 from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState
 
@@ -18,12 +18,12 @@ class Ledger(MemoryLedger):
     is_away = False
     hangs = False
 
-    async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
+    async def take_office(self, office: Office, member: str, *, seconds: float) -> bool:
         if self.is_away:
             raise StoreUnavailable("away")
         if self.hangs:
             await asyncio.Event().wait()
-        return await super().take_role(role, member, seconds=seconds)
+        return await super().take_office(office, member, seconds=seconds)
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ async def pass_time(clock: ManualClock, seconds: float) -> None:
             await asyncio.sleep(0)
 
 
-async def started(ledger: Ledger, member: str, clock: ManualClock) -> RoleClaim:
-    claim = RoleClaim(ledger, Role.SENDER, member, clock)
+async def started(ledger: Ledger, member: str, clock: ManualClock) -> OfficeClaim:
+    claim = OfficeClaim(ledger, Office.SENDER, member, clock)
     await claim.start()
     await pass_time(clock, 0.0)
     return claim
@@ -91,7 +91,7 @@ async def test_who_cannot_reach_the_ledger_gives_it_up_before_another_gets_it(
 @pytest.mark.req("EMB-3", "CAP-6")
 @pytest.mark.failure("D4")
 async def test_nobody_says_whose_it_is_while_the_ledger_does_not(clock: ManualClock, ledgers: tuple[Ledger, Ledger]):
-    def said(claim: RoleClaim) -> tuple[bool, bool, str]:
+    def said(claim: OfficeClaim) -> tuple[bool, bool, str]:
         return claim.is_ours, claim.is_anothers, claim.trouble
 
     one, two = await started(ledgers[0], "a", clock), await started(ledgers[1], "b", clock)
