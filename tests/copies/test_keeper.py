@@ -172,7 +172,7 @@ async def test_a_store_that_fails_in_the_middle_ends_no_filling_too_early(
 @pytest.mark.parametrize("at", [("restore", 2), ("restore", 3), ("begin_life", 1)])
 async def test_emptied_again_while_it_is_filled_it_is_filled_again(without_mirror: Installation, at: tuple[str, int]):
     process = await without_mirror.process()
-    process.keeper._role._ours_until = float("inf")
+    process.keeper._office._ours_until = float("inf")
     messages = await kept(process, without_mirror, 1, 2, 3)
     without_mirror.queue.empty()
     method, time = at

@@ -152,15 +152,11 @@ SCHEMA: Final = (
     UPDATE runs SET accepted_at = saved_at;
     CREATE TABLE identity (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL);
     INSERT INTO identity VALUES (1, lower(hex(randomblob(16))));
-    CREATE TABLE roles (role TEXT PRIMARY KEY, member TEXT NOT NULL, until_at INTEGER NOT NULL) WITHOUT ROWID;
+    ALTER TABLE runs ADD COLUMN is_armed INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE offices (office TEXT PRIMARY KEY, member TEXT NOT NULL, until_at INTEGER NOT NULL) WITHOUT ROWID;
     ALTER TABLE outbox_chats ADD COLUMN claim INTEGER;
     ALTER TABLE outbox_chats ADD COLUMN claim_before INTEGER;
     INSERT INTO ledger_counters VALUES ('outbox_claims', 0);
-    """,
-    """
-    ALTER TABLE runs ADD COLUMN is_armed INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE roles RENAME TO offices;
-    ALTER TABLE offices RENAME COLUMN role TO office;
     """,
 )
 

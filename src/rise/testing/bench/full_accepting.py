@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from rise.testing.bench.accepting import ask_all_widths
+from rise.testing.bench.accepting import ask_all_widths, asking
 from rise.testing.bench.full_servers import servers_for_one
 from rise.testing.bench.load import Seen
 from rise.testing.bench.measuring import ratios
