@@ -56,6 +56,8 @@ proof: install                  ## hours: two of simulated worlds, 400 kills of 
 	$(BIN)/rise simulate --profile full --minutes 60 --first 1000000
 	$(BIN)/rise drill --cycles 300 --seed 20260101
 	$(BIN)/rise drill --cycles 100 --seed 20260101 --mode polling
+	$(BIN)/rise drill --profile full --cycles 58 --seed 20260101
+	$(BIN)/rise drill --table --seed 20260101
 	$(BIN)/python -m pytest tests/fakes tests/properties tests/api/test_api_schema.py --examples 10000
 
 mutants: install                ## small bugs put into the protocol's core, one at a time: which does no test notice?

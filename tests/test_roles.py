@@ -16,10 +16,13 @@ from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState
 
 class Ledger(MemoryLedger):
     is_away = False
+    hangs = False
 
     async def take_role(self, role: Role, member: str, *, seconds: float) -> bool:
         if self.is_away:
             raise StoreUnavailable("away")
+        if self.hangs:
+            await asyncio.Event().wait()
         return await super().take_role(role, member, seconds=seconds)
 
 
@@ -81,6 +84,29 @@ async def test_who_cannot_reach_the_ledger_gives_it_up_before_another_gets_it(
     ledgers[0].is_away = False
     await pass_time(clock, ASK_SECONDS * 2)
     assert (one.is_ours, two.is_ours) == (False, True)
+    await one.stop()
+    await two.stop()
+
+
+@pytest.mark.req("EMB-3", "CAP-6")
+@pytest.mark.failure("D4")
+async def test_nobody_says_whose_it_is_while_the_ledger_does_not(clock: ManualClock, ledgers: tuple[Ledger, Ledger]):
+    def said(claim: RoleClaim) -> tuple[bool, bool, str]:
+        return claim.is_ours, claim.is_anothers, claim.trouble
+
+    one, two = await started(ledgers[0], "a", clock), await started(ledgers[1], "b", clock)
+    assert (said(one), said(two)) == ((True, False, ""), (False, True, ""))
+    ledgers[0].is_away = ledgers[1].is_away = True
+    await pass_time(clock, LEASE_SECONDS + ASK_SECONDS)
+    assert [(claim.is_ours, claim.trouble) for claim in (one, two)] == [(False, "away")] * 2
+    ledgers[0].is_away = False
+    await pass_time(clock, ASK_SECONDS * 2)
+    ledgers[1].is_away = False
+    await pass_time(clock, ASK_SECONDS * 2)
+    assert (said(one), said(two)) == ((True, False, ""), (False, True, ""))
+    ledgers[1].hangs = True
+    await pass_time(clock, LEASE_SECONDS + ASK_SECONDS * 2)
+    assert two.trouble == "the ledger does not answer"
     await one.stop()
     await two.stop()
 

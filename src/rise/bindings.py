@@ -5,12 +5,15 @@ Refuses: to overrule a person. Where one has bound a channel, or switched it off
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock, iso
 from rise.envelope import Head
 from rise.ledger.port import BindingRecord, Definitions, Ledger, Operation, WorkflowRecord
+from rise.queue.port import Route
 from rise.service import Loop, Signal
 from rise.telemetry import log
 
@@ -79,6 +82,14 @@ class BindingRegistry:
         if workflow is None or not workflow.published or not workflow.enabled:
             return None
         return Bound(workflow, binding)
+
+    def served(self, routes: Iterable[Route]) -> tuple[Route, ...]:
+        """Of these, the ones for which there is a usable workflow now."""
+        return tuple(
+            route
+            for route in routes
+            if self.lookup(route.channel, route.account, route.workflow_id or None) is not None
+        )
 
     def text(self, head: Head, name: str) -> str:
         """A text that the binding of the task's account words its own way, usable or not; empty if it does not."""

@@ -57,6 +57,7 @@ CONSEQUENCES: Final = {
     "worker": "messages are accepted and wait",
     "pipeline": "what was accepted is kept and waits",
     "admission": "senders are told to come again; what was accepted is kept",
+    "channels": "what was accepted there is kept and waits; none of it is worked on or answered",
     "telegram_webhook": "Telegram keeps the updates, for a day at most",
     "telegram_polling": "Telegram keeps the updates, for a day at most",
     "telegram_sending": "replies wait, each chat's in order",

@@ -88,6 +88,16 @@ class Reason(StrEnum):
     REPLY_HELD = "reply_held"
 
 
+def words_of(status: str, reason: str | None, error: str | None) -> tuple[Status, Reason | None, str | None]:
+    """How far a task is, as a store has it. What a newer version says in words of its own waits for that version:
+    one such task must not hide the others."""
+    try:
+        return Status(status), Reason(reason) if reason else None, error
+    except ValueError:
+        theirs = f"a newer version of Rise says of it: {' '.join(filter(None, (status, reason)))}"
+        return Status.SUSPENDED, Reason.SCHEMA_NEWER, "; ".join(filter(None, (theirs, error)))
+
+
 class Outcome(StrEnum):
     """How a completed task ended."""
 

@@ -203,6 +203,12 @@ class RabbitMisconfigured(RabbitUnavailable):
     code = "rabbitmq_misconfigured"
 
 
+class QueueOwed(RedisUnavailable):
+    """Redis answers, but earlier messages are brought to it first, so that no chat is answered out of order."""
+
+    code = "queue_owed"
+
+
 class RedisForeign(RedisUnavailable):
     """This Redis holds the work of another installation: nothing of ours may go into it."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from rise.clock import Clock
+from rise.errors import Unavailable
 from rise.ledger.port import Ledger, Role
 from rise.service import Loop
 from rise.telemetry import log
@@ -33,12 +34,28 @@ class RoleClaim:
         self._clock = clock
         self._on_taken = on_taken
         self._ours_until: float | None = None
+        self._asked_at: float | None = None
+        self._is_anothers = False
+        self._trouble = ""
         self._loop = Loop(self.name, self._ask, sleep=clock.sleep, on_error=_report, pause_seconds_max=ASK_SECONDS)
 
     @property
     def is_ours(self) -> bool:
         """Whether this process is the one now, as far as it knows."""
         return self._ours_until is not None and self._clock.monotonic() < self._ours_until
+
+    @property
+    def is_anothers(self) -> bool:
+        """Whether the ledger has said so, the last time that it answered."""
+        return self._is_anothers
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot be said whose it is; empty while the ledger answers."""
+        asked_at = self._asked_at
+        if asked_at is not None and self._clock.monotonic() - asked_at >= LEASE_SECONDS:
+            return "the ledger does not answer"
+        return self._trouble
 
     def doubt(self) -> None:
         """Somebody else was seen to act in it: it is not ours until the ledger says so."""
@@ -54,7 +71,7 @@ class RoleClaim:
 
     async def _ask(self) -> None:
         asked_at, was_ours = self._clock.monotonic(), self.is_ours
-        if await self._ledger.take_role(self._role, self._member, seconds=LEASE_SECONDS):
+        if await self._take():
             self._ours_until = asked_at + LEASE_SECONDS
             if not was_ours:
                 log.info("role.taken", role=self._role)
@@ -62,6 +79,18 @@ class RoleClaim:
         else:
             self._ours_until = None
         await self._clock.sleep(LEASE_SECONDS / 3 if self.is_ours else ASK_SECONDS)
+
+    async def _take(self) -> bool:
+        self._asked_at = self._clock.monotonic()
+        try:
+            is_ours = await self._ledger.take_role(self._role, self._member, seconds=LEASE_SECONDS)
+        except Unavailable as error:
+            self._trouble = error.public_message
+            raise
+        finally:
+            self._asked_at = None
+        self._is_anothers, self._trouble = not is_ours, ""
+        return is_ours
 
 
 def _report(name: str, error: BaseException) -> None:

@@ -24,6 +24,7 @@ from rise.clock import Clock, epoch_ms
 from rise.envelope import (
     Call,
     Effect,
+    LaneKey,
     Outcome,
     Reason,
     Status,
@@ -37,7 +38,7 @@ from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
 from rise.pacing import SlowStart
 from rise.quarantine import Quarantine
-from rise.queue.port import Anew, Claim, Claimed, Finished, Queue, Replying, RetryIn, Settlement, Suspend
+from rise.queue.port import Anew, Claim, Claimed, Finished, Queue, Replying, RetryIn, Selection, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import Loop, Signal, cancel_all, insist, spawn
 from rise.telemetry import in_words, log, redact
@@ -338,7 +339,7 @@ class Worker:
 
     async def _finish(self, claim: Claim, task: Task) -> Claim | None:
         """Run the task and settle it, whatever comes of either: a claim that lapses looks like a death."""
-        ending = await self._end(task)
+        ending = await self._end(claim, task)
         try:
             return await self._settle(claim, task, ending)
         except ClaimLost:
@@ -349,10 +350,10 @@ class Worker:
             why = f"it could not be settled: {redact(in_words(error))[:2000]}"
             return await self._settle(claim, task, Suspended(Reason.RETRIES_EXHAUSTED, why))
 
-    async def _end(self, task: Task) -> Ending:
+    async def _end(self, claim: Claim, task: Task) -> Ending:
         """Run the task and say how that ended. Nothing is written here but steps."""
         try:
-            return await self._attempt(task)
+            return await self._attempt(claim, task)
         except asyncio.CancelledError:
             if _is_being_cancelled():
                 raise
@@ -363,13 +364,15 @@ class Worker:
             # Whatever a workflow raises is judged by the retry policy.
             return self._judge(task, error)
 
-    async def _attempt(self, task: Task) -> Ending:
+    async def _attempt(self, claim: Claim, task: Task) -> Ending:
         head, progress = task.head, task.progress
         known = await self._ledger.run(task.run_id)
         if known is not None:
             return KeyUsedAgain(known.generation + 1) if known.is_of_former(head) else AlreadyRun(known)
         if progress.deadline_at_ms is not None and progress.deadline_at_ms < self._queue.now_ms():
             return TooLate()
+        if claim.has_suspended and await self._resume_lane(claim.lane):
+            return Retry(0.0, "earlier messages of this chat go first", counts=False, is_noted=False)
         channel = self._channels[head.channel]
         if head.is_unread:
             return Suspended(Reason.RAW_PAYLOAD_INVALID, progress.error or "its bytes cannot be read")
@@ -391,6 +394,16 @@ class Worker:
             )
         effects, value = await self._runner.run(task, bound, channel)
         return _answered(task, channel, effects, value=value, bound=bound)
+
+    async def _resume_lane(self, lane: LaneKey) -> int:
+        """What waited in it for a workflow that is there now, all in one step: a chat is answered in its order,
+        whenever the supervisor gets to it. Nothing may be awaited between this and the look for this task's own
+        workflow, or that could appear between the two."""
+        pending = Reason.WORKFLOW_PENDING
+        served = self._bindings.served(await self._queue.suspended_routes(pending, lane=lane))
+        if not served:
+            return 0
+        return len(await self._queue.resume(Selection(reason=pending, lane=lane, routes=served), limit=1))
 
     def _judge(self, task: Task, error: BaseException) -> Ending:
         text = redact(in_words(error))[:2000]
@@ -460,9 +473,16 @@ class Worker:
         if run.status is not Status.DROPPED:
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
-            for number, plan in enumerate(run.follow_ups):
-                await self._accept(follow_up(task, number, plan, saved_at_ms))
+            await self._arm(task, run, saved_at_ms)
         return Finished() if run.status.is_finished else Replying()
+
+    async def _arm(self, task: Task, run: Run, saved_at_ms: int) -> None:
+        """Once, noted with the run: a task may wait for a person longer than a queue remembers keys."""
+        if not run.follow_ups or run.is_armed:
+            return
+        for number, plan in enumerate(run.follow_ups):
+            await self._accept(follow_up(task, number, plan, saved_at_ms))
+        await self._ledger.note_armed(task.run_id)
 
     async def _note_attempt(self, task: Task, error: str, *, counts: bool) -> None:
         await self._ledger.add_attempt(

@@ -465,3 +465,24 @@ async def test_a_stop_lets_nobody_wait_any_longer(app: App, client: httpx.AsyncC
     app.close()
     assert (await calling).status_code == 202
     let_go.set()
+
+
+@pytest.mark.req("ENV-3", "ENV-5")
+async def test_a_key_that_was_forgotten_and_comes_again_is_not_answered_with_the_former_answer(
+    client: httpx.AsyncClient, house: House, work: Work
+) -> None:
+    await work(echo)
+    wait, key = {"waitForResult": True, "waitTimeoutSeconds": 5}, {"Idempotency-Key": "daily-report"}
+    first = await client.post(APPLY, json={"userText": "monday"} | wait, headers=key)
+    assert first.json()["data"]["result"]["text"] == "you said: monday"
+
+    def age(connection: Any) -> None:
+        connection.execute("DELETE FROM receipts")
+        for moment in ("saved_at", "finished_at", "accepted_at"):
+            connection.execute(f"UPDATE runs SET {moment} = {moment} - ?", (8 * 86_400_000,))
+
+    await house.stores.database.write(age)
+    second = await client.post(APPLY, json={"userText": "tuesday"} | wait, headers=key)
+    data = second.json()["data"]
+    assert data["duplicate"] is False
+    assert data["result"]["text"] == "you said: tuesday"

@@ -149,8 +149,9 @@ class Process:
 
     async def round(self) -> None:
         """Everything that the relay does, once. What cannot be done now is done later."""
-        for duty in (self.relay.note, self.relay.complete_queue, self.relay.complete_mirror, self.relay.look):
-            if duty != self.relay.complete_mirror or self.mirror is not None:
+        relay = self.relay
+        for duty in (relay.note, relay.catch_up, relay.complete_queue, relay.complete_mirror, relay.look):
+            if duty != relay.complete_mirror or self.mirror is not None:
                 await attempt(duty)
 
     async def stop(self) -> None:

@@ -64,6 +64,45 @@ async def test_a_chat_that_is_worked_on_meanwhile_gets_its_messages_in_order(ins
     assert order == [1, 2, 3], "a worker may take the first before the second is there"
 
 
+@pytest.mark.req("CPY-4", "QUE-2")
+@pytest.mark.failure("C11")
+async def test_when_the_queue_is_back_newer_messages_go_to_it_behind_those_that_waited(installation: Installation):
+    process = await installation.process()
+    process.queue.link.is_down = True
+    waiting = await kept(process, installation, 1, 2)
+    await process.relay.catch_up()
+    process.queue.link.is_down = False
+    newer = await kept(process, installation, 3)
+    assert installation.in_queue() == set(), "the third would be answered before the first"
+    await process.relay.catch_up()
+    assert installation.in_queue() == ids(waiting + newer)
+    straight = await kept(process, installation, 4)
+    assert installation.in_queue() == ids(waiting + newer + straight), "nothing is owed any more"
+    assert await installation.work() == [1, 2, 3, 4]
+
+
+@pytest.mark.req("CPY-2", "CPY-4")
+@pytest.mark.failure("C5", "C11")
+async def test_without_its_journal_a_process_owes_the_queue_nothing(installation: Installation, monkeypatch):
+    process = await installation.process()
+    process.queue.link.is_down = True
+    await kept(process, installation, 1)
+    process.queue.link.is_down = False
+
+    async def away(*_: object, **__: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    own = process.journals.own
+    with monkeypatch.context() as broken:
+        for name in ("keep", "lacking", "note"):
+            broken.setattr(own, name, away)
+        with pytest.raises(StoreUnavailable):
+            await process.relay.catch_up()
+        message = installation.message(2)
+        await process.copies.keep(message)
+        assert ids([message]) <= installation.in_queue(), "queue and mirror hold it"
+
+
 @pytest.mark.req("CPY-4")
 async def test_who_is_still_handing_a_message_over_is_not_overtaken(installation: Installation):
     process = await installation.process()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rise.clock import epoch_ms
-from rise.envelope import ReplyId, RunId
+from rise.envelope import ReplyId, RunId, TaskId
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import LedgerConformance
 from rise.testing.fakes.ledger import HISTORY_KEPT, MemoryLedger, MemoryLedgerState
@@ -33,6 +33,12 @@ class MemoryStage:
 
     async def spoil_result(self, run_id: RunId) -> None:
         self.state.spoil_result(run_id)
+
+    async def overwrite_words(self, task_id: TaskId, *, kind: str, state: str, status: str, outcome: str) -> None:
+        self.state.overwrite_words(task_id, state=state)
+
+    async def spoil_definition(self, workflow_id: str) -> None:
+        self.state.spoil_definition(workflow_id)
 
 
 @pytest.mark.req("TST-3")

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from rise.clock import epoch_ms
-from rise.envelope import TaskId
+from rise.envelope import TaskId, words_of
 from rise.queue.port import Finished, QueueLimits
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.queue import (
@@ -60,6 +60,10 @@ class MemoryStage:
 
     async def overwrite_head(self, task_id: TaskId, stored: bytes) -> None:
         self.state.tasks[task_id].stored_head = stored
+
+    async def overwrite_words(self, task_id: TaskId, *, status: str, reason: str) -> None:
+        said, known, error = words_of(status, reason, None)
+        self.state.tasks[task_id].change(status=said, reason=known, error=error)
 
     async def leftovers(self) -> dict[str, int]:
         ready = [lane for lane in self.state.lanes.values() if lane.holder or lane.ready_at_ms is not None]

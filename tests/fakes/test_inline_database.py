@@ -5,7 +5,7 @@ from __future__ import annotations
 import apsw
 import pytest
 
-from rise.envelope import ReplyId, RunId
+from rise.envelope import ReplyId, RunId, TaskId
 from rise.errors import StoreUnavailable
 from rise.ledger.sqlite import HISTORY_KEPT, SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
@@ -37,6 +37,14 @@ class InlineStage:
 
     async def spoil_result(self, run_id: RunId) -> None:
         await self._write("UPDATE runs SET result = ? WHERE run_id = ?", b"\x89 of tomorrow", run_id)
+
+    async def overwrite_words(self, task_id: TaskId, *, kind: str, state: str, status: str, outcome: str) -> None:
+        await self._write("UPDATE replies SET kind = ?, state = ? WHERE task_id = ?", kind, state, task_id)
+        await self._write("UPDATE runs SET status = ?, outcome = ? WHERE task_id = ?", status, outcome, task_id)
+
+    async def spoil_definition(self, workflow_id: str) -> None:
+        for table in ("workflows", "bindings"):
+            await self._write(f"UPDATE {table} SET record = ? WHERE workflow_id = ?", b'{"version":[]}', workflow_id)
 
     async def _write(self, sql: str, *values: object) -> None:
         await self.database.write(lambda connection: list(connection.execute(sql, values)))

@@ -79,6 +79,7 @@ COMMANDS = commands(
         outcome=seldom(st.just(Outcome.RATE_LIMITED)),
     ),
     command(1, "save_step", number=NUMBERS, step=st.sampled_from("xy"), value=st.sampled_from((b"1", b"2"))),
+    command(1, "note_armed", pick=PICKS),
     command(1, "add_attempt", number=NUMBERS, counted=st.booleans()),
     command(2, "add_notice", number=NUMBERS, chat=CHATS, cause=st.sampled_from(("late", "queued"))),
     command(1, "outbox_open"),
@@ -160,6 +161,10 @@ class TwoLedgers:
 
     def save_step(self, number: int, step: str, value: bytes) -> None:
         self.agree(lambda ledger: ledger.save_step(task(number).run_id, step, value))
+
+    def note_armed(self, pick: int) -> None:
+        run_id = self._some_task(pick).run_id
+        self.agree(lambda ledger: ledger.note_armed(run_id))
 
     def add_attempt(self, number: int, counted: bool) -> None:
         attempt = Attempt(at_ms=self.database.now_ms(), error="boom", counted=counted)

@@ -139,6 +139,8 @@ class TwoQueues:
         self.agree(lambda queue: queue.receipts(limit=100))
         self.agree(lambda queue: queue.longest_lanes(limit=100))
         self.agree(lambda queue: queue.suspended_routes(Reason.WORKFLOW_PENDING))
+        for lane in {row.head.lane for row in rows}:
+            self.agree(lambda queue, lane=lane: queue.suspended_routes(Reason.WORKFLOW_PENDING, lane=lane))
         fake, real = self.agree(lambda queue: queue.depth())
         # A lane is said to wait before somebody has looked whether its head is due; never the other way round.
         said = [real.oldest_waiting_ms] if real.oldest_waiting_ms is not None else []
@@ -288,7 +290,7 @@ def _comparable(said: Any) -> Any:
         case OpenTask() | Progress() if said.error not in (None, *ERRORS):
             return msgspec.structs.replace(said, error="in its own words")
         case QueueDepth():
-            return msgspec.structs.replace(said, oldest_waiting_ms=None)
+            return msgspec.structs.replace(said, waiting_ms_by_channel={})
         case list():
             return [_comparable(one) for one in said]
     return said

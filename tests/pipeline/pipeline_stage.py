@@ -327,6 +327,10 @@ class Stage:
     pipeline_limits: PipelineLimits = PipelineLimits()  # noqa: RUF009 - it is frozen
     restart_worker: Callable[[], Awaitable[None]] | None = None
     """What the gateway does about a worker that is stuck."""
+    channels: tuple[str, ...] = ("telegram", "http")
+    """What is configured, of which a process is told at its start."""
+    is_being_filled: bool = False
+    """Whether the queue was emptied and is filled again."""
     rates: TelegramRates = UNLIMITED
     wording: Texts = Texts()  # noqa: RUF009 - it is frozen
     call_seconds: float = 5.0
@@ -405,9 +409,14 @@ class Stage:
             ),
             alerts=gateway.alerts,
             clock=self.clock,
+            channels=self.channels,
             limits=self.pipeline_limits,
             restart_worker=self.restart_worker,
+            is_filled=self.is_filled,
         )
+
+    async def is_filled(self) -> bool:
+        return not self.is_being_filled
 
     def new_sender(self, process: Process, **options: Any) -> Sender:
         return Sender(
@@ -432,7 +441,11 @@ class Stage:
             ledger=process.ledger,
             bindings=process.bindings,
             workflows={one.workflow_id: one for one in map(definition_of, workflows)},
-            channels={"telegram": process.telegram, "http": HttpChannel()},
+            channels={
+                name: channel
+                for name, channel in {"telegram": process.telegram, "http": HttpChannel()}.items()
+                if name in self.channels
+            },
             retry_policy=self.retry_policy,
             accept=Intake(process.queue, process.bindings, process.bus, self.clock).accept,
             bus=process.bus,

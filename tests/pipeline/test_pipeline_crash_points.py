@@ -12,10 +12,13 @@ import pytest
 from pipeline_stage import MARK, Gateway, Killed, Process, Stage, WorkerProcess
 
 import rise
-from rise.envelope import Outcome, Reason, Status
-from rise.ledger.port import ReplyKind, ReplyState
+from rise.delivery import DeliveryLimits
+from rise.envelope import Outcome, Reason, Status, TaskId, run_id_of
+from rise.ledger.port import ReplyKind, ReplyState, Role
 from rise.retries import RetryPolicy
+from rise.roles import LEASE_SECONDS
 from rise.runtime.operations import Operations
+from rise.testing.telegram import Fault
 
 ACCEPTING = ["queue.enqueue"]
 WORKING = [
@@ -23,6 +26,7 @@ WORKING = [
     *("ledger.run", "ledger.add_notice", "ledger.history", "ledger.steps", "ledger.save_step", "ledger.save_result"),
     "queue.settle",
 ]
+BECOMING_THE_SENDER = ["ledger.take_role"]
 SENDING = ["ledger.outbox_take", "ledger.outbox_sending", "channel.send", "ledger.outbox_record", "queue.finish"]
 ASIDE = {"queue.sweep", "queue.list_open", "queue.depth", "queue.renew", "queue.suspended_routes", "queue.resume",
          "ledger.outbox_open", "ledger.outbox_depth", "ledger.finished_among", "ledger.purge", "ledger.replies",
@@ -136,6 +140,69 @@ async def test_a_sender_killed_anywhere_repeats_only_what_nobody_could_know_and_
     assert conversation.ran == ["one", "two"]
 
 
+@pytest.mark.req("OUT-2", "EMB-3")
+@pytest.mark.failure("G1")
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("step", BECOMING_THE_SENDER)
+async def test_the_place_of_a_sender_killed_while_it_takes_it_is_free_at_once(
+    stage: Stage, step: str, edge: Any, nth: int
+):
+    conversation = Conversation(stage)
+    gateway = await stage.start_gateway(sends=False)
+    await stage.start_worker(conversation.workflow)
+    gateway.die_at(step, edge, nth=nth)
+    await gateway.start(gateway.sender)
+    while not gateway.is_dead:
+        await stage.pass_time(1)
+    died_at = stage.clock.monotonic()
+    await gateway.dead()
+    again = await stage.start_gateway()
+    tasks = await stage.write("one", "two", by=again)
+    await stage.said(4)
+    assert stage.clock.monotonic() == died_at, "nobody waited for its lease"
+    await conversation.check(tasks, repeats_max=0)
+
+
+@pytest.mark.req("OUT-2", "EMB-3")
+@pytest.mark.failure("G1")
+async def test_the_place_of_a_sender_of_which_nobody_knows_that_it_died_is_free_after_its_lease(stage: Stage):
+    await stage.ledger.take_role(Role.SENDER, "of a host that is gone", seconds=LEASE_SECONDS)
+    conversation = Conversation(stage)
+    gateway, _ = await stage.start(conversation.workflow)
+    tasks = await stage.write("one", "two", by=gateway)
+    for _ in range(int(LEASE_SECONDS) - 1):
+        await stage.pass_time(1)
+    assert stage.texts() == []
+    for _ in range(2):
+        await stage.pass_time(1)
+    await stage.said(4)
+    await conversation.check(tasks, repeats_max=0)
+
+
+@pytest.mark.req("OUT-2", "EMB-3")
+@pytest.mark.failure("G1")
+@pytest.mark.parametrize("edge", EDGES)
+async def test_whoever_dies_while_freeing_the_place_of_the_dead_leaves_that_to_the_next(stage: Stage, edge: Any):
+    conversation = Conversation(stage)
+    sender, _ = await stage.start(conversation.workflow)
+    reaper = await stage.start_gateway(sends=False)
+    await stage.until(lambda: _has_passed(sender, "ledger.outbox_open"))
+    await sender.kill()
+    reaper.die_at("ledger.leave_roles", edge)
+    with pytest.raises(Killed):
+        await reaper.supervisor.reap()
+    await reaper.dead()
+    again = await stage.start_gateway()
+    tasks = await stage.write("one", "two", by=again)
+    await stage.said(4)
+    await conversation.check(tasks, repeats_max=0)
+
+
+async def _has_passed(process: Process, step: str) -> bool:
+    return step in process.steps
+
+
 @pytest.mark.req("ENV-3", "CPY-7")
 @pytest.mark.failure("A4", "A5", "C1", "C4")
 @pytest.mark.parametrize("edge", EDGES)
@@ -211,9 +278,74 @@ async def test_a_drop_killed_between_ledger_and_queue_never_answers(stage: Stage
     assert stage.texts() == ([] if was_dropped else ["ONE 1", "ONE 2"])
 
 
+@pytest.mark.req("WRK-4", "SUS-3", "OUT-1")
+@pytest.mark.failure("G7")
+@pytest.mark.parametrize(
+    ("step", "edge"),
+    [("queue.restart", "before"), ("queue.restart", "after"), ("ledger.finish", "before"), ("ledger.finish", "after")],
+)
+async def test_running_a_held_message_again_killed_between_queue_and_ledger_answers_once_or_changed_nothing(
+    stage: Stage, step: str, edge: Any
+):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
+    stage.telegram.fault(Fault.server_error(), method="sendMessage")
+    conversation = Conversation(stage)
+    gateway, _ = await stage.start(conversation.workflow)
+    [task_id] = await stage.write("one")
+    await stage.suspended(task_id, Reason.REPLY_HELD)
+    gateway.die_at(step, edge)
+    with pytest.raises(Killed):
+        await Operations(gateway.queue, gateway.ledger, gateway.bus, stage.clock).run_again(task_id, who="operator")
+    await conversation.go_on(gateway)
+    if (step, edge) == ("queue.restart", "before"):
+        await stage.suspended(task_id, Reason.REPLY_HELD)
+        await stage.operations.resume(task_id, who="operator")
+    await stage.said(2)
+    [run] = await stage.ended(task_id)
+    was_changed = (step, edge) != ("queue.restart", "before")
+    assert (run.status, run.generation) == (Status.COMPLETED, int(was_changed))
+    assert stage.texts() == ["ONE 1", "ONE 2"]
+    assert (await stage.result(task_id)).status is (Status.DROPPED if was_changed else Status.COMPLETED)
+    assert await stage.ledger.outbox_rearm(run_id_of(task_id, 0)) == 0, "the former's is never sent beside it"
+    assert (await stage.ledger.outbox_depth()).by_state == {}
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+@pytest.mark.failure("G7")
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("step", ["queue.resume", "ledger.outbox_rearm"])
+async def test_resuming_a_held_message_killed_between_queue_and_ledger_sends_it_or_holds_it_again(
+    stage: Stage, step: str, edge: Any
+):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
+    stage.telegram.fault(Fault.server_error(), method="sendMessage")
+    conversation = Conversation(stage)
+    gateway, _ = await stage.start(conversation.workflow)
+    [task_id] = await stage.write("one")
+    await stage.suspended(task_id, Reason.REPLY_HELD)
+    gateway.die_at(step, edge)
+    with pytest.raises(Killed):
+        await Operations(gateway.queue, gateway.ledger, gateway.bus, stage.clock).resume(task_id, who="operator")
+    await gateway.dead()
+    again = await stage.start_gateway()
+    if (step, edge) != ("ledger.outbox_rearm", "after"):
+        await stage.until(lambda: _held(stage, again, task_id))
+        await stage.operations.resume(task_id, who="operator")
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.generation) == (Status.COMPLETED, 0)
+    assert stage.texts() == ["ONE 1", "ONE 2"]
+    assert conversation.ran == ["one"]
+
+
+async def _held(stage: Stage, gateway: Gateway, task_id: TaskId) -> bool:
+    await gateway.supervisor.sweep()
+    task = await stage.look(task_id)
+    return task is not None and task.reason is Reason.REPLY_HELD
+
+
 async def test_the_calls_that_are_killed_are_all_the_calls_there_are(stage: Stage):
     conversation = Conversation(stage)
     gateway, worker = await stage.start(conversation.workflow)
     await stage.ended(*await stage.write("one", "two"), await stage.tap("three", chat=43))
     assert set(worker.steps) - ASIDE == set(WORKING)
-    assert set(gateway.steps) - ASIDE == {*ACCEPTING, *SENDING}
+    assert set(gateway.steps) - ASIDE == {*ACCEPTING, *BECOMING_THE_SENDER, *SENDING}

@@ -9,9 +9,12 @@ import pytest
 from pipeline_stage import Stage
 
 import rise
+from rise.delivery import DeliveryLimits
 from rise.envelope import DeliveryKey, Reason, run_id_of, task_id_of
+from rise.testing.telegram import Fault
 
 MINUTE = 60
+DAY = 86400
 
 
 @rise.workflow("reminds", channels=["telegram"])
@@ -70,7 +73,7 @@ async def test_what_was_promised_in_a_result_that_cannot_be_read_waits_for_who_c
 @pytest.mark.req("WFL-3", "WRK-4")
 @pytest.mark.failure("FU3")
 @pytest.mark.parametrize("edge", ["before", "after"])
-@pytest.mark.parametrize("step", ["ledger.save_result", "queue.enqueue", "queue.settle"])
+@pytest.mark.parametrize("step", ["ledger.save_result", "queue.enqueue", "ledger.note_armed", "queue.settle"])
 async def test_a_worker_killed_while_arming_arms_it_once(stage: Stage, step: str, edge: Any):
     gateway = await stage.start_gateway()
     [task_id] = await stage.write("remind me")
@@ -84,6 +87,29 @@ async def test_a_worker_killed_while_arming_arms_it_once(stage: Stage, step: str
     await stage.said(1)
     await stage.pass_time(MINUTE + 1)
     assert await stage.said(2) == ["I will remind you", "don't forget"]
+
+
+@pytest.mark.req("WFL-3", "OUT-1")
+@pytest.mark.failure("FU3", "G7")
+@pytest.mark.parametrize("days", [8, 40])
+async def test_what_was_said_already_is_not_said_again_when_its_held_run_is_resumed_much_later(stage: Stage, days: int):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
+    stage.telegram.fault(Fault.commit_then_close(), method="sendMessage")
+    gateway, _ = await stage.start(reminds)
+    [task_id] = await stage.write("remind me")
+    await stage.suspended(task_id, Reason.REPLY_HELD)
+    await stage.pass_time(MINUTE + 1)
+    await stage.said(2)
+    await stage.ended(task_id_of(DeliveryKey(f"fu:{run_id_of(task_id, 0)}:0")))
+    stage.clock.advance(days * DAY)
+    await gateway.supervisor.reap()
+    await gateway.supervisor.sweep()
+    await stage.operations.resume(task_id, who="operator")
+    await stage.said(3)
+    await stage.ended(task_id)
+    await stage.pass_time(MINUTE + 1)
+    assert await stage.open_count() == 0
+    assert stage.texts() == ["I will remind you", "don't forget", "I will remind you"]
 
 
 @pytest.mark.req("WFL-3")

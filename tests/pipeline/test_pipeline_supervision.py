@@ -8,8 +8,12 @@ import pytest
 from pipeline_stage import Gateway, Stage, WorkerProcess
 
 import rise
-from rise.capabilities import CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityStatus
+from rise.channels.telegram.polling import TelegramPolling
 from rise.errors import Busy, StoreUnavailable
+from rise.ledger.port import Role
+from rise.queue.port import Selection
+from rise.roles import RoleClaim
 from rise.runtime.overload import OverloadLimits
 from rise.runtime.pipeline import PipelineLimits
 from rise.telemetry import oldest_waiting_seconds
@@ -149,6 +153,59 @@ async def test_a_worker_whose_loop_has_died_in_silence_is_started_anew(stage: St
     await stage.until(lambda: stage.ledger.latest_run(task_id))
 
 
+@pytest.mark.req("CAP-6", "SUP-3")
+@pytest.mark.failure("I15")
+async def test_what_waits_for_a_channel_that_was_taken_away_is_told_as_such_and_no_workers_fault(stage: Stage):
+    async def restart() -> None:
+        raise AssertionError("nothing is wrong with it")
+
+    stage.channels, stage.restart_worker = ("http",), restart
+    stage.pipeline_limits = PipelineLimits(stalled_seconds=60)
+    gateway = await supervised_by_hand(stage)
+    await stage.write("from before", "RISE_TELEGRAM_TOKEN was unset")
+    await stage.start_worker(echo)
+    for _ in range(20):
+        stage.clock.advance(10)
+        await gateway.supervisor.measure()
+    assert status(gateway)[0] == AVAILABLE, "all that it can do, it does"
+    assert await raised(stage) == {"channel_gone"}
+    [told] = stage.alerts_told
+    assert told.summary == "2 messages wait for a channel that is not configured any more: telegram"
+    assert "`rise tasks drop` ends" in told.details["remedy"]
+    assert told.details["consequence"] == CONSEQUENCES["channels"]
+    assert status(gateway, "channels") == (DEGRADED, told.summary), "as /healthz and doctor show it"
+    for task in await stage.queue.list_open(Selection(), limit=10):
+        await stage.operations.drop(task.head.task_id, who="a person", why="that bot is gone")
+    await gateway.supervisor.sweep()
+    await stage.queue.claim("a look", {"telegram": 1}, idle=True)
+    await gateway.supervisor.measure()
+    assert await raised(stage) == set()
+    assert status(gateway, "channels")[0] == AVAILABLE
+
+
+@pytest.mark.req("CAP-6")
+@pytest.mark.failure("I15")
+async def test_nobody_takes_a_worker_for_stuck_while_the_queue_is_filled_again(stage: Stage):
+    restarts = 0
+
+    async def restart() -> None:
+        nonlocal restarts
+        restarts += 1
+
+    stage.restart_worker, stage.is_being_filled = restart, True
+    gateway = await supervised_by_hand(stage)
+    await stage.write("Hello")
+    for _ in range(10):
+        stage.clock.advance(10)
+        await gateway.supervisor.measure()
+    assert restarts == 0
+    stage.is_being_filled = False
+    for _ in range(4):
+        stage.clock.advance(10)
+        await gateway.supervisor.measure()
+    assert restarts == 1, "from then on it has to move"
+
+
 @pytest.mark.failure("I15", "H7")
 async def test_a_worker_that_stays_stuck_is_not_restarted_again_and_again(stage: Stage):
     restarts = 0
@@ -194,6 +251,31 @@ async def test_nobody_takes_a_worker_for_stuck_that_works_or_that_lacks_somethin
         stage.clock.advance(5)  # within the claim, which is prolonged
         await gateway.supervisor.measure()
     finish.set()
+
+
+@pytest.mark.req("CAP-6", "TGM-1")
+@pytest.mark.failure("D4")
+async def test_on_a_full_disk_polling_does_not_say_that_another_process_polls(stage: Stage):
+    gateway = await supervised_by_hand(stage)
+    told: list[tuple[bool, str]] = []
+
+    def hear(is_receiving: bool, detail: str) -> None:
+        told.append((is_receiving, detail))
+        stage.touch()
+
+    polling = TelegramPolling(
+        gateway.telegram,
+        stage.account,
+        accept=gateway.intake.accept,
+        clock=stage.clock,
+        on_state=hear,
+        role=RoleClaim(gateway.ledger, Role.POLLER, gateway.bus.member, stage.clock),
+    )
+    gateway.fail_at("ledger.take_role", "before", StoreUnavailable("the disk is full"), times=1000)
+    await gateway.start(polling)
+    while not told:
+        await stage.pass_time(1)
+    assert told == [(False, "it is not known who polls: the disk is full")]
 
 
 # --- too much -----------------------------------------------------------------------------------------------------

@@ -573,6 +573,46 @@ async def test_what_waits_for_a_workflow_is_let_go_at_a_bounded_rate(stage: Stag
     assert len(left) >= 10
 
 
+@pytest.mark.req("QUE-2", "SUS-2")
+@pytest.mark.failure("H6")
+async def test_who_writes_again_when_the_workflow_is_there_is_answered_in_order(stage: Stage):
+    stage.duties = Duties(late_after_seconds=0, resume_per_second=0.2)
+    gateway, worker = await stage.start()
+    late: list[TaskId] = []
+    for chat in (1, 2, 3):
+        for task_id in await stage.write("first", "second", chat=chat):
+            await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    await worker.stop()
+    for loop in gateway.supervisor._loops:
+        await loop.stop()  # it gets to these chats much later
+    worker = await stage.start_worker(echo)
+    for chat in (3, 2):
+        late += await stage.write("third", chat=chat)
+    await stage.ended(*late)
+    assert [stage.texts(chat)[1:] for chat in (3, 2)] == [["echo first", "echo second", "echo third"]] * 2
+    assert len(stage.texts(1)) == 1, "nobody wrote there: that it is set up is for the supervisor to see"
+
+
+@pytest.mark.req("QUE-2", "SUS-2")
+@pytest.mark.failure("H6")
+async def test_what_asked_for_a_workflow_by_name_goes_first_too_and_what_is_still_not_served_holds_up_nobody(
+    stage: Stage,
+):
+    gateway, worker = await stage.start()
+    tasks = []
+    for text, name in (("one", "wf_never"), ("two", definition_of(echo).workflow_id), ("three", None)):
+        asked = msgspec.structs.replace(stage.incoming(text), workflow_id=name)
+        tasks.append((await gateway.intake.accept(asked)).task_id)
+        await stage.suspended(tasks[-1], Reason.WORKFLOW_PENDING)
+    await worker.stop()
+    for loop in gateway.supervisor._loops:
+        await loop.stop()
+    await stage.start_worker(echo)
+    await stage.ended(*await stage.write("four"))
+    assert stage.texts()[1:] == ["echo two", "echo three", "echo four"]
+    await stage.suspended(tasks[0], Reason.WORKFLOW_PENDING)
+
+
 @pytest.mark.req("SUS-1", "ENV-3")
 @pytest.mark.failure("H10")
 async def test_a_repeat_of_what_waits_for_a_workflow_is_known_before_and_after_binding(stage: Stage):

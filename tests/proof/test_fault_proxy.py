@@ -76,6 +76,13 @@ class Caller:
         async with asyncio.timeout(PATIENCE_SECONDS):
             return (await self._reader.readline()).decode().rstrip("\n")
 
+    async def answers_nothing(self) -> bool:
+        """Whether the connection ends, in order or by a reset, with nothing said."""
+        try:
+            return await self.ask("Hello") == ""
+        except ConnectionError:
+            return True
+
     async def ask(self, line: str) -> str:
         self.say(line)
         return await self.answer()
@@ -134,6 +141,21 @@ async def test_a_healthy_link_passes_bytes_and_ends_in_both_directions(link: Lin
     caller.end()
     assert await caller.answer() == "", "the listener ended too, and that came through"
     assert link.proxy.struck == 0
+
+
+async def test_several_behind_one_address_take_turns_and_stand_in_for_one_that_is_gone():
+    async with Listener() as one, Listener() as other, FaultProxy(one.port, other.port) as proxy:
+        link = Link(proxy, one, ManualClock())
+        for number in range(4):
+            assert await link.answers(f"{number}")
+        assert (one.heard, other.heard) == (["0", "2"], ["1", "3"])
+        one.close()
+        for number in range(4, 8):
+            assert await link.answers(f"{number}")
+        assert other.heard[2:] == ["4", "5", "6", "7"]
+        other.close()
+        assert await (await link.call()).answers_nothing()
+        link.hang_up()
 
 
 async def test_latency_delivers_everything_so_much_later(link: Link):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rise.testing.faults.drill import STALL_SECONDS, Order, run_drill
+from rise.testing.faults.drill import run_drill
+from rise.testing.faults.ground import STALL_SECONDS
+from rise.testing.faults.order import Order
 from rise.testing.faults.schedule import Cycle, Freeze, Restart, Victim
 
 pytestmark = pytest.mark.slow

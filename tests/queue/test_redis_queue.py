@@ -82,6 +82,9 @@ class RedisStage:
     async def overwrite_head(self, task_id: TaskId, stored: bytes) -> None:
         self.server.ask("HSET", f"{QUEUE}content:{task_id}", "head", stored)
 
+    async def overwrite_words(self, task_id: TaskId, *, status: str, reason: str) -> None:
+        self.server.ask("HSET", f"{QUEUE}task:{task_id}", "status", status, "reason", reason)
+
     async def leftovers(self) -> dict[str, int]:
         names = [key.removeprefix(QUEUE) for key in self.every_key() if key.startswith(QUEUE)]
         left = {name: 1 for name in names if not name.startswith((*KEPT, "tasks"))}

@@ -60,6 +60,9 @@ class SqliteStage:
     async def overwrite_head(self, task_id: TaskId, stored: bytes) -> None:
         await self.write("UPDATE tasks SET head = ? WHERE task_id = ?", stored, task_id)
 
+    async def overwrite_words(self, task_id: TaskId, *, status: str, reason: str) -> None:
+        await self.write("UPDATE tasks SET status = ?, reason = ? WHERE task_id = ?", status, reason, task_id)
+
     async def leftovers(self) -> dict[str, int]:
         def count(connection) -> dict[str, int]:
             tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]

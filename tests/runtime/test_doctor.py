@@ -172,6 +172,7 @@ async def test_open_work_of_a_bot_that_is_not_configured_is_a_warning_that_names
     [without] = await doctor(data_dir).probe("open work")
     assert (without.name, without.level) == ("telegram:7", Level.WARN)
     assert without.detail.startswith("2 open, and this account of telegram is not configured")
+    assert CONSEQUENCES["channels"] in without.detail, "in the words of log and /healthz"
     assert "the token of bot 7 again" in without.remedy
     assert "`rise tasks drop`" in without.remedy
     [with_anothers] = await doctor(data_dir, telegram_token=TOKEN).probe("open work")

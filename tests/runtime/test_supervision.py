@@ -11,13 +11,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
+from rise.bus.port import Topic
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.port import Incoming
 from rise.envelope import DeliveryKey, LaneKey
 from rise.errors import Busy
+from rise.queue.port import Selection
 from rise.runtime.assembly import House, build
 from rise.runtime.processes import WorkerProcess
 from rise.runtime.serving import InProcessWorker, build_alert_posts, build_supervisor
@@ -125,6 +128,30 @@ async def test_too_much_to_do_is_refused_and_told_to_whoever_is_configured(
     await closed(house)
 
 
+@pytest.mark.req("SUP-2", "WRK-1")
+@pytest.mark.failure("I15")
+async def test_too_much_to_do_is_not_too_much_for_what_the_worker_itself_plans(tmp_path: Path) -> None:
+    house = await opened(tmp_path / "data", backlog_max=2)
+    supervisor = build_supervisor(house)
+    await house.capabilities.probe("disk")
+    writing = [msgspec.structs.replace(incoming(number), chat_id="1") for number in range(3)]
+    accepted = {(await house.intake.accept(one)).task_id for one in writing}
+    await supervisor.measure()
+    with pytest.raises(Busy):
+        await house.intake.accept(incoming(4))
+    settled: asyncio.Queue[str] = asyncio.Queue()
+    house.bus.subscribe(Topic.TASK_SETTLED, lambda event: settled.put_nowait(event["task_id"]))
+    work = WorkflowDefinition(name="bot", function=_remind, channels=("http",))
+    worker = InProcessWorker(house, {work.workflow_id: work})
+    await worker.start()
+    async with asyncio.timeout(20):
+        assert {await settled.get() for _ in accepted} == accepted, "or what is too much would never become less"
+    left = await house.queue.list_open(Selection(), limit=10)
+    assert [(task.head.kind, task.head.user_text) for task in left] == [("follow_up", "later")] * 3
+    await worker.stop()
+    await closed(house)
+
+
 @pytest.mark.req("WRK-1", "CAP-5")
 @pytest.mark.failure("I15")
 async def test_a_worker_within_this_process_can_be_replaced(tmp_path: Path) -> None:
@@ -184,3 +211,7 @@ async def pid_of(process: WorkerProcess, *, other_than: int | None = None) -> in
 
 async def _do_nothing(turn: Any) -> None:
     pass
+
+
+async def _remind(turn: Any) -> None:
+    await turn.follow_up("later", in_seconds=60)

@@ -17,7 +17,7 @@ from rise.bus.port import Bus, Topic
 from rise.clock import Clock
 from rise.envelope import Status, TaskId
 from rise.ledger.port import Ledger, Run
-from rise.queue.port import Queue, Selection
+from rise.queue.port import OpenTask, Queue, Selection
 from rise.service import Signal
 
 LOOK_SECONDS: Final = 1.0
@@ -49,13 +49,15 @@ class TaskResultBroker:
         until = self._clock.monotonic() + seconds
         with self._listening(task_id) as settled:
             while True:
+                # The queue first: what it forgets between the two looks is in the ledger, never the other way round.
+                task = await self._open(task_id)
                 run = await self._ledger.latest_run(task_id)
-                if run is not None and run.status.is_finished:
+                if run is not None and run.status.is_finished and not (task and run.is_of_former(task.head)):
                     return run
                 left = until - self._clock.monotonic()
                 if left <= 0 or self._closing or len(self._waiting) > WAITING_MAX:
                     return None
-                if await self._is_suspended(task_id):
+                if task is not None and task.status is Status.SUSPENDED:
                     return None
                 await settled.wait(min(left, LOOK_SECONDS))
 
@@ -70,9 +72,9 @@ class TaskResultBroker:
             if not self._waiting[task_id]:
                 del self._waiting[task_id]
 
-    async def _is_suspended(self, task_id: TaskId) -> bool:
-        found = await self._queue.list_open(Selection(task_ids=(task_id,), status=Status.SUSPENDED), limit=1)
-        return bool(found)
+    async def _open(self, task_id: TaskId) -> OpenTask | None:
+        found = await self._queue.list_open(Selection(task_ids=(task_id,)), limit=1)
+        return found[0] if found else None
 
     def _settled(self, event: Mapping[str, Any]) -> None:
         for signal in self._waiting.get(str(event.get("task_id")), ()):

@@ -19,6 +19,13 @@ class Part(StrEnum):
     EXECUTE = "execute"
     RESTART = "restart"
     MEMORY = "memory"
+    LATENCY = "latency"
+    BACKLOG = "backlog"
+
+
+class Profile(StrEnum):
+    EMBEDDED = "embedded"
+    FULL = "full"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,11 +36,18 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Smaller and shorter: minutes less, more spread.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     part: Annotated[list[Part] | None, typer.Option(help="Only this; may be repeated.")] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Show instead what takes the time.")] = False,
+    profile: Annotated[
+        Profile, typer.Option(help="full: with a Redis and a RabbitMQ of its own, beside peers that use them.")
+    ] = Profile.EMBEDDED,
+    why: Annotated[bool, typer.Option("--why", help="Show instead what takes the time.")] = False,
+    queued: Annotated[int | None, typer.Option(help="Tasks to work off.")] = None,
+    backlog: Annotated[int | None, typer.Option(help="Tasks of the backlog of the full profile.")] = None,
     directory: Annotated[Path, typer.Option(help="On the disk that is to be measured.")] = Path(),
 ) -> None:
     """Measure ratios: Rise and what it is compared with take turns in one run."""
     words = [f"--part={one}" for one in part or []] + [f"--directory={directory.resolve()}"]
-    words += [option for option, wanted in (("--quick", quick), ("--json", as_json), ("--profile", profile)) if wanted]
+    words += [f"--profile={profile}"]
+    words += [f"--{name}={count}" for name, count in (("queued", queued), ("backlog", backlog)) if count is not None]
+    words += [option for option, wanted in (("--quick", quick), ("--json", as_json), ("--why", why)) if wanted]
     # A program of its own: what this one has imported would be in its figures.
     os.execv(sys.executable, [sys.executable, "-m", "rise.testing.bench", *words])  # noqa: S606 - ourselves

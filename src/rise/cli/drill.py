@@ -10,9 +10,11 @@ import asyncio
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,13 +22,28 @@ from rise.cli.opening import AsJson
 from rise.cli.printing import complain, problem_found, progress, say, show_json
 
 if TYPE_CHECKING:
-    from rise.testing.faults.drill import Order
+    from rise.testing.faults.order import Order
     from rise.testing.faults.report import DrillReport
+    from rise.testing.faults.table import Table
+
+T = TypeVar("T")
 
 
 class Mode(StrEnum):
     WEBHOOK = "webhook"
     POLLING = "polling"
+
+
+class Profile(StrEnum):
+    EMBEDDED = "embedded"
+    FULL = "full"
+
+
+class Sync(StrEnum):
+    ALWAYS = "always"
+    EVERYSEC = "everysec"
+    NO = "no"
+    OFF = "off"
 
 
 def register(app: typer.Typer) -> None:
@@ -38,16 +55,43 @@ def drill(
     cycles: Annotated[int, typer.Option("--cycles", min=1, help="How many times to kill.")] = 30,
     minutes: Annotated[float | None, typer.Option("--minutes", min=0.1, help="For so long instead.")] = None,
     mode: Annotated[Mode, typer.Option("--mode", help="How updates come in.")] = Mode.WEBHOOK,
+    profile: Annotated[
+        Profile, typer.Option("--profile", help="full: with a Redis and a RabbitMQ of its own, and two gateways.")
+    ] = Profile.EMBEDDED,
+    appendfsync: Annotated[
+        Sync, typer.Option("--appendfsync", help="Of that Redis; off: it keeps nothing on disk.")
+    ] = Sync.EVERYSEC,
     kills_only: Annotated[bool, typer.Option("--kills-only", help="No trouble beside the kills.")] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="One failure after the other, each alone: what goes on meanwhile.")
+    ] = False,
+    rate: Annotated[float, typer.Option("--rate", min=1, help="Messages per second, for --table.")] = 200,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="How long each fails, for --table.")] = 6,
+    write: Annotated[
+        Path | None, typer.Option("--write", help="A document to put the table into, between its marks.")
+    ] = None,
     directory: Annotated[Path, typer.Option("--directory", help="On the disk to work on.")] = Path(),
     as_json: AsJson = False,
 ) -> None:
     """Kill, freeze, cut and fill up an installation of its own under load; exit code 1 if a promise was broken."""
     from rise.clock import SystemClock
-    from rise.testing.faults.drill import Order
+    from rise.testing.faults.order import Order
+    from rise.testing.faults.stores import AppendFsync
 
     seed = SystemClock().random.randrange(1_000_000) if seed is None else seed
-    order = Order(seed=seed, cycles=cycles, minutes=minutes, mode=mode, troubles=not kills_only)
+    order = Order(
+        seed=seed,
+        cycles=cycles,
+        minutes=minutes,
+        mode=mode,
+        troubles=not kills_only,
+        full=profile is Profile.FULL,
+        appendfsync=AppendFsync(appendfsync),
+    )
+    if table:
+        order = replace(order, full=True, messages_per_second=rate)
+        _show_table(_measure(order, directory.resolve(), seconds), write, as_json=as_json)
+        return
     report, evidence = _drill(order, directory.resolve())
     broken = report.broken()
     if as_json:
@@ -67,28 +111,63 @@ def drill(
 
 def _drill(order: Order, directory: Path) -> tuple[DrillReport, Path]:
     """The directory of the drill is removed, unless it holds evidence."""
+    from rise.testing.faults.drill import run_drill
+
+    return _in_place(directory, lambda place, told: run_drill(order, place, told), lambda report: bool(report.broken()))
+
+
+def _measure(order: Order, directory: Path, seconds: float) -> Table:
+    from rise.testing.faults.singles import measure_singles
+
+    def work(place: Path, told: Callable[[int, int], None]) -> Coroutine[Any, Any, Table]:
+        return measure_singles(order, place, seconds=seconds, on_row=told)
+
+    table, place = _in_place(directory, work, lambda table: bool(table.broken()))
+    if table.broken():
+        complain(f"the evidence is in {place}")
+    return table
+
+
+def _show_table(table: Table, write: Path | None, *, as_json: bool) -> None:
+    if write is not None:
+        table.write_into(write)
+    if as_json:
+        show_json({**_shown(table), "broken": table.broken()})
+    else:
+        typer.echo(table.text())
+    for one in table.broken():
+        complain(f"broken: {one}")
+    if table.broken():
+        raise problem_found()
+
+
+def _in_place(
+    directory: Path,
+    work: Callable[[Path, Callable[[int, int], None]], Coroutine[Any, Any, T]],
+    is_evidence: Callable[[T], bool],
+) -> tuple[T, Path]:
+    """Work in a directory of its own, and remove it afterwards, unless it is evidence."""
     from rise.runtime.processes import run, until_told
     from rise.telemetry import configure_logs
-    from rise.testing.faults.drill import run_drill
 
     configure_logs("console", level="error")
     # The platform's stand-in is cut off in the middle of requests all the time, on purpose.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     place = Path(tempfile.mkdtemp(prefix="rise-drill-", dir=directory))
-    is_evidence = False
+    is_kept = False
     try:
         with progress("drill") as told:
-            report = run(until_told(run_drill(order, place, told)))
-        is_evidence = bool(report.broken())
+            result = run(until_told(work(place, told)))
+        is_kept = is_evidence(result)
     except asyncio.CancelledError:
         raise typer.Exit(130) from None
     finally:
-        if not is_evidence:
+        if not is_kept:
             shutil.rmtree(place, ignore_errors=True)
-    return report, place
+    return result, place
 
 
-def _shown(report: DrillReport) -> dict[str, object]:
+def _shown(report: DrillReport | Table) -> dict[str, object]:
     import msgspec
 
     return dict(msgspec.to_builtins(report))

@@ -23,7 +23,7 @@ from rise.copies.notes import MIRRORS_LIFE, Notes
 from rise.copies.port import JOURNAL, RABBITMQ, REDIS, Mirror
 from rise.copies.record import encode_task
 from rise.envelope import Head, Task, TaskId, TaskType
-from rise.errors import CopiesInsufficient, Unavailable
+from rise.errors import CopiesInsufficient, QueueOwed, Unavailable
 from rise.queue.port import Enqueued, NewTask, RefillableQueue
 from rise.service import cancel_all, spawn
 from rise.telemetry import copies_failed_total, log, rabbit_mirror_failed
@@ -93,13 +93,16 @@ class Copies:
         Whoever hangs up meanwhile has been promised nothing; the stores that were asked may hold it all the same.
         """
         ways = self._ways(task)
-        keeping = _Keeping(self._policy, tuple(ways), task)
+        keeping = _Keeping(self._policy, tuple(ways), task, self._owe)
         if self._policy.requires_same_body(task.head) and await self._is_other_body(keeping, task, ways):
             return Enqueued(task.head.task_id, new=False, same_body=False)
         for store in list(ways):
             self._ask(keeping, store, ways)
         await keeping.decided
         return keeping.enqueued
+
+    def _owe(self) -> None:
+        self._notes.queue_is_owed = True
 
     def _ways(self, task: NewTask) -> dict[str, Way]:
         record, run, mirror = encode_task(task), run_of(task).run, self._mirror
@@ -155,6 +158,8 @@ class Copies:
         return await self._journals.own.keep(task, record)
 
     async def _keep_in_queue(self, task: NewTask, run: Run) -> Enqueued:
+        if self._notes.queue_is_owed:
+            raise QueueOwed("what came before is brought to the queue first")
         life = self._notes.queues_life  # before it is asked: it may be emptied while it answers
         if task.generation:
             await self._queue.restore([task])
@@ -191,8 +196,12 @@ class Copies:
 class _Keeping:
     """What has been heard of one message so far."""
 
-    def __init__(self, policy: CopiesPolicy, stores: tuple[str, ...], task: NewTask) -> None:
+    def __init__(
+        self, policy: CopiesPolicy, stores: tuple[str, ...], task: NewTask, on_owed: Callable[[], None]
+    ) -> None:
+        """`on_owed`: the journal holds it, and the queue did not take it."""
         self._policy = policy
+        self._on_owed = on_owed
         self._stores = stores
         self._task = task
         self._held: dict[str, Any] = {}
@@ -243,6 +252,8 @@ class _Keeping:
             _resolve(self.queues_word)
         if self.has_word or self._failed.keys() >= {REDIS, JOURNAL}:
             _resolve(self.any_word)
+        if REDIS in self._failed and JOURNAL in self._held:
+            self._on_owed()
         if self._policy.is_enough(self._held):
             if self.queues_word.done():
                 _resolve(self.decided)

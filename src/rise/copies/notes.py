@@ -26,6 +26,9 @@ class Notes:
     def __init__(self, journals: Journals) -> None:
         self._journals = journals
         self._gathered: defaultdict[tuple[Copy, str], list[Run]] = defaultdict(list)
+        self.queue_is_owed = False
+        """The journal holds what the queue has not got, so later ones go to the queue behind it, through the relay:
+        straight to it they would overtake their chat's earlier ones."""
         self.queues_life: str | None = None
         """The life of the queue as last heard; None: it has none, and what goes into it now is not counted on."""
 

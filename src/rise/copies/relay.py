@@ -19,12 +19,14 @@ from rise.copies.notes import MIRRORS_LIFE, Notes
 from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, REDIS, Mirror
 from rise.envelope import TaskId
-from rise.errors import Unavailable
+from rise.errors import StoreUnavailable, Unavailable
 from rise.service import Loop
 from rise.telemetry import copies_made_up_total, log
 
 NOTE_SECONDS: Final = 0.5
 ROUND_SECONDS: Final = 1.0
+CATCH_UP_SECONDS: Final = 0.2
+"""Messages wait behind it: those that come while it is caught up with, and those that came before."""
 YOUNG_MS: Final = 4_000
 """So long whoever accepted a message is still handing it to all stores; longer than an acceptance may take."""
 PAGE: Final = 500
@@ -53,6 +55,7 @@ class Relay:
         self._clock = clock
         self._loops = [
             self._every("relay.note", NOTE_SECONDS, self.note),
+            self._every("relay.catch_up", CATCH_UP_SECONDS, self.catch_up),
             self._every("relay.queue", ROUND_SECONDS, self.complete_queue),
             self._every("relay.look", ROUND_SECONDS, self.look),
         ]
@@ -83,8 +86,30 @@ class Relay:
         if (life := self._notes.queues_life) is not None:
             await self._in_each_journal(partial(self._complete_queue, life))
 
-    async def _complete_queue(self, life: str, journal: Journal) -> None:
-        while entries := await journal.lacking("redis", life, limit=PAGE, older_than_ms=YOUNG_MS):
+    async def catch_up(self) -> None:
+        """After the queue was away: what this process accepted meanwhile, in order, before anything newer."""
+        life = await self._queues_life() if self._notes.queue_is_owed else None
+        if life is None:
+            return
+        try:
+            await self._complete_queue(life, self._journals.own, older_than_ms=0)
+            self._notes.queue_is_owed = False
+            # What was accepted between the last look and this moment.
+            await self._complete_queue(life, self._journals.own, older_than_ms=0)
+        except StoreUnavailable:
+            # Without the journal nothing can be brought: queue and mirror have to do.
+            self._notes.queue_is_owed = False
+            raise
+
+    async def _queues_life(self) -> str | None:
+        """None also while it is away: who asks so often need not say so each time."""
+        try:
+            return await self._work.queue.life()
+        except Unavailable:
+            return None
+
+    async def _complete_queue(self, life: str, journal: Journal, *, older_than_ms: int = YOUNG_MS) -> None:
+        while entries := await journal.lacking("redis", life, limit=PAGE, older_than_ms=older_than_ms):
             restored = await self._work.restore([entry.task for entry in entries])
             await journal.note([run_of(entry.task).run for entry in entries], "redis", life)
             self._report(REDIS, restored)

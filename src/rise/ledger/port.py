@@ -134,21 +134,27 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """When its message was accepted, by the clock of the queue: tells it from another that had the same key."""
     by: str | None = None
     why: str | None = None
+    is_armed: bool = False
+    """Whether what it promised for later is in the queue, or was."""
     unreadable: str | None = None
     """Why this version cannot read the result that is kept; `result` is None then."""
-
-    def is_of_former(self, head: Head) -> bool:
-        """Whether it is of another message, whose key had been forgotten when this one brought it again.
-
-        By the time that keys are kept, not by which came first: the same message may have been accepted by several
-        hosts, and at the same time by a queue that had lost the memory of its key.
-        """
-        return head.accepted_at_ms - self.accepted_at_ms >= head.receipt_seconds * 1000
 
     @property
     def follow_ups(self) -> list[Any]:
         """What it promised for later, as far as that can be read."""
         return (self.result.get("followUps") or []) if isinstance(self.result, dict) else []
+
+    def is_of_former(self, head: Head) -> bool:
+        """Whether it is of another message than the head's, whose key had been forgotten when that one brought it."""
+        return self.is_outlived(head.accepted_at_ms, head.receipt_seconds * 1000)
+
+    def is_outlived(self, accepted_at_ms: int, receipt_ms: int) -> bool:
+        """Whether its key had been forgotten by then.
+
+        By the time that keys are kept, not by which came first: the same message may have been accepted by several
+        hosts, and at the same time by a queue that had lost the memory of its key.
+        """
+        return accepted_at_ms - self.accepted_at_ms >= receipt_ms
 
 
 class RunEnded(msgspec.Struct, frozen=True):
@@ -290,6 +296,9 @@ class Ledger(Protocol):
     ) -> Run:
         """Freeze the result and the intents to send, in one step. The first for a run wins and is returned.
 
+        A former generation of the message that has not ended is dropped by the same step, `finish` likewise: what it
+        still had in the outbox never goes out beside the new one's.
+
         `deliver=False`: the replies are where their reader fetches them; the run is completed at once, as it
         is when there is nothing to send.
         """
@@ -302,6 +311,10 @@ class Ledger(Protocol):
 
         What it still had in the outbox is not sent any more.
         """
+        ...
+
+    async def note_armed(self, run_id: RunId) -> None:
+        """The follow-ups of this run are in the queue: they are not armed again, however late it is settled."""
         ...
 
     async def run(self, run_id: RunId) -> Run | None: ...

@@ -157,6 +157,9 @@ SCHEMA: Final = (
     ALTER TABLE outbox_chats ADD COLUMN claim_before INTEGER;
     INSERT INTO ledger_counters VALUES ('outbox_claims', 0);
     """,
+    """
+    ALTER TABLE runs ADD COLUMN is_armed INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 HISTORY_KEPT: Final = 50
@@ -167,12 +170,18 @@ _REPLY_COLUMNS: Final = (
     " deadline_at, state, tries, resends, platform_ref, error"
 )
 _RUN_COLUMNS: Final = (
-    "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why, accepted_at"
+    "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why, accepted_at,"
+    " is_armed"
 )
 _OPEN: Final = "state IN ('ready', 'sending') AND held = 0"
 
 _decode_call = msgspec.json.Decoder(Call).decode
 _decode_json = msgspec.json.Decoder().decode
+_decode_workflow = msgspec.json.Decoder(WorkflowRecord).decode
+_decode_binding = msgspec.json.Decoder(BindingRecord).decode
+
+_NEWER: Final = "a newer version of Rise"
+"""Whose a definition is that cannot be read: not code's, which may change only its own."""
 
 
 class SqliteLedger:
@@ -245,6 +254,12 @@ class SqliteLedger:
             return _run(connection, task.run_id) or _missing(task.run_id)
 
         return await self._database.write(change)
+
+    async def note_armed(self, run_id: RunId) -> None:
+        def change(connection: apsw.Connection) -> None:
+            connection.execute("UPDATE runs SET is_armed = 1 WHERE run_id = ?", (run_id,))
+
+        await self._database.write(change)
 
     async def run(self, run_id: RunId) -> Run | None:
         return await self._database.read(lambda connection: _run(connection, run_id))
@@ -464,17 +479,19 @@ class SqliteLedger:
     async def definitions(self) -> Definitions:
         def query(connection: apsw.Connection) -> Definitions:
             version = connection.execute("SELECT value FROM ledger_counters WHERE name = 'definitions'").fetchone()
-            workflows = [
-                msgspec.json.decode(record, type=WorkflowRecord)
-                for (record,) in connection.execute("SELECT record FROM workflows ORDER BY workflow_id")
-            ]
+            workflows = {
+                workflow_id: _as_workflow(workflow_id, record)
+                for workflow_id, record in connection.execute(
+                    "SELECT workflow_id, record FROM workflows ORDER BY workflow_id"
+                )
+            }
             bindings = [
-                msgspec.json.decode(record, type=BindingRecord)
-                for (record,) in connection.execute(
-                    "SELECT record FROM bindings ORDER BY channel, account, workflow_id"
+                _as_binding(*row)
+                for row in connection.execute(
+                    "SELECT channel, account, workflow_id, record FROM bindings ORDER BY channel, account, workflow_id"
                 )
             ]
-            return Definitions(int(version[0]), {known.workflow_id: known for known in workflows}, bindings)
+            return Definitions(int(version[0]), workflows, bindings)
 
         return await self._database.read(query)
 
@@ -484,7 +501,7 @@ class SqliteLedger:
                 "SELECT record FROM workflows WHERE workflow_id = ?", (record.workflow_id,)
             ).fetchone()
             if row is not None:
-                known = msgspec.json.decode(row[0], type=WorkflowRecord)
+                known = _as_workflow(record.workflow_id, row[0])
                 same = msgspec.structs.replace(record, version=known.version, updated_at=known.updated_at)
                 if same == known:
                     return _value(connection, "definitions")
@@ -607,6 +624,7 @@ def _insert_run(
     *,
     finished: bool,
 ) -> None:
+    _drop_former(connection, task, now)
     connection.execute(
         "INSERT INTO runs (run_id, task_id, generation, channel, workflow_id, workflow_version, status, outcome,"
         " result, head, raw, saved_at, finished_at, accepted_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -616,6 +634,21 @@ def _insert_run(
             task.head.accepted_at_ms,
         ),
     )  # fmt: skip
+
+
+def _drop_former(connection: apsw.Connection, task: Task, now: int) -> None:
+    generation, accepted_at = task.progress.generation, task.head.accepted_at_ms
+    if not generation:
+        return
+    why = f"run again as generation {generation}"
+    dropped = connection.execute(
+        "UPDATE runs SET status = 'dropped', outcome = NULL, finished_at = ?, why = ? WHERE task_id = ?"
+        " AND generation < ? AND finished_at IS NULL AND ? - accepted_at < ? RETURNING run_id",
+        (now, why, task.task_id, generation, accepted_at, task.head.receipt_seconds * 1000),
+    ).fetchall()
+    for (run_id,) in dropped:
+        _close_replies(connection, run_id, f"not sent: {why}")
+        _forget_workings(connection, run_id)
 
 
 def _insert_reply(connection: apsw.Connection, reply: Reply, call: bytes, state: ReplyState, now: int) -> bool:
@@ -840,7 +873,7 @@ def _demote_others(connection: apsw.Connection, chosen: BindingRecord, version: 
         (chosen.channel, chosen.account, chosen.workflow_id),
     ).fetchall()
     for workflow_id, record in rows:
-        known = msgspec.json.decode(record, type=BindingRecord)
+        known = _as_binding(chosen.channel, chosen.account, workflow_id, record)
         if not known.is_default:
             continue
         # Its version, too: who changes it on the strength of what it was must be told.
@@ -857,13 +890,15 @@ def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
 
 
 def _as_run(row: Sequence[Any]) -> Run:
-    task_id, generation, status, outcome, stored, workflow_id, saved_at, finished_at, by, why, accepted_at = row
+    task_id, generation, status, outcome, stored, workflow_id, saved_at, finished_at, by, why = row[:10]
+    accepted_at, is_armed = row[10:]
     result, unreadable = _read(stored, _decode_json, None)
+    known_status, newer = _word(Status, status, Status.REPLYING if finished_at is None else Status.COMPLETED)
     return Run(
         task_id=TaskId(task_id),
         generation=generation,
-        status=Status(status),
-        outcome=Outcome(outcome) if outcome else None,
+        status=known_status,
+        outcome=_word(Outcome, outcome, None)[0] if outcome else None,
         result=result,
         workflow_id=workflow_id,
         saved_at_ms=saved_at,
@@ -871,7 +906,8 @@ def _as_run(row: Sequence[Any]) -> Run:
         accepted_at_ms=accepted_at,
         by=by,
         why=why,
-        unreadable=unreadable,
+        is_armed=bool(is_armed),
+        unreadable=unreadable or newer,
     )
 
 
@@ -883,10 +919,33 @@ def _read(stored: Any, decode: Callable[[Any], T], stand_in: T) -> tuple[T, str 
         return stand_in, f"what is kept of it is unreadable: {error}"
 
 
+def _as_workflow(workflow_id: str, stored: bytes) -> WorkflowRecord:
+    """One that cannot be read serves nobody: what needs it waits."""
+    unusable = WorkflowRecord(workflow_id=workflow_id, name=workflow_id, enabled=False, updated_by=_NEWER)
+    return _read(stored, _decode_workflow, unusable)[0]
+
+
+def _as_binding(channel: str, account: str, workflow_id: str, stored: bytes) -> BindingRecord:
+    unusable = BindingRecord(
+        channel=channel, account=account, workflow_id=workflow_id, is_default=False, enabled=False, updated_by=_NEWER
+    )
+    return _read(stored, _decode_binding, unusable)[0]
+
+
+def _word(words: Callable[[str], T], stored: str, stand_in: T) -> tuple[T, str | None]:
+    """The same with one word, which a newer version may have added."""
+    try:
+        return words(stored), None
+    except ValueError:
+        return stand_in, f"a newer version of Rise says of it: {stored}"
+
+
 def _as_reply(row: Sequence[Any], *, claim: int = 0) -> Reply:
     sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, stored, workflow_id = row[:10]
     accepted_at, deadline_at, state, tries, resends, platform_ref, error = row[10:]
     call, unreadable = _read(stored, _decode_call, CALL_UNREADABLE)
+    known_kind, kind_newer = _word(ReplyKind, kind, ReplyKind.ANSWER)  # that it waits is seen; a notice's is not
+    known_state, state_newer = _word(ReplyState, state, ReplyState.UNKNOWN)
     return Reply(
         reply_id=ReplyId(reply_id),
         run_id=RunId(run_id),
@@ -895,18 +954,18 @@ def _as_reply(row: Sequence[Any], *, claim: int = 0) -> Reply:
         account=account,
         chat_id=chat_id,
         call=call,
-        kind=ReplyKind(kind),
+        kind=known_kind,
         workflow_id=workflow_id,
         accepted_at_ms=accepted_at,
         deadline_at_ms=deadline_at,
-        state=ReplyState(state),
+        state=known_state,
         tries=tries,
         resends=resends,
         sequence=sequence,
         platform_ref=platform_ref,
         error=error,
         claim=claim,
-        unreadable=unreadable,
+        unreadable=unreadable or kind_newer or state_newer,
     )
 
 

@@ -69,6 +69,8 @@ class Claim(msgspec.Struct, frozen=True):
     """The first task to run; `settle` hands over the next."""
     tasks_left: int
     """How many more tasks this claim may take before the lane must be let go (fairness)."""
+    has_suspended: bool = False
+    """Whether tasks of the lane were suspended when this one was started: perhaps they should go first by now."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -120,14 +122,18 @@ class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
     by_channel: dict[str, int] = {}
     by_reason: dict[str, int] = {}
     retrying: int = 0
-    oldest_waiting_ms: int | None = None
-    """Age of the oldest task that should be moving (pending, due, not claimed)."""
+    waiting_ms_by_channel: dict[str, int] = {}
+    """Age of the oldest task that should be moving (pending, due, not claimed), where there is one."""
     oldest_suspended_ms: int | None = None
     lanes_claimed: int = 0
     accepted: int = 0
     """Delivery keys remembered now."""
     duplicates: int = 0
     out_of_order: int = 0
+
+    @property
+    def oldest_waiting_ms(self) -> int | None:
+        return max(self.waiting_ms_by_channel.values(), default=None)
 
 
 class LaneDepth(msgspec.Struct, frozen=True):
@@ -276,8 +282,8 @@ class Queue(Protocol):
         """Ordered by task id; pass the last one to go on."""
         ...
 
-    async def suspended_routes(self, reason: Reason) -> list[Route]:
-        """The routes of which tasks are suspended for this reason, sorted."""
+    async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:
+        """The routes of which tasks are suspended for this reason, in one lane or in all, sorted."""
         ...
 
     async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:

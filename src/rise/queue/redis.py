@@ -40,6 +40,7 @@ from rise.envelope import (
     encode_head,
     new_key,
     unreadable_head,
+    words_of,
 )
 from rise.errors import ClaimLost, EnvelopeMalformed, RedisUnavailable
 from rise.queue.port import (
@@ -82,6 +83,7 @@ _ROW: Final = (
 )  # fmt: skip
 _SHOWN: Final = (*_ROW, "head")
 _WHOLE: Final = (*_SHOWN, "raw")
+_STARTED: Final = (*_WHOLE, "suspended")
 _ORDER_ZERO: Final = 1 << 63
 
 
@@ -110,6 +112,7 @@ _RESTART: Final = _script("restart")
 _CANCEL: Final = _script("cancel")
 _GET: Final = _script("get")
 _LIST_OPEN: Final = _script("list_open", "selection")
+_LANE_ROUTES: Final = _script("lane_routes")
 _RECEIPTS: Final = _script("receipts")
 _DEPTH: Final = _script("depth")
 _LONGEST_LANES: Final = _script("longest_lanes")
@@ -264,9 +267,12 @@ class RedisQueue:
             rows += [_open_task(row) for row in found]
         return rows
 
-    async def suspended_routes(self, reason: Reason) -> list[Route]:
-        counted = map(msgspec.json.decode, await self._database.execute("HKEYS", ROUTES))
-        return sorted(Route(*route) for why, *route in counted if why == reason)
+    async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:
+        if lane is None:
+            routes = await self._database.execute("HKEYS", ROUTES)
+        else:
+            routes = await self._database.run(_LANE_ROUTES, lane)
+        return sorted(Route(*route) for why, *route in map(msgspec.json.decode, routes) if why == reason)
 
     async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:
         receipts: list[Receipt] = []
@@ -384,16 +390,17 @@ class _Offer(msgspec.Struct, frozen=True):
     def claim(self) -> Claim:
         """Raises `EnvelopeMalformed` if this version cannot read the task."""
         assert self.row is not None
-        columns = dict(zip(_WHOLE, self.row, strict=True))
+        columns = dict(zip(_STARTED, self.row, strict=True))
         task = Task(decode_head(columns["head"]), columns["raw"], _progress(columns))
-        return Claim(self.lane, self.channel, self.fence, self.holder, task, self.tasks_left)
+        has_suspended = bool(columns["suspended"])
+        return Claim(self.lane, self.channel, self.fence, self.holder, task, self.tasks_left, has_suspended)
 
 
 def _depth(
     counts: Sequence[bytes],
     routes: Sequence[bytes],
     retrying: int,
-    oldest_waiting_ms: int | None,
+    waiting_ms: Sequence[Any],
     oldest_suspended_ms: int | None,
     lanes_claimed: int,
     receipts: int,
@@ -407,7 +414,7 @@ def _depth(
         by_channel={name: n for (kind, name), n in by_name.items() if kind == "channel"},
         by_reason=dict(by_reason),
         retrying=retrying,
-        oldest_waiting_ms=oldest_waiting_ms,
+        waiting_ms_by_channel={channel.decode(): ms for channel, ms in _pairs(waiting_ms)},
         oldest_suspended_ms=oldest_suspended_ms,
         lanes_claimed=lanes_claimed,
         accepted=receipts,
@@ -416,7 +423,7 @@ def _depth(
     )
 
 
-def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -463,10 +470,11 @@ def _suspended(selection: Selection) -> bytes:
 
 
 def _progress(columns: Mapping[str, Any]) -> Progress:
-    reason, error = columns["reason"], columns["error"]
+    because, noted = (columns[name] and columns[name].decode() for name in ("reason", "error"))
+    status, reason, error = words_of(columns["status"].decode(), because, noted)
     return Progress(
-        status=Status(columns["status"].decode()),
-        reason=Reason(reason.decode()) if reason else None,
+        status=status,
+        reason=reason,
         generation=int(columns["generation"]),
         attempts=int(columns["attempts"]),
         deaths=int(columns["deaths"]),
@@ -475,7 +483,7 @@ def _progress(columns: Mapping[str, Any]) -> Progress:
         failing_since_ms=_number(columns["failing"]),
         updated_at_ms=int(columns["updated"]),
         accepted_at_ms=int(columns["accepted"]),
-        error=None if error is None else error.decode(),
+        error=error,
     )
 
 

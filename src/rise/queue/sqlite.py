@@ -32,6 +32,7 @@ from rise.envelope import (
     encode_head,
     encode_json,
     unreadable_head,
+    words_of,
 )
 from rise.errors import ClaimLost, EnvelopeMalformed
 from rise.queue.port import (
@@ -116,6 +117,9 @@ SCHEMA: Final = (
     ALTER TABLE tasks ADD COLUMN workflow_id TEXT NOT NULL DEFAULT '';
     DROP INDEX tasks_suspended;
     CREATE INDEX tasks_suspended ON tasks (reason, channel, account, workflow_id, lane) WHERE status = 'suspended';
+    """,
+    """
+    CREATE INDEX tasks_suspended_in ON tasks (lane, reason, channel, account, workflow_id) WHERE status = 'suspended';
     """,
 )
 
@@ -242,7 +246,7 @@ class SqliteQueue:
         fence = _count(connection, "fence")
         connection.execute("UPDATE lanes SET holder = ?, fence = ? WHERE lane = ?", (holder, fence, lane))
         started = _mark_processing(connection, task, now + self._claim_ms, now)
-        return Claim(lane, channel, fence, holder, started, tasks_left - 1)
+        return Claim(lane, channel, fence, holder, started, tasks_left - 1, _has_suspended(connection, lane))
 
     async def renew(self, claims: Sequence[Claim]) -> set[int]:
         return await self._database.write(lambda connection: self._renew(connection, claims))
@@ -277,7 +281,10 @@ class SqliteQueue:
             _let_go(connection, claim.lane, now, now)
             return None
         started = _mark_processing(connection, head, now + self._claim_ms, now)
-        return msgspec.structs.replace(claim, task=started, tasks_left=claim.tasks_left - 1)
+        has_suspended = _has_suspended(connection, claim.lane)
+        return msgspec.structs.replace(
+            claim, task=started, tasks_left=claim.tasks_left - 1, has_suspended=has_suspended
+        )
 
     async def hand_back(self, holder: str, *, keep: Collection[int] = ()) -> int:
         theirs = f"holder = ? AND fence NOT IN ({','.join('?' * len(keep))})"
@@ -454,12 +461,12 @@ class SqliteQueue:
             lambda connection: _open_tasks(connection, f"{where} AND task_id > ?", (*values, after), limit)
         )
 
-    async def suspended_routes(self, reason: Reason) -> list[Route]:
+    async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:
+        where, values = _where(Selection(status=Status.SUSPENDED, reason=reason, lane=lane))
+
         def query(connection: apsw.Connection) -> list[Route]:
             rows = connection.execute(
-                "SELECT DISTINCT channel, account, workflow_id FROM tasks"
-                " WHERE status = 'suspended' AND reason = ? ORDER BY 1, 2, 3",
-                (reason,),
+                f"SELECT DISTINCT channel, account, workflow_id FROM tasks WHERE {where} ORDER BY 1, 2, 3", values
             )
             return [Route(*row) for row in rows]
 
@@ -624,6 +631,11 @@ def _head_of(connection: apsw.Connection, lane: LaneKey) -> Task | None:
             _suspend(connection, row[-1], Reason.SCHEMA_NEWER, str(error))
 
 
+def _has_suspended(connection: apsw.Connection, lane: LaneKey) -> bool:
+    found = connection.execute("SELECT 1 FROM tasks WHERE lane = ? AND status = 'suspended' LIMIT 1", (lane,))
+    return found.fetchone() is not None
+
+
 def _suspend(connection: apsw.Connection, task_id: TaskId, reason: Reason, error: str) -> None:
     connection.execute(
         "UPDATE tasks SET status = 'suspended', reason = ?, error = ? WHERE task_id = ?",
@@ -656,16 +668,18 @@ def _open_tasks(
     connection: apsw.Connection, where: str, values: Sequence[Any], limit: int | None = None
 ) -> list[OpenTask]:
     rows = connection.execute(
-        "SELECT task_id, head, status, reason, generation, attempts, deaths, due_at, updated_at, error"
+        "SELECT task_id, head, status, reason, error, generation, attempts, deaths, due_at, updated_at"
         f" FROM tasks WHERE {where} ORDER BY task_id LIMIT ?",
         (*values, -1 if limit is None else limit),
     ).fetchall()
-    return [
-        OpenTask(
-            _head_or_stand_in(connection, task_id, head), Status(status), Reason(reason) if reason else None, *rest
-        )
-        for task_id, head, status, reason, *rest in rows
-    ]
+    return [_open_task(connection, row) for row in rows]
+
+
+def _open_task(connection: apsw.Connection, row: Sequence[Any]) -> OpenTask:
+    task_id, stored, said, because, noted, generation, attempts, deaths, due_at, updated_at = row
+    head = _head_or_stand_in(connection, task_id, stored)
+    status, reason, error = words_of(said, because, noted)
+    return OpenTask(head, status, reason, generation, attempts, deaths, due_at, updated_at, error)
 
 
 def _head_or_stand_in(connection: apsw.Connection, task_id: str, stored: bytes) -> Head:
@@ -703,12 +717,13 @@ def _task(row: Sequence[Any], head: Head) -> Task:
         accepted_at,
         _,
     ) = row
+    known_status, known_reason, error = words_of(status, reason, error)
     return Task(
         head,
         raw,
         Progress(
-            status=Status(status),
-            reason=Reason(reason) if reason else None,
+            status=known_status,
+            reason=known_reason,
             generation=generation,
             attempts=attempts,
             deaths=deaths,
@@ -824,13 +839,15 @@ def _depth(connection: apsw.Connection, now: int) -> QueueDepth:
         if reason is not None:
             by_reason[reason] += count
     suspended_since = [since for status, *_, since in groups if status == Status.SUSPENDED]
-    oldest = one("SELECT min(ready_at) FROM lanes WHERE ready_at <= ?", now)  # lapsed claims wait, too
+    waiting = connection.execute(  # lapsed claims wait, too
+        "SELECT channel, min(ready_at) FROM lanes WHERE ready_at <= ? GROUP BY channel", (now,)
+    )
     return QueueDepth(
         by_status=dict(by_status),
         by_channel=dict(by_channel),
         by_reason=dict(by_reason),
         retrying=sum(waiting for *_, waiting, _ in groups),
-        oldest_waiting_ms=None if oldest is None else now - oldest,
+        waiting_ms_by_channel={channel: now - since for channel, since in waiting},
         oldest_suspended_ms=now - min(suspended_since) if suspended_since else None,
         lanes_claimed=one("SELECT count(*) FROM lanes WHERE holder IS NOT NULL AND ready_at > ?", now),
         accepted=one("SELECT count(*) FROM receipts"),

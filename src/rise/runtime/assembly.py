@@ -126,6 +126,10 @@ class Stores:
         except Unavailable:
             return
 
+    async def is_filled(self) -> bool:
+        """Whether the queue holds all that is open, as far as anybody knows: else it hands nothing out."""
+        return self.full is None or await self.full.queue.life() is not None
+
     def services(self) -> list[Service]:
         """What has to run for messages to be kept and found in all stores."""
         return [] if self.full is None else self.full.services()
@@ -347,6 +351,9 @@ def build_polling(house: House) -> TelegramPolling | None:
 
 def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> Worker:
     settings = house.settings
+    # Not the door's admission: what its runs plan for later is part of the work that is too much. Refused, none of
+    # it would ever end.
+    intake = replace(house.intake, admission=Admission())
     return Worker(
         queue=house.queue,
         ledger=house.ledger,
@@ -358,7 +365,7 @@ def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> W
             retry_max=settings.retry_max,
             lane_block_max=timedelta(seconds=settings.lane_block_seconds_max),
         ),
-        accept=house.intake.accept,
+        accept=intake.accept,
         bus=house.bus,
         clock=house.clock,
         limits=WorkerLimits(

@@ -312,7 +312,7 @@ class _Whereabouts(msgspec.Struct, frozen=True):
 
     @property
     def has_ended(self) -> bool:
-        """The ledger decides, unless the task was started anew since, or the run is of another with the same key."""
+        """The ledger decides, unless the task was started anew since, or is another that had the same key."""
         if self.run is None or self.task is None:
             return self.run is not None
         return self.task.generation <= self.run.generation and not self.run.is_of_former(self.task.head)

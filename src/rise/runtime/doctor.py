@@ -206,7 +206,7 @@ class Doctor:
         return [
             _warn(
                 f"{channel}:{account}",
-                f"{count} open, and this account of {channel} is not configured here: none is worked on or answered",
+                f"{count} open, and this account of {channel} is not configured here: {CONSEQUENCES['channels']}",
                 self._remedy_unconfigured(channel, account),
             )
             for (channel, account), count in sorted(waiting.items())

@@ -88,7 +88,10 @@ class Operations:
             task, run = await self._archived(task_id)
         else:
             run = await self._ledger.run(task.run_id)
-        attempts = await self._ledger.attempts(task.run_id)
+        is_new = run is not None and run.is_of_former(task.head)
+        if is_new:
+            run = None
+        attempts = [] if is_new else await self._ledger.attempts(task.run_id)
         replies = await self._ledger.replies(task_id=task_id)
         copies = None if self._copies is None else await self._copies.of(task_id)
         return TaskStory(task, run, attempts, replies, copies)
@@ -155,10 +158,8 @@ class Operations:
         if found[0].status is not Status.SUSPENDED:
             raise StateConflict(f"the task is {found[0].status}, not suspended")
         await self._record(who, "resume", task_id, why)
-        await self._rearm(found)
-        if not await self._queue.resume(Selection(task_ids=(task_id,)), limit=1):
+        if not await self._let_go_on(found):
             raise StateConflict("somebody else resumed or dropped the task just now")
-        self._bus.publish(Topic.LANES_READY)
 
     async def resume_selected(
         self, selection: Selection, *, who: str, why: str = "", limit: int = RESUME_MAX, dry_run: bool = False
@@ -172,10 +173,8 @@ class Operations:
         if dry_run or not waiting:
             return task_ids
         await self._record(who, "resume", _named(selection), why)
-        await self._rearm(waiting)
-        resumed = await self._queue.resume(Selection(task_ids=tuple(task_ids)), limit=len(task_ids))
+        resumed = await self._let_go_on(waiting)
         log.info("suspended.resumed", count=len(resumed), who=who)
-        self._bus.publish(Topic.LANES_READY)
         return resumed
 
     async def drop(self, task_id: TaskId, *, who: str, why: str = "") -> Run:
@@ -191,11 +190,12 @@ class Operations:
             await self._refuse_ended(task_id, "dropped")
         await self._record(who, "drop", task_id, why)
         # The ledger first: whatever still works on the task finds it ended there.
-        run = await self._ledger.finish(task, Status.DROPPED, by=who, why=why)
+        run = await self._ledger.finish(await self._named_anew(task), Status.DROPPED, by=who, why=why)
+        if run.status is not Status.DROPPED:
+            # It leaves the queue by itself, when what it promised for later is armed.
+            raise StateConflict(f"the task is {run.status} already")
         # Only what was dropped: somebody else may have it run again by now, as the next generation.
         await self._queue.cancel(task_id, generation=task.progress.generation)
-        if run.status is not Status.DROPPED:
-            raise StateConflict(f"the task is {run.status} already")
         self._announce_dropped(task)
         return run
 
@@ -215,15 +215,27 @@ class Operations:
         if dry_run:
             return restarted
         await self._record(who, "run again", run_id_of(task_id, generation), why)
-        if task.progress.reason is Reason.REPLY_HELD:
-            # Its answer will not be sent any more: the new generation's takes its place.
-            await self._ledger.finish(task, Status.DROPPED, by=who, why=f"run again as generation {generation}")
+        # The queue decides: as long as it has not, nothing has changed, and somebody else may decide otherwise.
         if not await self._restart(task, generation=generation):
             raise StateConflict("somebody else runs the task again already")
         self._bus.publish(Topic.LANES_READY)
+        if task.progress.reason is Reason.REPLY_HELD:
+            # Its answer will not be sent any more, because nobody can resume it; the ledger says so now, or when the
+            # new generation's takes its place.
+            await self._ledger.finish(task, Status.DROPPED, by=who, why=f"run again as generation {generation}")
         return restarted
 
     # --- details ---
+
+    async def _named_anew(self, task: Task) -> Task:
+        """The task; where a former message of its key has its name in the ledger, as the worker would name it anew."""
+        known = await self._ledger.run(task.run_id)
+        if known is None or not known.is_of_former(task.head):
+            return task
+        latest = await self._ledger.latest_run(task.task_id) or known
+        return msgspec.structs.replace(
+            task, progress=msgspec.structs.replace(task.progress, generation=latest.generation + 1)
+        )
 
     async def _archived(self, task_id: TaskId) -> tuple[Task, Run]:
         task, run = await self._ledger.archived(task_id), await self._ledger.latest_run(task_id)
@@ -243,12 +255,23 @@ class Operations:
             raise TaskUnknown("there is no such task, or it has been forgotten", field="taskId")
         raise StateConflict(f"the task is {run.status} and cannot be {verb}")
 
-    async def _rearm(self, tasks: Sequence[OpenTask]) -> None:
-        """Held replies go out again, the workflow does not run again; before the queue lets the task go on."""
-        for task in tasks:
-            if task.reason is Reason.REPLY_HELD:
-                await self._ledger.outbox_rearm(task.run_id)
-        self._bus.publish(Topic.OUTBOX_READY)
+    async def _let_go_on(self, waiting: Sequence[OpenTask]) -> list[TaskId]:
+        """What is still suspended of these; the replies of what was held go out again, no workflow runs again for it.
+
+        The queue decides, against whoever runs one of them again or drops it. What a crash leaves without its replies
+        is held again.
+        """
+        task_ids = tuple(task.head.task_id for task in waiting)
+        resumed = await self._queue.resume(Selection(task_ids=task_ids), limit=len(task_ids))
+        self._bus.publish(Topic.LANES_READY)
+        held = {task.run_id for task in waiting if task.reason is Reason.REPLY_HELD}
+        if held and resumed:
+            # Only of the generation that was resumed: another's answer must not go out beside it.
+            for task in await self._queue.list_open(Selection(task_ids=tuple(resumed)), limit=len(resumed)):
+                if task.run_id in held:
+                    await self._ledger.outbox_rearm(task.run_id)
+            self._bus.publish(Topic.OUTBOX_READY)
+        return resumed
 
     async def _record(self, who: str, action: str, target: str, why: str) -> None:
         now_ms = epoch_ms(self._clock.now())

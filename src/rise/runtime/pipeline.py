@@ -9,11 +9,11 @@ worker is started anew, whatever it says of itself.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from rise.capabilities import CapabilityRegistry, CapabilityState, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityState, CapabilityStatus
 from rise.clock import Clock
 from rise.envelope import Status
 from rise.errors import Unavailable
@@ -25,6 +25,9 @@ from rise.service import Signal
 from rise.telemetry import log, oldest_waiting_seconds, tasks_open
 
 PIPELINE: Final = "pipeline"
+CHANNELS: Final = "channels"
+_JUDGED_HERE: Final = frozenset({PIPELINE, ADMISSION, CHANNELS})
+"""They have alerts of their own, which say more."""
 LOST_SECONDS: Final = 10.0
 """What is back sooner alerts nobody: a worker that is replaced, a link that blinks."""
 POLLS_STUCK: Final = 3
@@ -42,6 +45,10 @@ class PipelineLimits:
     """The capabilities without which nothing is executed; what nobody has spoken of is not configured."""
 
 
+async def _always() -> bool:
+    return True
+
+
 @dataclass(slots=True)
 class Pipeline:
     """Of one installation."""
@@ -52,11 +59,15 @@ class Pipeline:
     overload: Overload
     alerts: Alerts
     clock: Clock
+    channels: Collection[str]
+    """Those of this house. What was accepted on another, which was configured once, nobody here can work on."""
     limits: PipelineLimits = PipelineLimits()
     disk_space: Callable[[], tuple[int, int] | None] = lambda: None
     """Free and total bytes; None where that cannot be told."""
     restart_worker: Callable[[], Awaitable[None]] | None = None
     """Of this process's own worker, if it has one."""
+    is_filled: Callable[[], Awaitable[bool]] = _always
+    """Whether the queue hands anything out: while an emptied one is filled again, it does not."""
     changed: Signal = field(default_factory=Signal)
     """Set when a capability has changed."""
     _backlog: int = 0
@@ -67,7 +78,7 @@ class Pipeline:
 
     def hear(self, name: str, state: CapabilityState) -> None:
         """A capability has changed."""
-        if name not in (PIPELINE, ADMISSION):
+        if name not in _JUDGED_HERE:
             self.changed.set()
 
     async def measure(self) -> QueueDepth | None:
@@ -79,7 +90,7 @@ class Pipeline:
             return None
         for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING, Status.SUSPENDED):
             tasks_open.labels(status).set(depth.by_status.get(status, 0))
-        task_seconds = (depth.oldest_waiting_ms or 0) / 1000
+        task_seconds = self._oldest_waiting_ms(depth) / 1000
         reply_seconds = (outbox.oldest_waiting_ms or 0) / 1000
         oldest_waiting_seconds.labels("task").set(task_seconds)
         oldest_waiting_seconds.labels("reply").set(reply_seconds)
@@ -87,6 +98,7 @@ class Pipeline:
         free, size = self.disk_space() or (None, 0)
         self.overload.judge(Load(self._backlog, depth.by_status.get(Status.REPLYING, 0), free, size))
         self._judge(task_seconds, reply_seconds)
+        self._alert_on_channels_gone(depth)
         return depth
 
     async def assess(self) -> None:
@@ -99,7 +111,7 @@ class Pipeline:
 
     async def watch_progress(self, depth: QueueDepth) -> None:
         """After each regular count: a backlog that ages while nothing is claimed has nobody who works on it."""
-        oldest_ms = depth.oldest_waiting_ms or 0
+        oldest_ms = self._oldest_waiting_ms(depth)
         if oldest_ms == self._oldest_ms:
             return  # no time has passed, or there is nothing
         is_stuck = (
@@ -107,6 +119,7 @@ class Pipeline:
             and depth.lanes_claimed == 0
             and not self.overload.pauses_workers
             and not self._lacking(CapabilityStatus.DEGRADED)
+            and await self.is_filled()
         )
         self._oldest_ms = oldest_ms
         self._polls_stuck = self._polls_stuck + 1 if is_stuck else 0
@@ -129,10 +142,31 @@ class Pipeline:
             self.capabilities.set(PIPELINE, CapabilityStatus.AVAILABLE, f"{self._backlog} messages on their way")
         self._alert_on_what_is_lost()
 
+    def _oldest_waiting_ms(self, depth: QueueDepth) -> int:
+        """Of what this house can work on."""
+        return max((depth.waiting_ms_by_channel.get(channel, 0) for channel in self.channels), default=0)
+
+    def _alert_on_channels_gone(self, depth: QueueDepth) -> None:
+        gone = sorted(depth.waiting_ms_by_channel.keys() - set(self.channels))
+        count = sum(depth.by_channel.get(channel, 0) for channel in gone)
+        waiting = f"{count} messages wait for a channel that is not configured any more: {', '.join(gone)}"
+        self.alerts.follow(
+            "channel_gone",
+            bool(gone),
+            summary=waiting,
+            consequence=CONSEQUENCES[CHANNELS],
+            remedy="configure it again until they are answered, or end them: "
+            "`rise tasks --channel NAME` lists, `rise tasks drop` ends",
+        )
+        if gone:
+            self.capabilities.set(CHANNELS, CapabilityStatus.DEGRADED, waiting)
+        elif self.capabilities.get(CHANNELS) is not None:
+            self.capabilities.set(CHANNELS, CapabilityStatus.AVAILABLE)
+
     def _alert_on_what_is_lost(self) -> None:
         for name, state in self.capabilities.all().items():
-            if name in (PIPELINE, ADMISSION):
-                continue  # they have alerts of their own, which say more
+            if name in _JUDGED_HERE:
+                continue
             self.alerts.follow(
                 f"capability.{name}",
                 state.status is not CapabilityStatus.AVAILABLE,

@@ -269,9 +269,11 @@ def _pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] | None
         overload=overload,
         alerts=alerts,
         clock=house.clock,
+        channels=house.channels.by_name(),
         limits=PipelineLimits(settings.pipeline_stalled_seconds, run_needs(house)),
         disk_space=house.stores.directory.space,
         restart_worker=restart_worker,
+        is_filled=house.stores.is_filled,
     )
 
 

@@ -20,7 +20,7 @@ from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
 from rise.envelope import Outcome, Reason, ReplyId, Status, notice_id_of
 from rise.errors import Unavailable
-from rise.ledger.port import Ledger, ReplyKind, ReplyState, reply_of
+from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
 from rise.runtime.pipeline import Pipeline
 from rise.service import Loop, Signal
@@ -140,13 +140,12 @@ class Supervisor:
             pass  # in small steps, because messages are accepted in between
 
     async def resume(self) -> int:
-        """Let go on what waited for a workflow that is there now, oldest first per chat, at a bounded rate."""
+        """Let go on what waited for a workflow that is there now, oldest first per chat, at a bounded rate.
+
+        In chats where somebody writes meanwhile, the worker does so by itself.
+        """
         limit = max(1, int(self._duties.resume_per_second * RESUME_SECONDS))
-        served = tuple(
-            route
-            for route in await self._queue.suspended_routes(Reason.WORKFLOW_PENDING)
-            if self._bindings.lookup(route.channel, route.account, route.workflow_id or None) is not None
-        )
+        served = self._bindings.served(await self._queue.suspended_routes(Reason.WORKFLOW_PENDING))
         if not served:
             return 0
         # All at once: a chat may have waited for several workflows, and its order holds across them.
@@ -169,7 +168,8 @@ class Supervisor:
                     await self._tell(task, LATE, self._duties.late_text)
         for reason in _CANNOT_BE_ANSWERED:
             for task in await self._queue.list_open(Selection(status=Status.SUSPENDED, reason=reason), limit=PAGE):
-                if await self._ledger.run(task.run_id) is None:  # else it was answered
+                run = await self._ledger.run(task.run_id)
+                if run is None or run.is_of_former(task.head):  # else it was answered
                     await self._tell(task, reason, self._duties.failed_text)
 
     async def measure(self) -> None:
@@ -200,8 +200,7 @@ class Supervisor:
             page = await self._queue.list_open(Selection(status=Status.REPLYING), limit=PAGE, after=after)
             finished = await self._ledger.finished_among([task.head.task_id for task in page])
             for task in page:
-                run = finished.get(task.head.task_id)
-                if run is not None and run.generation == task.generation:
+                if _is_end_of(finished.get(task.head.task_id), task):
                     await self._queue.finish(task.head.task_id, task.generation)
                 elif await self._is_held(task):
                     held = Suspend(Reason.REPLY_HELD, "it is not known whether the reply was sent")
@@ -217,14 +216,14 @@ class Supervisor:
         finished = await self._ledger.finished_among([task.head.task_id for task in page])
         for task in page:
             run = finished.get(task.head.task_id)
-            if run is None or run.generation < task.generation or run.is_of_former(task.head):
+            if run is None or not _is_end_of(run, task):
                 continue
             if run.generation > task.generation:
                 # Delivered again when its key was forgotten, after a person had it run again and that has ended.
                 await self._queue.cancel(task.head.task_id, generation=task.generation)
                 continue
             promises = bool(run.follow_ups) or run.unreadable is not None
-            is_all_done = not promises or task.reason is Reason.REPLY_HELD
+            is_all_done = run.is_armed or not promises or task.reason is Reason.REPLY_HELD
             if is_all_done or run.status is Status.DROPPED:
                 await self._queue.cancel(task.head.task_id, generation=task.generation)
             elif task.reason is Reason.POISON:
@@ -232,7 +231,7 @@ class Supervisor:
                 await self._queue.resume(Selection(task_ids=(task.head.task_id,)), limit=1)
 
     async def _is_held(self, task: OpenTask) -> bool:
-        replies = await self._ledger.replies(task_id=task.head.task_id)
+        replies = await self._ledger.replies(run_id=task.run_id)  # a former generation's are nobody's concern
         return any(reply.kind is ReplyKind.ANSWER and reply.state is ReplyState.UNKNOWN for reply in replies)
 
     async def _resume_when_defined(self) -> None:
@@ -268,6 +267,10 @@ class Supervisor:
             await self._clock.sleep(seconds)
 
         return Loop(name, body, sleep=self._clock.sleep, on_error=_report)
+
+
+def _is_end_of(run: Run | None, task: OpenTask) -> bool:
+    return run is not None and run.generation >= task.generation and not run.is_of_former(task.head)
 
 
 def _notice_id(task: OpenTask, cause: str) -> ReplyId:

@@ -21,6 +21,7 @@ from rise.service import cancel_all, spawn
 from rise.settings import environment_of_another
 
 READY_SECONDS = 60.0
+COMMAND_SECONDS_MAX = 120.0
 LOOK_SECONDS = 0.1
 ADMIN_TOKEN = "admin-token-of-a-test-installation"  # noqa: S105 - of tests only
 
@@ -200,7 +201,7 @@ class Installation:
         return ([self.pid] if self.pid is not None else []) + self.worker_pids() + self.added_pids()
 
     async def command(self, *words: str) -> tuple[int, str]:
-        """Run `rise WORDS` on the same directory. Returns exit code and what it printed."""
+        """Run `rise WORDS` on the same directory. Returns exit code and what it printed; `TimeoutError` if it hangs."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "rise", *words),
             env=self.environment,
@@ -208,7 +209,13 @@ class Installation:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        printed, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(COMMAND_SECONDS_MAX):
+                printed, _ = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise
         return process.returncode or 0, printed.decode()
 
     async def _spawn(self, word: str, *, stdout: int) -> asyncio.subprocess.Process:

@@ -1,6 +1,7 @@
 """Messages promised for later: what a run planned becomes a delivery of its own, through the same door.
 
-Promises: its key is the run's, so it is armed once however often; its lane is its own, so it holds up no chat.
+Promises: its key is the run's, so arming it again changes nothing as long as keys are remembered, and the run notes
+that it is armed; its lane is its own, so it holds up no chat.
 
 Refuses: to keep time. The queue holds it until its moment, like any task.
 """

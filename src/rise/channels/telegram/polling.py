@@ -106,7 +106,10 @@ class TelegramPolling:
         """Fetch once, accept what came, and wait if something is wrong."""
         if self._role is not None and not self._role.is_ours:
             self._offset = None  # what the other confirms meanwhile is not ours to say again
-            self._report(True, "another process of this installation polls")
+            if trouble := self._role.trouble:
+                self._report(False, f"it is not known who polls: {trouble}")
+            elif self._role.is_anothers:
+                self._report(True, "another process of this installation polls")
             await self._clock.sleep(_TURN_SECONDS)
             return
         answer = await self._fetch()

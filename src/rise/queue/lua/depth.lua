@@ -5,11 +5,14 @@ local function age_of_first(key, before)
   return first[2] and now - first[2]
 end
 
-local counts, waiting = call('HGETALL', COUNTS), false
+local counts, waiting = call('HGETALL', COUNTS), {}
 for i = 1, #counts, 2 do
   local channel = counts[i]:match('^channel:(.*)$')
   local age = channel and age_of_first(READY .. channel, now)
-  if age then waiting = math.max(waiting or 0, age) end
+  if age then
+    waiting[#waiting + 1] = channel
+    waiting[#waiting + 1] = age
+  end
 end
 return {
   counts, call('HGETALL', ROUTES), call('ZCOUNT', RETRY, '(' .. now, '+inf'), waiting,

@@ -93,8 +93,12 @@ local function count_line(lane)
   if tasks > 0 then call('ZADD', WORK, tasks, lane) else call('ZREM', WORK, lane) end
 end
 
+local function route_of(task)
+  return cjson.encode({ task.reason, task.channel, task.account, task.workflow })
+end
+
 local function count_route(task, by)
-  local route = cjson.encode({ task.reason, task.channel, task.account, task.workflow })
+  local route = route_of(task)
   if call('HINCRBY', ROUTES, route, by) == 0 then call('HDEL', ROUTES, route) end
 end
 
@@ -132,6 +136,9 @@ local leave = {
     count_route(task, -1)
   end,
 }
+
+-- A status of a newer version: what that keeps of it is not known here.
+setmetatable(leave, { __index = function() return function() end end })
 
 -- With what else changes. False as status: the task is not open any more.
 local function set_status(task, status, fields)
@@ -281,5 +288,7 @@ local function run(task, claim_ms)
   else
     set_status(task, 'processing', { updated = now })
   end
-  return whole(task)
+  local row = whole(task)
+  row[#row + 1] = call('EXISTS', PARKED_IN .. task.lane)
+  return row
 end

@@ -34,13 +34,20 @@ end
 -- The meant tasks among the suspended, by whole lanes, oldest first, until there are about `limit`.
 local function parked(limit)
   local tasks, seen, from, page = {}, {}, 0, 200
+  local function add_lane(lane)
+    for _, id in ipairs(call('SMEMBERS', PARKED_IN .. lane)) do tasks[#tasks + 1] = meant(id) end
+  end
+  if selection.lane then
+    if limit > 0 then add_lane(selection.lane) end
+    return tasks
+  end
   while #tasks < limit do
     local members = call('ZRANGE', PARKED, from, from + page - 1)
     for _, member in ipairs(members) do
       local lane, id = member:match('^(.*)\n(.-)$')
       if #tasks < limit and not seen[lane] and meant(id) then
         seen[lane] = true
-        for _, other in ipairs(call('SMEMBERS', PARKED_IN .. lane)) do tasks[#tasks + 1] = meant(other) end
+        add_lane(lane)
       end
     end
     if #members < page then break end

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 
 from rise.runtime.processes import until_told
 from rise.telemetry import configure_logs
-from rise.testing.bench.run import PARTS, run_bench, run_profile
+from rise.testing.bench.run import EMBEDDED, PARTS, WHYS, run_bench, run_why
 from rise.testing.bench.sizes import Sizes
 
 
@@ -19,18 +20,30 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--least", action="store_true")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--part", action="append", choices=list(PARTS), default=[])
+    parser.add_argument("--why", action="store_true")
+    parser.add_argument("--profile", choices=list(PARTS), default=EMBEDDED)
+    parser.add_argument("--part", action="append", default=[])
+    parser.add_argument("--queued", type=int)
+    parser.add_argument("--backlog", type=int)
     parser.add_argument("--directory", type=Path, default=Path.cwd())
     asked = parser.parse_args()
     configure_logs("console", level="error")
+    if unknown := set(asked.part) - PARTS[asked.profile].keys():
+        parser.error(
+            f"the {asked.profile} profile has no {', '.join(unknown)}; it has {', '.join(PARTS[asked.profile])}"
+        )
     sizes = Sizes.least() if asked.least else Sizes.quick() if asked.quick else Sizes()
-    if asked.profile:
-        for part in asked.part or PARTS:
-            uvloop.run(until_told(run_profile(sizes, directory=asked.directory, part=part)))
+    sizes = replace(sizes, queued=asked.queued or sizes.queued, backlog=asked.backlog or sizes.backlog)
+    if asked.why:
+        for part in asked.part or WHYS[asked.profile]:
+            uvloop.run(until_told(run_why(sizes, directory=asked.directory, part=part, profile=asked.profile)))
         return
     measuring = run_bench(
-        sizes, directory=asked.directory, parts=asked.part, say=lambda text: print(text, file=sys.stderr)
+        sizes,
+        directory=asked.directory,
+        profile=asked.profile,
+        parts=asked.part,
+        say=lambda text: print(text, file=sys.stderr),
     )
     report = uvloop.run(until_told(measuring))
     print(report.json() if asked.json else report.text())

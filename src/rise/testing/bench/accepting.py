@@ -46,7 +46,7 @@ async def profile(directory: Path, sizes: Sizes) -> Path:
     place.mkdir()
     settings = rise_settings(place / "data")
     async with running("rise", place, settings=settings, profile=place / "profile") as server:
-        await ask(_order(server.port, sizes.connections[-1], [server.pid], 1, sizes))
+        await ask(order_of(server.port, sizes.connections[-1], [server.pid], 1, sizes))
     return place / "profile"
 
 
@@ -55,7 +55,7 @@ async def _one(name: str, place: Path, sizes: Sizes) -> dict[int, Seen]:
         return await _one_working(place, sizes)
     settings = rise_settings(place / "data") if name == "rise" else None
     async with running(name, place, settings=settings) as server:
-        return await _ask_all_widths(server.port, server.pid, sizes)
+        return await ask_all_widths(server.port, server.pid, sizes)
 
 
 async def _one_working(place: Path, sizes: Sizes) -> dict[int, Seen]:
@@ -64,18 +64,18 @@ async def _one_working(place: Path, sizes: Sizes) -> dict[int, Seen]:
         installation(place / "data", telegram_api_base=f"http://127.0.0.1:{telegram.port}") as rise,
     ):
         assert rise.pid is not None
-        return await _ask_all_widths(rise.port, rise.pid, sizes)
+        return await ask_all_widths(rise.port, rise.pid, sizes)
 
 
-async def _ask_all_widths(port: int, pid: int, sizes: Sizes) -> dict[int, Seen]:
+async def ask_all_widths(port: int, pid: int, sizes: Sizes) -> dict[int, Seen]:
     seen, first = {}, 1
     for connections in sizes.connections:
-        seen[connections] = await ask(_order(port, connections, [pid], first, sizes))
+        seen[connections] = await ask(order_of(port, connections, [pid], first, sizes))
         first = seen[connections].next_number
     return seen
 
 
-def _order(port: int, connections: int, pids: list[int], first: int, sizes: Sizes) -> Order:
+def order_of(port: int, connections: int, pids: list[int], first: int, sizes: Sizes) -> Order:
     return Order(
         port=port,
         connections=connections,

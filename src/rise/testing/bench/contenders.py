@@ -14,15 +14,16 @@ import pstats
 import sqlite3
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-import uvicorn
 import uvloop
 
 from rise.clock import SystemClock
 from rise.runtime.processes import stop_on_signals
+from rise.service import Service, start_all, stop_all
+from rise.testing.bench.answering import say_ready, serve
 from rise.testing.bench.measuring import cpu_seconds
 from rise.testing.bench.update import PATH
 
@@ -37,7 +38,7 @@ async def serve_fastapi() -> None:
     async def webhook(update: dict[str, Any]) -> Response:
         return Response()
 
-    await _serve(app)
+    await serve(app)
 
 
 async def serve_asgi() -> None:
@@ -50,7 +51,7 @@ async def serve_asgi() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
 
-    await _serve(app)
+    await serve(app)
 
 
 async def serve_fastapi_row() -> None:
@@ -66,7 +67,7 @@ async def serve_fastapi_row() -> None:
         await run_in_threadpool(rows.keep, update["update_id"], str(update))
         return Response()
 
-    await _serve(app)
+    await serve(app)
 
 
 class Rows:
@@ -93,26 +94,31 @@ async def serve_rise() -> None:
     from rise.runtime.processes import spare_the_collector
     from rise.settings import load_settings
     from rise.telemetry import configure_logs
+    from rise.testing.bench.seeding import begin_life
 
-    configure_logs("json", level="warning")
+    configure_logs("json", level="error")
     house = assembly.build(load_settings(port=0))
     stop = asyncio.Event()
     stop_on_signals(stop)
     await house.stores.open()
     house.stores.directory.remember_verified(house.channels.accounts()["telegram"])  # nobody is there to ask
-    await house.bus.start()
-    await house.bindings.start()
+    services: list[Service] = [house.bus, *house.stores.services(), house.bindings]
+    await begin_life(house.stores)
+    await start_all(services, on_error=_report)
     bound = WorkflowRecord(workflow_id="wf_noop", name="noop", channels=("telegram",), updated_by=CODE)
     await house.bindings.follow_code([bound], house.channels.accounts())
     door = ApiServer(house)
     await door.start()
     spare_the_collector()  # as `rise serve` does
-    _say_ready(door.port)
+    say_ready(door.port)
     await stop.wait()
     await door.stop()
-    await house.bindings.stop()
-    await house.bus.stop()
+    await stop_all(services, on_error=_report)
     await house.stores.close()
+
+
+def _report(name: str, error: BaseException) -> None:
+    print(f"{name} failed to stop: {error!r}", file=sys.stderr)
 
 
 async def serve_telegram() -> None:
@@ -133,7 +139,7 @@ async def serve_telegram() -> None:
     server = await asyncio.get_running_loop().create_server(Answering, "127.0.0.1", 0)
     stop = asyncio.Event()
     stop_on_signals(stop)
-    _say_ready(server.sockets[0].getsockname()[1])
+    say_ready(server.sockets[0].getsockname()[1])
     await stop.wait()
     server.close()
 
@@ -166,7 +172,7 @@ async def work_rows() -> None:
     """
     connection = sqlite3.connect(Path.cwd() / "waiting.db", isolation_level=None)
     connection.execute("PRAGMA synchronous=FULL")
-    _say_ready(0)
+    say_ready(0)
     clock = SystemClock()
     began, cpu_before = clock.monotonic(), cpu_seconds(os.getpid())
     while True:
@@ -184,22 +190,6 @@ async def work_rows() -> None:
 
 async def _do_nothing(body: bytes) -> bytes:
     return b""
-
-
-async def _serve(app: Any) -> None:
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            _say_ready(self.servers[0].sockets[0].getsockname()[1])
-
-    config = uvicorn.Config(
-        app, port=0, lifespan="off", access_log=False, log_level="error", date_header=False, server_header=False
-    )
-    await Server(config).serve()
-
-
-def _say_ready(port: int) -> None:
-    print(f"ready {port}", flush=True)
 
 
 CONTENDERS: Final[dict[str, Callable[[], Coroutine[Any, Any, None]]]] = {
@@ -246,15 +236,23 @@ class ThreadProfiles:
         stats.dump_stats(path)
 
 
+def _contender(name: str) -> Callable[[], Coroutine[Any, Any, None]]:
+    if name in CONTENDERS:
+        return CONTENDERS[name]
+    from rise.testing.bench.peers import PEER_CONTENDERS  # only now: others would start the later for it
+
+    return PEER_CONTENDERS[name]
+
+
 def main() -> None:
-    contender: Callable[[], Awaitable[None]] = CONTENDERS[sys.argv[1]]
+    contender = _contender(sys.argv[1])
     if "--profile" not in sys.argv:
-        uvloop.run(contender())  # type: ignore[arg-type]
+        uvloop.run(contender())
         return
     profiles = ThreadProfiles()
     profiles.start()
     try:
-        uvloop.run(contender())  # type: ignore[arg-type]
+        uvloop.run(contender())
     finally:
         profiles.write(Path(sys.argv[sys.argv.index("--profile") + 1]))
 

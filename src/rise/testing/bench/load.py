@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 import uvloop
@@ -16,6 +18,8 @@ import uvloop
 from rise.clock import SystemClock
 from rise.testing.bench.measuring import cpu_seconds
 from rise.testing.bench.update import Updates
+
+ANSWER_SECONDS_MAX: Final = 30.0
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +57,7 @@ class Load:
         self.measures = False
         self.stops = False
         self.latencies: list[float] = []
+        self.answered = 0
         self.failures = 0
         self.broken: BaseException | None = None
         self._updates = Updates()
@@ -67,6 +72,7 @@ class Load:
         return self._updates.request(self._next - 1)
 
     def count(self, seconds: float, *, accepted: bool) -> None:
+        self.answered += 1
         if not accepted:
             self.failures += 1
         elif self.measures:
@@ -118,10 +124,12 @@ async def ask(order: Order) -> Seen:
     for _ in range(order.connections):
         await loop.create_connection(lambda: Connection(load), "127.0.0.1", order.port)
     await load.clock.sleep(order.warm_up_seconds)
+    await _until(lambda: load.answered > 0, load)
     everybody = [*order.pids, os.getpid()]
     cpu, began = [cpu_seconds(pid) for pid in everybody], load.clock.monotonic()
     load.measures = True
     await load.clock.sleep(order.seconds)
+    await _until(lambda: bool(load.latencies), load)
     load.measures = False
     seconds = load.clock.monotonic() - began
     spent = [cpu_seconds(pid) - before for pid, before in zip(everybody, cpu, strict=True)]
@@ -139,6 +147,13 @@ async def ask(order: Order) -> Seen:
         next_number=load.next_number,
         failures=load.failures,
     )
+
+
+async def _until(is_so: Callable[[], bool], load: Load) -> None:
+    """However slow the machine is: something was answered."""
+    give_up_at = load.clock.monotonic() + ANSWER_SECONDS_MAX
+    while not is_so() and load.broken is None and load.clock.monotonic() < give_up_at:
+        await load.clock.sleep(0.01)
 
 
 def main() -> None:

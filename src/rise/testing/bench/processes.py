@@ -19,6 +19,8 @@ from rise.testing.bench.update import SECRET, TOKEN
 from rise.testing.installation import Installation
 
 READY_SECONDS = 60.0
+MADE_SECONDS_MAX = 0.01
+"""For each message that is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,16 @@ def installation(data: Path, **more: object) -> Installation:
 
 @asynccontextmanager
 async def running(
-    name: str, directory: Path, *, settings: Mapping[str, object] | None = None, profile: Path | None = None
+    name: str,
+    directory: Path,
+    *,
+    settings: Mapping[str, object] | None = None,
+    profile: Path | None = None,
+    count: int | None = None,
 ) -> AsyncIterator[Running]:
-    """A contender, from its first sign of life to the end of the block."""
-    words = [name] if profile is None else [name, "--profile", str(profile)]
+    """A contender, from its first sign of life to the end of the block. `count`: for one that makes so many."""
+    words = [name, *([] if count is None else [str(count)])]
+    words += [] if profile is None else ["--profile", str(profile)]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "rise.testing.bench.contenders", *words),
         cwd=directory,
@@ -71,7 +79,7 @@ async def running(
     )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(READY_SECONDS):
+        async with asyncio.timeout(READY_SECONDS + (count or 0) * MADE_SECONDS_MAX):
             line = await process.stdout.readline()
         if not line.startswith(b"ready"):
             raise RuntimeError(f"the contender {name} ended before it was ready")
@@ -81,12 +89,12 @@ async def running(
 
 
 @asynccontextmanager
-async def profiled_worker(data: Path) -> AsyncIterator[Path]:
+async def profiled_worker(data: Path, **more: object) -> AsyncIterator[Path]:
     """`rise worker` under cProfile until the end of the block, and the file that then says what it did."""
     profile = data / "profile"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "rise.testing.bench.contenders", "rise-worker", "--profile", str(profile)),
-        env=environment_of_another(rise_settings(data)),
+        env=environment_of_another(rise_settings(data, **more)),
     )
     try:
         yield profile

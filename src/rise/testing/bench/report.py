@@ -42,6 +42,7 @@ class Report(msgspec.Struct):
     """All figures of one run. Those of one contender share what stands before the colon of their names."""
 
     machine: str
+    profile: str = "embedded"
     figures: list[Figure] = []
     notes: list[str] = []
 
@@ -73,17 +74,30 @@ class Report(msgspec.Struct):
                 lines += ["", f"{part}   (median [lowest – highest] of the rounds)"]
             lines.append(f"  {name:<{width}}  {' · '.join(cells)}")
         lines += ["", *self.notes]
+        lines += _verdicts(self.figures)
         missed = sorted({figure.part for figure in self.figures if figure.is_met is False})
-        lines += [f"An aim of {part} is missed: `rise bench --part {part} --profile` shows why." for part in missed]
+        why = f"rise bench --profile {self.profile} --why --part"
+        lines += [f"An aim of {part} is missed: `{why} {part}` shows what takes the time." for part in missed]
         return "\n".join(lines)
 
     def json(self) -> str:
         found = {
             "machine": self.machine,
+            "profile": self.profile,
             "figures": [msgspec.to_builtins(figure) | {"met": figure.is_met} for figure in self.figures],
             "notes": self.notes,
         }
         return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
+
+
+def _verdicts(figures: Sequence[Figure]) -> list[str]:
+    """Every aim on a line of its own."""
+    aimed = [figure for figure in figures if figure.aim is not None]
+    return [
+        f"{'met   ' if figure.is_met else 'MISSED'}  {figure.part}: {figure.name}: "
+        f"{figure.spread.median:.2f}, aim {figure.aim}"
+        for figure in aimed
+    ]
 
 
 def _rows(figures: Sequence[Figure]) -> dict[tuple[str, str], list[str]]:

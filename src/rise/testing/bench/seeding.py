@@ -14,6 +14,8 @@ from rise.channels.port import Incoming
 from rise.clock import SystemClock
 from rise.envelope import DeliveryKey, LaneKey
 from rise.runtime import assembly
+from rise.runtime.assembly import Stores
+from rise.service import start_all, stop_all
 from rise.settings import load_settings
 from rise.testing.bench.processes import rise_settings
 from rise.testing.bench.update import CHATS, TOKEN, Updates
@@ -22,12 +24,15 @@ from rise.workflows.definition import load_workflows
 TOGETHER: Final = 1000
 
 
-async def seed(directory: Path, count: int, channel: str) -> None:
-    """`count` messages, accepted as every message is, spread over many chats."""
-    settings = load_settings(**rise_settings(directory))
+async def seed(directory: Path, count: int, channel: str, **servers: object) -> None:
+    """`count` messages, accepted as every message is, spread over many chats. `servers`: of the full profile."""
+    settings = load_settings(**rise_settings(directory, **servers))
     house = assembly.build(settings)
     await house.stores.open()
+    services = house.stores.services()
     try:
+        await begin_life(house.stores)
+        await start_all(services, on_error=_report)
         # As `rise serve` would have: a `rise worker` that runs alone works what is defined, and defines nothing.
         records = assembly.workflow_records(load_workflows(settings.app))
         await house.bindings.follow_code(records, house.channels.accounts())
@@ -35,8 +40,19 @@ async def seed(directory: Path, count: int, channel: str) -> None:
             numbers = range(first, min(first + TOGETHER, count))
             incoming = _from_telegram(numbers) if channel == "telegram" else _from_http(numbers)
             await asyncio.gather(*(house.intake.accept(one) for one in incoming))
+        await stop_all(services, on_error=_report)
     finally:
         await house.stores.close()
+
+
+async def begin_life(stores: Stores) -> None:
+    """An empty queue needs no filling, and nobody is there who would find that out."""
+    if stores.full is not None:
+        await stores.full.queue.begin_life(await stores.full.queue.begin_refill())
+
+
+def _report(name: str, error: BaseException) -> None:
+    raise RuntimeError(f"{name} failed to stop") from error
 
 
 def copied(seeded: Path, target: Path) -> Path:

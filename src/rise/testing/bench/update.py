@@ -34,6 +34,9 @@ class Updates:
     def request(self, number: int) -> bytes:
         return self._request_template % self._numbers(number)
 
+    def chat(self, number: int) -> str:
+        return str(self._numbers(number)[-1])
+
     def _numbers(self, number: int) -> tuple[int, int, int, int]:
         person = chat = _FIRST_NUMBER + number % self._chats
         return _FIRST_NUMBER + number, _FIRST_NUMBER + number, person, chat

@@ -75,6 +75,14 @@ class LedgerStage(Protocol):
         """The same with what a run came to."""
         ...
 
+    async def overwrite_words(self, task_id: TaskId, *, kind: str, state: str, status: str, outcome: str) -> None:
+        """Of a task's replies and run, as a newer version may have said it."""
+        ...
+
+    async def spoil_definition(self, workflow_id: str) -> None:
+        """Of a workflow, and of its bindings: nobody here can read them."""
+        ...
+
 
 def task(number: int = 1, *, chat: str = "1", generation: int = 0, raw: bytes = b'{"n":1}') -> Task:
     head = delivery(number, chat=chat, raw=raw).head
@@ -349,8 +357,62 @@ class LedgerConformance:
         again = await ledger.save_result(task(1), RunResult(outcome=Outcome.SILENT), [], [], deliver=True)
         assert again == spoilt, "it stays the first"
 
+    @pytest.mark.req("WFL-3")
+    @pytest.mark.failure("FU3")
+    async def test_that_follow_ups_are_armed_stays_with_their_run(self, ledger: Ledger) -> None:
+        await answer(ledger, task())
+        await answer(ledger, task(generation=1))
+        await ledger.note_armed(task().run_id)
+        await ledger.note_armed(task(2).run_id)
+        runs = [await ledger.run(run_id_of(task().task_id, generation)) for generation in (0, 1)]
+        assert [run is not None and run.is_armed for run in runs] == [True, False]
+        assert await ledger.run(task(2).run_id) is None
+
+    @pytest.mark.req("SUS-3", "OUT-1")
+    @pytest.mark.failure("G7")
+    @pytest.mark.parametrize("is_dropped", [False, True])
+    async def test_what_a_former_generation_still_had_to_send_never_goes_out_beside_the_new_ones(
+        self, ledger: Ledger, is_dropped: bool
+    ) -> None:
+        former, new, other = task(1), task(1, generation=1), task(2, chat="2")
+        await answer(ledger, former, count=2)
+        await answer(ledger, other)
+        fence = await ledger.outbox_open()
+        [first, *_] = await ledger.outbox_take(fence, limit=1)
+        await ledger.outbox_record(fence, first, HeldUnknown("no answer"))
+        if is_dropped:
+            await ledger.finish(new, Status.DROPPED)
+        else:
+            await answer(ledger, new)
+        ended = await ledger.run(former.run_id)
+        assert ended is not None
+        assert (ended.status, ended.outcome, ended.why) == (Status.DROPPED, None, "run again as generation 1")
+        assert await ledger.outbox_rearm(former.run_id) == 0
+        assert sorted(await send_everything(ledger, fence)) == (["2.0"] if is_dropped else ["1.0", "2.0"])
+        assert await states(ledger, former.run_id) == ["failed", "failed"]
+
     @pytest.mark.req("WRK-5")
     @pytest.mark.failure("E2", "E9")
+    async def test_words_of_a_newer_version_hide_nothing_else(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        for number in (1, 2):
+            await answer(ledger, task(number, chat=str(number)))
+        spoilt, sound = task(1).task_id, task(2).task_id
+        await stage.overwrite_words(spoilt, kind="edit", state="ready", status="delegated", outcome="applauded")
+        run = await ledger.latest_run(spoilt)
+        assert run is not None
+        assert (run.status, run.outcome, bool(run.unreadable)) == (Status.REPLYING, None, True)
+        fence = await ledger.outbox_open()
+        taken = {reply.task_id: reply for reply in await ledger.outbox_take(fence, limit=10)}
+        assert (bool(taken[spoilt].unreadable), taken[sound].unreadable) == (True, None)
+        await send(ledger, fence, taken[sound], Sent("1"))
+        assert (await ledger.outbox_record(fence, taken[spoilt], HeldUnknown("not for us"))).next is None
+        await stage.overwrite_words(spoilt, kind="edit", state="paused", status="delegated", outcome="applauded")
+        [held] = await ledger.replies(task_id=spoilt)
+        assert (held.state, bool(held.unreadable)) == (ReplyState.UNKNOWN, True)
+        assert set(await ledger.finished_among([spoilt, sound])) == {sound}
+
+    @pytest.mark.failure("D12")
     async def test_the_first_value_of_a_step_stays(self, stage: LedgerStage) -> None:
         run_id = task().run_id
         assert await stage.ledger.save_step(run_id, "llm", b"paid for") == b"paid for"
@@ -1046,6 +1108,24 @@ class LedgerConformance:
         assert definitions.version == versions[-1]
         assert definitions.workflows["a"].name == "A, better"
         assert definitions.bindings == []
+
+    @pytest.mark.req("SUS-1")
+    @pytest.mark.failure("D12")
+    async def test_a_definition_that_cannot_be_read_serves_nobody_and_hides_no_other(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        for name, account in (("spoilt", "1"), ("sound", "2")):
+            await ledger.put_workflow(WorkflowRecord(workflow_id=name, name=name))
+            await ledger.put_binding(BindingRecord(channel="telegram", account=account, workflow_id=name))
+        await stage.spoil_definition("spoilt")
+        known = await ledger.definitions()
+        assert {name: record.enabled for name, record in known.workflows.items()} == {"spoilt": False, "sound": True}
+        assert [(one.account, one.enabled) for one in known.bindings] == [("1", False), ("2", True)]
+        assert known.bindings[0].updated_by not in ("", "code"), "code must not take what is not its own"
+        await ledger.put_binding(BindingRecord(channel="telegram", account="1", workflow_id="sound"))
+        await ledger.put_workflow(WorkflowRecord(workflow_id="spoilt", name="again"))
+        known = await ledger.definitions()
+        assert known.workflows["spoilt"].name == "again"
+        assert [one.enabled for one in known.bindings] == [True, False, True]
 
     async def test_what_changes_nothing_is_no_new_version(self, ledger: Ledger) -> None:
         record = WorkflowRecord(workflow_id="a", name="A", updated_at="yesterday")

@@ -21,6 +21,7 @@ import pytest
 from rise.envelope import DeliveryKey, Head, LaneKey, Order, Reason, Status, Task, TaskId, task_id_of
 from rise.errors import ClaimLost
 from rise.queue.port import (
+    Anew,
     Claim,
     Enqueued,
     Finished,
@@ -68,6 +69,10 @@ class QueueStage(Protocol):
         ...
 
     async def overwrite_head(self, task_id: TaskId, stored: bytes) -> None: ...
+
+    async def overwrite_words(self, task_id: TaskId, *, status: str, reason: str) -> None:
+        """As a newer version may have said it."""
+        ...
 
     async def leftovers(self) -> dict[str, int]:
         """What is stored for tasks, by kind; receipts and the memory of idle lanes apart."""
@@ -422,7 +427,7 @@ class QueueConformance:
     @pytest.mark.failure("D2", "E5")
     @pytest.mark.parametrize(
         "settlement",
-        [Finished(), Replying(), Suspend(Reason.KILL_SWITCH), RetryIn(1, "late", counts=True)],
+        [Finished(), Replying(), Suspend(Reason.KILL_SWITCH), RetryIn(1, "late", counts=True), Anew(1)],
         ids=lambda settlement: type(settlement).__name__,
     )
     async def test_who_lost_the_claim_changes_nothing(self, stage: QueueStage, settlement: Settlement) -> None:
@@ -752,6 +757,26 @@ class QueueConformance:
         await queue.settle(again, again.task, Finished())
         assert await queue.get(task_id) is None
 
+    @pytest.mark.req("ENV-3", "QUE-2")
+    @pytest.mark.parametrize("is_former_answered", [False, True])
+    async def test_a_task_that_is_named_anew_runs_next_and_ends_as_that_generation_only(
+        self, queue: Queue, is_former_answered: bool
+    ) -> None:
+        [task_id, _] = await enqueue(queue, 1, 2)
+        claim = await claim_one(queue)
+        if is_former_answered:
+            assert await queue.finish(task_id, 0)
+        following = await queue.settle(claim, claim.task, Anew(3))
+        assert following is not None
+        assert (following.task.task_id, following.task.progress.generation) == (task_id, 3)
+        assert following.task.raw == claim.task.raw
+        assert not await queue.finish(task_id, 0), "the former's end is not its own"
+        following = await queue.settle(following, following.task, Replying())
+        assert (await open_task(queue, task_id)).progress.status is Status.REPLYING
+        assert await run_lane(queue, following) == [2]
+        assert await queue.finish(task_id, 3)
+        assert await queue.get(task_id) is None
+
     async def test_a_reply_of_unknown_fate_suspends_the_task(self, queue: Queue) -> None:
         [task_id] = await enqueue(queue, 1)
         held = Suspend(Reason.REPLY_HELD, "timed out")
@@ -803,7 +828,7 @@ class QueueConformance:
     @pytest.mark.failure("D16", "C13")
     @pytest.mark.parametrize(
         "settlement",
-        [Finished(), Replying(), Suspend(Reason.KILL_SWITCH), RetryIn(0.5, "boom", counts=True)],
+        [Finished(), Replying(), Suspend(Reason.KILL_SWITCH), RetryIn(0.5, "boom", counts=True), Anew(1)],
         ids=lambda settlement: type(settlement).__name__,
     )
     async def test_settling_again_because_the_answer_was_lost_changes_nothing_more(
@@ -913,6 +938,42 @@ class QueueConformance:
         await queue.resume(Selection(routes=(routes[0], routes[1])), limit=10)
         assert await run_everything(queue) == [1, 2, 4]
         assert await queue.suspended_routes(Reason.WORKFLOW_PENDING) == [Route("telegram", "7", "other")]
+
+    @pytest.mark.req("QUE-2", "SUS-2")
+    @pytest.mark.failure("H6")
+    async def test_a_claim_says_whether_others_of_its_lane_are_suspended(self, queue: Queue) -> None:
+        await enqueue(queue, 1, 2)
+        await self._suspend(queue, 5, chat="another")
+        claim = await claim_one(queue)
+        assert not claim.has_suspended
+        parked = Suspend(Reason.WORKFLOW_PENDING, "nobody serves it")
+        following = await queue.settle(claim, claim.task, parked)
+        assert following is not None
+        assert following.has_suspended, "said while going on"
+        await queue.settle(following, following.task, Finished())
+        await enqueue(queue, 3, 4)
+        claim = await claim_one(queue)
+        assert claim.has_suspended, "and with a new claim"
+        await queue.resume(Selection(lane=claim.lane), limit=10)
+        following = await queue.settle(claim, claim.task, RetryIn(0.0, "those before it go first", counts=False))
+        assert following is not None
+        assert (number_of(following.task), following.has_suspended) == (1, False)
+
+    @pytest.mark.req("QUE-2", "SUS-2")
+    async def test_what_one_lane_waits_for_is_told_and_resumed_apart(self, queue: Queue) -> None:
+        for number, (chat, workflow_id) in enumerate((("1", ""), ("2", "echo"), ("1", "other"), ("1", "")), start=1):
+            new = delivery(number, chat=chat, suspend=Reason.WORKFLOW_PENDING, workflow_id=workflow_id or None)
+            await queue.enqueue(new)
+        await queue.enqueue(delivery(5, suspend=Reason.STALE_REPLAY, workflow_id="else"))
+        lane, pending = lane_of("1"), Reason.WORKFLOW_PENDING
+        routes = await queue.suspended_routes(pending, lane=lane)
+        assert routes == [Route("telegram", "7", name) for name in ("", "other")]
+        assert await queue.suspended_routes(pending, lane=lane_of("3")) == []
+        mine = Selection(reason=pending, lane=lane, routes=(routes[0],))
+        assert [number_of(task) for task in await queue.resumable(mine, limit=10)] in ([1, 4], [4, 1])
+        assert len(await queue.resume(mine, limit=10)) == 2
+        assert await queue.suspended_routes(pending, lane=lane) == [routes[1]]
+        assert await run_everything(queue) == [1, 4]
 
     @pytest.mark.req("SUS-2")
     async def test_what_would_be_resumed_is_what_is_resumed(self, queue: Queue) -> None:
@@ -1119,6 +1180,29 @@ class QueueConformance:
         await stage.overwrite_head(unreadable, b"newer")
         assert await run_lane(stage.queue, claim) == [1, 3]
 
+    @pytest.mark.failure("B14")
+    @pytest.mark.parametrize(("status", "reason"), [("suspended", "of_tomorrow"), ("delegated", "of_tomorrow")])
+    async def test_words_of_a_newer_version_hide_nothing_else(
+        self, stage: QueueStage, status: str, reason: str
+    ) -> None:
+        queue = stage.queue
+        [spoilt, sound] = await self._suspend(queue, 1, 2)
+        await stage.overwrite_words(spoilt, status=status, reason=reason)
+        shown = {row.head.task_id: row for row in await queue.list_open(Selection(), limit=10)}
+        assert shown.keys() == {spoilt, sound}
+        row = shown[spoilt]
+        assert (row.status, row.reason) == (Status.SUSPENDED, Reason.SCHEMA_NEWER)
+        assert reason in (row.error or ""), "and it says which"
+        assert shown[sound].reason is Reason.WORKFLOW_PENDING
+        assert (await open_task(queue, spoilt)).progress.reason is Reason.SCHEMA_NEWER
+        await queue.sweep()
+        assert await queue.resume(Selection(reason=Reason.WORKFLOW_PENDING), limit=10) == [sound]
+        assert await run_everything(queue) == [2]
+        dropped = await queue.cancel(spoilt)
+        assert dropped is not None
+        assert dropped.raw == delivery(1).raw
+        assert await queue.list_open(Selection(), limit=10) == []
+
     # --- looking ---
 
     async def test_lists_come_in_pages(self, queue: Queue) -> None:
@@ -1185,6 +1269,19 @@ class QueueConformance:
         lapsed = (await queue.depth()).oldest_waiting_ms
         assert lapsed is not None, "its worker is gone: it waits again"
         assert 50_000 <= lapsed < 51_000
+
+    @pytest.mark.req("CAP-6")
+    async def test_how_long_work_has_waited_is_known_of_each_channel(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await queue.enqueue(delivery(1, channel="webchat"))
+        stage.pass_time(20)
+        await enqueue(queue, 2)
+        stage.pass_time(10)
+        depth = await queue.depth()
+        assert {name: ms // 1000 for name, ms in depth.waiting_ms_by_channel.items()} == {"webchat": 30, "telegram": 10}
+        assert depth.oldest_waiting_ms == depth.waiting_ms_by_channel["webchat"]
+        await claim_one(queue)
+        assert (await queue.depth()).waiting_ms_by_channel.keys() == {"webchat"}
 
     @pytest.mark.req("QUE-2", "QUE-3")
     @pytest.mark.failure("A1", "D1", "D2", "D3", "H8")

@@ -125,6 +125,26 @@ class MemoryLedgerState:
         stored = self.runs[run_id]
         stored.run = msgspec.structs.replace(stored.run, result=None, unreadable="it was spoilt")
 
+    def overwrite_words(self, task_id: TaskId, *, state: str) -> None:
+        """All that is said of its run and its replies is said in words that nobody here knows."""
+        newer = "a newer version of Rise says of it: a word"
+        for stored in self.runs.values():
+            if stored.run.task_id == task_id:
+                stored.run = msgspec.structs.replace(stored.run, status=Status.REPLYING, outcome=None, unreadable=newer)
+        for reply in self.replies.values():
+            if reply.reply.task_id == task_id:
+                known = ReplyState(state) if state in set(ReplyState) else ReplyState.UNKNOWN
+                reply.change(state=known, unreadable=newer)
+
+    def spoil_definition(self, workflow_id: str) -> None:
+        whose = "a newer version of Rise"
+        self.workflows[workflow_id] = WorkflowRecord(
+            workflow_id=workflow_id, name=workflow_id, enabled=False, updated_by=whose
+        )
+        for key, known in self.bindings.items():
+            if known.workflow_id == workflow_id:
+                self.bindings[key] = msgspec.structs.replace(known, is_default=False, enabled=False, updated_by=whose)
+
 
 class MemoryLedger(MemoryStore):
     """`rise.ledger.port.Ledger`, as one process sees the state."""
@@ -163,6 +183,7 @@ class MemoryLedger(MemoryStore):
 
     def _add_run(self, task: Task, result: RunResult, status: Status, outcome: Outcome | None) -> Run:
         now = self._now_ms()
+        self._drop_former(task)
         run = Run(
             task_id=task.task_id,
             generation=task.progress.generation,
@@ -179,6 +200,15 @@ class MemoryLedger(MemoryStore):
         if status.is_finished:
             self._state.steps.pop(task.run_id, None)
         return run
+
+    def _drop_former(self, task: Task) -> None:
+        why = f"run again as generation {task.progress.generation}"
+        for run_id, stored in self._state.runs.items():
+            run = stored.run
+            is_former = run.task_id == task.task_id and run.generation < task.progress.generation
+            if is_former and not run.status.is_finished and not run.is_of_former(task.head):
+                self._take_back(run_id, f"not sent: {why}")
+                self._end(run_id, Status.DROPPED, None, why=why)
 
     def _add_history(self, task: Task, turns: Sequence[Turn]) -> None:
         if task.head.chat_id is not None:
@@ -212,6 +242,14 @@ class MemoryLedger(MemoryStore):
         )
         self._state.steps.pop(run_id, None)
         return stored.run
+
+    async def note_armed(self, run_id: RunId) -> None:
+        await self._through("note_armed", lambda: self._note_armed(run_id))
+
+    def _note_armed(self, run_id: RunId) -> None:
+        if run_id in self._state.runs:
+            stored = self._state.runs[run_id]
+            stored.run = msgspec.structs.replace(stored.run, is_armed=True)
 
     async def run(self, run_id: RunId) -> Run | None:
         return await self._through("run", lambda: self._run(run_id))

@@ -225,7 +225,8 @@ class MemoryQueue(MemoryStore):
         self._state.fences += 1
         lane.holder, lane.fence = holder, self._state.fences
         self._run(lane, task, now)
-        return Claim(lane.key, lane.channel, lane.fence, holder, task.as_task, tasks - 1)
+        has_suspended = self._has_suspended(lane)
+        return Claim(lane.key, lane.channel, lane.fence, holder, task.as_task, tasks - 1, has_suspended)
 
     def _run(self, lane: Lane, task: StoredTask, now: int) -> None:
         lane.ready_at_ms = now + self._claim_ms
@@ -262,7 +263,8 @@ class MemoryQueue(MemoryStore):
             self._let_go(lane, now)
             return None
         self._run(lane, head, now)
-        return msgspec.structs.replace(claim, task=head.as_task, tasks_left=claim.tasks_left - 1)
+        left, has_suspended = claim.tasks_left - 1, self._has_suspended(lane)
+        return msgspec.structs.replace(claim, task=head.as_task, tasks_left=left, has_suspended=has_suspended)
 
     def _end(self, task: StoredTask, settlement: Settlement, now: int) -> None:
         progress = task.progress
@@ -436,11 +438,11 @@ class MemoryQueue(MemoryStore):
         rows = [_as_row(task) for task in self._meant(selection) if task.head.task_id > after]
         return sorted(rows, key=lambda row: row.head.task_id)[:limit]
 
-    async def suspended_routes(self, reason: Reason) -> list[Route]:
-        return await self._through("suspended_routes", lambda: self._suspended_routes(reason))
+    async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:
+        return await self._through("suspended_routes", lambda: self._suspended_routes(reason, lane))
 
-    def _suspended_routes(self, reason: Reason) -> list[Route]:
-        suspended = self._meant(Selection(status=Status.SUSPENDED, reason=reason))
+    def _suspended_routes(self, reason: Reason, lane: LaneKey | None) -> list[Route]:
+        suspended = self._meant(Selection(status=Status.SUSPENDED, reason=reason, lane=lane))
         return sorted({_route_of(task.head) for task in suspended})
 
     async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:
@@ -457,14 +459,17 @@ class MemoryQueue(MemoryStore):
     def _depth(self) -> QueueDepth:
         state, now = self._state, self.now_ms()
         open_now = [task.progress for task in state.tasks.values()]
-        waiting = [lane.ready_at_ms for lane in self._ready_lanes(now) if self._should_be_moving(lane, now)]
+        waiting: dict[str, int] = {}
+        for lane in reversed(self._ready_lanes(now)):
+            if lane.ready_at_ms is not None and self._should_be_moving(lane, now):
+                waiting[lane.channel] = now - lane.ready_at_ms
         suspended = [task.updated_at_ms for task in open_now if task.status is Status.SUSPENDED]
         return QueueDepth(
             by_status=Counter(task.status.value for task in open_now),
             by_channel=Counter(task.head.channel for task in state.tasks.values()),
             by_reason=Counter(task.reason.value for task in open_now if task.reason),
             retrying=sum(task.status is Status.PENDING and task.due_at_ms > now for task in open_now),
-            oldest_waiting_ms=max((now - since for since in waiting if since is not None), default=None),
+            waiting_ms_by_channel=waiting,
             oldest_suspended_ms=now - min(suspended) if suspended else None,
             lanes_claimed=sum(_is_claimed(lane, now) for lane in state.lanes.values()),
             accepted=len(state.keys),
@@ -586,6 +591,9 @@ class MemoryQueue(MemoryStore):
 
     def _meant(self, selection: Selection) -> list[StoredTask]:
         return [task for task in self._state.tasks.values() if _is_meant(task, selection)]
+
+    def _has_suspended(self, lane: Lane) -> bool:
+        return bool(self._meant(Selection(status=Status.SUSPENDED, lane=lane.key)))
 
     def _is_suspect(self, task: StoredTask) -> bool:
         return task.progress.deaths >= self._limits.deaths_suspect

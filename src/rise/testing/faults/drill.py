@@ -10,79 +10,41 @@ import asyncio
 import json
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
-from rise.capabilities import CapabilityStatus
 from rise.clock import Clock, SystemClock
 from rise.envelope import Status
+from rise.testing.faults.alarms import Alarms
 from rise.testing.faults.books import PlatformTime, commit, read_books, windows
-from rise.testing.faults.disk import Disk, DiskRefused
-from rise.testing.faults.nemesis import Ground, Nemesis
-from rise.testing.faults.proxy import FaultProxy
-from rise.testing.faults.report import DrillReport, Window
-from rise.testing.faults.schedule import Cycle, Link, cycles
-from rise.testing.faults.seen import compare
+from rise.testing.faults.ground import LOOK_SECONDS, PLATFORM_SPEED, Ground, drill_ground
+from rise.testing.faults.nemesis import Nemesis
+from rise.testing.faults.order import Order
+from rise.testing.faults.report import CopiesSeen, DrillReport, Window
+from rise.testing.faults.schedule import Cycle, cycles
+from rise.testing.faults.seen import Question, compare
 from rise.testing.faults.traffic import FORGED_TEXT, Forger, People
-from rise.testing.faults.wall_clock import WallClock
-from rise.testing.installation import READY_SECONDS, Installation
-from rise.testing.telegram import SendRates, TelegramStandIn
+from rise.testing.installation import Installation
 
 OnCycle = Callable[[int, int], None]
 """Told after each cycle: how many are done, of how many; in seconds, if the drill is as long as that."""
 
-PLATFORM_SPEED: Final = 20.0
-"""The platform's clock runs so much faster than ours: what it repeats after seconds comes in fractions of one."""
 REST_SECONDS_MAX: Final = 240.0
 """Backoffs and the supervisor's sweep included. More than enough, and waited for only if it is needed."""
-LOOK_SECONDS: Final = 0.25
-CLAIM_SECONDS: Final = 2.0
-STALL_SECONDS: Final = 3.0
-STOP_SECONDS: Final = 5.0
 FORGED_PER_SECOND: Final = 5.0
-_MOVING: Final = (Status.PENDING, Status.PROCESSING, Status.REPLYING)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What to do."""
-
-    seed: int
-    cycles: int = 30
-    minutes: float | None = None
-    """Instead of a number of cycles."""
-    mode: str = "webhook"
-    """How updates come in: `webhook` or `polling`."""
-    troubles: bool = True
-    """False: kills alone."""
-    chats: int = 8
-    messages_per_second: float = 25.0
-    schedule: Sequence[Cycle] | None = None
-    """Exactly this, whatever the seed."""
-    settings: Mapping[str, object] = field(default_factory=dict)
-    """Of the installation, instead of those of a drill."""
-
-    @property
-    def command(self) -> str:
-        length = f"--cycles {self.cycles}" if self.minutes is None else f"--minutes {self.minutes:g}"
-        words = ["rise drill", f"--seed {self.seed}", length]
-        words += ["--mode polling"] if self.mode == "polling" else []
-        words += ["--kills-only"] if not self.troubles else []
-        return " ".join(words)
+MOVING: Final = (Status.PENDING, Status.PROCESSING, Status.REPLYING)
 
 
 async def run_drill(order: Order, directory: Path, on_cycle: OnCycle = lambda done, of: None) -> DrillReport:
     """In that directory, which is to be empty. If a promise was broken, it holds the evidence afterwards."""
-    async with drill_ground(order, directory) as ground:
-        drill = Drill(order, ground, SystemClock())
+    clock = SystemClock()
+    async with drill_ground(order, directory) as ground, Alarms(ground.rise.log_path, clock) as alarms:
+        drill = Drill(order, ground, alarms, clock)
         await drill.trouble(on_cycle)
         await drill.rest()
         report = await drill.report()
@@ -94,9 +56,10 @@ async def run_drill(order: Order, directory: Path, on_cycle: OnCycle = lambda do
 class Drill:
     """Its phases, in order."""
 
-    def __init__(self, order: Order, ground: Ground, clock: Clock) -> None:
+    def __init__(self, order: Order, ground: Ground, alarms: Alarms, clock: Clock) -> None:
         self._order = order
         self._ground = ground
+        self._alarms = alarms
         self._clock = clock
         self._began = clock.monotonic()
         self._platform_time = PlatformTime(ground.telegram, clock, speed=PLATFORM_SPEED)
@@ -127,14 +90,18 @@ class Drill:
         (directory / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
         (directory / "diary").write_text("\n".join(self._nemesis.done.diary))
         if self._ground.disk is not None:
-            shutil.copytree(self._ground.rise.data_dir, directory / "data", ignore=shutil.ignore_patterns("*.sock"))
+            not_evidence = shutil.ignore_patterns("*.sock", "ballast", "lost+found")
+            shutil.copytree(self._ground.disk.where, directory / "from-the-disk", ignore=not_evidence)
 
     async def report(self) -> DrillReport:
         telegram, done, questions = self._ground.telegram, self._nemesis.done, self._people.questions
         books = await read_books(self._ground.rise)
         seen = compare(questions, telegram.sent, books.parked)
         forged = self._forger.answers
+        stats = await stats_of(self._ground.rise)
+        accepted = _accepted(stats) if self._order.full else int(books.audit["accepted"])
         return DrillReport(
+            profile="full" if self._order.full else "embedded",
             mode=self._order.mode,
             seed=self._order.seed,
             commit=await commit(),
@@ -146,12 +113,12 @@ class Drill:
             sent=len(questions),
             deliveries=dict(Counter(str(each.status or "with nothing") for each in telegram.deliveries)),
             not_taken=len(telegram.pending()) + len(telegram.dropped()),
-            accepted=books.audit["accepted"],
-            finished=books.finished,
+            accepted=accepted,
+            finished=sum(stats.get("finished", {}).values()) if self._order.full else books.finished,
             parked=dict(Counter(books.parked.values())),
             open=books.audit["pending"],
             lost=seen.lost,
-            resent=(await self._stats()).get("outbox", {}).get("resent", 0),
+            resent=stats.get("outbox", {}).get("resent", 0),
             repeated_marked=seen.repeated_marked,
             repeated_unmarked=seen.repeated_unmarked,
             repeated_too_often=seen.repeated_too_often,
@@ -163,10 +130,11 @@ class Drill:
             window=Window.of(list(self._windows())),
             gave_up=done.gave_up,
             audit="clean" if books.is_clean else json.dumps(books.audit),
+            copies=CopiesSeen.of(self._alarms, done.copies_gone) if self._order.full else None,
         )
 
     def _cycles(self) -> Iterator[Cycle]:
-        schedule = cycles(self._order.seed, troubles=self._order.troubles)
+        schedule = cycles(self._order.seed, troubles=self._order.troubles, full=self._order.full)
         if self._order.schedule is not None:
             yield from self._order.schedule
             return
@@ -183,21 +151,7 @@ class Drill:
         return int(self._clock.monotonic() - self._began), int(self._order.minutes * 60)
 
     async def _is_moving(self) -> bool:
-        by_status = (await self._stats()).get("byStatus")
-        # What it does not say is not known to be at rest.
-        return bool(self._ground.telegram.pending()) or by_status is None or any(map(by_status.get, _MOVING))
-
-    async def _stats(self) -> dict[str, Any]:
-        """What the gateway counts; nothing if it does not answer."""
-        installation = self._ground.rise
-        try:
-            async with (
-                aiohttp.ClientSession(headers=installation.headers) as session,
-                session.get(f"{installation.url}/internal/tasks/stats") as response,
-            ):
-                return dict((await response.json()).get("data", {}))
-        except (aiohttp.ClientError, OSError):
-            return {}
+        return await is_moving(self._ground, self._people.questions)
 
     def _windows(self) -> Iterator[float]:
         """Measured by the wall clock, and so only while that was right."""
@@ -210,53 +164,29 @@ class Drill:
                 yield seconds
 
 
-@asynccontextmanager
-async def drill_ground(order: Order, directory: Path) -> AsyncIterator[Ground]:
-    """An installation with all that is around it, started; nothing of it is left running."""
-    async with AsyncExitStack() as stack:
-        telegram = await stack.enter_async_context(TelegramStandIn(time_scale=PLATFORM_SPEED))
-        telegram.change_send_rates(SendRates.unlimited())
-        disk, no_disk_because = await _disk(stack, directory)
-        installation = Installation((disk.where if disk else directory) / "data", app="rise.testing.faults.bot")
-        installation.log_path = directory / "rise.log"  # not on the disk that fills up
-        wall_clock = WallClock(directory / "wall-clock")
-        installation.surroundings = wall_clock.surroundings
-        links = {
-            Link.WEBHOOK: await stack.enter_async_context(FaultProxy(installation.port)),
-            Link.API: await stack.enter_async_context(FaultProxy(urlsplit(telegram.url).port or 0)),
-        }
-        installation.configure(
-            telegram_token=telegram.token,
-            telegram_api_base=links[Link.API].url,
-            telegram_mode=order.mode,
-            public_url=links[Link.WEBHOOK].url if order.mode == "webhook" else None,
-            telegram_rate_chat=10_000,
-            telegram_rate_bot=10_000,
-            late_after_seconds=0,
-            claim_seconds=CLAIM_SECONDS,
-            worker_stall_seconds=STALL_SECONDS,
-            stop_seconds=STOP_SECONDS,
-        )
-        installation.configure(**order.settings)
-        await stack.enter_async_context(installation)
-        await installation.add_worker()
-        await _until_working(installation, SystemClock())
-        yield Ground(installation, telegram, links, wall_clock, disk, no_disk_because)
+async def is_moving(ground: Ground, questions: Sequence[Question]) -> bool:
+    """Something is still to be taken, run or said."""
+    by_status = (await stats_of(ground.rise)).get("byStatus")
+    # What it does not say is not known to be at rest.
+    if ground.telegram.pending() or by_status is None or any(map(by_status.get, MOVING)):
+        return True
+    # What only the copies hold is not counted there; all that is not answered must at least be parked.
+    seen = compare(questions, ground.telegram.sent, parked=())
+    return ground.stores is not None and len(seen.lost) > by_status.get(Status.SUSPENDED, 0)
 
 
-async def _until_working(installation: Installation, clock: Clock) -> None:
-    """Until the gateway's own worker is up; what happens before is another matter."""
-    async with asyncio.timeout(READY_SECONDS), aiohttp.ClientSession() as session:
-        while True:
-            async with session.get(f"{installation.url}/healthz") as response:
-                worker = (await response.json())["capabilities"].get("worker", {})
-            if worker.get("status") == CapabilityStatus.AVAILABLE:
-                return
-            await clock.sleep(LOOK_SECONDS)
+def _accepted(stats: dict[str, Any]) -> int:
+    """What is open and what the ledger knows to have ended. Receipts are no measure: Redis was emptied of some."""
+    return int(sum(stats.get("byStatus", {}).values()) + sum(stats.get("finished", {}).values()))
 
 
-async def _disk(stack: AsyncExitStack, directory: Path) -> tuple[Disk | None, str]:
+async def stats_of(installation: Installation) -> dict[str, Any]:
+    """What the gateway counts; nothing if it does not answer."""
     try:
-        return await stack.enter_async_context(Disk(directory)), ""
-    except DiskRefused as error:
-        return None, str(error)
+        async with (
+            aiohttp.ClientSession(headers=installation.headers) as session,
+            session.get(f"{installation.url}/internal/tasks/stats") as response,
+        ):
+            return dict((await response.json()).get("data", {}))
+    except (aiohttp.ClientError, OSError):
+        return {}

@@ -11,14 +11,15 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from rise.clock import Clock, iso
-from rise.testing.faults.disk import Disk, DiskRefused, give_back_quota, use_up_quota
-from rise.testing.faults.proxy import FaultProxy
+from rise.testing.faults.alarms import ALARM_OF
+from rise.testing.faults.disk import DiskRefused, give_back_quota, use_up_quota
+from rise.testing.faults.ground import Ground
 from rise.testing.faults.schedule import (
     BadLink,
     ClockStep,
@@ -27,14 +28,14 @@ from rise.testing.faults.schedule import (
     Freeze,
     FullDisk,
     Kill,
-    Link,
+    Mishap,
     Moment,
     NoQuota,
     Restart,
+    StoreMishap,
     Trouble,
     Victim,
 )
-from rise.testing.faults.wall_clock import WallClock
 from rise.testing.installation import Installation, InstallationEnded
 from rise.testing.telegram import TelegramStandIn
 
@@ -46,15 +47,13 @@ LOG_SHOWN_CHARS: Final = 2000
 
 
 @dataclass(slots=True)
-class Ground:
-    """What the nemesis may touch."""
+class CopyGone:
+    """A trouble that takes a copy, of which something has to be said."""
 
-    rise: Installation
-    telegram: TelegramStandIn
-    links: Mapping[Link, FaultProxy]
-    wall_clock: WallClock
-    disk: Disk | None
-    no_disk_because: str = ""
+    trouble: str
+    subject: str
+    at: float
+    """By the monotonic clock."""
 
 
 @dataclass(slots=True)
@@ -68,6 +67,7 @@ class Done:
     """Processes that ended, would not start or would not stop, with the last words of the log."""
     clock_wrong: list[tuple[float, float]] = field(default_factory=list)
     """From when to when, in seconds since 1970."""
+    copies_gone: list[CopyGone] = field(default_factory=list)
     diary: list[str] = field(default_factory=list)
     """All of it, with its time."""
 
@@ -120,7 +120,11 @@ class Nemesis:
                 await rise.kill(gateway=False)  # which starts it again
             case Victim.GATEWAY | Victim.BOTH:
                 await rise.kill(worker=victim is Victim.BOTH)
-                await self._start(wait=wait)
+                await self._start(rise, wait=wait)
+            case Victim.SECOND:
+                assert self._ground.second is not None
+                await self._ground.second.kill()
+                await self._start(self._ground.second, wait=wait)
 
     async def _come(self, moment: Moment) -> None:
         telegram = self._ground.telegram
@@ -138,14 +142,15 @@ class Nemesis:
         if not self._ground.rise.added_pids():
             self._remember("The added worker ended by itself")
             await self._ground.rise.add_worker()
-        if self._ground.rise.pid is None:
-            self._remember("The gateway ended by itself")
-            await self._start(wait=True)
+        for gateway in self._ground.gateways:
+            if gateway.pid is None:
+                self._remember("The gateway ended by itself")
+                await self._start(gateway, wait=True)
 
-    async def _start(self, *, wait: bool) -> None:
+    async def _start(self, gateway: Installation, *, wait: bool) -> None:
         while True:
             try:
-                await self._ground.rise.start(wait=wait)
+                await gateway.start(wait=wait)
                 return
             except InstallationEnded:
                 self._remember("The gateway did not start")
@@ -171,6 +176,8 @@ class Nemesis:
                 await self._step_clock(trouble, by_seconds, seconds)
             case FullDisk() | FailingDisk() if self._ground.disk is None:
                 self.done.left_out[trouble.name] = self._ground.no_disk_because
+            case StoreMishap(mishap, seconds):
+                await self._befall(trouble, mishap, seconds)
             case FullDisk(seconds):
                 await self._fill(trouble, seconds)
             case FailingDisk(seconds):
@@ -181,6 +188,15 @@ class Nemesis:
             if count:
                 self._note(trouble.name)
                 await self._clock.sleep(seconds)
+
+    async def _befall(self, trouble: StoreMishap, mishap: Mishap, seconds: float) -> None:
+        stores = self._ground.stores
+        assert stores is not None, "a mishap of servers, where there are none"
+        self._note(trouble.name)
+        async with stores.befall(mishap):
+            if mishap in ALARM_OF:
+                self.done.copies_gone.append(CopyGone(trouble.name, ALARM_OF[mishap], self._clock.monotonic()))
+            await self._clock.sleep(seconds)
 
     async def _restart(self, trouble: Restart) -> None:
         async with self._at_processes:
@@ -196,17 +212,17 @@ class Nemesis:
                 # By the signal itself: so early in its start that it had not yet asked to be told.
                 if code not in (0, -signal.SIGTERM):
                     self._remember(f"The gateway stopped with exit code {code}")
-            await self._start(wait=True)
+            await self._start(self._ground.rise, wait=True)
 
     async def _use_up_quota(self, trouble: NoQuota, seconds: float) -> None:
         self._note(trouble.name)
-        use_up_quota(self._ground.rise.pids())
+        use_up_quota(self._ground.pids())
         try:
             await self._clock.sleep(seconds)
         finally:
-            give_back_quota(self._ground.rise.pids())
+            give_back_quota(self._ground.pids())
             # And what a parent had started between being listed and having it back.
-            give_back_quota(self._ground.rise.pids())
+            give_back_quota(self._ground.pids())
 
     async def _step_clock(self, trouble: ClockStep, by_seconds: float, seconds: float) -> None:
         self._note(trouble.name)
@@ -222,6 +238,8 @@ class Nemesis:
         assert self._ground.disk is not None
         self._note(trouble.name)
         self._ground.disk.fill()
+        if self._ground.stores is not None:
+            self.done.copies_gone.append(CopyGone(trouble.name, "disk", self._clock.monotonic()))
         try:
             await self._clock.sleep(seconds)
         finally:
@@ -239,10 +257,11 @@ class Nemesis:
                 return
             self._note(trouble.name)
             await self._clock.sleep(seconds)
-            await rise.kill(added=True)
+            await self._ground.kill()
             await self._ground.disk.mend()
             await rise.add_worker()
-            await self._start(wait=True)
+            for gateway in self._ground.gateways:
+                await self._start(gateway, wait=True)
 
     # --- details ---
 
@@ -258,6 +277,9 @@ class Nemesis:
                 return gateway + rise.worker_pids()
             case Victim.ADDED:
                 return rise.added_pids()
+            case Victim.SECOND:
+                second = self._ground.second
+                return [] if second is None else second.pids()
 
     def _note(self, name: str) -> None:
         self.done.applied[name] += 1

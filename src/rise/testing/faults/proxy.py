@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
@@ -81,10 +81,13 @@ HEALTHY: Final = LinkFault("healthy")
 
 
 class FaultProxy:
-    """One link. `async with FaultProxy(port) as link:` listens on `link.url` and passes everything on to `port`."""
+    """One link. `async with FaultProxy(port) as link:` listens on `link.url` and passes everything on to `port`.
 
-    def __init__(self, to_port: int, *, to_host: str = "127.0.0.1", clock: Clock | None = None) -> None:
-        self._to = (to_host, to_port)
+    Of several ports, each connection goes to the next in turn; to another, where nobody listens.
+    """
+
+    def __init__(self, *to_ports: int, to_host: str = "127.0.0.1", clock: Clock | None = None) -> None:
+        self._to = deque((to_host, port) for port in to_ports)
         self._clock = clock or SystemClock()
         self._fault = HEALTHY
         self._connections: set[_Connection] = set()
@@ -166,18 +169,29 @@ class FaultProxy:
         spawn(self._carry(client), name="link", into=self._tasks)
 
     async def _carry(self, client: socket.socket) -> None:
-        server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        server.setblocking(False)
-        connection = _Connection(self, client, server)
+        connection = _Connection(self, client, _new_socket())
         self._connections.add(connection)
         try:
-            await asyncio.get_running_loop().sock_connect(server, self._to)
+            await self._connect(connection)
             await connection.carry()
         except OSError:
             connection.resets = True  # nobody there: the nearest a connection that stands can come to a refusal
         finally:
             self._connections.discard(connection)
             connection.close()
+
+    async def _connect(self, connection: _Connection) -> None:
+        for tries_left in reversed(range(len(self._to))):
+            place = self._to[0]
+            self._to.rotate(-1)
+            try:
+                await asyncio.get_running_loop().sock_connect(connection.server, place)
+                return
+            except OSError:
+                if not tries_left:
+                    raise
+                connection.server.close()
+                connection.server = _new_socket()
 
     async def pass_on(self, connection: _Connection, direction: Direction, data: bytes) -> bytes:
         """What of these bytes goes on, once it may. None of them: the other side has ended."""
@@ -219,6 +233,12 @@ class FaultProxy:
     def _strike(self) -> None:
         self.struck += 1
         self._changes.notify()
+
+
+def _new_socket() -> socket.socket:
+    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    server.setblocking(False)
+    return server
 
 
 class _CutOff(Exception):

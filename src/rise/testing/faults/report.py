@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from rise.envelope import Reason
+from rise.testing.faults.alarms import Alarms
+from rise.testing.faults.nemesis import CopyGone
 
 _CAUSED: Final = frozenset({Reason.REPLY_HELD, Reason.POISON})
 """What lost answers and repeated kills may come to, as documented."""
@@ -31,7 +34,41 @@ class Window(msgspec.Struct, frozen=True):
         return f"p50 {self.p50_ms:.1f} ms, p99 {self.p99_ms:.1f} ms, of {self.measured}"
 
 
+class CopiesSeen(msgspec.Struct, frozen=True, rename="camel"):
+    """What became of the copies in the servers."""
+
+    made_up: Mapping[str, int]
+    lost: Mapping[str, int]
+    rehydrated: int
+    """How often an emptied Redis was filled again."""
+    alarms_due: int
+    """Troubles that took a copy."""
+    alarms_missed: Sequence[str]
+    """Of which nothing was said within 30 seconds, and before the next of that store."""
+
+    @classmethod
+    def of(cls, alarms: Alarms, gone: Sequence[CopyGone]) -> CopiesSeen:
+        alarms.catch_up()
+        missed = []
+        for number, one in enumerate(gone):
+            following = (later.at for later in gone[number + 1 :] if later.subject == one.subject)
+            if alarms.since(one.at, one.subject, before=next(following, None)) is None:
+                missed.append(one.trouble)
+        return cls(dict(alarms.made_up), dict(alarms.lost), alarms.rehydrated, len(gone), missed)
+
+    def rows(self) -> list[tuple[str, object]]:
+        raised = f"{self.alarms_due - len(self.alarms_missed)} of {self.alarms_due}"
+        missing = f"; none for: {_counted(Counter(self.alarms_missed))}" if self.alarms_missed else ""
+        return [
+            ("copies made up", _counted(self.made_up)),
+            ("copies found missing", _counted(self.lost)),
+            ("rehydrations of Redis", self.rehydrated),
+            ("alarms within 30 s, where a copy was gone", raised + missing),
+        ]
+
+
 class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    profile: str = "embedded"
     mode: str
     seed: int
     commit: str
@@ -64,6 +101,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     window: Window | None
     gave_up: Sequence[str]
     audit: str
+    copies: CopiesSeen | None = None
 
     def broken(self) -> list[str]:
         """Each promise that did not hold."""
@@ -80,6 +118,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             "messages did not come to rest": self.open,
             "updates were not taken from the platform": self.not_taken,
             "times a process ended or would not start or stop": len(self.gave_up),
+            "copies were gone and no alarm said so": len(self.copies.alarms_missed) if self.copies else 0,
         }
         found = [f"{count} {what}" for what, count in counts.items() if count]
         return found if self.audit == "clean" else [*found, "the audit is not clean"]
@@ -92,7 +131,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     def _rows(self) -> list[tuple[str, object]]:
         """The table."""
         return [
-            ("kill cycles", f"{self.kill_cycles} in {self.seconds:.0f} s, {self.mode}"),
+            ("kill cycles", f"{self.kill_cycles} in {self.seconds:.0f} s, {self.profile}, {self.mode}"),
             *((f"  {name}", count) for name, count in sorted(self.faults.items())),
             *((f"  {name}", f"left out: {why}") for name, why in sorted(self.left_out.items())),
             ("messages sent by people", self.sent),
@@ -109,6 +148,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             ("forged updates accepted", f"{self.forged_accepted} of {self.forged}"),
             ("duplicate window", self.window),
             ("audit", self.audit),
+            *(self.copies.rows() if self.copies else []),
             ("loss per kill, with 95 % confidence", self._bound()),
             ("seed", self.seed),
             ("commit", self.commit),

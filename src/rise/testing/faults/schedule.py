@@ -1,13 +1,13 @@
 """What will go wrong, and when: the same for the same seed, whatever the machine does meanwhile.
 
 A cycle is one kill and, mostly, one trouble beside it. Troubles are dealt like cards from a shuffled deck, so that
-every fifteen cycles hold one of each kind and no luck is needed to meet them all.
+every fifteen cycles hold one of each kind and no luck is needed to meet them all; in the full profile, every 29.
 """
 
 from __future__ import annotations
 
 import random  # noqa: TID251 - seeded, to be repeated
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeVar
@@ -24,6 +24,8 @@ class Victim(StrEnum):
     """The gateway's own."""
     BOTH = "gateway and worker"
     ADDED = "added worker"
+    SECOND = "second gateway"
+    """With its worker; of the full profile."""
 
 
 class Moment(StrEnum):
@@ -39,6 +41,26 @@ class Link(StrEnum):
     """From the platform to the gateway."""
     API = "Bot API"
     """From the gateway to the platform."""
+    REDIS = "Redis"
+    RABBIT = "RabbitMQ"
+
+
+class Mishap(StrEnum):
+    """What befalls the servers of the full profile."""
+
+    REDIS_KILLED = "Redis killed -9"
+    REDIS_FROZEN = "Redis frozen"
+    REDIS_EMPTIED = "Redis emptied"
+    REDIS_STREAM_DELETED = "stream in Redis deleted"
+    REDIS_GROUP_DESTROYED = "consumer group in Redis destroyed"
+    REDIS_FULL = "Redis out of memory"
+    REDIS_READ_ONLY = "Redis read-only"
+    RABBIT_KILLED = "RabbitMQ killed -9"
+    RABBIT_FROZEN = "RabbitMQ frozen"
+    RABBIT_MEMORY_ALARM = "RabbitMQ memory alarm"
+    RABBIT_DISK_ALARM = "RabbitMQ disk alarm"
+    RABBIT_QUEUE_DELETED = "queue in RabbitMQ deleted"
+    BOTH_UNREACHABLE = "Redis and RabbitMQ unreachable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +137,17 @@ class ClockStep:
     name: str = "wall clock stepped"
 
 
-Trouble = Freeze | Restart | BadLink | FullDisk | FailingDisk | NoQuota | ClockStep
+@dataclass(frozen=True, slots=True)
+class StoreMishap:
+    mishap: Mishap
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return str(self.mishap)
+
+
+Trouble = Freeze | Restart | BadLink | FullDisk | FailingDisk | NoQuota | ClockStep | StoreMishap
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +156,20 @@ class Cycle:
     trouble: Trouble | None
 
 
-def cycles(seed: int, *, troubles: bool = True) -> Iterator[Cycle]:
-    """Without end. `troubles=False`: kills alone."""
+def cycles(seed: int, *, troubles: bool = True, full: bool = False) -> Iterator[Cycle]:
+    """Without end. `troubles=False`: kills alone. `full`: of the full profile, where more can go wrong."""
     dice = random.Random(seed)
-    dealt = _deal(dice, _TROUBLES)
+    dealt = _deal(dice, _TROUBLES_OF_ALL if full else _TROUBLES)
     while True:
         # Always dealt, so that the kills of a seed are the same with and without troubles beside them.
         make = next(dealt)
         trouble = make(dice)
-        yield Cycle(_kill(dice), trouble if troubles else None)
+        yield Cycle(_kill(dice, _KILLED_OF_ALL if full else _KILLED), trouble if troubles else None)
 
 
-def _kill(dice: random.Random) -> Kill:
+def _kill(dice: random.Random, weights: Mapping[Victim, int]) -> Kill:
     return Kill(
-        victim=dice.choices(list(Victim), weights=(4, 3, 3, 1))[0],
+        victim=dice.choices(list(weights), weights=list(weights.values()))[0],
         moment=dice.choices(list(Moment), weights=(5, 2, 3))[0],
         pause_seconds=dice.uniform(0.0, 1.2),
         awaits_start=dice.random() > 0.2,
@@ -173,9 +205,16 @@ def _freeze(victim: Victim) -> Callable[[random.Random], Trouble]:
     return lambda dice: Freeze(victim, dice.uniform(0.2, 5.0))
 
 
+def _mishap(mishap: Mishap) -> Callable[[random.Random], Trouble]:
+    # Beyond the three seconds that an acceptance and a confirm may take: what is over sooner is not noticed.
+    return lambda dice: StoreMishap(mishap, dice.uniform(4.0, 8.0))
+
+
+_KILLED: Final = {Victim.GATEWAY: 4, Victim.WORKER: 3, Victim.BOTH: 3, Victim.ADDED: 1}
+_KILLED_OF_ALL: Final = _KILLED | {Victim.SECOND: 4}
 _TROUBLES: Final[list[Callable[[random.Random], Trouble | None]]] = [
     lambda dice: None,
-    *[_bad_link(link) for link in Link] * 3,
+    *[_bad_link(link) for link in (Link.WEBHOOK, Link.API)] * 3,
     *[_freeze(victim) for victim in (Victim.GATEWAY, Victim.WORKER, Victim.ADDED)],
     lambda dice: Restart(dice.uniform(0.0, 1.0)),
     lambda dice: FullDisk(dice.uniform(1.0, 4.0)),
@@ -183,4 +222,11 @@ _TROUBLES: Final[list[Callable[[random.Random], Trouble | None]]] = [
     lambda dice: NoQuota(dice.uniform(0.5, 3.0)),
     # Backwards as far as one likes. Forwards not beyond a day: fresh messages would then look like a replay.
     lambda dice: ClockStep(dice.uniform(-72, 20) * HOUR_SECONDS, dice.uniform(0.5, 4.0)),
+]
+_TROUBLES_OF_ALL: Final[list[Callable[[random.Random], Trouble | None]]] = [
+    lambda dice: None,
+    *[_bad_link(link) for link in (*Link, Link.REDIS, Link.RABBIT)],
+    *[_freeze(victim) for victim in (Victim.GATEWAY, Victim.WORKER, Victim.ADDED, Victim.SECOND)],
+    *_TROUBLES[-5:],  # a restart, the disk (which is the journals' here), the quota and the clock
+    *[_mishap(mishap) for mishap in Mishap],
 ]

@@ -57,6 +57,7 @@ class Deliverer:
     def _close_delivery(self, bot: Bot, attempt: Attempt, delivery: Delivery, answer: WebhookAnswer) -> None:
         delivery.ended_at = self._state.time.now()
         delivery.status, delivery.error = answer.status, answer.reason if not answer.is_success else ""
+        delivery.retry_after = answer.retry_after
         delivery.outcome = bot.finish_delivery(attempt, answer, delivery.ended_at)
         self._call_back(bot, answer)
         self._state.changes.notify()

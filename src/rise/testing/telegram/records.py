@@ -49,6 +49,8 @@ class Delivery:
     status: int | None = None
     """What the bot answered; None if the server heard nothing."""
     error: str = ""
+    retry_after: str | None = None
+    """When the bot said to come again, in its words."""
     outcome: str | None = None
     fault: str | None = None
 

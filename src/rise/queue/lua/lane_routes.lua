@@ -1,0 +1,11 @@
+-- What the suspended tasks of one lane wait for: reasons and routes, each once.
+local seen, routes = {}, {}
+for _, id in ipairs(call('SMEMBERS', PARKED_IN .. ARGV[1])) do
+  local task = load(id)
+  local route = task and route_of(task)
+  if route and not seen[route] then
+    seen[route] = true
+    routes[#routes + 1] = route
+  end
+end
+return routes

@@ -1,0 +1,140 @@
+"""A key that comes again after it was forgotten is another message: what became of the former says nothing of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from pipeline_stage import Gateway, Killed, Stage
+
+import rise
+from rise.channels.port import Incoming
+from rise.envelope import Reason, Status, TaskId
+from rise.errors import StateConflict
+from rise.runtime.audit import Audit, Fate
+from rise.runtime.operations import Operations
+
+DAY = 86400
+UNREADABLE = b'{"update_id": 77, "message": {"chat": "nonsense"}}'
+
+
+@rise.workflow("echo", channels=["telegram"])
+async def echo(turn: rise.Turn) -> None:
+    await turn.reply(turn.text)
+
+
+async def answered_and_forgotten(stage: Stage, gateway: Gateway) -> Incoming:
+    """A message was answered, and its key forgotten. Returns another that has the same key, before it is accepted."""
+    former = stage.incoming("old")
+    worker = await stage.start_worker(echo)
+    await stage.ended((await gateway.intake.accept(former)).task_id)
+    await worker.kill()
+    stage.clock.advance(8 * DAY)
+    await gateway.supervisor.reap()
+    await gateway.supervisor.sweep()
+    return msgspec.structs.replace(former, user_text="new")
+
+
+async def accepted(gateway: Gateway, incoming: Incoming) -> TaskId:
+    accepted = await gateway.intake.accept(incoming)
+    assert accepted.new
+    return accepted.task_id
+
+
+@pytest.mark.req("ENV-3", "SUS-1")
+async def test_a_message_that_is_parked_stays_so_although_the_former_of_its_key_was_dropped(stage: Stage):
+    gateway = await stage.start_gateway()
+    former = await accepted(gateway, stage.reading(UNREADABLE))
+    await stage.operations.drop(former, who="operator")
+    stage.clock.advance(8 * DAY)
+    await gateway.supervisor.sweep()
+    task_id = await accepted(gateway, stage.reading(UNREADABLE.replace(b"nonsense", b"other nonsense")))
+    await gateway.supervisor.sweep()
+    assert (await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)).generation == 0
+    assert (await stage.operations.story(task_id)).status is Status.SUSPENDED
+    audit = Audit(queue=stage.queue, ledger=stage.ledger, clock=stage.clock, keep_finished_seconds=30 * DAY)
+    report = await audit.run()
+    assert (report.fates[Fate.SUSPENDED], report.fates[Fate.DROPPED]) == (1, 0)
+    assert not report.notices
+
+
+@pytest.mark.req("ENV-3", "WRK-4")
+async def test_it_is_open_for_whoever_looks_and_answered_as_itself(stage: Stage):
+    gateway = await stage.start_gateway()
+    task_id = await accepted(gateway, await answered_and_forgotten(stage, gateway))
+    story = await stage.operations.story(task_id)
+    assert (story.status, story.run) == (Status.PENDING, None)
+    await stage.start_worker(echo)
+    await stage.said(2)
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.generation) == (Status.COMPLETED, 1)
+    assert stage.texts() == ["old", "new"]
+
+
+@pytest.mark.req("ENV-3", "WRK-4")
+@pytest.mark.failure("F11")
+@pytest.mark.parametrize("edge", ["before", "after"])
+@pytest.mark.parametrize("step", ["ledger.run", "queue.settle"])
+async def test_a_worker_killed_while_it_finds_that_out_runs_it_once(stage: Stage, step: str, edge: Any):
+    gateway = await stage.start_gateway()
+    task_id = await accepted(gateway, await answered_and_forgotten(stage, gateway))
+    worker = stage.new_worker(echo)
+    worker.die_at(step, edge)
+    await stage.start_new_worker(worker, echo)
+    await worker.dead()
+    await gateway.supervisor.reap()
+    await stage.start_worker(echo)
+    await stage.said(2)
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.generation) == (Status.COMPLETED, 1)
+    assert stage.texts() == ["old", "new"]
+
+
+@pytest.mark.req("SUS-3", "WRK-4")
+async def test_it_is_dropped_as_itself(stage: Stage):
+    gateway = await stage.start_gateway()
+    task_id = await accepted(gateway, await answered_and_forgotten(stage, gateway))
+    run = await stage.operations.drop(task_id, who="operator", why="nonsense")
+    assert (run.status, run.generation, run.by) == (Status.DROPPED, 1, "operator")
+    assert await stage.look(task_id) is None
+    assert (await stage.result(task_id)).status is Status.COMPLETED, "the former stays as it ended"
+
+
+@pytest.mark.req("SUS-3", "WRK-4")
+@pytest.mark.failure("F11")
+async def test_a_drop_of_it_killed_between_ledger_and_queue_never_answers(stage: Stage):
+    gateway = await stage.start_gateway()
+    task_id = await accepted(gateway, await answered_and_forgotten(stage, gateway))
+    gateway.die_at("ledger.finish", "after")
+    with pytest.raises(Killed):
+        await Operations(gateway.queue, gateway.ledger, gateway.bus, stage.clock).drop(task_id, who="operator")
+    await gateway.dead()
+    await stage.start(echo)
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.generation) == (Status.DROPPED, 1)
+    assert stage.texts() == ["old"]
+
+
+@pytest.mark.req("SUS-3", "WRK-4")
+@pytest.mark.failure("F11")
+async def test_who_drops_what_was_answered_meanwhile_is_told_and_takes_nothing_from_the_queue(stage: Stage):
+    gateway = await stage.start_gateway()
+    [task_id] = await stage.write("one")
+    worker = stage.new_worker(echo)
+    worker.die_at("ledger.save_result", "after")
+    await stage.start_new_worker(worker, echo)
+    await worker.dead()
+    await stage.said(1)
+
+    async def has_ended() -> bool:
+        run = await stage.ledger.latest_run(task_id)
+        return run is not None and run.status.is_finished
+
+    await stage.until(has_ended)
+    with pytest.raises(StateConflict, match="completed already"):
+        await stage.operations.drop(task_id, who="operator")
+    assert await stage.look(task_id) is not None, "whoever settles it arms what it promised for later"
+    await gateway.supervisor.reap()
+    await stage.start_worker(echo)
+    await stage.ended(task_id)

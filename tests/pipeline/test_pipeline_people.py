@@ -1,0 +1,67 @@
+"""What people do to messages, at the same time as others do: who decided second is told, and nothing is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pipeline_stage import Stage
+
+import rise
+from rise.delivery import DeliveryLimits
+from rise.envelope import Reason, Status
+from rise.errors import StateConflict
+from rise.runtime.operations import Operations
+from rise.testing.telegram import Fault
+
+
+@rise.workflow("echo", channels=["telegram"])
+async def echo(turn: rise.Turn) -> None:
+    await turn.reply(turn.text)
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+@pytest.mark.failure("G7")
+async def test_of_resuming_and_running_again_at_once_the_first_holds_and_the_message_is_answered(stage: Stage):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
+    stage.telegram.fault(Fault.server_error(), method="sendMessage")
+    gateway, _ = await stage.start(echo)
+    [task_id] = await stage.write("question")
+    await stage.suspended(task_id, Reason.REPLY_HELD)
+    sending = gateway.hold_at("ledger.outbox_take", "before")
+
+    async def resume() -> None:
+        await stage.operations.resume(task_id, who="another")
+
+    gateway.at("ledger.record_operation", "after", resume)
+    with pytest.raises(StateConflict):
+        await _people(stage, gateway).run_again(task_id, who="operator")
+    sending.open()
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.generation) == (Status.COMPLETED, 0)
+    assert stage.texts() == ["question"]
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+@pytest.mark.failure("G7")
+async def test_of_running_again_and_resuming_at_once_only_the_new_answer_goes_out(stage: Stage):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
+    stage.telegram.fault(Fault.server_error(), method="sendMessage")
+    gateway, _ = await stage.start(echo)
+    [task_id] = await stage.write("question")
+    await stage.suspended(task_id, Reason.REPLY_HELD)
+
+    async def run_again() -> None:
+        await stage.operations.run_again(task_id, who="another")
+
+    gateway.at("ledger.record_operation", "after", run_again)
+    with pytest.raises(StateConflict):
+        await _people(stage, gateway).resume(task_id, who="operator")
+    await stage.said(1)
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.generation) == (Status.COMPLETED, 1)
+    assert stage.texts() == ["question"]
+
+
+def _people(stage: Stage, process: Any) -> Operations:
+    return Operations(process.queue, process.ledger, process.bus, stage.clock)
