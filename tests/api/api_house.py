@@ -71,14 +71,6 @@ async def echo(turn: rise.Turn) -> None:
     await turn.reply(f"you said: {turn.text}")
 
 
-async def eventually(look: Callable[[], Awaitable[Any]], *, seconds: float = 10.0) -> Any:
-    """The first answer of `look` that is something. Over HTTP there is no signal: asked again and again."""
-    async with asyncio.timeout(seconds):
-        while not (found := await look()):
-            await asyncio.sleep(0.02)
-        return found
-
-
 async def talk(port: int, request: bytes, *, seconds: float = 10.0) -> bytes:
     """Send raw bytes, read until the server closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_house import ADMIN, OPERATOR, VIEWER, Work, as_, client_of, echo, eventually, opened
+from api_house import ADMIN, OPERATOR, VIEWER, Work, as_, client_of, echo, opened
 
 import rise
 from rise.api.app import App, build_app
@@ -20,6 +20,7 @@ from rise.runtime.assembly import House
 from rise.runtime.operations import Operations
 from rise.runtime.overload import Load, Overload, OverloadLimits
 from rise.runtime.serving import InProcessWorker
+from rise.testing.waiting import eventually
 from rise.workflows.definition import WorkflowDefinition
 
 APPLY = "/api/workflows/apply"

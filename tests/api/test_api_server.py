@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_house import OPERATOR, SECRET, Work, as_, eventually, opened, talk
+from api_house import OPERATOR, SECRET, Work, as_, opened, talk
 
 import rise
 from rise.api import reading
@@ -19,6 +19,7 @@ from rise.api.server import ApiServer
 from rise.errors import SettingsInvalid
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
+from rise.testing.waiting import eventually
 
 UPDATE = json.dumps(
     {"update_id": 1, "message": {"message_id": 1, "date": 2_000_000_000, "chat": {"id": 42}, "text": "x"}}

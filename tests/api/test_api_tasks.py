@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from api_house import VIEWER, Work, as_, client_of, echo, eventually
+from api_house import VIEWER, Work, as_, client_of, echo
 
 import rise
 from rise.api.app import App
@@ -18,6 +18,7 @@ from rise.envelope import TaskType
 from rise.ledger.port import WorkflowRecord
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
+from rise.testing.waiting import eventually
 
 APPLY = "/api/workflows/apply"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_house import SECRET, Work, as_, echo, eventually, opened
+from api_house import SECRET, Work, as_, echo, opened
 
 import rise
 from rise.api import webchat
@@ -19,6 +19,7 @@ from rise.api.server import ApiServer
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.runtime.serving import InProcessWorker
+from rise.testing.waiting import eventually
 from rise.workflows.definition import WorkflowDefinition
 
 MESSAGES = "/webchat/messages"

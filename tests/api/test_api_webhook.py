@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_house import BOT, SECRET, client_of, eventually, opened
+from api_house import BOT, SECRET, client_of, opened
 
 from rise.api.app import App, build_app
 from rise.api.webhooks import trace_id_of, wait_seconds
@@ -20,6 +20,7 @@ from rise.errors import StoreUnavailable
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.telemetry import refused_total
+from rise.testing.waiting import eventually
 
 PATH = "/telegram/webhook"
 AUTHENTIC = {"X-Telegram-Bot-Api-Secret-Token": SECRET}

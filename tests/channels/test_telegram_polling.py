@@ -12,6 +12,7 @@ from rise.channels.telegram import KINDS, TelegramChannel, TelegramPolling
 from rise.clock import SystemClock
 from rise.errors import CopiesInsufficient
 from rise.testing.telegram import Fault, TelegramStandIn
+from rise.testing.waiting import eventually
 
 TOKEN = "7000000001:stand-in"
 ACCOUNT = "7000000001"
@@ -88,9 +89,7 @@ async def polling(telegram, intake, clock, states) -> AsyncIterator[TelegramPoll
 
 async def until(condition: Callable[[], bool]) -> None:
     """What it is about changes in the stand-in, the intake or the clock: no one signal, so asked again and again."""
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
+    await eventually(condition, seconds=5)
 
 
 def polls(telegram: TelegramStandIn) -> list[dict]:

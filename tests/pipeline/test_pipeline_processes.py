@@ -20,6 +20,7 @@ from rise.runtime.processes import WorkerProcess
 from rise.settings import WORKER_STALL_SECONDS_MIN
 from rise.testing.clock import ManualClock
 from rise.testing.installation import Installation
+from rise.testing.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -109,10 +110,7 @@ class Program:
     async def until(self, holds: Callable[[], Awaitable[Any]], *, seconds: float = 20.0) -> Any:
         """There is no signal to wait for across processes: asked again and again."""
         try:
-            async with asyncio.timeout(seconds):
-                while not (found := await holds()):
-                    await asyncio.sleep(0.05)
-                return found
+            return await eventually(holds, seconds=seconds)
         except TimeoutError:
             raise AssertionError(f"it never came to that; the log:\n{self._rise.log()[-3000:]}") from None
 

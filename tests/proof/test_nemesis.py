@@ -16,6 +16,7 @@ from rise.testing.faults.disk import Disk, DiskRefused, give_back_quota, use_up_
 from rise.testing.faults.nemesis import frozen
 from rise.testing.faults.wall_clock import WallClock
 from rise.testing.installation import Installation
+from rise.testing.waiting import eventually
 
 pytestmark = pytest.mark.req("TST-4")
 
@@ -73,9 +74,7 @@ def stands_still(pid: int) -> bool:
 
 async def until_it_stands_still(pid: int) -> None:
     """The kernel stops it when it next gets to it, and tells nobody but its parent."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not stands_still(pid):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: stands_still(pid), seconds=PATIENCE_SECONDS)
 
 
 # --- processes --------------------------------------------------------------------------------------------

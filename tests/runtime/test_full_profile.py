@@ -15,6 +15,7 @@ import pytest
 from rise.settings import environment_of_another
 from rise.testing.installation import ADMIN_TOKEN, Installation, InstallationEnded
 from rise.testing.servers import RabbitServer, RedisServer
+from rise.testing.waiting import eventually
 
 PATIENCE_SECONDS = 60.0
 BOT = """
@@ -86,10 +87,7 @@ class Caller:
 
 async def until(holds: Callable[[], Awaitable[Any]]) -> Any:
     """Other processes do it: there is no signal to wait for but asking."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not (found := await holds()):
-            await asyncio.sleep(0.1)
-        return found
+    return await eventually(holds, seconds=PATIENCE_SECONDS)
 
 
 @pytest.fixture

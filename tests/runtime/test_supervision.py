@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,16 +19,17 @@ from aiohttp import web
 from rise.bus.port import Topic
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.port import Incoming
-from rise.envelope import DeliveryKey, LaneKey
+from rise.envelope import DeliveryKey, LaneKey, TaskId
 from rise.errors import Busy
 from rise.queue.port import Selection
 from rise.runtime.assembly import House, build
-from rise.runtime.processes import WorkerProcess
+from rise.runtime.processes import Parent, WorkerProcess
 from rise.runtime.serving import InProcessWorker, build_alert_posts, build_supervisor
 from rise.service import Signal
 from rise.settings import load_settings
 from rise.telemetry import worker_restarts_total
 from rise.testing.clock import ManualClock
+from rise.testing.waiting import eventually
 from rise.workflows.definition import WorkflowDefinition
 
 SECRET = "a-secret-of-the-tests"
@@ -163,9 +165,7 @@ async def test_a_worker_within_this_process_can_be_replaced(tmp_path: Path) -> N
         task.cancel()  # it has died in silence
     await worker.restart()
     accepted = await house.intake.accept(incoming(1))
-    async with asyncio.timeout(20):
-        while await house.queue.get(accepted.task_id) is not None:
-            await asyncio.sleep(0.02)
+    await eventually(lambda: is_gone(house, accepted.task_id))
     await worker.stop()
     await closed(house)
 
@@ -201,10 +201,26 @@ async def test_a_worker_process_that_beats_and_does_nothing_can_be_replaced(monk
     await process.stop()
 
 
-async def pid_of(process: WorkerProcess, *, other_than: int | None = None) -> int:
+@pytest.mark.req("WRK-7")
+async def test_a_parent_that_was_killed_with_beats_unread_is_gone_like_any_other() -> None:
+    theirs, ours = socket.socketpair()
+    gone = asyncio.Event()
+    parent = Parent(ours.detach(), ManualClock())
+    parent.watch(gone.set, grace_seconds=86400)
+    parent.beat()
+    await asyncio.to_thread(theirs.recv, 1, socket.MSG_PEEK)  # it has come, and is left unread
+    theirs.close()
     async with asyncio.timeout(10):
-        while process.pid in (None, other_than):
-            await asyncio.sleep(0.01)
+        await gone.wait()
+    await parent.stop()
+
+
+async def is_gone(house: House, task_id: TaskId) -> bool:
+    return await house.queue.get(task_id) is None
+
+
+async def pid_of(process: WorkerProcess, *, other_than: int | None = None) -> int:
+    await eventually(lambda: process.pid not in (None, other_than))
     assert process.pid is not None
     return process.pid
 
