@@ -51,6 +51,7 @@ Accept = Callable[[Incoming], Awaitable[object]]
 
 LOOK_SECONDS: Final = 1.0
 """How often the queue is looked at without a hint."""
+LOOK_AFTER_FAILURE_SECONDS: Final = 3.0
 OUTAGE_SECONDS: Final = 5.0
 """After so long without its store a worker begins again with little."""
 ELSEWHERE_SECONDS: Final = 2.0
@@ -176,7 +177,10 @@ class Worker:
         self._store_failing_since: float | None = None
         self._may_hold_ghosts = False
         self._slow_start = SlowStart()
-        self._looking = Loop("worker", self._look, sleep=clock.sleep, on_error=_report)
+        # Soon after its store is back work goes on: nobody tells a worker that it is.
+        self._looking = Loop(
+            "worker", self._look, sleep=clock.sleep, on_error=_report, pause_seconds_max=LOOK_AFTER_FAILURE_SECONDS
+        )
         self._heartbeat = Loop("worker.heartbeat", self._renew, sleep=clock.sleep, on_error=_report)
 
     @property
