@@ -200,3 +200,18 @@ async def test_startup_health_follows_every_change_without_a_restart(
         await caller.until_startup(200, redis="available", rabbitmq="available")
         assert await caller.ask("all are back") == 200
         assert rise.pid == started_as
+
+
+@pytest.mark.req("CAP-2", "CAP-5", "QUE-5")
+@pytest.mark.failure("C14", "C16")
+async def test_a_full_redis_is_said_while_the_others_accept_and_goes_on_by_itself(
+    tmp_path: Path, stores: Stores, http: aiohttp.ClientSession
+):
+    async with serving(tmp_path, stores) as rise:
+        caller = Caller(http, rise)
+        await caller.until_startup(200, redis="available", rabbitmq="available", worker="available")
+        async with stores.befall(Mishap.REDIS_FULL):
+            await caller.until_startup(200, redis="unavailable", rabbitmq="available")
+            assert await caller.ask("while it is full", waits=False) in (200, 202)
+        await caller.until_startup(200, redis="available")
+        assert await caller.ask("when there is room") == 200

@@ -179,7 +179,7 @@ class _Door:
         data: dict[str, Any] = {"taskId": accepted.task_id, "idempotencyKey": key, "duplicate": not accepted.new}
         try:
             story = await self._operations.story(accepted.task_id)
-        except Unavailable:
+        except (Unavailable, TaskUnknown):  # also while only the other copies hold it
             data |= {"status": "pending", "retry": None, "result": None}
         else:
             whole = shown(story, retry_max=self._house.settings.retry_max)

@@ -69,6 +69,8 @@ async def _redis(redis: RedisDatabase) -> Answer:
         return CapabilityStatus.DEGRADED, f"it may throw messages away ({policy}): set maxmemory-policy to noeviction"
     if facts.get("role") == "slave":
         return CapabilityStatus.UNAVAILABLE, "it is a replica: name its primary, or wait for the failover"
+    if facts.get("maxmemory", "0") != "0" and int(facts.get("used_memory", "0")) >= int(facts["maxmemory"]):
+        return CapabilityStatus.UNAVAILABLE, "it is full: raise maxmemory"
     kept = "its log" if facts.get("aof_enabled") == "1" else "no log of its own (appendonly no)"
     return CapabilityStatus.AVAILABLE, f"answers; over a restart it has {kept}, and the other copies"
 
