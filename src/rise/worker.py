@@ -68,6 +68,8 @@ class WorkerLimits:
     run_seconds: float = 300.0
     stop_seconds: float = 20.0
     history_turns: int = 20
+    recovery_seconds: float = 0.0
+    """After its store was away: so long others have to say which chats are owed earlier messages."""
     abandoned_max: int = 4
     """Functions that went on after their time; beyond this the process should be replaced."""
 
@@ -260,6 +262,8 @@ class Worker:
             await self._queue.hand_back(self._bus.member, keep=list(self._held))
             self._may_hold_ghosts = False
             self._note_store_is_back()
+            if self._limits.recovery_seconds:
+                await self._clock.sleep(self._limits.recovery_seconds)
 
     def _note_store_failure(self) -> None:
         self._store_failed_at = self._clock.monotonic()

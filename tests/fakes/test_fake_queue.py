@@ -51,6 +51,9 @@ class MemoryStage:
     async def empty(self) -> None:
         self.state.empty()
 
+    async def let_debts_lapse(self) -> None:
+        self.pass_time(2)
+
     async def lose_hints(self) -> None:
         # Some lanes gone altogether, some there and silent.
         lanes = self.state.lanes

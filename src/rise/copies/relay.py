@@ -18,8 +18,8 @@ from rise.copies.journals import Journals
 from rise.copies.notes import MIRRORS_LIFE, Notes
 from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, REDIS, Mirror
-from rise.envelope import TaskId
-from rise.errors import StoreUnavailable, Unavailable
+from rise.envelope import LaneKey, TaskId
+from rise.errors import RedisUnavailable, StoreUnavailable, Unavailable
 from rise.service import Loop
 from rise.telemetry import copies_made_up_total, log
 
@@ -29,6 +29,8 @@ CATCH_UP_SECONDS: Final = 0.2
 """Messages wait behind it: those that come while it is caught up with, and those that came before."""
 YOUNG_MS: Final = 4_000
 """So long whoever accepted a message is still handing it to all stores; longer than an acceptance may take."""
+OWED_SECONDS: Final = 45
+"""So long lanes wait for earlier messages of a process that died while it brought them."""
 PAGE: Final = 500
 
 
@@ -92,14 +94,31 @@ class Relay:
         if life is None:
             return
         try:
-            await self._complete_queue(life, self._journals.own, older_than_ms=0)
-            self._notes.queue_is_owed = False
-            # What was accepted between the last look and this moment.
-            await self._complete_queue(life, self._journals.own, older_than_ms=0)
+            await self._bring_what_is_owed(life, self._journals.own)
+        except RedisUnavailable:
+            return  # away again, or too full: the lanes wait, and this is tried again in a moment
         except StoreUnavailable:
             # Without the journal nothing can be brought: queue and mirror have to do.
             self._notes.queue_is_owed = False
             raise
+
+    async def _bring_what_is_owed(self, life: str, journal: Journal) -> None:
+        lanes = await self._lanes_owed(life, journal)
+        # Before anything newer of these lanes is handed out, whichever process accepted it.
+        await self._work.queue.owe(self._bus.member, lanes, seconds=OWED_SECONDS)
+        await self._complete_queue(life, journal, older_than_ms=0)
+        self._notes.queue_is_owed = False
+        # What was accepted between the last look and this moment.
+        await self._complete_queue(life, journal, older_than_ms=0)
+        await self._work.queue.paid(self._bus.member, lanes)
+
+    async def _lanes_owed(self, life: str, journal: Journal) -> set[LaneKey]:
+        lanes: set[LaneKey] = set()
+        after = 0
+        while entries := await journal.lacking("redis", life, limit=PAGE, after=after):
+            lanes |= {entry.task.head.lane for entry in entries}
+            after = entries[-1].number
+        return lanes
 
     async def _queues_life(self) -> str | None:
         """None also while it is away: who asks so often need not say so each time."""

@@ -331,6 +331,17 @@ class RefillableQueue(Queue, Protocol):
         """
         ...
 
+    async def owe(self, member: str, lanes: Collection[LaneKey], *, seconds: int) -> None:
+        """This process has earlier messages of these lanes, accepted while the queue took none, and brings them now.
+
+        Until it has `paid`, or for so long, nothing of them is handed out: what is newer would be answered first.
+        """
+        ...
+
+    async def paid(self, member: str, lanes: Collection[LaneKey]) -> None:
+        """All of them are here."""
+        ...
+
     async def missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
         """Of these, the ones that are neither open here nor known to be finished."""
         ...

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
@@ -95,6 +95,8 @@ def _script(name: str, *shared: str) -> Script:
 
 _ENQUEUE: Final = _script("enqueue")
 _RESTORE: Final = _script("restore")
+_OWE: Final = _script("owe")
+_PAID: Final = _script("paid")
 _BEGIN_LIFE: Final = _script("begin_life")
 _CLAIM: Final = _script("claim")
 _RENEW: Final = _script("renew")
@@ -336,6 +338,14 @@ class RedisQueue:
             )
         )
 
+    async def owe(self, member: str, lanes: Collection[LaneKey], *, seconds: int) -> None:
+        for some in _in_parts(list(lanes)):
+            await self._database.run(_OWE, member, seconds, *some)
+
+    async def paid(self, member: str, lanes: Collection[LaneKey]) -> None:
+        for some in _in_parts(list(lanes)):
+            await self._database.run(_PAID, member, *some)
+
     async def missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
         known = await asyncio.gather(
             *(self._database.execute("EXISTS", TASK + task_id, FINISHED + task_id) for task_id in task_ids)
@@ -394,6 +404,10 @@ class _Offer(msgspec.Struct, frozen=True):
         task = Task(decode_head(columns["head"]), columns["raw"], _progress(columns))
         has_suspended = bool(columns["suspended"])
         return Claim(self.lane, self.channel, self.fence, self.holder, task, self.tasks_left, has_suspended)
+
+
+def _in_parts(lanes: Sequence[LaneKey]) -> Iterator[Sequence[LaneKey]]:
+    return (lanes[at : at + LOOK_AT_ONCE] for at in range(0, len(lanes), LOOK_AT_ONCE))
 
 
 def _depth(

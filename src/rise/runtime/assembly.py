@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
+from typing import Final
 
 from rise.admission import Admission
 from rise.bindings import BindingRegistry
@@ -33,7 +34,7 @@ from rise.copies.notes import Notes
 from rise.copies.open_work import OpenWork
 from rise.copies.port import Mirror
 from rise.copies.rabbitmq import RabbitMirror
-from rise.copies.relay import Relay
+from rise.copies.relay import CATCH_UP_SECONDS, Relay
 from rise.copies.slots import Slots
 from rise.delivery import DeliveryLimits, Sender
 from rise.errors import RedisForeign, StoreLocked, Unavailable
@@ -56,6 +57,8 @@ from rise.worker import Texts, Worker, WorkerLimits
 from rise.workflows.definition import WorkflowDefinition
 
 DEFAULT_ACCOUNT = "default"
+RECOVERY_SECONDS: Final = 5 * CATCH_UP_SECONDS
+"""Whoever accepted while Redis was away has said by then which chats it owes earlier messages."""
 
 OnTrouble = Callable[[str], Callable[[Unavailable | None], None]]
 """For the name of a store: what hears why it cannot be used, and None when it can again."""
@@ -376,6 +379,7 @@ def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> W
             run_seconds=settings.run_seconds,
             stop_seconds=settings.stop_seconds,
             history_turns=settings.history_turns,
+            recovery_seconds=0.0 if house.stores.full is None else RECOVERY_SECONDS,
         ),
         texts=Texts(workflow_missing=settings.workflow_missing_message, failed=settings.failed_message),
     )

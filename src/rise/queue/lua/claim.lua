@@ -38,7 +38,7 @@ end
 local function due_head(lane, channel)
   take_from_the_lost(lane)
   local head = head_of(lane)
-  if head and tonumber(head.due) <= now then return head end
+  if head and tonumber(head.due) <= now and not is_owed(lane) then return head end
   let_go(lane, channel)
 end
 

@@ -21,6 +21,8 @@ local LANE = Q .. 'lane:'              -- hash of a lane: channel, holder, fence
 local READY = Q .. 'ready:'            -- per channel, since when its lanes wait to be claimed, or from when they may be
 local CLAIMS = Q .. 'claims'           -- lanes that somebody holds, by how long
 local IDLE = Q .. 'idle'               -- lanes with nothing to do, by since when
+local OWED = Q .. 'owed:'              -- per lane, the processes that have earlier messages of it, not brought yet
+local OWED_LOOK_MS = 200               -- so soon a lane that is owed something is looked at again
 local FENCE = Q .. 'fence'             -- the last one given out
 local RECEIPTS = Q .. 'receipts'       -- delivery key → task, checksum of the body, when
 local RECEIPT_KEYS = Q .. 'receipts:keys'
@@ -256,10 +258,16 @@ local function head_of(lane)
   end
 end
 
+local function is_owed(lane)
+  return call('EXISTS', OWED .. lane) == 1
+end
+
 local function let_go(lane, channel)
   free(lane)
   local head = head_of(lane)
-  set_ready(lane, channel, head and math.max(tonumber(head.due), now))
+  local at = head and math.max(tonumber(head.due), now)
+  if at and is_owed(lane) then at = math.max(at, now + OWED_LOOK_MS) end
+  set_ready(lane, channel, at)
 end
 
 -- Grows with every claim ever given out, also over the loss of what was written last, because time went on.

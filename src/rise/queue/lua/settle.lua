@@ -31,7 +31,7 @@ even_when_full()
 local task = load(id)
 if task and task.status == 'processing' then settle[settlement](task) end
 local head = head_of(lane)
-if not head or tonumber(head.due) > now or tasks_left == 0 or tonumber(head.deaths) >= deaths_suspect then
+if not head or tonumber(head.due) > now or tasks_left == 0 or is_owed(lane) or tonumber(head.deaths) >= deaths_suspect then
   let_go(lane, channel)
   return false
 end

@@ -31,6 +31,14 @@ class RefillingStage(Protocol):
         """Everything in it is lost, behind everybody's back."""
         ...
 
+    def pass_time(self, seconds: float) -> None:
+        """On the store's clock."""
+        ...
+
+    async def let_debts_lapse(self) -> None:
+        """Longer than a second, also where the store counts it by itself."""
+        ...
+
 
 async def begin(queue: RefillableQueue) -> str:
     """All that is open is in it."""
@@ -154,6 +162,41 @@ class RefillingConformance:
         claim = await claim_one(queue)
         assert (number_of(claim.task), claim.task.progress.generation) == (1, 1)
         assert (await queue.depth()).by_status == {"processing": 1}
+
+    @pytest.mark.req("CPY-4", "QUE-2")
+    @pytest.mark.failure("C11", "C14")
+    async def test_a_lane_that_is_owed_earlier_messages_hands_out_nothing_until_they_are_there(
+        self, stage: RefillingStage
+    ) -> None:
+        queue, other = stage.queue, await stage.another()
+        await begin(queue)
+        await queue.enqueue(delivery(1, chat="1"))
+        held = await claim_one(queue)
+        await queue.enqueue(delivery(5, chat="1"))
+        await queue.enqueue(delivery(6, chat="2"))
+        lane = held.lane
+        await queue.owe("a", [lane], seconds=30)
+        await other.owe("b", [lane], seconds=30)
+        assert await queue.settle(held, held.task, Finished()) is None, "the fifth is not the next"
+        [elsewhere] = await claim_all(queue)
+        assert number_of(elsewhere.task) == 6
+        await queue.restore([delivery(2, chat="1")])
+        await queue.paid("a", [lane])
+        stage.pass_time(1)
+        assert await claim_all(queue) == [], "another still owes it something"
+        await other.restore([delivery(3, chat="1")])
+        await other.paid("b", [lane])
+        stage.pass_time(1)
+        assert await run_everything(queue) == [2, 3, 5]
+
+    @pytest.mark.req("CPY-4", "QUE-3")
+    async def test_what_is_owed_by_who_died_is_not_waited_for_for_ever(self, stage: RefillingStage) -> None:
+        await begin(stage.queue)
+        await stage.queue.enqueue(delivery(1))
+        await stage.queue.owe("dies", [delivery(1).head.lane], seconds=1)
+        assert await claim_all(stage.queue) == []
+        await stage.let_debts_lapse()
+        assert await run_everything(stage.queue) == [1]
 
     @pytest.mark.failure("M6", "D8")
     async def test_what_is_missing_is_neither_open_nor_finished(self, queue: RefillableQueue) -> None:

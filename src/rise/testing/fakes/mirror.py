@@ -150,7 +150,8 @@ class MemoryMirror(MemoryStore):
 
     def _let_go(self, looks: Sequence[Look]) -> None:
         for look in looks:
-            self._state.copies.remove(look.tag.copy)
+            if look.tag.copy in self._state.copies:  # or the queue was purged while it was handed out
+                self._state.copies.remove(look.tag.copy)
             look.tag.copy.taken = None
         if any(look.is_parked for look in looks):
             self._end_looking(parked=True)

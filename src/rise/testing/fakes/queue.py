@@ -47,6 +47,7 @@ from rise.testing.fakes.store import MemoryStore
 
 _RUNNABLE: Final = (Status.PENDING, Status.PROCESSING)
 _FIRST: Final = Order(0, 0)
+OWED_LOOK_MS: Final = 200
 
 
 @dataclass(slots=True)
@@ -105,6 +106,8 @@ class MemoryQueueState:
     fences: int = 0
     duplicates: int = 0
     out_of_order: int = 0
+    owed: dict[LaneKey, dict[str, int]] = field(default_factory=dict)
+    """Per lane, who has earlier messages of it, and until when that is waited for."""
     life: str | None = None
     lives: int = 0
     refill: str | None = None
@@ -205,7 +208,7 @@ class MemoryQueue(MemoryStore):
         """The first task of a lane that nobody has any more; None if nothing is to be done in it now."""
         self._take_from_the_lost(lane, now, forgiving)
         head = self._head_of(lane)
-        if head is None or head.progress.due_at_ms > now:
+        if head is None or head.progress.due_at_ms > now or self._is_owed(lane, now):
             self._let_go(lane, now)
             return None
         return head
@@ -259,7 +262,8 @@ class MemoryQueue(MemoryStore):
         if running is not None and running.progress.status is Status.PROCESSING:
             self._end(running, settlement, now)
         head = self._head_of(lane)
-        if head is None or head.progress.due_at_ms > now or claim.tasks_left == 0 or self._is_suspect(head):
+        is_over = head is None or head.progress.due_at_ms > now or claim.tasks_left == 0
+        if head is None or is_over or self._is_suspect(head) or self._is_owed(lane, now):
             self._let_go(lane, now)
             return None
         self._run(lane, head, now)
@@ -520,6 +524,25 @@ class MemoryQueue(MemoryStore):
     async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
         return [task.head.task_id for task in tasks if await self._through("restore", partial(self._restore, task))]
 
+    async def owe(self, member: str, lanes: Collection[LaneKey], *, seconds: int) -> None:
+        await self._through("owe", lambda: self._owe(member, lanes, seconds))
+
+    def _owe(self, member: str, lanes: Collection[LaneKey], seconds: int) -> None:
+        until = self.now_ms() + seconds * 1000
+        for lane in lanes:
+            # As one: who owes last says for how long all are waited for.
+            self._state.owed[lane] = dict.fromkeys([*self._state.owed.get(lane, {}), member], until)
+
+    async def paid(self, member: str, lanes: Collection[LaneKey]) -> None:
+        await self._through("paid", lambda: self._paid(member, lanes))
+
+    def _paid(self, member: str, lanes: Collection[LaneKey]) -> None:
+        for lane in lanes:
+            self._state.owed.get(lane, {}).pop(member, None)
+
+    def _is_owed(self, lane: Lane, now: int) -> bool:
+        return any(until > now for until in self._state.owed.get(lane.key, {}).values())
+
     async def missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
         return await self._through("missing", lambda: self._missing(task_ids))
 
@@ -558,6 +581,8 @@ class MemoryQueue(MemoryStore):
         head = self._head_of(lane)
         lane.holder, lane.touched_at_ms = None, now
         lane.ready_at_ms = None if head is None else max(head.progress.due_at_ms, now)
+        if lane.ready_at_ms is not None and self._is_owed(lane, now):
+            lane.ready_at_ms = max(lane.ready_at_ms, now + OWED_LOOK_MS)
 
     def _held_lane(self, claim: Claim) -> Lane | None:
         """The claim's lane as long as nobody else has had it, even if the claim has lapsed."""
