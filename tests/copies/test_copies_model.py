@@ -153,7 +153,7 @@ class Storm(RuleBasedStateMachine):
     @precondition(lambda self: self.others_hold("mirror"))
     @rule()
     def the_mirror_is_purged(self) -> None:
-        self.world.mirror.copies.clear()
+        self.world.mirror.empty()
 
     @precondition(lambda self: self.world.queue.tasks)
     @rule(data=st.data())

@@ -296,7 +296,7 @@ async def test_a_journal_that_cannot_be_read_is_waited_for_and_then_not(
     await kept(other, installation, 2)
     number = process.journals.own.number
     installation.queue.empty()
-    installation.mirror.copies.clear()
+    installation.mirror.empty()
     read = keeper_module.Journal.last_number
 
     async def unreadable(journal):
@@ -337,7 +337,7 @@ async def test_a_mirror_that_was_emptied_gets_its_copies_again(installation: Ins
     await process.round()
     await other.round()
     await rounds(process)
-    installation.mirror.copies.clear()
+    installation.mirror.empty()
     with capture_logs() as logs:
         await rounds(process, seconds=COUNT_SECONDS)
         assert events(logs, "copies.lost") == [], "it may have been a moment between two counts"
@@ -375,7 +375,7 @@ async def test_a_journal_that_cannot_be_read_hides_nothing_of_the_others(
     await kept(other, installation, 2)
     await process.round()
     await other.round()
-    installation.mirror.copies.clear()
+    installation.mirror.empty()
     number, read = other.journals.own.number, keeper_module.Journal.last_number
 
     async def unreadable(journal):

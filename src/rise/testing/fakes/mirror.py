@@ -52,6 +52,12 @@ class MemoryMirrorState:
         self.copies.append(copy)
         self.wake()
 
+    def empty(self) -> None:
+        """Its queues were deleted: everything in them is lost, and what was handed out is void."""
+        for copy in self.copies:
+            copy.taken = None
+        self.copies.clear()
+
     def wake(self) -> None:
         for signal in self.waiting:
             signal.set()
@@ -150,8 +156,7 @@ class MemoryMirror(MemoryStore):
 
     def _let_go(self, looks: Sequence[Look]) -> None:
         for look in looks:
-            if look.tag.copy in self._state.copies:  # or the queue was purged while it was handed out
-                self._state.copies.remove(look.tag.copy)
+            self._state.copies.remove(look.tag.copy)
             look.tag.copy.taken = None
         if any(look.is_parked for look in looks):
             self._end_looking(parked=True)

@@ -57,7 +57,7 @@ class Losses:
                 self._lose_a_record()
             case FaultKind.RABBIT_EMPTIED:
                 self._end_connections(world.host.processes)
-                world.broker.copies.clear()
+                world.broker.empty()
                 self.checker.lost("rabbitmq")
             case FaultKind.RABBIT_GONE:
                 self._end_connections(struck)
