@@ -28,7 +28,7 @@ async def kept(process: Process, installation: Installation, *numbers: int) -> l
 
 
 def held(installation: Installation) -> int:
-    return sum(copy.holder is not None for copy in installation.mirror.copies)
+    return sum(copy.taken is not None for copy in installation.mirror.copies)
 
 
 def where(installation: Installation) -> tuple[int, int]:
@@ -259,7 +259,7 @@ async def test_to_look_through_is_not_over_while_somebody_else_looks(installatio
     process, other = await installation.process(), await installation.process()
     await kept(process, installation, 1)
     await reaper_of(other).look()
-    installation.mirror.copies[0].holder = None  # counted, and handed out to nobody here
+    installation.mirror.copies[0].taken = None  # counted, and handed out to nobody here
     with pytest.raises(RabbitUnavailable):
         await reaper_of(process).look_through()
     await reaper_of(other).let_go()
