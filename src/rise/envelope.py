@@ -9,7 +9,6 @@ Refuses: a head of a newer schema, or one that is torn (`EnvelopeMalformed`), be
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import itertools
 import secrets
@@ -130,8 +129,14 @@ def notice_id_of(*parts: str) -> ReplyId:
 
 
 def _base32(named: bytes) -> str:
-    """26 characters, 130 bits, of the SHA-256; only the bytes that show are encoded."""
-    return base64.b32encode(hashlib.sha256(named).digest()[:17])[:26].decode().lower()
+    """26 characters, 130 bits, of the SHA-256."""
+    bits = int.from_bytes(hashlib.sha256(named).digest()[:17], "big") >> 6
+    return "".join([_TWO_OF_BASE32[bits >> shift & 1023] for shift in range(120, -1, -10)])
+
+
+_BASE32: Final = "abcdefghijklmnopqrstuvwxyz234567"
+_TWO_OF_BASE32: Final = [first + second for first in _BASE32 for second in _BASE32]
+"""Two characters, ten bits, at a time: in half the time of the standard library, for every message has an id."""
 
 
 def new_key() -> str:

@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pamqp import commands, exceptions
+from pamqp.frame import unmarshal
+from pamqp.header import ContentHeader
 
 from rise.clock import SystemClock
-from rise.connections.amqp import Address, AmqpChannel, AmqpConnection, Message, Refused
+from rise.connections.amqp import Address, AmqpChannel, AmqpConnection, Message, Refused, header_frame
 from rise.connections.rabbitmq import Rabbit, Topology, rabbit_errors
 from rise.envelope import new_key
 from rise.errors import RabbitUnavailable, Unavailable
@@ -80,6 +82,18 @@ def test_every_error_on_the_way_becomes_ours(kind: type[Exception]):
 
 def test_every_word_with_which_rabbitmq_ends_something_has_a_class():
     assert all(issubclass(kind, exceptions.PAMQPException) for kind in exceptions.CLASS_MAPPING.values())
+
+
+@pytest.mark.req("CPY-1")
+@pytest.mark.parametrize("headers", [{}, {"task_id": "t_ä", "kept_at_ms": 1_700_000_000_000, "small": 1, "is": True}])
+def test_what_goes_before_a_body_reads_as_the_protocol_says(headers: dict[str, Any]):
+    sent = Message("exchange", "key", b"x" * 70_000, new_key(), headers)
+    frame = header_frame(7, sent)
+    length, number, header = unmarshal(frame)
+    assert (length, number) == (len(frame), 7)
+    assert isinstance(header, ContentHeader) and header.body_size == len(sent.body)
+    read = (header.properties.delivery_mode, header.properties.message_id, header.properties.headers)
+    assert read == (2, sent.message_id, headers)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,6 +27,8 @@ from pamqp import commands, exceptions
 from pamqp.base import Frame
 from pamqp.body import ContentBody
 from pamqp.common import FieldTable
+from pamqp.encode import encode_table_value as table_value
+from pamqp.encode import short_string
 from pamqp.frame import marshal, unmarshal
 from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
@@ -35,6 +38,14 @@ from rise.service import cancel_all, spawn
 
 HEARTBEAT_SECONDS: Final = 10
 _FRAME_OVERHEAD_BYTES: Final = 8
+_FRAME_START: Final = struct.Struct(">BHI")
+_FRAME_END: Final = b"\xce"
+_HEADER_FRAME: Final = 2
+_HEADER_START: Final = struct.Struct(">HHQH")
+_BASIC: Final = 60
+_HEADERS_MODE_AND_ID: Final = 1 << 13 | 1 << 12 | 1 << 7
+"""The properties that are there, each a bit."""
+_PERSISTENT: Final = b"\x02"
 _PORTS: Final = {"amqp": 5672, "amqps": 5671}
 
 Table: TypeAlias = FieldTable
@@ -337,11 +348,8 @@ class AmqpChannel:
     def _frames(self, messages: Iterable[Message]) -> Iterable[bytes]:
         chunk = self.connection.frame_bytes_max - _FRAME_OVERHEAD_BYTES
         for message in messages:
-            properties = commands.Basic.Properties(
-                delivery_mode=2, message_id=message.message_id, headers=message.headers or None
-            )
             yield _publish_frame(self.number, message.exchange, message.routing_key)
-            yield marshal(ContentHeader(body_size=len(message.body), properties=properties), self.number)
+            yield header_frame(self.number, message)
             for at in range(0, len(message.body), chunk):
                 yield marshal(ContentBody(message.body[at : at + chunk]), self.number)
 
@@ -415,6 +423,35 @@ class AmqpChannel:
 @lru_cache(maxsize=64)
 def _publish_frame(number: int, exchange: str, routing_key: str) -> bytes:
     return marshal(commands.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True), number)
+
+
+def header_frame(number: int, message: Message) -> bytes:
+    """What pamqp makes of its properties, for a fifth of the CPU: it is done for every message."""
+    table = b"".join(_table_entry(name, value) for name, value in message.headers.items())
+    message_id = message.message_id.encode()
+    payload = b"".join(
+        (
+            _HEADER_START.pack(_BASIC, 0, len(message.body), _HEADERS_MODE_AND_ID),
+            len(table).to_bytes(4, "big"),
+            table,
+            _PERSISTENT,
+            len(message_id).to_bytes(1, "big"),
+            message_id,
+        )
+    )
+    return b"".join((_FRAME_START.pack(_HEADER_FRAME, number, len(payload)), payload, _FRAME_END))
+
+
+def _table_entry(name: str, value: Any) -> bytes:
+    if isinstance(value, str):
+        text = value.encode()
+        return b"".join((_short(name), b"S", len(text).to_bytes(4, "big"), text))
+    return _short(name) + table_value(value)
+
+
+@lru_cache(maxsize=64)
+def _short(name: str) -> bytes:
+    return short_string(name)
 
 
 @dataclass(slots=True)

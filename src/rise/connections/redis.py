@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 import redis.asyncio
+from hiredis import pack_command
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -302,7 +303,9 @@ class _Link:
         """The answers; a command that was refused has its error for an answer."""
         try:
             connection = await self._connected()
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            # Packed in C: redis-py's own way costs three times as much, and is of use for more than we send.
+            packed = [pack_command(tuple(command)) for command in commands]  # type: ignore[arg-type]
+            await connection.send_packed_command(packed, check_health=False)
             return [await _answer(connection) for _ in commands]
         except BaseException:
             await self.close()
