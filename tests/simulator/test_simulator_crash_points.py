@@ -19,6 +19,7 @@ from rise.testing.simulator.people import Act, Doing
 from rise.testing.simulator.run import Outcome, Plan, simulate
 
 READS = {
+    "ledger.identity",
     *("queue.get", "queue.list_open", "queue.resumable", "queue.suspended_routes", "queue.receipts", "queue.depth"),
     *("queue.longest_lanes", "ledger.run", "ledger.latest_run", "ledger.archived", "ledger.finished_among"),
     *("ledger.steps", "ledger.attempts", "ledger.history", "ledger.outbox_depth", "ledger.replies"),
