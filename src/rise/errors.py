@@ -203,6 +203,12 @@ class RabbitMisconfigured(RabbitUnavailable):
     code = "rabbitmq_misconfigured"
 
 
+class RedisFull(RedisUnavailable):
+    """Redis has no room for more; what is in it can be worked off all the same."""
+
+    code = "redis_full"
+
+
 class QueueOwed(RedisUnavailable):
     """Redis answers, but earlier messages are brought to it first, so that no chat is answered out of order."""
 

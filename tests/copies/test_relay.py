@@ -94,7 +94,7 @@ async def test_without_its_journal_a_process_owes_the_queue_nothing(installation
 
     own = process.journals.own
     with monkeypatch.context() as broken:
-        for name in ("keep", "lacking", "note"):
+        for name in ("keep", "lacking", "note", "last_number"):
             broken.setattr(own, name, away)
         with pytest.raises(StoreUnavailable):
             await process.relay.catch_up()

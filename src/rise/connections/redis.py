@@ -25,7 +25,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from rise.clock import Clock
-from rise.errors import RedisForeign, RedisUnavailable, StoreCorrupt, Unavailable
+from rise.errors import RedisForeign, RedisFull, RedisUnavailable, StoreCorrupt, Unavailable
 from rise.service import spawn
 
 Argument: TypeAlias = str | bytes | int
@@ -35,6 +35,15 @@ ANSWER_SECONDS: Final = 1.25
 BATCH_MAX: Final = 500
 
 OWNER: Final = "{rise}:owner"
+LIFE: Final = "{rise}:life"
+"""Names what the queue holds; as long as it is missing nothing is handed out."""
+RUN: Final = "{rise}:run"
+_NOTE_RUN: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return 0 end
+redis.call('DEL', KEYS[2])
+redis.call('SET', KEYS[1], ARGV[1])
+return 1
+"""
 CLOCK_KEY: Final = "{rise}:clock"
 SEEN_EVERY_MS: Final = 1000
 """How exactly it is kept what time the store's clock has reached."""
@@ -64,7 +73,6 @@ _BY_CLASS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (redis.exceptions.AuthenticationError, "Redis refuses the credentials in its URL"),
     (redis.exceptions.AuthorizationError, "Redis refuses the credentials in its URL"),
     (redis.exceptions.NoPermissionError, "the user of Redis may not run what Rise needs: check its ACL"),
-    (redis.exceptions.OutOfMemoryError, "Redis is full: raise maxmemory"),
     (redis.exceptions.ReadOnlyError, "this Redis is a replica: name its primary, or wait for the failover"),
     (redis.exceptions.NoScriptError, "Redis forgets its scripts as soon as they are loaded"),
     (redis.exceptions.ClusterDownError, "the Redis cluster is down or in failover"),
@@ -94,6 +102,8 @@ def _meaning(error: Exception) -> Unavailable:
     code = str(error).split(" ", 1)[0]  # the first word of a refusal is its code, not prose
     if code == "WRONGTYPE":
         return StoreCorrupt(f"somebody else has written to Rise's keys in Redis: {error}")
+    if isinstance(error, redis.exceptions.OutOfMemoryError):
+        return RedisFull("Redis is full: raise maxmemory")
     for kind, meaning in _BY_CLASS:
         if isinstance(error, kind):
             return RedisUnavailable(meaning)
@@ -171,12 +181,21 @@ class RedisDatabase:
     async def _greet(self, link: _Link) -> None:
         if self._owner is None:
             return
-        _, owner = await link.exchange([("SET", OWNER, self._owner, "NX"), ("GET", OWNER)])
+        _, owner, server = await link.exchange([("SET", OWNER, self._owner, "NX"), ("GET", OWNER), ("INFO", "server")])
         if isinstance(owner, bytes) and owner.decode("utf-8", "replace") != self._owner:
             raise RedisForeign(
                 "this Redis holds the work of another installation, whose results are in another ledger: name another "
                 "database of it (redis://…/1), or run all processes on that one's RISE_DATA_DIR"
             )
+
+        await self._note_run(link, _run_id(server))
+
+    async def _note_run(self, link: _Link, run_id: str) -> None:
+        """A server that was started anew, or has taken another's place, may lack what was written last: nothing is
+        handed out before it was filled again. Whoever reaches it first says so, before anything else."""
+        [answer] = await link.exchange([("EVAL", _NOTE_RUN, 2, RUN, LIFE, run_id)])
+        if isinstance(answer, Exception):
+            raise answer
 
     async def open(self) -> None:
         """Learn the time. Raises `RedisUnavailable`; the next call tries again by itself."""
@@ -325,6 +344,11 @@ class _Link:
             await self._connection.connect()
             await self._greet(self)
         return self._connection
+
+
+def _run_id(info: Any) -> str:
+    lines = info.decode("utf-8", "replace").splitlines() if isinstance(info, bytes) else []
+    return next((line.partition(":")[2] for line in lines if line.startswith("run_id:")), "unknown")
 
 
 async def _is_over(connection: Any) -> bool:

@@ -17,7 +17,7 @@ from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, Mirror
 from rise.copies.reaper import Reaper
 from rise.copies.slots import Slots
-from rise.errors import RabbitUnavailable, StoreUnavailable, Unavailable
+from rise.errors import RabbitUnavailable, RedisFull, StoreUnavailable, Unavailable
 from rise.ledger.port import Office
 from rise.offices import OfficeClaim
 from rise.service import Loop
@@ -102,7 +102,7 @@ class Keeper:
             self._refilling_since = self._clock.monotonic()
             log.warning("queue.emptied", consequence="nothing is handed out until all that is open is back in it")
         refill = await self._work.queue.begin_refill()
-        brought = await self._bring_from_journals() + await self._bring_from_mirror()
+        brought = await self._bring_all()
         if await self._work.queue.begin_life(refill) is None:
             log.warning("queue.emptied_again", consequence="what was brought is lost, and brought again")
             return 0
@@ -110,6 +110,19 @@ class Keeper:
         log.info("queue.rehydrated", count=brought)
         self._bus.publish(Topic.LANES_READY)
         return brought
+
+    async def _bring_all(self) -> int:
+        try:
+            return await self._bring_from_journals() + await self._bring_from_mirror()
+        except RedisFull as error:
+            # Waiting for room would be for ever: only what is handed out makes room.
+            log.error(
+                "queue.rehydrated_in_part",
+                without="what Redis has no room for",
+                error=error,
+                consequence="work goes on with what is in it; the rest comes as room is made, and may be out of order",
+            )
+            return 0
 
     async def _bring_from_journals(self) -> int:
         async with AsyncExitStack() as stack:

@@ -53,8 +53,8 @@ class CopiesPolicy:
         return head.channel in self.same_body_required or head.task_type is TaskType.MESSAGE_SEND
 
     def is_enough(self, held: Mapping[str, Any]) -> bool:
-        # Of two stores one is always synced, being the journal or the mirror; one alone is the journal.
-        return len(held) >= self.copies_min and (JOURNAL in held or not self.journal_required)
+        is_synced = JOURNAL in held or (RABBITMQ in held and not self.journal_required)
+        return is_synced and len(held) >= self.copies_min
 
 
 class Copies:
@@ -252,7 +252,8 @@ class _Keeping:
             _resolve(self.queues_word)
         if self.has_word or self._failed.keys() >= {REDIS, JOURNAL}:
             _resolve(self.any_word)
-        if REDIS in self._failed and JOURNAL in self._held:
+        refusal = self._failed.get(REDIS)
+        if refusal is not None and not isinstance(refusal, QueueOwed) and JOURNAL in self._held:
             self._on_owed()
         if self._policy.is_enough(self._held):
             if self.queues_word.done():

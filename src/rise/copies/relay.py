@@ -29,6 +29,9 @@ CATCH_UP_SECONDS: Final = 0.2
 """Messages wait behind it: those that come while it is caught up with, and those that came before."""
 YOUNG_MS: Final = 4_000
 """So long whoever accepted a message is still handing it to all stores; longer than an acceptance may take."""
+CATCH_UP_ROUNDS_MAX: Final = 20
+FEW: Final = 200
+LOOKS_BEHIND: Final = 5
 OWED_SECONDS: Final = 45
 """So long lanes wait for earlier messages of a process that died while it brought them."""
 PAGE: Final = 500
@@ -55,6 +58,7 @@ class Relay:
         self._mirror = mirror
         self._bus = bus
         self._clock = clock
+        self._looks_behind = 0
         self._loops = [
             self._every("relay.note", NOTE_SECONDS, self.note),
             self._every("relay.catch_up", CATCH_UP_SECONDS, self.catch_up),
@@ -65,6 +69,7 @@ class Relay:
             self._loops.append(self._every("relay.mirror", ROUND_SECONDS, self.complete_mirror))
 
     async def start(self) -> None:
+        self._notes.queue_is_owed = True  # a former process may have left something in the slot that is now this one's
         for loop in self._loops:
             await loop.start()
 
@@ -90,32 +95,50 @@ class Relay:
 
     async def catch_up(self) -> None:
         """After the queue was away: what this process accepted meanwhile, in order, before anything newer."""
-        life = await self._queues_life() if self._notes.queue_is_owed else None
-        if life is None:
+        is_owed = self._notes.queue_is_owed
+        if (not is_owed and not self._looks_behind) or (life := await self._queues_life()) is None:
             return
         try:
-            await self._bring_what_is_owed(life, self._journals.own)
+            journal = self._journals.own
+            if is_owed:
+                await self._bring_all_that_is_owed(life, journal)
+            # Who was sent behind the others in the last moment is on his way into the journal still.
+            self._looks_behind -= 1
+            await self._complete_queue(life, journal, older_than_ms=0, last=await journal.last_number())
         except RedisUnavailable:
             return  # away again, or too full: the lanes wait, and this is tried again in a moment
         except StoreUnavailable:
-            # Without the journal nothing can be brought: queue and mirror have to do.
-            self._notes.queue_is_owed = False
+            await self._go_on_without_journal()
             raise
 
-    async def _bring_what_is_owed(self, life: str, journal: Journal) -> None:
-        lanes = await self._lanes_owed(life, journal)
+    async def _bring_all_that_is_owed(self, life: str, journal: Journal) -> None:
+        for _ in range(CATCH_UP_ROUNDS_MAX):
+            if await self._bring_what_is_owed(life, journal) < FEW:
+                break
+        self._notes.queue_is_owed = False
+        self._looks_behind = LOOKS_BEHIND
+
+    async def _go_on_without_journal(self) -> None:
+        """Queue and mirror have to do, if it is the journal that cannot be read and not the ledger."""
+        try:
+            await self._journals.own.last_number()
+        except StoreUnavailable:
+            self._notes.queue_is_owed = False
+
+    async def _bring_what_is_owed(self, life: str, journal: Journal) -> int:
+        """What is there now; what is kept meanwhile waits for this to end. Returns how many those are."""
+        last = await journal.last_number()
+        lanes = await self._lanes_owed(life, journal, last)
         # Before anything newer of these lanes is handed out, whichever process accepted it.
         await self._work.queue.owe(self._bus.member, lanes, seconds=OWED_SECONDS)
-        await self._complete_queue(life, journal, older_than_ms=0)
-        self._notes.queue_is_owed = False
-        # What was accepted between the last look and this moment.
-        await self._complete_queue(life, journal, older_than_ms=0)
+        await self._complete_queue(life, journal, older_than_ms=0, last=last)
         await self._work.queue.paid(self._bus.member, lanes)
+        return await journal.last_number() - last
 
-    async def _lanes_owed(self, life: str, journal: Journal) -> set[LaneKey]:
+    async def _lanes_owed(self, life: str, journal: Journal, last: int) -> set[LaneKey]:
         lanes: set[LaneKey] = set()
         after = 0
-        while entries := await journal.lacking("redis", life, limit=PAGE, after=after):
+        while after < last and (entries := await journal.lacking("redis", life, limit=PAGE, after=after)):
             lanes |= {entry.task.head.lane for entry in entries}
             after = entries[-1].number
         return lanes
@@ -127,11 +150,20 @@ class Relay:
         except Unavailable:
             return None
 
-    async def _complete_queue(self, life: str, journal: Journal, *, older_than_ms: int = YOUNG_MS) -> None:
-        while entries := await journal.lacking("redis", life, limit=PAGE, older_than_ms=older_than_ms):
+    async def _complete_queue(
+        self, life: str, journal: Journal, *, older_than_ms: int = YOUNG_MS, last: int | None = None
+    ) -> None:
+        after = 0
+        while (last is None or after < last) and (
+            entries := await journal.lacking("redis", life, limit=PAGE, older_than_ms=older_than_ms, after=after)
+        ):
+            after = entries[-1].number
             restored = await self._work.restore([entry.task for entry in entries])
-            await journal.note([run_of(entry.task).run for entry in entries], "redis", life)
             self._report(REDIS, restored)
+            try:
+                await journal.note([run_of(entry.task).run for entry in entries], "redis", life)
+            except StoreUnavailable:
+                continue  # on a disk that takes no writes the next page is brought all the same
 
     async def complete_mirror(self) -> None:
         await self._in_each_journal(self._complete_mirror)

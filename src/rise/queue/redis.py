@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rise.connections.redis import Argument, RedisDatabase, Script
+from rise.connections.redis import LIFE, Argument, RedisDatabase, Script
 from rise.envelope import (
     Head,
     LaneKey,
@@ -65,13 +65,13 @@ TOMBSTONE_SECONDS: Final = 72 * 3600
 """How long it is remembered of a task that it is finished: as long as the key of an update."""
 LOOK_AT_ONCE: Final = 200
 """How much one script looks through: a millisecond or two, in which nothing else is done for anybody."""
+RESTORE_BYTES_MAX: Final = 8 << 20
 TIES_MAX: Final = 100
 HINT_SECONDS: Final = 600
 """After this, nobody follows a hint that somebody has read."""
 SWEEPER: Final = "sweeper"
 HINTS: Final = "{rise}:queue:tasks"
 GROUP: Final = "workers"
-LIFE: Final = "{rise}:life"
 REFILL: Final = "{rise}:refill"
 TASK: Final = "{rise}:queue:task:"
 FINISHED: Final = "{rise}:queue:finished:"
@@ -315,8 +315,11 @@ class RedisQueue:
         await self._database.execute("DEL", LIFE)
 
     async def restore(self, tasks: Sequence[NewTask]) -> list[TaskId]:
-        restored = await asyncio.gather(*(self._restore(task) for task in tasks))
-        return [task.head.task_id for task, was_missing in zip(tasks, restored, strict=True) if was_missing]
+        brought: list[TaskId] = []
+        for some in _in_bites(tasks):
+            were_missing = await asyncio.gather(*(self._restore(task) for task in some))
+            brought += [task.head.task_id for task, missing in zip(some, were_missing, strict=True) if missing]
+        return brought
 
     async def _restore(self, task: NewTask) -> bool:
         head = task.head
@@ -404,6 +407,20 @@ class _Offer(msgspec.Struct, frozen=True):
         task = Task(decode_head(columns["head"]), columns["raw"], _progress(columns))
         has_suspended = bool(columns["suspended"])
         return Claim(self.lane, self.channel, self.fence, self.holder, task, self.tasks_left, has_suspended)
+
+
+def _in_bites(tasks: Sequence[NewTask]) -> Iterator[list[NewTask]]:
+    """As many at once as one pipeline carries well within its deadline, however large they are."""
+    bite: list[NewTask] = []
+    size = 0
+    for task in tasks:
+        if bite and size + len(task.raw) > RESTORE_BYTES_MAX:
+            yield bite
+            bite, size = [], 0
+        bite.append(task)
+        size += len(task.raw)
+    if bite:
+        yield bite
 
 
 def _in_parts(lanes: Sequence[LaneKey]) -> Iterator[Sequence[LaneKey]]:

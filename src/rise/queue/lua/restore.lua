@@ -23,6 +23,9 @@ task.deadline = deadline ~= '' and deadline
 task.reason = suspended_for ~= '' and suspended_for
 create(task, head, raw, task.reason and 'suspended' or 'pending')
 if not task.reason then
+  -- Accepted earlier, and a later one of its lane was started meanwhile: that break of order is on record.
+  local started = call('HGET', LANE .. task.lane, 'started')
+  if started and task.order < started then count('out_of_order', 1) end
   latest(task.lane, 'newest', task.order)
   announce(task.lane, task.channel)
 end

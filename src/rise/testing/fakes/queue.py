@@ -562,6 +562,7 @@ class MemoryQueue(MemoryStore):
         self._state.tasks[task_id] = stored = _as_stored(new, now)
         if not new.suspend:
             lane = self._announce(stored.head, now)
+            self._state.out_of_order += stored.head.order < lane.started
             lane.newest = max(lane.newest, stored.head.order)
         return True
 
