@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import rise
 from rise.delivery import DeliveryLimits
 from rise.envelope import Reason, Status
 from rise.errors import StateConflict
+from rise.queue.port import Selection
 from rise.runtime.operations import Operations
 from rise.testing.telegram import Fault
 
@@ -61,6 +63,29 @@ async def test_of_running_again_and_resuming_at_once_only_the_new_answer_goes_ou
     [run] = await stage.ended(task_id)
     assert (run.status, run.generation) == (Status.COMPLETED, 1)
     assert stage.texts() == ["question"]
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+@pytest.mark.failure("G7")
+async def test_held_replies_that_are_let_go_on_at_once_go_out_in_the_order_of_their_chats(stage: Stage):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
+    chats = range(1, 9)
+    stage.telegram.fault(Fault.server_error(), method="sendMessage", times=2 * len(chats))
+    gateway, _ = await stage.start(echo)
+    tasks = [task_id for chat in chats for task_id in await stage.write("first", "second", chat=chat)]
+    assert any(second < first for first, second in zip(tasks[::2], tasks[1::2], strict=True)), "not by their names"
+    for task_id in tasks:
+        await stage.suspended(task_id, Reason.REPLY_HELD)
+    rearmed = itertools.count(1)
+
+    async def send_it() -> None:
+        stage.nudge()
+        await stage.said(next(rearmed))
+
+    gateway.at("ledger.outbox_rearm", "after", send_it, times=len(tasks))
+    await _people(stage, gateway).resume_selected(Selection(reason=Reason.REPLY_HELD), who="operator")
+    await stage.ended(*tasks)
+    assert {chat: stage.texts(chat) for chat in chats} == {chat: ["first", "second"] for chat in chats}
 
 
 def _people(stage: Stage, process: Any) -> Operations:

@@ -267,7 +267,9 @@ class Operations:
         held = {task.run_id for task in waiting if task.reason is Reason.REPLY_HELD}
         if held and resumed:
             # Only of the generation that was resumed: another's answer must not go out beside it.
-            for task in await self._queue.list_open(Selection(task_ids=tuple(resumed)), limit=len(resumed)):
+            still_open = await self._queue.list_open(Selection(task_ids=tuple(resumed)), limit=len(resumed))
+            # As their chats have them: the sender may take up the first while the second is still to come.
+            for task in sorted(still_open, key=lambda one: (one.head.order, one.head.task_id)):
                 if task.run_id in held:
                     await self._ledger.outbox_rearm(task.run_id)
             self._bus.publish(Topic.OUTBOX_READY)
