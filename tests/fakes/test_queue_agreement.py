@@ -141,6 +141,10 @@ class TwoQueues:
         self.agree(lambda queue: queue.suspended_routes(Reason.WORKFLOW_PENDING))
         for lane in {row.head.lane for row in rows}:
             self.agree(lambda queue, lane=lane: queue.suspended_routes(Reason.WORKFLOW_PENDING, lane=lane))
+            in_line = Selection(status=Status.PENDING, lane=lane)
+            first, _ = self.agree(lambda queue, meant=in_line: queue.list_open(meant, limit=1))
+            after = first[0].head.task_id if first else ""
+            self.agree(lambda queue, meant=in_line, after=after: queue.list_open(meant, limit=100, after=after))
         fake, real = self.agree(lambda queue: queue.depth())
         # A lane is said to wait before somebody has looked whether its head is due; never the other way round.
         said = [real.oldest_waiting_ms] if real.oldest_waiting_ms is not None else []

@@ -807,6 +807,8 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
         if value is not None:
             parts.append(f"{column} = ?")
             values.append(value)
+    if selection.status in (Status.PENDING, Status.PROCESSING):
+        parts.append(_RUNNABLE)  # said as the index has it, or SQLite does not see that it would do
     if selection.routes:
         parts.append(f"(channel, account, workflow_id) IN (VALUES {','.join(['(?,?,?)'] * len(selection.routes))})")
         values += [part for route in selection.routes for part in msgspec.structs.astuple(route)]
