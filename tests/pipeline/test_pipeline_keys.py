@@ -59,6 +59,21 @@ async def test_a_message_that_is_parked_stays_so_although_the_former_of_its_key_
     assert not report.notices
 
 
+@pytest.mark.req("ENV-3")
+async def test_who_looks_at_it_sees_nothing_of_what_the_former_was_told_in_another_chat(stage: Stage):
+    gateway = await stage.start_gateway()
+    former = await answered_and_forgotten(stage, gateway)
+    other = msgspec.structs.replace(stage.incoming("new", chat=43), delivery_key=former.delivery_key)
+    task_id = await accepted(gateway, other)
+    story = await stage.operations.story(task_id)
+    assert (story.run, story.attempts, story.replies) == (None, [], [])
+    await stage.start_worker(echo)
+    await stage.said(1, chat=43)
+    await stage.ended(task_id)
+    story = await stage.operations.story(task_id)
+    assert [(reply.chat_id, reply.call.text) for reply in story.replies] == [("43", "new")]
+
+
 @pytest.mark.req("ENV-3", "WRK-4")
 async def test_it_is_open_for_whoever_looks_and_answered_as_itself(stage: Stage):
     gateway = await stage.start_gateway()

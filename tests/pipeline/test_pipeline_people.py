@@ -12,6 +12,7 @@ import rise
 from rise.delivery import DeliveryLimits
 from rise.envelope import Reason, Status
 from rise.errors import StateConflict
+from rise.ledger.port import ReplyState
 from rise.queue.port import Selection
 from rise.runtime.operations import Operations
 from rise.testing.telegram import Fault
@@ -62,6 +63,33 @@ async def test_of_running_again_and_resuming_at_once_only_the_new_answer_goes_ou
     await stage.said(1)
     [run] = await stage.ended(task_id)
     assert (run.status, run.generation) == (Status.COMPLETED, 1)
+    assert stage.texts() == ["question"]
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+@pytest.mark.failure("E2", "G7")
+async def test_what_was_parked_after_its_answer_was_frozen_and_runs_again_answers_once(stage: Stage):
+    gateway = await stage.start_gateway(sends=False)
+    [task_id] = await stage.write("question")
+    for _ in range(stage.queue_limits.deaths_max):
+        worker = stage.new_worker(echo)
+        worker.die_at("queue.settle", "before")
+        await stage.start_new_worker(worker, echo)
+        await worker.dead()
+        await gateway.supervisor.reap()
+    worker = await stage.start_worker(echo)
+    await stage.suspended(task_id, Reason.POISON)
+    saving = worker.hold_at("ledger.save_result", "before")
+    await _people(stage, gateway).run_again(task_id, who="operator")
+    await saving.reached()
+    [former] = await stage.ledger.replies(task_id=task_id)
+    assert former.state is ReplyState.FAILED
+    await gateway.start(gateway.sender)
+    saving.open()
+    await stage.said(1)
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.generation) == (Status.COMPLETED, 1)
+    assert (await stage.result(task_id)).status is Status.DROPPED
     assert stage.texts() == ["question"]
 
 

@@ -92,7 +92,8 @@ class Operations:
         if is_new:
             run = None
         attempts = [] if is_new else await self._ledger.attempts(task.run_id)
-        replies = await self._ledger.replies(task_id=task_id)
+        # Neither what the former message of its key was answered: that may have been another chat's.
+        replies = [one for one in await self._ledger.replies(task_id=task_id) if not one.is_of_former(task.head)]
         copies = None if self._copies is None else await self._copies.of(task_id)
         return TaskStory(task, run, attempts, replies, copies)
 
@@ -219,10 +220,11 @@ class Operations:
         if not await self._restart(task, generation=generation):
             raise StateConflict("somebody else runs the task again already")
         self._bus.publish(Topic.LANES_READY)
-        if task.progress.reason is Reason.REPLY_HELD:
-            # Its answer will not be sent any more, because nobody can resume it; the ledger says so now, or when the
-            # new generation's takes its place.
-            await self._ledger.finish(task, Status.DROPPED, by=who, why=f"run again as generation {generation}")
+        if latest is not None and not latest.status.is_finished and not latest.is_of_former(task.head):
+            # What is left of its answer must not go out beside the new one, whyever it was parked; the ledger says so
+            # now, or when the new generation's takes its place.
+            former = _of_generation(task, latest.generation)
+            await self._ledger.finish(former, Status.DROPPED, by=who, why=f"run again as generation {generation}")
         return restarted
 
     # --- details ---
@@ -233,9 +235,7 @@ class Operations:
         if known is None or not known.is_of_former(task.head):
             return task
         latest = await self._ledger.latest_run(task.task_id) or known
-        return msgspec.structs.replace(
-            task, progress=msgspec.structs.replace(task.progress, generation=latest.generation + 1)
-        )
+        return _of_generation(task, latest.generation + 1)
 
     async def _archived(self, task_id: TaskId) -> tuple[Task, Run]:
         task, run = await self._ledger.archived(task_id), await self._ledger.latest_run(task_id)
@@ -295,6 +295,10 @@ class Operations:
             },
         )
         self._bus.publish(Topic.LANES_READY)  # its chat goes on without it
+
+
+def _of_generation(task: Task, generation: int) -> Task:
+    return msgspec.structs.replace(task, progress=msgspec.structs.replace(task.progress, generation=generation))
 
 
 def _named(selection: Selection) -> str:
