@@ -17,6 +17,7 @@ from rise.clock import epoch_ms
 from rise.connections.redis import Argument, RedisDatabase, Script
 from rise.envelope import LaneKey, Progress, Reason, Status, Task, TaskId
 from rise.queue.port import (
+    KEY_GRACE_SECONDS,
     Anew,
     Claim,
     Claimed,
@@ -110,7 +111,7 @@ COMMANDS = commands(
     command(2, "restart", pick=PICKS, generation=GENERATIONS),
     command(1, "restart_ended", number=NUMBERS, chat=CHATS, generation=GENERATIONS),
     command(2, "cancel", pick=PICKS, ahead=AHEAD),
-    command(5, "pass_time", seconds=st.sampled_from((0.001, 1.0, 10.0, 30.0, 100.0))),
+    command(5, "pass_time", seconds=st.sampled_from((0.001, 1.0, 10.0, 30.0, 100.0, float(KEY_GRACE_SECONDS)))),
     command(1, "turn_pages", selection=SELECTIONS, limit=LIMIT),
 )
 

@@ -59,6 +59,7 @@ from rise.queue.port import (
     Selection,
     Settlement,
     Suspend,
+    key_kept_ms,
 )
 
 TOMBSTONE_SECONDS: Final = 72 * 3600
@@ -141,7 +142,7 @@ class RedisQueue:
             task.head.raw_sha256,
             encode_head(task.head),
             task.raw,
-            task.head.receipt_seconds * 1000,
+            key_kept_ms(task.head),
             "" if task.deadline_at_ms is None else task.deadline_at_ms,
             "" if task.due_at_ms is None else task.due_at_ms,
             task.suspend or "",
@@ -328,7 +329,7 @@ class RedisQueue:
                 encode_head(head),
                 task.raw,
                 head.accepted_at_ms,
-                head.accepted_at_ms + head.receipt_seconds * 1000,
+                head.accepted_at_ms + key_kept_ms(head),
                 "" if task.deadline_at_ms is None else task.deadline_at_ms,
                 "" if task.due_at_ms is None else task.due_at_ms,
                 task.suspend or "",

@@ -53,6 +53,7 @@ from rise.queue.port import (
     Selection,
     Settlement,
     Suspend,
+    key_kept_ms,
 )
 
 SCHEMA: Final = (
@@ -512,7 +513,7 @@ def _remember(connection: apsw.Connection, task: NewTask, now: int) -> bool:
             task.head.task_id,
             task.head.raw_sha256,
             now,
-            now + task.head.receipt_seconds * 1000,
+            now + key_kept_ms(task.head),
         ),
     )
     return bool(connection.changes())
