@@ -116,5 +116,18 @@ async def test_held_replies_that_are_let_go_on_at_once_go_out_in_the_order_of_th
     assert {chat: stage.texts(chat) for chat in chats} == {chat: ["first", "second"] for chat in chats}
 
 
+@pytest.mark.req("SUS-1", "SUS-3")
+@pytest.mark.failure("B14")
+async def test_what_a_newer_version_put_aside_in_words_of_its_own_is_listed_and_left_to_it(stage: Stage):
+    await stage.start_gateway()
+    [task_id] = await stage.write("question")
+    await stage.rewrite("tasks", task_id, status="of_tomorrow")
+    assert [task.head.task_id for task in await stage.operations.suspended()] == [task_id]
+    for ask in (stage.operations.resume, stage.operations.run_again):
+        with pytest.raises(StateConflict, match="schema_newer: a newer version of Rise says of it: of_tomorrow"):
+            await ask(task_id, who="operator")
+    assert (await stage.operations.drop(task_id, who="operator")).status is Status.DROPPED
+
+
 def _people(stage: Stage, process: Any) -> Operations:
     return Operations(process.queue, process.ledger, process.bus, stage.clock)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from enum import StrEnum
 from typing import Any, Final
 
 import apsw
@@ -456,7 +457,7 @@ class SqliteQueue:
         return await self._database.read(lambda connection: _get(connection, task_id))
 
     async def list_open(self, selection: Selection, *, limit: int, after: str = "") -> list[OpenTask]:
-        where, values = _where(selection)
+        where, values = _where_shown(selection)
 
         return await self._database.read(
             lambda connection: _open_tasks(connection, f"{where} AND task_id > ?", (*values, after), limit)
@@ -821,6 +822,20 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
         parts.append("task_id IN (SELECT value FROM json_each(?))")
         values.append(encode_json(selection.task_ids).decode())
     return " AND ".join(parts), values
+
+
+def _where_shown(selection: Selection) -> tuple[str, list[Any]]:
+    """For looking: what a newer version says in words of its own is shown as suspended, `words_of`."""
+    if selection.status is not Status.SUSPENDED or selection.reason not in (None, Reason.SCHEMA_NEWER):
+        return _where(selection)
+    where, values = _where(msgspec.structs.replace(selection, status=None, reason=None))
+    newer = f"status NOT IN ({_listed(Status)}) OR status = 'suspended' AND reason NOT IN ({_listed(Reason)})"
+    known = "status = 'suspended'" + (" AND reason = 'schema_newer'" if selection.reason else "")
+    return f"{where} AND ({known} OR {newer})", values
+
+
+def _listed(words: type[StrEnum]) -> str:
+    return ", ".join(f"'{word.value}'" for word in words)
 
 
 def _depth(connection: apsw.Connection, now: int) -> QueueDepth:

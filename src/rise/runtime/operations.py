@@ -160,6 +160,7 @@ class Operations:
             raise StateConflict(f"the task is {found[0].status}, not suspended")
         await self._record(who, "resume", task_id, why)
         if not await self._let_go_on(found):
+            await self._refuse_newer(task_id)
             raise StateConflict("somebody else resumed or dropped the task just now")
 
     async def resume_selected(
@@ -218,6 +219,7 @@ class Operations:
         await self._record(who, "run again", run_id_of(task_id, generation), why)
         # The queue decides: as long as it has not, nothing has changed, and somebody else may decide otherwise.
         if not await self._restart(task, generation=generation):
+            await self._refuse_newer(task_id)
             raise StateConflict("somebody else runs the task again already")
         self._bus.publish(Topic.LANES_READY)
         if latest is not None and not latest.status.is_finished and not latest.is_of_former(task.head):
@@ -254,6 +256,12 @@ class Operations:
         if run is None:
             raise TaskUnknown("there is no such task, or it has been forgotten", field="taskId")
         raise StateConflict(f"the task is {run.status} and cannot be {verb}")
+
+    async def _refuse_newer(self, task_id: TaskId) -> None:
+        """Refuse what is still there as a newer version has put it aside: the queue changes nothing of that."""
+        for task in await self._queue.list_open(Selection(task_ids=(task_id,)), limit=1):
+            if task.reason is Reason.SCHEMA_NEWER:
+                raise StateConflict(f"the task is suspended, {task.reason}: {task.error}")
 
     async def _let_go_on(self, waiting: Sequence[OpenTask]) -> list[TaskId]:
         """What is still suspended of these; the replies of what was held go out again, no workflow runs again for it.

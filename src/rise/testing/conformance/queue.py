@@ -1207,6 +1207,10 @@ class QueueConformance:
         assert reason in (row.error or ""), "and it says which"
         assert shown[sound].reason is Reason.WORKFLOW_PENDING
         assert (await open_task(queue, spoilt)).progress.reason is Reason.SCHEMA_NEWER
+        suspended = Selection(status=Status.SUSPENDED)
+        assert {one.head.task_id for one in await queue.list_open(suspended, limit=10)} == {spoilt, sound}
+        newer = msgspec.structs.replace(suspended, reason=Reason.SCHEMA_NEWER)
+        assert [one.head.task_id for one in await queue.list_open(newer, limit=10)] == [spoilt]
         await queue.sweep()
         assert await queue.resume(Selection(reason=Reason.WORKFLOW_PENDING), limit=10) == [sound]
         assert await run_everything(queue) == [2]
