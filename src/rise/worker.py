@@ -24,7 +24,7 @@ from rise.clock import Clock, epoch_ms
 from rise.envelope import (
     Call,
     Effect,
-    LaneKey,
+    Head,
     Outcome,
     Reason,
     Status,
@@ -56,6 +56,7 @@ OUTAGE_SECONDS: Final = 5.0
 """After so long without its store a worker begins again with little."""
 ELSEWHERE_SECONDS: Final = 2.0
 """How long a message is left to workers that have its workflow."""
+LOOK_AT_ONCE: Final = 1000
 _TAKEN_OVER: Final = "another worker runs it from its saved steps"
 _NEVER_RAN: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.RAW_PAYLOAD_INVALID})
 
@@ -359,7 +360,8 @@ class Worker:
             return await self._settle(claim, task, Suspended(Reason.RETRIES_EXHAUSTED, why))
 
     async def _end(self, claim: Claim, task: Task) -> Ending:
-        """Run the task and say how that ended. Nothing is written here but steps."""
+        """Run the task and say how that ended. Nothing is written of it here but its steps; what of its chat waited
+        for a workflow may be let go on instead."""
         try:
             return await self._attempt(claim, task)
         except asyncio.CancelledError:
@@ -379,7 +381,7 @@ class Worker:
             return KeyUsedAgain(known.generation + 1) if known.is_of_former(head) else AlreadyRun(known)
         if progress.deadline_at_ms is not None and progress.deadline_at_ms < self._queue.now_ms():
             return TooLate()
-        if claim.has_suspended and await self._resume_lane(claim.lane):
+        if claim.has_suspended and await self._has_earlier(head):
             return Retry(0.0, "earlier messages of this chat go first", counts=False, is_noted=False)
         channel = self._channels[head.channel]
         if head.is_unread:
@@ -403,15 +405,31 @@ class Worker:
         effects, value = await self._runner.run(task, bound, channel)
         return _answered(task, channel, effects, value=value, bound=bound)
 
-    async def _resume_lane(self, lane: LaneKey) -> int:
-        """What waited in it for a workflow that is there now, all in one step: a chat is answered in its order,
-        whenever the supervisor gets to it. Nothing may be awaited between this and the look for this task's own
-        workflow, or that could appear between the two."""
+    async def _has_earlier(self, head: Head) -> bool:
+        """Whether the task's chat goes on with others first; what waited in it for a workflow that is there now is
+        resumed, all in one step. So a chat is answered in its order, whoever gets to it first: this, another, or the
+        supervisor.
+
+        Each look sees what the one before it may have missed: what is resumed before the first waits in its lane at
+        the second, and what is resumed later was among the first's. Nothing may be awaited between the last and the
+        look for this task's own workflow, or that could appear between the two.
+        """
         pending = Reason.WORKFLOW_PENDING
-        served = self._bindings.served(await self._queue.suspended_routes(pending, lane=lane))
-        if not served:
-            return 0
-        return len(await self._queue.resume(Selection(reason=pending, lane=lane, routes=served), limit=1))
+        routes = await self._queue.suspended_routes(pending, lane=head.lane)
+        if await self._is_behind(head):
+            return True
+        served = self._bindings.served(routes)
+        if served:
+            await self._queue.resume(Selection(reason=pending, lane=head.lane, routes=served), limit=1)
+        return bool(served)  # also if somebody else has resumed it just now
+
+    async def _is_behind(self, head: Head) -> bool:
+        waiting, after = Selection(status=Status.PENDING, lane=head.lane), ""
+        while page := await self._queue.list_open(waiting, limit=LOOK_AT_ONCE, after=after):
+            if any((one.head.order, one.head.task_id) < (head.order, head.task_id) for one in page):
+                return True
+            after = page[-1].head.task_id
+        return False
 
     def _judge(self, task: Task, error: BaseException) -> Ending:
         text = redact(in_words(error))[:2000]

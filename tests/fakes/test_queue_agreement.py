@@ -17,6 +17,7 @@ from rise.clock import epoch_ms
 from rise.connections.redis import Argument, RedisDatabase, Script
 from rise.envelope import LaneKey, Progress, Reason, Status, Task, TaskId
 from rise.queue.port import (
+    KEY_GRACE_SECONDS,
     Anew,
     Claim,
     Claimed,
@@ -110,7 +111,7 @@ COMMANDS = commands(
     command(2, "restart", pick=PICKS, generation=GENERATIONS),
     command(1, "restart_ended", number=NUMBERS, chat=CHATS, generation=GENERATIONS),
     command(2, "cancel", pick=PICKS, ahead=AHEAD),
-    command(5, "pass_time", seconds=st.sampled_from((0.001, 1.0, 10.0, 30.0, 100.0))),
+    command(5, "pass_time", seconds=st.sampled_from((0.001, 1.0, 10.0, 30.0, 100.0, float(KEY_GRACE_SECONDS)))),
     command(1, "turn_pages", selection=SELECTIONS, limit=LIMIT),
 )
 
@@ -141,6 +142,10 @@ class TwoQueues:
         self.agree(lambda queue: queue.suspended_routes(Reason.WORKFLOW_PENDING))
         for lane in {row.head.lane for row in rows}:
             self.agree(lambda queue, lane=lane: queue.suspended_routes(Reason.WORKFLOW_PENDING, lane=lane))
+            in_line = Selection(status=Status.PENDING, lane=lane)
+            first, _ = self.agree(lambda queue, meant=in_line: queue.list_open(meant, limit=1))
+            after = first[0].head.task_id if first else ""
+            self.agree(lambda queue, meant=in_line, after=after: queue.list_open(meant, limit=100, after=after))
         fake, real = self.agree(lambda queue: queue.depth())
         # A lane is said to wait before somebody has looked whether its head is due; never the other way round.
         said = [real.oldest_waiting_ms] if real.oldest_waiting_ms is not None else []

@@ -529,14 +529,14 @@ class Stage:
     def _a_living_process(self) -> Process:
         return next(process for process in self._processes if not process.is_dead)
 
-    async def rewrite(self, table: str, task_id: TaskId, **column: bytes) -> bytes:
+    async def rewrite(self, table: str, task_id: TaskId, **column: bytes | str) -> Any:
         """Put something else where a store keeps this, and return what was there."""
         [(name, value)] = column.items()
 
-        def change(connection: apsw.Connection) -> bytes:
+        def change(connection: apsw.Connection) -> Any:
             kept = connection.execute(f"SELECT {name} FROM {table} WHERE task_id = ?", (task_id,)).fetchone()
             connection.execute(f"UPDATE {table} SET {name} = ? WHERE task_id = ?", (value, task_id))
-            return bytes(kept[0])
+            return kept[0]
 
         return await self.database.write(change)
 

@@ -6,6 +6,7 @@ out that it has to be killed, too.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -26,9 +27,11 @@ WORKING = [
     *("ledger.run", "ledger.add_notice", "ledger.history", "ledger.steps", "ledger.save_step", "ledger.save_result"),
     "queue.settle",
 ]
+RESUMING_A_CHAT = ["queue.suspended_routes", "queue.list_open", "queue.resume", "queue.settle"]
 BECOMING_THE_SENDER = ["ledger.take_office"]
 SENDING = ["ledger.outbox_take", "ledger.outbox_sending", "channel.send", "ledger.outbox_record", "queue.finish"]
-ASIDE = {"queue.sweep", "queue.list_open", "queue.depth", "queue.renew", "queue.suspended_routes", "queue.resume",
+SUPERVISING = {"queue.list_open", "queue.suspended_routes", "queue.resume"}
+ASIDE = {"queue.sweep", "queue.depth", "queue.renew",
          "ledger.outbox_open", "ledger.outbox_depth", "ledger.finished_among", "ledger.purge", "ledger.replies",
          "ledger.definitions", "ledger.definitions_version", "ledger.put_workflow", "ledger.put_binding",
          "ledger.record_operation"}  # fmt: skip
@@ -244,6 +247,34 @@ async def test_a_worker_killed_while_it_gives_up_tells_the_sender_once(stage: St
     assert len(await stage.notices(task_id)) == 1
 
 
+@pytest.mark.req("SUS-2", "QUE-3")
+@pytest.mark.failure("E2", "F11")
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("step", RESUMING_A_CHAT)
+async def test_a_worker_killed_while_it_lets_go_on_what_waited_for_a_workflow_keeps_the_order_of_its_chat(
+    stage: Stage, step: str, edge: Any
+):
+    conversation = Conversation(stage)
+    gateway, nobody = await stage.start()
+    [one] = await stage.write("one")
+    await stage.suspended(one, Reason.WORKFLOW_PENDING)
+    await nobody.stop()
+    supervising = gateway.hold_at("queue.suspended_routes", "before")
+    [two] = await stage.write("two")
+    worker = stage.new_worker(conversation.workflow)
+    worker.die_at(step, edge)
+    starting = asyncio.ensure_future(stage.start_new_worker(worker, conversation.workflow))
+    await worker.dead()
+    await asyncio.wait([starting])
+    await gateway.supervisor.reap()
+    await stage.start_worker(conversation.workflow)
+    await stage.ended(one, two)
+    supervising.open()
+    answers = [text for text in stage.texts() if text in ("ONE 1", "ONE 2", "TWO 1", "TWO 2")]
+    assert answers == ["ONE 1", "ONE 2", "TWO 1", "TWO 2"]
+    assert conversation.ran == ["one", "two"]
+
+
 @pytest.mark.req("TGM-3")
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("step", ["ledger.add_notice", "ledger.save_result", "queue.settle"])
@@ -345,7 +376,14 @@ async def _held(stage: Stage, gateway: Gateway, task_id: TaskId) -> bool:
 
 async def test_the_calls_that_are_killed_are_all_the_calls_there_are(stage: Stage):
     conversation = Conversation(stage)
-    gateway, worker = await stage.start(conversation.workflow)
-    await stage.ended(*await stage.write("one", "two"), await stage.tap("three", chat=43))
-    assert set(worker.steps) - ASIDE == set(WORKING)
-    assert set(gateway.steps) - ASIDE == {*ACCEPTING, *BECOMING_THE_SENDER, *SENDING}
+    gateway, nobody = await stage.start()
+    [waits] = await stage.write("waits")
+    await stage.suspended(waits, Reason.WORKFLOW_PENDING)
+    await nobody.stop()
+    supervising = gateway.hold_at("queue.suspended_routes", "before")
+    tasks = [waits, *await stage.write("one", "two"), await stage.tap("three", chat=43)]
+    worker = await stage.start_worker(conversation.workflow)
+    await stage.ended(*tasks)
+    supervising.open()
+    assert set(worker.steps) - ASIDE == {*WORKING, *RESUMING_A_CHAT}
+    assert set(gateway.steps) - ASIDE - SUPERVISING == {*ACCEPTING, *BECOMING_THE_SENDER, *SENDING}

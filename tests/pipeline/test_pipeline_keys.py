@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import rise
 from rise.channels.port import Incoming
 from rise.envelope import Reason, Status, TaskId
 from rise.errors import StateConflict
+from rise.queue.port import KEY_GRACE_SECONDS
 from rise.runtime.audit import Audit, Fate
 from rise.runtime.operations import Operations
 
@@ -57,6 +59,43 @@ async def test_a_message_that_is_parked_stays_so_although_the_former_of_its_key_
     report = await audit.run()
     assert (report.fates[Fate.SUSPENDED], report.fates[Fate.DROPPED]) == (1, 0)
     assert not report.notices
+
+
+@pytest.mark.req("ENV-3")
+@pytest.mark.failure("A7")
+async def test_a_message_that_waits_to_be_written_while_the_time_of_its_key_ends_is_known(stage: Stage):
+    gateway, _ = await stage.start(echo)
+    former = stage.incoming("former")
+    task_id = (await gateway.intake.accept(former)).task_id
+    await stage.ended(task_id)
+    stage.clock.advance(former.receipt_seconds - 0.5)
+    writing = gateway.hold_at("queue.enqueue", "before")
+    coming = asyncio.ensure_future(gateway.intake.accept(msgspec.structs.replace(former, user_text="next")))
+    await writing.reached()
+    stage.clock.advance(1)
+    await gateway.supervisor.sweep()
+    writing.open()
+    assert not (await coming).new, "as new, it would be taken for the former, and nobody told"
+    stage.clock.advance(KEY_GRACE_SECONDS)
+    await gateway.supervisor.sweep()
+    again = msgspec.structs.replace(former, user_text="next")
+    assert (await gateway.intake.accept(again)).new
+    assert await stage.said(2) == ["former", "next"]
+
+
+@pytest.mark.req("ENV-3")
+async def test_who_looks_at_it_sees_nothing_of_what_the_former_was_told_in_another_chat(stage: Stage):
+    gateway = await stage.start_gateway()
+    former = await answered_and_forgotten(stage, gateway)
+    other = msgspec.structs.replace(stage.incoming("new", chat=43), delivery_key=former.delivery_key)
+    task_id = await accepted(gateway, other)
+    story = await stage.operations.story(task_id)
+    assert (story.run, story.attempts, story.replies) == (None, [], [])
+    await stage.start_worker(echo)
+    await stage.said(1, chat=43)
+    await stage.ended(task_id)
+    story = await stage.operations.story(task_id)
+    assert [(reply.chat_id, reply.call.text) for reply in story.replies] == [("43", "new")]
 
 
 @pytest.mark.req("ENV-3", "WRK-4")

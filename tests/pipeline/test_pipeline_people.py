@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import rise
 from rise.delivery import DeliveryLimits
 from rise.envelope import Reason, Status
 from rise.errors import StateConflict
+from rise.ledger.port import ReplyState
+from rise.queue.port import Selection
 from rise.runtime.operations import Operations
 from rise.testing.telegram import Fault
 
@@ -61,6 +64,69 @@ async def test_of_running_again_and_resuming_at_once_only_the_new_answer_goes_ou
     [run] = await stage.ended(task_id)
     assert (run.status, run.generation) == (Status.COMPLETED, 1)
     assert stage.texts() == ["question"]
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+@pytest.mark.failure("E2", "G7")
+async def test_what_was_parked_after_its_answer_was_frozen_and_runs_again_answers_once(stage: Stage):
+    gateway = await stage.start_gateway(sends=False)
+    [task_id] = await stage.write("question")
+    for _ in range(stage.queue_limits.deaths_max):
+        worker = stage.new_worker(echo)
+        worker.die_at("queue.settle", "before")
+        await stage.start_new_worker(worker, echo)
+        await worker.dead()
+        await gateway.supervisor.reap()
+    worker = await stage.start_worker(echo)
+    await stage.suspended(task_id, Reason.POISON)
+    saving = worker.hold_at("ledger.save_result", "before")
+    await _people(stage, gateway).run_again(task_id, who="operator")
+    await saving.reached()
+    [former] = await stage.ledger.replies(task_id=task_id)
+    assert former.state is ReplyState.FAILED
+    await gateway.start(gateway.sender)
+    saving.open()
+    await stage.said(1)
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.generation) == (Status.COMPLETED, 1)
+    assert (await stage.result(task_id)).status is Status.DROPPED
+    assert stage.texts() == ["question"]
+
+
+@pytest.mark.req("SUS-3", "OUT-1")
+@pytest.mark.failure("G7")
+async def test_held_replies_that_are_let_go_on_at_once_go_out_in_the_order_of_their_chats(stage: Stage):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
+    chats = range(1, 9)
+    stage.telegram.fault(Fault.server_error(), method="sendMessage", times=2 * len(chats))
+    gateway, _ = await stage.start(echo)
+    tasks = [task_id for chat in chats for task_id in await stage.write("first", "second", chat=chat)]
+    assert any(second < first for first, second in zip(tasks[::2], tasks[1::2], strict=True)), "not by their names"
+    for task_id in tasks:
+        await stage.suspended(task_id, Reason.REPLY_HELD)
+    rearmed = itertools.count(1)
+
+    async def send_it() -> None:
+        stage.nudge()
+        await stage.said(next(rearmed))
+
+    gateway.at("ledger.outbox_rearm", "after", send_it, times=len(tasks))
+    await _people(stage, gateway).resume_selected(Selection(reason=Reason.REPLY_HELD), who="operator")
+    await stage.ended(*tasks)
+    assert {chat: stage.texts(chat) for chat in chats} == {chat: ["first", "second"] for chat in chats}
+
+
+@pytest.mark.req("SUS-1", "SUS-3")
+@pytest.mark.failure("B14")
+async def test_what_a_newer_version_put_aside_in_words_of_its_own_is_listed_and_left_to_it(stage: Stage):
+    await stage.start_gateway()
+    [task_id] = await stage.write("question")
+    await stage.rewrite("tasks", task_id, status="of_tomorrow")
+    assert [task.head.task_id for task in await stage.operations.suspended()] == [task_id]
+    for ask in (stage.operations.resume, stage.operations.run_again):
+        with pytest.raises(StateConflict, match="schema_newer: a newer version of Rise says of it: of_tomorrow"):
+            await ask(task_id, who="operator")
+    assert (await stage.operations.drop(task_id, who="operator")).status is Status.DROPPED
 
 
 def _people(stage: Stage, process: Any) -> Operations:

@@ -10,6 +10,7 @@ from pipeline_stage import Gateway, Stage, WorkerProcess
 import rise
 from rise.capabilities import CONSEQUENCES, CapabilityStatus
 from rise.channels.telegram.polling import TelegramPolling
+from rise.envelope import Status
 from rise.errors import Busy, StoreUnavailable
 from rise.ledger.port import Office
 from rise.offices import OfficeClaim
@@ -181,6 +182,32 @@ async def test_what_waits_for_a_channel_that_was_taken_away_is_told_as_such_and_
     await gateway.supervisor.measure()
     assert await raised(stage) == set()
     assert status(gateway, "channels")[0] == AVAILABLE
+
+
+@pytest.mark.req("CAP-6", "SUP-3")
+@pytest.mark.failure("I15")
+async def test_an_answer_that_waits_for_a_channel_that_was_taken_away_is_told_too(stage: Stage):
+    gateway = await supervised_by_hand(stage, sends=False)
+    worker = await stage.start_worker(echo)
+    [task_id] = await stage.write("answered, and not yet sent")
+
+    async def is_replying() -> bool:
+        task = await stage.look(task_id)
+        return task is not None and task.status is Status.REPLYING
+
+    await stage.until(is_replying)
+    await worker.stop()
+    await gateway.supervisor.measure()
+    assert await raised(stage) == set()
+    stage.channels = ("http",)
+    gateway = await supervised_by_hand(stage, sends=False)
+    await gateway.supervisor.measure()
+    assert await raised(stage) == {"channel_gone"}
+    [told] = stage.alerts_told
+    assert told.summary == "1 messages wait for a channel that is not configured any more: telegram"
+    await stage.operations.drop(task_id, who="a person")
+    await gateway.supervisor.measure()
+    assert await raised(stage) == set()
 
 
 @pytest.mark.req("CAP-6")

@@ -15,7 +15,7 @@ from pipeline_stage import Gateway, Killed, Stage, WorkerProcess
 import rise
 from rise.envelope import Outcome, Reason, Status, TaskId
 from rise.errors import StoreUnavailable
-from rise.queue.port import Claim, QueueLimits, Selection
+from rise.queue.port import KEY_GRACE_SECONDS, Claim, QueueLimits, Selection
 from rise.runtime.supervisor import Duties
 from rise.testing.telegram import Fault
 from rise.worker import Texts, WorkerLimits
@@ -582,7 +582,7 @@ async def test_a_key_that_is_used_again_after_it_was_forgotten_is_a_new_message(
     incoming = stage.incoming("one")
     [first] = [(await gateway.intake.accept(incoming)).task_id]
     await stage.ended(first)
-    await stage.pass_time(incoming.receipt_seconds + 1)
+    await stage.pass_time(incoming.receipt_seconds + KEY_GRACE_SECONDS + 1)
     await gateway.supervisor.sweep()
     again = await gateway.intake.accept(incoming)
     assert (again.new, again.task_id) == (True, first)

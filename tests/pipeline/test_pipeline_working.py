@@ -332,6 +332,34 @@ async def test_without_a_workflow_messages_wait_are_told_so_once_and_go_on_by_th
     assert stage.texts(2) == [MISSING, "echo four"]
 
 
+@pytest.mark.req("SUS-2", "QUE-3")
+@pytest.mark.parametrize("looks", ["ledger.run", "queue.suspended_routes", "queue.list_open", "queue.resume"])
+async def test_what_waited_goes_first_also_when_somebody_else_lets_it_go_on_while_the_worker_looks(
+    stage: Stage, looks: str
+):
+    gateway, nobody = await stage.start()
+    [first] = await stage.write("first")
+    await stage.suspended(first, Reason.WORKFLOW_PENDING)
+    await nobody.stop()
+    supervising = gateway.hold_at("queue.suspended_routes", "before")
+    [second] = await stage.write("second")
+    worker = stage.new_worker(echo)
+    looking = worker.hold_at(looks, "before")
+    await stage.start_new_worker(worker, echo)
+    await looking.reached()
+    await supervising.reached()
+    supervising.open()
+
+    async def goes_on() -> bool:
+        task = await stage.look(first)
+        return task is not None and task.status is Status.PENDING
+
+    await stage.until(goes_on)
+    looking.open()
+    await stage.ended(first, second)
+    assert [text for text in stage.texts() if text.startswith("echo")] == ["echo first", "echo second"]
+
+
 @pytest.mark.req("SUS-2")
 async def test_what_asks_for_a_workflow_by_name_waits_for_that_one_and_for_no_other(stage: Stage):
     gateway, worker = await stage.start(echo)

@@ -63,6 +63,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: str | None = None
     """Why this version cannot read the call that is kept; `call` stands in for it and is not to be sent."""
 
+    def is_of_former(self, head: Head) -> bool:
+        """Whether it is of another message than the head's, as a run may be."""
+        return _is_outlived(self.accepted_at_ms, head.accepted_at_ms, head.receipt_seconds * 1000)
+
 
 CALL_UNREADABLE: Final = Call("unreadable", {})
 """For looking, not for sending: a reply that cannot be read must still be listed, held and dropped."""
@@ -151,12 +155,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return self.is_outlived(head.accepted_at_ms, head.receipt_seconds * 1000)
 
     def is_outlived(self, accepted_at_ms: int, receipt_ms: int) -> bool:
-        """Whether its key had been forgotten by then.
+        """Whether its key had been forgotten by then."""
+        return _is_outlived(self.accepted_at_ms, accepted_at_ms, receipt_ms)
 
-        By the time that keys are kept, not by which came first: the same message may have been accepted by several
-        hosts, and at the same time by a queue that had lost the memory of its key.
-        """
-        return accepted_at_ms - self.accepted_at_ms >= receipt_ms
+
+def _is_outlived(former_at_ms: int, accepted_at_ms: int, receipt_ms: int) -> bool:
+    """By the time that keys are kept, not by which came first: the same message may have been accepted by several
+    hosts, and at the same time by a queue that had lost the memory of its key."""
+    return accepted_at_ms - former_at_ms >= receipt_ms
 
 
 class RunEnded(msgspec.Struct, frozen=True):

@@ -11,11 +11,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from rise.envelope import Head, LaneKey, Reason, RunId, Status, Task, TaskId, run_id_of
+
+KEY_GRACE_SECONDS: Final = 600
+"""How much longer than its time a delivery key is remembered. The next message of the key may have read the clock just
+before that was over, and still wait to be written; as a new one it could not be told from the former by its time, and
+would never be run. No acceptance waits so long: it has been refused (RISE_ACCEPT_SECONDS)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,11 @@ class QueueLimits:
     deaths_max: int = 3
     lane_memory: timedelta = timedelta(hours=1)
     """How long an idle lane is remembered, to notice messages that arrive out of order."""
+
+
+def key_kept_ms(head: Head) -> int:
+    """How long its delivery key is remembered."""
+    return (head.receipt_seconds + KEY_GRACE_SECONDS) * 1000
 
 
 class NewTask(msgspec.Struct, frozen=True):

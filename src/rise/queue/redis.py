@@ -59,6 +59,7 @@ from rise.queue.port import (
     Selection,
     Settlement,
     Suspend,
+    key_kept_ms,
 )
 
 TOMBSTONE_SECONDS: Final = 72 * 3600
@@ -141,7 +142,7 @@ class RedisQueue:
             task.head.raw_sha256,
             encode_head(task.head),
             task.raw,
-            task.head.receipt_seconds * 1000,
+            key_kept_ms(task.head),
             "" if task.deadline_at_ms is None else task.deadline_at_ms,
             "" if task.due_at_ms is None else task.due_at_ms,
             task.suspend or "",
@@ -263,7 +264,7 @@ class RedisQueue:
 
     async def list_open(self, selection: Selection, *, limit: int, after: str = "") -> list[OpenTask]:
         rows: list[OpenTask] = []
-        meant, following = _narrowing(selection), after.encode()
+        meant, following = _shown(selection), after.encode()
         while following is not None and len(rows) < limit:
             following, found = await self._database.run(_LIST_OPEN, meant, following, LOOK_AT_ONCE, limit - len(rows))
             rows += [_open_task(row) for row in found]
@@ -331,7 +332,7 @@ class RedisQueue:
                 encode_head(head),
                 task.raw,
                 head.accepted_at_ms,
-                head.accepted_at_ms + head.receipt_seconds * 1000,
+                head.accepted_at_ms + key_kept_ms(head),
                 "" if task.deadline_at_ms is None else task.deadline_at_ms,
                 "" if task.due_at_ms is None else task.due_at_ms,
                 task.suspend or "",
@@ -494,6 +495,14 @@ def _narrowing(selection: Selection) -> bytes:
     wishes = msgspec.structs.asdict(selection)
     wishes["routes"] = [msgspec.structs.astuple(route) for route in selection.routes]
     return msgspec.json.encode({name: wish for name, wish in wishes.items() if wish not in (None, (), [])})
+
+
+def _shown(selection: Selection) -> bytes:
+    """For looking: what a newer version says in words of its own is shown as suspended, `words_of`."""
+    if selection.status is not Status.SUSPENDED or selection.reason not in (None, Reason.SCHEMA_NEWER):
+        return _narrowing(selection)
+    wishes = msgspec.json.decode(_narrowing(selection))
+    return msgspec.json.encode(wishes | {"words": {"status": list(Status), "reason": list(Reason)}})
 
 
 def _suspended(selection: Selection) -> bytes:

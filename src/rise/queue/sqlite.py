@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from enum import StrEnum
 from typing import Any, Final
 
 import apsw
@@ -53,6 +54,7 @@ from rise.queue.port import (
     Selection,
     Settlement,
     Suspend,
+    key_kept_ms,
 )
 
 SCHEMA: Final = (
@@ -455,7 +457,7 @@ class SqliteQueue:
         return await self._database.read(lambda connection: _get(connection, task_id))
 
     async def list_open(self, selection: Selection, *, limit: int, after: str = "") -> list[OpenTask]:
-        where, values = _where(selection)
+        where, values = _where_shown(selection)
 
         return await self._database.read(
             lambda connection: _open_tasks(connection, f"{where} AND task_id > ?", (*values, after), limit)
@@ -512,7 +514,7 @@ def _remember(connection: apsw.Connection, task: NewTask, now: int) -> bool:
             task.head.task_id,
             task.head.raw_sha256,
             now,
-            now + task.head.receipt_seconds * 1000,
+            now + key_kept_ms(task.head),
         ),
     )
     return bool(connection.changes())
@@ -807,6 +809,8 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
         if value is not None:
             parts.append(f"{column} = ?")
             values.append(value)
+    if selection.status in (Status.PENDING, Status.PROCESSING):
+        parts.append(_RUNNABLE)  # said as the index has it, or SQLite does not see that it would do
     if selection.routes:
         parts.append(f"(channel, account, workflow_id) IN (VALUES {','.join(['(?,?,?)'] * len(selection.routes))})")
         values += [part for route in selection.routes for part in msgspec.structs.astuple(route)]
@@ -818,6 +822,20 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
         parts.append("task_id IN (SELECT value FROM json_each(?))")
         values.append(encode_json(selection.task_ids).decode())
     return " AND ".join(parts), values
+
+
+def _where_shown(selection: Selection) -> tuple[str, list[Any]]:
+    """For looking: what a newer version says in words of its own is shown as suspended, `words_of`."""
+    if selection.status is not Status.SUSPENDED or selection.reason not in (None, Reason.SCHEMA_NEWER):
+        return _where(selection)
+    where, values = _where(msgspec.structs.replace(selection, status=None, reason=None))
+    newer = f"status NOT IN ({_listed(Status)}) OR status = 'suspended' AND reason NOT IN ({_listed(Reason)})"
+    known = "status = 'suspended'" + (" AND reason = 'schema_newer'" if selection.reason else "")
+    return f"{where} AND ({known} OR {newer})", values
+
+
+def _listed(words: type[StrEnum]) -> str:
+    return ", ".join(f"'{word.value}'" for word in words)
 
 
 def _depth(connection: apsw.Connection, now: int) -> QueueDepth:

@@ -92,7 +92,8 @@ class Operations:
         if is_new:
             run = None
         attempts = [] if is_new else await self._ledger.attempts(task.run_id)
-        replies = await self._ledger.replies(task_id=task_id)
+        # Neither what the former message of its key was answered: that may have been another chat's.
+        replies = [one for one in await self._ledger.replies(task_id=task_id) if not one.is_of_former(task.head)]
         copies = None if self._copies is None else await self._copies.of(task_id)
         return TaskStory(task, run, attempts, replies, copies)
 
@@ -159,6 +160,7 @@ class Operations:
             raise StateConflict(f"the task is {found[0].status}, not suspended")
         await self._record(who, "resume", task_id, why)
         if not await self._let_go_on(found):
+            await self._refuse_newer(task_id)
             raise StateConflict("somebody else resumed or dropped the task just now")
 
     async def resume_selected(
@@ -217,12 +219,14 @@ class Operations:
         await self._record(who, "run again", run_id_of(task_id, generation), why)
         # The queue decides: as long as it has not, nothing has changed, and somebody else may decide otherwise.
         if not await self._restart(task, generation=generation):
+            await self._refuse_newer(task_id)
             raise StateConflict("somebody else runs the task again already")
         self._bus.publish(Topic.LANES_READY)
-        if task.progress.reason is Reason.REPLY_HELD:
-            # Its answer will not be sent any more, because nobody can resume it; the ledger says so now, or when the
-            # new generation's takes its place.
-            await self._ledger.finish(task, Status.DROPPED, by=who, why=f"run again as generation {generation}")
+        if latest is not None and not latest.status.is_finished and not latest.is_of_former(task.head):
+            # What is left of its answer must not go out beside the new one, whyever it was parked; the ledger says so
+            # now, or when the new generation's takes its place.
+            former = _of_generation(task, latest.generation)
+            await self._ledger.finish(former, Status.DROPPED, by=who, why=f"run again as generation {generation}")
         return restarted
 
     # --- details ---
@@ -233,9 +237,7 @@ class Operations:
         if known is None or not known.is_of_former(task.head):
             return task
         latest = await self._ledger.latest_run(task.task_id) or known
-        return msgspec.structs.replace(
-            task, progress=msgspec.structs.replace(task.progress, generation=latest.generation + 1)
-        )
+        return _of_generation(task, latest.generation + 1)
 
     async def _archived(self, task_id: TaskId) -> tuple[Task, Run]:
         task, run = await self._ledger.archived(task_id), await self._ledger.latest_run(task_id)
@@ -255,6 +257,12 @@ class Operations:
             raise TaskUnknown("there is no such task, or it has been forgotten", field="taskId")
         raise StateConflict(f"the task is {run.status} and cannot be {verb}")
 
+    async def _refuse_newer(self, task_id: TaskId) -> None:
+        """Refuse what is still there as a newer version has put it aside: the queue changes nothing of that."""
+        for task in await self._queue.list_open(Selection(task_ids=(task_id,)), limit=1):
+            if task.reason is Reason.SCHEMA_NEWER:
+                raise StateConflict(f"the task is suspended, {task.reason}: {task.error}")
+
     async def _let_go_on(self, waiting: Sequence[OpenTask]) -> list[TaskId]:
         """What is still suspended of these; the replies of what was held go out again, no workflow runs again for it.
 
@@ -267,7 +275,9 @@ class Operations:
         held = {task.run_id for task in waiting if task.reason is Reason.REPLY_HELD}
         if held and resumed:
             # Only of the generation that was resumed: another's answer must not go out beside it.
-            for task in await self._queue.list_open(Selection(task_ids=tuple(resumed)), limit=len(resumed)):
+            still_open = await self._queue.list_open(Selection(task_ids=tuple(resumed)), limit=len(resumed))
+            # As their chats have them: the sender may take up the first while the second is still to come.
+            for task in sorted(still_open, key=lambda one: (one.head.order, one.head.task_id)):
                 if task.run_id in held:
                     await self._ledger.outbox_rearm(task.run_id)
             self._bus.publish(Topic.OUTBOX_READY)
@@ -293,6 +303,10 @@ class Operations:
             },
         )
         self._bus.publish(Topic.LANES_READY)  # its chat goes on without it
+
+
+def _of_generation(task: Task, generation: int) -> Task:
+    return msgspec.structs.replace(task, progress=msgspec.structs.replace(task.progress, generation=generation))
 
 
 def _named(selection: Selection) -> str:

@@ -147,7 +147,8 @@ class Pipeline:
         return max((depth.waiting_ms_by_channel.get(channel, 0) for channel in self.channels), default=0)
 
     def _alert_on_channels_gone(self, depth: QueueDepth) -> None:
-        gone = sorted(depth.waiting_ms_by_channel.keys() - set(self.channels))
+        # Whatever it waits for there: an answer has nobody to send it either.
+        gone = sorted({channel for channel, count in depth.by_channel.items() if count} - set(self.channels))
         count = sum(depth.by_channel.get(channel, 0) for channel in gone)
         waiting = f"{count} messages wait for a channel that is not configured any more: {', '.join(gone)}"
         self.alerts.follow(

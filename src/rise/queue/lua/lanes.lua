@@ -90,6 +90,10 @@ local function place_of(task)
   return task.order .. task.id .. ':' .. task.accepted
 end
 
+local function id_at(place)
+  return place:sub(33):match('^[^:]+')
+end
+
 local function count_line(lane)
   local tasks = call('ZCARD', LINE .. lane)
   if tasks > 0 then call('ZADD', WORK, tasks, lane) else call('ZREM', WORK, lane) end
@@ -250,7 +254,7 @@ local function head_of(lane)
   while true do
     local place = call('ZRANGE', LINE .. lane, 0, 0)[1]
     if not place then return nil end
-    local task = load(place:sub(33):match('^[^:]+'))
+    local task = load(id_at(place))
     if task then return task end
     -- Somebody deleted it by hand. That it is missed is said by the audit; its lane goes on.
     call('ZREM', LINE .. lane, place)

@@ -1,4 +1,5 @@
 -- Which open tasks are meant, for the scripts that list and resume. Fields that are not there do not narrow.
+local NARROWING = { 'status', 'reason', 'channel', 'account', 'lane' }
 local selection = cjson.decode(ARGV[1])
 
 local function set_of(values)
@@ -18,12 +19,19 @@ if selection.routes then
   for _, route in ipairs(selection.routes) do routes[route_key(unpack(route))] = true end
 end
 
+-- The words that are known, where what a newer version says in its own is meant, too.
+local words = selection.words and { status = set_of(selection.words.status), reason = set_of(selection.words.reason) }
+
+local function is_newer(task)
+  return words and not (words.status[task.status] and (not task.reason or words.reason[task.reason]))
+end
+
 -- The task of an id if it is meant.
 local function meant(id)
   if ids and not ids[id] then return nil end
   local task = load(id)
   if not task then return nil end
-  for _, name in ipairs({ 'status', 'reason', 'channel', 'account', 'lane' }) do
+  for _, name in ipairs(is_newer(task) and { 'channel', 'account', 'lane' } or NARROWING) do
     if selection[name] and selection[name] ~= task[name] then return nil end
   end
   if selection.older_than_ms and tonumber(task.accepted) >= selection.older_than_ms then return nil end

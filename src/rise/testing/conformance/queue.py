@@ -21,6 +21,7 @@ import pytest
 from rise.envelope import DeliveryKey, Head, LaneKey, Order, Reason, Status, Task, TaskId, task_id_of
 from rise.errors import ClaimLost
 from rise.queue.port import (
+    KEY_GRACE_SECONDS,
     Anew,
     Claim,
     Enqueued,
@@ -238,15 +239,26 @@ class QueueConformance:
     async def test_a_key_is_forgotten_when_its_time_is_over(self, stage: QueueStage) -> None:
         await stage.queue.enqueue(delivery(1))
         await run_everything(stage.queue)
-        stage.pass_time(RECEIPT_SECONDS + 1)
+        stage.pass_time(RECEIPT_SECONDS + KEY_GRACE_SECONDS + 1)
         await stage.queue.sweep()
         assert await stage.queue.receipts(limit=10) == []
         assert (await stage.queue.enqueue(delivery(1))).new
 
+    @pytest.mark.req("ENV-3")
+    @pytest.mark.failure("A7")
+    async def test_a_key_is_remembered_for_whoever_read_the_time_just_before_that_was_over(
+        self, stage: QueueStage
+    ) -> None:
+        await stage.queue.enqueue(delivery(1))
+        await run_everything(stage.queue)
+        stage.pass_time(RECEIPT_SECONDS + KEY_GRACE_SECONDS - 1)
+        await stage.queue.sweep()
+        assert not (await stage.queue.enqueue(delivery(1))).new
+
     @pytest.mark.failure("H9")
     async def test_an_open_task_is_known_even_when_its_key_is_forgotten(self, stage: QueueStage) -> None:
         first = await stage.queue.enqueue(delivery(1, raw=b"first", suspend=Reason.RAW_PAYLOAD_INVALID))
-        stage.pass_time(RECEIPT_SECONDS + 1)
+        stage.pass_time(RECEIPT_SECONDS + KEY_GRACE_SECONDS + 1)
         await stage.queue.sweep()
         again = await stage.queue.enqueue(delivery(1, raw=b"second"))
         assert again == Enqueued(first.task_id, new=False, same_body=False)
@@ -1195,6 +1207,10 @@ class QueueConformance:
         assert reason in (row.error or ""), "and it says which"
         assert shown[sound].reason is Reason.WORKFLOW_PENDING
         assert (await open_task(queue, spoilt)).progress.reason is Reason.SCHEMA_NEWER
+        suspended = Selection(status=Status.SUSPENDED)
+        assert {one.head.task_id for one in await queue.list_open(suspended, limit=10)} == {spoilt, sound}
+        newer = msgspec.structs.replace(suspended, reason=Reason.SCHEMA_NEWER)
+        assert [one.head.task_id for one in await queue.list_open(newer, limit=10)] == [spoilt]
         await queue.sweep()
         assert await queue.resume(Selection(reason=Reason.WORKFLOW_PENDING), limit=10) == [sound]
         assert await run_everything(queue) == [2]

@@ -42,6 +42,7 @@ from rise.queue.port import (
     Selection,
     Settlement,
     Suspend,
+    key_kept_ms,
 )
 from rise.testing.fakes.store import MemoryStore
 
@@ -148,7 +149,7 @@ class MemoryQueue(MemoryStore):
         if key not in self._state.keys:
             # The body that counts is that of the task, which may have outlived the memory of its key.
             first = self._state.tasks[task_id].head if task_id in self._state.tasks else new.head
-            expires = now + new.head.receipt_seconds * 1000
+            expires = now + key_kept_ms(new.head)
             self._state.keys[key] = RememberedKey(task_id, first.raw_sha256, now, expires)
         if is_known:
             return self._count_duplicate(new)
@@ -555,7 +556,7 @@ class MemoryQueue(MemoryStore):
         known, finished = self._state.tasks.get(task_id), self._state.finished.get(task_id, -1)
         if finished >= new.generation or (known is not None and known.progress.generation >= new.generation):
             return False
-        ends = new.head.accepted_at_ms + new.head.receipt_seconds * 1000
+        ends = new.head.accepted_at_ms + key_kept_ms(new.head)
         if ends > now and new.head.delivery_key not in self._state.keys:
             remembered = RememberedKey(task_id, new.head.raw_sha256, new.head.accepted_at_ms, ends)
             self._state.keys[new.head.delivery_key] = remembered
