@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -223,9 +224,30 @@ async def test_a_connection_that_breaks_is_made_again(empty_rabbit: RabbitServer
         with pytest.raises(RabbitUnavailable):
             await rabbit.publish(message(b"x" * 1000))
         link.heal()
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not await is_well(rabbit):
-                await asyncio.sleep(0)
+        await until_well(rabbit)
+
+
+@pytest.mark.failure("C21")
+def test_a_connection_that_was_reset_is_unavailable_on_the_loop_that_processes_run(empty_rabbit: RabbitServer):
+    async def at_every_moment_of_it() -> None:
+        async with FaultProxy(empty_rabbit.port) as link, opened(through(link)) as rabbit:
+            for turns in range(8):
+                await until_well(rabbit)
+                link.apply(LinkFault.reset())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                with pytest.raises(RabbitUnavailable):
+                    await rabbit.publish(message())
+                link.heal()
+            await until_well(rabbit)
+
+    uvloop.run(at_every_moment_of_it())
+
+
+async def until_well(rabbit: Rabbit) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await is_well(rabbit):
+            await asyncio.sleep(0)
 
 
 @pytest.mark.failure("C21")

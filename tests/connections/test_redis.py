@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import redis
+import uvloop
 
 from rise.clock import SystemClock
 from rise.connections.redis import CLOCK_KEY, RedisDatabase, Script, redis_errors
 from rise.errors import RedisUnavailable, StoreCorrupt, Unavailable
 from rise.testing.clock import ManualClock
+from rise.testing.faults.proxy import FaultProxy, LinkFault
 from rise.testing.servers import RedisServer
 
 ECHO = Script("echo", "return ARGV[1]")
@@ -133,6 +135,23 @@ async def test_nobody_there_is_unavailable_and_told_once_until_it_is_over(tmp_pa
         with server:
             await database.open()
     assert [trouble and trouble.capability for trouble in told] == ["redis", None]
+
+
+@pytest.mark.failure("C11")
+def test_a_connection_that_was_reset_is_unavailable_on_the_loop_that_processes_run(redis_server: RedisServer):
+    async def at_every_moment_of_it() -> None:
+        async with FaultProxy(redis_server.port) as link, opened(f"redis://127.0.0.1:{link.port}") as database:
+            for turns in range(8):
+                await database.open()
+                link.apply(LinkFault.reset())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                with pytest.raises(RedisUnavailable, match="cannot be reached"):
+                    await database.open()
+                link.heal()
+            await database.open()
+
+    uvloop.run(at_every_moment_of_it())
 
 
 # --- the way there and back ---

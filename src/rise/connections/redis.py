@@ -324,7 +324,7 @@ class _Link:
             connection = await self._connected()
             # Packed in C: redis-py's own way costs three times as much, and is of use for more than we send.
             packed = [pack_command(tuple(command)) for command in commands]  # type: ignore[arg-type]
-            await connection.send_packed_command(packed, check_health=False)
+            await _send(connection, packed)
             return [await _answer(connection) for _ in commands]
         except BaseException:
             await self.close()
@@ -358,6 +358,13 @@ async def _is_over(connection: Any) -> bool:
         return bool(await can_read())
     except redis.exceptions.RedisError:
         return True
+
+
+async def _send(connection: Any, packed: list[Any]) -> None:
+    try:
+        await connection.send_packed_command(packed, check_health=False)
+    except RuntimeError as error:  # what uvloop says once the connection was reset
+        raise redis.exceptions.ConnectionError(str(error)) from error
 
 
 async def _answer(connection: Any) -> Any:
