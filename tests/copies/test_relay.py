@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from rise.copies import relay as relay_module
 from rise.copies.journal import FIRST_LOOK_MS, LOOK_MS_MAX, Run
-from rise.errors import RabbitUnavailable, StoreUnavailable
+from rise.errors import RabbitUnavailable, RedisFull, StoreUnavailable
 from rise.queue.port import NewTask
 from rise.testing.conformance.queue import delivery
 
@@ -79,6 +79,43 @@ async def test_when_the_queue_is_back_newer_messages_go_to_it_behind_those_that_
     straight = await kept(process, installation, 4)
     assert installation.in_queue() == ids(waiting + newer + straight), "nothing is owed any more"
     assert await installation.work() == [1, 2, 3, 4]
+
+
+@pytest.mark.req("CPY-4")
+@pytest.mark.failure("C14")
+async def test_lanes_wait_for_room_in_a_full_queue_but_not_for_ever(installation: Installation):
+    process = await installation.process()
+    link = process.queue.link
+    await kept(process, installation, 1)
+    link.error, link.refuses = RedisFull("full"), {"enqueue", "restore"}
+    await kept(process, installation, 2)
+    for _ in range(3):
+        await process.relay.catch_up()
+        assert await installation.work() == [], "it may get room in a moment"
+        installation.clock.advance(relay_module.OWED_SECONDS / 3)
+    await process.relay.catch_up()
+    assert await installation.work() == [1], "only what is handed out makes room"
+    await kept(process, installation, 3)
+    await process.relay.catch_up()
+    link.refuses = set()
+    installation.clock.advance(YOUNG_SECONDS)
+    await process.round()
+    assert await installation.work() == [2, 3]
+
+
+@pytest.mark.req("CPY-4")
+@pytest.mark.failure("C12")
+async def test_what_broke_off_before_it_was_paid_is_paid_by_the_next(installation: Installation):
+    process = await installation.process()
+    process.queue.link.is_down = True
+    await kept(process, installation, 1)
+    process.queue.link.is_down, process.queue.link.refuses = False, {"paid"}
+    await process.relay.catch_up()
+    assert await installation.work() == []
+    process.queue.link.refuses = set()
+    await process.relay.catch_up()
+    installation.clock.advance(1)
+    assert await installation.work() == [1]
 
 
 @pytest.mark.req("CPY-2", "CPY-4")

@@ -248,6 +248,22 @@ async def test_a_redis_that_hangs_is_not_waited_for(redis_of_its_own: RedisServe
     await database.close()
 
 
+@pytest.mark.req("CPY-5", "QUE-5")
+@pytest.mark.failure("C19")
+async def test_a_filling_that_spans_a_restart_begins_anew(redis_of_its_own: RedisServer):
+    database = RedisDatabase(redis_of_its_own.url, clock=ManualClock(), answer_seconds=PATIENCE_SECONDS)
+    database.belongs_to("this installation")
+    queue = RedisQueue(database, LIMITS)
+    refill = await queue.begin_refill()
+    await queue.restore([delivery(1)])
+    await RedisStage(redis_of_its_own).restart_server()
+    assert await queue.begin_life(refill) is None, "what was brought before may be lost"
+    assert await claim_all(queue) == []
+    await begin(queue)
+    assert await run_everything(queue) == [1]
+    await database.close()
+
+
 @pytest.mark.failure("B15", "D12")
 async def test_a_task_that_was_deleted_by_hand_does_not_stop_its_lane(stage: RedisStage):
     [gone, _] = await enqueue(stage.queue, 1, 2)

@@ -37,10 +37,12 @@ BATCH_MAX: Final = 500
 OWNER: Final = "{rise}:owner"
 LIFE: Final = "{rise}:life"
 """Names what the queue holds; as long as it is missing nothing is handed out."""
+REFILL: Final = "{rise}:refill"
+"""Names who fills it, for as long as nothing is handed out."""
 RUN: Final = "{rise}:run"
 _NOTE_RUN: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return 0 end
-redis.call('DEL', KEYS[2])
+redis.call('DEL', KEYS[2], KEYS[3])
 redis.call('SET', KEYS[1], ARGV[1])
 return 1
 """
@@ -192,8 +194,8 @@ class RedisDatabase:
 
     async def _note_run(self, link: _Link, run_id: str) -> None:
         """A server that was started anew, or has taken another's place, may lack what was written last: nothing is
-        handed out before it was filled again. Whoever reaches it first says so, before anything else."""
-        [answer] = await link.exchange([("EVAL", _NOTE_RUN, 2, RUN, LIFE, run_id)])
+        handed out before it was filled again, and what was brought until then does not count. Whoever reaches it first says so, before anything else."""
+        [answer] = await link.exchange([("EVAL", _NOTE_RUN, 3, RUN, LIFE, REFILL, run_id)])
         if isinstance(answer, Exception):
             raise answer
 

@@ -19,7 +19,7 @@ from rise.copies.notes import MIRRORS_LIFE, Notes
 from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, REDIS, Mirror
 from rise.envelope import LaneKey, TaskId
-from rise.errors import RedisUnavailable, StoreUnavailable, Unavailable
+from rise.errors import RedisFull, RedisUnavailable, StoreUnavailable, Unavailable
 from rise.service import Loop
 from rise.telemetry import copies_made_up_total, log
 
@@ -59,6 +59,9 @@ class Relay:
         self._bus = bus
         self._clock = clock
         self._looks_behind = 0
+        self._lanes_owing: set[LaneKey] = set()
+        """Also those of a pass that broke off: what has been brought and noted since is no longer named by a journal."""
+        self._owes_since: float | None = None
         self._loops = [
             self._every("relay.note", NOTE_SECONDS, self.note),
             self._every("relay.catch_up", CATCH_UP_SECONDS, self.catch_up),
@@ -105,8 +108,10 @@ class Relay:
             # Who was sent behind the others in the last moment is on his way into the journal still.
             self._looks_behind -= 1
             await self._complete_queue(life, journal, older_than_ms=0, last=await journal.last_number())
+        except RedisFull:
+            await self._give_way()
         except RedisUnavailable:
-            return  # away again, or too full: the lanes wait, and this is tried again in a moment
+            return  # away again: the lanes wait, and this is tried again in a moment
         except StoreUnavailable:
             await self._go_on_without_journal()
             raise
@@ -115,8 +120,17 @@ class Relay:
         for _ in range(CATCH_UP_ROUNDS_MAX):
             if await self._bring_what_is_owed(life, journal) < FEW:
                 break
-        self._notes.queue_is_owed = False
+        self._notes.queue_is_owed, self._owes_since = False, None
         self._looks_behind = LOOKS_BEHIND
+
+    async def _give_way(self) -> None:
+        """The lanes wait a while for room to be made. But only what is handed out makes room: lanes that wait for it
+        longer may be the ones that fill it, and go on without what came before."""
+        now = self._clock.monotonic()
+        self._owes_since = now if self._owes_since is None else self._owes_since
+        if now - self._owes_since >= OWED_SECONDS:
+            self._notes.queue_is_owed = False
+            await self._pay()
 
     async def _go_on_without_journal(self) -> None:
         """Queue and mirror have to do, if it is the journal that cannot be read and not the ledger."""
@@ -129,11 +143,16 @@ class Relay:
         """What is there now; what is kept meanwhile waits for this to end. Returns how many those are."""
         last = await journal.last_number()
         lanes = await self._lanes_owed(life, journal, last)
+        self._lanes_owing |= lanes
         # Before anything newer of these lanes is handed out, whichever process accepted it.
         await self._work.queue.owe(self._bus.member, lanes, seconds=OWED_SECONDS)
         await self._complete_queue(life, journal, older_than_ms=0, last=last)
-        await self._work.queue.paid(self._bus.member, lanes)
+        await self._pay()
         return await journal.last_number() - last
+
+    async def _pay(self) -> None:
+        await self._work.queue.paid(self._bus.member, self._lanes_owing)
+        self._lanes_owing = set()
 
     async def _lanes_owed(self, life: str, journal: Journal, last: int) -> set[LaneKey]:
         lanes: set[LaneKey] = set()

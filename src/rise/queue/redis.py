@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rise.connections.redis import LIFE, Argument, RedisDatabase, Script
+from rise.connections.redis import LIFE, REFILL, Argument, RedisDatabase, Script
 from rise.envelope import (
     Head,
     LaneKey,
@@ -73,7 +73,6 @@ HINT_SECONDS: Final = 600
 SWEEPER: Final = "sweeper"
 HINTS: Final = "{rise}:queue:tasks"
 GROUP: Final = "workers"
-REFILL: Final = "{rise}:refill"
 TASK: Final = "{rise}:queue:task:"
 FINISHED: Final = "{rise}:queue:finished:"
 ROUTES: Final = "{rise}:queue:routes"

@@ -21,7 +21,7 @@ local LANE = Q .. 'lane:'              -- hash of a lane: channel, holder, fence
 local READY = Q .. 'ready:'            -- per channel, since when its lanes wait to be claimed, or from when they may be
 local CLAIMS = Q .. 'claims'           -- lanes that somebody holds, by how long
 local IDLE = Q .. 'idle'               -- lanes with nothing to do, by since when
-local OWED = Q .. 'owed:'              -- per lane, the processes that have earlier messages of it, not brought yet
+local OWED = Q .. 'owed:'              -- per lane, who has earlier messages of it, and until when they may be brought
 local OWED_LOOK_MS = 200               -- so soon a lane that is owed something is looked at again
 local FENCE = Q .. 'fence'             -- the last one given out
 local RECEIPTS = Q .. 'receipts'       -- delivery key → task, checksum of the body, when
@@ -263,7 +263,7 @@ local function head_of(lane)
 end
 
 local function is_owed(lane)
-  return call('EXISTS', OWED .. lane) == 1
+  return call('ZCOUNT', OWED .. lane, '(' .. now, '+inf') > 0
 end
 
 local function let_go(lane, channel)

@@ -1,8 +1,9 @@
 -- A process has earlier messages of these lanes and is about to bring them: nothing newer is handed out meanwhile. Also
 -- when Redis is full, or the lanes would go on with what is newer; it ends by itself, should the process die.
-local member, seconds = ARGV[1], ARGV[2]
+local member, seconds = ARGV[1], tonumber(ARGV[2])
 even_when_full()
 for i = 3, #ARGV do
-  call('SADD', OWED .. ARGV[i], member)
-  call('EXPIRE', OWED .. ARGV[i], seconds)
+  local owed = OWED .. ARGV[i]
+  call('ZADD', owed, now + seconds * 1000, member)
+  if call('TTL', owed) < seconds then call('EXPIRE', owed, seconds) end
 end

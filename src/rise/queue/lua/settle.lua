@@ -31,7 +31,9 @@ even_when_full()
 local task = load(id)
 if task and task.status == 'processing' then settle[settlement](task) end
 local head = head_of(lane)
-if not head or tonumber(head.due) > now or tasks_left == 0 or is_owed(lane) or tonumber(head.deaths) >= deaths_suspect then
+-- Without a life half of the chat may be missing, which a restarted Redis has lost and the claim has outlived.
+local may_go_on = call('EXISTS', LIFE) == 1 and not is_owed(lane) and tasks_left > 0
+if not may_go_on or not head or tonumber(head.due) > now or tonumber(head.deaths) >= deaths_suspect then
   let_go(lane, channel)
   return false
 end

@@ -198,6 +198,32 @@ class RefillingConformance:
         await stage.let_debts_lapse()
         assert await run_everything(stage.queue) == [1]
 
+    @pytest.mark.req("CPY-4", "QUE-3")
+    async def test_what_the_dead_owe_is_renewed_by_nobody(self, stage: RefillingStage) -> None:
+        await begin(stage.queue)
+        await stage.queue.enqueue(delivery(1))
+        await stage.queue.owe("dies", [delivery(1).head.lane], seconds=10)
+        await stage.queue.owe("lives", [delivery(1).head.lane], seconds=60)
+        await stage.queue.paid("lives", [delivery(1).head.lane])
+        assert await claim_all(stage.queue) == []
+        stage.pass_time(11)
+        assert await run_everything(stage.queue) == [1]
+
+    @pytest.mark.req("QUE-2", "CPY-5")
+    @pytest.mark.failure("C19")
+    async def test_a_claim_that_outlives_the_life_of_the_queue_ends_with_its_task(self, queue: RefillableQueue) -> None:
+        await begin(queue)
+        await queue.enqueue(delivery(1, chat="1"))
+        claim = await claim_one(queue)
+        await queue.end_life()
+        await queue.enqueue(delivery(3, chat="1"))
+        assert await queue.settle(claim, claim.task, Finished()) is None, "the second is not back yet"
+        assert await claim_all(queue) == []
+        await queue.restore([delivery(2, chat="1")])
+        await begin(queue)
+        assert await run_everything(queue) == [2, 3]
+        assert (await queue.depth()).out_of_order == 0
+
     @pytest.mark.failure("M6", "D8")
     async def test_what_is_missing_is_neither_open_nor_finished(self, queue: RefillableQueue) -> None:
         await begin(queue)

@@ -263,8 +263,8 @@ class MemoryQueue(MemoryStore):
         if running is not None and running.progress.status is Status.PROCESSING:
             self._end(running, settlement, now)
         head = self._head_of(lane)
-        is_over = head is None or head.progress.due_at_ms > now or claim.tasks_left == 0
-        if head is None or is_over or self._is_suspect(head) or self._is_owed(lane, now):
+        may_go_on = self._state.life is not None and not self._is_owed(lane, now) and claim.tasks_left > 0
+        if not may_go_on or head is None or head.progress.due_at_ms > now or self._is_suspect(head):
             self._let_go(lane, now)
             return None
         self._run(lane, head, now)
@@ -531,8 +531,7 @@ class MemoryQueue(MemoryStore):
     def _owe(self, member: str, lanes: Collection[LaneKey], seconds: int) -> None:
         until = self.now_ms() + seconds * 1000
         for lane in lanes:
-            # As one: who owes last says for how long all are waited for.
-            self._state.owed[lane] = dict.fromkeys([*self._state.owed.get(lane, {}), member], until)
+            self._state.owed.setdefault(lane, {})[member] = until
 
     async def paid(self, member: str, lanes: Collection[LaneKey]) -> None:
         await self._through("paid", lambda: self._paid(member, lanes))
