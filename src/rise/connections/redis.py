@@ -194,7 +194,8 @@ class RedisDatabase:
 
     async def _note_run(self, link: _Link, run_id: str) -> None:
         """A server that was started anew, or has taken another's place, may lack what was written last: nothing is
-        handed out before it was filled again, and what was brought until then does not count. Whoever reaches it first says so, before anything else."""
+        handed out before it was filled again, and what was brought until then does not count. Whoever reaches it first
+        says so, before anything else."""
         [answer] = await link.exchange([("EVAL", _NOTE_RUN, 3, RUN, LIFE, REFILL, run_id)])
         if isinstance(answer, Exception):
             raise answer

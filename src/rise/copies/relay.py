@@ -60,7 +60,7 @@ class Relay:
         self._clock = clock
         self._looks_behind = 0
         self._lanes_owing: set[LaneKey] = set()
-        """Also those of a pass that broke off: what has been brought and noted since is no longer named by a journal."""
+        """Also those of a pass that broke off: what was brought and noted in it no journal names any more."""
         self._owes_since: float | None = None
         self._loops = [
             self._every("relay.note", NOTE_SECONDS, self.note),
