@@ -81,6 +81,19 @@ async def test_when_the_queue_is_back_newer_messages_go_to_it_behind_those_that_
     assert await installation.work() == [1, 2, 3, 4]
 
 
+@pytest.mark.req("CPY-4", "CPY-7")
+async def test_who_begins_with_nothing_left_by_a_former_process_owes_nothing(installation: Installation):
+    first = await installation.process()
+    await first.relay.start()
+    await kept(first, installation, 1)
+    assert len(installation.in_queue()) == 1, "not behind a look that has nothing to bring"
+    await first.relay.stop()
+    await first.relay.start()
+    await kept(first, installation, 2)
+    assert len(installation.in_queue()) == 1, "what was left may have to come before"
+    await first.relay.stop()
+
+
 @pytest.mark.req("CPY-4")
 @pytest.mark.failure("C14")
 async def test_lanes_wait_for_room_in_a_full_queue_but_not_for_ever(installation: Installation):

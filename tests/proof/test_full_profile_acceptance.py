@@ -194,6 +194,7 @@ async def test_startup_health_follows_every_change_without_a_restart(
             assert int(again) > 0
             assert await caller.ask("two are gone") == 503
         await caller.until_startup(200, redis="available", rabbitmq="available")
+        assert await caller.ask("both are back, and Redis has what it lacked") == 200
         async with stores.befall(Mishap.RABBIT_MEMORY_ALARM):
             assert await caller.ask("RabbitMQ says so to those who publish") == 200
             await caller.until_startup(200, redis="available", rabbitmq="unavailable")

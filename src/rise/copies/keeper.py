@@ -26,6 +26,8 @@ from rise.telemetry import log
 T = TypeVar("T")
 
 ROUND_SECONDS: Final = 1.0
+FIRST_SECONDS: Final = 0.05
+"""Until it is known whose the office is: a new queue has no life before the first round, and all wait for that."""
 COUNT_SECONDS: Final = 30.0
 PATIENCE_SECONDS: Final = 30.0
 """So long an emptied queue waits for a copy that is away, too, before work goes on with what the others hold."""
@@ -71,7 +73,8 @@ class Keeper:
                 await self._attempt("count", self._count_now_and_then)
         elif not self._is_resting:
             await self._attempt("rest", self._rest)
-        await self._clock.sleep(ROUND_SECONDS)
+        is_known = self._office.is_ours or self._office.is_anothers
+        await self._clock.sleep(ROUND_SECONDS if is_known else FIRST_SECONDS)
 
     async def _attempt(self, duty: str, work: Callable[[], Awaitable[object]]) -> None:
         """A store that is away keeps nobody from caring for the others."""

@@ -202,6 +202,7 @@ class _Keeping:
         """`on_owed`: the journal holds it, and the queue did not take it."""
         self._policy = policy
         self._on_owed = on_owed
+        self._is_owed = False
         self._stores = stores
         self._task = task
         self._held: dict[str, Any] = {}
@@ -252,8 +253,8 @@ class _Keeping:
             _resolve(self.queues_word)
         if self.has_word or self._failed.keys() >= {REDIS, JOURNAL}:
             _resolve(self.any_word)
-        refusal = self._failed.get(REDIS)
-        if refusal is not None and not isinstance(refusal, QueueOwed) and JOURNAL in self._held:
+        if not self._is_owed and self._is_to_be_brought():
+            self._is_owed = True  # said once: what comes later may find it brought
             self._on_owed()
         if self._policy.is_enough(self._held):
             if self.queues_word.done():
@@ -261,6 +262,10 @@ class _Keeping:
         elif len(self._held) + len(self._failed) == len(self._stores) and not self.decided.done():
             self.decided.set_exception(self._insufficient())
             self.decided.exception()  # whoever hung up does not read it
+
+    def _is_to_be_brought(self) -> bool:
+        refusal = self._failed.get(REDIS)
+        return refusal is not None and not isinstance(refusal, QueueOwed) and JOURNAL in self._held
 
     @property
     def has_word(self) -> bool:

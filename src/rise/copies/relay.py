@@ -72,7 +72,7 @@ class Relay:
             self._loops.append(self._every("relay.mirror", ROUND_SECONDS, self.complete_mirror))
 
     async def start(self) -> None:
-        self._notes.queue_is_owed = True  # a former process may have left something in the slot that is now this one's
+        self._notes.queue_is_owed = await self._has_inherited()
         for loop in self._loops:
             await loop.start()
 
@@ -83,6 +83,13 @@ class Relay:
             await self._notes.write()
         except Unavailable:
             return  # whoever adopts the journal finds out again
+
+    async def _has_inherited(self) -> bool:
+        """Whether a former process has left something open in the slot that is now this one's."""
+        try:
+            return await self._journals.own.last_number() > 0
+        except StoreUnavailable:
+            return True
 
     async def note(self) -> None:
         """Learn the life of the queue, and write down who holds what."""
