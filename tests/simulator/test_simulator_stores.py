@@ -57,10 +57,11 @@ def broken(plan: Plan) -> list[str]:
 
 
 def a_busy_minute_of_all_stores(*faults: Fault) -> Outcome:
-    """With an emptied queue in it, and a mirror that loses everything in the end."""
+    """With an emptied queue in it, one that is owed something, and a mirror that loses everything in the end."""
     emptied = Fault(kind=FaultKind.REDIS_EMPTIED, at=6.0)
     away = Fault(kind=FaultKind.RABBIT_GONE, at=10.0, seconds=2.0)
-    plan = a_busy_plan(emptied, away, *faults)
+    owed = Fault(kind=FaultKind.REDIS_GONE, at=14.0, seconds=0.5)
+    plan = a_busy_plan(emptied, away, owed, *faults)
     refill = Doing(act=Act.REFILL, at=16.0, name="refill")
     return simulate(
         replace(plan, doings=[*plan.doings, refill], profile=Profile.FULL, last_blow=FaultKind.RABBIT_EMPTIED)
