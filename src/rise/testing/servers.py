@@ -9,7 +9,7 @@ import subprocess
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import redis
 
@@ -34,42 +34,23 @@ def _rabbit_programs() -> Path | None:
     return next((Path(place) for place in RABBIT_PROGRAMS if (Path(place) / "rabbitmq-server").exists()), None)
 
 
-class RedisServer:
-    """A `redis-server` that fsyncs every write before it answers, to be killed, frozen and started again.
+class _Server:
+    """One program that says in its log when it is ready."""
 
-    `with RedisServer(tmp_path) as server:` starts it and leaves nothing running behind.
-    """
+    program: ClassVar[str]
+    ready_line: ClassVar[str]
+    ready_seconds: ClassVar[float]
 
-    def __init__(self, directory: Path, **settings: str) -> None:
-        """`settings`: as in redis.conf, underscores for hyphens."""
-        self._held_port = hold_port()
-        self.port = int(self._held_port.getsockname()[1])
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+    def __init__(self) -> None:
         self.log: list[str] = []
-        self._directory = directory
-        own = {"appendonly": "yes", "appendfsync": "always", "save": ""}
-        self._settings = own | {name.replace("_", "-"): value for name, value in settings.items()}
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.kill()
-        self._held_port.close()
-
     def start(self) -> None:
-        """Until it accepts connections, its data read."""
-        place = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self._directory)}
-        settings = (part for name, value in (place | self._settings).items() for part in (f"--{name}", value))
-        command = ["redis-server", *settings]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own arguments
-        is_ready = threading.Event()
-        threading.Thread(target=self._read_log, args=(self._process, is_ready), daemon=True).start()
-        if not is_ready.wait(READY_SECONDS):
-            self.kill()
-            raise AssertionError("redis-server did not start:\n" + "\n".join(self.log[-20:]))
+        raise NotImplementedError
 
     def kill(self) -> None:
         """-9, and gone."""
@@ -84,15 +65,12 @@ class RedisServer:
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def ask(self, *command: str | bytes | float) -> Any:
-        """A command, as an operator gives it, and its answer as it comes over the wire."""
-        with redis.Redis(port=self.port, protocol=2) as client:
-            client.response_callbacks.clear()
-            return client.execute_command(*command)
-
-    def info(self, section: str) -> dict[str, str]:
-        lines = self.ask("INFO", section).decode().splitlines()
-        return dict(line.split(":", 1) for line in lines if ":" in line)
+    def _until_ready(self, process: subprocess.Popen[str]) -> None:
+        is_ready = threading.Event()
+        threading.Thread(target=self._read_log, args=(process, is_ready), daemon=True).start()
+        if not is_ready.wait(self.ready_seconds):
+            self.kill()
+            raise AssertionError(f"{self.program} did not start:\n" + "\n".join(self.log[-20:]))
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -103,21 +81,68 @@ class RedisServer:
         with process.stdout:
             for line in process.stdout:
                 self.log.append(line.rstrip())
-                if "Ready to accept connections" in line:
+                if self.ready_line in line:
                     is_ready.set()
 
 
-class RabbitServer:
+class RedisServer(_Server):
+    """A `redis-server` that fsyncs every write before it answers, to be killed, frozen and started again.
+
+    `with RedisServer(tmp_path) as server:` starts it and leaves nothing running behind.
+    """
+
+    program = "redis-server"
+    ready_line = "Ready to accept connections"
+    ready_seconds = READY_SECONDS
+
+    def __init__(self, directory: Path, **settings: str) -> None:
+        """`settings`: as in redis.conf, underscores for hyphens."""
+        self._held_port = hold_port()
+        self.port = int(self._held_port.getsockname()[1])
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        super().__init__()
+        self._directory = directory
+        own = {"appendonly": "yes", "appendfsync": "always", "save": ""}
+        self._settings = own | {name.replace("_", "-"): value for name, value in settings.items()}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
+        self._held_port.close()
+
+    def start(self) -> None:
+        """Until it accepts connections, its data read."""
+        place = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self._directory)}
+        settings = (part for name, value in (place | self._settings).items() for part in (f"--{name}", value))
+        command = ["redis-server", *settings]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own arguments
+        self._until_ready(self._process)
+
+    def ask(self, *command: str | bytes | float) -> Any:
+        """A command, as an operator gives it, and its answer as it comes over the wire."""
+        with redis.Redis(port=self.port, protocol=2) as client:
+            client.response_callbacks.clear()
+            return client.execute_command(*command)
+
+    def info(self, section: str) -> dict[str, str]:
+        lines = self.ask("INFO", section).decode().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+class RabbitServer(_Server):
     """A `rabbitmq-server` of its own, to be killed, frozen and started again; nothing else on the machine hears of it.
 
     `with RabbitServer(tmp_path) as server:` starts it and leaves nothing running behind.
     """
 
+    program = "rabbitmq-server"
+    ready_line = "Server startup complete"
+    ready_seconds = RABBIT_READY_SECONDS
+
     def __init__(self, directory: Path) -> None:
         self._held_ports = [hold_port() for _ in range(3)]
         self.port, distribution, epmd = (int(held.getsockname()[1]) for held in self._held_ports)
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
-        self.log: list[str] = []
+        super().__init__()
         self._node = f"rise-{self.port}@localhost"
         self._epmd_port = epmd
         self._environment = {
@@ -142,11 +167,6 @@ class RabbitServer:
         }
         (directory / "plugins").write_text("[].\n")
         self._epmd: subprocess.Popen[bytes] | None = None
-        self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.kill()
@@ -170,24 +190,7 @@ class RabbitServer:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        is_ready = threading.Event()
-        threading.Thread(target=self._read_log, args=(self._process, is_ready), daemon=True).start()
-        if not is_ready.wait(RABBIT_READY_SECONDS):
-            self.kill()
-            raise AssertionError("rabbitmq-server did not start:\n" + "\n".join(self.log[-20:]))
-
-    def kill(self) -> None:
-        """-9, and gone."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-
-    def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
+        self._until_ready(self._process)
 
     def ctl(self, *command: str) -> str:
         """What an operator does with `rabbitmqctl`, and what it prints. Takes a second."""
@@ -201,15 +204,3 @@ class RabbitServer:
         place = _rabbit_programs()
         assert place is not None, "rabbitmq-server is not installed"
         return str(place / name)
-
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def _read_log(self, process: subprocess.Popen[str], is_ready: threading.Event) -> None:
-        assert process.stdout is not None
-        with process.stdout:
-            for line in process.stdout:
-                self.log.append(line.rstrip())
-                if "Server startup complete" in line:
-                    is_ready.set()
