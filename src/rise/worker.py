@@ -1,4 +1,4 @@
-"""Working: claim a chat, run what is bound to it, save the result, settle; then the chat's next message.
+"""Working: run what is bound to a claimed chat's first message, save the result, settle; then the chat's next.
 
 Crash anywhere and the claim lapses; whoever takes over finds either no result and runs again (finished steps
 are not repeated), or the result and goes on to the reply. A worker that was frozen and wakes up finds its
@@ -20,6 +20,7 @@ import msgspec
 from rise.bindings import BindingRegistry, Bound
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Channel, Incoming, is_pushed, understood
+from rise.claims import ClaimLimits, Claims
 from rise.clock import Clock, epoch_ms
 from rise.envelope import (
     Call,
@@ -34,13 +35,11 @@ from rise.envelope import (
     notice_id_of,
     reply_id_of,
 )
-from rise.errors import ClaimLost, Unavailable
+from rise.errors import ClaimLost
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
-from rise.pacing import SlowStart
-from rise.quarantine import Quarantine
-from rise.queue.port import Anew, Claim, Claimed, Finished, Queue, Replying, RetryIn, Selection, Settlement, Suspend
+from rise.queue.port import Anew, Claim, Finished, Queue, Replying, RetryIn, Selection, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
-from rise.service import Loop, Signal, cancel_all, insist, spawn
+from rise.service import insist
 from rise.telemetry import in_words, log, redact
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.follow_ups import FOLLOW_UP, follow_up
@@ -49,15 +48,9 @@ from rise.workflows.runner import RunLimits, Runner
 T = TypeVar("T")
 Accept = Callable[[Incoming], Awaitable[object]]
 
-LOOK_SECONDS: Final = 1.0
-"""How often the queue is looked at without a hint."""
-LOOK_AFTER_FAILURE_SECONDS: Final = 3.0
-OUTAGE_SECONDS: Final = 5.0
-"""After so long without its store a worker begins again with little."""
 ELSEWHERE_SECONDS: Final = 2.0
 """How long a message is left to workers that have its workflow."""
 LOOK_AT_ONCE: Final = 1000
-_TAKEN_OVER: Final = "another worker runs it from its saved steps"
 _NEVER_RAN: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.RAW_PAYLOAD_INVALID})
 
 
@@ -73,6 +66,9 @@ class WorkerLimits:
     """After its store was away: so long others have to say which chats are owed earlier messages."""
     abandoned_max: int = 4
     """Functions that went on after their time; beyond this the process should be replaced."""
+
+    def of_claims(self) -> ClaimLimits:
+        return ClaimLimits(self.concurrency, self.claim, self.stop_seconds, self.recovery_seconds)
 
     def of_a_run(self) -> RunLimits:
         return RunLimits(self.run_seconds, threads=self.concurrency * 2, history_turns=self.history_turns)
@@ -128,16 +124,6 @@ class Suspended(msgspec.Struct, frozen=True):
 Ending = Answered | AlreadyRun | KeyUsedAgain | TooLate | Retry | Suspended
 
 
-@dataclass(slots=True)
-class _Held:
-    """A claim of this process, and the work on it."""
-
-    claim: Claim
-    renewed_at: float
-    work: asyncio.Task[Any]
-    is_settled: bool = False
-
-
 class Worker:
     """Runs workflows. Any number of them, in any number of processes."""
 
@@ -170,21 +156,14 @@ class Worker:
         self._limits = limits or WorkerLimits()
         self._texts = texts or Texts()
         self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits.of_a_run())
-        # By fence, not by lane: the same lane may be let go and claimed anew before its former work has noticed.
-        self._held: dict[int, _Held] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._hint = Signal()
-        self._quarantine = Quarantine()
-        self._stopping = False
-        self._store_failed_at: float | None = None
-        self._store_failing_since: float | None = None
-        self._may_hold_ghosts = False
-        self._slow_start = SlowStart()
-        # Soon after its store is back work goes on: nobody tells a worker that it is.
-        self._looking = Loop(
-            "worker", self._look, sleep=clock.sleep, on_error=_report, pause_seconds_max=LOOK_AFTER_FAILURE_SECONDS
+        self._claims = Claims(
+            queue=queue,
+            channels=list(channels),
+            finish=self._finish,
+            bus=bus,
+            clock=clock,
+            limits=self._limits.of_claims(),
         )
-        self._heartbeat = Loop("worker.heartbeat", self._renew, sleep=clock.sleep, on_error=_report)
 
     @property
     def is_worn_out(self) -> bool:
@@ -192,162 +171,29 @@ class Worker:
         return self._runner.abandoned > self._limits.abandoned_max
 
     async def start(self) -> None:
-        self._unsubscribe = (
-            self._bus.subscribe(Topic.LANES_READY, lambda _: self.wake()),
-            self._bus.subscribe(Topic.RUNNING_PAUSED, self._pause),
-        )
-        await self._heartbeat.start()
-        await self._looking.start()
+        await self._claims.start()
         log.info("task_worker.start", member=self._bus.member, workflows=sorted(self._runner.workflows))
 
     async def stop(self) -> None:
         """Claim nothing more, let runs finish within the grace, hand back the rest as if never claimed."""
-        self._stopping = True
-        await self._looking.stop()
-        for unsubscribe in self._unsubscribe:
-            unsubscribe()
-        give_up_at = self._clock.monotonic() + self._limits.stop_seconds
-        while self._tasks and (left := give_up_at - self._clock.monotonic()) > 0:
-            await asyncio.wait(set(self._tasks), timeout=left)
-        await cancel_all(self._tasks)
-        await self._heartbeat.stop()
-        self._runner.close()
-        await self._queue.hand_back(self._bus.member)
+        try:
+            await self._claims.stop()
+        finally:
+            self._runner.close()
         log.info("task_worker.stop", member=self._bus.member)
 
     def wake(self) -> None:
         """There may be work."""
-        self._hint.set()
+        self._claims.wake()
 
-    def _pause(self, payload: Mapping[str, Any]) -> None:
-        """What is accepted meanwhile waits; said again before it lapses, if it is to last."""
-        seconds = payload.get("seconds")
-        if isinstance(seconds, int | float):
-            self._slow_start.hold(float(seconds), self._clock.monotonic())
+    # --- running ---
 
-    # --- claiming ---
+    async def _finish(self, claim: Claim) -> Claim | None:
+        """Run the claim's task and settle it, whatever comes of either: a claim that lapses looks like a death.
 
-    async def _look(self) -> None:
-        # In a task of its own: a stop that comes between the claim and its return must not lose what was claimed.
-        looking = spawn(self._claim(), name="worker.claim", into=self._tasks)
-        if not await asyncio.shield(looking):
-            await self._hint.wait(LOOK_SECONDS)
-
-    async def _claim(self) -> int:
-        """Begin as much work as there is room for. Returns how much was found."""
-        room = self._room()
-        if not room:
-            return 0
-        claimed = await self._ask_for(room)
-        if claimed.suspects_waiting:
-            self._quarantine.suspects_wait(self._clock.monotonic())
-        for claim in claimed.claims:
-            self._hold(claim)
-        return len(claimed.claims)
-
-    async def _ask_for(self, room: Mapping[str, int]) -> Claimed:
-        takes_suspects = self._quarantine.takes_suspects(is_empty=not self._held)
-        try:
-            await self._let_go_of_ghosts()
-            return await self._queue.claim(
-                self._bus.member, room, idle=takes_suspects, forgiving=self._store_failed_lately()
-            )
-        except Unavailable:
-            self._note_store_failure()
-            raise
-
-    async def _let_go_of_ghosts(self) -> None:
-        """After a failure the store may know of claims that this process does not: one whose writing was never
-        confirmed, or one that was given up because it could not be prolonged. Nobody works on them."""
-        if self._may_hold_ghosts:
-            await self._queue.hand_back(self._bus.member, keep=list(self._held))
-            self._may_hold_ghosts = False
-            self._note_store_is_back()
-            if self._limits.recovery_seconds:
-                await self._clock.sleep(self._limits.recovery_seconds)
-
-    def _note_store_failure(self) -> None:
-        self._store_failed_at = self._clock.monotonic()
-        if self._store_failing_since is None:
-            self._store_failing_since = self._store_failed_at
-        self._may_hold_ghosts = True
-
-    def _note_store_is_back(self) -> None:
-        """After a while without it much has gathered, and what had failed must not be knocked down again."""
-        now, since = self._clock.monotonic(), self._store_failing_since
-        if since is not None:
-            self._store_failed_at = now  # until now, as far as is known here: it was asked ever more seldom
-            if now - since >= OUTAGE_SECONDS:
-                self._slow_start.begin(now)
-        self._store_failing_since = None
-
-    def _store_failed_lately(self) -> bool:
-        """Whether others may have lost their claims only because they could not prolong them."""
-        failed_at, claim_seconds = self._store_failed_at, self._limits.claim.total_seconds()
-        return failed_at is not None and self._clock.monotonic() - failed_at < claim_seconds
-
-    def _room(self) -> dict[str, int]:
-        """Free places per channel. None for a while when a suspect needs this process for itself."""
-        if self._held and self._quarantine.refuses_others(self._clock.monotonic()):
-            return {}
-        places = self._slow_start.room(self._limits.concurrency, self._clock.monotonic())
-        room = dict.fromkeys(self._channels, places) if places else {}
-        for held in self._held.values():
-            room[held.claim.channel] = room.get(held.claim.channel, 0) - 1
-        return room if any(free > 0 for free in room.values()) else {}
-
-    def _hold(self, claim: Claim) -> None:
-        if _is_of_suspect(claim):
-            self._quarantine.suspect_starts(self._clock.monotonic())
-        work = spawn(self._work(claim), name=f"lane {claim.lane}", into=self._tasks)
-        self._held[claim.fence] = _Held(claim, self._clock.monotonic(), work)
-        # As a callback, because a task that is cancelled before its first step runs none of its code.
-        work.add_done_callback(lambda _: self._let_go(claim.fence))
-
-    def _let_go(self, fence: int) -> None:
-        # What a stop leaves unbegun stays held, and so prolonged, until it is handed back with the rest.
-        if not self._stopping or self._held[fence].is_settled:
-            claim = self._held.pop(fence).claim
-            if _is_of_suspect(claim):
-                self._quarantine.suspect_ends()
-        self._hint.set()
-
-    async def _renew(self) -> None:
-        """Prolong all claims; stop working on what is lost, or could be lost without our knowing."""
-        await self._clock.sleep(self._limits.claim.total_seconds() / 3)
-        holding = dict(self._held)
-        if not holding:
-            return
-        began = self._clock.monotonic()
-        try:
-            lost = await self._queue.renew([held.claim for held in holding.values()])
-        except Unavailable:
-            self._note_store_failure()
-            alive_until = self._clock.monotonic() - self._limits.claim.total_seconds()
-            lost = {fence for fence, held in holding.items() if held.renewed_at < alive_until}
-        else:
-            for held in holding.values():
-                held.renewed_at = began
-        for fence in lost & self._held.keys():
-            held = self._held[fence]
-            log.warning("task.claim_lost", lane=held.claim.lane, consequence=_TAKEN_OVER)
-            held.work.cancel()
-
-    # --- working ---
-
-    async def _work(self, claim: Claim) -> None:
-        """The whole life of a claim."""
-        following: Claim | None = claim
-        try:
-            while following is not None and not self._stopping:
-                following = await self._finish(following, _understood(following.task, self._channels))
-        except ClaimLost as error:
-            log.warning("task.claim_lost", lane=claim.lane, error=error, consequence=_TAKEN_OVER)
-            following = None
-        self._held[claim.fence].is_settled = following is None
-
-    async def _finish(self, claim: Claim, task: Task) -> Claim | None:
-        """Run the task and settle it, whatever comes of either: a claim that lapses looks like a death."""
+        Returns the claim on the chat's next task, if there is one.
+        """
+        task = _understood(claim.task, self._channels)
         ending = await self._end(claim, task)
         try:
             return await self._settle(claim, task, ending)
@@ -617,16 +463,7 @@ def _history(task: Task, said: str, now_ms: int) -> list[Turn]:
     return turns
 
 
-def _is_of_suspect(claim: Claim) -> bool:
-    """A task that was running in several crashes comes alone: no other may be claimed beside it."""
-    return claim.tasks_left == 0 and claim.task.progress.deaths > 0
-
-
 def _is_being_cancelled() -> bool:
     """Whether somebody asked the current task to end, as opposed to something within it."""
     current = asyncio.current_task()
     return current is not None and current.cancelling() > 0
-
-
-def _report(name: str, error: BaseException) -> None:
-    log.error("worker.loop_failed", loop=name, error=error, consequence="starts anew after a pause")

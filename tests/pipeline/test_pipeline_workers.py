@@ -364,7 +364,7 @@ async def test_a_worker_that_was_frozen_beyond_its_claim_changes_nothing_when_it
     await stage.pass_time(5)
     assert await stage.result(task_id) == run
     assert (run.outcome, stage.texts()) == (Outcome.ANSWERED, ["one"])
-    assert frozen.worker._held == {}
+    assert frozen.worker._claims._held == {}
     await stage.ended(*await stage.write("two"))
     assert stage.texts() == ["one", "two"]
 
@@ -547,7 +547,7 @@ async def test_a_heartbeat_that_comes_late_takes_nothing_from_a_chat_that_was_cl
     assert stage.texts() == ["one", "two"]
 
     async def let_go() -> bool:
-        return worker.worker._held == {}
+        return worker.worker._claims._held == {}
 
     await stage.until(let_go)
 
@@ -556,18 +556,18 @@ async def test_a_heartbeat_that_comes_late_takes_nothing_from_a_chat_that_was_cl
 async def test_a_claim_whose_work_is_cancelled_before_its_first_step_is_not_held_for_ever(stage: Stage):
     bot = Bot()
     _, worker = await stage.start(bot.workflow)
-    working, hold = worker.worker, worker.worker._hold
+    claims, hold = worker.worker._claims, worker.worker._claims._hold
 
     def hold_and_cancel(claim: Claim) -> None:
         hold(claim)
-        working._held[claim.fence].work.cancel()
-        working._hold = hold  # type: ignore[method-assign]
+        claims._held[claim.fence].work.cancel()
+        claims._hold = hold  # type: ignore[method-assign]
 
-    working._hold = hold_and_cancel  # type: ignore[method-assign]
+    claims._hold = hold_and_cancel  # type: ignore[method-assign]
     [task_id] = await stage.write("one")
 
     async def let_go() -> bool:
-        return bool(await stage.look(task_id)) and working._hold is hold and working._held == {}
+        return bool(await stage.look(task_id)) and claims._hold == hold and claims._held == {}
 
     await stage.until(let_go)
     await stage.pass_time(31)
