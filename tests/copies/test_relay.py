@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
-from copies_stage import HOUR_SECONDS, Installation, Process, attempt, ids, in_journal
+from copies_stage import HOUR_SECONDS, Installation, Process, attempt, ids, in_journal, until
 from structlog.testing import capture_logs
 
 from rise.copies import relay as relay_module
@@ -79,6 +83,93 @@ async def test_when_the_queue_is_back_newer_messages_go_to_it_behind_those_that_
     straight = await kept(process, installation, 4)
     assert installation.in_queue() == ids(waiting + newer + straight), "nothing is owed any more"
     assert await installation.work() == [1, 2, 3, 4]
+
+
+@pytest.mark.req("CPY-4", "QUE-2")
+@pytest.mark.failure("C11")
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_a_chat_waits_for_its_message_that_is_on_its_way_into_the_journal(
+    installation: Installation, monkeypatch, is_kept: bool
+):
+    process = await installation.process()
+    process.queue.link.is_down = True
+    before = await kept(process, installation, 1)
+    process.queue.link.is_down = False
+    opened, keep = asyncio.Event(), process.journals.own.keep
+
+    async def slow(*message: Any) -> Any:
+        await opened.wait()
+        if not is_kept:
+            raise StoreUnavailable("the disk is full")
+        return await keep(*message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process.journals.own, "keep", slow)
+        late = installation.message(2)
+        keeping = asyncio.create_task(attempt(lambda: process.copies.keep(late)))
+        await until(lambda: process.notes.debt.includes(late.head.lane) and len(installation.in_mirror()) == 2)
+    await process.relay.catch_up()
+    assert installation.in_queue() == ids(before)
+    other, after = installation.message(4, chat="2"), installation.message(3)
+    await process.copies.keep(other)
+    assert installation.in_queue() == ids([*before, other]), "another chat waits for nobody"
+    await process.copies.keep(after)
+    assert after.head.task_id not in installation.in_queue(), "it would be answered before the second"
+    opened.set()
+    await keeping
+    await process.relay.catch_up()
+    assert installation.in_queue() == ids([*before, other, after, *([late] if is_kept else [])])
+    assert await installation.work() == ([1, 2, 3, 4] if is_kept else [1, 3, 4])
+    straight = await kept(process, installation, 5)
+    assert ids(straight) <= installation.in_queue(), "nothing is owed any more"
+
+
+@pytest.mark.req("CPY-4")
+@pytest.mark.failure("C12")
+async def test_while_much_is_brought_its_lanes_are_owed_again_and_again(installation: Installation, monkeypatch):
+    process = await installation.process()
+    monkeypatch.setattr(relay_module, "PAGE", 1)
+    process.queue.link.is_down = True
+    messages = await kept(process, installation, 1, 2, 3)
+    process.queue.link.is_down = False
+    restore = process.queue.restore
+    handed_out: list[int] = []
+
+    async def slow(tasks: Sequence[NewTask]) -> Any:
+        installation.clock.advance(relay_module.OWED_SECONDS / 2)
+        handed_out.extend(await installation.work())
+        return await restore(tasks)
+
+    monkeypatch.setattr(process.queue, "restore", slow)
+    await process.relay.catch_up()
+    assert installation.in_queue() == ids(messages)
+    assert handed_out == [], "something newer of theirs may be there, from another process"
+    assert await installation.work() == [1, 2, 3]
+
+
+@pytest.mark.req("CPY-4")
+async def test_one_that_the_queue_cannot_take_keeps_no_other_from_it(installation: Installation, monkeypatch):
+    process = await installation.process()
+    process.queue.link.is_down = True
+    messages = await kept(process, installation, 1, 2, 3)
+    process.queue.link.is_down = False
+    restore = process.queue.restore
+
+    async def but_one(tasks: Sequence[NewTask]) -> Any:
+        if messages[1] in tasks:
+            raise ValueError("a bug of ours")
+        return await restore(tasks)
+
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(process.queue, "restore", but_one)
+        await process.relay.catch_up()
+        assert installation.in_queue() == ids([messages[0], messages[2]])
+        assert [line["task_id"] for line in logs if line["event"] == "copy.failed"] == [messages[1].head.task_id]
+        straight = await kept(process, installation, 4, chat="2")
+        assert ids(straight) <= installation.in_queue(), "nor is anything owed for it"
+    installation.clock.advance(YOUNG_SECONDS)
+    await process.round()
+    assert installation.in_queue() == ids(messages + straight), "it was not taken for brought"
 
 
 @pytest.mark.req("CPY-4", "CPY-7")

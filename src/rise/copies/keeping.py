@@ -19,7 +19,7 @@ import msgspec
 
 from rise.copies.journal import JournalKept, Run, run_of
 from rise.copies.journals import Journals
-from rise.copies.notes import MIRRORS_LIFE, Notes
+from rise.copies.notes import MIRRORS_LIFE, Debt, Notes
 from rise.copies.port import JOURNAL, RABBITMQ, REDIS, Mirror
 from rise.copies.record import encode_task
 from rise.envelope import Head, Task, TaskId, TaskType
@@ -93,16 +93,13 @@ class Copies:
         Whoever hangs up meanwhile has been promised nothing; the stores that were asked may hold it all the same.
         """
         ways = self._ways(task)
-        keeping = _Keeping(self._policy, tuple(ways), task, self._owe)
+        keeping = _Keeping(self._policy, tuple(ways), task, self._notes.debt)
         if self._policy.requires_same_body(task.head) and await self._is_other_body(keeping, task, ways):
             return Enqueued(task.head.task_id, new=False, same_body=False)
         for store in list(ways):
             self._ask(keeping, store, ways)
         await keeping.decided
         return keeping.enqueued
-
-    def _owe(self) -> None:
-        self._notes.queue_is_owed = True
 
     def _ways(self, task: NewTask) -> dict[str, Way]:
         record, run, mirror = encode_task(task), run_of(task).run, self._mirror
@@ -158,7 +155,8 @@ class Copies:
         return await self._journals.own.keep(task, record)
 
     async def _keep_in_queue(self, task: NewTask, run: Run) -> Enqueued:
-        if self._notes.queue_is_owed:
+        if self._notes.debt.includes(task.head.lane):
+            self._notes.debt.send_behind(task.head.lane)
             raise QueueOwed("what came before is brought to the queue first")
         life = self._notes.queues_life  # before it is asked: it may be emptied while it answers
         if task.generation:
@@ -196,13 +194,9 @@ class Copies:
 class _Keeping:
     """What has been heard of one message so far."""
 
-    def __init__(
-        self, policy: CopiesPolicy, stores: tuple[str, ...], task: NewTask, on_owed: Callable[[], None]
-    ) -> None:
-        """`on_owed`: the journal holds it, and the queue did not take it."""
+    def __init__(self, policy: CopiesPolicy, stores: tuple[str, ...], task: NewTask, debt: Debt) -> None:
         self._policy = policy
-        self._on_owed = on_owed
-        self._is_owed = False
+        self._debt = debt
         self._stores = stores
         self._task = task
         self._held: dict[str, Any] = {}
@@ -222,7 +216,7 @@ class _Keeping:
             self.fail(store, error)
         else:
             self._held[store] = asked.result()
-            self._decide()
+            self._decide(store)
 
     def fail(self, store: str, error: BaseException) -> None:
         self._failed[store] = error
@@ -232,7 +226,7 @@ class _Keeping:
             log.error("copy.failed", copy=store, error=error, exc_info=error, consequence="the other copies count")
         elif store == REDIS:
             self._say_that_queue_lacks_it(error)
-        self._decide()
+        self._decide(store)
 
     def _say_that_queue_lacks_it(self, error: BaseException) -> None:
         head = self._task.head
@@ -247,15 +241,14 @@ class _Keeping:
         _resolve(self.queues_word)
         self._decide()
 
-    def _decide(self) -> None:
+    def _decide(self, heard: str | None = None) -> None:
         if REDIS in self._held or REDIS in self._failed:
             self._patience.cancel()
             _resolve(self.queues_word)
         if self.has_word or self._failed.keys() >= {REDIS, JOURNAL}:
             _resolve(self.any_word)
-        if not self._is_owed and self._is_to_be_brought():
-            self._is_owed = True  # said once: what comes later may find it brought
-            self._on_owed()
+        if heard in (REDIS, JOURNAL):
+            self._note_debt()
         if self._policy.is_enough(self._held):
             if self.queues_word.done():
                 _resolve(self.decided)
@@ -263,9 +256,16 @@ class _Keeping:
             self.decided.set_exception(self._insufficient())
             self.decided.exception()  # whoever hung up does not read it
 
-    def _is_to_be_brought(self) -> bool:
-        refusal = self._failed.get(REDIS)
-        return refusal is not None and not isinstance(refusal, QueueOwed) and JOURNAL in self._held
+    def _note_debt(self) -> None:
+        """Once, when the second of the two has been heard."""
+        lane, refusal = self._task.head.lane, self._failed.get(REDIS)
+        if isinstance(refusal, QueueOwed):
+            if JOURNAL in self._held:
+                self._debt.kept(lane)
+            elif JOURNAL in self._failed:
+                self._debt.refused(lane)
+        elif refusal is not None and JOURNAL in self._held:
+            self._debt.of_all_lanes = True
 
     @property
     def has_word(self) -> bool:

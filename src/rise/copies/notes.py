@@ -1,15 +1,16 @@
-"""Which store holds what, on its way into the journal.
+"""What this process knows of its copies and has not written down: which store holds what, and what the queue is owed.
 
-Noted together and after the promise: a note that is lost with its process costs a copy that is made twice.
+Notes are written together and after the promise: one that is lost with its process costs a copy that is made twice.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Final
 
 from rise.copies.journal import Copy, Run
 from rise.copies.journals import Journals
+from rise.envelope import LaneKey
 from rise.errors import Unavailable
 
 MIRRORS_LIFE: Final = "1"
@@ -26,9 +27,7 @@ class Notes:
     def __init__(self, journals: Journals) -> None:
         self._journals = journals
         self._gathered: defaultdict[tuple[Copy, str], list[Run]] = defaultdict(list)
-        self.queue_is_owed = False
-        """The journal holds what the queue has not got, so later ones go to the queue behind it, through the relay:
-        straight to it they would overtake their chat's earlier ones."""
+        self.debt = Debt()
         self.queues_life: str | None = None
         """The life of the queue as last heard; None: it has none, and what goes into it now is not counted on."""
 
@@ -51,3 +50,57 @@ class Notes:
                     self._gathered[copy, life] = [*runs, *self._gathered[copy, life]][:NOTES_MAX]
                     raise
                 runs = later
+
+
+class Debt:
+    """What the journal of this process holds and the queue has not got.
+
+    Later ones of the same chats go to the queue behind it, through the journal and the relay: straight to it they
+    would overtake. After an outage that is all chats at first; then those whose messages were sent behind, each until
+    its last one has been brought.
+    """
+
+    def __init__(self) -> None:
+        self.of_all_lanes = False
+        self._behind: Counter[LaneKey] = Counter()
+        """Messages that the queue was not given: on their way into the journal, or in it."""
+        self._kept: Counter[LaneKey] = Counter()
+        """Of those, what the journal has; and what of that is being brought."""
+        self._bringing: Counter[LaneKey] = Counter()
+
+    def __bool__(self) -> bool:
+        return self.of_all_lanes or bool(self._behind)
+
+    def includes(self, lane: LaneKey) -> bool:
+        return self.of_all_lanes or lane in self._behind
+
+    def send_behind(self, lane: LaneKey) -> None:
+        """A message of this chat is not given to the queue. It will be `kept` by the journal, or `refused`."""
+        self._behind[lane] += 1
+
+    def kept(self, lane: LaneKey) -> None:
+        self._kept[lane] += 1
+
+    def refused(self, lane: LaneKey) -> None:
+        self._pay(lane, 1)
+
+    def bringing(self) -> None:
+        """What is in the journal by now is brought from it after this; if that breaks off, with the next."""
+        self._bringing.update(self._kept)
+        self._kept.clear()
+
+    def brought(self) -> None:
+        for lane, count in self._bringing.items():
+            self._pay(lane, count)
+        self._bringing.clear()
+
+    def forgive(self) -> None:
+        """The chats go on without it."""
+        self.of_all_lanes = False
+        self.bringing()
+        self.brought()
+
+    def _pay(self, lane: LaneKey, count: int) -> None:
+        self._behind[lane] -= count
+        if not self._behind[lane]:
+            del self._behind[lane]

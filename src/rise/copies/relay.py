@@ -31,7 +31,6 @@ YOUNG_MS: Final = 4_000
 """So long whoever accepted a message is still handing it to all stores; longer than an acceptance may take."""
 CATCH_UP_ROUNDS_MAX: Final = 20
 FEW: Final = 200
-LOOKS_BEHIND: Final = 5
 OWED_SECONDS: Final = 45
 """So long lanes wait for earlier messages of a process that died while it brought them."""
 PAGE: Final = 500
@@ -58,9 +57,9 @@ class Relay:
         self._mirror = mirror
         self._bus = bus
         self._clock = clock
-        self._looks_behind = 0
         self._lanes_owing: set[LaneKey] = set()
         """Also those of a pass that broke off: what was brought and noted in it no journal names any more."""
+        self._owed_at = 0.0
         self._owes_since: float | None = None
         self._loops = [
             self._every("relay.note", NOTE_SECONDS, self.note),
@@ -72,7 +71,7 @@ class Relay:
             self._loops.append(self._every("relay.mirror", ROUND_SECONDS, self.complete_mirror))
 
     async def start(self) -> None:
-        self._notes.queue_is_owed = await self._has_inherited()
+        self._notes.debt.of_all_lanes = await self._has_inherited()
         for loop in self._loops:
             await loop.start()
 
@@ -105,16 +104,10 @@ class Relay:
 
     async def catch_up(self) -> None:
         """After the queue was away: what this process accepted meanwhile, in order, before anything newer."""
-        is_owed = self._notes.queue_is_owed
-        if (not is_owed and not self._looks_behind) or (life := await self._queues_life()) is None:
+        if not self._notes.debt or (life := await self._queues_life()) is None:
             return
         try:
-            journal = self._journals.own
-            if is_owed:
-                await self._bring_all_that_is_owed(life, journal)
-            # Who was sent behind the others in the last moment is on his way into the journal still.
-            self._looks_behind -= 1
-            await self._complete_queue(life, journal, older_than_ms=0, last=await journal.last_number())
+            await self._bring_what_is_owed(life, self._journals.own)
         except RedisFull:
             await self._give_way()
         except RedisUnavailable:
@@ -123,12 +116,12 @@ class Relay:
             await self._go_on_without_journal()
             raise
 
-    async def _bring_all_that_is_owed(self, life: str, journal: Journal) -> None:
+    async def _bring_what_is_owed(self, life: str, journal: Journal) -> None:
         for _ in range(CATCH_UP_ROUNDS_MAX):
-            if await self._bring_what_is_owed(life, journal) < FEW:
+            if await self._bring_what_is_there(life, journal) < FEW:
                 break
-        self._notes.queue_is_owed, self._owes_since = False, None
-        self._looks_behind = LOOKS_BEHIND
+        # What came meanwhile was sent behind, and only its own chats wait for it.
+        self._notes.debt.of_all_lanes, self._owes_since = False, None
 
     async def _give_way(self) -> None:
         """The lanes wait a while for room to be made. But only what is handed out makes room: lanes that wait for it
@@ -136,7 +129,7 @@ class Relay:
         now = self._clock.monotonic()
         self._owes_since = now if self._owes_since is None else self._owes_since
         if now - self._owes_since >= OWED_SECONDS:
-            self._notes.queue_is_owed = False
+            self._notes.debt.forgive()
             await self._pay()
 
     async def _go_on_without_journal(self) -> None:
@@ -144,18 +137,28 @@ class Relay:
         try:
             await self._journals.own.last_number()
         except StoreUnavailable:
-            self._notes.queue_is_owed = False
+            self._notes.debt.forgive()
 
-    async def _bring_what_is_owed(self, life: str, journal: Journal) -> int:
-        """What is there now; what is kept meanwhile waits for this to end. Returns how many those are."""
+    async def _bring_what_is_there(self, life: str, journal: Journal) -> int:
+        """Returns how many have come meanwhile, which wait for the next pass."""
+        self._notes.debt.bringing()
         last = await journal.last_number()
-        lanes = await self._lanes_owed(life, journal, last)
-        self._lanes_owing |= lanes
+        self._lanes_owing |= await self._lanes_owed(life, journal, last)
         # Before anything newer of these lanes is handed out, whichever process accepted it.
-        await self._work.queue.owe(self._bus.member, lanes, seconds=OWED_SECONDS)
-        await self._complete_queue(life, journal, older_than_ms=0, last=last)
+        await self._owe()
+        await self._complete_queue(life, journal, older_than_ms=0, last=last, after_page=self._owe_on)
         await self._pay()
+        self._notes.debt.brought()
         return await journal.last_number() - last
+
+    async def _owe(self) -> None:
+        self._owed_at = self._clock.monotonic()
+        await self._work.queue.owe(self._bus.member, self._lanes_owing, seconds=OWED_SECONDS)
+
+    async def _owe_on(self) -> None:
+        """A hundred thousand take longer to bring than lanes wait for a process that may have died."""
+        if self._clock.monotonic() - self._owed_at > OWED_SECONDS / 3:
+            await self._owe()
 
     async def _pay(self) -> None:
         await self._work.queue.paid(self._bus.member, self._lanes_owing)
@@ -177,19 +180,42 @@ class Relay:
             return None
 
     async def _complete_queue(
-        self, life: str, journal: Journal, *, older_than_ms: int = YOUNG_MS, last: int | None = None
+        self,
+        life: str,
+        journal: Journal,
+        *,
+        older_than_ms: int = YOUNG_MS,
+        last: int | None = None,
+        after_page: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         after = 0
         while (last is None or after < last) and (
             entries := await journal.lacking("redis", life, limit=PAGE, older_than_ms=older_than_ms, after=after)
         ):
             after = entries[-1].number
-            restored = await self._work.restore([entry.task for entry in entries])
-            self._report(REDIS, restored)
+            brought = await self._bring(entries)
             try:
-                await journal.note([run_of(entry.task).run for entry in entries], "redis", life)
-            except StoreUnavailable:
-                continue  # on a disk that takes no writes the next page is brought all the same
+                await journal.note([run_of(entry.task).run for entry in brought], "redis", life)
+            except StoreUnavailable as error:
+                # On a disk that takes no writes the next page is brought all the same.
+                log.debug("relay.not_noted", error=error)
+            if after_page is not None:
+                await after_page()
+
+    async def _bring(self, entries: Sequence[JournalEntry]) -> list[JournalEntry]:
+        """To the queue. Returns what needs no bringing any more."""
+        try:
+            self._report(REDIS, await self._work.restore([entry.task for entry in entries]))
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - border: one that a bug of ours keeps back keeps no other
+            if len(entries) > 1:
+                half = len(entries) // 2
+                return await self._bring(entries[:half]) + await self._bring(entries[half:])
+            task_id, waits = entries[0].task.head.task_id, "it waits in the journal, and is tried again"
+            log.error("copy.failed", copy=REDIS, task_id=task_id, error=error, exc_info=error, consequence=waits)
+            return []
+        return list(entries)
 
     async def complete_mirror(self) -> None:
         await self._in_each_journal(self._complete_mirror)

@@ -972,6 +972,16 @@ class QueueConformance:
         assert (number_of(following.task), following.has_suspended) == (1, False)
 
     @pytest.mark.req("QUE-2", "SUS-2")
+    async def test_what_a_newer_version_made_of_a_suspended_task_is_not_waited_for(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await self._suspend(queue, 1)
+        [parked] = await queue.list_open(Selection(), limit=10)
+        lane, pending = parked.head.lane, Reason.WORKFLOW_PENDING
+        assert len(await queue.suspended_routes(pending, lane=lane)) == 1
+        await stage.overwrite_words(parked.head.task_id, status="resting", reason=pending)
+        assert await queue.suspended_routes(pending, lane=lane) == [], "nobody here could resume it"
+
+    @pytest.mark.req("QUE-2", "SUS-2")
     async def test_what_one_lane_waits_for_is_told_and_resumed_apart(self, queue: Queue) -> None:
         for number, (chat, workflow_id) in enumerate((("1", ""), ("2", "echo"), ("1", "other"), ("1", "")), start=1):
             new = delivery(number, chat=chat, suspend=Reason.WORKFLOW_PENDING, workflow_id=workflow_id or None)
