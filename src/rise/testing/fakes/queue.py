@@ -146,6 +146,8 @@ class MemoryQueue(MemoryStore):
     def _enqueue(self, new: NewTask) -> Enqueued:
         key, task_id, now = new.head.delivery_key, new.head.task_id, self.now_ms()
         is_known = key in self._state.keys or task_id in self._state.tasks
+        if not is_known:
+            self._make_room()
         if key not in self._state.keys:
             # The body that counts is that of the task, which may have outlived the memory of its key.
             first = self._state.tasks[task_id].head if task_id in self._state.tasks else new.head
@@ -403,6 +405,7 @@ class MemoryQueue(MemoryStore):
             progress = known.progress
             if progress.status is not Status.SUSPENDED or progress.generation >= generation:
                 return False
+        self._make_room()
         progress = Progress(
             status=Status.PENDING, generation=generation, due_at_ms=now, accepted_at_ms=now, updated_at_ms=now
         )
@@ -555,6 +558,7 @@ class MemoryQueue(MemoryStore):
         known, finished = self._state.tasks.get(task_id), self._state.finished.get(task_id, -1)
         if finished >= new.generation or (known is not None and known.progress.generation >= new.generation):
             return False
+        self._make_room()
         ends = new.head.accepted_at_ms + key_kept_ms(new.head)
         if ends > now and new.head.delivery_key not in self._state.keys:
             remembered = RememberedKey(task_id, new.head.raw_sha256, new.head.accepted_at_ms, ends)
@@ -565,6 +569,9 @@ class MemoryQueue(MemoryStore):
             self._state.out_of_order += stored.head.order < lane.started
             lane.newest = max(lane.newest, stored.head.order)
         return True
+
+    def _make_room(self) -> None:
+        """For a task that comes in: a full store raises here and at nothing else, before anything is written."""
 
     # --- lanes ---
 

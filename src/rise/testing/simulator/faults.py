@@ -31,6 +31,7 @@ class FaultKind(StrEnum):
     REDIS_GONE = "Redis cannot be reached"
     REDIS_UNANSWERED = "Redis does what it is asked, and its answer is lost"
     REDIS_SLOW = "Redis takes seconds"
+    REDIS_FULL = "Redis takes nothing in, and gives out"
     REDIS_EMPTIED = "Redis is emptied"
     REDIS_REWOUND = "Redis loses its last writes"
     REDIS_RECORD_LOST = "Redis loses one record"
@@ -162,6 +163,14 @@ def _draw_of_stores(dice: random.Random, kind: FaultKind, members: Sequence[str]
         at=round(dice.uniform(0.0, seconds), 2),
         seconds=_back(dice) if kind is FaultKind.REDIS_REWOUND else _lasting(dice, kind),
     )
+
+
+def draw_full_redis(dice: random.Random, *, seconds: float) -> list[Fault]:
+    """In one run of four; a third of them for longer than anybody waits for room to be made."""
+    if dice.random() >= 0.25:
+        return []
+    at, lasting = round(dice.uniform(0.0, seconds), 2), dice.choice((3.0, 15.0, 70.0))
+    return [Fault(kind=FaultKind.REDIS_FULL, at=at, seconds=lasting)]
 
 
 def with_redis_rewound(dice: random.Random, faults: Iterable[Fault]) -> list[Fault]:

@@ -31,6 +31,7 @@ from rise.testing.simulator.faults import (
     FaultKind,
     draw_faults,
     draw_faults_of_stores,
+    draw_full_redis,
     with_redis_rewound,
 )
 from rise.testing.simulator.invariants import Checker
@@ -131,6 +132,7 @@ def _with_losses(plan: Plan, dice: random.Random, names: Sequence[str]) -> Plan:
     faults = with_redis_rewound(dice, sorted([*plan.faults, *faults], key=lambda fault: fault.at))
     last_blow = dice.choice(LAST_BLOWS if has_mirror else LAST_BLOWS[:2])
     doings = sorted([*plan.doings, *draw_refills(dice, seconds=BUSY_SECONDS)], key=lambda doing: doing.at)
+    faults = sorted([*faults, *draw_full_redis(dice, seconds=BUSY_SECONDS)], key=lambda fault: fault.at)
     return msgspec.structs.replace(plan, doings=doings, faults=faults, last_blow=last_blow)
 
 

@@ -20,7 +20,7 @@ from rise.copies.journal import Run, run_of
 from rise.copies.port import Look
 from rise.copies.record import decode_task
 from rise.envelope import TaskId
-from rise.errors import RabbitUnavailable, RedisUnavailable, Unavailable
+from rise.errors import RabbitUnavailable, RedisFull, RedisUnavailable, Unavailable
 from rise.queue.port import Enqueued, NewTask, QueueLimits, RetryIn, Settlement
 from rise.testing.clock import START
 from rise.testing.fakes.mirror import MemoryMirror, StoredCopy
@@ -192,6 +192,7 @@ class SimQueue(MemoryQueue):
     ) -> None:
         # The server's own clock, which is right.
         super().__init__(world.redis, now_ms=lambda: epoch_ms(START) + int(world.now * 1000), limits=limits)
+        self._world = world
         self._link = Link(world, process, REDIS, on_trouble)
         self._witness = witness
         self._was_reached = False
@@ -210,6 +211,10 @@ class SimQueue(MemoryQueue):
 
     async def _through(self, name: str, operation: Callable[[], T]) -> T:
         return await self.ask(name, operation)
+
+    def _make_room(self) -> None:
+        if self._world.is_struck(FaultKind.REDIS_FULL):
+            raise RedisFull("Redis is full")
 
     # --- what is witnessed ---
 
