@@ -278,7 +278,8 @@ def run(mutants: list[Mutant], copy: Path) -> Counter[tuple[str, str]]:
     limits = {}
     for command in {" ".join(command): command for m in mutants for _, command in CORE[m.file][1:]}.values():
         began = time.monotonic()
-        assert not failure(command, copy), f"without any mutant, this fails: {' '.join(command)}"
+        failed = failure(command, copy)
+        assert not failed, f"without any mutant, {failed} fails in {' '.join(command)}"
         limits[" ".join(command)] = 15 + 4 * (time.monotonic() - began)
     results = Counter[tuple[str, str]]()
     for number, mutant in enumerate(mutants):
