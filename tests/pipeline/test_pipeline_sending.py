@@ -589,6 +589,7 @@ async def test_a_chat_is_sent_to_no_faster_than_it_may_be(stage: Stage):
     [other] = await stage.write("Hello", chat=2)
     for count in (1, 2, 3):
         await tried(stage, count * 2)
+        await nothing_out(stage)
         assert (len(stage.texts(1)), len(stage.texts(2))) == (count, count)
         await stage.pass_time(0.9)
         assert len(stage.telegram.sent) == count * 2
