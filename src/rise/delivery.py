@@ -136,6 +136,8 @@ class Sender:
 
     async def _take(self) -> None:
         if not self._office.is_ours:
+            if self._office.is_anothers:
+                self._forget_accounts()
             await self._hint.wait(ASK_SECONDS)
             return
         if self._fence is None:
@@ -324,6 +326,11 @@ class Sender:
             self._accounts_down.discard(account)
             self._paused_until.pop(account, None)
             self._on_account(*account, None)
+
+    def _forget_accounts(self) -> None:
+        """Whoever sends now finds out for itself; here nobody would find out that they work again."""
+        for account in list(self._accounts_down):
+            self._account_works(account)
 
     def _backoff_seconds(self, tries: int) -> float:
         return RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)] * self._clock.random.uniform(0.8, 1.2)

@@ -550,6 +550,29 @@ async def test_of_two_senders_the_older_can_do_nothing_any_more(stage: Stage, st
     assert new.steps.count("channel.send") >= 4
 
 
+@pytest.mark.req("CAP-5", "OUT-2")
+@pytest.mark.failure("G8")
+async def test_who_does_not_send_any_more_says_nothing_of_the_bots(stage: Stage):
+    heard: list[str | None] = []
+    old = await stage.start_gateway(sends=False)
+    await old.start(stage.new_sender(old, on_account=lambda channel, account, trouble: heard.append(trouble)))
+    await stage.start_worker(saying("echo {}"))
+    stage.telegram.revoke_token()
+    [task_id] = await stage.write("one")
+    await waits(stage, task_id)
+    await stage.start_gateway()
+    await old.ledger.leave_offices(old.bus.member)  # as when it was frozen for longer than its lease
+    stage.telegram.bot().is_token_revoked = False
+
+    async def is_over() -> bool:
+        await stage.pass_time(11)
+        return bool(heard) and heard[-1] is None
+
+    await stage.until(is_over)
+    await stage.ended(task_id)
+    assert stage.texts() == ["echo one"]
+
+
 @pytest.mark.req("OUT-1", "QUE-2")
 async def test_each_chat_has_one_call_out_and_all_chats_go_on_beside_each_other(stage: Stage):
     everybody_is_out = asyncio.Event()
