@@ -203,6 +203,19 @@ class RabbitMisconfigured(RabbitUnavailable):
     code = "rabbitmq_misconfigured"
 
 
+class MongoUnavailable(Unavailable):
+    """MongoDB does not answer or takes no writes: gone, without a primary, or without a majority to confirm."""
+
+    code = "mongodb_unavailable"
+    capability = "mongo"
+
+
+class MongoMisconfigured(MongoUnavailable):
+    """An index that Rise relies on is there, but is another one. Waiting will not mend it."""
+
+    code = "mongodb_misconfigured"
+
+
 class RedisFull(RedisUnavailable):
     """Redis has no room for more; what is in it can be worked off all the same."""
 
@@ -258,6 +271,12 @@ class CapabilityClosed(Unavailable):
         self.name = name
         self.status = status
         self.detail = detail
+
+
+class RecordTooLarge(RiseError):
+    """What a run came to is more than its ledger keeps of one."""
+
+    code = "record_too_large"
 
 
 # --- within a run ----------------------------------------------------------------------------------------

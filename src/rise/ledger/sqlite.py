@@ -10,7 +10,7 @@ Refuses: to change a result that is there; to touch the queue's tables, though t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -33,8 +33,8 @@ from rise.envelope import (
     encode_json,
 )
 from rise.errors import ClaimLost
+from rise.ledger.kept import as_binding, as_workflow, known_word, read_call, read_result
 from rise.ledger.port import (
-    CALL_UNREADABLE,
     Again,
     Attempt,
     BindingRecord,
@@ -172,14 +172,6 @@ _RUN_COLUMNS: Final = (
     " is_armed"
 )
 _OPEN: Final = "state IN ('ready', 'sending') AND held = 0"
-
-_decode_call = msgspec.json.Decoder(Call).decode
-_decode_json = msgspec.json.Decoder().decode
-_decode_workflow = msgspec.json.Decoder(WorkflowRecord).decode
-_decode_binding = msgspec.json.Decoder(BindingRecord).decode
-
-_NEWER: Final = "a newer version of Rise"
-"""Whose a definition is that cannot be read: not code's, which may change only its own."""
 
 
 class SqliteLedger:
@@ -478,13 +470,13 @@ class SqliteLedger:
         def query(connection: apsw.Connection) -> Definitions:
             version = connection.execute("SELECT value FROM ledger_counters WHERE name = 'definitions'").fetchone()
             workflows = {
-                workflow_id: _as_workflow(workflow_id, record)
+                workflow_id: as_workflow(workflow_id, record)
                 for workflow_id, record in connection.execute(
                     "SELECT workflow_id, record FROM workflows ORDER BY workflow_id"
                 )
             }
             bindings = [
-                _as_binding(*row)
+                as_binding(*row)
                 for row in connection.execute(
                     "SELECT channel, account, workflow_id, record FROM bindings ORDER BY channel, account, workflow_id"
                 )
@@ -499,7 +491,7 @@ class SqliteLedger:
                 "SELECT record FROM workflows WHERE workflow_id = ?", (record.workflow_id,)
             ).fetchone()
             if row is not None:
-                known = _as_workflow(record.workflow_id, row[0])
+                known = as_workflow(record.workflow_id, row[0])
                 same = msgspec.structs.replace(record, version=known.version, updated_at=known.updated_at)
                 if same == known:
                     return _value(connection, "definitions")
@@ -871,7 +863,7 @@ def _demote_others(connection: apsw.Connection, chosen: BindingRecord, version: 
         (chosen.channel, chosen.account, chosen.workflow_id),
     ).fetchall()
     for workflow_id, record in rows:
-        known = _as_binding(chosen.channel, chosen.account, workflow_id, record)
+        known = as_binding(chosen.channel, chosen.account, workflow_id, record)
         if not known.is_default:
             continue
         # Its version, too: who changes it on the strength of what it was must be told.
@@ -890,13 +882,13 @@ def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
 def _as_run(row: Sequence[Any]) -> Run:
     task_id, generation, status, outcome, stored, workflow_id, saved_at, finished_at, by, why = row[:10]
     accepted_at, is_armed = row[10:]
-    result, unreadable = _read(stored, _decode_json, None)
-    known_status, newer = _word(Status, status, Status.REPLYING if finished_at is None else Status.COMPLETED)
+    result, unreadable = read_result(stored)
+    known_status, newer = known_word(Status, status, Status.REPLYING if finished_at is None else Status.COMPLETED)
     return Run(
         task_id=TaskId(task_id),
         generation=generation,
         status=known_status,
-        outcome=_word(Outcome, outcome, None)[0] if outcome else None,
+        outcome=known_word(Outcome, outcome, None)[0] if outcome else None,
         result=result,
         workflow_id=workflow_id,
         saved_at_ms=saved_at,
@@ -909,41 +901,12 @@ def _as_run(row: Sequence[Any]) -> Run:
     )
 
 
-def _read(stored: Any, decode: Callable[[Any], T], stand_in: T) -> tuple[T, str | None]:
-    """What is kept; if this version cannot read it, the stand-in, and why. One such row must not hide the others."""
-    try:
-        return decode(stored), None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
-        return stand_in, f"what is kept of it is unreadable: {error}"
-
-
-def _as_workflow(workflow_id: str, stored: bytes) -> WorkflowRecord:
-    """One that cannot be read serves nobody: what needs it waits."""
-    unusable = WorkflowRecord(workflow_id=workflow_id, name=workflow_id, enabled=False, updated_by=_NEWER)
-    return _read(stored, _decode_workflow, unusable)[0]
-
-
-def _as_binding(channel: str, account: str, workflow_id: str, stored: bytes) -> BindingRecord:
-    unusable = BindingRecord(
-        channel=channel, account=account, workflow_id=workflow_id, is_default=False, enabled=False, updated_by=_NEWER
-    )
-    return _read(stored, _decode_binding, unusable)[0]
-
-
-def _word(words: Callable[[str], T], stored: str, stand_in: T) -> tuple[T, str | None]:
-    """The same with one word, which a newer version may have added."""
-    try:
-        return words(stored), None
-    except ValueError:
-        return stand_in, f"a newer version of Rise says of it: {stored}"
-
-
 def _as_reply(row: Sequence[Any], *, claim: int = 0) -> Reply:
     sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, stored, workflow_id = row[:10]
     accepted_at, deadline_at, state, tries, resends, platform_ref, error = row[10:]
-    call, unreadable = _read(stored, _decode_call, CALL_UNREADABLE)
-    known_kind, kind_newer = _word(ReplyKind, kind, ReplyKind.ANSWER)  # that it waits is seen; a notice's is not
-    known_state, state_newer = _word(ReplyState, state, ReplyState.UNKNOWN)
+    call, unreadable = read_call(stored)
+    known_kind, kind_newer = known_word(ReplyKind, kind, ReplyKind.ANSWER)  # that it waits is seen; a notice's is not
+    known_state, state_newer = known_word(ReplyState, state, ReplyState.UNKNOWN)
     return Reply(
         reply_id=ReplyId(reply_id),
         run_id=RunId(run_id),

@@ -1,0 +1,62 @@
+"""Reading what a ledger keeps, whoever wrote it: a damaged disk or a newer version may have.
+
+Promises: one thing that cannot be read hides no other, says why it cannot be read, and is shown as what does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from rise.envelope import Call
+from rise.ledger.port import CALL_UNREADABLE, BindingRecord, WorkflowRecord
+
+T = TypeVar("T")
+
+_decode_call = msgspec.json.Decoder(Call).decode
+_decode_json = msgspec.json.Decoder().decode
+_decode_workflow = msgspec.json.Decoder(WorkflowRecord).decode
+_decode_binding = msgspec.json.Decoder(BindingRecord).decode
+
+_NEWER: Final = "a newer version of Rise"
+"""Whose a definition is that cannot be read: not code's, which may change only its own."""
+
+
+def read_result(stored: bytes) -> tuple[Any, str | None]:
+    """What a run came to; if this version cannot read it, None, and why."""
+    return _read(stored, _decode_json, None)
+
+
+def read_call(stored: bytes) -> tuple[Call, str | None]:
+    return _read(stored, _decode_call, CALL_UNREADABLE)
+
+
+def as_workflow(workflow_id: str, stored: bytes) -> WorkflowRecord:
+    """One that cannot be read serves nobody: what needs it waits."""
+    unusable = WorkflowRecord(workflow_id=workflow_id, name=workflow_id, enabled=False, updated_by=_NEWER)
+    return _read(stored, _decode_workflow, unusable)[0]
+
+
+def as_binding(channel: str, account: str, workflow_id: str, stored: bytes) -> BindingRecord:
+    unusable = BindingRecord(
+        channel=channel, account=account, workflow_id=workflow_id, is_default=False, enabled=False, updated_by=_NEWER
+    )
+    return _read(stored, _decode_binding, unusable)[0]
+
+
+def known_word(words: Callable[[str], T], stored: str, stand_in: T) -> tuple[T, str | None]:
+    """The same with one word, which a newer version may have added."""
+    try:
+        return words(stored), None
+    except ValueError:
+        return stand_in, f"a newer version of Rise says of it: {stored}"
+
+
+def _read(stored: Any, decode: Callable[[Any], T], stand_in: T) -> tuple[T, str | None]:
+    """What is kept; if this version cannot read it, the stand-in, and why. One such row must not hide the others."""
+    try:
+        return decode(stored), None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
+        return stand_in, f"what is kept of it is unreadable: {error}"
