@@ -2,7 +2,7 @@
 
 The promise: what was answered is written on a majority of the servers, in their journals, and is what is read from
 then on. What raises `MongoUnavailable` has happened wholly or not at all, and nobody repeats it unseen: the driver's
-own retries are off, because every caller repeats what it needs and knows how. Every wait is bounded by `ANSWER_SECONDS`.
+own retries are off, because every caller repeats what it needs and knows how. No wait is over `ANSWER_SECONDS`.
 
 Refuses: a database whose indexes are not the ones that Rise relies on. Missing ones are made; before anything else is
 asked, after every trouble and once in `CHECKED_SECONDS`, they are compared.
