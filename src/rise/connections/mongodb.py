@@ -301,6 +301,14 @@ class Documents:
 
         return await self._ask(change)
 
+    async def change_all(self, query: Query, update: Query) -> int:
+        """Each by itself: should it be cut short, some are changed and some are not."""
+
+        async def change(documents: AsyncCollection[Document]) -> int:
+            return (await documents.update_many(query, update)).modified_count
+
+        return await self._ask(change)
+
     async def remove(self, query: Query) -> int:
         async def remove(documents: AsyncCollection[Document]) -> int:
             return (await documents.delete_many(query)).deleted_count

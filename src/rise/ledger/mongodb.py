@@ -62,7 +62,7 @@ INDEXES: Final[Mapping[str, Sequence[Index]]] = {
         Index("reply", ("replies.reply_id",), is_unique=True, is_sparse=True),
         Index("task", ("task_id", "generation")),
         Index("run", ("run_id",)),
-        Index("finished", ("finished_at", "status", "outcome"), is_sparse=True),
+        Index("finished", ("finished_at", "status", "outcome")),
         Index("chat_open", ("replies.chat", "replies.is_open")),
         Index("chat_order", ("replies.chat", "replies.sequence")),
         Index("waiting", ("is_waiting",), is_sparse=True),
@@ -70,7 +70,7 @@ INDEXES: Final[Mapping[str, Sequence[Index]]] = {
         Index("owing", ("owes",), is_sparse=True),
     ),
     "chats": (
-        Index("due", ("due",), is_sparse=True),
+        Index("due", ("due", "_id")),
         Index("taken", ("fence",), is_sparse=True),
         Index("moving", ("moving",), is_sparse=True),
         Index("turn", ("turn",)),
@@ -297,6 +297,8 @@ class MongoLedger:
         return documents.as_replies(await self._runs.find(of))
 
     async def transcript(self, channel: str, account: str, chat_id: str, *, after: int, limit: int) -> list[Reply]:
+        if limit <= 0:
+            return []
         chat = chat_key(channel, account, chat_id)
         await self._outbox.see_numbered(chat)
         shown = await self._runs.drawn(
@@ -410,13 +412,15 @@ class MongoLedger:
         await self._operations.insert({"_id": key, **document})
 
     async def operations(self, *, limit: int) -> list[Operation]:
-        kept = await self._operations.find({}, order=[("at", -1)], limit=limit)
+        kept = await self._operations.find({}, order=[("at", -1)], limit=limit) if limit > 0 else []
         return [
             Operation(at_ms=one["at"], who=one["who"], action=one["action"], target=one["target"], why=one["why"])
             for one in kept
         ]
 
     async def purge(self, *, finished_before_ms: int, limit: int = 5000) -> int:
+        if limit <= 0:
+            return 0  # where none are asked for, MongoDB gives all
         old = await self._runs.find(
             {"finished_at": {"$lt": finished_before_ms}}, fields={"_id": 1}, order=[("finished_at", 1)], limit=limit
         )

@@ -147,7 +147,14 @@ class Outbox:
             # Two that make it at once: one of them finds it there.
             sender = await self._senders.change({"_id": "sender"}, {"$inc": {"fence": 1}}, upsert=True)
             if sender is not None:
+                await self._free_all(sender["fence"])
                 return int(sender["fence"])
+
+    async def _free_all(self, fence: int) -> None:
+        """What former senders had. One that takes another at this moment is found by its fence later on."""
+        gone = dict.fromkeys(("claim", "claim_before", "fence"), "")
+        update = {"$set": {"due": await self._database.now_ms()}, "$inc": {"turn": 1}, "$unset": gone}
+        await self._chats.change_all({"fence": {"$lt": fence}}, update)
 
     async def check_fence(self, fence: int) -> None:
         """A fence that becomes stale in between is caught by the claim, which whoever takes the chat then replaces."""
@@ -175,7 +182,7 @@ class Outbox:
         now = await self._database.now_ms()
         excluded = [{"channel": channel, "account": account} for channel, account in accounts_excluded]
         allowed = {"$nor": excluded} if excluded else {}
-        due = await self._chats.find({"due": {"$lte": now}} | allowed, order=[("due", 1)], limit=limit)
+        due = await self._chats.find({"due": {"$lte": now}} | allowed, order=[("due", 1), ("_id", 1)], limit=limit)
         if len(due) < limit:
             due += await self._chats.find({"fence": {"$lt": fence}} | allowed, limit=limit - len(due))
         return due
