@@ -17,7 +17,11 @@ from rise.testing.conformance.ledger import ANSWERED, chunks, send_everything, t
 from rise.testing.faults.proxy import FaultProxy, LinkFault
 from rise.testing.servers import MongoServer
 
-pytestmark = pytest.mark.slow
+# PyMongo, cancelled while it connects, leaves its socket to the garbage collector.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
+]
 
 TASKS = 120
 AT_ONCE = 8
