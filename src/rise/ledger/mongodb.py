@@ -90,8 +90,12 @@ _DEFINITIONS: Final[Document] = {"_id": "definitions", "version": 0, "workflows"
 class MongoLedger:
     """`rise.ledger.port.Ledger` on one database of MongoDB."""
 
-    def __init__(self, database: MongoDatabase, clock: Clock) -> None:
+    def __init__(
+        self, database: MongoDatabase, clock: Clock, *, remembered: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """`remembered`: the name that it had, should it have been emptied."""
         self._database = database
+        self._remembered = remembered
         self._runs = RunDocuments(database["runs"])
         self._outbox = Outbox(database, self._runs, clock, history_kept=HISTORY_KEPT)
         self._steps = database["steps"]
@@ -388,7 +392,7 @@ class MongoLedger:
             kept = await self._ledger.one({"_id": "identity"})
             if kept is not None:
                 return str(kept["name"])
-            await self._ledger.insert({"_id": "identity", "name": new_key()})
+            await self._ledger.insert({"_id": "identity", "name": self._remembered() or new_key()})
 
     # --- offices ---
 

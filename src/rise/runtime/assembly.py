@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rise.admission import Admission
 from rise.bindings import BindingRegistry
@@ -37,7 +37,7 @@ from rise.copies.rabbitmq import RabbitMirror
 from rise.copies.relay import CATCH_UP_SECONDS, Relay
 from rise.copies.slots import Slots
 from rise.delivery import DeliveryLimits, Sender
-from rise.errors import RedisForeign, StoreLocked, Unavailable
+from rise.errors import RedisForeign, SettingsInvalid, StoreLocked, Unavailable
 from rise.intake import Intake
 from rise.ledger.port import Ledger, Office, WorkflowRecord
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
@@ -49,12 +49,16 @@ from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
 from rise.runtime.directory import DataDirectory, derived_secret
+from rise.runtime.ledger_name import LedgerName
 from rise.runtime.operations import Operations
 from rise.service import Service
 from rise.settings import Settings
 from rise.telemetry import keep_out_of_logs
 from rise.worker import Texts, Worker, WorkerLimits
 from rise.workflows.definition import WorkflowDefinition
+
+if TYPE_CHECKING:
+    from rise.connections.mongodb import MongoDatabase
 
 DEFAULT_ACCOUNT = "default"
 RECOVERY_SECONDS: Final = 5 * CATCH_UP_SECONDS
@@ -111,6 +115,17 @@ class Stores:
     queue: Queue
     ledger: Ledger
     full: FullProfile | None = None
+    mongo: MongoDatabase | None = None
+    """Where the ledger is then; else it is in the database."""
+    ledger_name: LedgerName | None = None
+    """Whose Redis it is, if that has to be asked of a server."""
+
+    @property
+    def ledger_capability(self) -> str:
+        """Without which nothing is run, beside the queue."""
+        if self.full is None:
+            return "disk"
+        return "ledger" if self.mongo is None else "mongo"
 
     async def open(self) -> None:
         """Raises `StoreUnavailable` if the directory or the database cannot be used. Servers may be away."""
@@ -121,7 +136,10 @@ class Stores:
 
     async def _open_redis(self, redis: RedisDatabase) -> None:
         """One that is away is waited for elsewhere. Raises `StoreLocked` if it is another installation's."""
-        redis.belongs_to(await self.ledger.identity())
+        if self.ledger_name is not None:
+            await self.ledger_name.open()
+        else:
+            redis.belongs_to(await self.ledger.identity())
         try:
             await redis.open()
         except RedisForeign as error:
@@ -135,12 +153,15 @@ class Stores:
 
     def services(self) -> list[Service]:
         """What has to run for messages to be kept and found in all stores."""
-        return [] if self.full is None else self.full.services()
+        naming: list[Service] = [] if self.ledger_name is None else [self.ledger_name]
+        return naming if self.full is None else [*naming, *self.full.services()]
 
     async def close(self) -> None:
         await self.database.close()
         if self.full is not None:
             await self.full.redis.close()
+        if self.mongo is not None:
+            await self.mongo.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +220,35 @@ def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_tr
     directory = DataDirectory(settings.data_dir)
     schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
     name = "disk" if settings.redis_url is None else "ledger"
-    database = Database(directory.database, clock=clock, schema=schema, on_trouble=on_trouble(name))
-    ledger = SqliteLedger(database)
+    # With MongoDB it is there for the command line to find, and holds nothing.
+    hears = _ignoring(name) if settings.mongodb_url is not None else on_trouble(name)
+    database = Database(directory.database, clock=clock, schema=schema, on_trouble=hears)
     if settings.redis_url is None:
-        return Stores(directory, database, SqliteQueue(database, _limits(settings)), ledger)
-    full = _build_full_profile(
-        settings, settings.redis_url.get_secret_value(), ledger, bus or LocalBus(directory.bus), clock, on_trouble
+        return Stores(directory, database, SqliteQueue(database, _limits(settings)), SqliteLedger(database))
+    redis_url, bus = settings.redis_url.get_secret_value(), bus or LocalBus(directory.bus)
+    if settings.mongodb_url is None:
+        ledger: Ledger = SqliteLedger(database)
+        full = _build_full_profile(settings, redis_url, ledger, bus, clock, on_trouble)
+        return Stores(directory, database, full.queue, ledger, full)
+    mongo, ledger = _build_mongo(settings.mongodb_url.get_secret_value(), directory, clock, on_trouble)
+    full = _build_full_profile(settings, redis_url, ledger, bus, clock, on_trouble)
+    return Stores(
+        directory, database, full.queue, ledger, full, mongo, LedgerName(ledger, directory, full.redis, clock)
     )
-    return Stores(directory, database, full.queue, ledger, full)
+
+
+def _build_mongo(
+    url: str, directory: DataDirectory, clock: Clock, on_trouble: OnTrouble
+) -> tuple[MongoDatabase, Ledger]:
+    try:
+        # Here, because an installation without MongoDB need not have its driver.
+        from rise.connections.mongodb import MongoDatabase
+        from rise.ledger.mongodb import INDEXES, MongoLedger
+    except ImportError as error:
+        missing = "RISE_MONGODB_URL is set, but its driver is not installed: pip install 'rise-gateway[mongodb]'"
+        raise SettingsInvalid([f"{missing}, or unset it."]) from error
+    mongo = MongoDatabase(url, clock=clock, indexes=INDEXES, on_trouble=on_trouble("mongo"))
+    return mongo, MongoLedger(mongo, clock, remembered=directory.known_ledger)
 
 
 def _limits(settings: Settings) -> QueueLimits:

@@ -29,7 +29,7 @@ from pydantic import SecretStr
 from rise.capabilities import CONSEQUENCES, CapabilityStatus
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
-from rise.errors import RiseError
+from rise.errors import RiseError, Unavailable
 from rise.ledger.port import Definitions
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
@@ -97,6 +97,7 @@ class Doctor:
             "directory": self._directory,
             "disk": self._disk,
             "database": self._database,
+            "mongo": self._mongo,
             "app": self._app,
             "bindings": self._bindings,
             "open work": self._open_work,
@@ -234,6 +235,8 @@ class Doctor:
             yield stores
         finally:
             await stores.database.close()
+            if stores.mongo is not None:
+                await stores.mongo.close()
 
     # --- what is there ---
 
@@ -297,6 +300,20 @@ class Doctor:
         schema = await self._schema_problem() or _ok("schema", versions)
         return [_ok("database", detail), schema]
 
+    async def _mongo(self) -> list[Finding]:
+        """The ledger, where it is on a server."""
+        stores = assembly.build_stores(self.settings, self.clock)
+        if stores.mongo is None:
+            return []
+        try:
+            await stores.mongo.ping()
+        except Unavailable as error:
+            remedy = f"see that it runs and RISE_MONGODB_URL names it; until then {CONSEQUENCES['mongo']}"
+            return [_fail("mongo", error.public_message, remedy)]
+        finally:
+            await stores.mongo.close()
+        return [_ok("mongo", "answers; its indexes are in place")]
+
     async def _schema_problem(self) -> Finding | None:
         there = await self._versions_there()
         for part, version in (await self._versions_of_this_rise()).items():
@@ -322,7 +339,9 @@ class Doctor:
     async def _versions_of_this_rise(self) -> dict[str, int]:
         """As it would make a new directory."""
         with tempfile.TemporaryDirectory(prefix="rise-doctor-") as path:
-            elsewhere = self.settings.model_copy(update={"data_dir": Path(path), "redis_url": None})
+            elsewhere = self.settings.model_copy(
+                update={"data_dir": Path(path), "redis_url": None, "mongodb_url": None}
+            )
             stores = assembly.build_stores(elsewhere, self.clock)
             await stores.open()
             try:

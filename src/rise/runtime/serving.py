@@ -308,7 +308,7 @@ async def open_stores(house: House, *, until: asyncio.Event | None = None) -> No
             await house.stores.open()
             return
         except Unavailable as error:
-            store = "disk" if house.stores.full is None else "ledger"
+            store = "ledger" if house.stores.ledger_capability == "ledger" else "disk"
             house.capabilities.set(store, CapabilityStatus.UNAVAILABLE, error.public_message)
             log.error("store.unavailable", error=error, consequence="nothing is accepted until it is back")
             if until is None or until.is_set():
