@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -22,6 +23,13 @@ from rise.testing.servers import MongoServer
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 
 INDEXES = {"things": (Index("name", ("name",), is_unique=True), Index("color", ("color", "size"), is_sparse=True))}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """What the driver has left is collected here, and not in somebody else's test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
@@ -73,10 +81,27 @@ async def test_another_index_in_its_place_is_refused_with_the_remedy_until_it_is
     assert await database["things"].insert({"_id": 1})
 
 
+def test_an_index_of_a_kind_that_is_not_ours_is_another():
+    """By word, because the server of these tests has no such indexes."""
+    assert not INDEXES["things"][0].is_like({"name": "name", "key": {"name": "hashed"}, "unique": True})
+
+
 async def test_what_breaks_a_unique_index_is_named(database: MongoDatabase, things: Any):
     things.insert_many([{"name": "a"}, {"name": "a"}])
     with pytest.raises(MongoMisconfigured, match="the same name"):
         await database.open()
+
+
+async def test_large_numbers_come_back_as_numbers(database: MongoDatabase):
+    await database["things"].insert({"_id": 1, "at": 2**40, "all": [{"at": 2**50}]})
+    document = await database["things"].one({"_id": 1})
+    assert document is not None
+    assert {type(document["at"]), type(document["all"][0]["at"])} == {int}
+    changed = await database["things"].change({"_id": 1}, {"$inc": {"at": 1}})
+    assert changed is not None
+    assert type(changed["at"]) is int
+    [drawn] = await database["things"].drawn([{"$group": {"_id": None, "at": {"$max": "$at"}}}])
+    assert type(drawn["at"]) is int
 
 
 # --- errors ---

@@ -17,7 +17,7 @@ import pytest
 from mongodb_stage import Died, MongoStage, staged
 
 from rise.envelope import Outcome, Status
-from rise.errors import MongoUnavailable
+from rise.errors import MongoUnavailable, RecordTooLarge
 from rise.ledger.mongodb import MongoLedger
 from rise.ledger.port import (
     Again,
@@ -322,6 +322,23 @@ async def test_a_binding_that_demotes_another_is_one_change(stages):
         assert [binding.workflow_id for binding in bindings if binding.is_default] == ["b"]
         if not has_died:
             break
+
+
+@pytest.mark.req("EMB-3", "CPY-7")
+async def test_one_that_was_emptied_has_its_name_again(stages):
+    stage = await stages()
+    ledger = MongoLedger(stage.databases[0], stage.clock, remembered=lambda: "as it was")
+    assert await ledger.identity() == "as it was"
+    assert await stage.ledger.identity() == "as it was"
+
+
+async def test_what_is_too_large_to_be_kept_is_said_and_leaves_nothing(stages):
+    stage = await stages()
+    with pytest.raises(RecordTooLarge):
+        await stage.ledger.save_result(
+            task(), RunResult(outcome=Outcome.SILENT, value="x" * (17 << 20)), [], [], deliver=True
+        )
+    assert await stage.ledger.run(task().run_id) is None
 
 
 async def test_whoever_numbers_at_the_same_time_gives_each_a_number_of_its_own(stages):

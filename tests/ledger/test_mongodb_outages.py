@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -25,6 +26,13 @@ pytestmark = [
 
 TASKS = 120
 AT_ONCE = 8
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """What the driver has left is collected here, and not in somebody else's test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Final, TypeAlias, TypeVar
 
+from bson.codec_options import CodecOptions, TypeDecoder, TypeRegistry
+from bson.int64 import Int64
 from pymongo import AsyncMongoClient, ReadPreference, ReturnDocument, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
@@ -76,6 +78,18 @@ _BY_CODE: Final = {
 _VENDORS: Final = (PyMongoError, DocumentTooLarge, OSError, TimeoutError)
 
 
+class _PlainIntegers(TypeDecoder):
+    """Large ones come as a type of the driver's, which JSON as we write it does not have."""
+
+    bson_type = Int64
+
+    def transform_bson(self, value: Any) -> int:
+        return int(value)
+
+
+_CODEC: Final[CodecOptions[Document]] = CodecOptions(type_registry=TypeRegistry([_PlainIntegers()]))
+
+
 def translated(error: Exception) -> RiseError:
     """What a vendor's error means here. Its own text stays in the log: it may quote what was written."""
     ours = _meaning(error)
@@ -116,7 +130,7 @@ class Index:
     def is_like(self, found: Mapping[str, Any]) -> bool:
         """Whether the index that was found does the same."""
         return (
-            [(key, int(order)) for key, order in found["key"].items()] == [(key, 1) for key in self.keys]
+            list(found["key"].items()) == [(key, 1) for key in self.keys]
             and bool(found.get("unique")) == self.is_unique
             and bool(found.get("sparse")) == self.is_sparse
             and not {"partialFilterExpression", "collation", "expireAfterSeconds"} & set(found)
@@ -234,6 +248,7 @@ class MongoDatabase:
             self._client = _client(self._url)
         return self._client.get_default_database(
             DATABASE,
+            codec_options=_CODEC,
             read_preference=ReadPreference.PRIMARY,
             # Together: what was acknowledged is what is read, and neither can be rolled back.
             read_concern=ReadConcern("majority"),

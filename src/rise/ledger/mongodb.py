@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from operator import itemgetter
 from typing import Final, TypeVar
 
 import msgspec
@@ -81,7 +82,7 @@ INDEXES: Final[Mapping[str, Sequence[Index]]] = {
 
 HISTORY_KEPT: Final = 50
 """Turns kept per chat."""
-ASKED_MAX: Final = 10_000
+ASKED_MAX: Final = 2_000
 """Tasks asked after in one question."""
 
 _DEFINITIONS: Final[Document] = {"_id": "definitions", "version": 0, "workflows": [], "bindings": []}
@@ -204,7 +205,8 @@ class MongoLedger:
         runs: dict[TaskId, Run] = {}
         for start in range(0, len(task_ids), ASKED_MAX):
             asked = {"task_id": {"$in": list(task_ids[start : start + ASKED_MAX])}, "generation": {"$gte": 0}}
-            found = await self._runs.find(asked, fields=WITHOUT_TASK, order=[("generation", 1)])
+            # Sorted here: results in hand may be more than MongoDB sorts in memory.
+            found = sorted(await self._runs.find(asked, fields=WITHOUT_TASK), key=itemgetter("generation"))
             runs |= {TaskId(run["task_id"]): documents.as_run(run) for run in found}
         return {task_id: run for task_id, run in runs.items() if run.status.is_finished}
 
