@@ -63,10 +63,16 @@ class MemoryAndMongo(TwoLedgers):
                 self.agree(lambda ledger, run_id=run_id: ledger.steps(run_id))
         self.agree(lambda ledger: ledger.finished_counts())
         self.agree(lambda ledger: ledger.outbox_depth())
+        # Where two chats become one, MongoDB's ledger tells by the time what came first.
+        self.clock.advance(0.125)
 
     def outbox_open(self) -> None:
         self.fences.append({ledger: self.answer(ledger.outbox_open()) for ledger in (self.fake, self.real)})
         self.unsent.clear()
+
+    def outbox_take_with(self, pick: int, limit: int) -> None:
+        """Not as a sender that has been voided: MongoDB's ledger says so also where there is nothing to take."""
+        self._take(self.fences[-1], limit, [])
 
     def outbox_sending(self, pick: int) -> None:
         """Only what is out: with a claim that was given back, MongoDB's ledger refuses what the others let pass."""
