@@ -26,6 +26,7 @@ from rise.ledger.port import (
     HeldUnknown,
     Reply,
     ReplyKind,
+    Resend,
     RunResult,
     Sent,
     Turn,
@@ -352,3 +353,14 @@ async def test_whoever_numbers_at_the_same_time_gives_each_a_number_of_its_own(s
     assert len({reply.sequence for reply in shown}) == len(shown) == 24
     assert sum(reply.kind is ReplyKind.NOTICE for reply in shown) == 8
     assert await sent_by_a_new_sender(stage) == [reply.call.text for reply in shown]
+
+
+async def test_what_was_sent_once_more_stays_counted_when_it_is_forgotten(stages):
+    stage = await stages()
+    await answer(stage.ledger, task())
+    fence, reply = await begin_sending(stage.ledger)
+    following = (await stage.ledger.outbox_record(fence, reply, Resend("timeout"))).next
+    assert following is not None
+    await send(stage.ledger, fence, following, Sent())
+    assert await stage.ledger.purge(finished_before_ms=10**15) == 1
+    assert (await stage.ledger.outbox_depth()).resent == 1

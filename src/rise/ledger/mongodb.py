@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from rise.clock import Clock
-from rise.connections.mongodb import Index, MongoDatabase
+from rise.connections.mongodb import Index, MongoDatabase, Query
 from rise.envelope import (
     Outcome,
     RunId,
@@ -288,15 +288,19 @@ class MongoLedger:
         for group in states:
             by_state["held" if group["_id"]["is_held"] else group["_id"]["state"]] += group["count"]
         oldest = await self._chats.one({"due": {"$gte": 0}}, fields={"due": 1}, order=[("due", 1)])
-        resent = await self._runs.drawn(
-            [{"$match": {"resent": {"$gte": 1}}}, {"$group": {"_id": None, "count": {"$sum": "$resent"}}}]
-        )
+        forgotten = await self._ledger.one({"_id": "forgotten"}) or {"resent": 0}
         return OutboxDepth(
             by_state=dict(by_state),
             oldest_waiting_ms=None if oldest is None else max(0, await self._now() - oldest["due"]),
             unknown=by_state.get("unknown", 0),
-            resent=resent[0]["count"] if resent else 0,
+            resent=forgotten["resent"] + await self._resent_among({}),
         )
+
+    async def _resent_among(self, which: Query) -> int:
+        found = await self._runs.drawn(
+            [{"$match": {"resent": {"$gte": 1}, **which}}, {"$group": {"_id": None, "count": {"$sum": "$resent"}}}]
+        )
+        return int(found[0]["count"]) if found else 0
 
     async def replies(self, *, run_id: RunId | None = None, task_id: TaskId | None = None) -> list[Reply]:
         of = {"run_id": run_id} if run_id is not None else {"task_id": task_id}
@@ -431,6 +435,10 @@ class MongoLedger:
             {"finished_at": {"$lt": finished_before_ms}}, fields={"_id": 1}, order=[("finished_at", 1)], limit=limit
         )
         run_ids = [run["_id"] for run in old]
+        # Before they go: whoever dies in between leaves too many counted, never too few.
+        resent = await self._resent_among({"run_id": {"$in": run_ids}})
+        if resent:
+            await self._ledger.change({"_id": "forgotten"}, {"$inc": {"resent": resent}}, upsert=True)
         # The runs last: as long as they are there, what is left of theirs is found again.
         await self._steps.remove({"run_id": {"$in": run_ids}})
         await self._attempts.remove({"_id": {"$in": run_ids}})
