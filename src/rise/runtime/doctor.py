@@ -26,7 +26,7 @@ from urllib.parse import quote
 import msgspec
 from pydantic import SecretStr
 
-from rise.capabilities import CONSEQUENCES, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityStatus, meaning_of
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
 from rise.errors import RiseError
@@ -504,8 +504,13 @@ def _capability(name: str, state: Mapping[str, Any]) -> Finding:
     except ValueError:
         level = Level.WARN
     detail = ": ".join(str(part) for part in (state.get("status"), state.get("detail")) if part)
-    until_then = f"until then {CONSEQUENCES[name]}; " if name in CONSEQUENCES else ""
-    remedy = "" if level is Level.OK else f"it is probed again by itself; {until_then}the log of `rise serve` says more"
+    if level is Level.OK:
+        return Finding(name, level, redact(detail))
+    meaning = meaning_of(name)
+    if meaning:
+        remedy = f"{meaning['remedy']}; it is probed again by itself, and until then {meaning['consequence']}"
+    else:
+        remedy = "it is probed again by itself; the log of `rise serve` says more"
     return Finding(name, level, redact(detail), remedy)
 
 
