@@ -85,14 +85,12 @@ _ERROR: Final = _object(
 
 _CAPABILITY: Final = {"status": _one_of(CapabilityStatus), "checked_at": _MOMENT, "detail": TEXT}
 _MEANING: Final = {"consequence": TEXT, "remedy": TEXT}
+_CAPABILITY_SHOWN: Final = _object(_CAPABILITY | _MEANING, optional=tuple(_MEANING))
 HEALTH: Final = _object(
     {
         "status": {"type": "string", "enum": ["ok", "degraded", "unavailable"]},
         "router": TEXT,
-        "capabilities": {
-            "type": "object",
-            "additionalProperties": _object(_CAPABILITY | _MEANING, optional=tuple(_MEANING)),
-        },
+        "capabilities": {"type": "object", "additionalProperties": _CAPABILITY_SHOWN},
     }
 )
 PROBED: Final = _object({"name": TEXT} | _CAPABILITY | _MEANING, optional=tuple(_MEANING))
