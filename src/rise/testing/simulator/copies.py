@@ -115,8 +115,10 @@ class CopiesChecker(Checker):
         self._was_queued |= self._promised.keys() & self._world.redis.tasks.keys()
 
     def life_begun(self) -> None:
-        """I7: before what was in it is back, nothing is handed out; but for what only a mirror has that is away, and for
-        what Redis has no room for: only what is handed out makes room."""
+        """I7: before what was in it is back, nothing is handed out; but for what only a mirror has that is away.
+
+        Nor for what Redis has no room for: only what is handed out makes room.
+        """
         if self._world.struck[FaultKind.REDIS_FULL] != self._refused_when_emptied:
             self._was_queued.clear()
         for task_id in sorted(self._was_queued):
