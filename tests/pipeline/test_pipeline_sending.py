@@ -560,17 +560,21 @@ async def test_who_does_not_send_any_more_says_nothing_of_the_bots(stage: Stage)
     stage.telegram.revoke_token()
     [task_id] = await stage.write("one")
     await waits(stage, task_id)
-    await stage.start_gateway()
-    await old.ledger.leave_offices(old.bus.member)  # as when it was frozen for longer than its lease
+    frozen = old.hold_at("ledger.take_office", "before")
+    await stage.pass_time(LEASE_SECONDS / 2)
+    await frozen.reached()
+    await old.ledger.leave_offices(old.bus.member)  # as when its lease is over
     stage.telegram.bot().is_token_revoked = False
-
-    async def is_over() -> bool:
-        await stage.pass_time(11)
-        return bool(heard) and heard[-1] is None
-
-    await stage.until(is_over)
+    await stage.start_gateway()
+    await stage.pass_time(delivery.ACCOUNT_RETRY_SECONDS + 1)
     await stage.ended(task_id)
     assert stage.texts() == ["echo one"]
+    assert heard[-1] is not None
+    frozen.open()
+
+    for _ in range(20):
+        await stage.pass_time(1)
+    assert heard[-1] is None
 
 
 @pytest.mark.req("OUT-1", "QUE-2")
