@@ -58,7 +58,7 @@ async def open_tasks(path: Path) -> dict[TaskId, bytes]:
     house = house_of(path)
     await house.stores.open()
     try:
-        report = await Audit(house.queue, house.ledger, house.clock, 30 * 86400).run()
+        report = await Audit(house.queue, house.ledger, 30 * 86400).run()
         assert report.is_clean
         assert not report.notices
         listed = await house.queue.list_open(Selection(), limit=10_000)
