@@ -107,6 +107,16 @@ async def test_a_directory_that_others_can_read_is_a_warning_with_its_remedy(dat
     assert {finding.remedy for finding in found} >= {f"chmod 700 {data_dir}", f"chmod 600 {data_dir / 'secret-key'}"}
 
 
+@pytest.mark.req("SEC-4")
+async def test_a_secret_that_could_be_guessed_is_a_failure_and_not_shown(data_dir: Path):
+    (data_dir / "secret-key").write_text("guess-me")
+    found = [finding for finding in await doctor(data_dir).probe("directory") if finding.level is Level.FAIL]
+    assert ["secret-key holds 8 characters" in finding.detail for finding in found] == [True]
+    assert "guess-me" not in found[0].detail
+    configured = await doctor(data_dir, secret_key="k" * 32).probe("directory")
+    assert not [finding for finding in configured if finding.level is Level.FAIL]
+
+
 async def test_a_damaged_database_is_a_failure(data_dir: Path):
     content = bytearray((data_dir / "rise.db").read_bytes())
     for at in range(8192, len(content), 4096):

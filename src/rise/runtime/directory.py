@@ -2,7 +2,8 @@
 
 Promises: what is made here is the owner's alone; a secret is made once, whole, whoever comes first.
 
-Refuses: a second `rise serve` on it; to look into one without a database as if it were an empty one.
+Refuses: a second `rise serve` on it; to look into one without a database as if it were an empty one; a secret that
+could be guessed.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import hashlib
 import hmac
 import os
 from pathlib import Path
+from typing import Final
 
 from rise.envelope import new_secret
-from rise.errors import Rejected, StoreLocked, StoreUnavailable
+from rise.errors import Rejected, StoreCorrupt, StoreLocked, StoreUnavailable
 
 DATABASE = "rise.db"
 DEMO = Path(".rise-demo")
 """Where `rise demo` keeps its conversation, unless told otherwise."""
+
+_SECRET_LENGTH_MIN: Final = len(new_secret())
 
 
 class DataDirectory:
@@ -98,14 +102,24 @@ class DataDirectory:
         return sorted(lock.stem for lock in self.bus.glob("*.lock") if _is_locked(lock))
 
     def kept_secret(self, name: str) -> str:
-        """The secret of that name, made at first use and readable by the owner alone."""
+        """The secret of that name, made at first use and readable by the owner alone.
+
+        Raises `StoreCorrupt` if it is shorter than what is made, `StoreUnavailable` if it cannot be read or made.
+        """
         path = self.path / name
         try:
             if not path.exists():
                 _write_once(path, new_secret())
-            return path.read_text().strip()
+            secret = path.read_text().strip()
         except OSError as error:
             raise StoreUnavailable(f"{path} cannot be read or written: {error.strerror}") from error
+        if len(secret) < _SECRET_LENGTH_MIN:
+            # A copy that ran out of space leaves an empty one: what is derived from that, anybody can derive.
+            raise StoreCorrupt(
+                f"{path} holds {len(secret)} characters, and a secret that is made has {_SECRET_LENGTH_MIN}: this one "
+                "could be guessed. Put the one of a backup there, or remove the file: another is made at the next start."
+            )
+        return secret
 
     def has_verified(self, account: str) -> bool:
         """Whether Telegram has known this bot, and taken its webhook, at least once since the directory was made."""

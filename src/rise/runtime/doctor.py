@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,7 +29,7 @@ from pydantic import SecretStr
 from rise.capabilities import CONSEQUENCES, CapabilityStatus
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
-from rise.errors import RiseError
+from rise.errors import RiseError, StoreCorrupt
 from rise.ledger.port import Definitions
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
@@ -256,7 +256,18 @@ class Doctor:
             for open_to_others in (path, self._data.database, *(path / name for name in SECRETS))
             if _is_open_to_others(open_to_others, within=path)
         ]
+        findings += [_fail("directory", problem, "nothing starts until then") for problem in self._weak_secrets()]
         return [*(findings or [_ok("directory", f"{path}, private")]), _space(path)]
+
+    def _weak_secrets(self) -> Iterator[str]:
+        """Those of the directory that are in use and that a start would refuse."""
+        configured = (self.settings.admin_token, self.settings.secret_key)
+        for name, setting in zip(SECRETS, configured, strict=True):
+            if setting is None and (self._data.path / name).exists():
+                try:
+                    self._data.kept_secret(name)
+                except StoreCorrupt as error:
+                    yield error.public_message
 
     async def _disk(self) -> list[Finding]:
         path = self._data.path
