@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import hmac
 import os
+import struct
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,8 @@ DEMO = Path(".rise-demo")
 """Where `rise demo` keeps its conversation, unless told otherwise."""
 
 _SECRET_LENGTH_MIN: Final = len(new_secret())
+_FLOCK: Final = struct.Struct("hhqqi4x")
+"""`struct flock` of Linux on 64 bits: kind, whence, start, length, process."""
 
 
 class DataDirectory:
@@ -40,6 +43,10 @@ class DataDirectory:
     @property
     def bus(self) -> Path:
         return self.path / "bus"
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / "serve.lock"
 
     def create(self) -> None:
         """Raises `StoreUnavailable` if it cannot be made or written."""
@@ -67,11 +74,13 @@ class DataDirectory:
         Raises `StoreLocked`, or `StoreUnavailable` if it cannot be written.
         """
         try:
-            fd = os.open(self.path / "serve.lock", os.O_CREAT | os.O_RDWR, 0o600)
+            fd = os.open(self._lock, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
             raise StoreUnavailable(f"{self.path} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            # And so that it can be seen without being taken.
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK if alone else fcntl.F_RDLCK))
         except BlockingIOError as error:
             os.close(fd)
             raise StoreLocked(
@@ -86,8 +95,16 @@ class DataDirectory:
             self._lock_fd = None
 
     def is_owned(self) -> bool:
-        """Whether a `rise serve` runs on it now."""
-        return _is_locked(self.path / "serve.lock")
+        """Whether a `rise serve` runs on it now. Takes nothing: one that starts at this moment would be refused."""
+        try:
+            fd = os.open(self._lock, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            in_the_way = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
+        finally:
+            os.close(fd)
+        return _FLOCK.unpack(in_the_way)[0] != fcntl.F_UNLCK
 
     def space(self) -> tuple[int, int] | None:
         """Free and total bytes of its disk; None if that cannot be told."""
@@ -116,8 +133,8 @@ class DataDirectory:
         if len(secret) < _SECRET_LENGTH_MIN:
             # A copy that ran out of space leaves an empty one: what is derived from that, anybody can derive.
             raise StoreCorrupt(
-                f"{path} holds {len(secret)} characters, and a secret that is made has {_SECRET_LENGTH_MIN}: this one "
-                "could be guessed. Put the one of a backup there, or remove the file: another is made at the next start."
+                f"{path} holds {len(secret)} characters, one that is made has {_SECRET_LENGTH_MIN}: it could be "
+                "guessed. Put the one of a backup there, or remove the file: another is made at the next start."
             )
         return secret
 
@@ -145,6 +162,10 @@ def derived_secret(key: str, purpose: str) -> str:
     """A secret for one purpose that tells nothing about the key or the others. 48 hexadecimal digits."""
     digest = hmac.new(key.encode(), purpose.encode(), hashlib.sha256).hexdigest()
     return digest[:48]
+
+
+def _whole_file(kind: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
 
 
 def _is_locked(path: Path) -> bool:
