@@ -53,7 +53,9 @@ def backup(
 
 def restore(
     source: Annotated[Path, typer.Argument(help="What `rise backup` made.")],
-    force: Annotated[bool, typer.Option("--force", help="Move what is there aside first; nothing is deleted.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Move what is there aside first, within the directory; nothing is deleted.")
+    ] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:

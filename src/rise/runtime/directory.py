@@ -3,7 +3,7 @@
 Promises: what is made here is the owner's alone; a secret is made once, whole, whoever comes first.
 
 Refuses: a second `rise serve` on it; to look into one without a database as if it were an empty one; a secret that
-could be guessed.
+could be guessed; to be opened half restored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from rise.envelope import new_secret
-from rise.errors import Rejected, StoreCorrupt, StoreLocked, StoreUnavailable
+from rise.errors import Rejected, RestoreUnfinished, StoreCorrupt, StoreLocked, StoreUnavailable
 
 DATABASE = "rise.db"
 DEMO = Path(".rise-demo")
@@ -45,8 +45,13 @@ class DataDirectory:
         return self.path / "bus"
 
     @property
-    def _lock(self) -> Path:
+    def lock(self) -> Path:
         return self.path / "serve.lock"
+
+    @property
+    def unfinished(self) -> Path:
+        """There from the moment a restore begins to change the directory until it is through."""
+        return self.path / "restore-unfinished"
 
     def create(self) -> None:
         """Raises `StoreUnavailable` if it cannot be made or written."""
@@ -57,8 +62,17 @@ class DataDirectory:
                 f"{self.path} cannot be made ({error.strerror}): set RISE_DATA_DIR to a directory that can be written"
             ) from error
 
+    def refuse_half_restored(self) -> None:
+        """Raises `RestoreUnfinished`: what a start would find or make there is neither the former nor the backup."""
+        if self.unfinished.exists():
+            raise RestoreUnfinished(
+                f"a `rise restore` of {self.path} was cut off: run it again. Until then nothing opens the directory; "
+                f"what was there before is in it, in {self.unfinished.name}/former or before-restore-…, and stays"
+            )
+
     def refuse_without_database(self) -> None:
-        """Raises `Rejected`, saying where to look instead."""
+        """Raises `Rejected`, saying where to look instead, or `RestoreUnfinished`."""
+        self.refuse_half_restored()
         if not self.database.exists():
             raise Rejected(f"{self.path} holds no Rise database: {self.elsewhere()}", field="data_dir")
 
@@ -74,7 +88,7 @@ class DataDirectory:
         Raises `StoreLocked`, or `StoreUnavailable` if it cannot be written.
         """
         try:
-            fd = os.open(self._lock, os.O_CREAT | os.O_RDWR, 0o600)
+            fd = os.open(self.lock, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
             raise StoreUnavailable(f"{self.path} cannot be written: {error.strerror}") from error
         try:
@@ -84,8 +98,8 @@ class DataDirectory:
         except BlockingIOError as error:
             os.close(fd)
             raise StoreLocked(
-                f"another `rise serve` uses {self.path}. Stop it, or give this one a directory of its own "
-                "(RISE_DATA_DIR; `rise demo --data-dir`). More workers are added with `rise worker`."
+                f"another `rise serve`, or a `rise restore`, uses {self.path}. Stop it, or give this one a directory "
+                "of its own (RISE_DATA_DIR; `rise demo --data-dir`). More workers are added with `rise worker`."
             ) from error
         self._lock_fd = fd
 
@@ -97,7 +111,7 @@ class DataDirectory:
     def is_owned(self) -> bool:
         """Whether a `rise serve` runs on it now. Takes nothing: one that starts at this moment would be refused."""
         try:
-            fd = os.open(self._lock, os.O_RDWR)
+            fd = os.open(self.lock, os.O_RDWR)
         except OSError:
             return False
         try:

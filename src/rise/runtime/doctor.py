@@ -29,7 +29,7 @@ from pydantic import SecretStr
 from rise.capabilities import CONSEQUENCES, CapabilityStatus
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
-from rise.errors import RiseError, StoreCorrupt
+from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt
 from rise.ledger.port import Definitions
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
@@ -225,7 +225,8 @@ class Doctor:
     @contextlib.asynccontextmanager
     async def _stores(self) -> AsyncIterator[assembly.Stores | None]:
         """To look into; none where opening them would make or migrate something, which is for a start to do."""
-        if not self._data.database.exists() or await self._schema_problem() is not None:
+        is_there = self._data.database.exists() and not self._half_restored()
+        if not is_there or await self._schema_problem() is not None:
             yield None
             return
         stores = assembly.build_stores(self.settings, self.clock)
@@ -256,8 +257,16 @@ class Doctor:
             for open_to_others in (path, self._data.database, *(path / name for name in SECRETS))
             if _is_open_to_others(open_to_others, within=path)
         ]
+        findings += self._half_restored()
         findings += [_fail("directory", problem, "nothing starts until then") for problem in self._weak_secrets()]
         return [*(findings or [_ok("directory", f"{path}, private")]), _space(path)]
+
+    def _half_restored(self) -> list[Finding]:
+        try:
+            self._data.refuse_half_restored()
+        except RestoreUnfinished as error:
+            return [_fail("directory", error.public_message, "`rise restore` the same backup again, or another")]
+        return []
 
     def _weak_secrets(self) -> Iterator[str]:
         """Those of the directory that are in use and that a start would refuse."""
@@ -287,6 +296,8 @@ class Doctor:
 
     async def _database(self) -> list[Finding]:
         path = self._data.database
+        if unfinished := self._half_restored():
+            return unfinished
         if not path.exists():
             return [_ok("database", "not there yet; made at the first start")]
         served = await self._as_served("disk")
