@@ -20,15 +20,17 @@ from disks import small_disk
 from rise.bus.local import LocalBus, _locked_file
 from rise.channels.telegram import read_update
 from rise.clock import SystemClock
-from rise.envelope import TaskId
+from rise.envelope import Outcome, TaskId, reply_id_of
 from rise.errors import Rejected, RestoreUnfinished, StoreCorrupt, StoreLocked, StoreUnavailable
-from rise.queue.port import Selection
+from rise.ledger.port import ReplyState, RunResult, reply_of
+from rise.queue.port import Finished, Replying, Selection
 from rise.runtime import backup
-from rise.runtime.assembly import House, build
+from rise.runtime.assembly import House, build, build_sender
 from rise.runtime.audit import Audit
 from rise.runtime.backup import back_up, restore
 from rise.runtime.directory import DataDirectory
 from rise.settings import load_settings
+from rise.testing.telegram import TelegramStandIn
 
 pytestmark = pytest.mark.req("CPY-7", "OPS-1")
 
@@ -446,6 +448,74 @@ async def test_nobody_opens_what_is_half_restored(tmp_path: Path, house: House):
         await house.stores.open()
     with pytest.raises(RestoreUnfinished, match="run it again"):
         await back_up(data, tmp_path / "copy", CLOCK)
+
+
+# --- what may have been sent since ------------------------------------------------------------------------
+
+
+BOT_TOKEN = "7:AAaaBBbbCCccDDddEEeeFFffGGggHHhhIIi"
+
+
+async def answer(house: House, number: int, *texts: str, deliver: bool) -> TaskId:
+    """The result is saved; its replies wait for the sender, or lie where their reader fetches them."""
+    [task_id] = await accept(house, number)
+    claims = (await house.queue.claim("test", {"telegram": 1000}, idle=True)).claims
+    [claim] = [claim for claim in claims if claim.task.task_id == task_id]
+    task = claim.task
+    replies = []
+    for chunk, text in enumerate(texts):
+        call = house.channels.by_name()["telegram"].notice(task.head, text)
+        assert call is not None
+        replies.append(reply_of(task.head, task.run_id, reply_id_of(task.run_id, chunk), call))
+    await house.ledger.save_result(task, RunResult(outcome=Outcome.ANSWERED), replies, [], deliver=deliver)
+    await house.queue.settle(claim, task, Replying() if deliver else Finished())
+    return task_id
+
+
+async def states(house: House, task_id: TaskId) -> list[ReplyState]:
+    return [reply.state for reply in await house.ledger.replies(task_id=task_id)]
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("M7", "G3")
+@pytest.mark.parametrize("policy", ["resend_marked", "resend", "hold"])
+async def test_replies_that_waited_in_the_backup_are_doubts_after_a_restore(tmp_path: Path, policy: str):
+    async with TelegramStandIn(BOT_TOKEN) as telegram:
+
+        def house_with_bot(name: str) -> House:
+            bot = {"telegram_token": BOT_TOKEN, "telegram_api_base": telegram.url, "telegram_mode": "polling"}
+            pace = {"telegram_rate_chat": 1000.0, "telegram_unknown": policy}
+            return build(load_settings(data_dir=tmp_path / name, _env_file=None, **bot, **pace))
+
+        former, again = house_with_bot("data"), house_with_bot("again")
+        await former.stores.open()
+        pushed = await answer(former, 1, "one", "two", deliver=True)
+        fetched = await answer(former, 2, "three", deliver=False)
+        await back_up(former.stores.directory, tmp_path / "copy", CLOCK)
+        assert await states(former, pushed) == [ReplyState.READY] * 2
+        await former.stores.close()
+        shutil.rmtree(tmp_path / "again")
+
+        restored = await restore(tmp_path / "copy", again.stores.directory, CLOCK)
+
+        assert restored.replies_in_doubt == 2
+        await again.stores.open()
+        assert await states(again, pushed) == [ReplyState.SENDING] * 2
+        assert await states(again, fetched) == [ReplyState.SENT]
+        sender = build_sender(again)
+        await again.bus.start()
+        await sender.start()
+        if policy == "hold":
+            while (await again.ledger.outbox_depth()).unknown < 2:
+                await asyncio.sleep(0.05)  # across threads there is no signal to wait for
+        else:
+            await telegram.wait_until(lambda platform: len(platform.sent) == 2)
+        await sender.stop()
+        await again.bus.stop()
+        await again.channels.close()
+        await again.stores.close()
+        mark = "↻ " if policy == "resend_marked" else ""
+        assert [message.text for message in telegram.sent] == ([] if policy == "hold" else [f"{mark}one", f"{mark}two"])
 
 
 async def test_nothing_is_written_beside_the_directory(tmp_path: Path, house: House):

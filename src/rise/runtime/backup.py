@@ -62,6 +62,8 @@ class Restored(msgspec.Struct, frozen=True):
     contents: Contents
     moved_aside: Path | None
     """Where what was there before is now."""
+    replies_in_doubt: int
+    """Were to be sent when the backup was made; whether they have been since, it cannot tell."""
 
 
 async def back_up(
@@ -85,6 +87,9 @@ async def back_up(
 async def restore(source: Path, directory: DataDirectory, clock: Clock, *, replaces: bool = False) -> Restored:
     """Make the directory what the backup says; `replaces` moves what is there aside first, within it.
 
+    Replies that were to be sent may have been sent since the backup: they become doubts, as after a crash of the
+    sender, and the policy for those decides.
+
     Raises `StoreLocked` if processes use the directory, `Rejected` if it is not empty or the source is no backup,
     `StoreCorrupt` if the backup does not pass its check. Nothing was changed then, at most an empty directory made.
     """
@@ -102,6 +107,7 @@ async def restore(source: Path, directory: DataDirectory, clock: Clock, *, repla
             new = _new_folder(staging / _NEW)
             await asyncio.to_thread(_unpack, source, new)
             contents = await _examined(new, clock)
+            in_doubt = await _doubt_replies(new, clock)
             _sync_files(new)
             # Once more: that took its time, and workers and commands come without owning the directory.
             _refuse_members(directory)
@@ -110,7 +116,7 @@ async def restore(source: Path, directory: DataDirectory, clock: Clock, *, repla
             _announce(directory, staging)
         moved_aside = _move_aside(directory)
         _put_in_place(directory)
-    return Restored(contents, moved_aside)
+    return Restored(contents, moved_aside, in_doubt)
 
 
 @asynccontextmanager
@@ -256,6 +262,18 @@ def _unpack_archive(source: Path, staging: Path) -> None:
                 pass
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, FileExistsError) as error:
         raise Rejected(f"{source} is not a readable backup archive: {error}", field="source") from error
+
+
+async def _doubt_replies(folder: Path, clock: Clock) -> int:
+    """Sent again as if for the first time, an answer would stand there twice without its mark."""
+    async with opened_to_read(folder / DATABASE, clock) as copy:
+        return await copy.write(_doubt)
+
+
+def _doubt(connection: Any) -> int:
+    # Not what is held behind another: a person decides about that, and may look first. What channels fetch is `sent`.
+    connection.execute("UPDATE replies SET state = 'sending' WHERE state = 'ready' AND held = 0")
+    return int(connection.changes())
 
 
 # From here on the directory says that it is half restored; whoever restores again goes on where this one was cut off.
