@@ -100,6 +100,17 @@ async def test_secrets_are_masked(data_dir: Path):
         assert secret not in finding.detail
 
 
+@pytest.mark.failure("M1")
+async def test_a_name_that_is_no_setting_is_a_warning_without_its_value(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RISE_RETRY_MX", "what nobody may see")
+    well, warned = await doctor(data_dir).probe("settings")
+    assert (warned.level, well.level) == (Level.WARN, Level.OK)
+    assert "RISE_RETRY_MAX meant?" in warned.detail
+    assert "nobody" not in warned.detail + well.detail
+
+
 async def test_a_directory_that_others_can_read_is_a_warning_with_its_remedy(data_dir: Path):
     data_dir.chmod(0o755)
     (data_dir / "secret-key").chmod(0o644)

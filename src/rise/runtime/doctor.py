@@ -35,7 +35,7 @@ from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
 from rise.runtime.backup import SECRETS, opened_to_read
 from rise.runtime.directory import DataDirectory
-from rise.settings import Settings
+from rise.settings import Settings, unknown_names
 from rise.telemetry import keep_out_of_logs, redact
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ class Doctor:
         keep_out_of_logs(settings.tokens)
         shown = {name: _masked(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
         detail = ", ".join(f"RISE_{name.upper()}={value}" for name, value in shown.items())
-        return [_ok("settings", detail or "all as by default")]
+        remedy = "correct the name (docs/settings.md), or unset it"
+        unknown = [_warn("settings", told, remedy) for told in unknown_names()]
+        return [_ok("settings", detail or "all as by default"), *unknown]
 
     async def _app(self) -> list[Finding]:
         if self.settings.app is None:
