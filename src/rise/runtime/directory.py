@@ -118,7 +118,7 @@ class DataDirectory:
             in_the_way = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
         finally:
             os.close(fd)
-        return _FLOCK.unpack(in_the_way)[0] != fcntl.F_UNLCK
+        return bool(_FLOCK.unpack(in_the_way)[0] != fcntl.F_UNLCK)
 
     def space(self) -> tuple[int, int] | None:
         """Free and total bytes of its disk; None if that cannot be told."""
