@@ -98,7 +98,7 @@ class DataDirectory:
         except BlockingIOError as error:
             os.close(fd)
             raise StoreLocked(
-                f"another `rise serve`, or a `rise restore`, uses {self.path}. Stop it, or give this one a directory "
+                f"another `rise serve` uses {self.path}, or a `rise restore`. Stop it, or give this one a directory "
                 "of its own (RISE_DATA_DIR; `rise demo --data-dir`). More workers are added with `rise worker`."
             ) from error
         self._lock_fd = fd
