@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from rise.errors import SettingsInvalid
 from rise.retries import DEFAULT_CURVE_SECONDS
 from rise.runtime.processes import BEAT_SECONDS
-from rise.settings import WORKER_STALL_SECONDS_MIN, Settings, environment_of_another, load_settings, preset
+from rise.settings import (
+    WORKER_STALL_SECONDS_MIN,
+    Settings,
+    environment_of_another,
+    load_settings,
+    preset,
+    unknown_names,
+)
 
 
 def settings(**named: object) -> Settings:
@@ -74,6 +82,47 @@ def test_another_installation_inherits_everything_but_settings(ours: Callable[[]
     assert {name: value for name, value in theirs.items() if name.startswith("RISE_")} == {"RISE_PORT": "9000"}
     assert theirs["PATH"] == os.environ["PATH"]
     assert ours()["RISE_PORT"] == "1"
+
+
+@pytest.mark.req("OPS-1")
+@pytest.mark.failure("M1")
+def test_a_name_that_is_no_setting_is_told_with_the_one_that_may_be_meant(
+    ours: Callable[[], dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert list(unknown_names()) == []
+    for name in ("RISE_RETRY_MX", "RISE_Q", "RISE_TEST_PICTURES", "rise_retry_max", "RISE_RABBITMQ_PASSWORD", "RISEN"):
+        monkeypatch.setenv(name, "7")
+    (tmp_path / ".env").write_text("RISE_HOTS=0.0.0.0\nRISE_HOST=::1\nOTHER=1\n")
+    assert list(unknown_names()) == [
+        "RISE_HOTS is no setting, it changes nothing; is RISE_HOST meant?",
+        "RISE_Q is no setting, it changes nothing",
+        "RISE_RETRY_MX is no setting, it changes nothing; is RISE_RETRY_MAX meant?",
+    ]
+
+
+@pytest.mark.failure("M1")
+@pytest.mark.parametrize(
+    ("named", "reason", "remedy"),
+    [
+        ({"accept_seconds": 60.0}, "Telegram hangs up after 60 s", "less than 60"),
+        ({"public_url": "https://bot.example/?"}, "deliver elsewhere", "at most a path"),
+        ({"public_url": "https://bot.example/#rise"}, "deliver elsewhere", "at most a path"),
+        ({"telegram_api_base": "api.telegram.org"}, "no call would go anywhere", "https://api.telegram.org"),
+        ({"telegram_api_base": "https://api.example?key=1"}, "no call would go anywhere", "https://api.telegram.org"),
+    ],
+)
+def test_what_would_keep_telegram_from_ever_reaching_us_or_us_it_is_refused(
+    named: dict[str, object], reason: str, remedy: str
+):
+    problem = refusal(**named)
+    assert reason in problem
+    assert remedy in problem
+    assert "key=1" not in problem
+
+
+def test_addresses_with_a_path_and_a_slow_disk_within_telegrams_patience_are_taken():
+    settings(accept_seconds=59.0, public_url="https://bot.example/rise/", telegram_api_base="http://127.0.0.1:8081/api")
 
 
 # --- too much, and who is told ------------------------------------------------------------------------------------

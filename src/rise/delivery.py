@@ -195,7 +195,7 @@ class Sender:
             # Kept as it is, for a person to decide or a newer version to send; the chat goes on without it.
             return HeldUnknown(reply.unreadable)
         if reply.state is ReplyState.SENDING:
-            return self._when_uncertain(reply, "the sender stopped while this was being sent")
+            return self._when_uncertain(reply, "the sender stopped while this was being sent, or a backup was restored")
         if reply.deadline_at_ms is not None and reply.deadline_at_ms < self._queue.now_ms():
             return Failed("too late: the platform no longer takes it")
         channel = self._channels.get(reply.channel)

@@ -1,18 +1,21 @@
 """Everything that can be configured, read once at start. The only place that reads the environment, or sets it.
 
 Refuses: a combination that cannot work, or that would lose messages, with all its problems at once, each with its
-remedy. `docs/settings.md` is made from this file and a test compares.
+remedy. A name that is no setting changes nothing and is told (`unknown_names`). `docs/settings.md` is made from this
+file and a test compares.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -22,6 +25,8 @@ from rise.errors import SettingsInvalid
 SECONDS_MAX: Final = 10 * 365 * 86400
 """Ten years. Infinity could be neither waited for nor written down."""
 
+TELEGRAM_WAITS_SECONDS: Final = 60.0
+"""After this it gives a delivery up and repeats it, whatever we would still have answered."""
 WORKER_STALL_SECONDS_MIN: Final = 3.0
 """Three of the worker's beats. With less, a healthy worker is killed between two, and its messages take the blame."""
 RETRY_JITTER: Final = 0.2
@@ -31,6 +36,9 @@ Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
 Rate = Annotated[float, Field(ge=0.001, le=1_000_000)]
 
 _PREFIX: Final = "RISE_"
+_ENV_FILE: Final = ".env"
+_OF_OTHERS: Final = ("RISE_TEST_", "RISE_RABBITMQ_PASSWORD")
+"""What tests read, and `deploy/compose.yml`."""
 
 _NOT_YET = {
     "mongodb_url": "MongoDB",
@@ -42,7 +50,7 @@ class Settings(BaseSettings):
     """Environment variables with the prefix `RISE_`, or the same names in a file `.env`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+        env_prefix=_PREFIX, env_file=_ENV_FILE, env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
     )
 
     # where and how it listens
@@ -99,7 +107,11 @@ class Settings(BaseSettings):
         "Unset: RISE_DATA_DIR.",
     )
     publish_seconds: Seconds = Field(3.0, description="How long RabbitMQ may take to confirm a message, per try.")
-    accept_seconds: Seconds = Field(3.0, description="How long an acceptance may take before it is answered 503.")
+    accept_seconds: Seconds = Field(
+        3.0,
+        description="How long an acceptance may take before it is answered 503; "
+        f"less than {TELEGRAM_WAITS_SECONDS:g}, Telegram waits no longer.",
+    )
     claim_seconds: Annotated[float, Field(ge=0.5, le=SECONDS_MAX)] = Field(
         30.0, description="How long a silent worker keeps its chats before another takes over."
     )
@@ -346,6 +358,12 @@ class Settings(BaseSettings):
 
     def _working_problems(self) -> list[str]:
         found = []
+        if self.accept_seconds >= TELEGRAM_WAITS_SECONDS:
+            found.append(
+                f"RISE_ACCEPT_SECONDS is {self.accept_seconds:g}, but Telegram hangs up after "
+                f"{TELEGRAM_WAITS_SECONDS:g} s and repeats the update: a slow disk's answers would never reach it. "
+                f"Set it to less than {TELEGRAM_WAITS_SECONDS:g}, or leave it out."
+            )
         if self.worker_stall_seconds < WORKER_STALL_SECONDS_MIN:
             found.append(
                 f"RISE_WORKER_STALL_SECONDS is {self.worker_stall_seconds:g}, but a worker says once a second that it "
@@ -382,6 +400,16 @@ class Settings(BaseSettings):
             )
         if self.public_url and not _is_web_address(self.public_url):
             found.append("RISE_PUBLIC_URL must be https:// and a host (http:// only for tests).")
+        if self.public_url and _has_more_than_a_path(self.public_url):
+            found.append(
+                "RISE_PUBLIC_URL has a ? or a #: paths are added to its end, and Telegram would deliver elsewhere. "
+                "Set it to https://, the host and at most a path."
+            )
+        if not _is_web_address(self.telegram_api_base) or _has_more_than_a_path(self.telegram_api_base):
+            found.append(
+                "RISE_TELEGRAM_API_BASE must be https:// or http://, a host and at most a path: no call would go "
+                "anywhere. Correct it, or unset it for https://api.telegram.org."
+            )
         secret = self.telegram_secret.get_secret_value() if self.telegram_secret else None
         if secret is not None and not _is_webhook_secret(secret):
             found.append("RISE_TELEGRAM_SECRET must be 16 to 256 of A-Z a-z 0-9 _ -; unset it to have one derived.")
@@ -421,6 +449,20 @@ def load_settings(**overrides: Any) -> Settings:
     if problems:
         raise SettingsInvalid(problems)
     return settings
+
+
+def unknown_names() -> Iterator[str]:
+    """Names in the environment and in `.env` that look like settings and are none, each with what may be meant."""
+    known = {name.upper() for name in Settings.model_fields}
+    try:
+        named = {*os.environ, *dotenv_values(_ENV_FILE)}
+    except (OSError, UnicodeDecodeError):
+        named = {*os.environ}  # what is wrong with the file, reading the settings says
+    for name in sorted(named):
+        is_ours = name.upper().startswith(_PREFIX) and not name.upper().startswith(_OF_OTHERS)
+        if is_ours and (bare := name.upper().removeprefix(_PREFIX)) not in known:
+            meant = get_close_matches(bare, known, n=1)
+            yield f"{name} is no setting, it changes nothing" + (f"; is {_PREFIX}{meant[0]} meant?" if meant else "")
 
 
 def preset(values: Mapping[str, object], *, where_unset: Mapping[str, object]) -> None:
@@ -468,6 +510,10 @@ def _is_web_address(url: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("https", "http") and bool(parts.hostname)
+
+
+def _has_more_than_a_path(url: str) -> bool:
+    return "?" in url or "#" in url
 
 
 def _is_webhook_secret(secret: str) -> bool:

@@ -100,11 +100,32 @@ async def test_secrets_are_masked(data_dir: Path):
         assert secret not in finding.detail
 
 
+@pytest.mark.failure("M1")
+async def test_a_name_that_is_no_setting_is_a_warning_without_its_value(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RISE_RETRY_MX", "what nobody may see")
+    well, warned = await doctor(data_dir).probe("settings")
+    assert (warned.level, well.level) == (Level.WARN, Level.OK)
+    assert "RISE_RETRY_MAX meant?" in warned.detail
+    assert "nobody" not in warned.detail + well.detail
+
+
 async def test_a_directory_that_others_can_read_is_a_warning_with_its_remedy(data_dir: Path):
     data_dir.chmod(0o755)
     (data_dir / "secret-key").chmod(0o644)
     found = [finding for finding in await doctor(data_dir).probe("directory") if finding.level is Level.WARN]
     assert {finding.remedy for finding in found} >= {f"chmod 700 {data_dir}", f"chmod 600 {data_dir / 'secret-key'}"}
+
+
+@pytest.mark.req("SEC-4")
+async def test_a_secret_that_could_be_guessed_is_a_failure_and_not_shown(data_dir: Path):
+    (data_dir / "secret-key").write_text("guess-me")
+    found = [finding for finding in await doctor(data_dir).probe("directory") if finding.level is Level.FAIL]
+    assert ["secret-key holds 8 characters" in finding.detail for finding in found] == [True]
+    assert "guess-me" not in found[0].detail
+    configured = await doctor(data_dir, secret_key="k" * 32).probe("directory")
+    assert not [finding for finding in configured if finding.level is Level.FAIL]
 
 
 async def test_a_damaged_database_is_a_failure(data_dir: Path):

@@ -113,8 +113,10 @@ class Stores:
     full: FullProfile | None = None
 
     async def open(self) -> None:
-        """Raises `StoreUnavailable` if the directory or the database cannot be used. Servers may be away."""
+        """Raises `StoreUnavailable` if the directory or the database cannot be used, `RestoreUnfinished` if it is half
+        restored. Servers may be away."""
         self.directory.create()
+        self.directory.refuse_half_restored()
         await self.database.open()
         if self.full is not None:
             await self._open_redis(self.full.redis)
@@ -261,7 +263,8 @@ def wire_copies(
 
 
 def build(settings: Settings, clock: Clock | None = None) -> House:
-    """Wire everything a process may need. Raises `StoreUnavailable` if the data directory cannot be used."""
+    """Wire everything a process may need. Raises `StoreUnavailable` if the data directory cannot be used, and
+    `RestoreUnfinished` if it is half restored."""
     clock = clock or SystemClock()
     capabilities, admission = CapabilityRegistry(clock), Admission()
 
@@ -271,6 +274,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     bus = LocalBus(DataDirectory(settings.data_dir).bus)
     stores = build_stores(settings, clock, bus, on_trouble)
     stores.directory.create()
+    stores.directory.refuse_half_restored()  # before secrets are made where the restored ones are to be
     secrets = _secrets(settings, stores.directory)
     bindings = BindingRegistry(stores.ledger, bus, clock)
     intake = Intake(

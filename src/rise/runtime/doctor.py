@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,13 +29,13 @@ from pydantic import SecretStr
 from rise.capabilities import CONSEQUENCES, CapabilityStatus, meaning_of
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
-from rise.errors import RiseError
+from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt
 from rise.ledger.port import Definitions
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
 from rise.runtime.backup import SECRETS, opened_to_read
 from rise.runtime.directory import DataDirectory
-from rise.settings import Settings
+from rise.settings import Settings, unknown_names
 from rise.telemetry import keep_out_of_logs, redact
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ class Doctor:
         keep_out_of_logs(settings.tokens)
         shown = {name: _masked(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
         detail = ", ".join(f"RISE_{name.upper()}={value}" for name, value in shown.items())
-        return [_ok("settings", detail or "all as by default")]
+        remedy = "correct the name (docs/settings.md), or unset it"
+        unknown = [_warn("settings", told, remedy) for told in unknown_names()]
+        return [_ok("settings", detail or "all as by default"), *unknown]
 
     async def _app(self) -> list[Finding]:
         if self.settings.app is None:
@@ -225,7 +227,8 @@ class Doctor:
     @contextlib.asynccontextmanager
     async def _stores(self) -> AsyncIterator[assembly.Stores | None]:
         """To look into; none where opening them would make or migrate something, which is for a start to do."""
-        if not self._data.database.exists() or await self._schema_problem() is not None:
+        is_there = self._data.database.exists() and not self._half_restored()
+        if not is_there or await self._schema_problem() is not None:
             yield None
             return
         stores = assembly.build_stores(self.settings, self.clock)
@@ -256,7 +259,26 @@ class Doctor:
             for open_to_others in (path, self._data.database, *(path / name for name in SECRETS))
             if _is_open_to_others(open_to_others, within=path)
         ]
+        findings += self._half_restored()
+        findings += [_fail("directory", problem, "nothing starts until then") for problem in self._weak_secrets()]
         return [*(findings or [_ok("directory", f"{path}, private")]), _space(path)]
+
+    def _half_restored(self) -> list[Finding]:
+        try:
+            self._data.refuse_half_restored()
+        except RestoreUnfinished as error:
+            return [_fail("directory", error.public_message, "`rise restore` the same backup again, or another")]
+        return []
+
+    def _weak_secrets(self) -> Iterator[str]:
+        """Those of the directory that are in use and that a start would refuse."""
+        configured = (self.settings.admin_token, self.settings.secret_key)
+        for name, setting in zip(SECRETS, configured, strict=True):
+            if setting is None and (self._data.path / name).exists():
+                try:
+                    self._data.kept_secret(name)
+                except StoreCorrupt as error:
+                    yield error.public_message
 
     async def _disk(self) -> list[Finding]:
         path = self._data.path
@@ -276,6 +298,8 @@ class Doctor:
 
     async def _database(self) -> list[Finding]:
         path = self._data.database
+        if unfinished := self._half_restored():
+            return unfinished
         if not path.exists():
             return [_ok("database", "not there yet; made at the first start")]
         served = await self._as_served("disk")

@@ -240,7 +240,7 @@ class _Run:
 
         async def audit(house: House, operations: Operations) -> None:
             shown = None if house.stores.full is None else house.stores.full.shown
-            found.append(await Audit(house.queue, house.ledger, house.clock, 30 * 86_400.0, copies=shown).run())
+            found.append(await Audit(house.queue, house.ledger, 30 * 86_400.0, copies=shown).run())
             self.checker.shown(await operations.stats())
 
         process = self._command("audit", audit)
