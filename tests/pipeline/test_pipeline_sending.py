@@ -405,6 +405,39 @@ async def test_a_workflows_own_answer_to_a_tap_does_not_queue_behind_its_chat(st
     assert stage.texts() == ["done", "done"]
 
 
+@pytest.mark.req("TGM-3", "OUT-2")
+@pytest.mark.failure("G17")
+async def test_an_answer_that_is_waited_for_goes_before_all_that_the_bot_still_has_to_send(stage: Stage):
+    stage.rates = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=1.0)
+    await stage.start(saying("echo {}"))
+    tasks = [task_id for chat in range(1, 31) for task_id in await stage.write("Hello", chat=chat)]
+    await tried(stage, 1)
+    await nothing_out(stage)
+    tapped = await stage.tap("yes", chat=99)
+    await tried(stage, 1, "answerCallbackQuery")
+    await nothing_out(stage)
+    assert len(stage.telegram.sent) == 1
+    await stage.pass_time(1.1)
+    await nothing_out(stage)
+    assert len(stage.telegram.sent) == 1, "who has a time goes by so much later"
+    while len(stage.telegram.sent) < 31:
+        await stage.pass_time(1)
+    await stage.ended(*tasks, tapped)
+
+
+@pytest.mark.req("TGM-3")
+async def test_an_answer_that_is_waited_for_has_a_place_when_all_are_taken_by_chats_that_hang(stage: Stage):
+    stage.delivery_limits = DeliveryLimits(chats_at_once=2)
+    stage.telegram.fault(Fault.delay(2), method="sendMessage", times=3)
+    await stage.start(saying("echo {}"))
+    hanging = [task_id for chat in (1, 2, 3) for task_id in await stage.write("Hello", chat=chat)]
+    await tried(stage, 2)
+    await stage.tap("yes", chat=99)
+    await tried(stage, 1, "answerCallbackQuery")
+    assert stage.telegram.sent == []
+    await stage.ended(*hanging)
+
+
 @pytest.mark.req("TGM-3", "OUT-1")
 async def test_an_answer_to_a_tap_that_comes_too_late_is_not_sent_and_holds_nothing_up(stage: Stage):
     @rise.workflow("taps", channels=["telegram"], answers_callbacks=True)

@@ -10,7 +10,7 @@ Refuses: to change a result that is there; to touch the queue's tables, though t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -59,6 +59,8 @@ from rise.ledger.port import (
 )
 
 T = TypeVar("T")
+Chat = tuple[str, str, str]
+"""Channel, account, chat id."""
 
 SCHEMA: Final = (
     """
@@ -157,6 +159,9 @@ SCHEMA: Final = (
     ALTER TABLE outbox_chats ADD COLUMN claim INTEGER;
     ALTER TABLE outbox_chats ADD COLUMN claim_before INTEGER;
     INSERT INTO ledger_counters VALUES ('outbox_claims', 0);
+    """,
+    """
+    CREATE INDEX outbox_urgent ON outbox_chats (ready_at) WHERE ready_at IS NOT NULL AND chat_id GLOB 'urgent:*';
     """,
 )
 
@@ -352,27 +357,32 @@ class SqliteLedger:
         return await self._database.write(change)
 
     async def outbox_take(
-        self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
+        self,
+        fence: int,
+        *,
+        limit: int,
+        urgent_limit: int = 0,
+        accounts_excluded: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
         excluded = set(accounts_excluded)
-
-        def due(connection: apsw.Connection, count: int) -> list[tuple[str, str, str]]:
-            rows = connection.execute(
-                "SELECT channel, account, chat_id FROM outbox_chats WHERE ready_at <= ? ORDER BY ready_at",
-                (self._now(),),
-            )
-            return list(islice((chat for chat in rows if chat[:2] not in excluded), count))
 
         def change(connection: apsw.Connection) -> list[Reply]:
             _check_fence(connection, fence)
             replies: list[Reply] = []
+
+            def due() -> list[Chat]:
+                taken = len(replies)
+                return _due_chats(connection, self._now(), excluded, limit - taken, urgent_limit - taken)
+
             # Chats with nothing left to send are forgotten on the way, and make room for others.
-            while len(replies) < limit and (chats := due(connection, limit - len(replies))):
+            while chats := due():
                 taken = (_take(connection, chat) for chat in chats)
                 replies += [reply for reply in taken if reply is not None]
             return replies
 
-        if limit <= 0 or not await self._database.read(lambda connection: due(connection, 1)):
+        if not await self._database.read(
+            lambda connection: _due_chats(connection, self._now(), excluded, min(limit, 1), min(urgent_limit, 1))
+        ):
             return []  # most looks find nothing; they must not cost an fsync
         return await self._database.write(change)
 
@@ -687,8 +697,27 @@ def _forget_workings(connection: apsw.Connection, run_id: RunId) -> None:
     connection.execute("DELETE FROM steps WHERE run_id = ?", (run_id,))
 
 
+def _due_chats(
+    connection: apsw.Connection, now: int, excluded: Set[tuple[str, str]], limit: int, urgent_limit: int
+) -> list[Chat]:
+    """Longest-waiting first, those of urgent calls before the others; beyond `limit` only urgent ones."""
+
+    def first(source: str, count: int) -> list[Chat]:
+        if count <= 0:
+            return []
+        rows = connection.execute(
+            f"SELECT channel, account, chat_id FROM outbox_chats INDEXED BY {source} AND ready_at <= ?"
+            " ORDER BY ready_at",
+            (now,),
+        )
+        return list(islice((chat for chat in rows if chat[:2] not in excluded), count))
+
+    urgent = first("outbox_urgent WHERE chat_id GLOB 'urgent:*'", max(limit, urgent_limit))
+    return urgent + first("outbox_ready WHERE chat_id NOT GLOB 'urgent:*'", limit - len(urgent))
+
+
 def _take(
-    connection: apsw.Connection, chat: tuple[str, str, str], *, after: int | None = None, claim: int | None = None
+    connection: apsw.Connection, chat: Chat, *, after: int | None = None, claim: int | None = None
 ) -> Reply | None:
     """The chat's first open reply, and the chat with it; forgets the chat if there is none.
 
@@ -711,7 +740,7 @@ def _take(
     return _as_reply(row, claim=claim)
 
 
-def _claims(connection: apsw.Connection, chat: tuple[str, str, str]) -> tuple[int | None, int | None]:
+def _claims(connection: apsw.Connection, chat: Chat) -> tuple[int | None, int | None]:
     """Who sends to the chat now, and whose place that took."""
     row = connection.execute(
         "SELECT claim, claim_before FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", chat
@@ -719,7 +748,7 @@ def _claims(connection: apsw.Connection, chat: tuple[str, str, str]) -> tuple[in
     return row or (None, None)
 
 
-def _queue_chat(connection: apsw.Connection, chat: tuple[str, str, str], ready_at: int) -> None:
+def _queue_chat(connection: apsw.Connection, chat: Chat, ready_at: int) -> None:
     """A chat that is there already is being sent to, or waits for its time: what is new queues behind."""
     connection.execute(
         "INSERT OR IGNORE INTO outbox_chats (channel, account, chat_id, ready_at) VALUES (?,?,?,?)", (*chat, ready_at)
@@ -835,7 +864,7 @@ def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | 
     return RunEnded(TaskId(row[0]), row[1], outcome) if row else None
 
 
-def _move_chat(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str, ready_at: int) -> None:
+def _move_chat(connection: apsw.Connection, old: Chat, moved_to: str, ready_at: int) -> None:
     """What waits for the old chat goes to the new one, from now on too."""
     channel, account, _ = old
     connection.execute(

@@ -29,6 +29,7 @@ from rise.envelope import (
 )
 from rise.errors import ClaimLost
 from rise.ledger.port import (
+    URGENT_CHATS,
     Again,
     Attempt,
     BindingRecord,
@@ -536,6 +537,30 @@ class LedgerConformance:
         assert await ledger.outbox_take(fence, limit=0) == []
         assert len(await ledger.outbox_take(fence, limit=2)) == 2
         assert len(await ledger.outbox_take(fence, limit=10)) == 3
+
+    @pytest.mark.req("TGM-3")
+    async def test_what_is_urgent_comes_before_all_that_waits_and_has_places_of_its_own(
+        self, stage: LedgerStage
+    ) -> None:
+        ledger = stage.ledger
+        for number in range(1, 4):
+            await answer(ledger, task(number, chat=str(number)))
+        stage.pass_time(5)
+        for number in range(4, 8):
+            await ledger.save_result(
+                task(number), ANSWERED, chunks(task(number), chat=f"{URGENT_CHATS}{number}"), [], deliver=True
+            )
+        fence = await ledger.outbox_open()
+
+        async def taken(*, limit: int, urgent_limit: int = 0) -> list[str]:
+            replies = await ledger.outbox_take(fence, limit=limit, urgent_limit=urgent_limit)
+            return [reply.chat_id for reply in replies]
+
+        assert await taken(limit=1) == ["urgent:4"]
+        assert await taken(limit=-1, urgent_limit=1) == ["urgent:5"]
+        assert await taken(limit=2, urgent_limit=1) == ["urgent:6", "urgent:7"]
+        assert await taken(limit=0, urgent_limit=5) == []
+        assert len(await taken(limit=2, urgent_limit=5)) == 2
 
     @pytest.mark.failure("G10")
     async def test_an_account_that_pauses_does_not_hold_up_the_others(self, ledger: Ledger) -> None:

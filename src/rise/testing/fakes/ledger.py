@@ -27,6 +27,7 @@ from rise.envelope import (
 from rise.errors import ClaimLost
 from rise.ledger.port import (
     CALL_UNREADABLE,
+    URGENT_CHATS,
     Again,
     Attempt,
     BindingRecord,
@@ -346,25 +347,39 @@ class MemoryLedger(MemoryStore):
         return self._state.sender_fence
 
     async def outbox_take(
-        self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
+        self,
+        fence: int,
+        *,
+        limit: int,
+        urgent_limit: int = 0,
+        accounts_excluded: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
-        return await self._through("outbox_take", lambda: self._outbox_take(fence, limit, accounts_excluded))
+        return await self._through(
+            "outbox_take", lambda: self._outbox_take(fence, limit, max(limit, urgent_limit), accounts_excluded)
+        )
 
-    def _outbox_take(self, fence: int, limit: int, accounts_excluded: Sequence[tuple[str, str]]) -> list[Reply]:
-        chats = [chat for chat in self._due_chats() if chat[:2] not in accounts_excluded]
-        if limit <= 0 or not chats:
+    def _outbox_take(
+        self, fence: int, limit: int, urgent_limit: int, accounts_excluded: Sequence[tuple[str, str]]
+    ) -> list[Reply]:
+        places = [
+            (chat, urgent_limit if _is_urgent(chat) else limit)
+            for chat in self._due_chats()
+            if chat[:2] not in accounts_excluded
+        ]
+        if not any(limit > 0 for _, limit in places):
             return []  # there is nothing that a stale fence could do harm to
         self._check_fence(fence)
         taken: list[Reply] = []
-        for chat in chats:
-            if len(taken) < limit and (reply := self._take(chat)) is not None:
+        for chat, most in places:
+            if len(taken) < most and (reply := self._take(chat)) is not None:
                 taken.append(reply)
         return taken
 
     def _due_chats(self) -> list[Chat]:
-        """Longest-waiting first."""
+        """Those of urgent calls first, and then longest-waiting first."""
         now = self._now_ms()
-        return [chat for due, chat in sorted((due, chat) for chat, due in self._waiting_chats()) if due <= now]
+        due = [(not _is_urgent(chat), due, chat) for chat, due in self._waiting_chats() if due <= now]
+        return [chat for _, _, chat in sorted(due)]
 
     def _waiting_chats(self) -> list[tuple[Chat, int]]:
         return [(chat, due) for chat, due in self._state.chats.items() if due is not None]
@@ -673,6 +688,10 @@ class MemoryLedger(MemoryStore):
 
 def _chat_of(reply: Reply) -> Chat:
     return reply.channel, reply.account, reply.chat_id
+
+
+def _is_urgent(chat: Chat) -> bool:
+    return chat[2].startswith(URGENT_CHATS)
 
 
 def _waits_for_a_person(stored: StoredReply) -> bool:
