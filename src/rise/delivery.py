@@ -118,7 +118,7 @@ class Sender:
         self._paused_until: dict[Account, float] = {}
         self._accounts_down: set[Account] = set()
         self._loop = Loop("delivery", self._take, sleep=clock.sleep, on_error=_report)
-        self._typing = Typing(channels, bus, clock)
+        self._typing = Typing(channels, bus, clock, may_be_shown=self._has_a_call_to_spare)
 
     async def start(self) -> None:
         self._unsubscribe = self._bus.subscribe(Topic.OUTBOX_READY, lambda _: self._hint.set())
@@ -331,6 +331,10 @@ class Sender:
         now = self._clock.monotonic()
         return [account for account, until in self._paused_until.items() if until > now]
 
+    def _has_a_call_to_spare(self, account: Account, chat_id: str) -> bool:
+        # Who does not send knows nothing of how much is sent; and each serving process hears of each run.
+        return self._office.is_ours and account not in self._accounts_paused() and self._pace.spare(account, chat_id)
+
     def _account_works(self, account: Account) -> None:
         if account in self._accounts_down:
             self._accounts_down.discard(account)
@@ -380,28 +384,32 @@ class Pace:
     def go(self, reply: Reply) -> None:
         """Its time is used; what is urgent has none, and puts the others off."""
         if reply.call.is_urgent:
-            self._go_first(reply, self._clock.monotonic())
+            self._go_first(_chat_of(reply), self._clock.monotonic())
         self._times.pop(_chat_of(reply), None)
 
-    def _go_first(self, reply: Reply, now: float) -> None:
-        bucket = self._bucket_of(reply)
+    def spare(self, account: Account, chat_id: str) -> bool:
+        """Whether a call may go that nobody misses, without making a reply wait. It counts like any other."""
+        return self._bucket_of((*account, chat_id)).take_spare(self._clock.monotonic())
+
+    def _go_first(self, chat: Chat, now: float) -> None:
+        bucket = self._bucket_of(chat)
         if bucket.wait_seconds(now):
-            self._put_off[reply.channel, reply.account] += 1 / bucket.tokens_per_second
+            self._put_off[chat[:2]] += 1 / bucket.tokens_per_second
         bucket.take(now)
 
     def _time_of(self, chat: Chat) -> float:
         return self._times[chat] + self._put_off[chat[:2]]
 
-    def _bucket_of(self, reply: Reply) -> Bucket:
-        account = (reply.channel, reply.account)
-        if account not in self._accounts:
-            per_second = self._channels[reply.channel].rates(reply.chat_id).account_per_second
-            self._accounts[account] = Bucket(per_second, max(1.0, per_second))
-        return self._accounts[account]
+    def _bucket_of(self, chat: Chat) -> Bucket:
+        channel, account, chat_id = chat
+        if (channel, account) not in self._accounts:
+            per_second = self._channels[channel].rates(chat_id).account_per_second
+            self._accounts[channel, account] = Bucket(per_second, max(1.0, per_second))
+        return self._accounts[channel, account]
 
     def _reserve(self, reply: Reply, chat: Chat, now: float) -> float:
         rates = self._channels[reply.channel].rates(reply.chat_id)
-        account = self._bucket_of(reply)
+        account = self._bucket_of(chat)
         per_second = self._per_second.setdefault(
             rates.chat_per_second, Buckets(rates.chat_per_second, max(1.0, rates.chat_per_second))
         )
@@ -428,10 +436,21 @@ def _chat_of(reply: Reply) -> Chat:
 
 
 class Typing:
-    """Shows people that an answer is on its way while a workflow runs. Best effort, kept nowhere."""
+    """Shows people that an answer is on its way while a workflow runs. Best effort, kept nowhere.
 
-    def __init__(self, channels: Mapping[str, PushChannel], bus: Bus, clock: Clock) -> None:
+    Shown only where the account has a call to spare, and left out otherwise: it never takes a reply's place.
+    """
+
+    def __init__(
+        self,
+        channels: Mapping[str, PushChannel],
+        bus: Bus,
+        clock: Clock,
+        *,
+        may_be_shown: Callable[[Account, str], bool],
+    ) -> None:
         self._channels = channels
+        self._may_be_shown = may_be_shown
         self._bus = bus
         self._clock = clock
         self._shown: dict[str, asyncio.Task[Any]] = {}
@@ -469,7 +488,8 @@ class Typing:
         await self._clock.sleep(0.3)
         until = self._clock.monotonic() + TYPING_SECONDS_MAX
         while self._clock.monotonic() < until:
-            await channel.show_typing(account, chat_id)
+            if self._may_be_shown((channel.name, account), chat_id):
+                await channel.show_typing(account, chat_id)
             await self._clock.sleep(TYPING_SECONDS)
 
 

@@ -737,6 +737,37 @@ async def test_people_see_that_an_answer_is_coming_while_a_workflow_runs_and_not
     assert len(stage.calls("sendChatAction")) == count
 
 
+@pytest.mark.req("OUT-2", "OUT-3")
+@pytest.mark.failure("G17")
+async def test_that_an_answer_is_coming_is_shown_only_where_no_reply_has_to_wait_for_it(stage: Stage):
+    stage.rates = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=10.0)
+    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=40)
+    held, all_run, began = asyncio.Event(), asyncio.Event(), list[str]()
+
+    @rise.workflow("slow", channels=["telegram"])
+    async def slow(turn: rise.Turn) -> None:
+        began.append(turn.text)
+        if len(began) == 20:
+            all_run.set()
+        await held.wait()
+        await turn.reply("done")
+
+    await stage.start(slow)
+    await stage.start_gateway()  # hears of the runs as well, and does not send
+    tasks = [task_id for chat in range(1, 21) for task_id in await stage.write("Hello", chat=chat)]
+    await all_run.wait()
+    await stage.let_go_on()
+    await stage.pass_time(0.4)
+    await tried(stage, 5, "sendChatAction")
+    await stage.let_go_on()
+    assert len(stage.calls("sendChatAction")) == 5, "half of what may go at once is left for replies"
+    held.set()
+    await tried(stage, 5)
+    while len(stage.telegram.sent) < 20:
+        await stage.pass_time(0.1)
+    await stage.ended(*tasks)
+
+
 LACKING: Any = object()
 ODD: list[Any] = [None, "", 0, [], {}, ["x"], {"x": 1}, "x", -1, 1e300]
 
