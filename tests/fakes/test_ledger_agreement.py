@@ -70,6 +70,7 @@ COMMANDS = commands(
         count=st.integers(0, 3),
         deliver=st.sampled_from((True, True, True, False)),
         is_first_urgent=st.sampled_from((False, False, False, True)),
+        is_one_text=st.booleans(),
     ),
     command(
         2,
@@ -145,10 +146,20 @@ class TwoLedgers:
     # --- commands ---
 
     def save_result(
-        self, number: int, generation: int, chat: str, count: int, deliver: bool, is_first_urgent: bool
+        self,
+        number: int,
+        generation: int,
+        chat: str,
+        count: int,
+        deliver: bool,
+        is_first_urgent: bool,
+        is_one_text: bool,
     ) -> None:
         of = task(number, chat=chat, generation=generation)
-        replies = chunks(of, count)
+        replies = [
+            msgspec.structs.replace(one, call=msgspec.structs.replace(one.call, continues=is_one_text and chunk > 0))
+            for chunk, one in enumerate(chunks(of, count))
+        ]
         if is_first_urgent and replies:
             replies[0] = msgspec.structs.replace(replies[0], chat_id="urgent:1")
         result = RunResult(outcome=Outcome.ANSWERED if count else Outcome.SILENT, value={"n": number}, workflow_id="w")

@@ -218,10 +218,26 @@ async def test_a_part_that_is_refused_is_said_so_and_the_parts_around_it_are_sen
     stage.telegram.fault(refused, method="sendMessage", when=lambda call: call.params["text"] == "3")
     await stage.start(saying("1", "2", "3", "4", "5"))
     [task_id] = await stage.write("Hello")
-    await stage.ended(task_id)
+    [run] = await stage.ended(task_id)
     assert stage.texts() == ["1", "2", "4", "5"]
     states = {reply.call.text: reply.state for reply in await answers(stage, task_id)}
     assert states["3"] is ReplyState.FAILED
+    assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.UNDELIVERABLE), "half an answer is none"
+
+
+@pytest.mark.req("OUT-2", "OUT-3")
+@pytest.mark.failure("G7")
+async def test_of_a_long_text_of_which_a_part_is_refused_the_rest_is_not_sent(stage: Stage):
+    refused = Fault.bad_request("message is too rude")
+    stage.telegram.fault(refused, method="sendMessage", when=lambda call: "second" in call.params["text"])
+    long = "\n\n".join(word + " " + "x" * 3990 for word in ("first", "second", "third", "fourth"))
+    await stage.start(saying(long, "apart"))
+    [task_id] = await stage.write("Hello")
+    [run] = await stage.ended(task_id)
+    assert [text.split()[0] for text in stage.texts()] == ["first", "apart"]
+    assert run.outcome is Outcome.UNDELIVERABLE
+    assert [reply.state for reply in await answers(stage, task_id)][1:4] == [ReplyState.FAILED] * 3
+    await stage.ended(*await stage.write("next"))
 
 
 @pytest.mark.req("OUT-2")

@@ -170,7 +170,10 @@ def _is_outlived(former_at_ms: int, accepted_at_ms: int, receipt_ms: int) -> boo
 
 
 class RunEnded(msgspec.Struct, frozen=True):
-    """The last reply of a run became final, and the run with it."""
+    """The last reply of a run became final, and the run with it.
+
+    `answered` if all of them were sent: half an answer is none. Otherwise `undeliverable`.
+    """
 
     task_id: TaskId
     generation: int
@@ -185,7 +188,11 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """Final: the platform will not take this, ever."""
+    """Final: the platform will not take this, ever.
+
+    What continues it is not tried either: the rest of a text without its beginning may say the opposite of the whole.
+    What else the run has to say is, because its author said it apart.
+    """
 
     error: str
     chat_gone: bool = False

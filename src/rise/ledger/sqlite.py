@@ -11,7 +11,7 @@ Refuses: to change a result that is there; to touch the queue's tables, though t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -776,6 +776,8 @@ def _record(connection: apsw.Connection, reply: Reply, delivery: Delivery) -> fl
             _set_state(connection, reply, ReplyState.FAILED, error=error)
             if chat_gone and reply.kind is ReplyKind.ANSWER:
                 _close_replies(connection, reply.run_id, f"not tried: {error}")
+            else:
+                _close_continuations(connection, reply, f"not tried, what it continues was not taken: {error}")
         case Again(seconds, error, call, _):
             _set_state(connection, reply, ReplyState.READY, error=error, call=call, tries=1)
             return seconds
@@ -835,21 +837,28 @@ def _close_replies(connection: apsw.Connection, run_id: RunId, why: str) -> None
     )
 
 
+def _close_continuations(connection: apsw.Connection, reply: Reply, why: str) -> None:
+    following = connection.execute(
+        "SELECT reply_id, call FROM replies WHERE run_id = ? AND kind = ? AND sequence > ? ORDER BY sequence",
+        (reply.run_id, reply.kind, reply.sequence),
+    )
+    continuing = takewhile(lambda row: _read(row[1], _decode_call, CALL_UNREADABLE)[0].continues, following)
+    for reply_id, _ in list(continuing):
+        connection.execute(
+            "UPDATE replies SET state = 'failed', error = ? WHERE reply_id = ? AND state = 'ready'",
+            (clean_text(why), reply_id),
+        )
+
+
 def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | None:
     if reply.kind is not ReplyKind.ANSWER:
         return None
-    states = [
-        state
-        for (state,) in connection.execute(
-            "SELECT state FROM replies WHERE run_id = ? AND kind = 'answer' ORDER BY sequence",
-            (reply.run_id,),
-        )
-    ]
+    rows = connection.execute("SELECT state FROM replies WHERE run_id = ? AND kind = 'answer'", (reply.run_id,))
+    states = {state for (state,) in rows}
     # None at all: the run ended while this was out, and has been forgotten since.
-    if not states or not all(state in ("sent", "failed") for state in states):
+    if not states or not states <= {"sent", "failed"}:
         return None
-    # What the person reads is the end of it: an answer that broke off was not delivered.
-    outcome = Outcome.ANSWERED if states[-1] == "sent" else Outcome.UNDELIVERABLE
+    outcome = Outcome.ANSWERED if states == {"sent"} else Outcome.UNDELIVERABLE
     connection.execute(
         "UPDATE runs SET status = 'completed', outcome = ?, finished_at = ? WHERE run_id = ? AND status = 'replying'",
         (outcome, now, reply.run_id),

@@ -744,7 +744,30 @@ class LedgerConformance:
         await ledger.outbox_sending(fence, following)
         ended = (await ledger.outbox_record(fence, following, Sent())).ended
         assert ended is not None
-        assert ended.outcome is Outcome.ANSWERED
+        assert ended.outcome is Outcome.UNDELIVERABLE, "half an answer is none"
+
+    @pytest.mark.req("OUT-2", "OUT-3")
+    @pytest.mark.failure("G7")
+    async def test_of_a_text_of_which_a_part_is_refused_the_rest_is_not_tried(self, ledger: Ledger) -> None:
+        replies = [
+            msgspec.structs.replace(one, call=msgspec.structs.replace(one.call, continues=number in (1, 2, 4)))
+            for number, one in enumerate(chunks(task(), 6))
+        ]
+        await ledger.save_result(task(), ANSWERED, replies, [], deliver=True)
+        await answer(ledger, task(2))
+        fence = await ledger.outbox_open()
+        second = await send(ledger, fence, await take_one(ledger, fence), Sent())
+        assert second is not None
+        following = await send(ledger, fence, second, Failed("too rude"))
+        assert await states(ledger, task().run_id) == ["sent", "failed", "failed", "ready", "ready", "ready"]
+        went = []
+        while following is not None:
+            went.append(following.call.text)
+            following = await send(ledger, fence, following, Sent())
+        assert went == ["1.3", "1.4", "1.5", "2.0"]
+        run = await ledger.run(task().run_id)
+        assert run is not None
+        assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.UNDELIVERABLE)
 
     async def test_an_answer_that_broke_off_was_not_delivered(self, ledger: Ledger) -> None:
         await answer(ledger, task(), 2)

@@ -454,6 +454,7 @@ class MemoryLedger(MemoryStore):
                 stored.change(state=ReplyState.FAILED, platform_ref=None, error=clean_text(error))
                 if chat_gone and reply.kind is ReplyKind.ANSWER:
                     self._take_back(reply.run_id, f"not tried: {error}")
+                self._fail_what_continues(reply)
                 return 0.0
             case HeldUnknown(error):
                 stored.change(state=ReplyState.UNKNOWN, platform_ref=None, error=clean_text(error))
@@ -469,6 +470,15 @@ class MemoryLedger(MemoryStore):
         stored.change(state=ReplyState.READY, platform_ref=None, error=clean_text(error))
         return seconds
 
+    def _fail_what_continues(self, refused: Reply) -> None:
+        same_text = True
+        for stored in self._state.replies.values():
+            reply = stored.reply
+            if (reply.run_id, reply.kind) == (refused.run_id, refused.kind) and reply.sequence > refused.sequence:
+                same_text = same_text and reply.call.continues
+                if same_text and reply.state is ReplyState.READY:
+                    stored.change(state=ReplyState.FAILED, error="not tried: what it continues was not taken")
+
     def _hold_with(self, unknown: Reply) -> None:
         if unknown.kind is ReplyKind.ANSWER:
             for stored in self._answers(unknown.run_id):
@@ -476,12 +486,12 @@ class MemoryLedger(MemoryStore):
                     stored.is_held = True
 
     def _end_if_all_final(self, reply: Reply) -> RunEnded | None:
-        """The end of the run if this reply was the last one; what a person reads last decides how it ended."""
+        """The end of the run if this reply was the last one."""
         run, answers = self._run(reply.run_id), self._answers(reply.run_id)
         if reply.kind is not ReplyKind.ANSWER or run is None or any(stored.waits for stored in answers):
             return None
-        is_read = answers[-1].reply.state is ReplyState.SENT
-        outcome = Outcome.ANSWERED if is_read else Outcome.UNDELIVERABLE
+        is_whole = all(stored.reply.state is ReplyState.SENT for stored in answers)
+        outcome = Outcome.ANSWERED if is_whole else Outcome.UNDELIVERABLE
         if run.status is Status.REPLYING:
             run = self._end(reply.run_id, Status.COMPLETED, outcome)
         has_ended_so = run.status is Status.COMPLETED and run.outcome is outcome
