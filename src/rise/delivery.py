@@ -207,7 +207,7 @@ class Sender:
         if reply.state is ReplyState.SENDING:
             return self._when_uncertain(reply, "the sender stopped while this was being sent")
         if reply.deadline_at_ms is not None and reply.deadline_at_ms < self._queue.now_ms():
-            return Failed("too late: the platform no longer takes it")
+            return Failed("too late: the platform no longer takes it", too_late=True)
         channel = self._channels.get(reply.channel)
         if channel is None:
             return Again(ACCOUNT_RETRY_SECONDS, f"the channel {reply.channel} is not configured")
@@ -301,7 +301,7 @@ class Sender:
                 self._announce(reply, Status.SUSPENDED, None)
             if delivered.ended is not None:
                 await self._queue.finish(delivered.ended.task_id, delivered.ended.generation)
-                self._announce(reply, Status.COMPLETED, delivered.ended.outcome)
+                self._announce(reply, delivered.ended.status, delivered.ended.outcome)
         except Unavailable as error:
             # The ledger has it; the supervisor brings the queue in line when the store answers again.
             shown = "it is shown as replying until then"

@@ -54,6 +54,7 @@ DELIVERIES = st.one_of(
     st.just(Sent("m")),
     st.just(Sent()),
     st.builds(Failed, st.just("refused"), chat_gone=st.booleans()),
+    st.just(Failed("too late", too_late=True)),
     st.builds(Again, SECONDS, st.just("429"), CALLS),
     st.builds(Again, SECONDS, st.just("moved"), chat_id=st.sampled_from("abc")),
     st.builds(Resend, st.just("timeout"), CALLS, SECONDS),

@@ -467,9 +467,32 @@ async def test_an_answer_to_a_tap_that_comes_too_late_is_not_sent_and_holds_noth
     await stage.until(lambda: _true(worker.steps.count("queue.settle")))
     await stage.pass_time(151)
     await gateway.start(stage.new_sender(gateway))
-    await stage.ended(task_id)
+    [run] = await stage.ended(task_id)
     assert stage.calls("answerCallbackQuery") == []
     assert stage.texts() == ["done"]
+    assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.UNDELIVERABLE), "not all of it was in time"
+
+
+@pytest.mark.req("TGM-3")
+async def test_a_tap_whose_answer_comes_too_late_expires(stage: Stage):
+    @rise.workflow("taps", channels=["telegram"], answers_callbacks=True)
+    async def taps(turn: rise.Turn) -> None:
+        await turn.answer_callback("Noted")
+
+    stage.telegram.fault(Fault.too_many_requests(152), method="answerCallbackQuery")
+    await stage.start(taps)
+    task_id = await stage.tap("yes")
+    await waits(stage, task_id)
+    await stage.pass_time(153)
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.outcome) == (Status.EXPIRED, None)
+    assert "too late" in ((await answers(stage, task_id))[0].error or "")
+    assert len(stage.calls("answerCallbackQuery")) == 1
+
+    async def is_announced() -> bool:
+        return [settled["status"] for settled in stage.settled] == [Status.EXPIRED]
+
+    await stage.until(is_announced)
 
 
 @pytest.mark.req("SUS-3", "OUT-1")

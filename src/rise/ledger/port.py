@@ -172,12 +172,14 @@ def _is_outlived(former_at_ms: int, accepted_at_ms: int, receipt_ms: int) -> boo
 class RunEnded(msgspec.Struct, frozen=True):
     """The last reply of a run became final, and the run with it.
 
-    `answered` if all of them were sent: half an answer is none. Otherwise `undeliverable`.
+    Completed and `answered` if all of them were sent: half an answer is none. Expired, without an outcome, if all of
+    them came too late. Otherwise completed and `undeliverable`.
     """
 
     task_id: TaskId
     generation: int
-    outcome: Outcome
+    outcome: Outcome | None
+    status: Status = Status.COMPLETED
 
 
 # --- how a try to send ends -------------------------------------------------------------------------------
@@ -197,6 +199,8 @@ class Failed(msgspec.Struct, frozen=True):
     error: str
     chat_gone: bool = False
     """Nor anything else for this chat: the rest of the run's replies are not tried."""
+    too_late: bool = False
+    """It was not tried: its deadline had passed."""
 
 
 class Again(msgspec.Struct, frozen=True):

@@ -161,6 +161,7 @@ SCHEMA: Final = (
     INSERT INTO ledger_counters VALUES ('outbox_claims', 0);
     """,
     """
+    ALTER TABLE replies ADD COLUMN too_late INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX outbox_urgent ON outbox_chats (ready_at) WHERE ready_at IS NOT NULL AND chat_id GLOB 'urgent:*';
     """,
 )
@@ -772,8 +773,9 @@ def _record(connection: apsw.Connection, reply: Reply, delivery: Delivery) -> fl
     match delivery:
         case Sent(platform_ref):
             _set_state(connection, reply, ReplyState.SENT, platform_ref=platform_ref)
-        case Failed(error, chat_gone):
+        case Failed(error, chat_gone, too_late):
             _set_state(connection, reply, ReplyState.FAILED, error=error)
+            connection.execute("UPDATE replies SET too_late = ? WHERE reply_id = ?", (int(too_late), reply.reply_id))
             if chat_gone and reply.kind is ReplyKind.ANSWER:
                 _close_replies(connection, reply.run_id, f"not tried: {error}")
             else:
@@ -853,24 +855,34 @@ def _close_continuations(connection: apsw.Connection, reply: Reply, why: str) ->
 def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | None:
     if reply.kind is not ReplyKind.ANSWER:
         return None
-    rows = connection.execute("SELECT state FROM replies WHERE run_id = ? AND kind = 'answer'", (reply.run_id,))
-    states = {state for (state,) in rows}
+    endings = set(
+        connection.execute("SELECT state, too_late FROM replies WHERE run_id = ? AND kind = 'answer'", (reply.run_id,))
+    )
     # None at all: the run ended while this was out, and has been forgotten since.
-    if not states or not states <= {"sent", "failed"}:
+    if not endings or not {state for state, _ in endings} <= {"sent", "failed"}:
         return None
-    outcome = Outcome.ANSWERED if states == {"sent"} else Outcome.UNDELIVERABLE
+    status, outcome = _end_of(endings)
     connection.execute(
-        "UPDATE runs SET status = 'completed', outcome = ?, finished_at = ? WHERE run_id = ? AND status = 'replying'",
-        (outcome, now, reply.run_id),
+        "UPDATE runs SET status = ?, outcome = ?, finished_at = ? WHERE run_id = ? AND status = 'replying'",
+        (status, outcome, now, reply.run_id),
     )
     if connection.changes():
         _forget_workings(connection, reply.run_id)
     # Also if it has ended so before: who asks again has not heard of it.
     row = connection.execute(
-        "SELECT task_id, generation FROM runs WHERE run_id = ? AND status = 'completed' AND outcome = ?",
-        (reply.run_id, outcome),
+        "SELECT task_id, generation FROM runs WHERE run_id = ? AND status = ? AND outcome IS ?",
+        (reply.run_id, status, outcome),
     ).fetchone()
-    return RunEnded(TaskId(row[0]), row[1], outcome) if row else None
+    return RunEnded(TaskId(row[0]), row[1], outcome, status) if row else None
+
+
+def _end_of(endings: Set[tuple[str, int]]) -> tuple[Status, Outcome | None]:
+    """What a run came to whose replies ended like that: their states, and whether they came too late."""
+    if endings == {("sent", 0)}:
+        return Status.COMPLETED, Outcome.ANSWERED
+    if endings == {("failed", 1)}:
+        return Status.EXPIRED, None
+    return Status.COMPLETED, Outcome.UNDELIVERABLE
 
 
 def _move_chat(connection: apsw.Connection, old: Chat, moved_to: str, ready_at: int) -> None:

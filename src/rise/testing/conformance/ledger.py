@@ -769,6 +769,34 @@ class LedgerConformance:
         assert run is not None
         assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.UNDELIVERABLE)
 
+    @pytest.mark.req("TGM-3")
+    async def test_a_run_all_of_whose_replies_came_too_late_has_expired(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        late = Failed("too late", too_late=True)
+        last = (await ledger.outbox_record(fence, await take_one(ledger, fence), late)).next
+        assert last is not None
+        ended = RunEnded(task().task_id, 0, None, Status.EXPIRED)
+        assert (await ledger.outbox_record(fence, last, late)).ended == ended
+        assert (await ledger.outbox_record(fence, last, late)).ended == ended, "who asks again hears it again"
+        run = await ledger.run(task().run_id)
+        assert run is not None
+        assert (run.status, run.outcome, run.finished_at_ms is None) == (Status.EXPIRED, None, False)
+        assert await ledger.finished_counts() == {"expired": 1}
+
+    @pytest.mark.req("TGM-3")
+    @pytest.mark.parametrize("other", [Sent(), Failed("refused")])
+    async def test_a_run_of_whose_replies_only_some_came_too_late_was_not_delivered(
+        self, ledger: Ledger, other: Delivery
+    ) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        first = await take_one(ledger, fence)
+        last = (await ledger.outbox_record(fence, first, Failed("too late", too_late=True))).next
+        assert last is not None
+        ended = (await ledger.outbox_record(fence, last, other)).ended
+        assert ended == RunEnded(task().task_id, 0, Outcome.UNDELIVERABLE)
+
     async def test_an_answer_that_broke_off_was_not_delivered(self, ledger: Ledger) -> None:
         await answer(ledger, task(), 2)
         fence = await ledger.outbox_open()

@@ -73,6 +73,7 @@ class StoredReply:
     reply: Reply
     is_held: bool = False
     """It waits with one of its run of which a person has to say whether it is sent again."""
+    is_too_late: bool = False
 
     def change(self, **changes: Any) -> None:
         self.reply = msgspec.structs.replace(self.reply, **changes)
@@ -450,7 +451,8 @@ class MemoryLedger(MemoryStore):
             case Sent(platform_ref):
                 stored.change(state=ReplyState.SENT, platform_ref=platform_ref, error=None)
                 return 0.0
-            case Failed(error, chat_gone):
+            case Failed(error, chat_gone, too_late):
+                stored.is_too_late = too_late
                 stored.change(state=ReplyState.FAILED, platform_ref=None, error=clean_text(error))
                 if chat_gone and reply.kind is ReplyKind.ANSWER:
                     self._take_back(reply.run_id, f"not tried: {error}")
@@ -490,12 +492,11 @@ class MemoryLedger(MemoryStore):
         run, answers = self._run(reply.run_id), self._answers(reply.run_id)
         if reply.kind is not ReplyKind.ANSWER or run is None or any(stored.waits for stored in answers):
             return None
-        is_whole = all(stored.reply.state is ReplyState.SENT for stored in answers)
-        outcome = Outcome.ANSWERED if is_whole else Outcome.UNDELIVERABLE
+        status, outcome = _end_of(answers)
         if run.status is Status.REPLYING:
-            run = self._end(reply.run_id, Status.COMPLETED, outcome)
-        has_ended_so = run.status is Status.COMPLETED and run.outcome is outcome
-        return RunEnded(run.task_id, run.generation, outcome) if has_ended_so else None
+            run = self._end(reply.run_id, status, outcome)
+        has_ended_so = run.status is status and run.outcome is outcome
+        return RunEnded(run.task_id, run.generation, outcome, status) if has_ended_so else None
 
     def _move_chat(self, old: Chat, moved_to: str, due: int) -> None:
         channel, account, _ = old
@@ -698,6 +699,13 @@ class MemoryLedger(MemoryStore):
 
 def _chat_of(reply: Reply) -> Chat:
     return reply.channel, reply.account, reply.chat_id
+
+
+def _end_of(answers: Sequence[StoredReply]) -> tuple[Status, Outcome | None]:
+    if all(stored.is_too_late for stored in answers):
+        return Status.EXPIRED, None
+    is_whole = all(stored.reply.state is ReplyState.SENT for stored in answers)
+    return Status.COMPLETED, Outcome.ANSWERED if is_whole else Outcome.UNDELIVERABLE
 
 
 def _is_urgent(chat: Chat) -> bool:
