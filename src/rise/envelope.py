@@ -408,3 +408,5 @@ class Call(msgspec.Struct, frozen=True):
     is_urgent: bool = False
     """It answers a question of the platform's client (a tap, an inline query, a payment), which waits only for
     seconds: it does not queue behind its chat, and is not sent after the task's deadline."""
+    continues: bool = False
+    """It goes on where the call before it breaks off, both being one text: it is not sent if that one was refused."""

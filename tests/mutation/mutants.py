@@ -64,7 +64,11 @@ CORE = {
         pipeline("working", "workers"),
     ),
     "ledger/sqlite.py": (
-        80, tests("conformance", "ledger"), SIMULATED, tests("agreement", "fakes/test_ledger_agreement.py"),
+        45, tests("conformance", "ledger"), SIMULATED, tests("agreement", "fakes/test_ledger_agreement.py"),
+        pipeline("sending", "working"),
+    ),
+    "ledger/sqlite_outbox.py": (
+        35, tests("conformance", "ledger"), SIMULATED, tests("agreement", "fakes/test_ledger_agreement.py"),
         pipeline("sending", "working"),
     ),
     "worker.py": (30, SIMULATED, pipeline("follow_ups", "working", "workers")),

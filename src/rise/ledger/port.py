@@ -72,6 +72,10 @@ CALL_UNREADABLE: Final = Call("unreadable", {})
 """For looking, not for sending: a reply that cannot be read must still be listed, held and dropped."""
 
 
+URGENT_CHATS: Final = "urgent:"
+"""How the names of the outbox's chats begin in which urgent calls wait, those of each task in one of their own."""
+
+
 def reply_of(
     head: Head,
     run_id: RunId,
@@ -89,7 +93,7 @@ def reply_of(
         task_id=head.task_id,
         channel=head.channel,
         account=head.account,
-        chat_id=f"urgent:{head.task_id}" if call.is_urgent else head.chat_id or head.lane,
+        chat_id=URGENT_CHATS + head.task_id if call.is_urgent else head.chat_id or head.lane,
         call=call,
         kind=kind,
         workflow_id=workflow_id,
@@ -166,11 +170,16 @@ def _is_outlived(former_at_ms: int, accepted_at_ms: int, receipt_ms: int) -> boo
 
 
 class RunEnded(msgspec.Struct, frozen=True):
-    """The last reply of a run became final, and the run with it."""
+    """The last reply of a run became final, and the run with it.
+
+    Completed and `answered` if all of them were sent: half an answer is none. Expired, without an outcome, if all of
+    them came too late. Otherwise completed and `undeliverable`.
+    """
 
     task_id: TaskId
     generation: int
-    outcome: Outcome
+    outcome: Outcome | None
+    status: Status = Status.COMPLETED
 
 
 # --- how a try to send ends -------------------------------------------------------------------------------
@@ -181,11 +190,17 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """Final: the platform will not take this, ever."""
+    """Final: the platform will not take this, ever.
+
+    What continues it is not tried either: the rest of a text without its beginning may say the opposite of the whole.
+    What else the run has to say is, because its author said it apart.
+    """
 
     error: str
     chat_gone: bool = False
     """Nor anything else for this chat: the rest of the run's replies are not tried."""
+    too_late: bool = False
+    """It was not tried: its deadline had passed."""
 
 
 class Again(msgspec.Struct, frozen=True):
@@ -368,9 +383,17 @@ class Ledger(Protocol):
         ...
 
     async def outbox_take(
-        self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
+        self,
+        fence: int,
+        *,
+        limit: int,
+        urgent_limit: int = 0,
+        accounts_excluded: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
         """The first due reply of up to `limit` chats that nobody sends to. Order within a chat is of saving.
+
+        Chats of urgent calls come before all others, and are handed out until there are `urgent_limit` in all even
+        where `limit` has no room: they have seconds, however much waits.
 
         One that cannot be read is handed out as such, for the sender to record that it is held.
         """

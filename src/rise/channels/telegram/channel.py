@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 API_BASE: Final = "https://api.telegram.org"
 DOWNLOAD_BYTES_MAX: Final = 20 * 1024 * 1024
 
+CONNECTIONS_MAX: Final = 400
+"""More than are sent to at once, so that no call waits for another's end: an answer to a payment has ten seconds."""
+
 _CONNECT_SECONDS: Final = 10.0
 _ACCOUNT_PAUSE_CHATS: Final = 3
 _ACCOUNT_PAUSE_WINDOW_SECONDS: Final = 10.0
@@ -308,7 +311,7 @@ class TelegramChannel:
             self._session = aiohttp.ClientSession(
                 # Connections that idle are dropped sooner than Telegram drops them: on one that is being
                 # closed, a call would be lost in a way that cannot be told from having been done.
-                connector=aiohttp.TCPConnector(limit=200, keepalive_timeout=15, ttl_dns_cache=300),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, keepalive_timeout=15, ttl_dns_cache=300),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trace_configs=[trace],
             )

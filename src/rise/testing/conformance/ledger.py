@@ -29,6 +29,7 @@ from rise.envelope import (
 )
 from rise.errors import ClaimLost
 from rise.ledger.port import (
+    URGENT_CHATS,
     Again,
     Attempt,
     BindingRecord,
@@ -537,6 +538,30 @@ class LedgerConformance:
         assert len(await ledger.outbox_take(fence, limit=2)) == 2
         assert len(await ledger.outbox_take(fence, limit=10)) == 3
 
+    @pytest.mark.req("TGM-3")
+    async def test_what_is_urgent_comes_before_all_that_waits_and_has_places_of_its_own(
+        self, stage: LedgerStage
+    ) -> None:
+        ledger = stage.ledger
+        for number in range(1, 4):
+            await answer(ledger, task(number, chat=str(number)))
+        stage.pass_time(5)
+        for number in range(4, 8):
+            await ledger.save_result(
+                task(number), ANSWERED, chunks(task(number), chat=f"{URGENT_CHATS}{number}"), [], deliver=True
+            )
+        fence = await ledger.outbox_open()
+
+        async def taken(*, limit: int, urgent_limit: int = 0) -> list[str]:
+            replies = await ledger.outbox_take(fence, limit=limit, urgent_limit=urgent_limit)
+            return [reply.chat_id for reply in replies]
+
+        assert await taken(limit=1) == ["urgent:4"]
+        assert await taken(limit=-1, urgent_limit=1) == ["urgent:5"]
+        assert await taken(limit=2, urgent_limit=1) == ["urgent:6", "urgent:7"]
+        assert await taken(limit=0, urgent_limit=5) == []
+        assert len(await taken(limit=2, urgent_limit=5)) == 2
+
     @pytest.mark.failure("G10")
     async def test_an_account_that_pauses_does_not_hold_up_the_others(self, ledger: Ledger) -> None:
         for number in range(1, 5):
@@ -719,7 +744,58 @@ class LedgerConformance:
         await ledger.outbox_sending(fence, following)
         ended = (await ledger.outbox_record(fence, following, Sent())).ended
         assert ended is not None
-        assert ended.outcome is Outcome.ANSWERED
+        assert ended.outcome is Outcome.UNDELIVERABLE, "half an answer is none"
+
+    @pytest.mark.req("OUT-2", "OUT-3")
+    @pytest.mark.failure("G7")
+    async def test_of_a_text_of_which_a_part_is_refused_the_rest_is_not_tried(self, ledger: Ledger) -> None:
+        replies = [
+            msgspec.structs.replace(one, call=msgspec.structs.replace(one.call, continues=number in (1, 2, 4)))
+            for number, one in enumerate(chunks(task(), 6))
+        ]
+        await ledger.save_result(task(), ANSWERED, replies, [], deliver=True)
+        await answer(ledger, task(2))
+        fence = await ledger.outbox_open()
+        second = await send(ledger, fence, await take_one(ledger, fence), Sent())
+        assert second is not None
+        following = await send(ledger, fence, second, Failed("too rude"))
+        assert await states(ledger, task().run_id) == ["sent", "failed", "failed", "ready", "ready", "ready"]
+        went = []
+        while following is not None:
+            went.append(following.call.text)
+            following = await send(ledger, fence, following, Sent())
+        assert went == ["1.3", "1.4", "1.5", "2.0"]
+        run = await ledger.run(task().run_id)
+        assert run is not None
+        assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.UNDELIVERABLE)
+
+    @pytest.mark.req("TGM-3")
+    async def test_a_run_all_of_whose_replies_came_too_late_has_expired(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        late = Failed("too late", too_late=True)
+        last = (await ledger.outbox_record(fence, await take_one(ledger, fence), late)).next
+        assert last is not None
+        ended = RunEnded(task().task_id, 0, None, Status.EXPIRED)
+        assert (await ledger.outbox_record(fence, last, late)).ended == ended
+        assert (await ledger.outbox_record(fence, last, late)).ended == ended, "who asks again hears it again"
+        run = await ledger.run(task().run_id)
+        assert run is not None
+        assert (run.status, run.outcome, run.finished_at_ms is None) == (Status.EXPIRED, None, False)
+        assert await ledger.finished_counts() == {"expired": 1}
+
+    @pytest.mark.req("TGM-3")
+    @pytest.mark.parametrize("other", [Sent(), Failed("refused")])
+    async def test_a_run_of_whose_replies_only_some_came_too_late_was_not_delivered(
+        self, ledger: Ledger, other: Delivery
+    ) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        first = await take_one(ledger, fence)
+        last = (await ledger.outbox_record(fence, first, Failed("too late", too_late=True))).next
+        assert last is not None
+        ended = (await ledger.outbox_record(fence, last, other)).ended
+        assert ended == RunEnded(task().task_id, 0, Outcome.UNDELIVERABLE)
 
     async def test_an_answer_that_broke_off_was_not_delivered(self, ledger: Ledger) -> None:
         await answer(ledger, task(), 2)

@@ -27,6 +27,7 @@ from rise.envelope import (
 from rise.errors import ClaimLost
 from rise.ledger.port import (
     CALL_UNREADABLE,
+    URGENT_CHATS,
     Again,
     Attempt,
     BindingRecord,
@@ -72,6 +73,7 @@ class StoredReply:
     reply: Reply
     is_held: bool = False
     """It waits with one of its run of which a person has to say whether it is sent again."""
+    is_too_late: bool = False
 
     def change(self, **changes: Any) -> None:
         self.reply = msgspec.structs.replace(self.reply, **changes)
@@ -346,25 +348,39 @@ class MemoryLedger(MemoryStore):
         return self._state.sender_fence
 
     async def outbox_take(
-        self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
+        self,
+        fence: int,
+        *,
+        limit: int,
+        urgent_limit: int = 0,
+        accounts_excluded: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
-        return await self._through("outbox_take", lambda: self._outbox_take(fence, limit, accounts_excluded))
+        return await self._through(
+            "outbox_take", lambda: self._outbox_take(fence, limit, max(limit, urgent_limit), accounts_excluded)
+        )
 
-    def _outbox_take(self, fence: int, limit: int, accounts_excluded: Sequence[tuple[str, str]]) -> list[Reply]:
-        chats = [chat for chat in self._due_chats() if chat[:2] not in accounts_excluded]
-        if limit <= 0 or not chats:
+    def _outbox_take(
+        self, fence: int, limit: int, urgent_limit: int, accounts_excluded: Sequence[tuple[str, str]]
+    ) -> list[Reply]:
+        places = [
+            (chat, urgent_limit if _is_urgent(chat) else limit)
+            for chat in self._due_chats()
+            if chat[:2] not in accounts_excluded
+        ]
+        if not any(limit > 0 for _, limit in places):
             return []  # there is nothing that a stale fence could do harm to
         self._check_fence(fence)
         taken: list[Reply] = []
-        for chat in chats:
-            if len(taken) < limit and (reply := self._take(chat)) is not None:
+        for chat, most in places:
+            if len(taken) < most and (reply := self._take(chat)) is not None:
                 taken.append(reply)
         return taken
 
     def _due_chats(self) -> list[Chat]:
-        """Longest-waiting first."""
+        """Those of urgent calls first, and then longest-waiting first."""
         now = self._now_ms()
-        return [chat for due, chat in sorted((due, chat) for chat, due in self._waiting_chats()) if due <= now]
+        due = [(not _is_urgent(chat), due, chat) for chat, due in self._waiting_chats() if due <= now]
+        return [chat for _, _, chat in sorted(due)]
 
     def _waiting_chats(self) -> list[tuple[Chat, int]]:
         return [(chat, due) for chat, due in self._state.chats.items() if due is not None]
@@ -435,10 +451,12 @@ class MemoryLedger(MemoryStore):
             case Sent(platform_ref):
                 stored.change(state=ReplyState.SENT, platform_ref=platform_ref, error=None)
                 return 0.0
-            case Failed(error, chat_gone):
+            case Failed(error, chat_gone, too_late):
+                stored.is_too_late = too_late
                 stored.change(state=ReplyState.FAILED, platform_ref=None, error=clean_text(error))
                 if chat_gone and reply.kind is ReplyKind.ANSWER:
                     self._take_back(reply.run_id, f"not tried: {error}")
+                self._fail_what_continues(reply)
                 return 0.0
             case HeldUnknown(error):
                 stored.change(state=ReplyState.UNKNOWN, platform_ref=None, error=clean_text(error))
@@ -454,6 +472,15 @@ class MemoryLedger(MemoryStore):
         stored.change(state=ReplyState.READY, platform_ref=None, error=clean_text(error))
         return seconds
 
+    def _fail_what_continues(self, refused: Reply) -> None:
+        same_text = True
+        for stored in self._state.replies.values():
+            reply = stored.reply
+            if (reply.run_id, reply.kind) == (refused.run_id, refused.kind) and reply.sequence > refused.sequence:
+                same_text = same_text and reply.call.continues
+                if same_text and reply.state is ReplyState.READY:
+                    stored.change(state=ReplyState.FAILED, error="not tried: what it continues was not taken")
+
     def _hold_with(self, unknown: Reply) -> None:
         if unknown.kind is ReplyKind.ANSWER:
             for stored in self._answers(unknown.run_id):
@@ -461,16 +488,15 @@ class MemoryLedger(MemoryStore):
                     stored.is_held = True
 
     def _end_if_all_final(self, reply: Reply) -> RunEnded | None:
-        """The end of the run if this reply was the last one; what a person reads last decides how it ended."""
+        """The end of the run if this reply was the last one."""
         run, answers = self._run(reply.run_id), self._answers(reply.run_id)
         if reply.kind is not ReplyKind.ANSWER or run is None or any(stored.waits for stored in answers):
             return None
-        is_read = answers[-1].reply.state is ReplyState.SENT
-        outcome = Outcome.ANSWERED if is_read else Outcome.UNDELIVERABLE
+        status, outcome = _end_of(answers)
         if run.status is Status.REPLYING:
-            run = self._end(reply.run_id, Status.COMPLETED, outcome)
-        has_ended_so = run.status is Status.COMPLETED and run.outcome is outcome
-        return RunEnded(run.task_id, run.generation, outcome) if has_ended_so else None
+            run = self._end(reply.run_id, status, outcome)
+        has_ended_so = run.status is status and run.outcome is outcome
+        return RunEnded(run.task_id, run.generation, outcome, status) if has_ended_so else None
 
     def _move_chat(self, old: Chat, moved_to: str, due: int) -> None:
         channel, account, _ = old
@@ -673,6 +699,17 @@ class MemoryLedger(MemoryStore):
 
 def _chat_of(reply: Reply) -> Chat:
     return reply.channel, reply.account, reply.chat_id
+
+
+def _end_of(answers: Sequence[StoredReply]) -> tuple[Status, Outcome | None]:
+    if all(stored.is_too_late for stored in answers):
+        return Status.EXPIRED, None
+    is_whole = all(stored.reply.state is ReplyState.SENT for stored in answers)
+    return Status.COMPLETED, Outcome.ANSWERED if is_whole else Outcome.UNDELIVERABLE
+
+
+def _is_urgent(chat: Chat) -> bool:
+    return chat[2].startswith(URGENT_CHATS)
 
 
 def _waits_for_a_person(stored: StoredReply) -> bool:

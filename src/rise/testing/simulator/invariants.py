@@ -63,6 +63,13 @@ _TRIGGERS: Final = (
     WHEN OLD.finished_at IS NOT NULL AND (NEW.status, NEW.finished_at) IS NOT (OLD.status, OLD.finished_at)
     BEGIN SELECT violated('I9', 'a finished run changed: ' || NEW.run_id); END
     """,
+    # Who was told half of it was not answered.
+    """
+    CREATE TEMP TRIGGER whole_answer AFTER UPDATE OF status ON main.runs
+    WHEN NEW.status = 'completed' AND NEW.outcome = 'answered' AND EXISTS (
+        SELECT 1 FROM main.replies WHERE run_id = NEW.run_id AND kind = 'answer' AND state <> 'sent'
+    ) BEGIN SELECT violated('I5', 'it is called answered, and not all of it was sent: ' || NEW.run_id); END
+    """,
     # A task does not come back from the dead, nor lose its number of generations.
     """
     CREATE TEMP TRIGGER no_way_back AFTER UPDATE OF status, generation ON main.tasks
