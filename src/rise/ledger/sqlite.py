@@ -38,6 +38,7 @@ from rise.ledger.port import (
     Again,
     Attempt,
     BindingRecord,
+    ChatMove,
     Definitions,
     Delivered,
     Delivery,
@@ -157,6 +158,17 @@ SCHEMA: Final = (
     ALTER TABLE outbox_chats ADD COLUMN claim INTEGER;
     ALTER TABLE outbox_chats ADD COLUMN claim_before INTEGER;
     INSERT INTO ledger_counters VALUES ('outbox_claims', 0);
+    """,
+    """
+    CREATE TABLE chat_moves (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        channel TEXT NOT NULL, account TEXT NOT NULL, chat_id TEXT NOT NULL, first_id TEXT NOT NULL,
+        UNIQUE (channel, account, chat_id)
+    );
+    INSERT OR IGNORE INTO chat_moves (channel, account, chat_id, first_id)
+        SELECT channel, account, moved_to, chat_id FROM chat_aliases;
+    UPDATE history SET chat_id = moves.first_id FROM chat_moves moves
+        WHERE (history.channel, history.account, history.chat_id) = (moves.channel, moves.account, moves.chat_id);
     """,
 )
 
@@ -328,12 +340,44 @@ class SqliteLedger:
         return [Attempt(at_ms=at, error=error, counted=bool(counted)) for at, error, counted in rows]
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
-        rows = await self._rows(
-            "SELECT role, text, at, run_id FROM history WHERE channel = ? AND account = ? AND chat_id = ?"
-            " ORDER BY sequence DESC LIMIT ?",
-            (channel, account, chat_id, limit),
-        )
+        def query(connection: apsw.Connection) -> list[Any]:
+            first_id = _first_id(connection, channel, account, chat_id)
+            return connection.execute(
+                "SELECT role, text, at, run_id FROM history WHERE channel = ? AND account = ? AND chat_id = ?"
+                " ORDER BY sequence DESC LIMIT ?",
+                (channel, account, first_id, limit),
+            ).fetchall()
+
+        rows = await self._database.read(query)
         return [Turn(role=role, text=text, at_ms=at, run_id=run_id) for role, text, at, run_id in reversed(rows)]
+
+    # --- chats ---
+
+    async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
+        old = (channel, account, chat_id)
+
+        def change(connection: apsw.Connection) -> None:
+            _join_chats(connection, old, moved_to)
+            line = connection.execute(
+                "SELECT ready_at FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old
+            ).fetchone()
+            if line is None:
+                _redirect(connection, old, moved_to)
+            elif line[0] is not None:
+                _move_line(connection, old, moved_to, line[0])
+            # Else a call is out, perhaps the one that is told so. Moved under it, what it sends could be taken again.
+
+        await self._database.write(change)
+
+    async def chat_moves(self, *, after: int = 0) -> list[ChatMove]:
+        rows = await self._rows(
+            "SELECT channel, account, chat_id, first_id, sequence FROM chat_moves WHERE sequence > ? ORDER BY sequence",
+            (after,),
+        )
+        return [
+            ChatMove(channel=channel, account=account, chat_id=chat_id, first_id=first_id, sequence=sequence)
+            for channel, account, chat_id, first_id, sequence in rows
+        ]
 
     # --- outbox ---
 
@@ -400,7 +444,8 @@ class SqliteLedger:
                 return Delivered(_end_run(connection, reply, self._now()), following)
             pause = _record(connection, reply, delivery)
             if isinstance(delivery, Again) and delivery.chat_id is not None:
-                _move_chat(connection, chat, delivery.chat_id, self._now() + int(pause * 1000))
+                _join_chats(connection, chat, delivery.chat_id)
+                _move_line(connection, chat, delivery.chat_id, self._now() + int(pause * 1000))
                 return Delivered(None, None)
             ended = _end_run(connection, reply, self._now())
             if pause:
@@ -650,7 +695,9 @@ def _drop_former(connection: apsw.Connection, task: Task, now: int) -> None:
 
 
 def _insert_reply(connection: apsw.Connection, reply: Reply, call: bytes, state: ReplyState, now: int) -> bool:
-    chat_id = _moved_to(connection, reply.channel, reply.account, reply.chat_id)
+    # By its first id to where it is now: all its ids are one line, also while that still stands at the old one.
+    first_id = _first_id(connection, reply.channel, reply.account, reply.chat_id)
+    chat_id = _moved_to(connection, reply.channel, reply.account, first_id)
     connection.execute(
         "INSERT OR IGNORE INTO replies (reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id,"
         " accepted_at, deadline_at, saved_at, state) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -670,16 +717,17 @@ def _append_history(connection: apsw.Connection, task: Task, history: Sequence[T
     head = task.head
     if head.chat_id is None:
         return
+    chat_id = _first_id(connection, head.channel, head.account, head.chat_id)
     for turn in history:
         connection.execute(
             "INSERT INTO history (channel, account, chat_id, role, text, at, run_id) VALUES (?,?,?,?,?,?,?)",
-            (head.channel, head.account, head.chat_id, turn.role, clean_text(turn.text), turn.at_ms, turn.run_id),
+            (head.channel, head.account, chat_id, turn.role, clean_text(turn.text), turn.at_ms, turn.run_id),
         )
     connection.execute(
         "DELETE FROM history WHERE channel = ?1 AND account = ?2 AND chat_id = ?3 AND sequence <="
         " (SELECT sequence FROM history WHERE channel = ?1 AND account = ?2 AND chat_id = ?3"
         "  ORDER BY sequence DESC LIMIT 1 OFFSET ?4)",
-        (head.channel, head.account, head.chat_id, HISTORY_KEPT),
+        (head.channel, head.account, chat_id, HISTORY_KEPT),
     )
 
 
@@ -835,9 +883,41 @@ def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | 
     return RunEnded(TaskId(row[0]), row[1], outcome) if row else None
 
 
-def _move_chat(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str, ready_at: int) -> None:
-    """What waits for the old chat goes to the new one, from now on too."""
+def _join_chats(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str) -> None:
+    """From now on the new id is another name of the chat that had the old one."""
     channel, account, _ = old
+    first_id = _first_id(connection, *old)
+    if first_id == moved_to:
+        return
+    connection.execute(
+        "INSERT OR IGNORE INTO chat_moves (channel, account, chat_id, first_id) VALUES (?,?,?,?)",
+        (channel, account, moved_to, first_id),
+    )
+    if connection.changes():
+        # What was said there before anybody knew is part of the same history.
+        connection.execute(
+            "UPDATE history SET chat_id = ? WHERE channel = ? AND account = ? AND chat_id = ?",
+            (first_id, channel, account, moved_to),
+        )
+
+
+def _first_id(connection: apsw.Connection, channel: str, account: str, chat_id: str) -> str:
+    row = connection.execute(
+        "SELECT first_id FROM chat_moves WHERE channel = ? AND account = ? AND chat_id = ?",
+        (channel, account, chat_id),
+    ).fetchone()
+    return str(row[0]) if row else chat_id
+
+
+def _move_line(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str, ready_at: int) -> None:
+    """What waits for the old chat goes to the new one, from now on too."""
+    _redirect(connection, old, moved_to)
+    connection.execute("DELETE FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old)
+    # Somebody may be sending to the new one at this moment; these come next.
+    _queue_chat(connection, (*old[:2], moved_to), ready_at)
+
+
+def _redirect(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str) -> None:
     connection.execute(
         "UPDATE chat_aliases SET moved_to = ? WHERE channel = ? AND account = ? AND moved_to = ?", (moved_to, *old)
     )
@@ -847,9 +927,6 @@ def _move_chat(connection: apsw.Connection, old: tuple[str, str, str], moved_to:
         " AND state IN ('ready', 'sending', 'unknown')",
         (moved_to, *old),
     )
-    connection.execute("DELETE FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old)
-    # Somebody may be sending to the new one at this moment; these come next.
-    _queue_chat(connection, (channel, account, moved_to), ready_at)
 
 
 def _moved_to(connection: apsw.Connection, channel: str, account: str, chat_id: str) -> str:
