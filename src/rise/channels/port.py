@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 import msgspec
 
 from rise.envelope import Call, DeliveryKey, Effect, Head, LaneKey, Order, Reason, TaskType
+from rise.ledger.port import ChatMove
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +34,10 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     order: Order | None = None
     """The platform's own order; None: the order of arrival."""
     chat_id: str | None = None
+    first_chat_id: str | None = None
+    """What the chat goes by, if it has another id by now."""
+    moved: ChatMove | None = None
+    """It says that a chat has: to be written down before anything that comes after it is kept."""
     message_label: str = ""
     """`<chat>:<message>` for the label people see."""
     user_text: str = ""
@@ -63,6 +68,7 @@ def understood(head: Head, incoming: Incoming) -> Head:
         is_unread=False,
         kind=incoming.kind,
         chat_id=incoming.chat_id,
+        first_chat_id=incoming.first_chat_id,
         user_text=incoming.user_text,
         user=incoming.user,
         metadata=incoming.metadata,

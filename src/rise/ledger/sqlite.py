@@ -342,11 +342,12 @@ class SqliteLedger:
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
         def query(connection: apsw.Connection) -> list[Any]:
             first_id = _first_id(connection, channel, account, chat_id)
-            return connection.execute(
+            newest_first = connection.execute(
                 "SELECT role, text, at, run_id FROM history WHERE channel = ? AND account = ? AND chat_id = ?"
                 " ORDER BY sequence DESC LIMIT ?",
                 (channel, account, first_id, limit),
-            ).fetchall()
+            )
+            return list(newest_first)
 
         rows = await self._database.read(query)
         return [Turn(role=role, text=text, at_ms=at, run_id=run_id) for role, text, at, run_id in reversed(rows)]
