@@ -60,8 +60,8 @@ def new_registry(ledger: Ledger) -> ChatRegistry:
 
 
 def read(update: dict[str, Any], registry: ChatRegistry, *, sent_at: int = DATE) -> Incoming:
-    [content] = update.values()
-    body = encode_json({"update_id": 1, **update, **{next(iter(update)): {"message_id": 1, "date": DATE} | content}})
+    [(kind, content)] = update.items()
+    body = encode_json({"update_id": 1, kind: {"message_id": 1, "date": DATE} | content})
     return read_update(body, account="7", now=datetime.fromtimestamp(sent_at, UTC), webhook=True, chats=registry)
 
 
@@ -77,7 +77,7 @@ def migration() -> tuple[dict[str, Any], dict[str, Any]]:
 @pytest.mark.parametrize("which", [0, 1], ids=["the last under the old id", "the first under the new one"])
 def test_what_comes_after_it_was_said_is_in_the_lane_of_the_first_id(registry: ChatRegistry, which: int):
     told = read(migration()[which], registry)
-    assert told.moved == MOVE
+    assert told.moved == (str(OLD), str(NEW))
     after = read(dict(updates.message("Hello", chat_id=NEW)), registry)
     assert {told.lane, after.lane} == {f"tg:7:{OLD}:0"}
     assert (after.chat_id, after.first_chat_id) == (str(NEW), str(OLD))

@@ -7,9 +7,9 @@ sees to that.
 Promises: reading is a look in memory. What this process hears is known to it at once, so before it reads the next
 update; it is in the ledger before whoever said it is told that it was heard. Other processes know within seconds.
 
-Refuses: to keep anybody waiting for the ledger. While that is away this process alone knows, and goes on writing it
-down; if it dies before that, or another process reads the new id first, messages there have a lane of their own until
-it is known: they may be answered out of order with the old id's, and their history is joined all the same.
+Refuses: to keep anybody waiting for the ledger. While that is away this process alone knows, and goes on trying to
+write it down; if it dies first, the run of the message that said so writes it. Until then, what others accept under the
+new id has a lane of its own: it may be answered out of order with the old id's; its history is joined all the same.
 """
 
 from __future__ import annotations

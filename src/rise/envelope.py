@@ -190,6 +190,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     chat_id: str | None = None
     first_chat_id: str | None = None
     """What the chat goes by, if it has another id by now."""
+    moved: tuple[str, str] | None = None
+    """It says that the chat which goes by the first of these ids has the second from now on."""
     workflow_id: str | None = None
     """Asked for by the caller; otherwise the binding decides at claim."""
     user_text: str = ""

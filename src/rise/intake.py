@@ -141,6 +141,7 @@ class Intake:
             kind=incoming.kind,
             chat_id=incoming.chat_id,
             first_chat_id=incoming.first_chat_id,
+            moved=incoming.moved,
             workflow_id=incoming.workflow_id,
             user_text=incoming.user_text,
             metadata=incoming.metadata,

@@ -156,8 +156,8 @@ def read_message(
 ) -> MessageRequest:
     """A body of `POST /api/messages`: a task whose whole work is to say this in a chat.
 
-    `accounts`: what may be sent from, by channel, the default first. `chats`: which have moved. Raises `ChannelUnknown` (404),
-    `PayloadMalformed` or `PayloadInvalid` with the field.
+    `accounts`: what may be sent from, by channel, the default first. `chats`: which have moved. Raises
+    `ChannelUnknown` (404), `PayloadMalformed` or `PayloadInvalid` with the field.
     """
     fields = read_object(body)
     refuse_unknown(fields, _MESSAGE_FIELDS)

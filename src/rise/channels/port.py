@@ -15,7 +15,6 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 import msgspec
 
 from rise.envelope import Call, DeliveryKey, Effect, Head, LaneKey, Order, Reason, TaskType
-from rise.ledger.port import ChatMove
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,8 +35,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     chat_id: str | None = None
     first_chat_id: str | None = None
     """What the chat goes by, if it has another id by now."""
-    moved: ChatMove | None = None
-    """It says that a chat has: to be written down before anything that comes after it is kept."""
+    moved: tuple[str, str] | None = None
+    """It says that the chat which goes by the first of these ids has the second from now on."""
     message_label: str = ""
     """`<chat>:<message>` for the label people see."""
     user_text: str = ""
@@ -69,6 +68,7 @@ def understood(head: Head, incoming: Incoming) -> Head:
         kind=incoming.kind,
         chat_id=incoming.chat_id,
         first_chat_id=incoming.first_chat_id,
+        moved=incoming.moved,
         user_text=incoming.user_text,
         user=incoming.user,
         metadata=incoming.metadata,

@@ -317,7 +317,8 @@ class Ledger(Protocol):
         """Freeze the result and the intents to send, in one step. The first for a run wins and is returned.
 
         A former generation of the message that has not ended is dropped by the same step, `finish` likewise: what it
-        still had in the outbox never goes out beside the new one's.
+        still had in the outbox never goes out beside the new one's. What its message said of a chat that has moved is
+        written by it, too, if it is not known: the ledger may have been away when the message was accepted.
 
         `deliver=False`: the replies are where their reader fetches them; the run is completed at once, as it
         is when there is nothing to send.

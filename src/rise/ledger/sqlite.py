@@ -356,19 +356,7 @@ class SqliteLedger:
 
     async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
         old = (channel, account, chat_id)
-
-        def change(connection: apsw.Connection) -> None:
-            _join_chats(connection, old, moved_to)
-            line = connection.execute(
-                "SELECT ready_at FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old
-            ).fetchone()
-            if line is None:
-                _redirect(connection, old, moved_to)
-            elif line[0] is not None:
-                _move_line(connection, old, moved_to, line[0])
-            # Else a call is out, perhaps the one that is told so. Moved under it, what it sends could be taken again.
-
-        await self._database.write(change)
+        await self._database.write(lambda connection: _move_chat(connection, old, moved_to))
 
     async def chat_moves(self, *, after: int = 0) -> list[ChatMove]:
         rows = await self._rows(
@@ -669,6 +657,9 @@ def _insert_run(
     finished: bool,
 ) -> None:
     _drop_former(connection, task, now)
+    if task.head.moved is not None:
+        old, moved_to = task.head.moved
+        _move_chat(connection, (task.head.channel, task.head.account, old), moved_to)
     connection.execute(
         "INSERT INTO runs (run_id, task_id, generation, channel, workflow_id, workflow_version, status, outcome,"
         " result, head, raw, saved_at, finished_at, accepted_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -882,6 +873,18 @@ def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | 
         (reply.run_id, outcome),
     ).fetchone()
     return RunEnded(TaskId(row[0]), row[1], outcome) if row else None
+
+
+def _move_chat(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str) -> None:
+    _join_chats(connection, old, moved_to)
+    line = connection.execute(
+        "SELECT ready_at FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old
+    ).fetchone()
+    if line is None:
+        _redirect(connection, old, moved_to)
+    elif line[0] is not None:
+        _move_line(connection, old, moved_to, line[0])
+    # Else a call is out, perhaps the one that is told so. Moved under it, what it sends could be taken again.
 
 
 def _join_chats(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str) -> None:

@@ -383,7 +383,7 @@ class _Reading:
         if self.chat_id is not None:
             self.first_chat_id = chats.first_id(CHANNEL, account, self.chat_id)
 
-    def hear_of_a_move(self, account: str, chats: ChatRegistry) -> ChatMove | None:
+    def hear_of_a_move(self, account: str, chats: ChatRegistry) -> tuple[str, str] | None:
         """Said twice: the last message under the old id names the new one, the first under the new one the old."""
         if self._kind is not _MESSAGE or self._chat is None:
             return None
@@ -394,9 +394,8 @@ class _Reading:
         first_id = chats.first_id(CHANNEL, account, was) or was
         if first_id == now:
             return None
-        move = ChatMove(channel=CHANNEL, account=account, chat_id=now, first_id=first_id)
-        chats.hear(move)
-        return move
+        chats.hear(ChatMove(channel=CHANNEL, account=account, chat_id=now, first_id=first_id))
+        return first_id, now
 
     def lane(self, account: str) -> LaneKey:
         if self.chat_id is not None and self._kind.lane is LaneOf.CHAT:

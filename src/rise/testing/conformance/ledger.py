@@ -890,6 +890,21 @@ class LedgerConformance:
         assert await ledger.chat_moves(after=second.sequence) == []
 
     @pytest.mark.failure("A13")
+    @pytest.mark.parametrize("is_finished_early", [False, True])
+    async def test_that_a_chat_has_moved_is_known_at_the_latest_when_what_said_so_has_ended(
+        self, ledger: Ledger, is_finished_early: bool
+    ) -> None:
+        said = task(1, chat="new")
+        said = Task(msgspec.structs.replace(said.head, moved=("old", "new")), said.raw, said.progress)
+        if is_finished_early:
+            await ledger.finish(said, Status.DROPPED)
+        else:
+            await answer(ledger, said)
+        assert [(move.chat_id, move.first_id) for move in await ledger.chat_moves()] == [("new", "old")]
+        await say(ledger, 2, "new")
+        assert [turn.text for turn in await ledger.history("telegram", "7", "old", limit=10)] == ["q2"]
+
+    @pytest.mark.failure("A13")
     async def test_when_a_chat_is_said_to_have_moved_what_waits_goes_along_at_its_time(
         self, stage: LedgerStage
     ) -> None:

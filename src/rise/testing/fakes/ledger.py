@@ -189,6 +189,9 @@ class MemoryLedger(MemoryStore):
     def _add_run(self, task: Task, result: RunResult, status: Status, outcome: Outcome | None) -> Run:
         now = self._now_ms()
         self._drop_former(task)
+        if task.head.moved is not None:
+            old, moved_to = task.head.moved
+            self._move_chat((task.head.channel, task.head.account, old), moved_to)
         run = Run(
             task_id=task.task_id,
             generation=task.progress.generation,
