@@ -28,7 +28,7 @@ from rise.telemetry import log
 CHECK_SECONDS: Final = 5.0
 """How often the ledger is asked; makes up for lost events."""
 RECORD_SECONDS_MAX: Final = 1.0
-"""How long a message waits, once per chat, for the ledger to be told."""
+"""How long a start waits for the ledger, and once per chat that moves, a message."""
 
 
 class ChatRegistry:
@@ -48,8 +48,9 @@ class ChatRegistry:
 
     async def start(self) -> None:
         # Before the doors open: the first message after a restart belongs where the last one before it went.
-        with suppress(Unavailable):
-            await self.refresh()
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(RECORD_SECONDS_MAX):
+                await self.refresh()
         await self._loop.start()
 
     async def stop(self) -> None:

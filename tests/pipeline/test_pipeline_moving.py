@@ -12,6 +12,7 @@ import rise
 from rise.bus.port import Topic
 from rise.errors import StoreUnavailable
 from rise.queue.port import Selection
+from rise.runtime.supervisor import Duties
 
 OLD, NEW = -500, -1_001_000_000_500
 
@@ -78,6 +79,23 @@ async def test_a_group_that_moves_is_not_told_twice_that_its_message_waits(stage
     await stage.until(is_parked)
     await stage.let_go_on()
     assert len(stage.telegram.sent) == 1
+
+
+@pytest.mark.req("CHN-4")
+@pytest.mark.failure("A13")
+async def test_a_group_that_moves_is_not_told_twice_that_it_will_be_late(stage: Stage):
+    stage.duties = Duties(late_after_seconds=10, late_text="late")
+    gateway = await stage.start_gateway()
+    await stage.write("one", chat=OLD)
+    _, first = await stage.migrate(OLD, NEW)
+    await stage.take(first)
+    await stage.write("two", chat=NEW)
+    await stage.pass_time(11)
+    await gateway.supervisor.tell()
+    await stage.until(lambda: said(stage, 1))
+    await gateway.supervisor.tell()
+    await stage.let_go_on()
+    assert [(message.chat_id, message.text) for message in stage.telegram.sent] == [(NEW, "late")]
 
 
 async def said(stage: Stage, count: int) -> bool:
