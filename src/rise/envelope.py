@@ -188,6 +188,10 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str = "message"
     """The platform's kind of update: message, edited_message, callback_query …"""
     chat_id: str | None = None
+    first_chat_id: str | None = None
+    """What the chat goes by, if it has another id by now."""
+    moved: tuple[str, str] | None = None
+    """It says that the chat which goes by the first of these ids has the second from now on."""
     workflow_id: str | None = None
     """Asked for by the caller; otherwise the binding decides at claim."""
     user_text: str = ""
@@ -206,6 +210,11 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Accepted without being understood; to be read again before it is run."""
     receipt_seconds: int = 7 * 24 * 3600
     """How long its delivery key is remembered after the first receipt."""
+
+    @property
+    def conversation(self) -> str | None:
+        """The chat, whichever of its ids it was written in."""
+        return self.first_chat_id or self.chat_id
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

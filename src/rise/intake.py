@@ -22,6 +22,7 @@ from rise.admission import Admission
 from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Incoming
+from rise.chats import ChatRegistry
 from rise.clock import Clock, epoch_ms, from_epoch_ms
 from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, Reason, TaskId, new_request_id, task_id_of
 from rise.errors import Busy, CapabilityClosed, CopiesInsufficient, KeyReused, Unavailable
@@ -68,6 +69,8 @@ class Intake:
     keep: Keep | None = None
     """With further stores, what hands the message to all of them. None: the queue is the only one."""
     stores: tuple[str, ...] = ("journal",)
+    chats: ChatRegistry | None = None
+    """Who writes down that a chat has moved."""
 
     def now(self) -> datetime:
         """The store's time, which no step of the wall clock moves; the wall clock's as long as there is no store."""
@@ -88,6 +91,9 @@ class Intake:
             deadline_at_ms=_deadline(head, incoming),
             due_at_ms=incoming.due_at_ms,
         )
+        if incoming.moved is not None and self.chats is not None:
+            # First: once this is promised, what the chat says next may come, to any process, also after a crash.
+            await self.chats.record()
         enqueued = await self._keep(task)
         if not enqueued.same_body and incoming.channel in self.same_body_required:
             raise KeyReused("this idempotency key was used before with another body", field="idempotencyKey")
@@ -134,6 +140,8 @@ class Intake:
             idempotency_key=f"{incoming.channel}:{workflow_id}:{incoming.message_label or incoming.delivery_key}",
             kind=incoming.kind,
             chat_id=incoming.chat_id,
+            first_chat_id=incoming.first_chat_id,
+            moved=incoming.moved,
             workflow_id=incoming.workflow_id,
             user_text=incoming.user_text,
             metadata=incoming.metadata,

@@ -366,10 +366,10 @@ class Worker:
         head = task.head
         channel = self._channels[head.channel]
         call = channel.notice(head, text) if text and head.notifiable else None
-        if call is None or head.chat_id is None:
+        if call is None or head.conversation is None:
             return
         cause = (str(self._bindings.version),) if reason is Reason.WORKFLOW_PENDING else (task.run_id,)
-        reply_id = notice_id_of(head.channel, head.account, head.chat_id, reason, *cause)
+        reply_id = notice_id_of(head.channel, head.account, head.conversation, reason, *cause)
         notice = reply_of(head, task.run_id, reply_id, call, kind=ReplyKind.NOTICE)
         await self._ledger.add_notice(notice, deliver=is_pushed(channel))
         self._bus.publish(Topic.OUTBOX_READY)

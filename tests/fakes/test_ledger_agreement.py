@@ -15,6 +15,7 @@ from rise.ledger.port import (
     Again,
     Attempt,
     BindingRecord,
+    ChatMove,
     Delivered,
     Delivery,
     Failed,
@@ -99,6 +100,7 @@ COMMANDS = commands(
     command(1, "purge", seconds=st.sampled_from((0.0, 6.0))),
     command(1, "spoil_call", pick=PICKS),
     command(1, "spoil_result", pick=PICKS),
+    command(2, "move_chat", chat=CHATS, moved_to=st.sampled_from("bc")),
     command(4, "pass_time", seconds=st.sampled_from((1.0, 6.0))),
     command(2, "look_at_run", number=NUMBERS, generation=GENERATIONS),
     command(2, "look_at_chat", chat=st.sampled_from(("a", "b", "c", "urgent:1")), after=st.integers(0, 3), limit=LIMIT),
@@ -185,6 +187,10 @@ class TwoLedgers:
     def add_notice(self, number: int, chat: str, cause: str) -> None:
         said = notice(task(number, chat=chat), cause)
         self.agree(lambda ledger: ledger.add_notice(said))
+
+    def move_chat(self, chat: str, moved_to: str) -> None:
+        self.agree(lambda ledger: ledger.move_chat("telegram", "7", chat, moved_to))
+        self.agree(lambda ledger: ledger.chat_moves())
 
     def outbox_open(self) -> None:
         self.fences.append({ledger: answer(ledger.outbox_open()) for ledger in (self.fake, self.real)})
@@ -346,6 +352,8 @@ def _comparable(said: Any) -> Any:
             return msgspec.structs.replace(
                 said, sequence=0, claim=0, error=error, unreadable=said.unreadable and "for some reason"
             )
+        case ChatMove():
+            return msgspec.structs.replace(said, sequence=0)
         case Run():
             return msgspec.structs.replace(said, unreadable=said.unreadable and "for some reason")
         case dict():

@@ -12,6 +12,7 @@ import pytest
 
 from rise import delivery, worker
 from rise.channels.port import Incoming
+from rise.channels.telegram import updates
 from rise.delivery import Sender
 from rise.envelope import DeliveryKey, Head, Order, Outcome, Reason, Status, Task, TaskId, TaskType
 from rise.intake import Accepted, Intake
@@ -229,6 +230,10 @@ def a_dropped_task_that_is_answered(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(outbox, "_is_ended", lambda connection, reply: False)
 
 
+def a_lane_for_each_id_of_a_chat(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(updates._Reading, "find_first_chat_id", lambda self, account, chats: None)
+
+
 CHOSEN_BY_AN_OUTSIDER: list[Plant] = [
     a_doubt_that_counts_as_an_end,
     a_new_reply_that_wakes_a_chat_which_is_being_sent_to,
@@ -274,6 +279,7 @@ BUGS: list[Plant] = [
     a_doubt_that_is_sent_again_and_again,
     a_claim_that_does_not_last,
     the_youngest_first,
+    a_lane_for_each_id_of_a_chat,
 ]
 
 

@@ -118,6 +118,7 @@ class _Door:
             key=request.headers.get("idempotency-key"),
             request_id=request_id_of(request.scope),
             trace_id=trace_id_from(request),
+            chats=house.chats,
         )
         accepted = await self._accept(asked.incoming, request, asked.idempotency_key)
         if isinstance(accepted, Response):

@@ -177,18 +177,18 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, body
 
 
-def _incoming(body: bytes, bot: str, clock: Clock) -> Incoming:
+def _incoming(body: bytes, bot: str, house: House) -> Incoming:
     from rise.channels.telegram import read_update
 
     # Not as if it had been pushed: that would park old ones, and here a person wants them run.
-    return read_update(body, account=bot, now=clock.now(), webhook=False, source=SOURCE)
+    return read_update(body, account=bot, now=house.clock.now(), webhook=False, source=SOURCE, chats=house.chats)
 
 
 async def _accept_file(house: House, path: Path, bot: str, told: Callable[[int, int], None]) -> FileReplay:
     replayed, total = FileReplay(), sum(1 for _ in read_lines(path))
     before = (await house.queue.depth()).out_of_order
     for batch in _batches(read_lines(path)):
-        incoming = [_incoming(body, bot, house.clock) for _, body in batch]
+        incoming = [_incoming(body, bot, house) for _, body in batch]
         results = await asyncio.gather(*map(house.intake.accept, incoming), return_exceptions=True)
         for (number, _), read, accepted in zip(batch, incoming, results, strict=True):
             if isinstance(accepted, BaseException):
@@ -213,7 +213,7 @@ async def _foresee_file(house: House, path: Path, bot: str, told: Callable[[int,
     known: set[str] = set()
     newest: dict[LaneKey, Order] = {}
     for number, body in read_lines(path):
-        read = _incoming(body, bot, house.clock)
+        read = _incoming(body, bot, house)
         key, task_id = read.delivery_key, task_id_of(read.delivery_key)
         new = key not in known and await receipt_of(house.queue, key) is None and not await _is_open(house, task_id)
         known.add(key)

@@ -285,6 +285,18 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
+class ChatMove(msgspec.Struct, frozen=True, kw_only=True):
+    """A chat has another id from now on. Both are one chat, which goes by the first it ever had."""
+
+    channel: str
+    account: str
+    chat_id: str
+    """The new one."""
+    first_id: str
+    sequence: int = 0
+    """Grows with every move that is recorded."""
+
+
 class OutboxDepth(msgspec.Struct, frozen=True, kw_only=True):
     by_state: dict[str, int] = {}
     oldest_waiting_ms: int | None = None
@@ -320,7 +332,8 @@ class Ledger(Protocol):
         """Freeze the result and the intents to send, in one step. The first for a run wins and is returned.
 
         A former generation of the message that has not ended is dropped by the same step, `finish` likewise: what it
-        still had in the outbox never goes out beside the new one's.
+        still had in the outbox never goes out beside the new one's. What its message said of a chat that has moved is
+        written by it, too, if it is not known: the ledger may have been away when the message was accepted.
 
         `deliver=False`: the replies are where their reader fetches them; the run is completed at once, as it
         is when there is nothing to send.
@@ -365,7 +378,21 @@ class Ledger(Protocol):
     async def attempts(self, run_id: RunId) -> list[Attempt]: ...
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
-        """The chat's last turns, oldest first."""
+        """The chat's last turns, oldest first, whichever of its ids is asked for."""
+        ...
+
+    # chats
+
+    async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
+        """The chat has this other id now; said again, it changes nothing. One history, one line in the outbox.
+
+        What waits for the old id goes to the new one at once, unless a call to the old one is out: then the line stays
+        where it is, and new replies join it there, until a call to the old id is answered with the new one.
+        """
+        ...
+
+    async def chat_moves(self, *, after: int = 0) -> list[ChatMove]:
+        """Those with a sequence beyond `after`, in the order of recording; also what a call was answered."""
         ...
 
     # outbox

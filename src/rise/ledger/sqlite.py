@@ -30,6 +30,7 @@ from rise.ledger import sqlite_outbox as outbox
 from rise.ledger.port import (
     Attempt,
     BindingRecord,
+    ChatMove,
     Definitions,
     Delivered,
     Delivery,
@@ -43,6 +44,7 @@ from rise.ledger.port import (
     Turn,
     WorkflowRecord,
 )
+from rise.ledger.sqlite_chats import first_id
 from rise.ledger.sqlite_rows import count, forget_workings, read_kept, value_of, word_kept
 
 SCHEMA: Final = (
@@ -146,6 +148,15 @@ SCHEMA: Final = (
     """
     ALTER TABLE replies ADD COLUMN too_late INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX outbox_urgent ON outbox_chats (ready_at) WHERE ready_at IS NOT NULL AND chat_id GLOB 'urgent:*';
+    CREATE TABLE chat_moves (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        channel TEXT NOT NULL, account TEXT NOT NULL, chat_id TEXT NOT NULL, first_id TEXT NOT NULL,
+        UNIQUE (channel, account, chat_id)
+    );
+    INSERT OR IGNORE INTO chat_moves (channel, account, chat_id, first_id)
+        SELECT channel, account, moved_to, chat_id FROM chat_aliases;
+    UPDATE history SET chat_id = moves.first_id FROM chat_moves moves
+        WHERE (history.channel, history.account, history.chat_id) = (moves.channel, moves.account, moves.chat_id);
     """,
 )
 
@@ -311,12 +322,33 @@ class SqliteLedger:
         return [Attempt(at_ms=at, error=error, counted=bool(counted)) for at, error, counted in rows]
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
-        rows = await self._rows(
-            "SELECT role, text, at, run_id FROM history WHERE channel = ? AND account = ? AND chat_id = ?"
-            " ORDER BY sequence DESC LIMIT ?",
-            (channel, account, chat_id, limit),
-        )
+        def query(connection: apsw.Connection) -> list[Any]:
+            known_as = first_id(connection, (channel, account, chat_id))
+            newest_first = connection.execute(
+                "SELECT role, text, at, run_id FROM history WHERE channel = ? AND account = ? AND chat_id = ?"
+                " ORDER BY sequence DESC LIMIT ?",
+                (channel, account, known_as, limit),
+            )
+            return list(newest_first)
+
+        rows = await self._database.read(query)
         return [Turn(role=role, text=text, at_ms=at, run_id=run_id) for role, text, at, run_id in reversed(rows)]
+
+    # --- chats ---
+
+    async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
+        old = (channel, account, chat_id)
+        await self._database.write(lambda connection: outbox.move_chat(connection, old, moved_to))
+
+    async def chat_moves(self, *, after: int = 0) -> list[ChatMove]:
+        rows = await self._rows(
+            "SELECT channel, account, chat_id, first_id, sequence FROM chat_moves WHERE sequence > ? ORDER BY sequence",
+            (after,),
+        )
+        return [
+            ChatMove(channel=channel, account=account, chat_id=chat_id, first_id=first, sequence=sequence)
+            for channel, account, chat_id, first, sequence in rows
+        ]
 
     # --- outbox ---
 
@@ -535,6 +567,9 @@ def _insert_run(
     finished: bool,
 ) -> None:
     _drop_former(connection, task, now)
+    if task.head.moved is not None:
+        old, moved_to = task.head.moved
+        outbox.move_chat(connection, (task.head.channel, task.head.account, old), moved_to)
     connection.execute(
         "INSERT INTO runs (run_id, task_id, generation, channel, workflow_id, workflow_version, status, outcome,"
         " result, head, raw, saved_at, finished_at, accepted_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -565,16 +600,17 @@ def _append_history(connection: apsw.Connection, task: Task, history: Sequence[T
     head = task.head
     if head.chat_id is None:
         return
+    chat_id = first_id(connection, (head.channel, head.account, head.chat_id))
     for turn in history:
         connection.execute(
             "INSERT INTO history (channel, account, chat_id, role, text, at, run_id) VALUES (?,?,?,?,?,?,?)",
-            (head.channel, head.account, head.chat_id, turn.role, clean_text(turn.text), turn.at_ms, turn.run_id),
+            (head.channel, head.account, chat_id, turn.role, clean_text(turn.text), turn.at_ms, turn.run_id),
         )
     connection.execute(
         "DELETE FROM history WHERE channel = ?1 AND account = ?2 AND chat_id = ?3 AND sequence <="
         " (SELECT sequence FROM history WHERE channel = ?1 AND account = ?2 AND chat_id = ?3"
         "  ORDER BY sequence DESC LIMIT 1 OFFSET ?4)",
-        (head.channel, head.account, head.chat_id, HISTORY_KEPT),
+        (head.channel, head.account, chat_id, HISTORY_KEPT),
     )
 
 

@@ -24,7 +24,7 @@ from what is recorded now.
     taken, due         there is nothing more                        `_take`             -
     taken              it pauses                                    `_let_go`           due, later
     taken              another sender begins                        `begin`             due, now
-    taken              it has moved                                 `_move_chat`        -, and the new one is due
+    taken, due         it has moved                                 `_move_line`        -, and the new one is due
 
 Refuses: what a sender writes whose fence is stale (`ClaimLost`); to record twice what was recorded under one claim.
 """
@@ -55,12 +55,11 @@ from rise.ledger.port import (
     RunEnded,
     Sent,
 )
+from rise.ledger.sqlite_chats import Chat, first_id, join_chats
 from rise.ledger.sqlite_rows import count, forget_workings, read_kept, value_of, word_kept
 
 Account = tuple[str, str]
 """Channel, account."""
-Chat = tuple[str, str, str]
-"""Channel, account, chat id."""
 
 REPLY_COLUMNS: Final = (
     "sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id, accepted_at,"
@@ -127,7 +126,8 @@ def record(connection: apsw.Connection, fence: int, now: int, reply: Reply, deli
     pause_seconds = _note(connection, reply, delivery)
     due_at = now + int(pause_seconds * 1000)
     if isinstance(delivery, Again) and delivery.chat_id is not None:
-        _move_chat(connection, chat, delivery.chat_id, due_at)
+        join_chats(connection, chat, delivery.chat_id)
+        _move_line(connection, chat, delivery.chat_id, due_at)
         return Delivered(None, None)
     ended = _end_run(connection, reply, now)
     if pause_seconds:
@@ -147,7 +147,9 @@ def release(connection: apsw.Connection, fence: int, reply: Reply, due_at: int) 
 
 def add_reply(connection: apsw.Connection, reply: Reply, call: bytes, state: ReplyState, now: int) -> bool:
     """False if it was meant before."""
-    chat_id = _moved_to(connection, reply.channel, reply.account, reply.chat_id)
+    # By its first id to where it is now: all its ids are one line, also while that still stands at the old one.
+    known_as = first_id(connection, (reply.channel, reply.account, reply.chat_id))
+    chat_id = _moved_to(connection, reply.channel, reply.account, known_as)
     connection.execute(
         "INSERT OR IGNORE INTO replies (reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id,"
         " accepted_at, deadline_at, saved_at, state) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -161,6 +163,19 @@ def add_reply(connection: apsw.Connection, reply: Reply, call: bytes, state: Rep
     if state is ReplyState.READY:
         _queue_chat(connection, (reply.channel, reply.account, chat_id), now)
     return True
+
+
+def move_chat(connection: apsw.Connection, old: Chat, moved_to: str) -> None:
+    """The chat is reached by another id from now on."""
+    join_chats(connection, old, moved_to)
+    line = connection.execute(
+        "SELECT ready_at FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old
+    ).fetchone()
+    if line is None:
+        _redirect(connection, old, moved_to)
+    elif line[0] is not None:
+        _move_line(connection, old, moved_to, line[0])
+    # Else a call is out, perhaps the one that is told so. Moved under it, what it sends could be taken again.
 
 
 def rearm(connection: apsw.Connection, run_id: RunId, now: int) -> int:
@@ -414,9 +429,15 @@ def _let_go(connection: apsw.Connection, reply: Reply, ready_at: int) -> None:
     )
 
 
-def _move_chat(connection: apsw.Connection, old: Chat, moved_to: str, ready_at: int) -> None:
+def _move_line(connection: apsw.Connection, old: Chat, moved_to: str, ready_at: int) -> None:
     """What waits for the old chat goes to the new one, from now on too."""
-    channel, account, _ = old
+    _redirect(connection, old, moved_to)
+    connection.execute("DELETE FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old)
+    # Somebody may be sending to the new one at this moment; these come next.
+    _queue_chat(connection, (*old[:2], moved_to), ready_at)
+
+
+def _redirect(connection: apsw.Connection, old: Chat, moved_to: str) -> None:
     connection.execute(
         "UPDATE chat_aliases SET moved_to = ? WHERE channel = ? AND account = ? AND moved_to = ?", (moved_to, *old)
     )
@@ -426,9 +447,6 @@ def _move_chat(connection: apsw.Connection, old: Chat, moved_to: str, ready_at: 
         " AND state IN ('ready', 'sending', 'unknown')",
         (moved_to, *old),
     )
-    connection.execute("DELETE FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old)
-    # Somebody may be sending to the new one at this moment; these come next.
-    _queue_chat(connection, (channel, account, moved_to), ready_at)
 
 
 def _moved_to(connection: apsw.Connection, channel: str, account: str, chat_id: str) -> str:

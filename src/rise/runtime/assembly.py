@@ -23,6 +23,7 @@ from rise.channels.http import HttpChannel
 from rise.channels.port import Channel, PushChannel
 from rise.channels.telegram import TelegramChannel, TelegramPolling, TelegramRates, bot_id_of
 from rise.channels.webchat import WebChatChannel
+from rise.chats import ChatRegistry
 from rise.clock import Clock, SystemClock
 from rise.connections.redis import RedisDatabase
 from rise.connections.sqlite import Database
@@ -184,6 +185,7 @@ class House:
     stores: Stores
     bus: Bus
     bindings: BindingRegistry
+    chats: ChatRegistry
     channels: Channels
     capabilities: CapabilityRegistry
     intake: Intake
@@ -277,6 +279,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     stores.directory.refuse_half_restored()  # before secrets are made where the restored ones are to be
     secrets = _secrets(settings, stores.directory)
     bindings = BindingRegistry(stores.ledger, bus, clock)
+    chats = ChatRegistry(stores.ledger, bus, clock)
     intake = Intake(
         stores.queue,
         bindings,
@@ -286,6 +289,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
         admission=admission,
         keep=None if stores.full is None else stores.full.copies.keep,
         stores=settings.stores,
+        chats=chats,
     )
     return House(
         settings=settings,
@@ -294,7 +298,8 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
         stores=stores,
         bus=bus,
         bindings=bindings,
-        channels=_channels(settings, secrets, clock),
+        chats=chats,
+        channels=_channels(settings, secrets, clock, chats),
         capabilities=capabilities,
         intake=intake,
     )
@@ -407,7 +412,7 @@ def _secrets(settings: Settings, directory: DataDirectory) -> Secrets:
     return Secrets(admin_token=admin, secret_key=key, telegram_webhook=webhook)
 
 
-def _channels(settings: Settings, secrets: Secrets, clock: Clock) -> Channels:
+def _channels(settings: Settings, secrets: Secrets, clock: Clock, chats: ChatRegistry) -> Channels:
     telegram, account = None, None
     if settings.telegram_token is not None and settings.effective_telegram_mode != "off":
         token = settings.telegram_token.get_secret_value()
@@ -416,7 +421,7 @@ def _channels(settings: Settings, secrets: Secrets, clock: Clock) -> Channels:
             group_per_minute=settings.telegram_rate_group_minute,
             bot_per_second=settings.telegram_rate_bot,
         )
-        telegram = TelegramChannel([token], clock=clock, api_base=settings.telegram_api_base, rates=rates)
+        telegram = TelegramChannel([token], clock=clock, api_base=settings.telegram_api_base, rates=rates, chats=chats)
         account = bot_id_of(token)
     webchat = WebChatChannel(derived_secret(secrets.secret_key, "webchat-sessions"))
     return Channels(HttpChannel(), webchat, telegram, account)

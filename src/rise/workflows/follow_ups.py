@@ -37,6 +37,7 @@ def follow_up(task: Task, number: int, plan: Mapping[str, Any], saved_at_ms: int
         raw_version="follow-up.v1",
         kind=FOLLOW_UP,
         chat_id=head.chat_id,
+        first_chat_id=head.first_chat_id,
         message_label=f"{head.chat_id}:{key}",
         user_text=plan["text"],
         user=head.user,

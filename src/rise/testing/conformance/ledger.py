@@ -131,6 +131,13 @@ async def answer(ledger: Ledger, of: Task, count: int = 1) -> list[Reply]:
     return replies
 
 
+async def say(ledger: Ledger, number: int, chat: str) -> None:
+    """Save a result that says nothing, to a message that is remembered."""
+    turns = [Turn(role="user", text=f"q{number}", at_ms=number)]
+    silent = RunResult(outcome=Outcome.SILENT)
+    await ledger.save_result(task(number, chat=chat), silent, [], turns, deliver=True)
+
+
 async def take_one(ledger: Ledger, fence: int) -> Reply:
     [reply] = await ledger.outbox_take(fence, limit=10)
     return reply
@@ -929,6 +936,89 @@ class LedgerConformance:
             await send(ledger, fence, await take_one(ledger, fence), Sent())
         await answer(ledger, task(3, chat="a"))
         assert (await take_one(ledger, fence)).chat_id == "c"
+
+    @pytest.mark.failure("A13")
+    async def test_whatever_its_ids_a_chat_has_one_history(self, ledger: Ledger) -> None:
+        for number, chat in ((1, "old"), (2, "new"), (3, "old"), (4, "other")):
+            await say(ledger, number, chat)
+        for _ in range(2):
+            await ledger.move_chat("telegram", "7", "old", "new")
+        await say(ledger, 5, "new")
+        await say(ledger, 6, "old")
+        for chat in ("old", "new"):
+            turns = await ledger.history("telegram", "7", chat, limit=10)
+            assert [turn.text for turn in turns] == ["q1", "q2", "q3", "q5", "q6"]
+        assert len(await ledger.history("telegram", "7", "other", limit=10)) == 1
+        assert await ledger.history("telegram", "8", "new", limit=10) == []
+
+    @pytest.mark.failure("A13")
+    async def test_every_process_learns_which_chats_have_moved_each_once(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        for _ in range(2):
+            await ledger.move_chat("telegram", "7", "old", "new")
+        [first] = await (await stage.another()).chat_moves()
+        assert (first.channel, first.account, first.chat_id, first.first_id) == ("telegram", "7", "new", "old")
+        await answer(ledger, task(1, chat="a"))
+        fence = await ledger.outbox_open()
+        await send(ledger, fence, await take_one(ledger, fence), Again(0.0, "moved", chat_id="b"))
+        [second] = await (await stage.another()).chat_moves(after=first.sequence)
+        assert (second.chat_id, second.first_id) == ("b", "a"), "also what a call was answered"
+        assert await ledger.chat_moves(after=second.sequence) == []
+
+    @pytest.mark.failure("A13")
+    @pytest.mark.parametrize("is_finished_early", [False, True])
+    async def test_that_a_chat_has_moved_is_known_at_the_latest_when_what_said_so_has_ended(
+        self, ledger: Ledger, is_finished_early: bool
+    ) -> None:
+        said = task(1, chat="new")
+        said = Task(msgspec.structs.replace(said.head, moved=("old", "new")), said.raw, said.progress)
+        if is_finished_early:
+            await ledger.finish(said, Status.DROPPED)
+        else:
+            await answer(ledger, said)
+        assert [(move.chat_id, move.first_id) for move in await ledger.chat_moves()] == [("new", "old")]
+        await say(ledger, 2, "new")
+        assert [turn.text for turn in await ledger.history("telegram", "7", "old", limit=10)] == ["q2"]
+
+    @pytest.mark.failure("A13")
+    async def test_when_a_chat_is_said_to_have_moved_what_waits_goes_along_at_its_time(
+        self, stage: LedgerStage
+    ) -> None:
+        ledger = stage.ledger
+        await answer(ledger, task(1, chat="old"), 2)
+        fence = await ledger.outbox_open()
+        await send(ledger, fence, await take_one(ledger, fence), Again(30.0, "429"))
+        await ledger.move_chat("telegram", "7", "old", "new")
+        await answer(ledger, task(2, chat="old"))
+        await answer(ledger, task(3, chat="new"))
+        assert await ledger.outbox_take(fence, limit=10) == []
+        stage.pass_time(31)
+        first = await take_one(ledger, fence)
+        assert first.chat_id == "new"
+        assert await send(ledger, fence, first, Sent()) is not None
+        assert await ledger.outbox_take(fence, limit=10) == [], "one line, one call at a time"
+
+    @pytest.mark.failure("A13", "G8")
+    async def test_a_chat_that_moves_under_a_call_keeps_one_line_in_its_order(self, ledger: Ledger) -> None:
+        await answer(ledger, task(1, chat="old"), 2)
+        fence = await ledger.outbox_open()
+        out = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, out)
+        await ledger.move_chat("telegram", "7", "old", "new")
+        await answer(ledger, task(2, chat="new"))
+        assert await ledger.outbox_take(fence, limit=10) == [], "behind what is out"
+        following = (await ledger.outbox_record(fence, out, Sent())).next
+        assert following is not None
+        await send(ledger, fence, following, Again(0.0, "moved", chat_id="new"))
+        assert await send_everything(ledger, fence) == ["1.1", "2.0"]
+
+    @pytest.mark.failure("A13")
+    async def test_what_nobody_is_sent_to_moves_without_being_asked_for(self, ledger: Ledger) -> None:
+        await ledger.move_chat("telegram", "7", "old", "new")
+        fence = await ledger.outbox_open()
+        assert await ledger.outbox_take(fence, limit=10) == []
+        await answer(ledger, task(1, chat="old"))
+        assert (await take_one(ledger, fence)).chat_id == "new"
 
     async def test_a_chat_that_was_let_go_comes_up_again_after_the_pause(self, stage: LedgerStage) -> None:
         ledger = stage.ledger

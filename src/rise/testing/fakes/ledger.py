@@ -31,6 +31,7 @@ from rise.ledger.port import (
     Again,
     Attempt,
     BindingRecord,
+    ChatMove,
     Definitions,
     Delivered,
     Delivery,
@@ -99,7 +100,9 @@ class MemoryLedgerState:
     runs: dict[RunId, StoredRun] = field(default_factory=dict)
     steps: dict[RunId, dict[str, bytes]] = field(default_factory=dict)
     attempts: dict[RunId, list[Attempt]] = field(default_factory=dict)
-    history: dict[Chat, list[Turn]] = field(default_factory=dict)
+    history: dict[Chat, list[tuple[int, Turn]]] = field(default_factory=dict)
+    """With the number of each turn among all."""
+    turns_ever: int = 0
     replies: dict[ReplyId, StoredReply] = field(default_factory=dict)
     """In the order of saving."""
     chats: dict[Chat, int | None] = field(default_factory=dict)
@@ -107,6 +110,8 @@ class MemoryLedgerState:
     claims: dict[Chat, tuple[int, int | None]] = field(default_factory=dict)
     """Of those that somebody sends to: the number of the taking, and of the one that it goes on from."""
     moved: dict[Chat, str] = field(default_factory=dict)
+    """Where replies to a former id go."""
+    moves: list[ChatMove] = field(default_factory=list)
     workflows: dict[str, WorkflowRecord] = field(default_factory=dict)
     bindings: dict[tuple[str, str, str], BindingRecord] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
@@ -186,6 +191,9 @@ class MemoryLedger(MemoryStore):
     def _add_run(self, task: Task, result: RunResult, status: Status, outcome: Outcome | None) -> Run:
         now = self._now_ms()
         self._drop_former(task)
+        if task.head.moved is not None:
+            old, moved_to = task.head.moved
+            self._move_chat((task.head.channel, task.head.account, old), moved_to)
         run = Run(
             task_id=task.task_id,
             generation=task.progress.generation,
@@ -214,9 +222,11 @@ class MemoryLedger(MemoryStore):
 
     def _add_history(self, task: Task, turns: Sequence[Turn]) -> None:
         if task.head.chat_id is not None:
-            chat = (task.head.channel, task.head.account, task.head.chat_id)
+            chat = self._first((task.head.channel, task.head.account, task.head.chat_id))
             said = [msgspec.structs.replace(turn, text=clean_text(turn.text)) for turn in turns]
-            self._state.history[chat] = [*self._state.history.get(chat, []), *said][-self._history_kept :]
+            numbered = enumerate(said, start=self._state.turns_ever)
+            self._state.history[chat] = [*self._state.history.get(chat, []), *numbered][-self._history_kept :]
+            self._state.turns_ever += len(said)
 
     async def finish(
         self, task: Task, status: Status, outcome: Outcome | None = None, *, by: str = "", why: str = ""
@@ -303,8 +313,39 @@ class MemoryLedger(MemoryStore):
         return await self._through("history", lambda: self._history((channel, account, chat_id), limit))
 
     def _history(self, chat: Chat, limit: int) -> list[Turn]:
-        turns = self._state.history.get(chat, [])
-        return turns[max(0, len(turns) - limit) :]
+        turns = self._state.history.get(self._first(chat), [])
+        return [turn for _, turn in turns[max(0, len(turns) - limit) :]]
+
+    # --- chats ---
+
+    async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
+        await self._through("move_chat", lambda: self._move_chat((channel, account, chat_id), moved_to))
+
+    def _move_chat(self, old: Chat, moved_to: str) -> None:
+        self._join_chats(old, moved_to)
+        if old not in self._state.chats:
+            self._redirect(old, moved_to)
+        elif (due := self._state.chats[old]) is not None:
+            self._move_line(old, moved_to, due)
+
+    def _join_chats(self, old: Chat, moved_to: str) -> None:
+        channel, account, _ = old
+        first, new = self._first(old), (channel, account, moved_to)
+        if first == new or any(_chat_of(move) == new for move in self._state.moves):
+            return
+        sequence = len(self._state.moves) + 1
+        self._state.moves.append(
+            ChatMove(channel=channel, account=account, chat_id=moved_to, first_id=first[2], sequence=sequence)
+        )
+        if known := self._state.history.pop(new, []):
+            self._state.history[first] = sorted([*self._state.history.get(first, []), *known], key=lambda turn: turn[0])
+
+    def _first(self, chat: Chat) -> Chat:
+        """The chat by the first id that it had."""
+        return next(((*chat[:2], move.first_id) for move in self._state.moves if _chat_of(move) == chat), chat)
+
+    async def chat_moves(self, *, after: int = 0) -> list[ChatMove]:
+        return await self._through("chat_moves", lambda: self._state.moves[after:])
 
     # --- outbox ---
 
@@ -316,13 +357,14 @@ class MemoryLedger(MemoryStore):
         if meant.reply_id in self._state.replies:
             return False
         self._state.replies_ever += 1
+        first = self._first(_chat_of(meant))
         reply = Reply(
             reply_id=meant.reply_id,
             run_id=meant.run_id,
             task_id=meant.task_id,
             channel=meant.channel,
             account=meant.account,
-            chat_id=self._state.moved.get(_chat_of(meant), meant.chat_id),
+            chat_id=self._state.moved.get(first, first[2]),
             call=_as_stored(meant.call, Call),
             kind=meant.kind,
             workflow_id=meant.workflow_id,
@@ -433,7 +475,8 @@ class MemoryLedger(MemoryStore):
             return Delivered(self._end_if_all_final(stored.reply) if stored else None, following)
         pause_ms = int(self._record(stored, delivery) * 1000) if stored else 0
         if isinstance(delivery, Again) and delivery.chat_id is not None:
-            self._move_chat(chat, delivery.chat_id, now + pause_ms)
+            self._join_chats(chat, delivery.chat_id)
+            self._move_line(chat, delivery.chat_id, now + pause_ms)
             return Delivered(None, None)
         ended = self._end_if_all_final(stored.reply) if stored else None
         if pause_ms:
@@ -498,8 +541,12 @@ class MemoryLedger(MemoryStore):
         has_ended_so = run.status is status and run.outcome is outcome
         return RunEnded(run.task_id, run.generation, outcome, status) if has_ended_so else None
 
-    def _move_chat(self, old: Chat, moved_to: str, due: int) -> None:
-        channel, account, _ = old
+    def _move_line(self, old: Chat, moved_to: str, due: int) -> None:
+        self._redirect(old, moved_to)
+        self._forget_chat(old)
+        self._line_up((*old[:2], moved_to), due)
+
+    def _redirect(self, old: Chat, moved_to: str) -> None:
         for chat, target in self._state.moved.items():
             if (*chat[:2], target) == old:
                 self._state.moved[chat] = moved_to
@@ -507,8 +554,6 @@ class MemoryLedger(MemoryStore):
         for stored in self._replies_to(old):
             if stored.waits:
                 stored.change(chat_id=moved_to)
-        self._forget_chat(old)
-        self._line_up((channel, account, moved_to), due)
 
     async def outbox_release(self, fence: int, reply: Reply, *, seconds: float) -> None:
         await self._through("outbox_release", lambda: self._outbox_release(fence, reply, seconds))
@@ -697,8 +742,8 @@ class MemoryLedger(MemoryStore):
         return [stored for stored in self._state.replies.values() if stored.chat == chat]
 
 
-def _chat_of(reply: Reply) -> Chat:
-    return reply.channel, reply.account, reply.chat_id
+def _chat_of(one: Reply | ChatMove) -> Chat:
+    return one.channel, one.account, one.chat_id
 
 
 def _end_of(answers: Sequence[StoredReply]) -> tuple[Status, Outcome | None]:

@@ -137,7 +137,7 @@ class CopiesChecker(Checker):
 
     def stands(self, task: NewTask) -> None:
         order = task.head.order
-        self._stood_in_line(task.head.task_id, order.at_ms, order.seq)
+        self._stood_in_line(task.head.task_id, order.at_ms, order.seq, task.head.lane)
 
     # --- every few seconds, and at rest ---
 
