@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from rise.api import description
 from rise.api.answers import answer
 from rise.api.reading import read_json_body
-from rise.api.security import Principal, Role, anonymous, requires
+from rise.api.security import Gate, Principal, Role, requires
 from rise.channels.http import optional, read_object, refuse_unknown
 from rise.clock import from_epoch_ms, iso
 from rise.envelope import Progress, Reason, Status, Task, TaskId, encode_json, envelope
@@ -38,9 +38,7 @@ WHY_CHARS_MAX: Final = 500
 
 _RESUME_FIELDS: Final = ("taskIds", "reason", "channel", "account", "limit", "why", "dryRun")
 
-_READY: Final = description.route(
-    description.HEALTH, *description.ANONYMOUS, also={503: description.HEALTH}, enveloped=False
-)
+_READY: Final = description.route(description.HEALTH, also={503: description.HEALTH}, enveloped=False)
 
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
 Why = Annotated[str, Query(max_length=WHY_CHARS_MAX)]
@@ -54,11 +52,12 @@ class CapabilityUnknown(Rejected):
 
 
 def build_health(house: House) -> APIRouter:
-    """Whether it is well, for anybody who asks, though not too often."""
-    router = APIRouter(dependencies=[Depends(anonymous)])
+    """Whether it is well, for anybody who asks, however often: what is known is said from memory, for less than a
+    refusal costs."""
+    router = APIRouter()
     capabilities = house.capabilities
 
-    @router.get("/healthz", **description.route(description.HEALTH, *description.ANONYMOUS, enveloped=False))
+    @router.get("/healthz", **description.route(description.HEALTH, enveloped=False))
     async def health() -> Response:
         """200 as long as the process serves."""
         body = {"status": capabilities.overall(), "router": "behavior", "capabilities": capabilities.shown()}
@@ -70,9 +69,11 @@ def build_health(house: House) -> APIRouter:
         return _ready(house)
 
     @router.get("/healthz/readiness", **_READY)
-    async def readiness() -> Response:
-        """200 when a message can be accepted; asks the stores now."""
-        await capabilities.probe_for_acceptance()
+    async def readiness(request: Request) -> Response:
+        """200 when a message can be accepted; asks the stores now, for one who asks too often not again."""
+        gate: Gate = request.app.state.gate
+        if gate.may_look(request.scope):
+            await capabilities.probe_for_acceptance()
         return _ready(house)
 
     return router
