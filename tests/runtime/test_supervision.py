@@ -161,7 +161,7 @@ async def test_a_worker_within_this_process_can_be_replaced(tmp_path: Path) -> N
     work = WorkflowDefinition(name="bot", function=_do_nothing, channels=("http",))
     worker = InProcessWorker(house, {work.workflow_id: work})
     await worker.start()
-    for task in list(worker._worker._looking._tasks):
+    for task in list(worker._worker._claims._looking._tasks):
         task.cancel()  # it has died in silence
     await worker.restart()
     accepted = await house.intake.accept(incoming(1))
