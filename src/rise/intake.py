@@ -76,6 +76,14 @@ class Intake:
         except Unavailable:
             return self.clock.now()
 
+    def earliest_now(self) -> datetime:
+        """The store's time or the wall clock's, whichever is earlier: what is old by this is old by both.
+
+        Either may be days ahead, the store's for ever after one boot with a wrong wall clock. Taken for late, every
+        message would be taken for a recording; taken for early, a recording that nobody can make is taken once.
+        """
+        return min(self.now(), self.clock.now())
+
     async def accept(self, incoming: Incoming) -> Accepted:
         """Make the delivery durable, once. Raises `Unavailable` (503) or `KeyReused` (422)."""
         began = self.clock.monotonic()

@@ -352,8 +352,9 @@ class Worker:
         """Once, noted with the run: a task may wait for a person longer than a queue remembers keys."""
         if not run.follow_ups or run.is_armed:
             return
+        ahead_ms = self._queue.now_ms() - epoch_ms(self._clock.now())
         for number, plan in enumerate(run.follow_ups):
-            await self._accept(follow_up(task, number, plan, saved_at_ms))
+            await self._accept(follow_up(task, number, plan, saved_at_ms, ahead_ms=ahead_ms))
         await self._ledger.note_armed(task.run_id)
 
     async def _note_attempt(self, task: Task, error: str, *, counts: bool) -> None:

@@ -13,6 +13,7 @@ import httpx
 import rise
 from rise.api.app import App
 from rise.capabilities import CapabilityStatus
+from rise.clock import Clock
 from rise.runtime.assembly import House, build
 from rise.settings import load_settings
 
@@ -28,7 +29,9 @@ def as_(token: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def opened(directory: Path, *, is_verified: bool = True, **overrides: Any) -> AsyncIterator[House]:
+async def opened(
+    directory: Path, *, is_verified: bool = True, clock: Clock | None = None, **overrides: Any
+) -> AsyncIterator[House]:
     settings = {
         "data_dir": directory,
         "host": "127.0.0.1",
@@ -41,7 +44,7 @@ async def opened(directory: Path, *, is_verified: bool = True, **overrides: Any)
         "public_url": "https://bot.example",
         "stop_seconds": 2.0,
     } | overrides
-    house = build(load_settings(_env_file=None, **settings))
+    house = build(load_settings(_env_file=None, **settings), clock)
     await house.stores.open()
     await house.bus.start()
     if is_verified:

@@ -22,6 +22,7 @@ from rise.runtime.directory import DataDirectory
 from rise.runtime.doctor import Doctor, Finding, Level
 from rise.settings import load_settings
 from rise.telemetry import _known_secrets
+from rise.testing.clock import ManualClock
 from rise.testing.installation import Installation, hold_port
 from rise.testing.telegram import TelegramStandIn
 
@@ -153,6 +154,21 @@ async def test_a_bot_that_does_not_load_is_a_failure(data_dir: Path, tmp_path: P
     [finding] = await doctor(data_dir, app=str(tmp_path / "broken_bot.py")).probe("app")
     assert finding.level is Level.FAIL
     assert "nothing_of_that_name" in finding.detail
+
+
+# --- the time ---------------------------------------------------------------------------------------------
+
+
+async def test_clocks_that_disagree_are_a_warning_with_what_it_means_and_what_to_do(data_dir: Path):
+    settings = load_settings(data_dir=data_dir, _env_file=None)
+    clock = ManualClock(SystemClock().now())
+    [agreeing] = await Doctor(settings, clock).probe("clock")
+    assert agreeing.level is Level.OK
+    clock.step_wall(-2 * 86_400)
+    [apart] = await Doctor(settings, clock).probe("clock")
+    assert apart.level is Level.WARN
+    assert "48.0 h apart, the store's ahead: nothing is lost" in apart.detail
+    assert "NTP" in apart.remedy
 
 
 # --- open work --------------------------------------------------------------------------------------------

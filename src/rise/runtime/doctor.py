@@ -29,12 +29,13 @@ from pydantic import SecretStr
 from rise.capabilities import CONSEQUENCES, CapabilityStatus
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
-from rise.errors import RiseError
+from rise.errors import RiseError, Unavailable
 from rise.ledger.port import Definitions
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
 from rise.runtime.backup import SECRETS, opened_to_read
 from rise.runtime.directory import DataDirectory
+from rise.runtime.pipeline import CLOCKS_CONSEQUENCE, CLOCKS_REMEDY, clocks_apart
 from rise.settings import Settings
 from rise.telemetry import keep_out_of_logs, redact
 
@@ -100,6 +101,7 @@ class Doctor:
             "app": self._app,
             "bindings": self._bindings,
             "open work": self._open_work,
+            "clock": self._clock,
             "telegram": self._telegram,
             "serve": self._serve,
             "capabilities": self._capabilities,
@@ -212,6 +214,20 @@ class Doctor:
             for (channel, account), count in sorted(waiting.items())
             if (channel, account) not in self._accounts()
         ]
+
+    async def _clock(self) -> list[Finding]:
+        """Whether the store's clock says what the host's does."""
+        async with self._stores() as stores:
+            if stores is None:
+                return []
+            try:
+                await stores.queue.list_open(Selection(), limit=1)  # a server's time is known once it has answered
+                apart = clocks_apart(stores.queue.now_ms(), self.clock.now())
+            except Unavailable:
+                return []  # said by the check of what is open
+        if apart is None:
+            return [_ok("clock", "the store's and this host's agree")]
+        return [_warn("clock", f"{apart}: {CLOCKS_CONSEQUENCE}", CLOCKS_REMEDY)]
 
     def _remedy_unconfigured(self, channel: str, account: str) -> str:
         drop = f"or end them: `rise tasks --channel {channel}` lists, `rise tasks drop` ends"

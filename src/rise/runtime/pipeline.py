@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityState, CapabilityStatus
-from rise.clock import Clock
+from rise.clock import Clock, epoch_ms
 from rise.envelope import Status
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger
@@ -33,6 +34,14 @@ LOST_SECONDS: Final = 10.0
 POLLS_STUCK: Final = 3
 RESTART_SECONDS_MIN: Final = 60.0
 """Between two restarts of a worker that was stuck."""
+CLOCKS_SECONDS_MAX: Final = 60.0
+"""So far apart the store's clock and the wall clock may be without a word."""
+CLOCKS_APART: Final = "the store's clock and this host's are"
+CLOCKS_CONSEQUENCE: Final = "nothing is lost and all is answered; the times that are shown and kept are wrong by that"
+CLOCKS_REMEDY: Final = (
+    "see that this host's clock is right, and that of Redis's host (NTP). The store's takes its word after a reboot, "
+    "but never goes back: one that is ahead is met again when Rise was down over a reboot for as long"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +139,7 @@ class Pipeline:
 
     def _judge(self, task_seconds: float, reply_seconds: float) -> None:
         missing = self._lacking(CapabilityStatus.UNAVAILABLE) if self._backlog else []
+        apart = self._clocks_apart()
         waiting = f"{self._backlog} unprocessed messages, waiting for {', '.join(missing)}"
         self.alerts.follow("backlog_waiting", bool(missing), summary=waiting, after_seconds=LOST_SECONDS)
         stalled = max(task_seconds, reply_seconds) > self.limits.stalled_seconds
@@ -138,9 +148,18 @@ class Pipeline:
         self.alerts.follow("pipeline", stalled, summary=slow, remedy="rise doctor; rise tasks shows what waits")
         if missing or stalled:
             self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, waiting if missing else slow)
+        elif apart is not None:
+            detail = f"{apart}: {CLOCKS_CONSEQUENCE}; {CLOCKS_REMEDY}"
+            self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, detail)
         else:
             self.capabilities.set(PIPELINE, CapabilityStatus.AVAILABLE, f"{self._backlog} messages on their way")
         self._alert_on_what_is_lost()
+
+    def _clocks_apart(self) -> str | None:
+        try:
+            return clocks_apart(self.queue.now_ms(), self.clock.now())
+        except Unavailable:
+            return None
 
     def _oldest_waiting_ms(self, depth: QueueDepth) -> int:
         """Of what this house can work on."""
@@ -184,6 +203,18 @@ class Pipeline:
     def _restarted_lately(self) -> bool:
         at = self._restarted_at
         return at is not None and self.clock.monotonic() - at < RESTART_SECONDS_MIN
+
+
+def clocks_apart(store_ms: int, wall: datetime) -> str | None:
+    """That the store's clock says something else than the wall clock, and by how much; None while they agree."""
+    seconds = (store_ms - epoch_ms(wall)) / 1000
+    if abs(seconds) <= CLOCKS_SECONDS_MAX:
+        return None
+    return f"{CLOCKS_APART} {_in_hours(abs(seconds))} apart, the store's {'ahead' if seconds > 0 else 'behind'}"
+
+
+def _in_hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
 def _moving(depth: QueueDepth) -> int:
