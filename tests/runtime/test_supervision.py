@@ -154,6 +154,23 @@ async def test_too_much_to_do_is_not_too_much_for_what_the_worker_itself_plans(t
     await closed(house)
 
 
+@pytest.mark.req("SUP-2", "TMP-5")
+async def test_what_is_planned_for_later_is_not_too_much_to_do(tmp_path: Path) -> None:
+    house = await opened(tmp_path / "data", backlog_max=2, backlog_warn=1)
+    supervisor = build_supervisor(house)
+    await house.capabilities.probe("disk")
+    due_at_ms = house.queue.now_ms() + 3_600_000
+    for number in range(3):
+        await house.intake.accept(msgspec.structs.replace(incoming(number), due_at_ms=due_at_ms))
+    await supervisor.measure()
+    assert house.capabilities.overall() == "ok"
+    await house.intake.accept(incoming(4))
+    state = house.capabilities.get("admission")
+    assert state is not None
+    assert state.detail == "0 messages are open"
+    await closed(house)
+
+
 @pytest.mark.req("WRK-1", "CAP-5")
 @pytest.mark.failure("I15")
 async def test_a_worker_within_this_process_can_be_replaced(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Load:
     """What there is now."""
 
     open_count: int
-    """Messages that somebody or something should be moving; not those that wait for a person."""
+    """Messages that somebody or something should be moving; not those that wait for a person or for a later time."""
     replying_count: int
     """... of which so many only wait for their platform to take the answer."""
     disk_free_bytes: int | None = None

@@ -218,4 +218,7 @@ def _in_hours(seconds: float) -> str:
 
 
 def _moving(depth: QueueDepth) -> int:
-    return sum(depth.by_status.get(status, 0) for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING))
+    """What somebody or something should be moving. What waits for its next try is among it: it may be that nothing
+    succeeds, and that is too much, too. What was planned for later is not before its time has come."""
+    statuses = (Status.PENDING, Status.PROCESSING, Status.REPLYING)
+    return sum(depth.by_status.get(status, 0) for status in statuses) - depth.planned
