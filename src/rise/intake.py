@@ -107,7 +107,7 @@ class Intake:
     async def _keep(self, task: NewTask) -> Enqueued:
         """The line where a message becomes durable: what is awaited here returns after the fsync it shares."""
         try:
-            with self.admission.entry():
+            with self.admission.entry(task.head.channel):
                 return await self._enqueue(task)
         except Unavailable as error:
             self._refuse(task.head, error)

@@ -14,6 +14,7 @@ import rise
 from rise.api.app import App
 from rise.capabilities import CapabilityStatus
 from rise.clock import Clock
+from rise.ledger.port import BindingRecord
 from rise.runtime.assembly import House, build
 from rise.settings import load_settings
 
@@ -30,7 +31,7 @@ def as_(token: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def opened(
-    directory: Path, *, is_verified: bool = True, clock: Clock | None = None, **overrides: Any
+    directory: Path, *, is_verified: bool = True, has_webchat: bool = True, clock: Clock | None = None, **overrides: Any
 ) -> AsyncIterator[House]:
     settings = {
         "data_dir": directory,
@@ -49,6 +50,10 @@ async def opened(
     await house.bus.start()
     if is_verified:
         house.stores.directory.remember_verified(BOT)
+    if has_webchat:
+        await house.ledger.put_binding(
+            BindingRecord(channel="webchat", account="default", workflow_id="wf_bot", updated_by="code")
+        )
 
     async def disk() -> tuple[CapabilityStatus, str]:
         await house.stores.database.write(lambda connection: None)

@@ -19,7 +19,7 @@ from aiohttp import web
 from rise.bus.port import Topic
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.port import Incoming
-from rise.envelope import DeliveryKey, LaneKey, TaskId
+from rise.envelope import DeliveryKey, LaneKey, Reason, TaskId
 from rise.errors import Busy
 from rise.queue.port import Selection
 from rise.runtime.assembly import House, build
@@ -151,6 +151,27 @@ async def test_too_much_to_do_is_not_too_much_for_what_the_worker_itself_plans(t
     left = await house.queue.list_open(Selection(), limit=10)
     assert [(task.head.kind, task.head.user_text) for task in left] == [("follow_up", "later")] * 3
     await worker.stop()
+    await closed(house)
+
+
+@pytest.mark.req("SUP-2", "SEC-1")
+async def test_a_stranger_cannot_fill_the_disk_with_what_nobody_will_run(tmp_path: Path) -> None:
+    house = await opened(tmp_path / "data", backlog_max=2)
+    supervisor = build_supervisor(house)
+    await house.capabilities.probe("disk")
+    session = "w_" + "s" * 22
+
+    def written(number: int) -> Incoming:
+        body = f'{{"clientMessageId": "m{number}", "text": "hello"}}'.encode()
+        return msgspec.structs.replace(house.channels.webchat.read_message(body, session), suspend=Reason.KILL_SWITCH)
+
+    for number in range(3):
+        await house.intake.accept(written(number))
+    await supervisor.measure()
+    with pytest.raises(Busy):
+        await house.intake.accept(written(4))
+    await house.intake.accept(incoming(1))
+    assert house.capabilities.not_accepting() is None
     await closed(house)
 
 

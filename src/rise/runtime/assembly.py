@@ -157,6 +157,11 @@ class Channels:
             channels["telegram"] = self.telegram
         return channels
 
+    @property
+    def anonymous(self) -> tuple[str, ...]:
+        """Those that anybody may write to, without credentials or a platform's word for them."""
+        return (self.webchat.name,)
+
     def pushed(self) -> dict[str, PushChannel]:
         return {} if self.telegram is None else {"telegram": self.telegram}
 

@@ -169,6 +169,8 @@ class Doctor:
             ]
             if not bound and channel in asked:
                 findings.append(_ok(name, f"{asked[channel]} asks for it; bound at the next start"))
+            elif channel == "webchat" and not any(known.channel == channel for known in definitions.bindings):
+                findings.append(_ok(name, "no workflow asks for it: answered 404"))
             elif not bound:
                 findings.append(
                     _warn(

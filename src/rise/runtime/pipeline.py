@@ -70,6 +70,8 @@ class Pipeline:
     clock: Clock
     channels: Collection[str]
     """Those of this house. What was accepted on another, which was configured once, nobody here can work on."""
+    anonymous: Collection[str] = ()
+    """Those that anybody may write to."""
     limits: PipelineLimits = PipelineLimits()
     disk_space: Callable[[], tuple[int, int] | None] = lambda: None
     """Free and total bytes; None where that cannot be told."""
@@ -105,7 +107,8 @@ class Pipeline:
         oldest_waiting_seconds.labels("reply").set(reply_seconds)
         self._backlog = _moving(depth)
         free, size = self.disk_space() or (None, 0)
-        self.overload.judge(Load(self._backlog, depth.by_status.get(Status.REPLYING, 0), free, size))
+        strangers = sum(depth.suspended_by_channel.get(channel, 0) for channel in self.anonymous)
+        self.overload.judge(Load(self._backlog, depth.by_status.get(Status.REPLYING, 0), free, size, strangers))
         self._judge(task_seconds, reply_seconds)
         self._alert_on_channels_gone(depth)
         return depth
