@@ -93,10 +93,14 @@ async def test_secrets_are_masked(data_dir: Path):
         admin_token="an-admin-token-nobody-may-see",
         tokens="ann:viewer:the-token-of-ann-is-long",
         telegram_api_base="http://user:password@127.0.0.1:1",
+        retry_seconds_for="telegram=5,30 http=1",
+        retry_max_for="http=0",
         workflow_missing_message=f"do not say {TOKEN}",
     )
     [finding] = await examination.probe("settings")
     assert "RISE_TELEGRAM_TOKEN=***" in finding.detail
+    assert "RISE_RETRY_SECONDS_FOR=telegram=5,30 http=1" in finding.detail
+    assert "RISE_RETRY_MAX_FOR=http=0" in finding.detail
     assert "ann:viewer:***" in finding.detail
     for secret in (TOKEN, "an-admin-token", "the-token-of-ann", "password"):
         assert secret not in finding.detail

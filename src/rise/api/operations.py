@@ -101,8 +101,7 @@ def _add_looking(router: APIRouter, house: House, operations: Operations) -> Non
         """What waits for a person or an event. `after`: the last task id of the page before."""
         limit = min(limit, RAW_LIMIT_MAX) if raw else limit
         page = await operations.suspended(channel=channel, reason=reason, limit=limit, after=after)
-        retry_max = house.settings.retry_max
-        rows = [await _whole_row(house, task) if raw else _row(task, retry_max) for task in page]
+        rows = [await _whole_row(house, task) if raw else _row(house, task) for task in page]
         following = page[-1].head.task_id if len(page) == limit else None
         return answer(request, [row for row in rows if row is not None], meta={"next": following})
 
@@ -199,7 +198,7 @@ def _reason(name: str | None) -> Reason | None:
         raise PayloadInvalid(f"reason is one of {', '.join(Reason)}", field="reason") from error
 
 
-def _row(task: OpenTask, retry_max: int) -> dict[str, Any]:
+def _row(house: House, task: OpenTask) -> dict[str, Any]:
     """The envelope of a task in a list: everything but the bytes, which were not read."""
     progress = Progress(
         status=task.status,
@@ -211,7 +210,7 @@ def _row(task: OpenTask, retry_max: int) -> dict[str, Any]:
         updated_at_ms=task.updated_at_ms,
         error=task.error,
     )
-    shown = envelope(Task(task.head, b"", progress), retry_max=retry_max)
+    shown = envelope(Task(task.head, b"", progress), retry_max=house.retry_policy.retries_allowed(task.head))
     del shown["payload"]["channelPayload"]["raw"]
     for unknown in ("raw_size_bytes", "raw_truncated"):
         del shown["payload"]["telemetry"][unknown]
@@ -223,7 +222,7 @@ async def _whole_row(house: House, task: OpenTask) -> dict[str, Any] | None:
     whole = await house.queue.get(task.head.task_id)
     if whole is None or whole.progress.status is not Status.SUSPENDED:
         return None
-    shown = envelope(whole, retry_max=house.settings.retry_max)
+    shown = envelope(whole, retry_max=house.retry_policy.retries_allowed(whole.head))
     return shown | {"suspendedAt": iso(from_epoch_ms(task.updated_at_ms)), "deaths": task.deaths}
 
 

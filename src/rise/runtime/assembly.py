@@ -192,6 +192,17 @@ class House:
     intake: Intake
 
     @property
+    def retry_policy(self) -> RetryPolicy:
+        settings = self.settings
+        return RetryPolicy(
+            curve_seconds=settings.retry_seconds,
+            retry_max=settings.retry_max,
+            lane_block_max=timedelta(seconds=settings.lane_block_seconds_max),
+            curve_seconds_for=settings.retry_seconds_for,
+            retry_max_for=settings.retry_max_for,
+        )
+
+    @property
     def queue(self) -> Queue:
         return self.stores.queue
 
@@ -370,11 +381,7 @@ def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> W
         bindings=house.bindings,
         workflows=workflows,
         channels=house.channels.by_name(),
-        retry_policy=RetryPolicy(
-            curve_seconds=settings.retry_seconds,
-            retry_max=settings.retry_max,
-            lane_block_max=timedelta(seconds=settings.lane_block_seconds_max),
-        ),
+        retry_policy=house.retry_policy,
         accept=intake.accept,
         bus=house.bus,
         clock=house.clock,

@@ -541,7 +541,10 @@ def _masked(value: Any) -> str:
     if isinstance(value, SecretStr):
         return "***"
     if isinstance(value, dict):
-        return ", ".join(f"{who}:***" for who in value.values())  # of tokens, who they are for
+        # Of tokens, who they are for.
+        return " ".join(
+            f"{held}:***" if isinstance(held, str) else f"{name}={_masked(held)}" for name, held in value.items()
+        )
     if isinstance(value, tuple):
         return ",".join(f"{item:g}" for item in value)
     return redact(_without_userinfo(str(value)))
