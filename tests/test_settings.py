@@ -68,6 +68,14 @@ def test_a_tuning_that_tunes_nothing_or_too_much_is_refused(named: dict[str, str
     assert problem in refusal(**named)
 
 
+@pytest.mark.req("WRK-2")
+def test_a_channel_and_an_account_have_places_of_their_own():
+    limits = settings(worker_concurrency_for="http=8 telegram:123456=4").worker_concurrency_for
+    assert limits == {"http": 8, "telegram:123456": 4}
+    assert "number 1 is for none of http, telegram, webchat" in refusal(worker_concurrency_for="message.send=4")
+    assert "RISE_WORKER_CONCURRENCY_FOR" in refusal(worker_concurrency_for="http=0")
+
+
 def test_the_channels_that_can_be_tuned_are_those_that_there_are(tmp_path: Path):
     house = build(settings(data_dir=tmp_path, telegram_token="7:token-of-the-tests"))
     assert set(house.channels.by_name()) == set(CHANNELS)

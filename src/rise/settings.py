@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -82,6 +82,12 @@ class Settings(BaseSettings):
     app: str | None = Field(None, description="Your workflows: a file (`my_bot.py`) or a module (`pkg.module`).")
     run_seconds: Seconds = Field(300.0, description="How long one run of a workflow may take.")
     worker_concurrency: int = Field(32, ge=1, le=10_000, description="Chats a worker serves at once, per channel.")
+    worker_concurrency_for: Annotated[dict[str, Annotated[int, Field(ge=1, le=10_000)]], NoDecode] = Field(
+        default_factory=dict,
+        description="RISE_WORKER_CONCURRENCY for a channel, or for what is bound to one account of it, such as "
+        "`http=8 telegram=64 telegram:123456=4`, separated by spaces. A chat that waits for a place of its account "
+        "keeps that of its channel.",
+    )
     worker_stall_seconds: Seconds = Field(
         30.0,
         description="A worker process whose event loop is blocked for longer is killed and started anew; "
@@ -231,7 +237,7 @@ class Settings(BaseSettings):
             return value
         return {name: cls._split_numbers(numbers) for name, numbers in _named(value).items()}
 
-    @field_validator("retry_max_for", mode="before")
+    @field_validator("retry_max_for", "worker_concurrency_for", mode="before")
     @classmethod
     def _split_by_name(cls, value: Any) -> Any:
         return _named(value) if isinstance(value, str) else value
@@ -240,6 +246,12 @@ class Settings(BaseSettings):
     @classmethod
     def _refuse_unknown_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         _refuse_names_beside(_RETRIED, value)
+        return value
+
+    @field_validator("worker_concurrency_for", mode="after")
+    @classmethod
+    def _refuse_unknown_channels(cls, value: dict[str, int]) -> dict[str, int]:
+        _refuse_names_beside(CHANNELS, [name.partition(":")[0] for name in value])
         return value
 
     @field_validator("tokens", mode="before")
@@ -491,8 +503,8 @@ def _named(text: str) -> dict[str, str]:
     return found
 
 
-def _refuse_names_beside(known: Collection[str], by_name: Mapping[str, Any]) -> None:
-    for at, name in enumerate(by_name, start=1):
+def _refuse_names_beside(known: Collection[str], names: Iterable[str]) -> None:
+    for at, name in enumerate(names, start=1):
         if name not in known:
             raise ValueError(f"number {at} is for none of {', '.join(sorted(known))}")
 

@@ -215,7 +215,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 registry = CollectorRegistry()
 _BY_ACCOUNT: Final = ("channel", "account")
 _BY_WORKFLOW: Final = (*_BY_ACCOUNT, "workflow")
-"""The workflow that was bound when it came, or nothing. Never one that only a caller has a name for: they have no end."""
+"""The workflow that was bound when it came, or nothing. Names that only a caller knows are none: they have no end."""
 
 accepted_total = Counter(
     "rise_accepted_total", "Deliveries written down, duplicates not counted", _BY_WORKFLOW, registry=registry

@@ -387,6 +387,7 @@ def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> W
         clock=house.clock,
         limits=WorkerLimits(
             concurrency=settings.worker_concurrency,
+            concurrency_for=settings.worker_concurrency_for,
             claim=timedelta(seconds=settings.claim_seconds),
             run_seconds=settings.run_seconds,
             stop_seconds=settings.stop_seconds,
