@@ -10,8 +10,10 @@ import pytest
 
 from rise.errors import SettingsInvalid
 from rise.retries import DEFAULT_CURVE_SECONDS
+from rise.runtime.assembly import build
 from rise.runtime.processes import BEAT_SECONDS
 from rise.settings import (
+    CHANNELS,
     WORKER_STALL_SECONDS_MIN,
     Settings,
     environment_of_another,
@@ -49,6 +51,42 @@ def test_a_pause_that_outlasts_the_patience_of_its_chat_is_refused(pauses: tuple
     problem = refusal(retry_seconds=pauses, lane_block_seconds_max=lane_block)
     assert f"up to {max(pauses) * 1.2:g} s" in problem
     assert f"Set RISE_LANE_BLOCK_SECONDS_MAX to more than {max(pauses) * 1.2:g}" in problem
+
+
+@pytest.mark.req("QUE-4")
+def test_retries_are_tuned_for_a_channel_and_for_a_type_of_task():
+    tuned = settings(retry_seconds_for="telegram=5,30 message.send=10", retry_max_for="http=0 message.send=5")
+    assert tuned.retry_seconds_for == {"telegram": (5.0, 30.0), "message.send": (10.0,)}
+    assert tuned.retry_max_for == {"http": 0, "message.send": 5}
+
+
+@pytest.mark.req("QUE-4")
+@pytest.mark.parametrize(
+    ("named", "problem"),
+    [
+        ({"retry_seconds_for": "telegramm=5"}, "number 1 is for none of http, message.send, telegram, webchat"),
+        ({"retry_seconds_for": "telegram"}, "number 1 is not name=value"),
+        ({"retry_seconds_for": "http=5 http=6"}, "number 2 is not name=value, or the second of its name"),
+        ({"retry_seconds_for": "http=soon"}, "RISE_RETRY_SECONDS_FOR"),
+        ({"retry_seconds_for": "http=700"}, "RISE_RETRY_SECONDS_FOR http has a pause of up to 840 s"),
+        ({"retry_max_for": "http=101"}, "RISE_RETRY_MAX_FOR"),
+    ],
+)
+def test_a_tuning_that_tunes_nothing_or_too_much_is_refused(named: dict[str, str], problem: str):
+    assert problem in refusal(**named)
+
+
+@pytest.mark.req("WRK-2")
+def test_a_channel_and_an_account_have_places_of_their_own():
+    limits = settings(worker_concurrency_for="http=8 telegram:123456=4").worker_concurrency_for
+    assert limits == {"http": 8, "telegram:123456": 4}
+    assert "number 1 is for none of http, telegram, webchat" in refusal(worker_concurrency_for="message.send=4")
+    assert "RISE_WORKER_CONCURRENCY_FOR" in refusal(worker_concurrency_for="http=0")
+
+
+def test_the_channels_that_can_be_tuned_are_those_that_there_are(tmp_path: Path):
+    house = build(settings(data_dir=tmp_path, telegram_token="7:token-of-the-tests"))
+    assert set(house.channels.by_name()) == set(CHANNELS)
 
 
 def test_pauses_that_fit_into_the_patience_of_their_chat_are_taken():

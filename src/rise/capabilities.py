@@ -55,7 +55,7 @@ CONSEQUENCES: Final = {
     "redis": "messages are accepted by the other copies and wait",
     "rabbitmq": "messages are accepted by the other copies and run; the missing copy is made when it is back",
     "worker": "messages are accepted and wait",
-    "pipeline": "what was accepted is kept and waits",
+    "pipeline": "what was accepted is kept, and what cannot move waits",
     "admission": "senders are told to come again; what was accepted is kept",
     "channels": "what was accepted there is kept and waits; none of it is worked on or answered",
     "telegram_webhook": "Telegram keeps the updates, for a day at most",

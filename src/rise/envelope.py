@@ -216,6 +216,12 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The chat, whichever of its ids it was written in."""
         return self.first_chat_id or self.chat_id
 
+    @property
+    def bound_workflow_id(self) -> str | None:
+        """What would have run it when it was accepted; None if nothing would. What does run it, its claim decides."""
+        bound = self.telemetry.get("binding")
+        return bound.get("workflowId") if type(bound) is dict else None
+
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a task has come. Times are milliseconds of the store's clock."""
@@ -360,7 +366,7 @@ def envelope(
         "status": progress.status,
         "reason": progress.reason,
         "payload": {
-            "workflowId": head.workflow_id,
+            "workflowId": head.workflow_id or head.bound_workflow_id,
             "channel": head.channel,
             "source": head.source,
             "metadata": head.metadata,

@@ -24,7 +24,7 @@ from rise.bus.port import Bus, Topic
 from rise.channels.port import Incoming
 from rise.chats import ChatRegistry
 from rise.clock import Clock, epoch_ms, from_epoch_ms
-from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, Reason, TaskId, new_request_id, task_id_of
+from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, Reason, TaskId, TaskType, new_request_id, task_id_of
 from rise.errors import Busy, CapabilityClosed, CopiesInsufficient, KeyReused, Unavailable
 from rise.queue.port import Enqueued, NewTask, Queue
 from rise.telemetry import (
@@ -79,6 +79,14 @@ class Intake:
         except Unavailable:
             return self.clock.now()
 
+    def earliest_now(self) -> datetime:
+        """The store's time or the wall clock's, whichever is earlier: what is old by this is old by both.
+
+        Either may be days ahead, the store's for ever after one boot with a wrong wall clock. Taken for late, every
+        message would be taken for a recording; taken for early, a recording that nobody can make is taken once.
+        """
+        return min(self.now(), self.clock.now())
+
     async def accept(self, incoming: Incoming) -> Accepted:
         """Make the delivery durable, once. Raises `Unavailable` (503) or `KeyReused` (422)."""
         began = self.clock.monotonic()
@@ -99,13 +107,13 @@ class Intake:
             raise KeyReused("this idempotency key was used before with another body", field="idempotencyKey")
         if enqueued.new and incoming.suspend is None:
             self.bus.publish(Topic.LANES_READY)
-        self._count(incoming, enqueued, self.clock.monotonic() - began)
+        self._count(incoming, enqueued, head.bound_workflow_id or "", self.clock.monotonic() - began)
         return Accepted(enqueued.task_id, enqueued.new)
 
     async def _keep(self, task: NewTask) -> Enqueued:
         """The line where a message becomes durable: what is awaited here returns after the fsync it shares."""
         try:
-            with self.admission.entry():
+            with self.admission.entry(task.head.channel):
                 return await self._enqueue(task)
         except Unavailable as error:
             self._refuse(task.head, error)
@@ -125,6 +133,7 @@ class Intake:
         request_id = incoming.request_id or new_request_id()
         bound = self.bindings.lookup(incoming.channel, incoming.account, incoming.workflow_id)
         workflow_id = bound.workflow.workflow_id if bound else "pending"
+        runs = bound is not None and incoming.task_type is TaskType.WORKFLOW_EXECUTE
         return Head(
             task_id=task_id_of(incoming.delivery_key),
             delivery_key=incoming.delivery_key,
@@ -151,7 +160,10 @@ class Intake:
             telemetry={
                 "copies": self.stores,
                 "bindingVersion": bound.binding.version if bound and bound.binding else None,
-                "binding": {"status": "bound" if bound else "missing"},
+                "binding": {
+                    "status": "bound" if bound else "missing",
+                    "workflowId": workflow_id if runs else None,
+                },
             },
             raw_version=incoming.raw_version,
             raw_is_json=incoming.raw_is_json,
@@ -162,8 +174,9 @@ class Intake:
             receipt_seconds=incoming.receipt_seconds,
         )
 
-    def _count(self, incoming: Incoming, enqueued: Enqueued, seconds: float) -> None:
-        labels = (incoming.channel, incoming.account)
+    def _count(self, incoming: Incoming, enqueued: Enqueued, workflow_id: str, seconds: float) -> None:
+        account = (incoming.channel, incoming.account)
+        labels = (*account, workflow_id)
         _accept_seconds(incoming.channel).observe(seconds)
         if not enqueued.new:
             duplicates_total.labels(*labels).inc()
@@ -175,9 +188,11 @@ class Intake:
         if enqueued.late:
             late_total.labels(*labels).inc()
         if len(incoming.raw) > RAW_SHOWN_BYTES_MAX:
-            raw_truncated_total.labels(*labels).inc()
+            raw_truncated_total.labels(*account).inc()
             log.info("task.raw_truncated", task_id=enqueued.task_id, raw_size_bytes=len(incoming.raw))
-        log.debug(
+        # One line for each message, at the level that is written unless somebody asks for less: without it nothing of a
+        # message that all went well with is in the log.
+        log.info(
             "telegram.queue.enqueued" if incoming.channel == "telegram" else "queue.enqueued",
             task_id=enqueued.task_id,
             channel=incoming.channel,

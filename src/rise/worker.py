@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -58,6 +58,8 @@ _NEVER_RAN: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.RAW_PAYLOAD_INVAL
 class WorkerLimits:
     concurrency: int = 32
     """Chats at once, per channel."""
+    concurrency_for: Mapping[str, int] = field(default_factory=dict)
+    """... of a channel that has it otherwise; as `channel:account`, of what is bound there."""
     claim: timedelta = timedelta(seconds=30)
     run_seconds: float = 300.0
     stop_seconds: float = 20.0
@@ -68,10 +70,16 @@ class WorkerLimits:
     """Functions that went on after their time; beyond this the process should be replaced."""
 
     def of_claims(self) -> ClaimLimits:
-        return ClaimLimits(self.concurrency, self.claim, self.stop_seconds, self.recovery_seconds)
+        return ClaimLimits(self.concurrency, self.claim, self.stop_seconds, self.recovery_seconds, self.concurrency_for)
 
     def of_a_run(self) -> RunLimits:
-        return RunLimits(self.run_seconds, threads=self.concurrency * 2, history_turns=self.history_turns)
+        chats = max([self.concurrency, *self.concurrency_for.values()])
+        return RunLimits(
+            self.run_seconds,
+            threads=chats * 2,
+            history_turns=self.history_turns,
+            concurrency_for=self.concurrency_for,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,8 +360,9 @@ class Worker:
         """Once, noted with the run: a task may wait for a person longer than a queue remembers keys."""
         if not run.follow_ups or run.is_armed:
             return
+        ahead_ms = self._queue.now_ms() - epoch_ms(self._clock.now())
         for number, plan in enumerate(run.follow_ups):
-            await self._accept(follow_up(task, number, plan, saved_at_ms))
+            await self._accept(follow_up(task, number, plan, saved_at_ms, ahead_ms=ahead_ms))
         await self._ledger.note_armed(task.run_id)
 
     async def _note_attempt(self, task: Task, error: str, *, counts: bool) -> None:

@@ -180,6 +180,7 @@ STATS: Final = _object(
         "byReason": _COUNTS,
         "oldestWaitingSeconds": _or_null(_SECONDS),
         "retryDepth": _COUNT,
+        "plannedDepth": _COUNT,
         "lanesClaimed": _COUNT,
         "accepted": _COUNT,
         "duplicates": _COUNT,

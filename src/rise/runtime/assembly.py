@@ -160,6 +160,11 @@ class Channels:
             channels["telegram"] = self.telegram
         return channels
 
+    @property
+    def anonymous(self) -> tuple[str, ...]:
+        """Those that anybody may write to, without credentials or a platform's word for them."""
+        return (self.webchat.name,)
+
     def pushed(self) -> dict[str, PushChannel]:
         return {} if self.telegram is None else {"telegram": self.telegram}
 
@@ -189,6 +194,17 @@ class House:
     channels: Channels
     capabilities: CapabilityRegistry
     intake: Intake
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        settings = self.settings
+        return RetryPolicy(
+            curve_seconds=settings.retry_seconds,
+            retry_max=settings.retry_max,
+            lane_block_max=timedelta(seconds=settings.lane_block_seconds_max),
+            curve_seconds_for=settings.retry_seconds_for,
+            retry_max_for=settings.retry_max_for,
+        )
 
     @property
     def queue(self) -> Queue:
@@ -374,16 +390,13 @@ def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> W
         bindings=house.bindings,
         workflows=workflows,
         channels=house.channels.by_name(),
-        retry_policy=RetryPolicy(
-            curve_seconds=settings.retry_seconds,
-            retry_max=settings.retry_max,
-            lane_block_max=timedelta(seconds=settings.lane_block_seconds_max),
-        ),
+        retry_policy=house.retry_policy,
         accept=intake.accept,
         bus=house.bus,
         clock=house.clock,
         limits=WorkerLimits(
             concurrency=settings.worker_concurrency,
+            concurrency_for=settings.worker_concurrency_for,
             claim=timedelta(seconds=settings.claim_seconds),
             run_seconds=settings.run_seconds,
             stop_seconds=settings.stop_seconds,

@@ -29,12 +29,13 @@ from pydantic import SecretStr
 from rise.capabilities import CONSEQUENCES, CapabilityStatus, meaning_of
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
-from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt
+from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, Unavailable
 from rise.ledger.port import Definitions
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
 from rise.runtime.backup import SECRETS, opened_to_read
 from rise.runtime.directory import DataDirectory
+from rise.runtime.pipeline import CLOCKS_CONSEQUENCE, CLOCKS_REMEDY, clocks_apart
 from rise.settings import Settings, unknown_names
 from rise.telemetry import keep_out_of_logs, redact
 
@@ -100,6 +101,7 @@ class Doctor:
             "app": self._app,
             "bindings": self._bindings,
             "open work": self._open_work,
+            "clock": self._clock,
             "telegram": self._telegram,
             "serve": self._serve,
             "capabilities": self._capabilities,
@@ -169,6 +171,8 @@ class Doctor:
             ]
             if not bound and channel in asked:
                 findings.append(_ok(name, f"{asked[channel]} asks for it; bound at the next start"))
+            elif channel == "webchat" and not any(known.channel == channel for known in definitions.bindings):
+                findings.append(_ok(name, "no workflow asks for it: answered 404"))
             elif not bound:
                 findings.append(
                     _warn(
@@ -214,6 +218,20 @@ class Doctor:
             for (channel, account), count in sorted(waiting.items())
             if (channel, account) not in self._accounts()
         ]
+
+    async def _clock(self) -> list[Finding]:
+        """Whether the store's clock says what the host's does."""
+        async with self._stores() as stores:
+            if stores is None:
+                return []
+            try:
+                await stores.queue.list_open(Selection(), limit=1)  # a server's time is known once it has answered
+                apart = clocks_apart(stores.queue.now_ms(), self.clock.now())
+            except Unavailable:
+                return []  # said by the check of what is open
+        if apart is None:
+            return [_ok("clock", "the store's and this host's agree")]
+        return [_warn("clock", f"{apart}: {CLOCKS_CONSEQUENCE}", CLOCKS_REMEDY)]
 
     def _remedy_unconfigured(self, channel: str, account: str) -> str:
         drop = f"or end them: `rise tasks --channel {channel}` lists, `rise tasks drop` ends"
@@ -552,7 +570,10 @@ def _masked(value: Any) -> str:
     if isinstance(value, SecretStr):
         return "***"
     if isinstance(value, dict):
-        return ", ".join(f"{who}:***" for who in value.values())  # of tokens, who they are for
+        # Of tokens, who they are for.
+        return " ".join(
+            f"{held}:***" if isinstance(held, str) else f"{name}={_masked(held)}" for name, held in value.items()
+        )
     if isinstance(value, tuple):
         return ",".join(f"{item:g}" for item in value)
     return redact(_without_userinfo(str(value)))

@@ -261,6 +261,7 @@ def _pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] | None
         capabilities=house.capabilities,
         alerts=alerts,
         pause_workers=lambda: house.bus.publish(Topic.RUNNING_PAUSED, pause),
+        anonymous=house.channels.anonymous,
     )
     return Pipeline(
         queue=house.queue,
@@ -270,6 +271,7 @@ def _pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] | None
         alerts=alerts,
         clock=house.clock,
         channels=house.channels.by_name(),
+        anonymous=house.channels.anonymous,
         limits=PipelineLimits(settings.pipeline_stalled_seconds, run_needs(house)),
         disk_space=house.stores.directory.space,
         restart_worker=restart_worker,

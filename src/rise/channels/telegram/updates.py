@@ -77,7 +77,8 @@ KINDS: Final[Mapping[str, UpdateKind]] = {
     "edited_message": _EDITED,
     "channel_post": _POST,
     "edited_channel_post": _EDITED_POST,
-    "business_connection": UpdateKind(LaneOf.USER, user="user"),
+    # Its date says when the connection was made; one that is changed or ended a month later carries the same.
+    "business_connection": UpdateKind(LaneOf.USER, user="user", dates=()),
     "business_message": _BUSINESS,
     "edited_business_message": _EDITED_BUSINESS,
     "deleted_business_messages": UpdateKind(user=None, dates=(), in_a_business=True),
