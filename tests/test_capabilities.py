@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from rise.capabilities import CONSEQUENCES, Acceptance, CapabilityRegistry, CapabilityState, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, REMEDIES, Acceptance, CapabilityRegistry, CapabilityState, CapabilityStatus
 from rise.errors import CapabilityClosed
 from rise.telemetry import capability_available
 from rise.testing.clock import ManualClock
@@ -58,7 +58,19 @@ def test_a_change_is_logged_once_and_a_recovery_is_no_warning(capabilities: Capa
         ("capability.state_changed", "available", "info"),
         ("capability.state_changed", "unavailable", "warning"),
     ]
-    assert logged[-1]["consequence"] == CONSEQUENCES["disk"]
+    assert (logged[-1]["consequence"], logged[-1]["remedy"]) == (CONSEQUENCES["disk"], REMEDIES["disk"])
+
+
+@pytest.mark.req("CAP-6")
+def test_what_is_not_there_is_shown_with_what_that_means_and_what_helps(capabilities: CapabilityRegistry) -> None:
+    assert CONSEQUENCES.keys() == REMEDIES.keys()
+    capabilities.set("disk", AVAILABLE)
+    capabilities.set("redis", DEGRADED, "it evicts")
+    capabilities.set("somebody's", UNAVAILABLE)
+    shown = capabilities.shown()
+    assert shown["disk"].keys() == {"status", "checked_at", "detail"}
+    assert (shown["redis"]["consequence"], shown["redis"]["remedy"]) == (CONSEQUENCES["redis"], REMEDIES["redis"])
+    assert "remedy" not in shown["somebody's"]
 
 
 @pytest.mark.req("CAP-7")

@@ -52,6 +52,14 @@ def test_a_burst_goes_at_once_and_then_one_by_one():
     assert bucket.tokens == 2.0, "no more than a burst is ever saved up"
 
 
+def test_what_is_spared_is_what_leaves_half_of_a_burst():
+    bucket = Bucket(tokens_per_second=2.0, tokens_max=5)
+    assert [bucket.take_spare(0.0) for _ in range(4)] == [True, True, False, False]
+    assert bucket.tokens == 3.0, "what is not taken is not lost"
+    assert (bucket.take_spare(0.2), bucket.take_spare(0.3)) == (False, True)
+    assert not Bucket(tokens_per_second=0.5, tokens_max=1).take_spare(0.0), "the only one is not to spare"
+
+
 def test_who_goes_before_its_time_makes_the_next_wait():
     bucket = Bucket(tokens_per_second=1.0, tokens_max=1)
     bucket.take(0.0)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rise.envelope import Progress, Reason, Status
+from rise.envelope import Progress, Reason, Status, TaskType
 from rise.errors import StoreUnavailable, WaitsForDependency
 from rise.retries import DEFAULT_CURVE_SECONDS, JITTER, RetryPolicy, uses_a_try
 from rise.testing.clock import ManualClock
@@ -55,13 +55,24 @@ def test_after_the_first_try_there_are_so_many_more(retry_max: int, attempts: in
 
 @pytest.mark.req("QUE-4")
 def test_a_channel_and_a_caller_may_have_it_otherwise():
-    policy = RetryPolicy(curve_by_channel={"telegram": (1.0,)}, retry_max_by_channel={"telegram": 7})
+    policy = RetryPolicy(curve_seconds_for={"telegram": (1.0,)}, retry_max_for={"telegram": 7})
     assert policy.tries_left(HEAD, progress(3)) == 4
     assert policy.tries_left(msgspec.structs.replace(HEAD, retry_max=0), progress()) == 0
     assert policy.tries_left(msgspec.structs.replace(HEAD, channel="http"), progress(3)) == 0
     seconds = verdict(policy, ValueError("boom"), progress(5))
     assert isinstance(seconds, float)
     assert 0.8 <= seconds <= 1.2
+
+
+@pytest.mark.req("QUE-4")
+def test_a_type_of_task_may_have_it_otherwise_whatever_its_channel():
+    policy = RetryPolicy(
+        curve_seconds_for={"telegram": (1.0,), "message.send": (5.0,)},
+        retry_max_for={"telegram": 7, "message.send": 1},
+    )
+    sending = msgspec.structs.replace(HEAD, task_type=TaskType.MESSAGE_SEND)
+    assert (policy.retries_allowed(HEAD), policy.retries_allowed(sending)) == (7, 1)
+    assert 4.0 <= policy.delay_seconds(sending, progress(), ManualClock()) <= 6.0
 
 
 @pytest.mark.req("QUE-2")

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from rise.errors import SettingsInvalid
 from rise.retries import DEFAULT_CURVE_SECONDS
+from rise.runtime.assembly import build
 from rise.runtime.processes import BEAT_SECONDS
-from rise.settings import WORKER_STALL_SECONDS_MIN, Settings, environment_of_another, load_settings, preset
+from rise.settings import (
+    CHANNELS,
+    WORKER_STALL_SECONDS_MIN,
+    Settings,
+    environment_of_another,
+    load_settings,
+    preset,
+    unknown_names,
+)
 
 
 def settings(**named: object) -> Settings:
@@ -41,6 +51,42 @@ def test_a_pause_that_outlasts_the_patience_of_its_chat_is_refused(pauses: tuple
     problem = refusal(retry_seconds=pauses, lane_block_seconds_max=lane_block)
     assert f"up to {max(pauses) * 1.2:g} s" in problem
     assert f"Set RISE_LANE_BLOCK_SECONDS_MAX to more than {max(pauses) * 1.2:g}" in problem
+
+
+@pytest.mark.req("QUE-4")
+def test_retries_are_tuned_for_a_channel_and_for_a_type_of_task():
+    tuned = settings(retry_seconds_for="telegram=5,30 message.send=10", retry_max_for="http=0 message.send=5")
+    assert tuned.retry_seconds_for == {"telegram": (5.0, 30.0), "message.send": (10.0,)}
+    assert tuned.retry_max_for == {"http": 0, "message.send": 5}
+
+
+@pytest.mark.req("QUE-4")
+@pytest.mark.parametrize(
+    ("named", "problem"),
+    [
+        ({"retry_seconds_for": "telegramm=5"}, "number 1 is for none of http, message.send, telegram, webchat"),
+        ({"retry_seconds_for": "telegram"}, "number 1 is not name=value"),
+        ({"retry_seconds_for": "http=5 http=6"}, "number 2 is not name=value, or the second of its name"),
+        ({"retry_seconds_for": "http=soon"}, "RISE_RETRY_SECONDS_FOR"),
+        ({"retry_seconds_for": "http=700"}, "RISE_RETRY_SECONDS_FOR http has a pause of up to 840 s"),
+        ({"retry_max_for": "http=101"}, "RISE_RETRY_MAX_FOR"),
+    ],
+)
+def test_a_tuning_that_tunes_nothing_or_too_much_is_refused(named: dict[str, str], problem: str):
+    assert problem in refusal(**named)
+
+
+@pytest.mark.req("WRK-2")
+def test_a_channel_and_an_account_have_places_of_their_own():
+    limits = settings(worker_concurrency_for="http=8 telegram:123456=4").worker_concurrency_for
+    assert limits == {"http": 8, "telegram:123456": 4}
+    assert "number 1 is for none of http, telegram, webchat" in refusal(worker_concurrency_for="message.send=4")
+    assert "RISE_WORKER_CONCURRENCY_FOR" in refusal(worker_concurrency_for="http=0")
+
+
+def test_the_channels_that_can_be_tuned_are_those_that_there_are(tmp_path: Path):
+    house = build(settings(data_dir=tmp_path, telegram_token="7:token-of-the-tests"))
+    assert set(house.channels.by_name()) == set(CHANNELS)
 
 
 def test_pauses_that_fit_into_the_patience_of_their_chat_are_taken():
@@ -85,6 +131,47 @@ def test_another_installation_inherits_everything_but_settings(ours: Callable[[]
     assert {name: value for name, value in theirs.items() if name.startswith("RISE_")} == {"RISE_PORT": "9000"}
     assert theirs["PATH"] == os.environ["PATH"]
     assert ours()["RISE_PORT"] == "1"
+
+
+@pytest.mark.req("OPS-1")
+@pytest.mark.failure("M1")
+def test_a_name_that_is_no_setting_is_told_with_the_one_that_may_be_meant(
+    ours: Callable[[], dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert list(unknown_names()) == []
+    for name in ("RISE_RETRY_MX", "RISE_Q", "RISE_TEST_PICTURES", "rise_retry_max", "RISE_RABBITMQ_PASSWORD", "RISEN"):
+        monkeypatch.setenv(name, "7")
+    (tmp_path / ".env").write_text("RISE_HOTS=0.0.0.0\nRISE_HOST=::1\nOTHER=1\n")
+    assert list(unknown_names()) == [
+        "RISE_HOTS is no setting, it changes nothing; is RISE_HOST meant?",
+        "RISE_Q is no setting, it changes nothing",
+        "RISE_RETRY_MX is no setting, it changes nothing; is RISE_RETRY_MAX meant?",
+    ]
+
+
+@pytest.mark.failure("M1")
+@pytest.mark.parametrize(
+    ("named", "reason", "remedy"),
+    [
+        ({"accept_seconds": 60.0}, "Telegram hangs up after 60 s", "less than 60"),
+        ({"public_url": "https://bot.example/?"}, "deliver elsewhere", "at most a path"),
+        ({"public_url": "https://bot.example/#rise"}, "deliver elsewhere", "at most a path"),
+        ({"telegram_api_base": "api.telegram.org"}, "no call would go anywhere", "https://api.telegram.org"),
+        ({"telegram_api_base": "https://api.example?key=1"}, "no call would go anywhere", "https://api.telegram.org"),
+    ],
+)
+def test_what_would_keep_telegram_from_ever_reaching_us_or_us_it_is_refused(
+    named: dict[str, object], reason: str, remedy: str
+):
+    problem = refusal(**named)
+    assert reason in problem
+    assert remedy in problem
+    assert "key=1" not in problem
+
+
+def test_addresses_with_a_path_and_a_slow_disk_within_telegrams_patience_are_taken():
+    settings(accept_seconds=59.0, public_url="https://bot.example/rise/", telegram_api_base="http://127.0.0.1:8081/api")
 
 
 # --- too much, and who is told ------------------------------------------------------------------------------------

@@ -2,14 +2,14 @@
 
 Two reasons to refuse. Nothing could be kept just now: from then on one acceptance at a time tries whether that has
 passed, and all others are refused without trying, until one is kept or somebody has seen the store work. Or there
-is too much to do, which the supervisor sees and takes back.
+is too much to do, everywhere or of what came by one channel, which the supervisor sees and takes back.
 
 Refuses: to keep a message in memory until things are better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -27,6 +27,7 @@ class Admission:
         self._closed_by: Unavailable | None = None
         self._is_trying = False
         self._busy: Busy | None = None
+        self._busy_channels: dict[str, Busy] = {}
 
     @property
     def closed_by(self) -> Unavailable | None:
@@ -34,10 +35,11 @@ class Admission:
         return self._closed_by
 
     @contextmanager
-    def entry(self) -> Iterator[None]:
+    def entry(self, channel: str = "") -> Iterator[None]:
         """Around the keeping of one message. Raises `Busy` or `CapabilityClosed` instead of entering."""
-        if self._busy is not None:
-            raise Busy(self._busy.public_message, retry_after_seconds=self._busy.retry_after_seconds)
+        busy = self._busy or self._busy_channels.get(channel)
+        if busy is not None:
+            raise Busy(busy.public_message, retry_after_seconds=busy.retry_after_seconds)
         is_trial = self._closed_by is not None
         if is_trial:
             self._refuse_beside_the_trial()
@@ -63,8 +65,13 @@ class Admission:
         """Take no more work, until `admit`."""
         self._busy = Busy(why, retry_after_seconds=retry_after_seconds)
 
+    def refuse_from(self, channels: Collection[str], why: str, *, retry_after_seconds: int) -> None:
+        """Take no more from these channels, until `admit`; all others go on."""
+        self._busy_channels = dict.fromkeys(channels, Busy(why, retry_after_seconds=retry_after_seconds))
+
     def admit(self) -> None:
         self._busy = None
+        self._busy_channels = {}
 
     def _refuse_beside_the_trial(self) -> None:
         cause = self._closed_by

@@ -41,6 +41,7 @@ class BindingRegistry:
         self._clock = clock
         self._current = Definitions(-1, {}, [])
         self._defaults: dict[tuple[str, str], BindingRecord] = {}
+        self._asked_for: set[tuple[str, str]] = set()
         self._changed = Signal()
         self._unsubscribe = bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._changed.set())
         self._loop = Loop("bindings", self._follow, sleep=clock.sleep, on_error=_report)
@@ -68,7 +69,12 @@ class BindingRegistry:
             for binding in current.bindings
             if binding.is_default and binding.enabled
         }
+        self._asked_for = {(binding.channel, binding.account) for binding in current.bindings}
         self._current = current
+
+    def is_asked_for(self, channel: str, account: str) -> bool:
+        """Whether somebody has bound a workflow there, usable or not, switched off or on."""
+        return (channel, account) in self._asked_for
 
     def lookup(self, channel: str, account: str, workflow_id: str | None = None) -> Bound | None:
         """What serves the account now, or the workflow asked for by name; None if nothing usable does."""

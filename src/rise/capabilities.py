@@ -56,14 +56,29 @@ CONSEQUENCES: Final = {
     "redis": "messages are accepted by the other copies and wait",
     "rabbitmq": "messages are accepted by the other copies and run; the missing copy is made when it is back",
     "worker": "messages are accepted and wait",
-    "pipeline": "what was accepted is kept and waits",
+    "pipeline": "what was accepted is kept, and what cannot move waits",
     "admission": "senders are told to come again; what was accepted is kept",
     "channels": "what was accepted there is kept and waits; none of it is worked on or answered",
     "telegram_webhook": "Telegram keeps the updates, for a day at most",
     "telegram_polling": "Telegram keeps the updates, for a day at most",
     "telegram_sending": "replies wait, each chat's in order",
 }
-"""What it means for people while one of them is not available: log and doctor say it in the same words."""
+"""What it means for people while one of them is not available: log, `/healthz` and doctor say it in the same words."""
+
+REMEDIES: Final = {
+    "disk": "make room on the disk of RISE_DATA_DIR, or have it mended",
+    "ledger": "see that the database in RISE_DATA_DIR can be read and written",
+    "redis": "start Redis, or see that RISE_REDIS_URL reaches it",
+    "rabbitmq": "start RabbitMQ or end its alarm, and see that RISE_RABBITMQ_URL reaches it",
+    "worker": "see in the log why the worker ends or does nothing",
+    "pipeline": "`rise tasks` shows what waits, and since when",
+    "admission": "let it be worked off, add workers with `rise worker`, or raise RISE_BACKLOG_MAX",
+    "channels": "configure that account here again, or drop what is open for it",
+    "telegram_webhook": "see that RISE_TELEGRAM_TOKEN is right and that Telegram reaches RISE_PUBLIC_URL",
+    "telegram_polling": "see that this host reaches Telegram, and that nothing else polls this bot",
+    "telegram_sending": "see that this host reaches Telegram, and that RISE_TELEGRAM_TOKEN is still valid",
+}
+"""What a person can do about it; afterwards it goes on by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +189,8 @@ class CapabilityRegistry:
         return "ok" if statuses <= {CapabilityStatus.AVAILABLE} else "degraded"
 
     def shown(self) -> dict[str, dict[str, str]]:
-        return {
-            name: {"status": state.status, "checked_at": iso(state.checked_at), "detail": state.detail}
-            for name, state in sorted(self._states.items())
-        }
+        """Each as `/healthz` has it; of what is not available also what that means and what helps."""
+        return {name: _shown(name, state) for name, state in sorted(self._states.items())}
 
     # --- what is learnt ---
 
@@ -297,7 +310,7 @@ class CapabilityRegistry:
             if status is CapabilityStatus.AVAILABLE:
                 log.info("capability.state_changed", **change)
             else:
-                log.warning("capability.state_changed", **change, consequence=CONSEQUENCES.get(name))
+                log.warning("capability.state_changed", **change, **meaning_of(name))
         if before is None or before.status is not status:
             self._tell(name, state)
 
@@ -307,6 +320,16 @@ class CapabilityRegistry:
                 listener(name, state)
             except Exception as error:  # noqa: BLE001 - border: the state stands, the others hear of it too
                 log.error("capability.listener_failed", name=name, error=error, exc_info=error)
+
+
+def _shown(name: str, state: CapabilityState) -> dict[str, str]:
+    shown = {"status": state.status.value, "checked_at": iso(state.checked_at), "detail": state.detail}
+    return shown if state.status is CapabilityStatus.AVAILABLE else shown | meaning_of(name)
+
+
+def meaning_of(name: str) -> dict[str, str]:
+    """What its loss means and what helps, as far as that is known: a probe may be anybody's."""
+    return {"consequence": CONSEQUENCES[name], "remedy": REMEDIES[name]} if name in CONSEQUENCES else {}
 
 
 def _is_there(state: CapabilityState | None) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
@@ -41,6 +41,11 @@ class ClaimLimits:
     """How long a stop waits for what is being worked on."""
     recovery_seconds: float
     """After its store was away: so long others have to say which chats are owed earlier messages."""
+    concurrency_for: Mapping[str, int] = field(default_factory=dict)
+    """Of channels that have it otherwise."""
+
+    def places(self, channel: str) -> int:
+        return self.concurrency_for.get(channel, self.concurrency)
 
 
 @dataclass(slots=True)
@@ -142,8 +147,8 @@ class Claims:
         """Free places per channel. None for a while when a suspect needs this process for itself."""
         if self._held and self._quarantine.refuses_others(self._clock.monotonic()):
             return {}
-        places = self._slow_start.room(self._limits.concurrency, self._clock.monotonic())
-        room = dict.fromkeys(self._channels, places) if places else {}
+        now = self._clock.monotonic()
+        room = {channel: self._slow_start.room(self._limits.places(channel), now) for channel in self._channels}
         for held in self._held.values():
             room[held.claim.channel] = room.get(held.claim.channel, 0) - 1
         return room if any(free > 0 for free in room.values()) else {}

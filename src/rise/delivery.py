@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -52,6 +53,8 @@ from rise.service import Loop, Signal, cancel_all, insist, spawn
 from rise.telemetry import log, replies_total
 
 T = TypeVar("T")
+Account = tuple[str, str]
+"""Channel, account."""
 Chat = tuple[str, str, str]
 """Channel, account, chat."""
 
@@ -61,6 +64,8 @@ PLACE_SECONDS: Final = 0.25
 """A chat that has to wait for longer gives its place to others meanwhile; for less that is not worth two writes."""
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 ACCOUNT_RETRY_SECONDS: Final = 60.0
+URGENT_AT_ONCE: Final = 50
+"""Places kept for urgent calls: all others may be taken by chats whose platform does not answer."""
 TIMES_KEPT: Final = 10_000
 TYPING_SECONDS: Final = 4.5
 """Platforms show the indicator for about five."""
@@ -110,10 +115,10 @@ class Sender:
         self._office = OfficeClaim(ledger, Office.SENDER, bus.member, clock, on_taken=self._hint.set)
         self._chats: set[asyncio.Task[Any]] = set()
         self._come_back_at: list[float] = []
-        self._paused_until: dict[tuple[str, str], float] = {}
-        self._accounts_down: set[tuple[str, str]] = set()
+        self._paused_until: dict[Account, float] = {}
+        self._accounts_down: set[Account] = set()
         self._loop = Loop("delivery", self._take, sleep=clock.sleep, on_error=_report)
-        self._typing = Typing(channels, bus, clock)
+        self._typing = Typing(channels, bus, clock, may_be_shown=self._has_a_call_to_spare)
 
     async def start(self) -> None:
         self._unsubscribe = self._bus.subscribe(Topic.OUTBOX_READY, lambda _: self._hint.set())
@@ -144,7 +149,12 @@ class Sender:
             self._fence = await self._ledger.outbox_open()
         room = self._limits.chats_at_once - len(self._chats)
         try:
-            replies = await self._ledger.outbox_take(self._fence, limit=room, accounts_excluded=self._accounts_paused())
+            replies = await self._ledger.outbox_take(
+                self._fence,
+                limit=room,
+                urgent_limit=room + URGENT_AT_ONCE,
+                accounts_excluded=self._accounts_paused(),
+            )
         except ClaimLost:
             # Another has or had the office, and opened the outbox anew.
             self._fence = None
@@ -195,9 +205,9 @@ class Sender:
             # Kept as it is, for a person to decide or a newer version to send; the chat goes on without it.
             return HeldUnknown(reply.unreadable)
         if reply.state is ReplyState.SENDING:
-            return self._when_uncertain(reply, "the sender stopped while this was being sent")
+            return self._when_uncertain(reply, "the sender stopped while this was being sent, or a backup was restored")
         if reply.deadline_at_ms is not None and reply.deadline_at_ms < self._queue.now_ms():
-            return Failed("too late: the platform no longer takes it")
+            return Failed("too late: the platform no longer takes it", too_late=True)
         channel = self._channels.get(reply.channel)
         if channel is None:
             return Again(ACCOUNT_RETRY_SECONDS, f"the channel {reply.channel} is not configured")
@@ -291,7 +301,7 @@ class Sender:
                 self._announce(reply, Status.SUSPENDED, None)
             if delivered.ended is not None:
                 await self._queue.finish(delivered.ended.task_id, delivered.ended.generation)
-                self._announce(reply, Status.COMPLETED, delivered.ended.outcome)
+                self._announce(reply, delivered.ended.status, delivered.ended.outcome)
         except Unavailable as error:
             # The ledger has it; the supervisor brings the queue in line when the store answers again.
             shown = "it is shown as replying until then"
@@ -314,14 +324,18 @@ class Sender:
 
     # --- pauses ---
 
-    def _pause(self, account: tuple[str, str], seconds: float) -> None:
+    def _pause(self, account: Account, seconds: float) -> None:
         self._paused_until[account] = max(self._paused_until.get(account, 0.0), self._clock.monotonic() + seconds)
 
-    def _accounts_paused(self) -> list[tuple[str, str]]:
+    def _accounts_paused(self) -> list[Account]:
         now = self._clock.monotonic()
         return [account for account, until in self._paused_until.items() if until > now]
 
-    def _account_works(self, account: tuple[str, str]) -> None:
+    def _has_a_call_to_spare(self, account: Account, chat_id: str) -> bool:
+        # Who does not send knows nothing of how much is sent; and each serving process hears of each run.
+        return self._office.is_ours and account not in self._accounts_paused() and self._pace.spare(account, chat_id)
+
+    def _account_works(self, account: Account) -> None:
         if account in self._accounts_down:
             self._accounts_down.discard(account)
             self._paused_until.pop(account, None)
@@ -341,37 +355,65 @@ class Pace:
 
     The first to ask is given the first time; whoever asks later, a later one. A chat keeps the time it was
     given until it has used it, so that waiting elsewhere meanwhile does not send it to the end.
+
+    What is urgent goes at once: its platform waits for seconds, and times may be given out for minutes. It counts
+    against its account all the same, so that everybody who has a time goes by so much later.
     """
 
     def __init__(self, channels: Mapping[str, PushChannel], clock: Clock) -> None:
         self._channels = channels
         self._clock = clock
-        self._accounts: dict[tuple[str, str], Bucket] = {}
+        self._accounts: dict[Account, Bucket] = {}
         self._per_second: dict[float, Buckets] = {}
         self._per_minute: dict[float, Buckets] = {}
         self._times: dict[Chat, float] = {}
+        """Given out; `_put_off` of the account comes on top."""
+        self._put_off: dict[Account, float] = defaultdict(float)
+        """For how many seconds urgent calls have put off everybody of the account, ever."""
 
     def wait_seconds(self, reply: Reply) -> float:
         """How long until its time comes; 0.0 if it has."""
         chat, now = _chat_of(reply), self._clock.monotonic()
-        if chat not in self._times and reply.channel in self._channels:
+        if reply.call.is_urgent or reply.channel not in self._channels:
+            return 0.0
+        if chat not in self._times:
             self._forget_unused(now)
-            self._times[chat] = now + self._reserve(reply, chat, now)
-        return max(0.0, self._times.get(chat, now) - now)
+            self._times[chat] = now + self._reserve(reply, chat, now) - self._put_off[chat[:2]]
+        return max(0.0, self._time_of(chat) - now)
 
     def go(self, reply: Reply) -> None:
-        """Its time is used."""
+        """Its time is used; what is urgent has none, and puts the others off."""
+        if reply.call.is_urgent:
+            self._go_first(_chat_of(reply), self._clock.monotonic())
         self._times.pop(_chat_of(reply), None)
+
+    def spare(self, account: Account, chat_id: str) -> bool:
+        """Whether a call may go that nobody misses, without making a reply wait. It counts like any other."""
+        return self._bucket_of((*account, chat_id)).take_spare(self._clock.monotonic())
+
+    def _go_first(self, chat: Chat, now: float) -> None:
+        bucket = self._bucket_of(chat)
+        if bucket.wait_seconds(now):
+            self._put_off[chat[:2]] += 1 / bucket.tokens_per_second
+        bucket.take(now)
+
+    def _time_of(self, chat: Chat) -> float:
+        return self._times[chat] + self._put_off[chat[:2]]
+
+    def _bucket_of(self, chat: Chat) -> Bucket:
+        channel, account, chat_id = chat
+        if (channel, account) not in self._accounts:
+            per_second = self._channels[channel].rates(chat_id).account_per_second
+            self._accounts[channel, account] = Bucket(per_second, max(1.0, per_second))
+        return self._accounts[channel, account]
 
     def _reserve(self, reply: Reply, chat: Chat, now: float) -> float:
         rates = self._channels[reply.channel].rates(reply.chat_id)
-        account = (reply.channel, reply.account)
-        if account not in self._accounts:
-            self._accounts[account] = Bucket(rates.account_per_second, max(1.0, rates.account_per_second))
+        account = self._bucket_of(chat)
         per_second = self._per_second.setdefault(
             rates.chat_per_second, Buckets(rates.chat_per_second, max(1.0, rates.chat_per_second))
         )
-        seconds = max(self._accounts[account].wait_seconds(now), per_second.wait_seconds(chat, now))
+        seconds = max(account.wait_seconds(now), per_second.wait_seconds(chat, now))
         if rates.chat_per_minute is not None:
             per_minute = self._per_minute.setdefault(
                 rates.chat_per_minute, Buckets(rates.chat_per_minute / 60, rates.chat_per_minute)
@@ -380,13 +422,13 @@ class Pace:
             per_minute.take(chat, now)
         # Taken before the wait: whoever comes meanwhile queues behind.
         per_second.take(chat, now)
-        self._accounts[account].take(now)
+        account.take(now)
         return seconds
 
     def _forget_unused(self, now: float) -> None:
         """Times of chats whose replies were all dropped meanwhile."""
         if len(self._times) >= TIMES_KEPT:
-            self._times = {chat: at for chat, at in self._times.items() if at > now}
+            self._times = {chat: at for chat, at in self._times.items() if self._time_of(chat) > now}
 
 
 def _chat_of(reply: Reply) -> Chat:
@@ -394,10 +436,21 @@ def _chat_of(reply: Reply) -> Chat:
 
 
 class Typing:
-    """Shows people that an answer is on its way while a workflow runs. Best effort, kept nowhere."""
+    """Shows people that an answer is on its way while a workflow runs. Best effort, kept nowhere.
 
-    def __init__(self, channels: Mapping[str, PushChannel], bus: Bus, clock: Clock) -> None:
+    Shown only where the account has a call to spare, and left out otherwise: it never takes a reply's place.
+    """
+
+    def __init__(
+        self,
+        channels: Mapping[str, PushChannel],
+        bus: Bus,
+        clock: Clock,
+        *,
+        may_be_shown: Callable[[Account, str], bool],
+    ) -> None:
         self._channels = channels
+        self._may_be_shown = may_be_shown
         self._bus = bus
         self._clock = clock
         self._shown: dict[str, asyncio.Task[Any]] = {}
@@ -435,7 +488,8 @@ class Typing:
         await self._clock.sleep(0.3)
         until = self._clock.monotonic() + TYPING_SECONDS_MAX
         while self._clock.monotonic() < until:
-            await channel.show_typing(account, chat_id)
+            if self._may_be_shown((channel.name, account), chat_id):
+                await channel.show_typing(account, chat_id)
             await self._clock.sleep(TYPING_SECONDS)
 
 

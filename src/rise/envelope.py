@@ -188,6 +188,10 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str = "message"
     """The platform's kind of update: message, edited_message, callback_query …"""
     chat_id: str | None = None
+    first_chat_id: str | None = None
+    """What the chat goes by, if it has another id by now."""
+    moved: tuple[str, str] | None = None
+    """It says that the chat which goes by the first of these ids has the second from now on."""
     workflow_id: str | None = None
     """Asked for by the caller; otherwise the binding decides at claim."""
     user_text: str = ""
@@ -206,6 +210,17 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Accepted without being understood; to be read again before it is run."""
     receipt_seconds: int = 7 * 24 * 3600
     """How long its delivery key is remembered after the first receipt."""
+
+    @property
+    def conversation(self) -> str | None:
+        """The chat, whichever of its ids it was written in."""
+        return self.first_chat_id or self.chat_id
+
+    @property
+    def bound_workflow_id(self) -> str | None:
+        """What would have run it when it was accepted; None if nothing would. What does run it, its claim decides."""
+        bound = self.telemetry.get("binding")
+        return bound.get("workflowId") if type(bound) is dict else None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -351,7 +366,7 @@ def envelope(
         "status": progress.status,
         "reason": progress.reason,
         "payload": {
-            "workflowId": head.workflow_id,
+            "workflowId": head.workflow_id or head.bound_workflow_id,
             "channel": head.channel,
             "source": head.source,
             "metadata": head.metadata,
@@ -408,3 +423,5 @@ class Call(msgspec.Struct, frozen=True):
     is_urgent: bool = False
     """It answers a question of the platform's client (a tap, an inline query, a payment), which waits only for
     seconds: it does not queue behind its chat, and is not sent after the task's deadline."""
+    continues: bool = False
+    """It goes on where the call before it breaks off, both being one text: it is not sent if that one was refused."""

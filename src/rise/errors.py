@@ -183,6 +183,12 @@ class StoreLocked(RiseError):
     code = "store_locked"
 
 
+class RestoreUnfinished(StoreLocked):
+    """A `rise restore` of this directory was cut off: nothing opens it until it is restored again."""
+
+    code = "restore_unfinished"
+
+
 class RedisUnavailable(Unavailable):
     """Redis does not answer or takes no writes: gone, loading, full, read-only or in failover."""
 

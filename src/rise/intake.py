@@ -22,8 +22,9 @@ from rise.admission import Admission
 from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Incoming
+from rise.chats import ChatRegistry
 from rise.clock import Clock, epoch_ms, from_epoch_ms
-from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, Reason, TaskId, new_request_id, task_id_of
+from rise.envelope import RAW_SHOWN_BYTES_MAX, Head, Order, Reason, TaskId, TaskType, new_request_id, task_id_of
 from rise.errors import Busy, CapabilityClosed, CopiesInsufficient, KeyReused, Unavailable
 from rise.queue.port import Enqueued, NewTask, Queue
 from rise.telemetry import (
@@ -68,6 +69,8 @@ class Intake:
     keep: Keep | None = None
     """With further stores, what hands the message to all of them. None: the queue is the only one."""
     stores: tuple[str, ...] = ("journal",)
+    chats: ChatRegistry | None = None
+    """Who writes down that a chat has moved."""
 
     def now(self) -> datetime:
         """The store's time, which no step of the wall clock moves; the wall clock's as long as there is no store."""
@@ -75,6 +78,14 @@ class Intake:
             return from_epoch_ms(self.queue.now_ms())
         except Unavailable:
             return self.clock.now()
+
+    def earliest_now(self) -> datetime:
+        """The store's time or the wall clock's, whichever is earlier: what is old by this is old by both.
+
+        Either may be days ahead, the store's for ever after one boot with a wrong wall clock. Taken for late, every
+        message would be taken for a recording; taken for early, a recording that nobody can make is taken once.
+        """
+        return min(self.now(), self.clock.now())
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """Make the delivery durable, once. Raises `Unavailable` (503) or `KeyReused` (422)."""
@@ -88,18 +99,21 @@ class Intake:
             deadline_at_ms=_deadline(head, incoming),
             due_at_ms=incoming.due_at_ms,
         )
+        if incoming.moved is not None and self.chats is not None:
+            # First: once this is promised, what the chat says next may come, to any process, also after a crash.
+            await self.chats.record()
         enqueued = await self._keep(task)
         if not enqueued.same_body and incoming.channel in self.same_body_required:
             raise KeyReused("this idempotency key was used before with another body", field="idempotencyKey")
         if enqueued.new and incoming.suspend is None:
             self.bus.publish(Topic.LANES_READY)
-        self._count(incoming, enqueued, self.clock.monotonic() - began)
+        self._count(incoming, enqueued, head.bound_workflow_id or "", self.clock.monotonic() - began)
         return Accepted(enqueued.task_id, enqueued.new)
 
     async def _keep(self, task: NewTask) -> Enqueued:
         """The line where a message becomes durable: what is awaited here returns after the fsync it shares."""
         try:
-            with self.admission.entry():
+            with self.admission.entry(task.head.channel):
                 return await self._enqueue(task)
         except Unavailable as error:
             self._refuse(task.head, error)
@@ -119,6 +133,7 @@ class Intake:
         request_id = incoming.request_id or new_request_id()
         bound = self.bindings.lookup(incoming.channel, incoming.account, incoming.workflow_id)
         workflow_id = bound.workflow.workflow_id if bound else "pending"
+        runs = bound is not None and incoming.task_type is TaskType.WORKFLOW_EXECUTE
         return Head(
             task_id=task_id_of(incoming.delivery_key),
             delivery_key=incoming.delivery_key,
@@ -134,6 +149,8 @@ class Intake:
             idempotency_key=f"{incoming.channel}:{workflow_id}:{incoming.message_label or incoming.delivery_key}",
             kind=incoming.kind,
             chat_id=incoming.chat_id,
+            first_chat_id=incoming.first_chat_id,
+            moved=incoming.moved,
             workflow_id=incoming.workflow_id,
             user_text=incoming.user_text,
             metadata=incoming.metadata,
@@ -143,7 +160,10 @@ class Intake:
             telemetry={
                 "copies": self.stores,
                 "bindingVersion": bound.binding.version if bound and bound.binding else None,
-                "binding": {"status": "bound" if bound else "missing"},
+                "binding": {
+                    "status": "bound" if bound else "missing",
+                    "workflowId": workflow_id if runs else None,
+                },
             },
             raw_version=incoming.raw_version,
             raw_is_json=incoming.raw_is_json,
@@ -154,8 +174,9 @@ class Intake:
             receipt_seconds=incoming.receipt_seconds,
         )
 
-    def _count(self, incoming: Incoming, enqueued: Enqueued, seconds: float) -> None:
-        labels = (incoming.channel, incoming.account)
+    def _count(self, incoming: Incoming, enqueued: Enqueued, workflow_id: str, seconds: float) -> None:
+        account = (incoming.channel, incoming.account)
+        labels = (*account, workflow_id)
         _accept_seconds(incoming.channel).observe(seconds)
         if not enqueued.new:
             duplicates_total.labels(*labels).inc()
@@ -167,9 +188,11 @@ class Intake:
         if enqueued.late:
             late_total.labels(*labels).inc()
         if len(incoming.raw) > RAW_SHOWN_BYTES_MAX:
-            raw_truncated_total.labels(*labels).inc()
+            raw_truncated_total.labels(*account).inc()
             log.info("task.raw_truncated", task_id=enqueued.task_id, raw_size_bytes=len(incoming.raw))
-        log.debug(
+        # One line for each message, at the level that is written unless somebody asks for less: without it nothing of a
+        # message that all went well with is in the log.
+        log.info(
             "telegram.queue.enqueued" if incoming.channel == "telegram" else "queue.enqueued",
             task_id=enqueued.task_id,
             channel=incoming.channel,

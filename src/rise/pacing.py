@@ -43,6 +43,14 @@ class Bucket:
         self._refill(now)
         self.tokens -= 1
 
+    def take_spare(self, now: float) -> bool:
+        """One goes if half of what can be saved up is left then: whoever must go still finds its token."""
+        self._refill(now)
+        if self.tokens - 1 < self.tokens_max / 2:
+            return False
+        self.tokens -= 1
+        return True
+
     def _refill(self, now: float) -> None:
         if self.refilled_at_seconds is not None:
             self.tokens = min(

@@ -1,36 +1,48 @@
 """Everything that can be configured, read once at start. The only place that reads the environment, or sets it.
 
 Refuses: a combination that cannot work, or that would lose messages, with all its problems at once, each with its
-remedy. `docs/settings.md` is made from this file and a test compares.
+remedy. A name that is no setting changes nothing and is told (`unknown_names`). `docs/settings.md` is made from this
+file and a test compares.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from rise.envelope import clean_text
+from rise.envelope import TaskType, clean_text
 from rise.errors import SettingsInvalid
 
 SECONDS_MAX: Final = 10 * 365 * 86400
 """Ten years. Infinity could be neither waited for nor written down."""
 
+TELEGRAM_WAITS_SECONDS: Final = 60.0
+"""After this it gives a delivery up and repeats it, whatever we would still have answered."""
 WORKER_STALL_SECONDS_MIN: Final = 3.0
 """Three of the worker's beats. With less, a healthy worker is killed between two, and its messages take the blame."""
+RETRY_MAX_MAX: Final = 100
 RETRY_JITTER: Final = 0.2
 """So much longer than configured the pause before a retry may be, as a part of it."""
 
 Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
 Rate = Annotated[float, Field(ge=0.001, le=1_000_000)]
 
+CHANNELS: Final = ("http", "telegram", "webchat")
+_RETRIED: Final = frozenset((*CHANNELS, *TaskType))
+
 _PREFIX: Final = "RISE_"
+_ENV_FILE: Final = ".env"
+_OF_OTHERS: Final = ("RISE_TEST_", "RISE_RABBITMQ_PASSWORD")
+"""What tests read, and `deploy/compose.yml`."""
 
 _NOT_YET = {
     "temporal_address": "Temporal",
@@ -41,7 +53,7 @@ class Settings(BaseSettings):
     """Environment variables with the prefix `RISE_`, or the same names in a file `.env`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+        env_prefix=_PREFIX, env_file=_ENV_FILE, env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
     )
 
     # where and how it listens
@@ -77,6 +89,12 @@ class Settings(BaseSettings):
     app: str | None = Field(None, description="Your workflows: a file (`my_bot.py`) or a module (`pkg.module`).")
     run_seconds: Seconds = Field(300.0, description="How long one run of a workflow may take.")
     worker_concurrency: int = Field(32, ge=1, le=10_000, description="Chats a worker serves at once, per channel.")
+    worker_concurrency_for: Annotated[dict[str, Annotated[int, Field(ge=1, le=10_000)]], NoDecode] = Field(
+        default_factory=dict,
+        description="RISE_WORKER_CONCURRENCY for a channel, or for what is bound to one account of it, such as "
+        "`http=8 telegram=64 telegram:123456=4`, separated by spaces. A chat that waits for a place of its account "
+        "keeps that of its channel.",
+    )
     worker_stall_seconds: Seconds = Field(
         30.0,
         description="A worker process whose event loop is blocked for longer is killed and started anew; "
@@ -98,7 +116,11 @@ class Settings(BaseSettings):
         "Unset: RISE_DATA_DIR.",
     )
     publish_seconds: Seconds = Field(3.0, description="How long RabbitMQ may take to confirm a message, per try.")
-    accept_seconds: Seconds = Field(3.0, description="How long an acceptance may take before it is answered 503.")
+    accept_seconds: Seconds = Field(
+        3.0,
+        description="How long an acceptance may take before it is answered 503; "
+        f"less than {TELEGRAM_WAITS_SECONDS:g}, Telegram waits no longer.",
+    )
     claim_seconds: Annotated[float, Field(ge=0.5, le=SECONDS_MAX)] = Field(
         30.0, description="How long a silent worker keeps its chats before another takes over."
     )
@@ -107,7 +129,15 @@ class Settings(BaseSettings):
         description="Pauses before the first, second, … retry, ± 20 %, separated by commas; each, and its 20 %, "
         "within RISE_LANE_BLOCK_SECONDS_MAX.",
     )
-    retry_max: int = Field(3, ge=0, le=100, description="Retries after the first try.")
+    retry_max: int = Field(3, ge=0, le=RETRY_MAX_MAX, description="Retries after the first try.")
+    retry_seconds_for: Annotated[dict[str, tuple[Seconds, ...]], NoDecode] = Field(
+        default_factory=dict,
+        description="RISE_RETRY_SECONDS for a channel or a type of task, such as `telegram=5,30 message.send=10`, "
+        "separated by spaces. The type (`workflow.execute`, `message.send`) goes before the channel.",
+    )
+    retry_max_for: Annotated[dict[str, Annotated[int, Field(ge=0, le=RETRY_MAX_MAX)]], NoDecode] = Field(
+        default_factory=dict, description="RISE_RETRY_MAX in the same way, such as `http=0 message.send=5`."
+    )
     lane_block_seconds_max: Seconds = Field(
         600.0, description="A failing message holds up its chat no longer than this, then it is suspended."
     )
@@ -213,6 +243,30 @@ class Settings(BaseSettings):
     @classmethod
     def _split_numbers(cls, value: Any) -> Any:
         return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("retry_seconds_for", mode="before")
+    @classmethod
+    def _split_numbers_by_name(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return {name: cls._split_numbers(numbers) for name, numbers in _named(value).items()}
+
+    @field_validator("retry_max_for", "worker_concurrency_for", mode="before")
+    @classmethod
+    def _split_by_name(cls, value: Any) -> Any:
+        return _named(value) if isinstance(value, str) else value
+
+    @field_validator("retry_seconds_for", "retry_max_for", mode="after")
+    @classmethod
+    def _refuse_unknown_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _refuse_names_beside(_RETRIED, value)
+        return value
+
+    @field_validator("worker_concurrency_for", mode="after")
+    @classmethod
+    def _refuse_unknown_channels(cls, value: dict[str, int]) -> dict[str, int]:
+        _refuse_names_beside(CHANNELS, [name.partition(":")[0] for name in value])
+        return value
 
     @field_validator("tokens", mode="before")
     @classmethod
@@ -354,20 +408,29 @@ class Settings(BaseSettings):
 
     def _working_problems(self) -> list[str]:
         found = []
+        if self.accept_seconds >= TELEGRAM_WAITS_SECONDS:
+            found.append(
+                f"RISE_ACCEPT_SECONDS is {self.accept_seconds:g}, but Telegram hangs up after "
+                f"{TELEGRAM_WAITS_SECONDS:g} s and repeats the update: a slow disk's answers would never reach it. "
+                f"Set it to less than {TELEGRAM_WAITS_SECONDS:g}, or leave it out."
+            )
         if self.worker_stall_seconds < WORKER_STALL_SECONDS_MIN:
             found.append(
                 f"RISE_WORKER_STALL_SECONDS is {self.worker_stall_seconds:g}, but a worker says once a second that it "
                 "is alive: a healthy one would be killed, and what it runs parked as poison. "
                 f"Set it to {WORKER_STALL_SECONDS_MIN:g} or more, or leave it out."
             )
-        longest = max(self.retry_seconds, default=0.0) * (1 + RETRY_JITTER)
-        if longest > self.lane_block_seconds_max:
-            found.append(
-                f"RISE_RETRY_SECONDS has a pause of up to {longest:g} s (+{RETRY_JITTER:.0%}), but "
-                f"RISE_LANE_BLOCK_SECONDS_MAX, {self.lane_block_seconds_max:g}, ends the waiting first: the message "
-                "would be suspended instead of retried. "
-                f"Set RISE_LANE_BLOCK_SECONDS_MAX to more than {longest:g}, or shorten the pauses."
-            )
+        pauses = {"RISE_RETRY_SECONDS": self.retry_seconds}
+        pauses |= {f"RISE_RETRY_SECONDS_FOR {name}": curve for name, curve in self.retry_seconds_for.items()}
+        for where, curve in pauses.items():
+            longest = max(curve, default=0.0) * (1 + RETRY_JITTER)
+            if longest > self.lane_block_seconds_max:
+                found.append(
+                    f"{where} has a pause of up to {longest:g} s (+{RETRY_JITTER:.0%}), but "
+                    f"RISE_LANE_BLOCK_SECONDS_MAX, {self.lane_block_seconds_max:g}, ends the waiting first: the "
+                    "message would be suspended instead of retried. "
+                    f"Set RISE_LANE_BLOCK_SECONDS_MAX to more than {longest:g}, or shorten the pauses."
+                )
         return found
 
     def _telegram_problems(self) -> list[str]:
@@ -390,6 +453,16 @@ class Settings(BaseSettings):
             )
         if self.public_url and not _is_web_address(self.public_url):
             found.append("RISE_PUBLIC_URL must be https:// and a host (http:// only for tests).")
+        if self.public_url and _has_more_than_a_path(self.public_url):
+            found.append(
+                "RISE_PUBLIC_URL has a ? or a #: paths are added to its end, and Telegram would deliver elsewhere. "
+                "Set it to https://, the host and at most a path."
+            )
+        if not _is_web_address(self.telegram_api_base) or _has_more_than_a_path(self.telegram_api_base):
+            found.append(
+                "RISE_TELEGRAM_API_BASE must be https:// or http://, a host and at most a path: no call would go "
+                "anywhere. Correct it, or unset it for https://api.telegram.org."
+            )
         secret = self.telegram_secret.get_secret_value() if self.telegram_secret else None
         if secret is not None and not _is_webhook_secret(secret):
             found.append("RISE_TELEGRAM_SECRET must be 16 to 256 of A-Z a-z 0-9 _ -; unset it to have one derived.")
@@ -431,6 +504,20 @@ def load_settings(**overrides: Any) -> Settings:
     return settings
 
 
+def unknown_names() -> Iterator[str]:
+    """Names in the environment and in `.env` that look like settings and are none, each with what may be meant."""
+    known = {name.upper() for name in Settings.model_fields}
+    try:
+        named = {*os.environ, *dotenv_values(_ENV_FILE)}
+    except (OSError, UnicodeDecodeError):
+        named = {*os.environ}  # what is wrong with the file, reading the settings says
+    for name in sorted(named):
+        is_ours = name.upper().startswith(_PREFIX) and not name.upper().startswith(_OF_OTHERS)
+        if is_ours and (bare := name.upper().removeprefix(_PREFIX)) not in known:
+            meant = get_close_matches(bare, known, n=1)
+            yield f"{name} is no setting, it changes nothing" + (f"; is {_PREFIX}{meant[0]} meant?" if meant else "")
+
+
 def preset(values: Mapping[str, object], *, where_unset: Mapping[str, object]) -> None:
     """Set what this process reads, and every process that it starts: each reads the environment for itself."""
     unset = {name: value for name, value in _as_environment(where_unset).items() if not os.environ.get(name)}
@@ -452,6 +539,24 @@ def _describe(name: str, message: str) -> str:
     default = field.get_default(call_default_factory=True)
     remedy = "Unset it" if default in (None, {}) else f"Unset it for the default, {default}"
     return f"RISE_{name.upper()}: {message}. {field.description} {remedy}, or correct it (docs/settings.md)."
+
+
+def _named(text: str) -> dict[str, str]:
+    """`name=value name=value` → each by its name."""
+    found: dict[str, str] = {}
+    for at, part in enumerate(text.split(), start=1):
+        name, is_given, value = part.partition("=")
+        # Not repeated: it may be a secret that was put in the wrong place.
+        if not is_given or name in found:
+            raise ValueError(f"number {at} is not name=value, or the second of its name")
+        found[name] = value
+    return found
+
+
+def _refuse_names_beside(known: Collection[str], names: Iterable[str]) -> None:
+    for at, name in enumerate(names, start=1):
+        if name not in known:
+            raise ValueError(f"number {at} is for none of {', '.join(sorted(known))}")
 
 
 def is_bot_token(token: str) -> bool:
@@ -476,6 +581,10 @@ def _is_web_address(url: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("https", "http") and bool(parts.hostname)
+
+
+def _has_more_than_a_path(url: str) -> bool:
+    return "?" in url or "#" in url
 
 
 def _is_webhook_secret(secret: str) -> bool:

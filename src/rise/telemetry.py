@@ -214,21 +214,23 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 registry = CollectorRegistry()
 _BY_ACCOUNT: Final = ("channel", "account")
+_BY_WORKFLOW: Final = (*_BY_ACCOUNT, "workflow")
+"""The workflow that was bound when it came, or nothing. Names that only a caller knows are none: they have no end."""
 
 accepted_total = Counter(
-    "rise_accepted_total", "Deliveries written down, duplicates not counted", _BY_ACCOUNT, registry=registry
+    "rise_accepted_total", "Deliveries written down, duplicates not counted", _BY_WORKFLOW, registry=registry
 )
-duplicates_total = Counter("rise_duplicates_total", "Deliveries whose key was known", _BY_ACCOUNT, registry=registry)
+duplicates_total = Counter("rise_duplicates_total", "Deliveries whose key was known", _BY_WORKFLOW, registry=registry)
 out_of_order_total = Counter(
     "rise_out_of_order_total",
     "Deliveries that came after a later one of their chat",
-    _BY_ACCOUNT,
+    _BY_WORKFLOW,
     registry=registry,
 )
 late_total = Counter(
     "rise_late_arrivals_total",
     "... of which the later one had been started already",
-    _BY_ACCOUNT,
+    _BY_WORKFLOW,
     registry=registry,
 )
 refused_total = Counter(

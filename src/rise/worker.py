@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -58,6 +58,8 @@ _NEVER_RAN: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.RAW_PAYLOAD_INVAL
 class WorkerLimits:
     concurrency: int = 32
     """Chats at once, per channel."""
+    concurrency_for: Mapping[str, int] = field(default_factory=dict)
+    """... of a channel that has it otherwise; as `channel:account`, of what is bound there."""
     claim: timedelta = timedelta(seconds=30)
     run_seconds: float = 300.0
     stop_seconds: float = 20.0
@@ -68,10 +70,16 @@ class WorkerLimits:
     """Functions that went on after their time; beyond this the process should be replaced."""
 
     def of_claims(self) -> ClaimLimits:
-        return ClaimLimits(self.concurrency, self.claim, self.stop_seconds, self.recovery_seconds)
+        return ClaimLimits(self.concurrency, self.claim, self.stop_seconds, self.recovery_seconds, self.concurrency_for)
 
     def of_a_run(self) -> RunLimits:
-        return RunLimits(self.run_seconds, threads=self.concurrency * 2, history_turns=self.history_turns)
+        chats = max([self.concurrency, *self.concurrency_for.values()])
+        return RunLimits(
+            self.run_seconds,
+            threads=chats * 2,
+            history_turns=self.history_turns,
+            concurrency_for=self.concurrency_for,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,35 +229,50 @@ class Worker:
             return self._judge(task, error)
 
     async def _attempt(self, claim: Claim, task: Task) -> Ending:
-        head, progress = task.head, task.progress
-        known = await self._ledger.run(task.run_id)
-        if known is not None:
-            return KeyUsedAgain(known.generation + 1) if known.is_of_former(head) else AlreadyRun(known)
-        if progress.deadline_at_ms is not None and progress.deadline_at_ms < self._queue.now_ms():
-            return TooLate()
+        """What has ended, or whose turn it is not, is not run. The order of these questions is part of the answer."""
+        head, channel = task.head, self._channels[task.head.channel]
+        if (ending := await self._ended_before(task)) is not None:
+            return ending
         if claim.has_suspended and await self._has_earlier(head):
             return Retry(0.0, "earlier messages of this chat go first", counts=False, is_noted=False)
-        channel = self._channels[head.channel]
+        # Nothing is awaited between that look and this one: a workflow that appeared in between would let this
+        # message overtake the earlier ones that wait for it, too.
+        bound = self._bindings.lookup(head.channel, head.account, head.workflow_id)
         if head.is_unread:
-            return Suspended(Reason.RAW_PAYLOAD_INVALID, progress.error or "its bytes cannot be read")
+            return Suspended(Reason.RAW_PAYLOAD_INVALID, task.progress.error or "its bytes cannot be read")
         if head.task_type is TaskType.MESSAGE_SEND:
             return _answered(task, channel, [Effect(kind="reply", **head.policy["reply"])], value=None, bound=None)
-        bound = self._bindings.lookup(head.channel, head.account, head.workflow_id)
-        if bound is not None and bound.workflow.workflow_id not in self._runner.workflows:
-            # Another worker has it. Given up here, the chat would go on without this message, and out of order.
-            why = f"this worker has not loaded the workflow {bound.workflow.name}"
-            # Never at the same pace as the other's looks, which it could miss again and again.
-            seconds = ELSEWHERE_SECONDS * self._clock.random.uniform(0.2, 1.0)
-            return Retry(seconds, why, counts=False, is_noted=False)
         if bound is None:
-            await self._runner.acknowledge(task, channel)
-            return Suspended(
-                Reason.WORKFLOW_PENDING,
-                f"no usable workflow for {head.channel}:{head.account}",
-                tell=self._bindings.text(head, "workflowMissingMessage") or self._texts.workflow_missing,
-            )
+            return await self._without_workflow(task, channel)
+        if bound.workflow.workflow_id not in self._runner.workflows:
+            return self._left_to_others(bound)
         effects, value = await self._runner.run(task, bound, channel)
         return _answered(task, channel, effects, value=value, bound=bound)
+
+    async def _ended_before(self, task: Task) -> Ending | None:
+        """By its result, which a former worker saved; or because its time is over."""
+        known, deadline_at_ms = await self._ledger.run(task.run_id), task.progress.deadline_at_ms
+        if known is not None:
+            return KeyUsedAgain(known.generation + 1) if known.is_of_former(task.head) else AlreadyRun(known)
+        if deadline_at_ms is not None and deadline_at_ms < self._queue.now_ms():
+            return TooLate()
+        return None
+
+    async def _without_workflow(self, task: Task, channel: Channel) -> Ending:
+        head = task.head
+        await self._runner.acknowledge(task, channel)
+        return Suspended(
+            Reason.WORKFLOW_PENDING,
+            f"no usable workflow for {head.channel}:{head.account}",
+            tell=self._bindings.text(head, "workflowMissingMessage") or self._texts.workflow_missing,
+        )
+
+    def _left_to_others(self, bound: Bound) -> Ending:
+        """Another worker has it. Given up here, the chat would go on without this message, and out of order."""
+        # Never at the same pace as the other's looks, which it could miss again and again.
+        seconds = ELSEWHERE_SECONDS * self._clock.random.uniform(0.2, 1.0)
+        why = f"this worker has not loaded the workflow {bound.workflow.name}"
+        return Retry(seconds, why, counts=False, is_noted=False)
 
     async def _has_earlier(self, head: Head) -> bool:
         """Whether the task's chat goes on with others first; what waited in it for a workflow that is there now is
@@ -257,8 +280,7 @@ class Worker:
         supervisor.
 
         Each look sees what the one before it may have missed: what is resumed before the first waits in its lane at
-        the second, and what is resumed later was among the first's. Nothing may be awaited between the last and the
-        look for this task's own workflow, or that could appear between the two.
+        the second, and what is resumed later was among the first's.
         """
         pending = Reason.WORKFLOW_PENDING
         routes = await self._queue.suspended_routes(pending, lane=head.lane)
@@ -352,8 +374,9 @@ class Worker:
         """Once, noted with the run: a task may wait for a person longer than a queue remembers keys."""
         if not run.follow_ups or run.is_armed:
             return
+        ahead_ms = self._queue.now_ms() - epoch_ms(self._clock.now())
         for number, plan in enumerate(run.follow_ups):
-            await self._accept(follow_up(task, number, plan, saved_at_ms))
+            await self._accept(follow_up(task, number, plan, saved_at_ms, ahead_ms=ahead_ms))
         await self._ledger.note_armed(task.run_id)
 
     async def _note_attempt(self, task: Task, error: str, *, counts: bool) -> None:
@@ -366,10 +389,10 @@ class Worker:
         head = task.head
         channel = self._channels[head.channel]
         call = channel.notice(head, text) if text and head.notifiable else None
-        if call is None or head.chat_id is None:
+        if call is None or head.conversation is None:
             return
         cause = (str(self._bindings.version),) if reason is Reason.WORKFLOW_PENDING else (task.run_id,)
-        reply_id = notice_id_of(head.channel, head.account, head.chat_id, reason, *cause)
+        reply_id = notice_id_of(head.channel, head.account, head.conversation, reason, *cause)
         notice = reply_of(head, task.run_id, reply_id, call, kind=ReplyKind.NOTICE)
         await self._ledger.add_notice(notice, deliver=is_pushed(channel))
         self._bus.publish(Topic.OUTBOX_READY)
@@ -381,7 +404,7 @@ class Worker:
                 self._bus.publish(Topic.OUTBOX_READY)
                 return
             case Finished():
-                status: Status = Status.EXPIRED if isinstance(ending, TooLate) else Status.COMPLETED
+                status = _status_at_end(ending)
             case Suspend():
                 status = Status.SUSPENDED
             case _:
@@ -438,6 +461,15 @@ def _answered(task: Task, channel: Channel, effects: Sequence[Effect], *, value:
         workflow_version=bound.workflow.version if bound else None,
     )
     return Answered(result, calls, said)
+
+
+def _status_at_end(ending: Ending) -> Status:
+    match ending:
+        case TooLate():
+            return Status.EXPIRED
+        case AlreadyRun(run):
+            return run.status
+    return Status.COMPLETED
 
 
 def _replies(task: Task, calls: Sequence[Call], workflow_id: str | None) -> list[Reply]:

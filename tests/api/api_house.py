@@ -13,6 +13,8 @@ import httpx
 import rise
 from rise.api.app import App
 from rise.capabilities import CapabilityStatus
+from rise.clock import Clock
+from rise.ledger.port import BindingRecord
 from rise.runtime.assembly import House, build
 from rise.settings import load_settings
 
@@ -28,7 +30,9 @@ def as_(token: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def opened(directory: Path, *, is_verified: bool = True, **overrides: Any) -> AsyncIterator[House]:
+async def opened(
+    directory: Path, *, is_verified: bool = True, has_webchat: bool = True, clock: Clock | None = None, **overrides: Any
+) -> AsyncIterator[House]:
     settings = {
         "data_dir": directory,
         "host": "127.0.0.1",
@@ -41,11 +45,15 @@ async def opened(directory: Path, *, is_verified: bool = True, **overrides: Any)
         "public_url": "https://bot.example",
         "stop_seconds": 2.0,
     } | overrides
-    house = build(load_settings(_env_file=None, **settings))
+    house = build(load_settings(_env_file=None, **settings), clock)
     await house.stores.open()
     await house.bus.start()
     if is_verified:
         house.stores.directory.remember_verified(BOT)
+    if has_webchat:
+        await house.ledger.put_binding(
+            BindingRecord(channel="webchat", account="default", workflow_id="wf_bot", updated_by="code")
+        )
 
     async def disk() -> tuple[CapabilityStatus, str]:
         await house.stores.database.write(lambda connection: None)

@@ -391,7 +391,7 @@ async def test_guessing_tokens_is_slowed_down_and_the_right_one_still_works(tmp_
             ]
             assert statuses == [401] * 10 + [429] * 2
             assert (await guesser.get(SUSPENDED, headers=as_(VIEWER))).status_code == 200
-            limited = await guesser.get("/healthz")
+            limited = await guesser.get("/webchat")
             assert limited.status_code == 429
             assert int(limited.headers["Retry-After"]) >= 1
         app.close()
@@ -402,7 +402,40 @@ async def test_who_may_come_seldom_may_come_all_the_same(tmp_path: Any) -> None:
     async with opened(tmp_path / "seldom", rate_per_source=0.001) as house:
         app = build_app(house)
         async with client_of(app) as somebody:
-            assert [(await somebody.get("/healthz")).status_code for _ in range(2)] == [200, 429]
+            assert [(await somebody.get("/webchat")).status_code for _ in range(2)] == [200, 429]
+        app.close()
+
+
+@pytest.mark.req("CAP-6")
+@pytest.mark.parametrize("path", ["/healthz", "/healthz/startup", "/healthz/readiness"])
+async def test_a_crowd_behind_the_same_proxy_makes_nobody_believe_that_rise_is_not_well(
+    tmp_path: Any, path: str
+) -> None:
+    async with opened(tmp_path / "crowd", rate_per_source=1.0) as house:
+        app = build_app(house)
+        async with client_of(app) as proxy:
+            crowd = {(await proxy.post("/webchat/session")).status_code for _ in range(20)}
+            assert 429 in crowd, "the crowd itself is slowed down"
+            assert {(await proxy.get(path)).status_code for _ in range(20)} == {200}
+        app.close()
+
+
+@pytest.mark.req("CAP-6", "SEC-4")
+async def test_who_asks_for_readiness_without_end_is_answered_as_last_known(tmp_path: Any) -> None:
+    async with opened(tmp_path / "endless", rate_per_source=0.001) as house:
+        app, asked = build_app(house), []
+
+        async def disk() -> tuple[CapabilityStatus, str]:
+            asked.append(1)
+            return CapabilityStatus.AVAILABLE, "written and synced"
+
+        house.capabilities.register_capability_probe("disk", disk, hard=True, good_in_a_row=1)
+        async with client_of(app) as somebody:
+            for _ in range(10):
+                assert (await somebody.get("/healthz/readiness")).status_code == 200
+            assert len(asked) == 1, "every answer that is not from memory is a sync of the disk"
+            house.capabilities.set("disk", CapabilityStatus.UNAVAILABLE, "gone")
+            assert (await somebody.get("/healthz/readiness")).status_code == 503
         app.close()
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
-from api_house import VIEWER, Work, as_, client_of, echo
+from api_house import OPERATOR, VIEWER, Work, as_, client_of, echo, opened
 
 import rise
-from rise.api.app import App
+from rise.api.app import App, build_app
 from rise.envelope import TaskType
 from rise.ledger.port import WorkflowRecord
 from rise.queue.port import Selection
@@ -43,6 +44,20 @@ async def test_apply_answers_task_status_and_retry_and_a_key_where_none_came(
     assert task.head.delivery_key == f"http:olga:{data['idempotencyKey']}"
     assert task.head.lane == "http:default:42"
     assert task.head.request_id == response.json()["meta"]["requestId"]
+
+
+@pytest.mark.req("QUE-4", "ENV-1")
+async def test_the_retries_that_are_shown_are_those_of_its_channel_and_type(tmp_path: Path) -> None:
+    async with opened(tmp_path / "tuned", retry_max_for={"http": 1, "message.send": 5}) as house:
+        app = build_app(house)
+        async with client_of(app, **as_(OPERATOR)) as client:
+            applied = (await client.post(APPLY, json={"userText": "hello"})).json()["data"]
+            assert applied["retry"]["max"] == 1
+            asked = (await client.post(APPLY, json={"userText": "hello", "retryMax": 2})).json()["data"]
+            assert asked["retry"]["max"] == 2
+            sent = {"channel": "telegram", "chatId": 42, "text": "hello"}
+            assert (await client.post("/api/messages", json=sent)).json()["data"]["retry"]["max"] == 5
+        app.close()
 
 
 @pytest.mark.req("ENV-1")

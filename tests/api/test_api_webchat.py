@@ -11,11 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
-from api_house import SECRET, Work, as_, echo, opened
+from api_house import SECRET, Work, as_, client_of, echo, opened
 
 import rise
 from rise.api import webchat
+from rise.api.app import build_app
 from rise.api.server import ApiServer
+from rise.capabilities import CapabilityStatus
+from rise.ledger.port import BindingRecord
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.runtime.serving import InProcessWorker
@@ -326,6 +329,55 @@ async def test_the_script_never_makes_markup_of_what_somebody_wrote(nobody: http
         script = (await nobody.get(f"/webchat/{name}")).text
         for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
             assert forbidden not in script
+
+
+@pytest.mark.req("SEC-1")
+async def test_where_nobody_asked_for_a_web_chat_there_is_none(tmp_path: Path) -> None:
+    async with opened(tmp_path / "data", has_webchat=False) as house:
+        app = build_app(house)
+        async with client_of(app) as stranger:
+            token = house.channels.webchat.new_session()
+            answers = [
+                await stranger.get("/webchat"),
+                await stranger.post("/webchat/session"),
+                await say(stranger, token, "hello"),
+            ]
+            for answered in answers:
+                assert (answered.status_code, answered.json()["error"]["code"]) == (404, "channel_unknown")
+                assert 'channels=["webchat"]' in answered.json()["error"]["message"]
+            assert await house.queue.list_open(Selection(), limit=10) == []
+        app.close()
+
+
+@pytest.mark.req("SEC-1", "BND-7")
+async def test_a_web_chat_that_a_person_has_switched_off_keeps_what_is_written(tmp_path: Path) -> None:
+    async with opened(tmp_path / "data", has_webchat=False) as house:
+        await house.ledger.put_binding(
+            BindingRecord(channel="webchat", account="default", workflow_id="wf_bot", enabled=False, updated_by="olga")
+        )
+        app = build_app(house)
+        async with client_of(app) as visitor:
+            token, _ = await new_session(visitor)
+            assert (await say(visitor, token, "hello")).status_code == 200
+        app.close()
+
+
+@pytest.mark.req("SEC-1", "EMB-1")
+async def test_until_the_workflows_are_loaded_a_page_comes_and_asks_again(tmp_path: Path) -> None:
+    async with opened(tmp_path / "data", has_webchat=False) as house:
+        house.capabilities.set("worker", CapabilityStatus.DEGRADED, "starting")
+        app = build_app(house)
+        async with client_of(app) as visitor:
+            assert (await visitor.get("/webchat")).status_code == 200
+            early = await visitor.post("/webchat/session")
+            assert (early.status_code, early.headers["Retry-After"]) == (503, "1")
+            definition = WorkflowDefinition(name="bot", function=echo, channels=("webchat",))
+            worker = InProcessWorker(house, {definition.workflow_id: definition})
+            await worker.start()
+            token, _ = await new_session(visitor)
+            assert (await say(visitor, token, "hello")).status_code == 200
+            await worker.stop()
+        app.close()
 
 
 @pytest.mark.req("SEC-4")

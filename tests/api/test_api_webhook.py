@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rise.errors import StoreUnavailable
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.telemetry import refused_total
+from rise.testing.clock import ManualClock
 from rise.testing.waiting import eventually
 
 PATH = "/telegram/webhook"
@@ -246,6 +248,25 @@ async def test_an_old_recording_is_parked_as_a_stale_replay(nobody: httpx.AsyncC
     assert (await post(nobody, update(date=1_500_000_000))).status_code == 200
     [task] = await parked(house)
     assert task.reason is Reason.STALE_REPLAY
+
+
+@pytest.mark.failure("A8", "L1")
+async def test_one_boot_with_a_wrong_clock_makes_no_later_message_a_replay(tmp_path: Path) -> None:
+    clock, days = ManualClock(), 2 * 86_400
+    clock.step_wall(days)
+    async with opened(tmp_path / "data", clock=clock):
+        pass
+    clock.step_wall(-days)
+    clock.reboot()
+    async with opened(tmp_path / "data", clock=clock) as house:
+        app, now = build_app(house), int(clock.now().timestamp())
+        assert house.intake.now() > clock.now() + timedelta(days=1), "the store's clock never goes back"
+        async with client_of(app) as telegram:
+            assert (await post(telegram, update(date=now - 5))).status_code == 200
+            assert await parked(house) == []
+            assert (await post(telegram, update(2, date=now - days))).status_code == 200
+            assert [task.reason for task in await parked(house)] == [Reason.STALE_REPLAY]
+        app.close()
 
 
 @pytest.mark.req("ENV-1", "OPS-4")

@@ -129,6 +129,21 @@ def test_a_short_reply_is_one_call_that_leaves_the_chat_to_the_moment_of_sending
 
 
 @pytest.mark.req("OUT-3")
+def test_what_goes_on_with_a_text_says_so_and_what_was_said_apart_does_not():
+    long = "x" * 5000
+
+    def continues(effect: Effect) -> list[bool]:
+        return [call.continues for call in calls(effect)]
+
+    assert continues(reply("short")) == [False]
+    assert continues(reply(long + long, reply_to="7", buttons=[[{"text": "a", "data": "b"}]])) == [False, True, True]
+    assert continues(reply(long, media={"kind": "photo", "file": "f"})) == [False, True]
+    assert continues(reply(long, media={"kind": "photo", "file": "f", "caption": "c"})) == [False, False, True]
+    assert continues(Effect(kind="edit", text=long, message_id="9")) == [False, True]
+    [_, following] = calls(reply(long))
+    assert marked(following).continues
+
+
 def test_a_long_reply_quotes_at_its_beginning_and_has_its_buttons_at_its_end():
     buttons = [[{"text": "Yes", "data": "y"}, {"text": "Site", "url": "https://example.org"}]]
     first, second = calls(reply("word " * 1000, buttons=buttons, reply_to="9"))

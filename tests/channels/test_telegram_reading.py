@@ -251,6 +251,15 @@ def test_an_edit_of_an_old_message_is_new():
     assert read_payload("edited_message", payload).suspend is None
 
 
+@pytest.mark.req("TGM-2")
+@pytest.mark.failure("A8")
+def test_a_business_connection_that_ends_long_after_it_was_made_is_new():
+    ended = PAYLOADS["business_connection"] | {"is_enabled": False, "date": DATE - 30 * 86400}
+    incoming = read_payload("business_connection", ended)
+    assert (incoming.suspend, incoming.error) == (None, None)
+    assert incoming.order is None, "by its date it would go before everything of this person"
+
+
 @pytest.mark.parametrize("kind", LIFETIMES)
 def test_what_has_a_deadline_is_never_a_replay(kind):
     incoming = read(update(kind, PAYLOADS[kind]), now=NOW + timedelta(days=2))

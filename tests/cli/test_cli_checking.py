@@ -57,7 +57,7 @@ def test_there_and_back_again(rise: Rise, directory: Directory, tmp_path: Path):
     restored = rise("restore", "copy.tar.gz", "--force", "--json")
     assert restored.code == 0
     assert restored.json["contents"]["tasksOpen"] == 10
-    assert Path(restored.json["movedAside"]).name == "data.before-restore-1"
+    assert Path(restored.json["movedAside"]).name == "before-restore-1"
     assert set(directory.statuses()) == set(accepted)
     assert rise("audit").code == 0
 
@@ -71,6 +71,26 @@ def test_nothing_is_restored_while_serve_runs(rise: Rise, directory: Directory):
     serve.disown()
     assert ended.code == 2
     assert "stop it first" in ended.err
+
+
+@pytest.mark.req("OPS-1")
+@pytest.mark.failure("M3")
+def test_a_restore_that_was_cut_off_is_said_by_every_command_until_it_is_run_again(rise: Rise, directory: Directory):
+    directory.accept(1)
+    rise("backup", "copy")
+    former = directory.path / "restore-unfinished" / "former"
+    former.mkdir(parents=True)
+    (directory.path / "rise.db").rename(former / "rise.db")
+    for command in (("serve",), ("audit",), ("tasks",), ("backup", "another")):
+        ended = rise(*command)
+        assert ended.code == 2, command
+        assert "was cut off: run it again" in ended.err
+    doctor = rise("doctor")
+    assert doctor.code == 1
+    assert "→ `rise restore` the same backup again" in doctor.out
+    assert rise("restore", "copy").code == 0
+    assert rise("audit").code == 0
+    assert len(directory.statuses()) == 1
 
 
 def test_the_doctor_ends_with_1_on_a_failure_and_0_on_warnings(rise: Rise, directory: Directory):

@@ -74,6 +74,34 @@ def test_a_dry_run_foretells_exactly_what_is_done_and_changes_nothing(
     assert foretold["dryRun"]
 
 
+@pytest.mark.req("OPS-1", "ENV-3")
+@pytest.mark.failure("A8")
+def test_what_was_answered_before_its_key_was_forgotten_is_not_answered_again(
+    from_file: Rise, directory: Directory, tmp_path: Path
+):
+    answered = directory.accept(1, 2)
+    directory.finish(*answered)
+    directory.forget_keys()
+    again = [update(number, chat=number) for number in (1, 2)]
+    path = written(tmp_path / "updates.jsonl", [*again, again[0]])
+    compact = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in again)
+    (tmp_path / "written-anew.jsonl").write_text(compact)
+    for words in ([path], [path, "--yes"], [str(tmp_path / "written-anew.jsonl"), "--yes"]):
+        told = from_file(*words).json
+        assert (told["new"], told["duplicate"]) == (0, told["lines"]), words
+    assert directory.statuses() == {}
+
+
+@pytest.mark.req("OPS-1", "ENV-3")
+def test_another_message_under_a_forgotten_key_is_a_new_one(from_file: Rise, directory: Directory, tmp_path: Path):
+    directory.finish(*directory.accept(1))
+    directory.forget_keys()
+    path = written(tmp_path / "updates.jsonl", [update(1, chat=1, text="numbered anew")])
+    assert from_file(path).json["new"] == 1
+    assert from_file(path, "--yes").json["new"] == 1
+    assert len(directory.statuses()) == 1
+
+
 def test_people_are_told_that_nothing_was_changed(rise: Rise, directory: Directory, tmp_path: Path):
     directory.accept(1)
     path = written(tmp_path / "updates.jsonl", thirty_five_updates())

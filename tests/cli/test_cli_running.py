@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog
 from cli_directory import Rise
 
 
@@ -38,3 +39,20 @@ def test_a_word_that_is_no_text_is_refused_and_not_stumbled_over(rise: Rise, tmp
     assert refused.code == 2
     assert refused.err == "rise: 'caf\\udce9' is not UTF-8: spell it otherwise.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.req("OPS-1")
+@pytest.mark.failure("M1")
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_name_that_is_no_setting_is_told_at_the_start(
+    rise: Rise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+):
+    (tmp_path / "bot.py").write_text("")
+    monkeypatch.setenv("RISE_APP", "bot.py")
+    monkeypatch.setenv("RISE_RETRY_MX", "5")
+    (tmp_path / "data" / "restore-unfinished").mkdir(parents=True)  # so that it ends at once
+    with structlog.testing.capture_logs() as logged:
+        rise(command)
+    assert [line["detail"] for line in logged if line["event"] == "settings.unknown"] == [
+        "RISE_RETRY_MX is no setting, it changes nothing; is RISE_RETRY_MAX meant?"
+    ]

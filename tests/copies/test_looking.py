@@ -33,7 +33,7 @@ class Stores:
         self.ledger = MemoryLedger(MemoryLedgerState(), now_ms=self.now_ms)
         self.mirror = MemoryMirror(MemoryMirrorState(), self.clock)
         self.shown = CopiesShown(self.queue, self.slots, self.mirror)
-        self.audit = Audit(self.queue, self.ledger, self.clock, 30 * 86_400.0, copies=self.shown)
+        self.audit = Audit(self.queue, self.ledger, 30 * 86_400.0, copies=self.shown)
 
     def now_ms(self) -> int:
         return self.epoch_ms + int(self.clock.monotonic() * 1000)

@@ -11,7 +11,7 @@ from copies_stage import HOUR_SECONDS, Installation, Process, attempt, ids, in_j
 from structlog.testing import capture_logs
 
 from rise.copies import relay as relay_module
-from rise.copies.journal import FIRST_LOOK_MS, LOOK_MS_MAX, Run
+from rise.copies.journal import FIRST_LOOK_MS, LOOK_MS_MAX, Journal, Run
 from rise.errors import RabbitUnavailable, RedisFull, StoreUnavailable
 from rise.queue.port import NewTask
 from rise.testing.conformance.queue import delivery
@@ -122,6 +122,45 @@ async def test_a_chat_waits_for_its_message_that_is_on_its_way_into_the_journal(
     assert await installation.work() == ([1, 2, 3, 4] if is_kept else [1, 3, 4])
     straight = await kept(process, installation, 5)
     assert ids(straight) <= installation.in_queue(), "nothing is owed any more"
+
+
+@pytest.mark.req("CPY-4", "QUE-2")
+@pytest.mark.failure("C11", "C12")
+async def test_what_a_frozen_process_holds_comes_before_what_others_have_accepted_since(installation: Installation):
+    frozen, other = await installation.process(), await installation.process()
+    frozen.queue.link.is_down = other.queue.link.is_down = True
+    held = await kept(frozen, installation, 1, 2) + await kept(other, installation, 3)
+    other.queue.link.is_down = False
+    newer = await kept(other, installation, 4)
+    await other.relay.catch_up()
+    assert installation.in_queue() == ids(held + newer)
+    assert await installation.work() == [1, 2, 3, 4]
+    frozen.queue.link.is_down = False
+    await frozen.relay.catch_up()
+    assert installation.in_queue() == set()
+    assert installation.queue.duplicates == 0
+    straight = await kept(frozen, installation, 5)
+    assert installation.in_queue() == ids(straight), "nothing is owed any more"
+
+
+@pytest.mark.req("CPY-4")
+async def test_a_journal_of_another_that_cannot_be_read_keeps_nobody_waiting(installation: Installation, monkeypatch):
+    spoilt, other = await installation.process(), await installation.process()
+    spoilt.queue.link.is_down = other.queue.link.is_down = True
+    await kept(spoilt, installation, 1)
+    held = await kept(other, installation, 2)
+    other.queue.link.is_down = False
+
+    async def unreadable(journal: Journal) -> int:
+        if journal.number == spoilt.journals.own.number:
+            raise StoreUnavailable("the disk is gone")
+        return await last_number(journal)
+
+    last_number = Journal.last_number
+    monkeypatch.setattr(Journal, "last_number", unreadable)
+    await other.relay.catch_up()
+    assert installation.in_queue() == ids(held)
+    assert await installation.work() == [2]
 
 
 @pytest.mark.req("CPY-4")

@@ -15,6 +15,7 @@ from rise.ledger.port import (
     Again,
     Attempt,
     BindingRecord,
+    ChatMove,
     Delivered,
     Delivery,
     Failed,
@@ -54,6 +55,7 @@ DELIVERIES = st.one_of(
     st.just(Sent("m")),
     st.just(Sent()),
     st.builds(Failed, st.just("refused"), chat_gone=st.booleans()),
+    st.just(Failed("too late", too_late=True)),
     st.builds(Again, SECONDS, st.just("429"), CALLS),
     st.builds(Again, SECONDS, st.just("moved"), chat_id=st.sampled_from("abc")),
     st.builds(Resend, st.just("timeout"), CALLS, SECONDS),
@@ -70,6 +72,7 @@ COMMANDS = commands(
         count=st.integers(0, 3),
         deliver=st.sampled_from((True, True, True, False)),
         is_first_urgent=st.sampled_from((False, False, False, True)),
+        is_one_text=st.booleans(),
     ),
     command(
         2,
@@ -83,7 +86,7 @@ COMMANDS = commands(
     command(1, "add_attempt", number=NUMBERS, counted=st.booleans()),
     command(2, "add_notice", number=NUMBERS, chat=CHATS, cause=st.sampled_from(("late", "queued"))),
     command(1, "outbox_open"),
-    command(4, "outbox_take", limit=LIMIT, excluded=st.lists(ACCOUNTS, max_size=1)),
+    command(4, "outbox_take", limit=LIMIT, urgent=LIMIT, excluded=st.lists(ACCOUNTS, max_size=1)),
     command(1, "outbox_take_with", pick=PICKS, limit=LIMIT),
     command(10, "deliver", pick=PICKS, delivery=DELIVERIES, is_answer_lost=st.booleans()),
     command(1, "outbox_sending", pick=PICKS),
@@ -97,9 +100,10 @@ COMMANDS = commands(
     command(1, "purge", seconds=st.sampled_from((0.0, 6.0))),
     command(1, "spoil_call", pick=PICKS),
     command(1, "spoil_result", pick=PICKS),
+    command(2, "move_chat", chat=CHATS, moved_to=st.sampled_from("bc")),
     command(4, "pass_time", seconds=st.sampled_from((1.0, 6.0))),
     command(2, "look_at_run", number=NUMBERS, generation=GENERATIONS),
-    command(2, "look_at_chat", chat=st.sampled_from(("a", "b", "c", "urgent")), after=st.integers(0, 3), limit=LIMIT),
+    command(2, "look_at_chat", chat=st.sampled_from(("a", "b", "c", "urgent:1")), after=st.integers(0, 3), limit=LIMIT),
 )
 
 Replies = dict[Ledger, Reply]
@@ -145,12 +149,22 @@ class TwoLedgers:
     # --- commands ---
 
     def save_result(
-        self, number: int, generation: int, chat: str, count: int, deliver: bool, is_first_urgent: bool
+        self,
+        number: int,
+        generation: int,
+        chat: str,
+        count: int,
+        deliver: bool,
+        is_first_urgent: bool,
+        is_one_text: bool,
     ) -> None:
         of = task(number, chat=chat, generation=generation)
-        replies = chunks(of, count)
+        replies = [
+            msgspec.structs.replace(one, call=msgspec.structs.replace(one.call, continues=is_one_text and chunk > 0))
+            for chunk, one in enumerate(chunks(of, count))
+        ]
         if is_first_urgent and replies:
-            replies[0] = msgspec.structs.replace(replies[0], chat_id="urgent")
+            replies[0] = msgspec.structs.replace(replies[0], chat_id="urgent:1")
         result = RunResult(outcome=Outcome.ANSWERED if count else Outcome.SILENT, value={"n": number}, workflow_id="w")
         turns = [Turn(role="user", text=f"{number}", at_ms=1, run_id=of.run_id)]
         self.agree(lambda ledger: ledger.save_result(of, result, replies, turns, deliver=deliver))
@@ -174,20 +188,26 @@ class TwoLedgers:
         said = notice(task(number, chat=chat), cause)
         self.agree(lambda ledger: ledger.add_notice(said))
 
+    def move_chat(self, chat: str, moved_to: str) -> None:
+        self.agree(lambda ledger: ledger.move_chat("telegram", "7", chat, moved_to))
+        self.agree(lambda ledger: ledger.chat_moves())
+
     def outbox_open(self) -> None:
         self.fences.append({ledger: answer(ledger.outbox_open()) for ledger in (self.fake, self.real)})
         self.unsent.clear()
 
-    def outbox_take(self, limit: int, excluded: list[str]) -> None:
-        self._take(self.fences[-1], limit, [("telegram", account) for account in excluded])
+    def outbox_take(self, limit: int, urgent: int, excluded: list[str]) -> None:
+        self._take(self.fences[-1], limit, urgent, [("telegram", account) for account in excluded])
 
     def outbox_take_with(self, pick: int, limit: int) -> None:
         """Also as a sender that has been voided."""
-        self._take(picked(self.fences, pick), limit, [])
+        self._take(picked(self.fences, pick), limit, 0, [])
 
-    def _take(self, fence: dict[Ledger, int], limit: int, excluded: list[tuple[str, str]]) -> None:
+    def _take(self, fence: dict[Ledger, int], limit: int, urgent: int, excluded: list[tuple[str, str]]) -> None:
         fake, real = self.agree(
-            lambda ledger: ledger.outbox_take(fence[ledger], limit=limit, accounts_excluded=excluded)
+            lambda ledger: ledger.outbox_take(
+                fence[ledger], limit=limit, urgent_limit=urgent, accounts_excluded=excluded
+            )
         )
         if isinstance(fake, list):
             for replies in zip(fake, real, strict=True):
@@ -196,7 +216,7 @@ class TwoLedgers:
     def deliver(self, pick: int, delivery: Delivery, is_answer_lost: bool) -> None:
         """As a sender does: one that it was handed, with one call."""
         if not self.unsent:
-            self.outbox_take(1, [])
+            self.outbox_take(1, 0, [])
         if self.unsent:
             replies = self.unsent.pop(-1 - pick % len(self.unsent))
             if replies[self.fake].state is ReplyState.SENDING or self._sending(replies) is None:
@@ -332,6 +352,8 @@ def _comparable(said: Any) -> Any:
             return msgspec.structs.replace(
                 said, sequence=0, claim=0, error=error, unreadable=said.unreadable and "for some reason"
             )
+        case ChatMove():
+            return msgspec.structs.replace(said, sequence=0)
         case Run():
             return msgspec.structs.replace(said, unreadable=said.unreadable and "for some reason")
         case dict():

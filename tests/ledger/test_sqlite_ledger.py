@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import apsw
 import pytest
 
 from rise.connections.sqlite import Database
@@ -60,3 +61,26 @@ class TestSqliteLedger(LedgerConformance):
         yield stage
         for database in stage.databases:
             await database.close()
+
+
+@pytest.mark.failure("A13")
+async def test_what_an_older_version_knew_of_chats_that_had_moved_makes_them_one(tmp_path: Path):
+    older = Database(tmp_path / "rise.db", clock=ManualClock(), schema={"ledger": SCHEMA[:2]})
+    await older.open()
+    said = "INSERT INTO history (channel, account, chat_id, role, text, at) VALUES ('telegram', '7', ?, 'user', ?, 1)"
+
+    def remember(connection: apsw.Connection) -> None:
+        connection.execute("INSERT INTO chat_aliases VALUES ('telegram', '7', 'old', 'new')")
+        for chat, text in (("old", "one"), ("new", "two"), ("other", "three")):
+            connection.execute(said, (chat, text))
+
+    await older.write(remember)
+    await older.close()
+    database = Database(tmp_path / "rise.db", clock=ManualClock(), schema={"ledger": SCHEMA})
+    await database.open()
+    ledger = SqliteLedger(database)
+    assert [(move.chat_id, move.first_id) for move in await ledger.chat_moves()] == [("new", "old")]
+    for chat in ("old", "new"):
+        assert [turn.text for turn in await ledger.history("telegram", "7", chat, limit=9)] == ["one", "two"]
+    assert len(await ledger.history("telegram", "7", "other", limit=9)) == 1
+    await database.close()

@@ -27,6 +27,7 @@ from rise.capabilities import CapabilityRegistry
 from rise.channels.http import HttpChannel, read_message
 from rise.channels.port import Incoming, SendOutcome
 from rise.channels.telegram import TelegramChannel, TelegramRates
+from rise.chats import ChatRegistry
 from rise.connections.sqlite import Database
 from rise.delivery import DeliveryLimits, Sender
 from rise.envelope import Call, Reason, Status, TaskId, run_id_of
@@ -44,7 +45,8 @@ from rise.runtime.overload import Overload, OverloadLimits
 from rise.runtime.pipeline import Pipeline, PipelineLimits
 from rise.runtime.supervisor import Duties, Supervisor
 from rise.testing.clock import ManualClock
-from rise.testing.telegram import SentMessage, TelegramStandIn
+from rise.testing.telegram import SentMessage, TelegramStandIn, updates
+from rise.testing.telegram.rules.update_queue import QueuedUpdate
 from rise.worker import Texts, Worker, WorkerLimits
 from rise.workflows.definition import WorkflowDefinition
 
@@ -152,6 +154,7 @@ class Process:
         self.bus = LocalBus(stage.directory / "bus")
         self.queue: Any = _Watched(self, "queue", SqliteQueue(self.database, stage.queue_limits))
         self.ledger: Any = _Watched(self, "ledger", SqliteLedger(self.database))
+        self.chats = ChatRegistry(self.ledger, self.bus, stage.clock)
         self.telegram = _WatchedTelegram(
             self,
             [stage.telegram.token, OTHER_TOKEN],
@@ -159,9 +162,10 @@ class Process:
             api_base=stage.telegram.url,
             rates=stage.rates,
             timeout_seconds=stage.call_seconds,
+            chats=self.chats,
         )
         self.bindings = BindingRegistry(self.ledger, self.bus, stage.clock)
-        self.intake = Intake(self.queue, self.bindings, self.bus, stage.clock)
+        self.intake = Intake(self.queue, self.bindings, self.bus, stage.clock, chats=self.chats)
         self.parts: list[Any] = []
 
     # --- what tests do with it ---
@@ -391,7 +395,8 @@ class Stage:
             clock=self.clock,
             duties=self.duties,
         )
-        await gateway.start(gateway.bus, gateway.bindings, gateway.supervisor, *([gateway.sender] if sends else []))
+        services = [gateway.bus, gateway.bindings, gateway.chats, gateway.supervisor]
+        await gateway.start(*services, *([gateway.sender] if sends else []))
         return gateway
 
     def new_pipeline(self, gateway: Gateway) -> Pipeline:
@@ -458,7 +463,7 @@ class Stage:
     async def start_new_worker(
         self, process: WorkerProcess, *workflows: Callable[..., Any], follows_code: bool = True
     ) -> WorkerProcess:
-        await process.start(process.bus, process.bindings)
+        await process.start(process.bus, process.bindings, process.chats)
         if follows_code:
             records = [record_of(definition_of(workflow)) for workflow in workflows]
             await process.bindings.follow_code(records, self.accounts)
@@ -502,13 +507,25 @@ class Stage:
         assert queued is not None
         return self.reading(queued.body)
 
-    def reading(self, body: bytes) -> Incoming:
-        return self._processes[0].telegram.read_update(body, account=self.account, webhook=False, now=self.clock.now())
+    def reading(self, body: bytes, by: Process | None = None) -> Incoming:
+        reader = (by or self._processes[0]).telegram
+        return reader.read_update(body, account=self.account, webhook=False, now=self.clock.now())
 
     async def write(self, *texts: str, chat: int = 42, by: Process | None = None, **fields: Any) -> list[TaskId]:
         """Somebody writes, and it is accepted."""
-        intake = (by or self._a_living_process()).intake
-        return [(await intake.accept(self.incoming(text, chat=chat, **fields))).task_id for text in texts]
+        return [await self.take(self.telegram.message(text, chat_id=chat, **fields), by) for text in texts]
+
+    async def take(self, update: QueuedUpdate | None, by: Process | None = None) -> TaskId:
+        """What the platform has for the bot is read and accepted."""
+        assert update is not None
+        process = by or self._a_living_process()
+        return (await process.intake.accept(self.reading(update.body, process))).task_id
+
+    async def migrate(self, old: int, new: int) -> list[QueuedUpdate]:
+        """The group becomes a supergroup; what both chats see of it, which nobody has read yet."""
+        self.telegram.conditions().migrated[old] = new
+        seen = [self.telegram.add_update(update) for update in updates.group_migration(chat_id=old, new_chat_id=new)]
+        return [update for update in seen if update is not None]
 
     async def tap(self, data: str = "yes", *, chat: int = 42, **fields: Any) -> TaskId:
         return (await self._a_living_process().intake.accept(self.tapped(data, chat=chat, **fields))).task_id

@@ -132,6 +132,23 @@ async def test_a_follow_up_may_run_a_workflow_at_a_moment(stage: Stage):
     assert await stage.said(1) == ["an hour later: hello"]
 
 
+@pytest.mark.req("WFL-3", "TMP-5")
+@pytest.mark.parametrize("days_off", [-2, 2])
+async def test_a_moment_is_the_wall_clocks_however_far_the_stores_is_from_it(stage: Stage, days_off: int):
+    @rise.workflow("asks", channels=["telegram"])
+    async def asks(turn: rise.Turn) -> None:
+        await turn.follow_up("an hour later", at=stage.clock.now() + timedelta(hours=1))
+
+    await stage.start(asks)
+    stage.clock.step_wall(days_off * DAY)
+    [task_id] = await stage.write("hello")
+    await stage.ended(task_id)
+    await stage.pass_time(3599)
+    assert stage.texts() == []
+    await stage.pass_time(2)
+    assert await stage.said(1) == ["an hour later"]
+
+
 @pytest.mark.req("WFL-3")
 async def test_a_follow_up_without_a_time_or_with_an_ambiguous_one_is_refused(stage: Stage):
     refused: list[str] = []

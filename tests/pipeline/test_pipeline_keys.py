@@ -55,7 +55,7 @@ async def test_a_message_that_is_parked_stays_so_although_the_former_of_its_key_
     await gateway.supervisor.sweep()
     assert (await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)).generation == 0
     assert (await stage.operations.story(task_id)).status is Status.SUSPENDED
-    audit = Audit(queue=stage.queue, ledger=stage.ledger, clock=stage.clock, keep_finished_seconds=30 * DAY)
+    audit = Audit(queue=stage.queue, ledger=stage.ledger, keep_finished_seconds=30 * DAY)
     report = await audit.run()
     assert (report.fates[Fate.SUSPENDED], report.fates[Fate.DROPPED]) == (1, 0)
     assert not report.notices

@@ -218,10 +218,26 @@ async def test_a_part_that_is_refused_is_said_so_and_the_parts_around_it_are_sen
     stage.telegram.fault(refused, method="sendMessage", when=lambda call: call.params["text"] == "3")
     await stage.start(saying("1", "2", "3", "4", "5"))
     [task_id] = await stage.write("Hello")
-    await stage.ended(task_id)
+    [run] = await stage.ended(task_id)
     assert stage.texts() == ["1", "2", "4", "5"]
     states = {reply.call.text: reply.state for reply in await answers(stage, task_id)}
     assert states["3"] is ReplyState.FAILED
+    assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.UNDELIVERABLE), "half an answer is none"
+
+
+@pytest.mark.req("OUT-2", "OUT-3")
+@pytest.mark.failure("G7")
+async def test_of_a_long_text_of_which_a_part_is_refused_the_rest_is_not_sent(stage: Stage):
+    refused = Fault.bad_request("message is too rude")
+    stage.telegram.fault(refused, method="sendMessage", when=lambda call: "second" in call.params["text"])
+    long = "\n\n".join(word + " " + "x" * 3990 for word in ("first", "second", "third", "fourth"))
+    await stage.start(saying(long, "apart"))
+    [task_id] = await stage.write("Hello")
+    [run] = await stage.ended(task_id)
+    assert [text.split()[0] for text in stage.texts()] == ["first", "apart"]
+    assert run.outcome is Outcome.UNDELIVERABLE
+    assert [reply.state for reply in await answers(stage, task_id)][1:4] == [ReplyState.FAILED] * 3
+    await stage.ended(*await stage.write("next"))
 
 
 @pytest.mark.req("OUT-2")
@@ -405,6 +421,39 @@ async def test_a_workflows_own_answer_to_a_tap_does_not_queue_behind_its_chat(st
     assert stage.texts() == ["done", "done"]
 
 
+@pytest.mark.req("TGM-3", "OUT-2")
+@pytest.mark.failure("G17")
+async def test_an_answer_that_is_waited_for_goes_before_all_that_the_bot_still_has_to_send(stage: Stage):
+    stage.rates = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=1.0)
+    await stage.start(saying("echo {}"))
+    tasks = [task_id for chat in range(1, 31) for task_id in await stage.write("Hello", chat=chat)]
+    await tried(stage, 1)
+    await nothing_out(stage)
+    tapped = await stage.tap("yes", chat=99)
+    await tried(stage, 1, "answerCallbackQuery")
+    await nothing_out(stage)
+    assert len(stage.telegram.sent) == 1
+    await stage.pass_time(1.1)
+    await nothing_out(stage)
+    assert len(stage.telegram.sent) == 1, "who has a time goes by so much later"
+    while len(stage.telegram.sent) < 31:
+        await stage.pass_time(1)
+    await stage.ended(*tasks, tapped)
+
+
+@pytest.mark.req("TGM-3")
+async def test_an_answer_that_is_waited_for_has_a_place_when_all_are_taken_by_chats_that_hang(stage: Stage):
+    stage.delivery_limits = DeliveryLimits(chats_at_once=2)
+    stage.telegram.fault(Fault.delay(2), method="sendMessage", times=3)
+    await stage.start(saying("echo {}"))
+    hanging = [task_id for chat in (1, 2, 3) for task_id in await stage.write("Hello", chat=chat)]
+    await tried(stage, 2)
+    await stage.tap("yes", chat=99)
+    await tried(stage, 1, "answerCallbackQuery")
+    assert stage.telegram.sent == []
+    await stage.ended(*hanging)
+
+
 @pytest.mark.req("TGM-3", "OUT-1")
 async def test_an_answer_to_a_tap_that_comes_too_late_is_not_sent_and_holds_nothing_up(stage: Stage):
     @rise.workflow("taps", channels=["telegram"], answers_callbacks=True)
@@ -418,9 +467,32 @@ async def test_an_answer_to_a_tap_that_comes_too_late_is_not_sent_and_holds_noth
     await stage.until(lambda: _true(worker.steps.count("queue.settle")))
     await stage.pass_time(151)
     await gateway.start(stage.new_sender(gateway))
-    await stage.ended(task_id)
+    [run] = await stage.ended(task_id)
     assert stage.calls("answerCallbackQuery") == []
     assert stage.texts() == ["done"]
+    assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.UNDELIVERABLE), "not all of it was in time"
+
+
+@pytest.mark.req("TGM-3")
+async def test_a_tap_whose_answer_comes_too_late_expires(stage: Stage):
+    @rise.workflow("taps", channels=["telegram"], answers_callbacks=True)
+    async def taps(turn: rise.Turn) -> None:
+        await turn.answer_callback("Noted")
+
+    stage.telegram.fault(Fault.too_many_requests(152), method="answerCallbackQuery")
+    await stage.start(taps)
+    task_id = await stage.tap("yes")
+    await waits(stage, task_id)
+    await stage.pass_time(153)
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.outcome) == (Status.EXPIRED, None)
+    assert "too late" in ((await answers(stage, task_id))[0].error or "")
+    assert len(stage.calls("answerCallbackQuery")) == 1
+
+    async def is_announced() -> bool:
+        return [settled["status"] for settled in stage.settled] == [Status.EXPIRED]
+
+    await stage.until(is_announced)
 
 
 @pytest.mark.req("SUS-3", "OUT-1")
@@ -560,17 +632,21 @@ async def test_who_does_not_send_any_more_says_nothing_of_the_bots(stage: Stage)
     stage.telegram.revoke_token()
     [task_id] = await stage.write("one")
     await waits(stage, task_id)
-    await stage.start_gateway()
-    await old.ledger.leave_offices(old.bus.member)  # as when it was frozen for longer than its lease
+    frozen = old.hold_at("ledger.take_office", "before")
+    await stage.pass_time(LEASE_SECONDS / 2)
+    await frozen.reached()
+    await old.ledger.leave_offices(old.bus.member)  # as when its lease is over
     stage.telegram.bot().is_token_revoked = False
-
-    async def is_over() -> bool:
-        await stage.pass_time(11)
-        return bool(heard) and heard[-1] is None
-
-    await stage.until(is_over)
+    await stage.start_gateway()
+    await stage.pass_time(delivery.ACCOUNT_RETRY_SECONDS + 1)
     await stage.ended(task_id)
     assert stage.texts() == ["echo one"]
+    assert heard[-1] is not None
+    frozen.open()
+
+    for _ in range(20):
+        await stage.pass_time(1)
+    assert heard[-1] is None
 
 
 @pytest.mark.req("OUT-1", "QUE-2")
@@ -702,6 +778,37 @@ async def test_people_see_that_an_answer_is_coming_while_a_workflow_runs_and_not
     for _ in range(5):
         await stage.pass_time(5)
     assert len(stage.calls("sendChatAction")) == count
+
+
+@pytest.mark.req("OUT-2", "OUT-3")
+@pytest.mark.failure("G17")
+async def test_that_an_answer_is_coming_is_shown_only_where_no_reply_has_to_wait_for_it(stage: Stage):
+    stage.rates = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=10.0)
+    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=40)
+    held, all_run, began = asyncio.Event(), asyncio.Event(), list[str]()
+
+    @rise.workflow("slow", channels=["telegram"])
+    async def slow(turn: rise.Turn) -> None:
+        began.append(turn.text)
+        if len(began) == 20:
+            all_run.set()
+        await held.wait()
+        await turn.reply("done")
+
+    await stage.start(slow)
+    await stage.start_gateway()  # hears of the runs as well, and does not send
+    tasks = [task_id for chat in range(1, 21) for task_id in await stage.write("Hello", chat=chat)]
+    await all_run.wait()
+    await stage.let_go_on()
+    await stage.pass_time(0.4)
+    await tried(stage, 5, "sendChatAction")
+    await stage.let_go_on()
+    assert len(stage.calls("sendChatAction")) == 5, "half of what may go at once is left for replies"
+    held.set()
+    await tried(stage, 5)
+    while len(stage.telegram.sent) < 20:
+        await stage.pass_time(0.1)
+    await stage.ended(*tasks)
 
 
 LACKING: Any = object()

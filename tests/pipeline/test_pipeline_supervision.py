@@ -16,7 +16,7 @@ from rise.ledger.port import Office
 from rise.offices import OfficeClaim
 from rise.queue.port import Selection
 from rise.runtime.overload import OverloadLimits
-from rise.runtime.pipeline import PipelineLimits
+from rise.runtime.pipeline import CLOCKS_REMEDY, PipelineLimits
 from rise.telemetry import oldest_waiting_seconds
 
 AVAILABLE, DEGRADED, UNAVAILABLE = CapabilityStatus
@@ -114,6 +114,24 @@ async def test_stored_work_that_does_not_move_is_degraded_and_alerted_and_never_
 
 
 @pytest.mark.req("CAP-6")
+@pytest.mark.parametrize(("seconds", "told"), [(2 * 86_400, "48.0 h apart, the store's behind"), (-90, "2 min apart")])
+async def test_clocks_that_disagree_are_told_and_close_nothing(stage: Stage, seconds: float, told: str):
+    gateway = await supervised_by_hand(stage)
+    gateway.capabilities.set("disk", AVAILABLE)
+    await gateway.supervisor.measure()
+    assert status(gateway)[0] == AVAILABLE
+    stage.clock.step_wall(seconds)
+    await gateway.supervisor.measure()
+    assert status(gateway)[0] == DEGRADED
+    assert told in status(gateway)[1]
+    assert CLOCKS_REMEDY in status(gateway)[1]
+    assert gateway.capabilities.not_accepting() is None
+    stage.clock.step_wall(-seconds)
+    await gateway.supervisor.measure()
+    assert status(gateway)[0] == AVAILABLE
+
+
+@pytest.mark.req("CAP-6")
 async def test_answers_that_do_not_go_out_count_too(stage: Stage):
     stage.pipeline_limits = PipelineLimits(stalled_seconds=60)
     gateway = await supervised_by_hand(stage, sends=False)
@@ -139,7 +157,7 @@ async def test_a_worker_whose_loop_has_died_in_silence_is_started_anew(stage: St
     gateway = await supervised_by_hand(stage)
     workers.append(await stage.start_worker(echo))
     gateway.capabilities.set("worker", AVAILABLE, "it beats")  # as far as anybody can see
-    for task in list(workers[0].worker._looking._tasks):
+    for task in list(workers[0].worker._claims._looking._tasks):
         task.cancel()
     [task_id] = await stage.write("Hello")
     polls = 0

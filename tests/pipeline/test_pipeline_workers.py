@@ -100,6 +100,29 @@ async def test_a_channel_serves_no_more_chats_at_once_than_allowed(stage: Stage)
 
 
 @pytest.mark.req("WRK-2")
+@pytest.mark.parametrize("name", ["telegram", "telegram:{account}"])
+async def test_a_channel_and_what_is_bound_to_an_account_may_have_fewer_places(stage: Stage, name: str):
+    of_telegram = {name.format(account=stage.account): 2}
+    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=10, concurrency_for=of_telegram)
+    bot = Bot()
+    await stage.start(bot.workflow)
+    tasks = [task_id for chat in range(1, 21) for task_id in await stage.write("Hello", chat=chat)]
+    await stage.ended(*tasks)
+    assert bot.in_parallel_max == 2
+
+
+@pytest.mark.req("WRK-2")
+async def test_the_places_of_one_account_are_no_others(stage: Stage):
+    limits = {"http": 1, "telegram:of-another-bot": 1}
+    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=10, concurrency_for=limits)
+    bot = Bot()
+    await stage.start(bot.workflow)
+    tasks = [task_id for chat in range(1, 21) for task_id in await stage.write("Hello", chat=chat)]
+    await stage.ended(*tasks)
+    assert bot.in_parallel_max > 1
+
+
+@pytest.mark.req("WRK-2")
 async def test_a_workflow_serves_no_more_chats_at_once_than_it_asks_for(stage: Stage):
     bot = Bot(concurrency=2)
     await stage.start(bot.workflow)

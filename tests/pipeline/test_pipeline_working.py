@@ -19,13 +19,14 @@ from rise import telemetry
 from rise import worker as worker_module
 from rise.channels.telegram import updates
 from rise.delivery import DeliveryLimits
-from rise.envelope import Outcome, Reason, Status, TaskId, run_id_of
+from rise.envelope import Head, Outcome, Progress, Reason, Status, Task, TaskId, TaskType, envelope, run_id_of
 from rise.errors import StateConflict, StoreUnavailable
 from rise.ledger.port import BindingRecord
 from rise.queue.port import Selection
 from rise.retries import RetryPolicy
 from rise.runtime import supervisor
 from rise.runtime.supervisor import Duties
+from rise.settings import Settings
 from rise.testing.telegram import Fault
 from rise.worker import Texts, WorkerLimits
 from rise.workflows import runner
@@ -746,7 +747,7 @@ def _raise(error: BaseException) -> None:
 async def test_what_cannot_be_settled_is_parked_with_its_error_and_stays_there(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a bug of ours")
 
     monkeypatch.setattr(worker_module, "follow_up", broken)
@@ -1059,9 +1060,11 @@ async def test_saying_nothing_is_an_answer_too(stage: Stage):
     assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.SILENT)
 
 
+@pytest.mark.req("TGM-5")
 async def test_what_is_accepted_is_counted_by_how_it_came(stage: Stage):
     gateway, _ = await stage.start(echo)
-    counters = {one: one.labels("telegram", stage.account) for one in COUNTED_AT_THE_DOOR}
+    await gateway.bindings.refresh()
+    counters = {one: one.labels("telegram", stage.account, "wf_echo") for one in COUNTED_AT_THE_DOOR}
     before = [counter._value.get() for counter in counters.values()]
     former, latter = stage.incoming("one"), stage.incoming("two")
     for incoming in (latter, latter, former):
@@ -1069,6 +1072,38 @@ async def test_what_is_accepted_is_counted_by_how_it_came(stage: Stage):
         await stage.ended(accepted.task_id)
     counted = [counter._value.get() - so_far for counter, so_far in zip(counters.values(), before, strict=True)]
     assert counted == [2, 1, 1, 1]
+
+
+@pytest.mark.req("TGM-5")
+async def test_a_workflow_that_only_its_caller_knows_is_nobodys_label(stage: Stage):
+    gateway, _ = await stage.start(echo)
+    before = telemetry.accepted_total.labels("telegram", stage.account, "")._value.get()
+    await gateway.intake.accept(msgspec.structs.replace(stage.incoming("Hello"), workflow_id="wf_made_up"))
+    assert telemetry.accepted_total.labels("telegram", stage.account, "")._value.get() == before + 1
+
+
+@pytest.mark.req("OPS-4")
+async def test_each_acceptance_is_a_line_of_the_log_as_it_is_unless_less_is_asked_for(stage: Stage):
+    await stage.start_gateway()
+    [task_id] = await stage.write("Hello")
+    [line] = [entry for entry in stage.log if entry["event"] == "telegram.queue.enqueued"]
+    assert (line["log_level"], line["task_id"]) == (Settings.model_fields["log_level"].default, task_id)
+
+
+@pytest.mark.req("ENV-1")
+async def test_the_envelope_names_the_workflow_that_was_bound_when_it_came(stage: Stage):
+    gateway, _ = await stage.start(echo)
+    await gateway.bindings.refresh()
+    bound = gateway.intake.head_of(stage.incoming("Hello"))
+    named = gateway.intake.head_of(msgspec.structs.replace(stage.incoming("Hello"), workflow_id="wf_other"))
+    sent = gateway.intake.head_of(msgspec.structs.replace(stage.incoming("Hello"), task_type=TaskType.MESSAGE_SEND))
+    nobodys = gateway.intake.head_of(msgspec.structs.replace(stage.incoming("Hello"), account="other"))
+
+    def shown(head: Head) -> object:
+        return envelope(Task(head, b"{}", Progress(status=Status.PENDING)))["payload"]["workflowId"]
+
+    assert [shown(head) for head in (bound, named, sent, nobodys)] == ["wf_echo", "wf_other", None, None]
+    assert bound.workflow_id is None, "what runs it is decided when it is claimed"
 
 
 async def test_every_ending_is_announced_once_with_what_came_of_it(stage: Stage):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +35,11 @@ class Channel:
 def reply_to(chat_id: str) -> Reply:
     [reply] = chunks(task(), chat=chat_id)
     return reply
+
+
+def urgent_reply(name: str) -> Reply:
+    reply = reply_to(f"urgent:{name}")
+    return msgspec.structs.replace(reply, call=msgspec.structs.replace(reply.call, is_urgent=True))
 
 
 def times_of_going(clock: ManualClock, wanted: Sequence[tuple[float, str]]) -> dict[str, list[float]]:
@@ -80,6 +86,33 @@ def test_no_bot_sends_faster_than_telegram_takes_it(wanted: list[tuple[float, st
     """But for those whose chat made them wait: their places were given out when they asked."""
     went = [at for times in times_of_going(ManualClock(), wanted).values() for at in times]
     assert most_beyond(went, ACCOUNT_PER_SECOND, ACCOUNT_PER_SECOND * (1 + LONGEST_WAIT_OF_A_CHAT)) < 0.001
+
+
+@pytest.mark.req("TGM-3")
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=100))
+@tried(100)
+def test_what_is_urgent_goes_at_once_and_everybody_else_by_so_much_later(asked: list[tuple[int, int]]):
+    """`asked`: how many chats ask in each hundredth of a second, and how many urgent calls go."""
+    clock, names = ManualClock(), map(str, range(10_000))
+    pace, waiting, went_count = Pace({"telegram": Channel()}, clock), list[Reply](), 0  # type: ignore[dict-item]
+    began = clock.monotonic()
+    for others, urgent in asked + [(0, 0)] * 1200:
+        for _ in range(urgent):
+            call = urgent_reply(next(names))
+            assert pace.wait_seconds(call) == 0.0
+            pace.go(call)
+        went_count += urgent
+        waiting += [reply_to(next(names)) for _ in range(others)]
+        due = [reply for reply in waiting if pace.wait_seconds(reply) == 0.0]
+        for reply in due:
+            pace.go(reply)
+            waiting.remove(reply)
+        went_count += len(due)
+        if due:
+            allowed = ACCOUNT_PER_SECOND * (1 + clock.monotonic() - began)
+            assert went_count <= allowed + 1, "who had a time before an urgent call went has not gone later for it"
+        clock.advance(0.01)
+    assert waiting == []
 
 
 @given(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from properties_trying import tried
 
 from rise import errors
-from rise.envelope import Progress, Reason, Status
+from rise.envelope import Progress, Reason, Status, TaskType
 from rise.errors import Rejected, RiseError, Unavailable, WaitsForDependency
 from rise.retries import JITTER, WAIT_SECONDS_MAX, WAIT_SECONDS_MIN, RetryPolicy, uses_a_try
 from rise.settings import SECONDS_MAX
@@ -24,17 +24,21 @@ NOW_MS = 1_762_587_000_000
 HEAD = delivery(1).head
 
 CURVES = st.lists(st.floats(0.001, SECONDS_MAX), max_size=5)
+NAMES = st.sampled_from(["telegram", "http", TaskType.MESSAGE_SEND])
 POLICIES = st.builds(
     RetryPolicy,
     curve_seconds=CURVES,
     retry_max=st.integers(0, 100),
     lane_block_max=st.floats(0.001, SECONDS_MAX).map(lambda seconds: timedelta(seconds=seconds)),
-    curve_by_channel=st.dictionaries(st.sampled_from(["telegram", "http"]), CURVES),
-    retry_max_by_channel=st.dictionaries(st.sampled_from(["telegram", "http"]), st.integers(0, 100)),
+    curve_seconds_for=st.dictionaries(NAMES, CURVES),
+    retry_max_for=st.dictionaries(NAMES, st.integers(0, 100)),
 )
 HEADS = st.builds(
-    lambda channel, retry_max: msgspec.structs.replace(HEAD, channel=channel, retry_max=retry_max),
+    lambda channel, task_type, retry_max: msgspec.structs.replace(
+        HEAD, channel=channel, task_type=task_type, retry_max=retry_max
+    ),
     st.sampled_from(["telegram", "http", "webchat"]),
+    st.sampled_from(TaskType),
     st.none() | st.integers(0, 100),
 )
 PROGRESSES = st.builds(
@@ -66,8 +70,10 @@ THEIRS = st.sampled_from([ValueError("x"), KeyError("x"), ZeroDivisionError(), T
 @tried(1500)
 def test_an_own_error_waits_within_a_fifth_of_the_curve_or_gives_up(policy, head, progress, error, seed):
     verdict = policy.verdict(head, progress, error, now_ms=NOW_MS, clock=ManualClock(seed=seed))
-    curve = policy.curve_by_channel.get(head.channel, policy.curve_seconds) or RetryPolicy().curve_seconds
-    allowed = policy.retry_max_by_channel.get(head.channel, policy.retry_max)
+    curve, allowed = policy.curve_seconds, policy.retry_max
+    for name in (head.channel, head.task_type):  # what comes later goes before
+        curve, allowed = policy.curve_seconds_for.get(name, curve), policy.retry_max_for.get(name, allowed)
+    curve = curve or RetryPolicy().curve_seconds
     allowed = allowed if head.retry_max is None else head.retry_max
     assert (verdict is Reason.RETRIES_EXHAUSTED) == (progress.attempts >= allowed)
     if isinstance(verdict, float):

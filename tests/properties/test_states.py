@@ -33,7 +33,8 @@ RANK = {Status.REPLYING: 1, **dict.fromkeys(FINISHED, 2)}
 
 # --- a run ------------------------------------------------------------------------------------------------------
 
-DELIVERIES = [Sent("1"), Failed("no"), Failed("gone", chat_gone=True), Again(0.0, "x"), Resend("x"), HeldUnknown("x")]
+FAILURES = [Failed("no"), Failed("gone", chat_gone=True), Failed("late", too_late=True)]
+DELIVERIES = [Sent("1"), *FAILURES, Again(0.0, "x"), Resend("x"), HeldUnknown("x")]
 STEPS = st.one_of(
     st.tuples(st.just("save"), st.integers(0, 3), st.booleans(), JSON),
     st.tuples(st.just("finish"), st.sampled_from(FINISHED), st.sampled_from([None, *Outcome])),

@@ -22,6 +22,7 @@ from rise.runtime.directory import DataDirectory
 from rise.runtime.doctor import Doctor, Finding, Level
 from rise.settings import load_settings
 from rise.telemetry import _known_secrets
+from rise.testing.clock import ManualClock
 from rise.testing.installation import Installation, hold_port
 from rise.testing.telegram import TelegramStandIn
 
@@ -77,7 +78,8 @@ async def test_a_used_directory_is_well_and_every_other_line_names_its_remedy(da
     before = sorted(data_dir.iterdir())
     findings = await examined(doctor(data_dir))
     assert levels(findings, Level.OK) >= {"settings", "directory", "space", "disk", "database", "schema", "telegram"}
-    assert levels(findings, Level.WARN) == {"serve", "app", "http:default", "webchat:default"}
+    assert levels(findings, Level.WARN) == {"serve", "app", "http:default"}
+    assert findings["webchat:default"].detail == "no workflow asks for it: answered 404"
     assert all(finding.remedy for finding in findings.values() if finding.level is not Level.OK)
     assert findings["disk"].detail == "written and synced"
     assert [path for path in sorted(data_dir.iterdir()) if path.name != "bus"] == before
@@ -91,13 +93,28 @@ async def test_secrets_are_masked(data_dir: Path):
         admin_token="an-admin-token-nobody-may-see",
         tokens="ann:viewer:the-token-of-ann-is-long",
         telegram_api_base="http://user:password@127.0.0.1:1",
+        retry_seconds_for="telegram=5,30 http=1",
+        retry_max_for="http=0",
         workflow_missing_message=f"do not say {TOKEN}",
     )
     [finding] = await examination.probe("settings")
     assert "RISE_TELEGRAM_TOKEN=***" in finding.detail
+    assert "RISE_RETRY_SECONDS_FOR=telegram=5,30 http=1" in finding.detail
+    assert "RISE_RETRY_MAX_FOR=http=0" in finding.detail
     assert "ann:viewer:***" in finding.detail
     for secret in (TOKEN, "an-admin-token", "the-token-of-ann", "password"):
         assert secret not in finding.detail
+
+
+@pytest.mark.failure("M1")
+async def test_a_name_that_is_no_setting_is_a_warning_without_its_value(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RISE_RETRY_MX", "what nobody may see")
+    well, warned = await doctor(data_dir).probe("settings")
+    assert (warned.level, well.level) == (Level.WARN, Level.OK)
+    assert "RISE_RETRY_MAX meant?" in warned.detail
+    assert "nobody" not in warned.detail + well.detail
 
 
 async def test_a_directory_that_others_can_read_is_a_warning_with_its_remedy(data_dir: Path):
@@ -105,6 +122,16 @@ async def test_a_directory_that_others_can_read_is_a_warning_with_its_remedy(dat
     (data_dir / "secret-key").chmod(0o644)
     found = [finding for finding in await doctor(data_dir).probe("directory") if finding.level is Level.WARN]
     assert {finding.remedy for finding in found} >= {f"chmod 700 {data_dir}", f"chmod 600 {data_dir / 'secret-key'}"}
+
+
+@pytest.mark.req("SEC-4")
+async def test_a_secret_that_could_be_guessed_is_a_failure_and_not_shown(data_dir: Path):
+    (data_dir / "secret-key").write_text("guess-me")
+    found = [finding for finding in await doctor(data_dir).probe("directory") if finding.level is Level.FAIL]
+    assert ["secret-key holds 8 characters" in finding.detail for finding in found] == [True]
+    assert "guess-me" not in found[0].detail
+    configured = await doctor(data_dir, secret_key="k" * 32).probe("directory")
+    assert not [finding for finding in configured if finding.level is Level.FAIL]
 
 
 async def test_a_damaged_database_is_a_failure(data_dir: Path):
@@ -153,6 +180,21 @@ async def test_a_bot_that_does_not_load_is_a_failure(data_dir: Path, tmp_path: P
     [finding] = await doctor(data_dir, app=str(tmp_path / "broken_bot.py")).probe("app")
     assert finding.level is Level.FAIL
     assert "nothing_of_that_name" in finding.detail
+
+
+# --- the time ---------------------------------------------------------------------------------------------
+
+
+async def test_clocks_that_disagree_are_a_warning_with_what_it_means_and_what_to_do(data_dir: Path):
+    settings = load_settings(data_dir=data_dir, _env_file=None)
+    clock = ManualClock(SystemClock().now())
+    [agreeing] = await Doctor(settings, clock).probe("clock")
+    assert agreeing.level is Level.OK
+    clock.step_wall(-2 * 86_400)
+    [apart] = await Doctor(settings, clock).probe("clock")
+    assert apart.level is Level.WARN
+    assert "48.0 h apart, the store's ahead: nothing is lost" in apart.detail
+    assert "NTP" in apart.remedy
 
 
 # --- open work --------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ class Stage:
             capabilities=self.capabilities,
             alerts=Alerts(clock, self.told.append, 0.0),
             pause_workers=self._pause,
+            anonymous=("webchat",),
         )
 
     def _pause(self) -> None:
@@ -49,6 +50,22 @@ class Stage:
     @property
     def raised(self) -> list[tuple[str, str]]:
         return [(message.alert, message.state) for message in self.told]
+
+
+@pytest.mark.req("SUP-2", "SEC-1")
+@pytest.mark.parametrize("mode", ["refuse", "queue-only"])
+def test_what_strangers_left_behind_closes_their_channel_and_no_other(mode: str) -> None:
+    stage = Stage(backlog_warn=50, backlog_max=100, mode=mode)
+    for suspended, is_taken in ((100, True), (101, False), (81, False), (80, True)):
+        stage.overload.judge(Load(10, 0, suspended_anonymous_count=suspended))
+        taken = False
+        with suppress(Busy), stage.admission.entry("webchat"):
+            taken = True
+        assert taken is is_taken, suspended
+        with stage.admission.entry("telegram"):
+            pass
+        assert stage.capabilities.not_accepting() is None
+    assert stage.raised == [("overload", "raised"), ("overload", "resolved")]
 
 
 @pytest.mark.req("SUP-2")

@@ -19,7 +19,7 @@ from aiohttp import web
 from rise.bus.port import Topic
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.port import Incoming
-from rise.envelope import DeliveryKey, LaneKey, TaskId
+from rise.envelope import DeliveryKey, LaneKey, Reason, TaskId
 from rise.errors import Busy
 from rise.queue.port import Selection
 from rise.runtime.assembly import House, build
@@ -154,6 +154,44 @@ async def test_too_much_to_do_is_not_too_much_for_what_the_worker_itself_plans(t
     await closed(house)
 
 
+@pytest.mark.req("SUP-2", "SEC-1")
+async def test_a_stranger_cannot_fill_the_disk_with_what_nobody_will_run(tmp_path: Path) -> None:
+    house = await opened(tmp_path / "data", backlog_max=2)
+    supervisor = build_supervisor(house)
+    await house.capabilities.probe("disk")
+    session = "w_" + "s" * 22
+
+    def written(number: int) -> Incoming:
+        body = f'{{"clientMessageId": "m{number}", "text": "hello"}}'.encode()
+        return msgspec.structs.replace(house.channels.webchat.read_message(body, session), suspend=Reason.KILL_SWITCH)
+
+    for number in range(3):
+        await house.intake.accept(written(number))
+    await supervisor.measure()
+    with pytest.raises(Busy):
+        await house.intake.accept(written(4))
+    await house.intake.accept(incoming(1))
+    assert house.capabilities.not_accepting() is None
+    await closed(house)
+
+
+@pytest.mark.req("SUP-2", "TMP-5")
+async def test_what_is_planned_for_later_is_not_too_much_to_do(tmp_path: Path) -> None:
+    house = await opened(tmp_path / "data", backlog_max=2, backlog_warn=1)
+    supervisor = build_supervisor(house)
+    await house.capabilities.probe("disk")
+    due_at_ms = house.queue.now_ms() + 3_600_000
+    for number in range(3):
+        await house.intake.accept(msgspec.structs.replace(incoming(number), due_at_ms=due_at_ms))
+    await supervisor.measure()
+    assert house.capabilities.overall() == "ok"
+    await house.intake.accept(incoming(4))
+    state = house.capabilities.get("admission")
+    assert state is not None
+    assert state.detail == "0 messages are open"
+    await closed(house)
+
+
 @pytest.mark.req("WRK-1", "CAP-5")
 @pytest.mark.failure("I15")
 async def test_a_worker_within_this_process_can_be_replaced(tmp_path: Path) -> None:
@@ -161,7 +199,7 @@ async def test_a_worker_within_this_process_can_be_replaced(tmp_path: Path) -> N
     work = WorkflowDefinition(name="bot", function=_do_nothing, channels=("http",))
     worker = InProcessWorker(house, {work.workflow_id: work})
     await worker.start()
-    for task in list(worker._worker._looking._tasks):
+    for task in list(worker._worker._claims._looking._tasks):
         task.cancel()  # it has died in silence
     await worker.restart()
     accepted = await house.intake.accept(incoming(1))

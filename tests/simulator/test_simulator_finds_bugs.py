@@ -12,10 +12,11 @@ import pytest
 
 from rise import delivery, worker
 from rise.channels.port import Incoming
+from rise.channels.telegram import updates
 from rise.delivery import Sender
 from rise.envelope import DeliveryKey, Head, Order, Outcome, Reason, Status, Task, TaskId, TaskType
 from rise.intake import Accepted, Intake
-from rise.ledger import sqlite as ledger
+from rise.ledger import sqlite_outbox as outbox
 from rise.ledger.port import ReplyKind, RunEnded
 from rise.ledger.sqlite import SqliteLedger
 from rise.queue import sqlite
@@ -142,7 +143,7 @@ def the_youngest_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_doubt_that_counts_as_an_end(patch: pytest.MonkeyPatch) -> None:
-    end_run = ledger._end_run
+    end_run = outbox._end_run
 
     def end_when_nothing_is_to_be_sent(connection: apsw.Connection, reply: Any, now: int) -> RunEnded | None:
         ended = end_run(connection, reply, now)
@@ -156,7 +157,7 @@ def a_doubt_that_counts_as_an_end(patch: pytest.MonkeyPatch) -> None:
         ).fetchone()
         return None if row is None else RunEnded(TaskId(row[0]), row[1], Outcome.UNDELIVERABLE)
 
-    patch.setattr(ledger, "_end_run", end_when_nothing_is_to_be_sent)
+    patch.setattr(outbox, "_end_run", end_when_nothing_is_to_be_sent)
 
 
 def a_new_reply_that_wakes_a_chat_which_is_being_sent_to(patch: pytest.MonkeyPatch) -> None:
@@ -166,7 +167,7 @@ def a_new_reply_that_wakes_a_chat_which_is_being_sent_to(patch: pytest.MonkeyPat
             (*chat, ready_at),
         )
 
-    patch.setattr(ledger, "_queue_chat", wake)
+    patch.setattr(outbox, "_queue_chat", wake)
 
 
 def the_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
@@ -226,7 +227,11 @@ def a_run_that_does_not_ask_for_its_result(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_dropped_task_that_is_answered(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ledger, "_is_ended", lambda connection, reply: False)
+    patch.setattr(outbox, "_is_ended", lambda connection, reply: False)
+
+
+def a_lane_for_each_id_of_a_chat(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(updates._Reading, "find_first_chat_id", lambda self, account, chats: None)
 
 
 CHOSEN_BY_AN_OUTSIDER: list[Plant] = [
@@ -274,6 +279,7 @@ BUGS: list[Plant] = [
     a_doubt_that_is_sent_again_and_again,
     a_claim_that_does_not_last,
     the_youngest_first,
+    a_lane_for_each_id_of_a_chat,
 ]
 
 

@@ -82,7 +82,8 @@ def test_plans_hold_what_they_should():
     assert {plan.gateways for plan in plans} == {1, 2, 3}
     assert {plan.workers for plan in plans} == {1, 2, 3, 4}
     assert {plan.is_polled for plan in plans} == {True, False}
-    assert all(20 <= len(plan.doings) <= 302 for plan in plans)
+    assert all(20 <= len(plan.doings) <= 303 for plan in plans)
+    assert 100 < sum(any(doing.act is Act.MIGRATE for doing in plan.doings) for plan in plans) < 220
     assert all(3 <= len({doing.chat_id for doing in plan.doings if doing.chat_id}) <= 10 for plan in plans)
     stores = ("REDIS_", "RABBIT_", "JOURNAL_")
     kinds = {kind for kind in FaultKind if not kind.name.startswith(stores)}  # the others are of other worlds

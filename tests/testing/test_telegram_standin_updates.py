@@ -99,6 +99,14 @@ def test_a_message_lives_from_its_date_not_from_its_arrival():
     assert taken_ids(bot, NOW + 11) == []
 
 
+def test_the_end_of_a_business_connection_lives_a_day_however_long_ago_it_was_made():
+    bot = make_bot()
+    ended = {"id": "b1", "user": updates.user(7), "user_chat_id": 7, "date": int(NOW - 30 * DAY_SECONDS)}
+    bot.add_update({"business_connection": ended | {"is_enabled": False}}, NOW)
+    assert len(taken_ids(bot, NOW + DAY_SECONDS - 1)) == 1
+    assert taken_ids(bot, NOW + DAY_SECONDS + 1) == []
+
+
 def test_reactions_live_a_day_from_their_date():
     bot = make_bot()
     call(bot, "setWebhook", url="http://x.test/", allowed_updates=["message_reaction"])

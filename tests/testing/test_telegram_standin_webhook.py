@@ -90,14 +90,14 @@ def test_the_first_failure_is_sent_again_at_once_then_the_wait_doubles_up_to_a_r
 def test_retry_after_replaces_the_delay():
     bot = make_bot()
     write(bot)
-    busy = WebhookAnswer(503, retry_after="7")
+    busy = WebhookAnswer(503, retry_after_header="7")
     assert delays_until_success(bot, [busy, busy, BROKEN, BROKEN]) == [0, 7, 7, 2]
 
 
 def test_retry_after_counts_even_on_the_first_failure_and_is_at_most_an_hour():
     bot = make_bot()
     write(bot)
-    assert delays_until_success(bot, [WebhookAnswer(429, retry_after="99999"), OK]) == [0, 3600]
+    assert delays_until_success(bot, [WebhookAnswer(429, retry_after_header="99999"), OK]) == [0, 3600]
 
 
 @pytest.mark.parametrize("header", [None, "", "Wed, 21 Oct 2026 07:28:00 GMT", "1.5", "-3", "soon", "²"])
@@ -109,7 +109,7 @@ def test_a_retry_after_on_a_2xx_means_nothing():
     bot = make_bot()
     write(bot)
     [attempt] = bot.start_deliveries(NOW)
-    outcome = bot.finish_delivery(attempt, WebhookAnswer(200, retry_after="60"), NOW)
+    outcome = bot.finish_delivery(attempt, WebhookAnswer(200, retry_after_header="60"), NOW)
     assert outcome is AttemptOutcome.DELIVERED
 
 
@@ -118,7 +118,7 @@ def test_an_update_whose_next_try_would_come_after_its_end_is_dropped():
     bot = make_bot()
     bot.add_update(updates.callback_query(), NOW)
     [attempt] = bot.start_deliveries(NOW)
-    busy = WebhookAnswer(503, retry_after="151")
+    busy = WebhookAnswer(503, retry_after_header="151")
     assert bot.finish_delivery(attempt, busy, NOW) is AttemptOutcome.DROPPED
     assert [lost.reason for lost in bot.queue.dropped] == [DropReason.EXPIRED]
 
@@ -348,7 +348,7 @@ def test_get_webhook_info_tells_what_went_wrong():
 # --- whatever happens -------------------------------------------------------------------------------------
 
 ANSWERS = st.sampled_from(
-    [OK, OK, OK, BROKEN, CUT, WebhookAnswer(503, retry_after="5"), WebhookAnswer(200, is_connection_kept=False)]
+    [OK, OK, OK, BROKEN, CUT, WebhookAnswer(503, retry_after_header="5"), WebhookAnswer(200, is_connection_kept=False)]
 )
 STEPS = st.lists(
     st.one_of(

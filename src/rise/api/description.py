@@ -84,14 +84,16 @@ _ERROR: Final = _object(
 )
 
 _CAPABILITY: Final = {"status": _one_of(CapabilityStatus), "checked_at": _MOMENT, "detail": TEXT}
+_MEANING: Final = {"consequence": TEXT, "remedy": TEXT}
+_CAPABILITY_SHOWN: Final = _object(_CAPABILITY | _MEANING, optional=tuple(_MEANING))
 HEALTH: Final = _object(
     {
         "status": {"type": "string", "enum": ["ok", "degraded", "unavailable"]},
         "router": TEXT,
-        "capabilities": {"type": "object", "additionalProperties": _object(_CAPABILITY)},
+        "capabilities": {"type": "object", "additionalProperties": _CAPABILITY_SHOWN},
     }
 )
-PROBED: Final = _object({"name": TEXT} | _CAPABILITY)
+PROBED: Final = _object({"name": TEXT} | _CAPABILITY | _MEANING, optional=tuple(_MEANING))
 
 _RETRY: Final = _object({"count": _COUNT, "max": _COUNT, "nextAttemptAt": _COUNT})
 _PAYLOAD: Final = _object(
@@ -178,6 +180,7 @@ STATS: Final = _object(
         "byReason": _COUNTS,
         "oldestWaitingSeconds": _or_null(_SECONDS),
         "retryDepth": _COUNT,
+        "plannedDepth": _COUNT,
         "lanesClaimed": _COUNT,
         "accepted": _COUNT,
         "duplicates": _COUNT,

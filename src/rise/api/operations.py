@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from rise.api import description
 from rise.api.answers import answer
 from rise.api.reading import read_json_body
-from rise.api.security import Principal, Role, anonymous, requires
+from rise.api.security import Gate, Principal, Role, requires
 from rise.channels.http import optional, read_object, refuse_unknown
 from rise.clock import from_epoch_ms, iso
 from rise.envelope import Progress, Reason, Status, Task, TaskId, encode_json, envelope
@@ -38,9 +38,7 @@ WHY_CHARS_MAX: Final = 500
 
 _RESUME_FIELDS: Final = ("taskIds", "reason", "channel", "account", "limit", "why", "dryRun")
 
-_READY: Final = description.route(
-    description.HEALTH, *description.ANONYMOUS, also={503: description.HEALTH}, enveloped=False
-)
+_READY: Final = description.route(description.HEALTH, also={503: description.HEALTH}, enveloped=False)
 
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
 Why = Annotated[str, Query(max_length=WHY_CHARS_MAX)]
@@ -54,11 +52,12 @@ class CapabilityUnknown(Rejected):
 
 
 def build_health(house: House) -> APIRouter:
-    """Whether it is well, for anybody who asks, though not too often."""
-    router = APIRouter(dependencies=[Depends(anonymous)])
+    """Whether it is well, for anybody who asks, however often: what is known is said from memory, for less than a
+    refusal costs."""
+    router = APIRouter()
     capabilities = house.capabilities
 
-    @router.get("/healthz", **description.route(description.HEALTH, *description.ANONYMOUS, enveloped=False))
+    @router.get("/healthz", **description.route(description.HEALTH, enveloped=False))
     async def health() -> Response:
         """200 as long as the process serves."""
         body = {"status": capabilities.overall(), "router": "behavior", "capabilities": capabilities.shown()}
@@ -70,9 +69,11 @@ def build_health(house: House) -> APIRouter:
         return _ready(house)
 
     @router.get("/healthz/readiness", **_READY)
-    async def readiness() -> Response:
-        """200 when a message can be accepted; asks the stores now."""
-        await capabilities.probe_for_acceptance()
+    async def readiness(request: Request) -> Response:
+        """200 when a message can be accepted; asks the stores now, for one who asks too often not again."""
+        gate: Gate = request.app.state.gate
+        if gate.may_look(request.scope):
+            await capabilities.probe_for_acceptance()
         return _ready(house)
 
     return router
@@ -100,8 +101,7 @@ def _add_looking(router: APIRouter, house: House, operations: Operations) -> Non
         """What waits for a person or an event. `after`: the last task id of the page before."""
         limit = min(limit, RAW_LIMIT_MAX) if raw else limit
         page = await operations.suspended(channel=channel, reason=reason, limit=limit, after=after)
-        retry_max = house.settings.retry_max
-        rows = [await _whole_row(house, task) if raw else _row(task, retry_max) for task in page]
+        rows = [await _whole_row(house, task) if raw else _row(house, task) for task in page]
         following = page[-1].head.task_id if len(page) == limit else None
         return answer(request, [row for row in rows if row is not None], meta={"next": following})
 
@@ -198,7 +198,7 @@ def _reason(name: str | None) -> Reason | None:
         raise PayloadInvalid(f"reason is one of {', '.join(Reason)}", field="reason") from error
 
 
-def _row(task: OpenTask, retry_max: int) -> dict[str, Any]:
+def _row(house: House, task: OpenTask) -> dict[str, Any]:
     """The envelope of a task in a list: everything but the bytes, which were not read."""
     progress = Progress(
         status=task.status,
@@ -210,7 +210,7 @@ def _row(task: OpenTask, retry_max: int) -> dict[str, Any]:
         updated_at_ms=task.updated_at_ms,
         error=task.error,
     )
-    shown = envelope(Task(task.head, b"", progress), retry_max=retry_max)
+    shown = envelope(Task(task.head, b"", progress), retry_max=house.retry_policy.retries_allowed(task.head))
     del shown["payload"]["channelPayload"]["raw"]
     for unknown in ("raw_size_bytes", "raw_truncated"):
         del shown["payload"]["telemetry"][unknown]
@@ -222,7 +222,7 @@ async def _whole_row(house: House, task: OpenTask) -> dict[str, Any] | None:
     whole = await house.queue.get(task.head.task_id)
     if whole is None or whole.progress.status is not Status.SUSPENDED:
         return None
-    shown = envelope(whole, retry_max=house.settings.retry_max)
+    shown = envelope(whole, retry_max=house.retry_policy.retries_allowed(whole.head))
     return shown | {"suspendedAt": iso(from_epoch_ms(task.updated_at_ms)), "deaths": task.deaths}
 
 

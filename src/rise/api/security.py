@@ -81,7 +81,9 @@ class Gate:
     def __init__(self, credentials: Credentials, clock: Clock, *, rate_per_source: float) -> None:
         self._credentials = credentials
         self._clock = clock
-        self._sources = Buckets(rate_per_source, max(1.0, rate_per_source * BURST_SECONDS))
+        burst = max(1.0, rate_per_source * BURST_SECONDS)
+        self._sources = Buckets(rate_per_source, burst)
+        self._looking = Buckets(rate_per_source, burst)
 
     def admit(self, scope: Mapping[str, Any], role: Role) -> Principal:
         """Raises `CredentialsMissing`, `RoleInsufficient`, or `RateExceeded` after too many failures."""
@@ -101,6 +103,15 @@ class Gate:
         if wait > 0:
             raise RateExceeded("too many requests from this address", retry_after_seconds=math.ceil(wait))
         self._sources.take(source, now)
+
+    def may_look(self, scope: Mapping[str, Any]) -> bool:
+        """Whether this source may have the stores asked now; refuses nobody. Counted apart from everything else:
+        behind a proxy all come from one address, and who asks whether Rise is well must not wait behind a crowd."""
+        source, now = source_of(scope), self._clock.monotonic()
+        if self._looking.wait_seconds(source, now) > 0:
+            return False
+        self._looking.take(source, now)
+        return True
 
 
 def requires(role: Role) -> Callable[[Request], Coroutine[Any, Any, Principal]]:

@@ -25,6 +25,7 @@ from rise.envelope import TaskId, TaskType, envelope, task_id_of
 from rise.errors import KeyReused, Rejected, TaskUnknown, Unavailable, WorkflowUnknown
 from rise.intake import Accepted, Intake
 from rise.ledger.port import Attempt, Reply
+from rise.retries import RetryPolicy
 from rise.runtime.assembly import House
 from rise.runtime.audit import receipt_of
 from rise.runtime.operations import Operations, TaskStory
@@ -76,7 +77,7 @@ def build_tasks(house: House, operations: Operations, broker: TaskResultBroker) 
     async def read_task(request: Request, task_id: str, principal: Viewer) -> Response:
         """A task with its attempts, result and replies, open or ended."""
         story = await operations.story(TaskId(task_id))
-        return answer(request, shown(story, retry_max=house.settings.retry_max))
+        return answer(request, shown(story, house.retry_policy))
 
     return router
 
@@ -118,6 +119,7 @@ class _Door:
             key=request.headers.get("idempotency-key"),
             request_id=request_id_of(request.scope),
             trace_id=trace_id_from(request),
+            chats=house.chats,
         )
         accepted = await self._accept(asked.incoming, request, asked.idempotency_key)
         if isinstance(accepted, Response):
@@ -182,7 +184,7 @@ class _Door:
         except (Unavailable, TaskUnknown):  # also while only the other copies hold it
             data |= {"status": "pending", "retry": None, "result": None}
         else:
-            whole = shown(story, retry_max=self._house.settings.retry_max)
+            whole = shown(story, self._house.retry_policy)
             data |= {name: whole[name] for name in ("status", "reason", "retry", "outcome", "result", "error")}
         return answer(request, data, status=status, headers={"Idempotency-Key": key})
 
@@ -192,13 +194,14 @@ def requiring_same_body(house: House) -> Intake:
     return replace(house.intake, same_body_required=frozenset(house.channels.by_name()))
 
 
-def shown(story: TaskStory, *, retry_max: int) -> dict[str, Any]:
+def shown(story: TaskStory, policy: RetryPolicy) -> dict[str, Any]:
     """A task as the API shows it: the envelope, and what became of it."""
     run = story.run
     progress = msgspec.structs.replace(story.task.progress, status=story.status)
     task = msgspec.structs.replace(story.task, progress=progress)
     ended = run is not None and run.status.is_finished
-    whole = envelope(task, result=run.result if run else None, retry_max=retry_max)
+    allowed = policy.retries_allowed(task.head)
+    whole = envelope(task, result=run.result if run else None, retry_max=allowed)
     if story.copies is not None:
         whole["payload"]["telemetry"]["copies"] = story.copies
     return whole | {

@@ -3,15 +3,16 @@
 The stream reads the transcript from where the page left off, so a page that was away, or a server that was
 killed, misses nothing. Events of the bus only make it quick; every second it looks by itself.
 
-Refuses: to read or write without a session (401), a message id that came before with another body (422), more
-open streams than a page or a process needs (429).
+Refuses: to be there where nobody has bound a workflow to it (404): what anybody may write to is what somebody asked
+for. To read or write without a session (401), a message id that came before with another body (422), more open
+streams than a page or a process needs (429).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +25,10 @@ from rise.api.reading import read_json_body
 from rise.api.security import PAGE_POLICY, anonymous, bearer_of
 from rise.api.tasks import requiring_same_body, trace_id_from
 from rise.bus.port import Bus, Topic
+from rise.capabilities import CapabilityStatus
 from rise.channels.webchat import ACCOUNT, CHANNEL
 from rise.envelope import encode_json
-from rise.errors import CredentialsMissing, RateExceeded, Unavailable
+from rise.errors import CapabilityClosed, ChannelUnknown, CredentialsMissing, RateExceeded, Unavailable
 from rise.ledger.port import Reply
 from rise.runtime.assembly import House
 from rise.service import Signal
@@ -42,6 +44,8 @@ STREAMS_PER_SESSION_MAX: Final = 8
 TASKS_KNOWN_MAX: Final = 10_000
 PAGE_SIZE: Final = 100
 SEQUENCE_MAX: Final = (1 << 63) - 1
+STARTING_SECONDS: Final = 1
+"""When it is worth asking again while the workflows are loaded."""
 
 _PAGES: Final = Path(__file__).with_name("pages")
 _FILES: Final = {
@@ -130,16 +134,32 @@ class Watcher:
 def build_webchat(house: House, watchers: Watchers) -> APIRouter:
     """The routes under /webchat. Anonymous: bounded in rate and size."""
     router = APIRouter(prefix="/webchat", dependencies=[Depends(anonymous)])
-    _add_pages(router)
+    _add_pages(router, house)
     _add_conversation(router, house, watchers)
     return router
 
 
-def _add_pages(router: APIRouter) -> None:
+async def _require_chat(house: House) -> None:
+    """Raises `ChannelUnknown` where nobody has asked for a web chat, `CapabilityClosed` while that is not known yet."""
+    if house.bindings.is_asked_for(CHANNEL, ACCOUNT):
+        return
+    await house.bindings.refresh()  # it may have been bound just now, by another process
+    if house.bindings.is_asked_for(CHANNEL, ACCOUNT):
+        return
+    worker = house.capabilities.get("worker")
+    if worker is not None and worker.status is not CapabilityStatus.AVAILABLE:
+        why = f"{worker.detail}; its workflows say whether there is a web chat"
+        raise CapabilityClosed("worker", worker.status, why, retry_after_seconds=STARTING_SECONDS)
+    raise ChannelUnknown('there is no web chat here: a workflow has to ask for it, with channels=["webchat"]')
+
+
+def _add_pages(router: APIRouter, house: House) -> None:
     page = (_PAGES / "chat.html").read_bytes()
 
     @router.get("", include_in_schema=False)
     async def chat_page() -> Response:
+        with suppress(Unavailable):  # a page that is opened too soon asks again by itself
+            await _require_chat(house)
         headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
         return Response(page, headers=headers, media_type="text/html; charset=utf-8")
 
@@ -164,9 +184,10 @@ def _add_conversation(router: APIRouter, house: House, watchers: Watchers) -> No
             raise CredentialsMissing("this needs a session: Authorization: Bearer …")
         return channel.session_of(token)
 
-    @router.post("/session", **description.route(description.SESSION, *description.ANONYMOUS))
+    @router.post("/session", **description.route(description.SESSION, *description.ANONYMOUS, 404, 503))
     async def open_session(request: Request) -> Response:
         """A new chat. Nothing is kept for it until its first message."""
+        await _require_chat(house)
         token = channel.new_session()
         return answer(request, {"token": token, "session": channel.session_of(token)})
 
@@ -176,12 +197,14 @@ def _add_conversation(router: APIRouter, house: House, watchers: Watchers) -> No
             description.SAID,
             *description.WITH_SESSION,
             *description.WITH_BODY,
+            404,
             503,
             takes=description.WORD,
         ),
     )
     async def send(request: Request, session: str = Depends(session_of)) -> Response:
         """Keep a message. It is durable when this answers 2xx; until then the page repeats it."""
+        await _require_chat(house)
         body = await read_json_body(request.scope, request.receive, bytes_max=MESSAGE_BYTES_MAX)
         incoming = channel.read_message(
             body, session, request_id=request_id_of(request.scope), trace_id=trace_id_from(request)

@@ -88,7 +88,7 @@ class TelegramWebhook:
                 body,
                 account=self._account,
                 webhook=True,
-                now=self._intake.now(),
+                now=self._intake.earliest_now(),
                 source=SOURCE,
                 trace_id=None if trace_parent is None else trace_id_of(trace_parent),
             )

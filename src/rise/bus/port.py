@@ -27,6 +27,8 @@ class Topic(StrEnum):
     RUNNING_PAUSED = "running.paused"
     """Workers claim nothing for `seconds`; said again for as long as it is meant."""
     DEFINITIONS_CHANGED = "channel_binding.updated"
+    CHATS_MOVED = "chats.moved"
+    """The ledger knows of another."""
 
 
 class Bus(Protocol):

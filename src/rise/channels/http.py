@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from rise.channels.port import Channel, Incoming
+from rise.chats import ChatRegistry
 from rise.envelope import (
     JSON_NAMES,
     Call,
@@ -151,16 +152,18 @@ def read_message(
     key: str | None,
     request_id: str,
     trace_id: str | None,
+    chats: ChatRegistry | None = None,
 ) -> MessageRequest:
     """A body of `POST /api/messages`: a task whose whole work is to say this in a chat.
 
-    `accounts`: what may be sent from, by channel, the default first. Raises `ChannelUnknown` (404),
-    `PayloadMalformed` or `PayloadInvalid` with the field.
+    `accounts`: what may be sent from, by channel, the default first. `chats`: which have moved. Raises
+    `ChannelUnknown` (404), `PayloadMalformed` or `PayloadInvalid` with the field.
     """
     fields = read_object(body)
     refuse_unknown(fields, _MESSAGE_FIELDS)
     channel, account = _sender(fields, accounts)
     chat_id = identifier(required(fields, "chatId"), "chatId", chars_max=CHAT_ID_CHARS_MAX)
+    first_chat_id = None if chats is None else chats.first_id(channel, account, chat_id)
     reply = _reply_asked_for(fields)
     idempotency_key = _idempotency_key(fields, key)
     incoming = Incoming(
@@ -168,11 +171,12 @@ def read_message(
         account=account,
         source="http-api",
         delivery_key=DeliveryKey(f"msg:{principal}:{idempotency_key}"),
-        lane=_lane_of_chat(channel, account, chat_id),
+        lane=_lane_of_chat(channel, account, first_chat_id or chat_id),
         raw=body,
         raw_version=RAW_VERSION,
         kind="outgoing",
         chat_id=chat_id,
+        first_chat_id=first_chat_id,
         message_label=f"{chat_id}:{idempotency_key}",
         user={"chat_id": chat_id, "user_id": principal},
         metadata={"chat_id": chat_id},

@@ -33,6 +33,10 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     order: Order | None = None
     """The platform's own order; None: the order of arrival."""
     chat_id: str | None = None
+    first_chat_id: str | None = None
+    """What the chat goes by, if it has another id by now."""
+    moved: tuple[str, str] | None = None
+    """It says that the chat which goes by the first of these ids has the second from now on."""
     message_label: str = ""
     """`<chat>:<message>` for the label people see."""
     user_text: str = ""
@@ -63,6 +67,8 @@ def understood(head: Head, incoming: Incoming) -> Head:
         is_unread=False,
         kind=incoming.kind,
         chat_id=incoming.chat_id,
+        first_chat_id=incoming.first_chat_id,
+        moved=incoming.moved,
         user_text=incoming.user_text,
         user=incoming.user,
         metadata=incoming.metadata,

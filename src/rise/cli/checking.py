@@ -35,7 +35,6 @@ def audit(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             return await Audit(
                 queue=house.queue,
                 ledger=house.ledger,
-                clock=house.clock,
                 keep_finished_seconds=house.settings.keep_finished_days * 86400,
                 telegram=house.channels.telegram,
                 copies=None if house.stores.full is None else house.stores.full.shown,

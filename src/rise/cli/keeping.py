@@ -55,7 +55,9 @@ def backup(
 
 def restore(
     source: Annotated[Path, typer.Argument(help="What `rise backup` made.")],
-    force: Annotated[bool, typer.Option("--force", help="Move what is there aside first; nothing is deleted.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Move what is there aside first, within the directory; nothing is deleted.")
+    ] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,17 +71,26 @@ def restore(
     restored = run(restore_directory(source, DataDirectory(settings.data_dir), SystemClock(), replaces=force))
     if as_json:
         aside = None if restored.moved_aside is None else str(restored.moved_aside)
-        show_json({"dataDir": str(settings.data_dir), "contents": restored.contents, "movedAside": aside})
+        told = {"contents": restored.contents, "movedAside": aside, "repliesInDoubt": restored.replies_in_doubt}
+        show_json({"dataDir": str(settings.data_dir), **told})
         return
     say(f"{settings.data_dir} is restored from {source}")
     show_pairs(
         [
             ("open messages", restored.contents.tasks_open),
             ("receipts", restored.contents.receipts),
+            ("replies in doubt", restored.replies_in_doubt),
             ("before", restored.moved_aside and f"kept as {restored.moved_aside}"),
         ]
     )
+    if restored.replies_in_doubt:
+        say(
+            f"{restored.replies_in_doubt} replies were to be sent and may have been since: RISE_TELEGRAM_UNKNOWN says "
+            "whether they are sent with the mark ↻, as they are, or held for you.",
+            style="yellow",
+        )
     say(
-        "What came in or was answered after the backup is not in it: answers given since may be given again.",
+        "What came in after the backup is not in it; what was open in it runs again, and if it was answered since, the "
+        "answer is given again without a mark.",
         style="yellow",
     )

@@ -28,7 +28,8 @@ def settings_page() -> str:
 {_MADE}
 
 Read once at start, from the environment or a file `.env` in the working directory. All problems are reported at
-once, each with its remedy, and nothing is started then (exit code 2).
+once, each with its remedy, and nothing is started then (exit code 2). A name with `RISE_` that is none of these changes
+nothing; the log says so at the start, and so does `rise doctor`, with the name that may be meant.
 
 | Setting | Default | Meaning |
 |---|---|---|

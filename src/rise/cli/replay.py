@@ -2,12 +2,15 @@
 
 Both say what they would do, and do it only with `--yes`.
 
-Refuses: to run again what is still on its way, and what a person has dropped, unless that is asked for.
+Refuses: to run again what is still on its way, and what a person has dropped, unless that is asked for. To take a
+message from a file for a new one because its key is forgotten: as long as the ledger has it, it is a duplicate.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import itertools
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,7 +22,7 @@ import typer
 
 from rise.cli.opening import AsJson, DataDir, has_database, in_house, operator, read_settings
 from rise.cli.printing import complain, problem_found, progress, say, shortened, show_json, show_table
-from rise.envelope import LaneKey, Order, Status, TaskId
+from rise.envelope import LaneKey, Order, Status, Task, TaskId
 
 if TYPE_CHECKING:
     from rise.channels.port import Incoming
@@ -177,19 +180,22 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, body
 
 
-def _incoming(body: bytes, bot: str, clock: Clock) -> Incoming:
+def _incoming(body: bytes, bot: str, house: House) -> Incoming:
     from rise.channels.telegram import read_update
 
     # Not as if it had been pushed: that would park old ones, and here a person wants them run.
-    return read_update(body, account=bot, now=clock.now(), webhook=False, source=SOURCE)
+    return read_update(body, account=bot, now=house.clock.now(), webhook=False, source=SOURCE, chats=house.chats)
 
 
 async def _accept_file(house: House, path: Path, bot: str, told: Callable[[int, int], None]) -> FileReplay:
     replayed, total = FileReplay(), sum(1 for _ in read_lines(path))
     before = (await house.queue.depth()).out_of_order
     for batch in _batches(read_lines(path)):
-        incoming = [_incoming(body, bot, house.clock) for _, body in batch]
-        results = await asyncio.gather(*map(house.intake.accept, incoming), return_exceptions=True)
+        incoming = [_incoming(body, bot, house) for _, body in batch]
+        # Before any of them is accepted: what one has to wait for would change the file's order.
+        answered = await asyncio.gather(*(_was_answered(house, read) for read in incoming))
+        accepting = map(_accept, itertools.repeat(house), incoming, answered)
+        results = await asyncio.gather(*accepting, return_exceptions=True)
         for (number, _), read, accepted in zip(batch, incoming, results, strict=True):
             if isinstance(accepted, BaseException):
                 complain(f"stopped at line {number}; all before it are kept, and running it again is safe")
@@ -200,6 +206,15 @@ async def _accept_file(house: House, path: Path, bot: str, told: Callable[[int, 
     return replayed
 
 
+async def _accept(house: House, read: Incoming, was_answered: bool) -> Accepted:
+    from rise.envelope import task_id_of
+    from rise.intake import Accepted
+
+    if was_answered:
+        return Accepted(task_id_of(read.delivery_key), new=False)
+    return await house.intake.accept(read)
+
+
 def _line(number: int, read: Incoming, accepted: Accepted) -> Line:
     return Line(number, accepted.task_id, read.delivery_key, read.kind, accepted.new, read.error)
 
@@ -207,15 +222,14 @@ def _line(number: int, read: Incoming, accepted: Accepted) -> Line:
 async def _foresee_file(house: House, path: Path, bot: str, told: Callable[[int, int], None]) -> FileReplay:
     """The same answers without the doing."""
     from rise.envelope import task_id_of
-    from rise.runtime.audit import receipt_of
 
     foreseen, total = FileReplay(), sum(1 for _ in read_lines(path))
     known: set[str] = set()
     newest: dict[LaneKey, Order] = {}
     for number, body in read_lines(path):
-        read = _incoming(body, bot, house.clock)
+        read = _incoming(body, bot, house)
         key, task_id = read.delivery_key, task_id_of(read.delivery_key)
-        new = key not in known and await receipt_of(house.queue, key) is None and not await _is_open(house, task_id)
+        new = key not in known and not await _is_known(house, read) and not await _was_answered(house, read)
         known.add(key)
         late = new and read.order is not None and read.order < newest.get(read.lane, read.order)
         if new and read.order is not None:
@@ -225,10 +239,33 @@ async def _foresee_file(house: House, path: Path, bot: str, told: Callable[[int,
     return foreseen
 
 
-async def _is_open(house: House, task_id: TaskId) -> bool:
+async def _is_known(house: House, read: Incoming) -> bool:
+    """Whether the queue takes it for a duplicate."""
+    from rise.envelope import task_id_of
     from rise.queue.port import Selection
+    from rise.runtime.audit import receipt_of
 
-    return bool(await house.queue.list_open(Selection(task_ids=(task_id,)), limit=1))
+    if await receipt_of(house.queue, read.delivery_key) is not None:
+        return True
+    return bool(await house.queue.list_open(Selection(task_ids=(task_id_of(read.delivery_key),)), limit=1))
+
+
+async def _was_answered(house: House, read: Incoming) -> bool:
+    """Whether the ledger has this very message although the queue has forgotten its key: taken for new, it would be
+    answered a second time. Another message of the same key is a new one: Telegram numbers anew after a quiet week."""
+    from rise.envelope import task_id_of
+
+    kept = await house.ledger.archived(task_id_of(read.delivery_key))
+    return kept is not None and _says_the_same(kept, read) and not await _is_known(house, read)
+
+
+def _says_the_same(kept: Task, read: Incoming) -> bool:
+    """The same bytes, or the same JSON written otherwise, as it is in many a file."""
+    if hashlib.sha256(read.raw).hexdigest() == kept.head.raw_sha256:
+        return True
+    if read.suspend is not None or kept.head.is_unread or not kept.raw:
+        return False  # only what has been read is known to be safe to read
+    return bool(msgspec.json.decode(read.raw) == msgspec.json.decode(kept.raw))
 
 
 def _batches(lines: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:

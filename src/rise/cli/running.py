@@ -72,6 +72,8 @@ def worker(
             ["RISE_APP is not set: this worker would have nothing to run. Set it as `rise serve` has it."]
         )
     configure_logs(settings.log, level=settings.log_level)
+    if parent_fd is None:  # else its parent has said so
+        _warn_of_unknown_names()
     code = run(work(assembly.build(settings), parent_fd=parent_fd))
     # Threads of functions that never returned must not keep the process from ending.
     atexit._run_exitfuncs()
@@ -86,6 +88,7 @@ def _serve(settings: Settings, *, in_process: bool = False, page: bool = False, 
     from rise.telemetry import configure_logs
 
     configure_logs(settings.log, level=settings.log_level)
+    _warn_of_unknown_names()
 
     def ready(port: int) -> None:
         address = f"http://{settings.host}:{port}"
@@ -96,3 +99,11 @@ def _serve(settings: Settings, *, in_process: bool = False, page: bool = False, 
                 asyncio.get_running_loop().run_in_executor(None, webbrowser.open, f"{address}/webchat")
 
     run(serve_house(assembly.build(settings), ApiServer, in_process=in_process, on_ready=ready))
+
+
+def _warn_of_unknown_names() -> None:
+    from rise.settings import unknown_names
+    from rise.telemetry import log
+
+    for unknown in unknown_names():
+        log.warning("settings.unknown", detail=unknown, consequence="what it was meant to change is as by default")

@@ -244,7 +244,7 @@ def _story_for_programs(house: House, story: TaskStory, earlier: list[Run], rece
     """As the HTTP API shows it, and what only somebody on the spot needs to know."""
     from rise.api.tasks import shown
 
-    return shown(story, retry_max=house.settings.retry_max) | {
+    return shown(story, house.retry_policy) | {
         "earlierRuns": [
             {"generation": run.generation, "status": run.status, "outcome": run.outcome, "by": run.by, "why": run.why}
             for run in earlier

@@ -107,6 +107,8 @@ class Relay:
         if not self._notes.debt or (life := await self._queues_life()) is None:
             return
         try:
+            if self._notes.debt.of_all_lanes:
+                await self._bring_what_others_hold(life)
             await self._bring_what_is_owed(life, self._journals.own)
         except RedisFull:
             await self._give_way()
@@ -122,6 +124,27 @@ class Relay:
                 break
         # What came meanwhile was sent behind, and only its own chats wait for it.
         self._notes.debt.of_all_lanes, self._owes_since = False, None
+
+    async def _bring_what_others_hold(self, life: str) -> None:
+        """The processes of this host were without the queue together, and one of them may be frozen or dead: what it
+        alone holds comes before what the others have accepted since. It finds that brought when it goes on."""
+        async with self._journals.slots.every() as every:
+            others = [journal for journal in every if journal.number != self._journals.own.number]
+            lasts = {journal: await self._owed_by(journal, life) for journal in others}
+            await self._owe()
+            for journal, last in lasts.items():
+                if last:
+                    await self._complete_queue(life, journal, older_than_ms=0, last=last, is_owed=True, is_others=True)
+
+    async def _owed_by(self, journal: Journal, life: str) -> int:
+        """Owes for its lanes, too. Returns the last number of what it has; 0 also if it cannot be read."""
+        try:
+            last = await journal.last_number()
+            self._lanes_owing |= await self._lanes_owed(life, journal, last)
+        except StoreUnavailable as error:
+            log.info("relay.journal_left_out", slot=journal.number, error=error)
+            return 0
+        return last
 
     async def _give_way(self) -> None:
         """The lanes wait a while for room to be made. But only what is handed out makes room: lanes that wait for it
@@ -146,7 +169,7 @@ class Relay:
         self._lanes_owing |= await self._lanes_owed(life, journal, last)
         # Before anything newer of these lanes is handed out, whichever process accepted it.
         await self._owe()
-        await self._complete_queue(life, journal, older_than_ms=0, last=last, after_page=self._owe_on)
+        await self._complete_queue(life, journal, older_than_ms=0, last=last, is_owed=True)
         await self._pay()
         self._notes.debt.brought()
         return await journal.last_number() - last
@@ -186,21 +209,28 @@ class Relay:
         *,
         older_than_ms: int = YOUNG_MS,
         last: int | None = None,
-        after_page: Callable[[], Awaitable[None]] | None = None,
+        is_owed: bool = False,
+        is_others: bool = False,
     ) -> None:
+        """`is_owed`: its lanes wait for it. `is_others`: what is written into it is for another process to say."""
         after = 0
         while (last is None or after < last) and (
             entries := await journal.lacking("redis", life, limit=PAGE, older_than_ms=older_than_ms, after=after)
         ):
             after = entries[-1].number
             brought = await self._bring(entries)
-            try:
-                await journal.note([run_of(entry.task).run for entry in brought], "redis", life)
-            except StoreUnavailable as error:
-                # On a disk that takes no writes the next page is brought all the same.
-                log.debug("relay.not_noted", error=error)
-            if after_page is not None:
-                await after_page()
+            if not is_others:
+                await self._note_brought(journal, brought, life)
+            if is_owed:
+                await self._owe_on()
+
+    async def _note_brought(self, journal: Journal, brought: Sequence[JournalEntry], life: str) -> None:
+        try:
+            await journal.note([run_of(entry.task).run for entry in brought], "redis", life)
+        except StoreUnavailable as error:
+            log.debug(
+                "relay.not_noted", error=error
+            )  # on a disk that takes no writes the next are brought all the same
 
     async def _bring(self, entries: Sequence[JournalEntry]) -> list[JournalEntry]:
         """To the queue. Returns what needs no bringing any more."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any, Final, TypeAlias
 
 from rise.envelope import (
@@ -85,7 +86,7 @@ def new_run(
     if replies:
         document["replies"] = [_new_reply(reply, now, state) for reply in replies]
     if history and task.head.chat_id is not None:
-        document["history"] = [_as_kept(turn, task.run_id) for turn in history]
+        document["history"] = [_as_kept(turn, task.run_id, now) for turn in history]
         document["history_of"] = chat_key(task.head.channel, task.head.account, task.head.chat_id)
     if not replies and "history" not in document:
         end(document, Status.COMPLETED, result.outcome, now)
@@ -132,6 +133,7 @@ def _new_reply(reply: Reply, now: int, state: ReplyState) -> Document:
         "saved_at": now,
         "state": state.value,
         "is_held": False,
+        "is_too_late": False,
         "tries": 0,
         "resends": 0,
         "sequence": 0,
@@ -141,9 +143,10 @@ def _new_reply(reply: Reply, now: int, state: ReplyState) -> Document:
     }
 
 
-def _as_kept(turn: Turn, run_id: RunId) -> Document:
+def _as_kept(turn: Turn, run_id: RunId, now: int) -> Document:
     return {
         "of": run_id,
+        "saved_at": now,
         "role": turn.role,
         "text": clean_text(turn.text),
         "at": turn.at_ms,
@@ -193,9 +196,14 @@ def number(document: Document, chat: str, first: int) -> None:
 def move(document: Document, old: str, chat_id: str) -> None:
     """What waits for the old chat goes to the new one; and what is numbered nowhere yet."""
     for reply in document.get("replies", ()):
-        if reply["chat"] == old and (reply["state"] in WAITING or not reply["sequence"]):
+        if reply["chat"] == old and old_is_left(reply):
             new = chat_key(reply["channel"], reply["account"], chat_id)
             reply.update(chat_id=chat_id, chat=new, claim=None)
+
+
+def old_is_left(reply: Document) -> bool:
+    """Whether a reply goes along when its chat moves: what was sent there stays."""
+    return reply["state"] in WAITING or not reply["sequence"]
 
 
 def hand_out(document: Document, reply_id: ReplyId, claim: int) -> Reply | None:
@@ -232,10 +240,12 @@ def _record(document: Document, reply: Document, delivery: Delivery) -> None:
     match delivery:
         case Sent(platform_ref):
             reply.update(state=ReplyState.SENT.value, platform_ref=platform_ref, error=None)
-        case Failed(error, chat_gone):
+        case Failed(error, chat_gone, too_late):
             reply.update(state=ReplyState.FAILED.value, platform_ref=None, error=clean_text(error))
+            reply["is_too_late"] = too_late
             if chat_gone and not document["is_notice"]:
                 close_replies(document, f"not tried: {error}")
+            _close_continuations(document, reply, f"not tried, what it continues was not taken: {error}")
         case Again(_, error, call, _):
             _make_ready(reply, error, call)
             reply["tries"] += 1
@@ -245,6 +255,14 @@ def _record(document: Document, reply: Document, delivery: Delivery) -> None:
         case HeldUnknown(error):
             reply.update(state=ReplyState.UNKNOWN.value, platform_ref=None, error=clean_text(error))
             _hold_after(document, reply)
+
+
+def _close_continuations(document: Document, refused: Document, why: str) -> None:
+    replies = document["replies"]
+    following = replies[replies.index(refused) + 1 :]
+    for reply in takewhile(lambda one: read_call(one["call"])[0].continues, following):
+        if reply["state"] == ReplyState.READY:
+            reply.update(state=ReplyState.FAILED.value, error=clean_text(why), is_held=False)
 
 
 def _make_ready(reply: Document, error: str, call: Call | None) -> None:
@@ -264,18 +282,21 @@ def _hold_after(document: Document, held: Document) -> None:
 
 
 def _end_answered(document: Document, now: int) -> None:
-    outcome = outcome_of_replies(document)
-    if outcome is not None and document["status"] == Status.REPLYING and "finished_at" not in document:
-        document.update(status=Status.COMPLETED.value, outcome=outcome.value, finished_at=now)
+    ending = _ending_of_replies(document)
+    if ending is not None and document["status"] == Status.REPLYING and "finished_at" not in document:
+        status, outcome = ending
+        document.update(status=status.value, outcome=outcome.value if outcome else None, finished_at=now)
 
 
-def outcome_of_replies(document: Document) -> Outcome | None:
+def _ending_of_replies(document: Document) -> tuple[Status, Outcome | None] | None:
     """None: not all of them are final, or there are none. A notice ends nothing."""
-    states = [reply["state"] for reply in document.get("replies", ())]
-    if document["is_notice"] or not states or not all(state in _FINAL for state in states):
+    replies = document.get("replies", ())
+    if document["is_notice"] or not replies or not all(reply["state"] in _FINAL for reply in replies):
         return None
-    # What the person reads is the end of it: an answer that broke off was not delivered.
-    return Outcome.ANSWERED if states[-1] == ReplyState.SENT else Outcome.UNDELIVERABLE
+    if all(reply["is_too_late"] for reply in replies):
+        return Status.EXPIRED, None
+    is_whole = all(reply["state"] == ReplyState.SENT for reply in replies)
+    return Status.COMPLETED, Outcome.ANSWERED if is_whole else Outcome.UNDELIVERABLE
 
 
 def end_if_fetched(document: Document, now: int) -> None:
@@ -347,10 +368,11 @@ def is_ready(document: Document, reply: Reply) -> bool:
 
 def as_ended(document: Document) -> RunEnded | None:
     """Also if it has ended so before: who asks again has not heard of it."""
-    outcome = outcome_of_replies(document)
-    if outcome is None or document["status"] != Status.COMPLETED or document["outcome"] != outcome:
+    ending = _ending_of_replies(document)
+    if ending is None or (document["status"], document["outcome"]) != ending:
         return None
-    return RunEnded(TaskId(document["task_id"]), document["generation"], outcome)
+    status, outcome = ending
+    return RunEnded(TaskId(document["task_id"]), document["generation"], outcome, status)
 
 
 def as_task(document: Document) -> Task:

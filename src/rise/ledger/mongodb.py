@@ -41,6 +41,7 @@ from rise.ledger.mongodb_runs import WITHOUT_TASK, RunDocuments
 from rise.ledger.port import (
     Attempt,
     BindingRecord,
+    ChatMove,
     Definitions,
     Delivered,
     Delivery,
@@ -71,7 +72,8 @@ INDEXES: Final[Mapping[str, Sequence[Index]]] = {
         Index("owing", ("owes",), is_sparse=True),
     ),
     "chats": (
-        Index("due", ("due", "_id")),
+        Index("due", ("is_urgent", "due", "_id")),
+        Index("oldest", ("due",), is_sparse=True),
         Index("taken", ("fence",), is_sparse=True),
         Index("moving", ("moving",), is_sparse=True),
         Index("turn", ("turn",)),
@@ -124,6 +126,7 @@ class MongoLedger:
         known = await self.run(task.run_id)
         if known is not None:
             return known
+        await self._note_move(task)
         # Before the new one is there, or it could be answered beside it. If it ends here, the task of the new
         # generation is still open, is run again, and finds the former dropped.
         await self._drop_former(task)
@@ -141,6 +144,7 @@ class MongoLedger:
         assert status.is_finished
         now = await self._now()
         if await self._runs.get(task.run_id) is None:
+            await self._note_move(task)
             await self._drop_former(task)
             # Should another have been faster, it is ended below.
             await self._runs.add(documents.new_ended_run(task, status, outcome, now, by=by, why=why))
@@ -153,6 +157,11 @@ class MongoLedger:
         await self._runs.change(task.run_id, end)
         await self._outbox.forget_workings(task.run_id)
         return await self.run(task.run_id) or _missing(task.run_id)
+
+    async def _note_move(self, task: Task) -> None:
+        """What its message said of its chat, before the run is there: who dies in between is run again, and says it."""
+        if task.head.moved is not None:
+            await self.move_chat(task.head.channel, task.head.account, *task.head.moved)
 
     async def _drop_former(self, task: Task) -> None:
         generation = task.progress.generation
@@ -230,12 +239,25 @@ class MongoLedger:
         return [Attempt(at_ms=one["at"], error=one["error"], counted=one["counted"]) for one in kept["tries"]]
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
-        kept = await self._histories.one({"_id": chat_key(channel, account, chat_id)}) or {"turns": []}
+        chats = await self._outbox.moves.names_of(chat_key(channel, account, chat_id))
+        kept = await self._histories.find({"_id": {"$in": chats}})
+        # Each stays under the id by which it was said; whoever reads makes one of them.
+        turns = sorted((turn for one in kept for turn in one["turns"]), key=itemgetter("saved_at", "at"))[
+            -HISTORY_KEPT:
+        ]
         return [
             Turn(role=turn["role"], text=turn["text"], at_ms=turn["at"], run_id=turn["run_id"])
-            for turn in kept["turns"][-limit:]
+            for turn in turns[-limit:]
             if limit > 0
         ]
+
+    # --- chats ---
+
+    async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
+        await self._outbox.move_chat(channel, account, chat_id, moved_to)
+
+    async def chat_moves(self, *, after: int = 0) -> list[ChatMove]:
+        return await self._outbox.moves.after(after)
 
     # --- outbox ---
 
@@ -251,9 +273,14 @@ class MongoLedger:
         return await self._outbox.open()
 
     async def outbox_take(
-        self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
+        self,
+        fence: int,
+        *,
+        limit: int,
+        urgent_limit: int = 0,
+        accounts_excluded: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
-        return await self._outbox.take(fence, limit, accounts_excluded)
+        return await self._outbox.take(fence, limit, max(limit, urgent_limit), accounts_excluded)
 
     async def outbox_sending(self, fence: int, reply: Reply) -> None:
         await self._outbox.check_fence(fence)

@@ -27,13 +27,13 @@ from typing import Any, Final
 import msgspec
 
 from rise.clock import Clock
-from rise.connections.mongodb import MongoDatabase
+from rise.connections.mongodb import Documents, MongoDatabase
 from rise.envelope import ReplyId
 from rise.errors import ClaimLost
 from rise.ledger import documents
 from rise.ledger.documents import Document, chat_key
 from rise.ledger.mongodb_runs import WITHOUT_BYTES, RunDocuments
-from rise.ledger.port import Again, Delivered, Delivery, Reply, Resend, RunEnded
+from rise.ledger.port import URGENT_CHATS, Again, ChatMove, Delivered, Delivery, Reply, Resend, RunEnded
 
 OWED_MS: Final = 2000
 """Whoever saved something is done with it by then, or has died."""
@@ -50,6 +50,7 @@ class Outbox:
         self._runs = runs
         self._chats = database["chats"]
         self._histories = database["histories"]
+        self.moves = ChatMoves(database["ledger"])
         self._steps = database["steps"]
         self._senders = database["ledger"]
         self._clock = clock
@@ -97,15 +98,16 @@ class Outbox:
     async def _tell(self, key: str, chat: str) -> None:
         """Let the chat give numbers to a run's replies, and be sent to if there is something to send."""
         while True:
+            now_at = await self._where_is(chat)
+            if now_at != chat:
+                await self._runs.change(key, partial(documents.move, old=chat, chat_id=_parts(now_at)[2]))
+                chat = now_at
             # In this order: what the chat does not show yet was not numbered when the run was read.
             seen = await self._chats.one({"_id": chat})
             run = await self._runs.get(key)
             if run is None:
                 return
             if seen is not None and "moved_to" in seen:
-                await self._runs.change(key, partial(documents.move, old=chat, chat_id=seen["moved_to"]))
-                channel, account, _ = _parts(chat)
-                chat = chat_key(channel, account, seen["moved_to"])
                 continue
             count = documents.count_unnumbered(run, chat)
             wakes = documents.has_to_send(run, chat) and _is_idle(seen)
@@ -127,6 +129,14 @@ class Outbox:
                 await self._number(written)
             if written is not None:
                 return
+
+    async def _where_is(self, chat: str) -> str:
+        """By its first id to where its line is now: all its ids are one, also while it still stands at the old one."""
+        channel, account, _ = _parts(chat)
+        place = await self.moves.first_of(chat)
+        while (moved := await self._chats.one({"_id": place, "moved_to": {"$exists": True}})) is not None:
+            place = chat_key(channel, account, moved["moved_to"])
+        return place
 
     async def _number(self, chat: Document) -> None:
         """See to it that whom the chat gave numbers to last has them."""
@@ -164,12 +174,18 @@ class Outbox:
 
     # --- taking ---
 
-    async def take(self, fence: int, limit: int, accounts_excluded: Sequence[tuple[str, str]]) -> list[Reply]:
+    async def take(
+        self, fence: int, limit: int, urgent_limit: int, accounts_excluded: Sequence[tuple[str, str]]
+    ) -> list[Reply]:
         await self.check_fence(fence)
         await self._make_up_for()
         taken: list[Reply] = []
+
+        async def due() -> list[Document]:
+            return await self._due(fence, limit - len(taken), urgent_limit - len(taken), accounts_excluded)
+
         # Chats with nothing left to send make room for others.
-        while len(taken) < limit and (chats := await self._due(fence, limit - len(taken), accounts_excluded)):
+        while chats := await due():
             answers = await asyncio.gather(*(self._take(chat, fence) for chat in chats), return_exceptions=True)
             # What was taken and cannot be said is free again with the next fence.
             for error in (answer for answer in answers if isinstance(answer, BaseException)):
@@ -177,15 +193,23 @@ class Outbox:
             taken += [answer for answer in answers if isinstance(answer, Reply)]
         return taken
 
-    async def _due(self, fence: int, limit: int, accounts_excluded: Sequence[tuple[str, str]]) -> list[Document]:
-        """Those whose time has come, longest-waiting first, and those that a former sender had."""
+    async def _due(
+        self, fence: int, limit: int, urgent_limit: int, accounts_excluded: Sequence[tuple[str, str]]
+    ) -> list[Document]:
+        """Those whose time has come, the urgent before the others, longest-waiting first; then a former sender's."""
         now = await self._database.now_ms()
         excluded = [{"channel": channel, "account": account} for channel, account in accounts_excluded]
         allowed = {"$nor": excluded} if excluded else {}
-        due = await self._chats.find({"due": {"$lte": now}} | allowed, order=[("due", 1), ("_id", 1)], limit=limit)
-        if len(due) < limit:
-            due += await self._chats.find({"fence": {"$lt": fence}} | allowed, limit=limit - len(due))
-        return due
+
+        async def first(which: dict[str, Any], room: int) -> list[Document]:
+            return (
+                await self._chats.find(which | allowed, order=[("due", 1), ("_id", 1)], limit=room) if room > 0 else []
+            )
+
+        due = {"$lt": now + 1}  # not `$lte`, which SecantusDB takes for `$lt` within an index of several fields
+        found = await first({"is_urgent": True, "due": due}, urgent_limit)
+        found += await first({"is_urgent": False, "due": due}, limit - len(found))
+        return found + await first({"fence": {"$lt": fence}}, limit - len(found))
 
     async def _take(
         self, chat: Document, fence: int, *, claim: int | None = None, after: int | None = None
@@ -254,6 +278,7 @@ class Outbox:
         is_again = run is not None and documents.is_ready(run, reply)
         pause = delivery.seconds if is_again and isinstance(delivery, Again | Resend) else 0.0
         if is_again and isinstance(delivery, Again) and delivery.chat_id is not None:
+            await self.moves.join(_chat_of(reply), delivery.chat_id)
             await self._move(reply, delivery.chat_id, now + int(pause * 1000))
             return Delivered(None, None)
         if pause:
@@ -286,6 +311,26 @@ class Outbox:
         return await self._chats.one({"_id": _chat_of(reply), "claim": reply.claim})
 
     # --- chats that move ---
+
+    async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
+        """Said by somebody else than who sends to it."""
+        old, new = chat_key(channel, account, chat_id), chat_key(channel, account, moved_to)
+        await self.moves.join(old, moved_to)
+        if old == new:
+            return
+        while True:
+            chat = await self._chats.one({"_id": old})
+            if chat is not None and ("claim" in chat or "moved_to" in chat):
+                # A call is out, perhaps the one that is told so. Moved under it, what it sends could be taken again.
+                break
+            await self._stay(new)
+            if chat is not None:
+                await self._number(chat)
+            due = (chat or {}).get("due", await self._database.now_ms())
+            changes = {"turn": await self._next_turn(chat), "due": None, "moved_to": moved_to, "moving": due}
+            if await self._write(old, chat, changes):
+                break
+        await self._carry_over(old)
 
     async def _move(self, reply: Reply, chat_id: str, due: int) -> None:
         """What waits for the reply's chat goes to the new one, from now on too."""
@@ -365,12 +410,63 @@ class Outbox:
         fields = {name: value for name, value in changes.items() if value is not None}
         if seen is None:
             channel, account, chat_id = _parts(key)
-            document = {"_id": key, "channel": channel, "account": account, "chat_id": chat_id} | fields
+            names = {"channel": channel, "account": account, "chat_id": chat_id}
+            document = {"_id": key, "is_urgent": chat_id.startswith(URGENT_CHATS), **names, **fields}
             return document if await self._chats.insert(document) else None
         gone = {name: "" for name, value in changes.items() if value is None}
         return await self._chats.change(
             {"_id": key, "turn": seen["turn"]}, {"$set": fields} | ({"$unset": gone} if gone else {})
         )
+
+
+class ChatMoves:
+    """Which ids are one chat, all in one document: whoever has read it has missed none."""
+
+    def __init__(self, ledger: Documents) -> None:
+        self._ledger = ledger
+
+    async def join(self, old: str, moved_to: str) -> None:
+        """From now on the new id is another name of the chat that had the old one."""
+        channel, account, _ = _parts(old)
+        new = chat_key(channel, account, moved_to)
+        while True:
+            known = await self._known()
+            first = _first_of(known, old)
+            if first == new or any(move["chat"] == new for move in known):
+                return
+            move = {"chat": new, "first": first}
+            count = {"$inc": {"count": 1}, "$push": {"moves": move}}
+            if not known and await self._ledger.insert({"_id": "moves", "count": 1, "moves": [move]}):
+                return
+            if await self._ledger.change({"_id": "moves", "count": len(known)}, count, fields={"_id": 1}):
+                return
+
+    async def first_of(self, chat: str) -> str:
+        return _first_of(await self._known(), chat)
+
+    async def names_of(self, chat: str) -> list[str]:
+        """All ids that it ever had."""
+        known = await self._known()
+        first = _first_of(known, chat)
+        return [first, *(move["chat"] for move in known if move["first"] == first)]
+
+    async def after(self, sequence: int) -> list[ChatMove]:
+        numbered = enumerate(await self._known(), start=1)
+        return [_as_move(move, number) for number, move in numbered if number > sequence]
+
+    async def _known(self) -> list[Document]:
+        kept = await self._ledger.one({"_id": "moves"})
+        return list(kept["moves"]) if kept is not None else []
+
+
+def _first_of(known: Sequence[Document], chat: str) -> str:
+    return next((str(move["first"]) for move in known if move["chat"] == chat), chat)
+
+
+def _as_move(move: Document, number: int) -> ChatMove:
+    channel, account, chat_id = _parts(move["chat"])
+    first_id = _parts(move["first"])[2]
+    return ChatMove(channel=channel, account=account, chat_id=chat_id, first_id=first_id, sequence=number)
 
 
 def _chat_of(reply: Reply) -> str:

@@ -72,6 +72,10 @@ CALL_UNREADABLE: Final = Call("unreadable", {})
 """For looking, not for sending: a reply that cannot be read must still be listed, held and dropped."""
 
 
+URGENT_CHATS: Final = "urgent:"
+"""How the names of the outbox's chats begin in which urgent calls wait, those of each task in one of their own."""
+
+
 def reply_of(
     head: Head,
     run_id: RunId,
@@ -89,7 +93,7 @@ def reply_of(
         task_id=head.task_id,
         channel=head.channel,
         account=head.account,
-        chat_id=f"urgent:{head.task_id}" if call.is_urgent else head.chat_id or head.lane,
+        chat_id=URGENT_CHATS + head.task_id if call.is_urgent else head.chat_id or head.lane,
         call=call,
         kind=kind,
         workflow_id=workflow_id,
@@ -166,11 +170,16 @@ def _is_outlived(former_at_ms: int, accepted_at_ms: int, receipt_ms: int) -> boo
 
 
 class RunEnded(msgspec.Struct, frozen=True):
-    """The last reply of a run became final, and the run with it."""
+    """The last reply of a run became final, and the run with it.
+
+    Completed and `answered` if all of them were sent: half an answer is none. Expired, without an outcome, if all of
+    them came too late. Otherwise completed and `undeliverable`.
+    """
 
     task_id: TaskId
     generation: int
-    outcome: Outcome
+    outcome: Outcome | None
+    status: Status = Status.COMPLETED
 
 
 # --- how a try to send ends -------------------------------------------------------------------------------
@@ -181,11 +190,17 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """Final: the platform will not take this, ever."""
+    """Final: the platform will not take this, ever.
+
+    What continues it is not tried either: the rest of a text without its beginning may say the opposite of the whole.
+    What else the run has to say is, because its author said it apart.
+    """
 
     error: str
     chat_gone: bool = False
     """Nor anything else for this chat: the rest of the run's replies are not tried."""
+    too_late: bool = False
+    """It was not tried: its deadline had passed."""
 
 
 class Again(msgspec.Struct, frozen=True):
@@ -270,6 +285,18 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
+class ChatMove(msgspec.Struct, frozen=True, kw_only=True):
+    """A chat has another id from now on. Both are one chat, which goes by the first it ever had."""
+
+    channel: str
+    account: str
+    chat_id: str
+    """The new one."""
+    first_id: str
+    sequence: int = 0
+    """Grows with every move that is recorded."""
+
+
 class OutboxDepth(msgspec.Struct, frozen=True, kw_only=True):
     by_state: dict[str, int] = {}
     oldest_waiting_ms: int | None = None
@@ -305,7 +332,8 @@ class Ledger(Protocol):
         """Freeze the result and the intents to send, in one step. The first for a run wins and is returned.
 
         A former generation of the message that has not ended is dropped by the same step, `finish` likewise: what it
-        still had in the outbox never goes out beside the new one's.
+        still had in the outbox never goes out beside the new one's. What its message said of a chat that has moved is
+        written by it, too, if it is not known: the ledger may have been away when the message was accepted.
 
         `deliver=False`: the replies are where their reader fetches them; the run is completed at once, as it
         is when there is nothing to send.
@@ -350,7 +378,21 @@ class Ledger(Protocol):
     async def attempts(self, run_id: RunId) -> list[Attempt]: ...
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
-        """The chat's last turns, oldest first."""
+        """The chat's last turns, oldest first, whichever of its ids is asked for."""
+        ...
+
+    # chats
+
+    async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
+        """The chat has this other id now; said again, it changes nothing. One history, one line in the outbox.
+
+        What waits for the old id goes to the new one at once, unless a call to the old one is out: then the line stays
+        where it is, and new replies join it there, until a call to the old id is answered with the new one.
+        """
+        ...
+
+    async def chat_moves(self, *, after: int = 0) -> list[ChatMove]:
+        """Those with a sequence beyond `after`, in the order of recording; also what a call was answered."""
         ...
 
     # outbox
@@ -368,9 +410,17 @@ class Ledger(Protocol):
         ...
 
     async def outbox_take(
-        self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
+        self,
+        fence: int,
+        *,
+        limit: int,
+        urgent_limit: int = 0,
+        accounts_excluded: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
         """The first due reply of up to `limit` chats that nobody sends to. Order within a chat is of saving.
+
+        Chats of urgent calls come before all others, and are handed out until there are `urgent_limit` in all even
+        where `limit` has no room: they have seconds, however much waits.
 
         One that cannot be read is handed out as such, for the sender to record that it is held.
         """

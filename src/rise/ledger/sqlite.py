@@ -1,9 +1,6 @@
 """The embedded ledger: in the same SQLite file as the queue, behind its own port.
 
-The outbox works like the lanes of the queue: a chat's row says when its first open reply may be sent, and
-taking a chat sets that to NULL, so that one sender call is in flight per chat. Who takes is fenced by a
-number that grows with every start of a sender; each taking has a number, too, the claim, so that what is
-recorded again because its answer was lost is known from what is recorded now.
+Its outbox has a file of its own, `sqlite_outbox.py`.
 
 Refuses: to change a result that is there; to touch the queue's tables, though they are in the same file.
 """
@@ -11,18 +8,15 @@ Refuses: to change a result that is there; to touch the queue's tables, though t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import apsw
 import msgspec
 
 from rise.connections.sqlite import Database
 from rise.envelope import (
-    Call,
     Outcome,
     Progress,
-    ReplyId,
     RunId,
     Status,
     Task,
@@ -32,33 +26,27 @@ from rise.envelope import (
     encode_head,
     encode_json,
 )
-from rise.errors import ClaimLost
-from rise.ledger.kept import as_binding, as_workflow, known_word, read_call, read_result
+from rise.ledger import sqlite_outbox as outbox
+from rise.ledger.kept import as_binding, as_workflow, known_word, read_result
 from rise.ledger.port import (
-    Again,
     Attempt,
     BindingRecord,
+    ChatMove,
     Definitions,
     Delivered,
     Delivery,
-    Failed,
-    HeldUnknown,
     Office,
     Operation,
     OutboxDepth,
     Reply,
-    ReplyKind,
     ReplyState,
-    Resend,
     Run,
-    RunEnded,
     RunResult,
-    Sent,
     Turn,
     WorkflowRecord,
 )
-
-T = TypeVar("T")
+from rise.ledger.sqlite_chats import first_id
+from rise.ledger.sqlite_rows import count, forget_workings, value_of
 
 SCHEMA: Final = (
     """
@@ -158,20 +146,28 @@ SCHEMA: Final = (
     ALTER TABLE outbox_chats ADD COLUMN claim_before INTEGER;
     INSERT INTO ledger_counters VALUES ('outbox_claims', 0);
     """,
+    """
+    ALTER TABLE replies ADD COLUMN too_late INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX outbox_urgent ON outbox_chats (ready_at) WHERE ready_at IS NOT NULL AND chat_id GLOB 'urgent:*';
+    CREATE TABLE chat_moves (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        channel TEXT NOT NULL, account TEXT NOT NULL, chat_id TEXT NOT NULL, first_id TEXT NOT NULL,
+        UNIQUE (channel, account, chat_id)
+    );
+    INSERT OR IGNORE INTO chat_moves (channel, account, chat_id, first_id)
+        SELECT channel, account, moved_to, chat_id FROM chat_aliases;
+    UPDATE history SET chat_id = moves.first_id FROM chat_moves moves
+        WHERE (history.channel, history.account, history.chat_id) = (moves.channel, moves.account, moves.chat_id);
+    """,
 )
 
 HISTORY_KEPT: Final = 50
 """Turns kept per chat."""
 
-_REPLY_COLUMNS: Final = (
-    "sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id, accepted_at,"
-    " deadline_at, state, tries, resends, platform_ref, error"
-)
 _RUN_COLUMNS: Final = (
     "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why, accepted_at,"
     " is_armed"
 )
-_OPEN: Final = "state IN ('ready', 'sending') AND held = 0"
 
 
 class SqliteLedger:
@@ -207,10 +203,10 @@ class SqliteLedger:
             _insert_run(connection, task, head, status, result, value, now, finished=not open_replies)
             for reply, call in zip(replies, calls, strict=True):
                 state = ReplyState.READY if deliver else ReplyState.SENT
-                _insert_reply(connection, reply, call, state, now)
+                outbox.add_reply(connection, reply, call, state, now)
             _append_history(connection, task, history)
             if not open_replies:
-                _forget_workings(connection, task.run_id)
+                forget_workings(connection, task.run_id)
             return _run(connection, task.run_id) or _missing(task.run_id)
 
         return await self._database.write(change)
@@ -233,14 +229,14 @@ class SqliteLedger:
                     "UPDATE runs SET status = ?, outcome = ?, finished_at = ? WHERE run_id = ?",
                     (status, outcome, now, task.run_id),
                 )
-                _close_replies(connection, task.run_id, f"not sent: the task was {status}")
+                outbox.close_replies(connection, task.run_id, f"not sent: the task was {status}")
             else:
                 return known
             connection.execute(
                 "UPDATE runs SET by_whom = ?, why = ? WHERE run_id = ?",
                 (clean_text(by) or None, clean_text(why) or None, task.run_id),
             )
-            _forget_workings(connection, task.run_id)
+            forget_workings(connection, task.run_id)
             return _run(connection, task.run_id) or _missing(task.run_id)
 
         return await self._database.write(change)
@@ -320,145 +316,95 @@ class SqliteLedger:
         return [Attempt(at_ms=at, error=error, counted=bool(counted)) for at, error, counted in rows]
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
-        rows = await self._rows(
-            "SELECT role, text, at, run_id FROM history WHERE channel = ? AND account = ? AND chat_id = ?"
-            " ORDER BY sequence DESC LIMIT ?",
-            (channel, account, chat_id, limit),
-        )
+        def query(connection: apsw.Connection) -> list[Any]:
+            known_as = first_id(connection, (channel, account, chat_id))
+            newest_first = connection.execute(
+                "SELECT role, text, at, run_id FROM history WHERE channel = ? AND account = ? AND chat_id = ?"
+                " ORDER BY sequence DESC LIMIT ?",
+                (channel, account, known_as, limit),
+            )
+            return list(newest_first)
+
+        rows = await self._database.read(query)
         return [Turn(role=role, text=text, at_ms=at, run_id=run_id) for role, text, at, run_id in reversed(rows)]
+
+    # --- chats ---
+
+    async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
+        old = (channel, account, chat_id)
+        await self._database.write(lambda connection: outbox.move_chat(connection, old, moved_to))
+
+    async def chat_moves(self, *, after: int = 0) -> list[ChatMove]:
+        rows = await self._rows(
+            "SELECT channel, account, chat_id, first_id, sequence FROM chat_moves WHERE sequence > ? ORDER BY sequence",
+            (after,),
+        )
+        return [
+            ChatMove(channel=channel, account=account, chat_id=chat_id, first_id=first, sequence=sequence)
+            for channel, account, chat_id, first, sequence in rows
+        ]
 
     # --- outbox ---
 
     async def add_notice(self, reply: Reply, *, deliver: bool = True) -> bool:
         call, state = encode_json(reply.call), ReplyState.READY if deliver else ReplyState.SENT
-        return await self._database.write(lambda connection: _insert_reply(connection, reply, call, state, self._now()))
+        return await self._database.write(
+            lambda connection: outbox.add_reply(connection, reply, call, state, self._now())
+        )
 
     async def outbox_open(self) -> int:
-        def change(connection: apsw.Connection) -> int:
-            connection.execute(
-                "UPDATE outbox_chats SET ready_at = ?, claim = NULL, claim_before = NULL WHERE ready_at IS NULL",
-                (self._now(),),
-            )
-            return _count(connection, "sender_fence")
-
-        return await self._database.write(change)
+        return await self._database.write(lambda connection: outbox.begin(connection, self._now()))
 
     async def outbox_take(
-        self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
+        self,
+        fence: int,
+        *,
+        limit: int,
+        urgent_limit: int = 0,
+        accounts_excluded: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
-        excluded = set(accounts_excluded)
-
-        def due(connection: apsw.Connection, count: int) -> list[tuple[str, str, str]]:
-            rows = connection.execute(
-                "SELECT channel, account, chat_id FROM outbox_chats WHERE ready_at <= ? ORDER BY ready_at",
-                (self._now(),),
-            )
-            return list(islice((chat for chat in rows if chat[:2] not in excluded), count))
-
-        def change(connection: apsw.Connection) -> list[Reply]:
-            _check_fence(connection, fence)
-            replies: list[Reply] = []
-            # Chats with nothing left to send are forgotten on the way, and make room for others.
-            while len(replies) < limit and (chats := due(connection, limit - len(replies))):
-                taken = (_take(connection, chat) for chat in chats)
-                replies += [reply for reply in taken if reply is not None]
-            return replies
-
-        if limit <= 0 or not await self._database.read(lambda connection: due(connection, 1)):
+        excluded, limits = set(accounts_excluded), {"limit": limit, "urgent_limit": urgent_limit}
+        if not await self._database.read(
+            lambda connection: outbox.has_due(connection, self._now(), excluded, **limits)
+        ):
             return []  # most looks find nothing; they must not cost an fsync
-        return await self._database.write(change)
+        return await self._database.write(
+            lambda connection: outbox.take_due(connection, fence, self._now(), excluded, **limits)
+        )
 
     async def outbox_sending(self, fence: int, reply: Reply) -> None:
-        def change(connection: apsw.Connection) -> None:
-            _check_fence(connection, fence)
-            connection.execute(
-                "UPDATE replies SET state = 'sending', fence = ? WHERE reply_id = ? AND state = 'ready' AND held = 0",
-                (fence, reply.reply_id),
-            )
-            if not connection.changes():
-                raise ClaimLost(f"the reply {reply.reply_id} is not to be sent any more")
-
-        await self._database.write(change)
+        await self._database.write(lambda connection: outbox.begin_sending(connection, fence, reply))
 
     async def outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
-        def change(connection: apsw.Connection) -> Delivered:
-            _check_fence(connection, fence)
-            chat = (reply.channel, reply.account, reply.chat_id)
-            claim, before = _claims(connection, chat)
-            if claim != reply.claim:
-                # Recorded already. What was handed out then is handed out again, unless the chat is somebody else's.
-                goes_on = before is not None and before == reply.claim
-                following = _take(connection, chat, after=before, claim=claim) if goes_on else None
-                return Delivered(_end_run(connection, reply, self._now()), following)
-            pause = _record(connection, reply, delivery)
-            if isinstance(delivery, Again) and delivery.chat_id is not None:
-                _move_chat(connection, chat, delivery.chat_id, self._now() + int(pause * 1000))
-                return Delivered(None, None)
-            ended = _end_run(connection, reply, self._now())
-            if pause:
-                _let_go(connection, reply, self._now() + int(pause * 1000))
-                return Delivered(ended, None)
-            return Delivered(ended, _take(connection, chat, after=claim))
-
-        return await self._database.write(change)
+        return await self._database.write(
+            lambda connection: outbox.record(connection, fence, self._now(), reply, delivery)
+        )
 
     async def outbox_release(self, fence: int, reply: Reply, *, seconds: float) -> None:
-        def change(connection: apsw.Connection) -> None:
-            _check_fence(connection, fence)
-            _let_go(connection, reply, self._now() + int(seconds * 1000))
-
-        await self._database.write(change)
+        await self._database.write(
+            lambda connection: outbox.release(connection, fence, reply, self._now() + int(seconds * 1000))
+        )
 
     async def outbox_rearm(self, run_id: RunId) -> int:
-        def change(connection: apsw.Connection) -> int:
-            held = "run_id = ? AND kind = 'answer' AND (state = 'unknown' OR (state = 'ready' AND held = 1))"
-            connection.execute(
-                "UPDATE ledger_counters SET value = value +"
-                f" (SELECT count(*) FROM replies WHERE {held} AND state = 'unknown') WHERE name = 'resent'",
-                (run_id,),
-            )
-            rows = connection.execute(
-                "UPDATE replies SET state = 'ready', held = 0, resends = resends + (state = 'unknown')"
-                f" WHERE {held} RETURNING channel, account, chat_id",
-                (run_id,),
-            ).fetchall()
-            for chat in set(rows):
-                _queue_chat(connection, chat, self._now())
-            return len(rows)
-
-        return await self._database.write(change)
+        return await self._database.write(lambda connection: outbox.rearm(connection, run_id, self._now()))
 
     async def outbox_depth(self) -> OutboxDepth:
-        def query(connection: apsw.Connection) -> OutboxDepth:
-            states = dict(
-                connection.execute(
-                    "SELECT CASE WHEN held THEN 'held' ELSE state END, count(*) FROM replies"
-                    " INDEXED BY replies_waiting WHERE state IN ('ready', 'sending', 'unknown') GROUP BY 1"
-                )
-            )
-            oldest = connection.execute("SELECT min(ready_at) FROM outbox_chats").fetchone()[0]
-            resent = connection.execute("SELECT value FROM ledger_counters WHERE name = 'resent'").fetchone()[0]
-            return OutboxDepth(
-                by_state=states,
-                oldest_waiting_ms=None if oldest is None else max(0, self._now() - oldest),
-                unknown=states.get("unknown", 0),
-                resent=resent,
-            )
-
-        return await self._database.read(query)
+        return await self._database.read(lambda connection: outbox.depth(connection, self._now()))
 
     async def replies(self, *, run_id: RunId | None = None, task_id: TaskId | None = None) -> list[Reply]:
         column, value = ("run_id", run_id) if run_id is not None else ("task_id", task_id)
-        rows = await self._rows(f"SELECT {_REPLY_COLUMNS} FROM replies WHERE {column} = ? ORDER BY sequence", (value,))
-        return [_as_reply(row) for row in rows]
+        rows = await self._rows(
+            f"SELECT {outbox.REPLY_COLUMNS} FROM replies WHERE {column} = ? ORDER BY sequence", (value,)
+        )
+        return [outbox.as_reply(row) for row in rows]
 
     async def transcript(self, channel: str, account: str, chat_id: str, *, after: int, limit: int) -> list[Reply]:
         rows = await self._rows(
-            f"SELECT {_REPLY_COLUMNS} FROM replies INDEXED BY replies_by_chat"
+            f"SELECT {outbox.REPLY_COLUMNS} FROM replies INDEXED BY replies_by_chat"
             " WHERE channel = ? AND account = ? AND chat_id = ? AND sequence > ? ORDER BY sequence LIMIT ?",
             (channel, account, chat_id, after, limit),
         )
-        return [_as_reply(row) for row in rows]
+        return [outbox.as_reply(row) for row in rows]
 
     # --- definitions ---
 
@@ -494,17 +440,17 @@ class SqliteLedger:
                 known = as_workflow(record.workflow_id, row[0])
                 same = msgspec.structs.replace(record, version=known.version, updated_at=known.updated_at)
                 if same == known:
-                    return _value(connection, "definitions")
+                    return value_of(connection, "definitions")
             connection.execute(
                 "INSERT OR REPLACE INTO workflows VALUES (?,?)", (record.workflow_id, encode_json(record))
             )
-            return _count(connection, "definitions")
+            return count(connection, "definitions")
 
         return await self._database.write(change)
 
     async def put_binding(self, record: BindingRecord) -> int:
         def change(connection: apsw.Connection) -> int:
-            version = _count(connection, "definitions")
+            version = count(connection, "definitions")
             if record.is_default:
                 _demote_others(connection, record, version)
             numbered = msgspec.structs.replace(record, version=version)
@@ -522,7 +468,7 @@ class SqliteLedger:
                 "DELETE FROM bindings WHERE channel = ? AND account = ? AND workflow_id = ?",
                 (channel, account, workflow_id),
             )
-            return _count(connection, "definitions") if connection.changes() else _value(connection, "definitions")
+            return count(connection, "definitions") if connection.changes() else value_of(connection, "definitions")
 
         return await self._database.write(change)
 
@@ -615,6 +561,9 @@ def _insert_run(
     finished: bool,
 ) -> None:
     _drop_former(connection, task, now)
+    if task.head.moved is not None:
+        old, moved_to = task.head.moved
+        outbox.move_chat(connection, (task.head.channel, task.head.account, old), moved_to)
     connection.execute(
         "INSERT INTO runs (run_id, task_id, generation, channel, workflow_id, workflow_version, status, outcome,"
         " result, head, raw, saved_at, finished_at, accepted_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -637,224 +586,26 @@ def _drop_former(connection: apsw.Connection, task: Task, now: int) -> None:
         (now, why, task.task_id, generation, accepted_at, task.head.receipt_seconds * 1000),
     ).fetchall()
     for (run_id,) in dropped:
-        _close_replies(connection, run_id, f"not sent: {why}")
-        _forget_workings(connection, run_id)
-
-
-def _insert_reply(connection: apsw.Connection, reply: Reply, call: bytes, state: ReplyState, now: int) -> bool:
-    chat_id = _moved_to(connection, reply.channel, reply.account, reply.chat_id)
-    connection.execute(
-        "INSERT OR IGNORE INTO replies (reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id,"
-        " accepted_at, deadline_at, saved_at, state) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        (
-            reply.reply_id, reply.run_id, reply.task_id, reply.channel, reply.account, chat_id, reply.kind, call,
-            reply.workflow_id, reply.accepted_at_ms, reply.deadline_at_ms, now, state,
-        ),
-    )  # fmt: skip
-    if not connection.changes():
-        return False
-    if state is ReplyState.READY:
-        _queue_chat(connection, (reply.channel, reply.account, chat_id), now)
-    return True
+        outbox.close_replies(connection, run_id, f"not sent: {why}")
+        forget_workings(connection, run_id)
 
 
 def _append_history(connection: apsw.Connection, task: Task, history: Sequence[Turn]) -> None:
     head = task.head
     if head.chat_id is None:
         return
+    chat_id = first_id(connection, (head.channel, head.account, head.chat_id))
     for turn in history:
         connection.execute(
             "INSERT INTO history (channel, account, chat_id, role, text, at, run_id) VALUES (?,?,?,?,?,?,?)",
-            (head.channel, head.account, head.chat_id, turn.role, clean_text(turn.text), turn.at_ms, turn.run_id),
+            (head.channel, head.account, chat_id, turn.role, clean_text(turn.text), turn.at_ms, turn.run_id),
         )
     connection.execute(
         "DELETE FROM history WHERE channel = ?1 AND account = ?2 AND chat_id = ?3 AND sequence <="
         " (SELECT sequence FROM history WHERE channel = ?1 AND account = ?2 AND chat_id = ?3"
         "  ORDER BY sequence DESC LIMIT 1 OFFSET ?4)",
-        (head.channel, head.account, head.chat_id, HISTORY_KEPT),
+        (head.channel, head.account, chat_id, HISTORY_KEPT),
     )
-
-
-def _forget_workings(connection: apsw.Connection, run_id: RunId) -> None:
-    connection.execute("DELETE FROM steps WHERE run_id = ?", (run_id,))
-
-
-def _take(
-    connection: apsw.Connection, chat: tuple[str, str, str], *, after: int | None = None, claim: int | None = None
-) -> Reply | None:
-    """The chat's first open reply, and the chat with it; forgets the chat if there is none.
-
-    `after`: the claim that this one goes on from. `claim`: the same taking once more.
-    """
-    row = connection.execute(
-        f"SELECT {_REPLY_COLUMNS} FROM replies INDEXED BY replies_open"
-        f" WHERE channel = ? AND account = ? AND chat_id = ? AND {_OPEN} ORDER BY sequence LIMIT 1",
-        chat,
-    ).fetchone()
-    if row is None:
-        connection.execute("DELETE FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", chat)
-        return None
-    claim = claim or _count(connection, "outbox_claims")
-    connection.execute(
-        "UPDATE outbox_chats SET ready_at = NULL, claim = ?, claim_before = ?"
-        " WHERE channel = ? AND account = ? AND chat_id = ?",
-        (claim, after, *chat),
-    )
-    return _as_reply(row, claim=claim)
-
-
-def _claims(connection: apsw.Connection, chat: tuple[str, str, str]) -> tuple[int | None, int | None]:
-    """Who sends to the chat now, and whose place that took."""
-    row = connection.execute(
-        "SELECT claim, claim_before FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", chat
-    ).fetchone()
-    return row or (None, None)
-
-
-def _queue_chat(connection: apsw.Connection, chat: tuple[str, str, str], ready_at: int) -> None:
-    """A chat that is there already is being sent to, or waits for its time: what is new queues behind."""
-    connection.execute(
-        "INSERT OR IGNORE INTO outbox_chats (channel, account, chat_id, ready_at) VALUES (?,?,?,?)", (*chat, ready_at)
-    )
-
-
-def _let_go(connection: apsw.Connection, reply: Reply, ready_at: int) -> None:
-    """Whoever has let go already, and says so again, lets go of nothing: the chat may be somebody else's by now."""
-    connection.execute(
-        "UPDATE outbox_chats SET ready_at = ?, claim = NULL, claim_before = NULL"
-        " WHERE channel = ? AND account = ? AND chat_id = ? AND claim = ?",
-        (ready_at, reply.channel, reply.account, reply.chat_id, reply.claim),
-    )
-
-
-def _record(connection: apsw.Connection, reply: Reply, delivery: Delivery) -> float:
-    """Write down what became of a call; returns for how many seconds its chat pauses."""
-    if isinstance(delivery, Again | Resend | HeldUnknown) and _is_ended(connection, reply):
-        # Dropped while the call was out: what was dropped is not answered, so it is not tried once more.
-        delivery = Failed(f"not tried again, the task had ended: {delivery.error}")
-    match delivery:
-        case Sent(platform_ref):
-            _set_state(connection, reply, ReplyState.SENT, platform_ref=platform_ref)
-        case Failed(error, chat_gone):
-            _set_state(connection, reply, ReplyState.FAILED, error=error)
-            if chat_gone and reply.kind is ReplyKind.ANSWER:
-                _close_replies(connection, reply.run_id, f"not tried: {error}")
-        case Again(seconds, error, call, _):
-            _set_state(connection, reply, ReplyState.READY, error=error, call=call, tries=1)
-            return seconds
-        case Resend(error, call, seconds):
-            _set_state(connection, reply, ReplyState.READY, error=error, call=call, resends=1)
-            _count(connection, "resent")
-            return seconds
-        case HeldUnknown(error):
-            _set_state(connection, reply, ReplyState.UNKNOWN, error=error)
-            if reply.kind is ReplyKind.ANSWER:
-                connection.execute(
-                    "UPDATE replies SET held = 1 WHERE run_id = ? AND kind = 'answer' AND state = 'ready'"
-                    " AND sequence > ?",
-                    (reply.run_id, reply.sequence),
-                )
-    return 0.0
-
-
-def _set_state(
-    connection: apsw.Connection,
-    reply: Reply,
-    state: ReplyState,
-    *,
-    platform_ref: str | None = None,
-    error: str | None = None,
-    call: Call | None = None,
-    tries: int = 0,
-    resends: int = 0,
-) -> None:
-    connection.execute(
-        "UPDATE replies SET state = ?, platform_ref = ?, error = ?, call = coalesce(?, call), tries = tries + ?,"
-        " resends = resends + ? WHERE reply_id = ?",
-        (
-            state,
-            platform_ref,
-            None if error is None else clean_text(error),
-            None if call is None else encode_json(call),
-            tries,
-            resends,
-            reply.reply_id,
-        ),
-    )
-
-
-def _is_ended(connection: apsw.Connection, reply: Reply) -> bool:
-    if reply.kind is not ReplyKind.ANSWER:
-        return False
-    ended = "SELECT 1 FROM runs WHERE run_id = ? AND finished_at IS NOT NULL"
-    return connection.execute(ended, (reply.run_id,)).fetchone() is not None
-
-
-def _close_replies(connection: apsw.Connection, run_id: RunId, why: str) -> None:
-    connection.execute(
-        "UPDATE replies SET state = 'failed', error = ? WHERE run_id = ? AND kind = 'answer'"
-        " AND state IN ('ready', 'unknown')",
-        (clean_text(why), run_id),
-    )
-
-
-def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | None:
-    if reply.kind is not ReplyKind.ANSWER:
-        return None
-    states = [
-        state
-        for (state,) in connection.execute(
-            "SELECT state FROM replies WHERE run_id = ? AND kind = 'answer' ORDER BY sequence",
-            (reply.run_id,),
-        )
-    ]
-    # None at all: the run ended while this was out, and has been forgotten since.
-    if not states or not all(state in ("sent", "failed") for state in states):
-        return None
-    # What the person reads is the end of it: an answer that broke off was not delivered.
-    outcome = Outcome.ANSWERED if states[-1] == "sent" else Outcome.UNDELIVERABLE
-    connection.execute(
-        "UPDATE runs SET status = 'completed', outcome = ?, finished_at = ? WHERE run_id = ? AND status = 'replying'",
-        (outcome, now, reply.run_id),
-    )
-    if connection.changes():
-        _forget_workings(connection, reply.run_id)
-    # Also if it has ended so before: who asks again has not heard of it.
-    row = connection.execute(
-        "SELECT task_id, generation FROM runs WHERE run_id = ? AND status = 'completed' AND outcome = ?",
-        (reply.run_id, outcome),
-    ).fetchone()
-    return RunEnded(TaskId(row[0]), row[1], outcome) if row else None
-
-
-def _move_chat(connection: apsw.Connection, old: tuple[str, str, str], moved_to: str, ready_at: int) -> None:
-    """What waits for the old chat goes to the new one, from now on too."""
-    channel, account, _ = old
-    connection.execute(
-        "UPDATE chat_aliases SET moved_to = ? WHERE channel = ? AND account = ? AND moved_to = ?", (moved_to, *old)
-    )
-    connection.execute("INSERT OR REPLACE INTO chat_aliases VALUES (?,?,?,?)", (*old, moved_to))
-    connection.execute(
-        "UPDATE replies SET chat_id = ? WHERE channel = ? AND account = ? AND chat_id = ?"
-        " AND state IN ('ready', 'sending', 'unknown')",
-        (moved_to, *old),
-    )
-    connection.execute("DELETE FROM outbox_chats WHERE channel = ? AND account = ? AND chat_id = ?", old)
-    # Somebody may be sending to the new one at this moment; these come next.
-    _queue_chat(connection, (channel, account, moved_to), ready_at)
-
-
-def _moved_to(connection: apsw.Connection, channel: str, account: str, chat_id: str) -> str:
-    row = connection.execute(
-        "SELECT moved_to FROM chat_aliases WHERE channel = ? AND account = ? AND chat_id = ?",
-        (channel, account, chat_id),
-    ).fetchone()
-    return str(row[0]) if row else chat_id
-
-
-def _check_fence(connection: apsw.Connection, fence: int) -> None:
-    if _value(connection, "sender_fence") != fence:
-        raise ClaimLost("another process sends now")
 
 
 def _demote_others(connection: apsw.Connection, chosen: BindingRecord, version: int) -> None:
@@ -901,45 +652,5 @@ def _as_run(row: Sequence[Any]) -> Run:
     )
 
 
-def _as_reply(row: Sequence[Any], *, claim: int = 0) -> Reply:
-    sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, stored, workflow_id = row[:10]
-    accepted_at, deadline_at, state, tries, resends, platform_ref, error = row[10:]
-    call, unreadable = read_call(stored)
-    known_kind, kind_newer = known_word(ReplyKind, kind, ReplyKind.ANSWER)  # that it waits is seen; a notice's is not
-    known_state, state_newer = known_word(ReplyState, state, ReplyState.UNKNOWN)
-    return Reply(
-        reply_id=ReplyId(reply_id),
-        run_id=RunId(run_id),
-        task_id=TaskId(task_id),
-        channel=channel,
-        account=account,
-        chat_id=chat_id,
-        call=call,
-        kind=known_kind,
-        workflow_id=workflow_id,
-        accepted_at_ms=accepted_at,
-        deadline_at_ms=deadline_at,
-        state=known_state,
-        tries=tries,
-        resends=resends,
-        sequence=sequence,
-        platform_ref=platform_ref,
-        error=error,
-        claim=claim,
-        unreadable=unreadable or kind_newer or state_newer,
-    )
-
-
 def _missing(run_id: RunId) -> Run:
     raise AssertionError(f"the run {run_id} was just written in this transaction")
-
-
-def _count(connection: apsw.Connection, name: str) -> int:
-    row = connection.execute(
-        "UPDATE ledger_counters SET value = value + 1 WHERE name = ? RETURNING value", (name,)
-    ).fetchone()
-    return int(row[0])
-
-
-def _value(connection: apsw.Connection, name: str) -> int:
-    return int(connection.execute("SELECT value FROM ledger_counters WHERE name = ?", (name,)).fetchone()[0])

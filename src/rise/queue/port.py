@@ -131,7 +131,11 @@ class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
     by_status: dict[str, int] = {}
     by_channel: dict[str, int] = {}
     by_reason: dict[str, int] = {}
+    suspended_by_channel: dict[str, int] = {}
     retrying: int = 0
+    """Pending, and not due again before its next try."""
+    planned: int = 0
+    """Pending, and never tried: it came to be run at a later moment. Until then there is nothing to do for it."""
     waiting_ms_by_channel: dict[str, int] = {}
     """Age of the oldest task that should be moving (pending, due, not claimed), where there is one."""
     oldest_suspended_ms: int | None = None

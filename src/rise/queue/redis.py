@@ -431,6 +431,7 @@ def _depth(
     counts: Sequence[bytes],
     routes: Sequence[bytes],
     retrying: int,
+    planned: int,
     waiting_ms: Sequence[Any],
     oldest_suspended_ms: int | None,
     lanes_claimed: int,
@@ -438,13 +439,18 @@ def _depth(
 ) -> QueueDepth:
     by_name = {name.decode().partition(":")[::2]: int(n) for name, n in _pairs(counts) if n != b"0"}
     by_reason: Counter[str] = Counter()
+    suspended_by_channel: Counter[str] = Counter()
     for route, n in _pairs(routes):
-        by_reason[msgspec.json.decode(route)[0]] += int(n)
+        reason, channel, *_ = msgspec.json.decode(route)
+        by_reason[reason] += int(n)
+        suspended_by_channel[channel] += int(n)
     return QueueDepth(
         by_status={name: n for (kind, name), n in by_name.items() if kind == "status"},
         by_channel={name: n for (kind, name), n in by_name.items() if kind == "channel"},
         by_reason=dict(by_reason),
+        suspended_by_channel=dict(suspended_by_channel),
         retrying=retrying,
+        planned=planned,
         waiting_ms_by_channel={channel.decode(): ms for channel, ms in _pairs(waiting_ms)},
         oldest_suspended_ms=oldest_suspended_ms,
         lanes_claimed=lanes_claimed,

@@ -844,16 +844,20 @@ def _depth(connection: apsw.Connection, now: int) -> QueueDepth:
 
     # One walk over the open tasks, however many there are: it is taken often.
     groups = connection.execute(
-        "SELECT status, channel, reason, count(*), sum(status = 'pending' AND due_at > ?), min(updated_at)"
+        "SELECT status, channel, reason, count(*), sum(status = 'pending' AND due_at > ?1 AND error IS NOT NULL),"
+        " sum(status = 'pending' AND due_at > ?1 AND error IS NULL), min(updated_at)"
         " FROM tasks GROUP BY status, channel, reason",
         (now,),
     ).fetchall()
     by_status: Counter[str] = Counter()
     by_channel: Counter[str] = Counter()
     by_reason: Counter[str] = Counter()
-    for status, channel, reason, count, _, _ in groups:
+    suspended_by_channel: Counter[str] = Counter()
+    for status, channel, reason, count, *_ in groups:
         by_status[status] += count
         by_channel[channel] += count
+        if status == Status.SUSPENDED:
+            suspended_by_channel[channel] += count
         if reason is not None:
             by_reason[reason] += count
     suspended_since = [since for status, *_, since in groups if status == Status.SUSPENDED]
@@ -864,7 +868,9 @@ def _depth(connection: apsw.Connection, now: int) -> QueueDepth:
         by_status=dict(by_status),
         by_channel=dict(by_channel),
         by_reason=dict(by_reason),
-        retrying=sum(waiting for *_, waiting, _ in groups),
+        suspended_by_channel=dict(suspended_by_channel),
+        retrying=sum(retrying for *_, retrying, _, _ in groups),
+        planned=sum(planned for *_, planned, _ in groups),
         waiting_ms_by_channel={channel: now - since for channel, since in waiting},
         oldest_suspended_ms=now - min(suspended_since) if suspended_since else None,
         lanes_claimed=one("SELECT count(*) FROM lanes WHERE holder IS NOT NULL AND ready_at > ?", now),

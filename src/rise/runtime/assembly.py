@@ -23,6 +23,7 @@ from rise.channels.http import HttpChannel
 from rise.channels.port import Channel, PushChannel
 from rise.channels.telegram import TelegramChannel, TelegramPolling, TelegramRates, bot_id_of
 from rise.channels.webchat import WebChatChannel
+from rise.chats import ChatRegistry
 from rise.clock import Clock, SystemClock
 from rise.connections.redis import RedisDatabase
 from rise.connections.sqlite import Database
@@ -128,8 +129,10 @@ class Stores:
         return "ledger" if self.mongo is None else "mongo"
 
     async def open(self) -> None:
-        """Raises `StoreUnavailable` if the directory or the database cannot be used. Servers may be away."""
+        """Raises `StoreUnavailable` if the directory or the database cannot be used, `RestoreUnfinished` if it is half
+        restored. Servers may be away."""
         self.directory.create()
+        self.directory.refuse_half_restored()
         await self.database.open()
         if self.full is not None:
             await self._open_redis(self.full.redis)
@@ -178,6 +181,11 @@ class Channels:
             channels["telegram"] = self.telegram
         return channels
 
+    @property
+    def anonymous(self) -> tuple[str, ...]:
+        """Those that anybody may write to, without credentials or a platform's word for them."""
+        return (self.webchat.name,)
+
     def pushed(self) -> dict[str, PushChannel]:
         return {} if self.telegram is None else {"telegram": self.telegram}
 
@@ -203,9 +211,21 @@ class House:
     stores: Stores
     bus: Bus
     bindings: BindingRegistry
+    chats: ChatRegistry
     channels: Channels
     capabilities: CapabilityRegistry
     intake: Intake
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        settings = self.settings
+        return RetryPolicy(
+            curve_seconds=settings.retry_seconds,
+            retry_max=settings.retry_max,
+            lane_block_max=timedelta(seconds=settings.lane_block_seconds_max),
+            curve_seconds_for=settings.retry_seconds_for,
+            retry_max_for=settings.retry_max_for,
+        )
 
     @property
     def queue(self) -> Queue:
@@ -303,7 +323,8 @@ def wire_copies(
 
 
 def build(settings: Settings, clock: Clock | None = None) -> House:
-    """Wire everything a process may need. Raises `StoreUnavailable` if the data directory cannot be used."""
+    """Wire everything a process may need. Raises `StoreUnavailable` if the data directory cannot be used, and
+    `RestoreUnfinished` if it is half restored."""
     clock = clock or SystemClock()
     capabilities, admission = CapabilityRegistry(clock), Admission()
 
@@ -313,8 +334,10 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     bus = LocalBus(DataDirectory(settings.data_dir).bus)
     stores = build_stores(settings, clock, bus, on_trouble)
     stores.directory.create()
+    stores.directory.refuse_half_restored()  # before secrets are made where the restored ones are to be
     secrets = _secrets(settings, stores.directory)
     bindings = BindingRegistry(stores.ledger, bus, clock)
+    chats = ChatRegistry(stores.ledger, bus, clock)
     intake = Intake(
         stores.queue,
         bindings,
@@ -324,6 +347,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
         admission=admission,
         keep=None if stores.full is None else stores.full.copies.keep,
         stores=settings.stores,
+        chats=chats,
     )
     return House(
         settings=settings,
@@ -332,7 +356,8 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
         stores=stores,
         bus=bus,
         bindings=bindings,
-        channels=_channels(settings, secrets, clock),
+        chats=chats,
+        channels=_channels(settings, secrets, clock, chats),
         capabilities=capabilities,
         intake=intake,
     )
@@ -407,16 +432,13 @@ def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> W
         bindings=house.bindings,
         workflows=workflows,
         channels=house.channels.by_name(),
-        retry_policy=RetryPolicy(
-            curve_seconds=settings.retry_seconds,
-            retry_max=settings.retry_max,
-            lane_block_max=timedelta(seconds=settings.lane_block_seconds_max),
-        ),
+        retry_policy=house.retry_policy,
         accept=intake.accept,
         bus=house.bus,
         clock=house.clock,
         limits=WorkerLimits(
             concurrency=settings.worker_concurrency,
+            concurrency_for=settings.worker_concurrency_for,
             claim=timedelta(seconds=settings.claim_seconds),
             run_seconds=settings.run_seconds,
             stop_seconds=settings.stop_seconds,
@@ -445,7 +467,7 @@ def _secrets(settings: Settings, directory: DataDirectory) -> Secrets:
     return Secrets(admin_token=admin, secret_key=key, telegram_webhook=webhook)
 
 
-def _channels(settings: Settings, secrets: Secrets, clock: Clock) -> Channels:
+def _channels(settings: Settings, secrets: Secrets, clock: Clock, chats: ChatRegistry) -> Channels:
     telegram, account = None, None
     if settings.telegram_token is not None and settings.effective_telegram_mode != "off":
         token = settings.telegram_token.get_secret_value()
@@ -454,7 +476,7 @@ def _channels(settings: Settings, secrets: Secrets, clock: Clock) -> Channels:
             group_per_minute=settings.telegram_rate_group_minute,
             bot_per_second=settings.telegram_rate_bot,
         )
-        telegram = TelegramChannel([token], clock=clock, api_base=settings.telegram_api_base, rates=rates)
+        telegram = TelegramChannel([token], clock=clock, api_base=settings.telegram_api_base, rates=rates, chats=chats)
         account = bot_id_of(token)
     webchat = WebChatChannel(derived_secret(secrets.secret_key, "webchat-sessions"))
     return Channels(HttpChannel(), webchat, telegram, account)

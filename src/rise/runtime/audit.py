@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from rise.clock import Clock, epoch_ms, from_epoch_ms, iso
+from rise.clock import from_epoch_ms, iso
 from rise.copies.looking import CopiesShown
 from rise.envelope import DeliveryKey, ReplyId, Status, TaskId, run_id_of
 from rise.errors import RiseError
@@ -140,14 +140,14 @@ class UpdateSource(Protocol):
 class Audit:
     queue: Queue
     ledger: Ledger
-    clock: Clock
     keep_finished_seconds: float
     telegram: UpdateSource | None = None
     copies: CopiesShown | None = None
     """With further stores: what they remember counts, too."""
 
     async def run(self, on_progress: Progress = lambda joined, total: None) -> AuditReport:
-        books = _Books(started_ms=self.queue.now_ms(), forgotten_before_ms=self._forgotten_before_ms())
+        now_ms = self.queue.now_ms()
+        books = _Books(started_ms=now_ms, forgotten_before_ms=self._forgotten_before_ms(now_ms))
         await self._join_receipts(books, on_progress)
         await self._look_again(books)
         await self._look_for_receipts(books)
@@ -155,9 +155,10 @@ class Audit:
         await self._ask_telegram(books)
         return books.report()
 
-    def _forgotten_before_ms(self) -> int:
+    def _forgotten_before_ms(self, now_ms: int) -> int:
+        # By the clock that dated the receipts: a wall clock that is ahead would excuse every loss.
         # An hour more, for what is forgotten while this runs.
-        return epoch_ms(self.clock.now()) - int((self.keep_finished_seconds - 3600) * 1000)
+        return now_ms - int((self.keep_finished_seconds - 3600) * 1000)
 
     # --- receipts → tasks ---
 

@@ -2,9 +2,12 @@
 
 Promises: a backup is one consistent moment of the database, taken while work goes on, with the secrets that
 belong to it, readable by the owner alone, checked by reading the copy, and on the disk when the command ends;
-it appears under its name whole or not at all. A restore checks the backup before it touches anything.
+it appears under its name whole or not at all. A restore checks the backup before it changes anything, holds the
+directory as its owner from before that until its end, and whenever it is cut off, the directory is what it was, or what
+the backup says, or opened by nobody until it is restored again.
 
-Refuses: to overwrite a backup, to restore under running processes, to delete what was there before.
+Refuses: to overwrite a backup, to restore under running processes, to delete what was there before; to rename the
+directory itself or to write beside it: it may be a mount point, in a place where nothing may be made.
 """
 
 from __future__ import annotations
@@ -33,6 +36,12 @@ ARCHIVE_SUFFIXES: Final = (".tar.gz", ".tgz")
 
 _FOLDER: Final = "rise-backup"
 """The one folder in an archive."""
+_UNPACKING: Final = ".restore-unpacking"
+_NEW: Final = "new"
+_FORMER: Final = "former"
+_ASIDE: Final = "before-restore-"
+_LOST_AND_FOUND: Final = "lost+found"
+"""What a new ext4 volume has; it belongs to the disk."""
 _COUNTED: Final = ("tasks", "receipts", "runs")
 
 Progress = Callable[[int, int], None]
@@ -52,7 +61,9 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class Restored(msgspec.Struct, frozen=True):
     contents: Contents
     moved_aside: Path | None
-    """Where the former directory is now."""
+    """Where what was there before is now."""
+    replies_in_doubt: int
+    """Were to be sent when the backup was made; whether they have been since, it cannot tell."""
 
 
 async def back_up(
@@ -74,27 +85,38 @@ async def back_up(
 
 
 async def restore(source: Path, directory: DataDirectory, clock: Clock, *, replaces: bool = False) -> Restored:
-    """Make the directory what the backup says; `replaces` moves a former one aside first.
+    """Make the directory what the backup says; `replaces` moves what is there aside first, within it.
 
-    Raises `StoreLocked` if processes use the directory, `Rejected` if it is not empty or the source is no
-    backup, `StoreCorrupt` if the backup does not pass its check. Nothing was changed then.
+    Replies that were to be sent may have been sent since the backup: they become doubts, as after a crash of the
+    sender, and the policy for those decides.
+
+    Raises `StoreLocked` if processes use the directory, `Rejected` if it is not empty or the source is no backup,
+    `StoreCorrupt` if the backup does not pass its check. Nothing was changed then, at most an empty directory made.
     """
     path = directory.path
-    is_empty = _is_empty(path)
-    _refuse_running(directory)
-    if not is_empty and not replaces:
-        raise Rejected(
-            f"{path} is not empty. With --force it is moved aside, not deleted; or restore to another --data-dir",
-            field="data_dir",
-        )
-    # Beside a directory that is to be moved or made, within one that is there to stay: it may be a mount point.
-    with _file_errors(str(path)), _staging(path if is_empty and _exists(path) else path.parent) as staging:
-        await asyncio.to_thread(_unpack, source, staging)
-        contents = await _examined(staging, clock)
-        _sync_files(staging)
-        moved_aside = None if is_empty else _move_aside(directory)
-        _put_in_place(staging, path)
-    return Restored(contents, moved_aside)
+    with _file_errors(str(path)), _owned(directory):
+        was_empty = not _contents(path)
+        _refuse_members(directory)
+        if not (was_empty or replaces or directory.unfinished.exists()):
+            raise Rejected(
+                f"{path} is not empty. With --force what is there is moved aside, not deleted; or restore to another "
+                "--data-dir",
+                field="data_dir",
+            )
+        with _unpacking(path) as staging:
+            new = _new_folder(staging / _NEW)
+            await asyncio.to_thread(_unpack, source, new)
+            contents = await _examined(new, clock)
+            in_doubt = await _doubt_replies(new, clock)
+            _sync_files(new)
+            # Once more: that took its time, and workers and commands come without owning the directory.
+            _refuse_members(directory)
+            if was_empty:
+                _refuse_what_came_meanwhile(path)
+            _announce(directory, staging)
+        moved_aside = _move_aside(directory)
+        _put_in_place(directory)
+    return Restored(contents, moved_aside, in_doubt)
 
 
 @asynccontextmanager
@@ -182,12 +204,38 @@ def _refuse_wrong_names(directory: DataDirectory, target: Path) -> None:
 # --- the way back -----------------------------------------------------------------------------------------
 
 
-def _refuse_running(directory: DataDirectory) -> None:
-    if directory.is_owned():
-        raise StoreLocked(f"a `rise serve` uses {directory.path}: stop it first, then restore")
+@contextmanager
+def _owned(directory: DataDirectory) -> Iterator[None]:
+    """A `rise serve` that starts meanwhile finds it taken."""
+    directory.create()
+    try:
+        directory.own()
+    except StoreLocked as error:
+        raise StoreLocked(
+            f"a `rise serve` or `rise restore` uses {directory.path}: stop it first, then restore"
+        ) from error
+    try:
+        yield
+    finally:
+        directory.disown()
+
+
+def _refuse_members(directory: DataDirectory) -> None:
     if alive := directory.members():
         pids = ", ".join(member.partition("-")[0] for member in alive)
         raise StoreLocked(f"processes use {directory.path} (pid {pids}): stop them first, then restore")
+
+
+def _refuse_what_came_meanwhile(path: Path) -> None:
+    """All but secrets: a `rise serve` that is refused has made those before."""
+    if came := [entry.name for entry in _contents(path) if entry.name not in SECRETS]:
+        raise StoreLocked(f"{path} was empty and holds {came[0]} now: stop what uses it first, then restore")
+
+
+def _contents(path: Path) -> list[Path]:
+    """What somebody may miss: not what a new disk has, and not what restores leave and need."""
+    ours = (_LOST_AND_FOUND, DataDirectory(path).lock.name, DataDirectory(path).unfinished.name, _UNPACKING)
+    return [entry for entry in sorted(path.iterdir()) if entry.name not in ours and not entry.name.startswith(_ASIDE)]
 
 
 def _unpack(source: Path, staging: Path) -> None:
@@ -216,26 +264,70 @@ def _unpack_archive(source: Path, staging: Path) -> None:
         raise Rejected(f"{source} is not a readable backup archive: {error}", field="source") from error
 
 
-def _move_aside(directory: DataDirectory) -> Path:
-    path = directory.path
+async def _doubt_replies(folder: Path, clock: Clock) -> int:
+    """Sent again as if for the first time, an answer would stand there twice without its mark."""
+    async with opened_to_read(folder / DATABASE, clock) as copy:
+        return await copy.write(_doubt)
+
+
+def _doubt(connection: Any) -> int:
+    # Not what is held behind another: a person decides about that, and may look first. What channels fetch is `sent`.
+    connection.execute("UPDATE replies SET state = 'sending' WHERE state = 'ready' AND held = 0")
+    return int(connection.changes())
+
+
+# From here on the directory says that it is half restored; whoever restores again goes on where this one was cut off.
+# `restore-unfinished/new` is what comes; `restore-unfinished/former` is there until all that was before is in it.
+
+
+def _announce(directory: DataDirectory, staging: Path) -> None:
+    unfinished = directory.unfinished
+    if unfinished.exists():
+        # What the one before had unpacked is not needed: this backup is whole, and perhaps another.
+        shutil.rmtree(unfinished / _NEW, ignore_errors=True)
+        (staging / _NEW).rename(unfinished / _NEW)
+    else:
+        if _contents(directory.path):
+            _new_folder(staging / _FORMER)
+        _sync(staging)
+        staging.rename(unfinished)
+    _sync(unfinished)
+    _sync(directory.path)
+
+
+def _move_aside(directory: DataDirectory) -> Path | None:
+    path, former = directory.path, directory.unfinished / _FORMER
+    if not former.exists():
+        return None  # there was nothing, or it has been moved by the one that was cut off
+    for entry in _contents(path):
+        if not os.path.lexists(former / entry.name):
+            entry.rename(former / entry.name)
+    _sync(former)
     number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.before-restore-{number}")):
+    while os.path.lexists(aside := path / f"{_ASIDE}{number}"):
         number += 1
-    directory.own()  # a `rise serve` that starts at this moment finds it taken
-    try:
-        path.rename(aside)
-    finally:
-        directory.disown()
+    former.rename(aside)
+    _sync(directory.unfinished)
+    _sync(path)
     return aside
 
 
-def _put_in_place(staging: Path, path: Path) -> None:
-    """The database last: a directory without it is plainly not restored yet."""
-    path.mkdir(mode=0o700, exist_ok=True)
+def _put_in_place(directory: DataDirectory) -> None:
+    """The database last. What lies there by these names came from a restore that was cut off."""
+    path, new = directory.path, directory.unfinished / _NEW
     path.chmod(0o700)
+    log = path / f"{DATABASE}-wal"
+    if log.exists():
+        # Of another database: SQLite would write its pages into this one.
+        raise StoreLocked(f"something has opened {path / DATABASE}: stop it, remove {log}, then restore again")
     for name in (*SECRETS, DATABASE):
-        if (staging / name).exists():
-            (staging / name).rename(path / name)
+        if (new / name).exists():
+            (new / name).rename(path / name)
+        else:
+            (path / name).unlink(missing_ok=True)
+    _sync(path)
+    shutil.rmtree(new)
+    directory.unfinished.rmdir()
     _sync(path)
     _sync(path.parent)
 
@@ -254,18 +346,21 @@ def _staging(parent: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+@contextmanager
+def _unpacking(path: Path) -> Iterator[Path]:
+    """Within the directory: beside it may be another disk, and nothing may be written there."""
+    staging = path / _UNPACKING
+    shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
+    staging.mkdir(mode=0o700)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def _new_folder(path: Path) -> Path:
     path.mkdir(mode=0o700)
     return path
-
-
-def _exists(path: Path) -> bool:
-    return path.exists()
-
-
-def _is_empty(path: Path) -> bool:
-    """Or not there at all."""
-    return not path.exists() or not any(path.iterdir())
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 Promises: what is made here is the owner's alone; a secret is made once, whole, whoever comes first.
 
-Refuses: a second `rise serve` on it; to look into one without a database as if it were an empty one.
+Refuses: a second `rise serve` on it; to look into one without a database as if it were an empty one; a secret that
+could be guessed; to be opened half restored.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ import fcntl
 import hashlib
 import hmac
 import os
+import struct
 from pathlib import Path
+from typing import Final
 
 from rise.envelope import new_secret
-from rise.errors import Rejected, StoreLocked, StoreUnavailable
+from rise.errors import Rejected, RestoreUnfinished, StoreCorrupt, StoreLocked, StoreUnavailable
 
 DATABASE = "rise.db"
 LEDGER = "ledger-name"
 DEMO = Path(".rise-demo")
 """Where `rise demo` keeps its conversation, unless told otherwise."""
+
+_SECRET_LENGTH_MIN: Final = len(new_secret())
+_FLOCK: Final = struct.Struct("hhqqi4x")
+"""`struct flock` of Linux on 64 bits: kind, whence, start, length, process."""
 
 
 class DataDirectory:
@@ -38,6 +45,15 @@ class DataDirectory:
     def bus(self) -> Path:
         return self.path / "bus"
 
+    @property
+    def lock(self) -> Path:
+        return self.path / "serve.lock"
+
+    @property
+    def unfinished(self) -> Path:
+        """There from the moment a restore begins to change the directory until it is through."""
+        return self.path / "restore-unfinished"
+
     def create(self) -> None:
         """Raises `StoreUnavailable` if it cannot be made or written."""
         try:
@@ -47,8 +63,17 @@ class DataDirectory:
                 f"{self.path} cannot be made ({error.strerror}): set RISE_DATA_DIR to a directory that can be written"
             ) from error
 
+    def refuse_half_restored(self) -> None:
+        """Raises `RestoreUnfinished`: what a start would find or make there is neither the former nor the backup."""
+        if self.unfinished.exists():
+            raise RestoreUnfinished(
+                f"a `rise restore` of {self.path} was cut off: run it again. Until then nothing opens the directory; "
+                f"what was there before is in it, in {self.unfinished.name}/former or before-restore-…, and stays"
+            )
+
     def refuse_without_database(self) -> None:
-        """Raises `Rejected`, saying where to look instead."""
+        """Raises `Rejected`, saying where to look instead, or `RestoreUnfinished`."""
+        self.refuse_half_restored()
         if not self.database.exists():
             raise Rejected(f"{self.path} holds no Rise database: {self.elsewhere()}", field="data_dir")
 
@@ -64,16 +89,18 @@ class DataDirectory:
         Raises `StoreLocked`, or `StoreUnavailable` if it cannot be written.
         """
         try:
-            fd = os.open(self.path / "serve.lock", os.O_CREAT | os.O_RDWR, 0o600)
+            fd = os.open(self.lock, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
             raise StoreUnavailable(f"{self.path} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            # And so that it can be seen without being taken.
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK if alone else fcntl.F_RDLCK))
         except BlockingIOError as error:
             os.close(fd)
             raise StoreLocked(
-                f"another `rise serve` uses {self.path}. Stop it, or give this one a directory of its own "
-                "(RISE_DATA_DIR; `rise demo --data-dir`). More workers are added with `rise worker`."
+                f"another `rise serve` uses {self.path}, or a `rise restore`. Stop it, or give this one a directory "
+                "of its own (RISE_DATA_DIR; `rise demo --data-dir`). More workers are added with `rise worker`."
             ) from error
         self._lock_fd = fd
 
@@ -83,8 +110,16 @@ class DataDirectory:
             self._lock_fd = None
 
     def is_owned(self) -> bool:
-        """Whether a `rise serve` runs on it now."""
-        return _is_locked(self.path / "serve.lock")
+        """Whether a `rise serve` runs on it now. Takes nothing: one that starts at this moment would be refused."""
+        try:
+            fd = os.open(self.lock, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            in_the_way = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
+        finally:
+            os.close(fd)
+        return bool(_FLOCK.unpack(in_the_way)[0] != fcntl.F_UNLCK)
 
     def space(self) -> tuple[int, int] | None:
         """Free and total bytes of its disk; None if that cannot be told."""
@@ -99,14 +134,24 @@ class DataDirectory:
         return sorted(lock.stem for lock in self.bus.glob("*.lock") if _is_locked(lock))
 
     def kept_secret(self, name: str) -> str:
-        """The secret of that name, made at first use and readable by the owner alone."""
+        """The secret of that name, made at first use and readable by the owner alone.
+
+        Raises `StoreCorrupt` if it is shorter than what is made, `StoreUnavailable` if it cannot be read or made.
+        """
         path = self.path / name
         try:
             if not path.exists():
                 _write_once(path, new_secret())
-            return path.read_text().strip()
+            secret = path.read_text().strip()
         except OSError as error:
             raise StoreUnavailable(f"{path} cannot be read or written: {error.strerror}") from error
+        if len(secret) < _SECRET_LENGTH_MIN:
+            # A copy that ran out of space leaves an empty one: what is derived from that, anybody can derive.
+            raise StoreCorrupt(
+                f"{path} holds {len(secret)} characters, one that is made has {_SECRET_LENGTH_MIN}: it could be "
+                "guessed. Put the one of a backup there, or remove the file: another is made at the next start."
+            )
+        return secret
 
     def known_ledger(self) -> str | None:
         """The name of the ledger that was last heard of; None if none ever was."""
@@ -152,6 +197,10 @@ def derived_secret(key: str, purpose: str) -> str:
     """A secret for one purpose that tells nothing about the key or the others. 48 hexadecimal digits."""
     digest = hmac.new(key.encode(), purpose.encode(), hashlib.sha256).hexdigest()
     return digest[:48]
+
+
+def _whole_file(kind: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
 
 
 def _is_locked(path: Path) -> bool:

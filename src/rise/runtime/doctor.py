@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -26,16 +26,17 @@ from urllib.parse import quote
 import msgspec
 from pydantic import SecretStr
 
-from rise.capabilities import CONSEQUENCES, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityStatus, meaning_of
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
-from rise.errors import RiseError, Unavailable
+from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, Unavailable
 from rise.ledger.port import Definitions
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
 from rise.runtime.backup import SECRETS, opened_to_read
 from rise.runtime.directory import DataDirectory
-from rise.settings import Settings
+from rise.runtime.pipeline import CLOCKS_CONSEQUENCE, CLOCKS_REMEDY, clocks_apart
+from rise.settings import Settings, unknown_names
 from rise.telemetry import keep_out_of_logs, redact
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Doctor:
             "app": self._app,
             "bindings": self._bindings,
             "open work": self._open_work,
+            "clock": self._clock,
             "telegram": self._telegram,
             "serve": self._serve,
             "capabilities": self._capabilities,
@@ -130,7 +132,9 @@ class Doctor:
         keep_out_of_logs(settings.tokens)
         shown = {name: _masked(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
         detail = ", ".join(f"RISE_{name.upper()}={value}" for name, value in shown.items())
-        return [_ok("settings", detail or "all as by default")]
+        remedy = "correct the name (docs/settings.md), or unset it"
+        unknown = [_warn("settings", told, remedy) for told in unknown_names()]
+        return [_ok("settings", detail or "all as by default"), *unknown]
 
     async def _app(self) -> list[Finding]:
         if self.settings.app is None:
@@ -168,6 +172,8 @@ class Doctor:
             ]
             if not bound and channel in asked:
                 findings.append(_ok(name, f"{asked[channel]} asks for it; bound at the next start"))
+            elif channel == "webchat" and not any(known.channel == channel for known in definitions.bindings):
+                findings.append(_ok(name, "no workflow asks for it: answered 404"))
             elif not bound:
                 findings.append(
                     _warn(
@@ -214,6 +220,20 @@ class Doctor:
             if (channel, account) not in self._accounts()
         ]
 
+    async def _clock(self) -> list[Finding]:
+        """Whether the store's clock says what the host's does."""
+        async with self._stores() as stores:
+            if stores is None:
+                return []
+            try:
+                await stores.queue.list_open(Selection(), limit=1)  # a server's time is known once it has answered
+                apart = clocks_apart(stores.queue.now_ms(), self.clock.now())
+            except Unavailable:
+                return []  # said by the check of what is open
+        if apart is None:
+            return [_ok("clock", "the store's and this host's agree")]
+        return [_warn("clock", f"{apart}: {CLOCKS_CONSEQUENCE}", CLOCKS_REMEDY)]
+
     def _remedy_unconfigured(self, channel: str, account: str) -> str:
         drop = f"or end them: `rise tasks --channel {channel}` lists, `rise tasks drop` ends"
         if channel != "telegram":
@@ -226,7 +246,8 @@ class Doctor:
     @contextlib.asynccontextmanager
     async def _stores(self) -> AsyncIterator[assembly.Stores | None]:
         """To look into; none where opening them would make or migrate something, which is for a start to do."""
-        if not self._data.database.exists() or await self._schema_problem() is not None:
+        is_there = self._data.database.exists() and not self._half_restored()
+        if not is_there or await self._schema_problem() is not None:
             yield None
             return
         stores = assembly.build_stores(self.settings, self.clock)
@@ -259,7 +280,26 @@ class Doctor:
             for open_to_others in (path, self._data.database, *(path / name for name in SECRETS))
             if _is_open_to_others(open_to_others, within=path)
         ]
+        findings += self._half_restored()
+        findings += [_fail("directory", problem, "nothing starts until then") for problem in self._weak_secrets()]
         return [*(findings or [_ok("directory", f"{path}, private")]), _space(path)]
+
+    def _half_restored(self) -> list[Finding]:
+        try:
+            self._data.refuse_half_restored()
+        except RestoreUnfinished as error:
+            return [_fail("directory", error.public_message, "`rise restore` the same backup again, or another")]
+        return []
+
+    def _weak_secrets(self) -> Iterator[str]:
+        """Those of the directory that are in use and that a start would refuse."""
+        configured = (self.settings.admin_token, self.settings.secret_key)
+        for name, setting in zip(SECRETS, configured, strict=True):
+            if setting is None and (self._data.path / name).exists():
+                try:
+                    self._data.kept_secret(name)
+                except StoreCorrupt as error:
+                    yield error.public_message
 
     async def _disk(self) -> list[Finding]:
         path = self._data.path
@@ -279,6 +319,8 @@ class Doctor:
 
     async def _database(self) -> list[Finding]:
         path = self._data.database
+        if unfinished := self._half_restored():
+            return unfinished
         if not path.exists():
             return [_ok("database", "not there yet; made at the first start")]
         served = await self._as_served("disk")
@@ -523,8 +565,13 @@ def _capability(name: str, state: Mapping[str, Any]) -> Finding:
     except ValueError:
         level = Level.WARN
     detail = ": ".join(str(part) for part in (state.get("status"), state.get("detail")) if part)
-    until_then = f"until then {CONSEQUENCES[name]}; " if name in CONSEQUENCES else ""
-    remedy = "" if level is Level.OK else f"it is probed again by itself; {until_then}the log of `rise serve` says more"
+    if level is Level.OK:
+        return Finding(name, level, redact(detail))
+    meaning = meaning_of(name)
+    if meaning:
+        remedy = f"{meaning['remedy']}; it is probed again by itself, and until then {meaning['consequence']}"
+    else:
+        remedy = "it is probed again by itself; the log of `rise serve` says more"
     return Finding(name, level, redact(detail), remedy)
 
 
@@ -542,7 +589,10 @@ def _masked(value: Any) -> str:
     if isinstance(value, SecretStr):
         return "***"
     if isinstance(value, dict):
-        return ", ".join(f"{who}:***" for who in value.values())  # of tokens, who they are for
+        # Of tokens, who they are for.
+        return " ".join(
+            f"{held}:***" if isinstance(held, str) else f"{name}={_masked(held)}" for name, held in value.items()
+        )
     if isinstance(value, tuple):
         return ",".join(f"{item:g}" for item in value)
     return redact(_without_userinfo(str(value)))

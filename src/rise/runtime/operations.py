@@ -117,6 +117,7 @@ class Operations:
             "byReason": depth.by_reason,
             "oldestWaitingSeconds": None if waiting is None else waiting / 1000,
             "retryDepth": depth.retrying,
+            "plannedDepth": depth.planned,
             "lanesClaimed": depth.lanes_claimed,
             "accepted": depth.accepted,
             "duplicates": depth.duplicates,

@@ -3,14 +3,15 @@
 Over the limit, `refuse` answers 503 "busy"; the sender keeps the message. `queue-only` goes on accepting, and has
 the workers pause while so many finished answers wait for their platform that running more would only make that
 line longer; what is pending goes on being run, because nothing else would ever make it less. A disk that is almost
-full always refuses: accepting would fill it.
+full always refuses: accepting would fill it. So do channels that anybody may write to, when as much of theirs is
+suspended: nobody moves that, and strangers could go on until the disk is full. The other channels do not notice.
 
 Refuses: to switch to and fro; every threshold is left only when a fifth less is open, or a quarter more is free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -44,11 +45,13 @@ class Load:
     """What there is now."""
 
     open_count: int
-    """Messages that somebody or something should be moving; not those that wait for a person."""
+    """Messages that somebody or something should be moving; not those that wait for a person or for a later time."""
     replying_count: int
     """... of which so many only wait for their platform to take the answer."""
     disk_free_bytes: int | None = None
     disk_size_bytes: int = 0
+    suspended_anonymous_count: int = 0
+    """Messages of channels that anybody may write to, which wait for a person or an event."""
 
 
 class Overload:
@@ -62,13 +65,16 @@ class Overload:
         capabilities: CapabilityRegistry,
         alerts: Alerts,
         pause_workers: Callable[[], None] = lambda: None,
+        anonymous: Collection[str] = (),
     ) -> None:
-        """`pause_workers` is called again and again, for as long as they are to run nothing."""
+        """`pause_workers` is called again and again, for as long as they are to run nothing. `anonymous`: the channels
+        that anybody may write to."""
         self._limits = limits
         self._admission = admission
         self._capabilities = capabilities
         self._alerts = alerts
         self._pause_workers = pause_workers
+        self._anonymous = anonymous
         self._over: set[str] = set()
         self.pauses_workers = False
 
@@ -102,11 +108,14 @@ class Overload:
             why_refused = f"only {_megabytes(load)} are free for what is to be kept"
         elif too_much and not is_queue_only:
             why_refused = f"{load.open_count} messages are open, and RISE_BACKLOG_MAX is {self._limits.backlog_max}"
+        why_closed = self._why_closed_to_strangers(load)
         self._alerts.follow(
             "overload",
-            why_refused is not None or too_much,
-            summary=why_refused or f"{load.open_count} messages are open; new ones wait (queue-only)",
-            remedy="it ends by itself when less is open and more is free",
+            why_refused is not None or too_much or why_closed is not None,
+            summary=why_refused
+            or (f"{load.open_count} messages are open; new ones wait (queue-only)" if too_much else why_closed or ""),
+            remedy="it ends by itself when less is open and more is free; what is suspended waits for a person: "
+            "`rise suspended` shows it",
         )
         waits_for_platform = self._is_much("replying", load.replying_count, self._limits.backlog_max)
         self.pauses_workers = is_queue_only and waits_for_platform
@@ -117,11 +126,21 @@ class Overload:
             self._capabilities.set(ADMISSION, CapabilityStatus.UNAVAILABLE, why_refused)
             return
         self._admission.admit()
-        if too_much:
+        if why_closed is not None:
+            self._admission.refuse_from(self._anonymous, why_closed, retry_after_seconds=RETRY_AFTER_SECONDS)
+            self._capabilities.set(ADMISSION, CapabilityStatus.DEGRADED, why_closed)
+        elif too_much:
             detail = f"{load.open_count} messages are open: new ones are kept and wait"
             self._capabilities.set(ADMISSION, CapabilityStatus.DEGRADED, detail)
         else:
             self._capabilities.set(ADMISSION, CapabilityStatus.AVAILABLE, f"{load.open_count} messages are open")
+
+    def _why_closed_to_strangers(self, load: Load) -> str | None:
+        count, limit = load.suspended_anonymous_count, self._limits.backlog_max
+        if not self._is_much("anonymous", count, limit):
+            return None
+        channels = ", ".join(sorted(self._anonymous))
+        return f"{count} messages of {channels} are suspended, and RISE_BACKLOG_MAX is {limit}: no more come in there"
 
     def _is_much(self, name: str, count: int, limit: int) -> bool:
         return self._stays(name, limit > 0 and count > limit * (_LEAVES_BELOW if name in self._over else 1))

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityState, CapabilityStatus
-from rise.clock import Clock
+from rise.clock import Clock, epoch_ms
 from rise.envelope import Status
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger
@@ -33,6 +34,14 @@ LOST_SECONDS: Final = 10.0
 POLLS_STUCK: Final = 3
 RESTART_SECONDS_MIN: Final = 60.0
 """Between two restarts of a worker that was stuck."""
+CLOCKS_SECONDS_MAX: Final = 60.0
+"""So far apart the store's clock and the wall clock may be without a word."""
+CLOCKS_APART: Final = "the store's clock and this host's are"
+CLOCKS_CONSEQUENCE: Final = "nothing is lost and all is answered; the times that are shown and kept are wrong by that"
+CLOCKS_REMEDY: Final = (
+    "see that this host's clock is right, and that of Redis's host (NTP). The store's takes its word after a reboot, "
+    "but never goes back: one that is ahead is met again when Rise was down over a reboot for as long"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,8 @@ class Pipeline:
     clock: Clock
     channels: Collection[str]
     """Those of this house. What was accepted on another, which was configured once, nobody here can work on."""
+    anonymous: Collection[str] = ()
+    """Those that anybody may write to."""
     limits: PipelineLimits = PipelineLimits()
     disk_space: Callable[[], tuple[int, int] | None] = lambda: None
     """Free and total bytes; None where that cannot be told."""
@@ -96,7 +107,8 @@ class Pipeline:
         oldest_waiting_seconds.labels("reply").set(reply_seconds)
         self._backlog = _moving(depth)
         free, size = self.disk_space() or (None, 0)
-        self.overload.judge(Load(self._backlog, depth.by_status.get(Status.REPLYING, 0), free, size))
+        strangers = sum(depth.suspended_by_channel.get(channel, 0) for channel in self.anonymous)
+        self.overload.judge(Load(self._backlog, depth.by_status.get(Status.REPLYING, 0), free, size, strangers))
         self._judge(task_seconds, reply_seconds)
         self._alert_on_channels_gone(depth)
         return depth
@@ -130,6 +142,7 @@ class Pipeline:
 
     def _judge(self, task_seconds: float, reply_seconds: float) -> None:
         missing = self._lacking(CapabilityStatus.UNAVAILABLE) if self._backlog else []
+        apart = self._clocks_apart()
         waiting = f"{self._backlog} unprocessed messages, waiting for {', '.join(missing)}"
         self.alerts.follow("backlog_waiting", bool(missing), summary=waiting, after_seconds=LOST_SECONDS)
         stalled = max(task_seconds, reply_seconds) > self.limits.stalled_seconds
@@ -138,9 +151,18 @@ class Pipeline:
         self.alerts.follow("pipeline", stalled, summary=slow, remedy="rise doctor; rise tasks shows what waits")
         if missing or stalled:
             self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, waiting if missing else slow)
+        elif apart is not None:
+            detail = f"{apart}: {CLOCKS_CONSEQUENCE}; {CLOCKS_REMEDY}"
+            self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, detail)
         else:
             self.capabilities.set(PIPELINE, CapabilityStatus.AVAILABLE, f"{self._backlog} messages on their way")
         self._alert_on_what_is_lost()
+
+    def _clocks_apart(self) -> str | None:
+        try:
+            return clocks_apart(self.queue.now_ms(), self.clock.now())
+        except Unavailable:
+            return None
 
     def _oldest_waiting_ms(self, depth: QueueDepth) -> int:
         """Of what this house can work on."""
@@ -186,5 +208,20 @@ class Pipeline:
         return at is not None and self.clock.monotonic() - at < RESTART_SECONDS_MIN
 
 
+def clocks_apart(store_ms: int, wall: datetime) -> str | None:
+    """That the store's clock says something else than the wall clock, and by how much; None while they agree."""
+    seconds = (store_ms - epoch_ms(wall)) / 1000
+    if abs(seconds) <= CLOCKS_SECONDS_MAX:
+        return None
+    return f"{CLOCKS_APART} {_in_hours(abs(seconds))} apart, the store's {'ahead' if seconds > 0 else 'behind'}"
+
+
+def _in_hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+
+
 def _moving(depth: QueueDepth) -> int:
-    return sum(depth.by_status.get(status, 0) for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING))
+    """What somebody or something should be moving. What waits for its next try is among it: it may be that nothing
+    succeeds, and that is too much, too. What was planned for later is not before its time has come."""
+    statuses = (Status.PENDING, Status.PROCESSING, Status.REPLYING)
+    return sum(depth.by_status.get(status, 0) for status in statuses) - depth.planned

@@ -64,8 +64,8 @@ async def serve(
         worker = InProcessWorker(house) if in_process else _worker_process(house)
         posts = build_alert_posts(house)
         supervisor = build_supervisor(house, restart_worker=worker.restart, tell=posts.tell)
-        services: list[Service] = [house.bus, *house.stores.services(), *_keepers(house), house.bindings, posts]
-        services += [supervisor, assembly.build_sender(house), worker, door, *_telegram_services(house)]
+        services: list[Service] = [house.bus, *house.stores.services(), *_keepers(house), house.bindings, house.chats]
+        services += [posts, supervisor, assembly.build_sender(house), worker, door, *_telegram_services(house)]
         await start_all(services, on_error=_report_stop)
         spare_the_collector()
         log.info("serve.started", port=door.port, data_dir=str(house.settings.data_dir))
@@ -106,7 +106,7 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
 
 async def _work_until(stop: asyncio.Event, worker: InProcessWorker, house: House, parent: Parent | None) -> None:
     """Or until the worker is worn out."""
-    services: list[Service] = [house.bus, *house.stores.services(), house.bindings, worker]
+    services: list[Service] = [house.bus, *house.stores.services(), house.bindings, house.chats, worker]
     await start_all(services, on_error=_report_stop)
     spare_the_collector()
     if parent is not None:
@@ -261,6 +261,7 @@ def _pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] | None
         capabilities=house.capabilities,
         alerts=alerts,
         pause_workers=lambda: house.bus.publish(Topic.RUNNING_PAUSED, pause),
+        anonymous=house.channels.anonymous,
     )
     return Pipeline(
         queue=house.queue,
@@ -270,6 +271,7 @@ def _pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] | None
         alerts=alerts,
         clock=house.clock,
         channels=house.channels.by_name(),
+        anonymous=house.channels.anonymous,
         limits=PipelineLimits(settings.pipeline_stalled_seconds, run_needs(house)),
         disk_space=house.stores.directory.space,
         restart_worker=restart_worker,

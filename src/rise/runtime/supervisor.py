@@ -278,7 +278,7 @@ def _notice_id(task: OpenTask, cause: str) -> ReplyId:
     head = task.head
     if cause == LATE:
         hour = head.accepted_at_ms // 3_600_000
-        return notice_id_of(head.channel, head.account, str(head.chat_id), cause, str(hour))
+        return notice_id_of(head.channel, head.account, str(head.conversation), cause, str(hour))
     return notice_id_of(head.task_id, str(task.generation), cause)
 
 

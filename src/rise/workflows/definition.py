@@ -103,7 +103,7 @@ def _import(app: str) -> ModuleType:
         raise SettingsInvalid([f"RISE_APP={app}: there is no such file (looked in {Path.cwd()})."]) from error
     except ModuleNotFoundError as error:
         raise SettingsInvalid([f"RISE_APP={app}: {error}. Install it, or correct the name."]) from error
-    except Exception as error:
+    except Exception as error:  # border: whatever the user's module raises, they are told which module and what
         raise SettingsInvalid([f"RISE_APP={app} fails when imported: {type(error).__name__}: {error}"]) from error
 
 

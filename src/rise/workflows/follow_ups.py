@@ -18,14 +18,15 @@ FOLLOW_UP: Final = "follow_up"
 """The kind of effect, and of the delivery it becomes."""
 
 
-def follow_up(task: Task, number: int, plan: Mapping[str, Any], saved_at_ms: int) -> Incoming:
+def follow_up(task: Task, number: int, plan: Mapping[str, Any], saved_at_ms: int, *, ahead_ms: int = 0) -> Incoming:
     """The `number`-th follow-up of a run. Named after the run, so that arming it again changes nothing.
 
-    It waits in a lane of its own: what is due in a week must not hold up the chat until then.
+    It waits in a lane of its own: what is due in a week must not hold up the chat until then. `ahead_ms`: of the wall
+    clock, the queue's: a moment that is named is one of the wall clock's, and the queue waits by its own.
     """
     head = task.head
     key = f"fu:{task.run_id}:{number}"
-    due_at_ms = plan["atMs"] if "atMs" in plan else saved_at_ms + int(plan["inSeconds"] * 1000)
+    due_at_ms = plan["atMs"] + ahead_ms if "atMs" in plan else saved_at_ms + int(plan["inSeconds"] * 1000)
     workflow = plan.get("workflow")
     return Incoming(
         channel=head.channel,
@@ -37,6 +38,7 @@ def follow_up(task: Task, number: int, plan: Mapping[str, Any], saved_at_ms: int
         raw_version="follow-up.v1",
         kind=FOLLOW_UP,
         chat_id=head.chat_id,
+        first_chat_id=head.first_chat_id,
         message_label=f"{head.chat_id}:{key}",
         user_text=plan["text"],
         user=head.user,

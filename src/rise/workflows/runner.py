@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rise.bindings import Bound
@@ -34,6 +34,8 @@ class RunLimits:
     run_seconds: float = 300.0
     threads: int = 64
     history_turns: int = 20
+    concurrency_for: Mapping[str, int] = field(default_factory=dict)
+    """Runs at once of what is bound to an account, by `channel:account`."""
 
 
 class Runner:
@@ -62,6 +64,7 @@ class Runner:
             for workflow_id, definition in workflows.items()
             if definition.concurrency is not None
         }
+        self._places_bound = {name: asyncio.Semaphore(count) for name, count in limits.concurrency_for.items()}
 
     async def run(self, task: Task, bound: Bound, channel: Channel) -> tuple[list[Effect], Any]:
         """The effects it noted and the value it returned. Raises what the workflow raises, or `RunTimedOut`."""
@@ -72,7 +75,7 @@ class Runner:
         turn = await self._turn(task, definition, memory)
         self._bus.publish(Topic.RUN_STARTED, _running(task))
         try:
-            async with self._place(definition):
+            async with self._place_bound(bound), self._place(definition):
                 value = await self._call(definition, turn, memory)
         finally:
             effects = turn.close()
@@ -136,6 +139,12 @@ class Runner:
             reply_of(task.head, task.run_id, reply_id, call, kind=ReplyKind.NOTICE, deadline_at_ms=deadline)
         )
         self._bus.publish(Topic.OUTBOX_READY)
+
+    def _place_bound(self, bound: Bound) -> Any:
+        binding = bound.binding
+        if binding is None:
+            return _Unlimited()
+        return self._places_bound.get(f"{binding.channel}:{binding.account}") or _Unlimited()
 
     def _place(self, definition: WorkflowDefinition) -> Any:
         return self._places.get(definition.workflow_id) or _Unlimited()

@@ -140,7 +140,7 @@ def _reply(head: Head, effect: Effect) -> list[Call]:
     if not calls:
         raise PayloadInvalid("the reply has no text", field="text")
     where = _where(head)
-    calls = [Call(call.method, call.params | where, call.text) for call in calls]
+    calls = [_with(call, **where) for call in calls]
     if effect.reply_to is not None:
         # Without it, a message that was deleted meanwhile would take its answer with it.
         reply_to = {"message_id": _number(effect.reply_to, "reply_to"), "allow_sending_without_reply": True}
@@ -151,8 +151,8 @@ def _reply(head: Head, effect: Effect) -> list[Call]:
 def _texts(text: str, effect: Effect) -> Iterator[Call]:
     """Markup is kept only in a text that is one message: a cut through an entity would refuse the whole."""
     chunks = split_text(text)
-    for chunk in chunks:
-        yield Call("sendMessage", {"text": chunk} | _parse_mode(effect, chunks), chunk)
+    for number, chunk in enumerate(chunks):
+        yield Call("sendMessage", {"text": chunk} | _parse_mode(effect, chunks), chunk, continues=number > 0)
 
 
 def _media(media: Mapping[str, Any], effect: Effect) -> Iterator[Call]:
@@ -171,7 +171,7 @@ def _media(media: Mapping[str, Any], effect: Effect) -> Iterator[Call]:
         params |= {"caption": caption[0]} | _parse_mode(effect, chunks)
     yield Call(MEDIA_METHODS[kind], params, caption[0] if caption else f"[{kind}]")
     for chunk in following:
-        yield Call("sendMessage", {"text": chunk}, chunk)
+        yield Call("sendMessage", {"text": chunk}, chunk, continues=True)
     if given:
         yield from _texts(effect.text, effect)
 
@@ -196,7 +196,7 @@ def _edit(head: Head, effect: Effect) -> list[Call]:
         _require_chat(head)
     where = _where(head)
     calls = [Call("editMessageText", target | first.params, first.text)]
-    calls += [Call(call.method, call.params | where, call.text) for call in following]
+    calls += [_with(call, **where) for call in following]
     return _with_buttons(calls, effect.buttons)
 
 

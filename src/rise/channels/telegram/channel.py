@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -41,6 +42,7 @@ from rise.channels.telegram.calls import (
 )
 from rise.channels.telegram.outcomes import Answer, Unanswered, judged, result_of
 from rise.channels.telegram.updates import CHANNEL, KINDS, read_update
+from rise.chats import ChatRegistry
 from rise.clock import Clock
 from rise.envelope import Call, Effect, Head, encode_json
 from rise.errors import ChannelUnavailable, PayloadInvalid, Rejected, SettingsInvalid
@@ -51,6 +53,9 @@ if TYPE_CHECKING:
 
 API_BASE: Final = "https://api.telegram.org"
 DOWNLOAD_BYTES_MAX: Final = 20 * 1024 * 1024
+
+CONNECTIONS_MAX: Final = 400
+"""More than are sent to at once, so that no call waits for another's end: an answer to a payment has ten seconds."""
 
 _CONNECT_SECONDS: Final = 10.0
 _ACCOUNT_PAUSE_CHATS: Final = 3
@@ -90,12 +95,14 @@ class TelegramChannel:
         api_base: str = API_BASE,
         rates: TelegramRates | None = None,
         timeout_seconds: float = 30.0,
+        chats: ChatRegistry | None = None,
     ) -> None:
         self._tokens = {bot_id_of(token): token for token in tokens}
         self._clock = clock
         self._api_base = api_base.rstrip("/")
         self._rates = rates or TelegramRates()
         self._timeout_seconds = timeout_seconds
+        self._chats = chats
         self._session: aiohttp.ClientSession | None = None
         self._paused_chats: dict[str, dict[str, float]] = {}
 
@@ -109,7 +116,20 @@ class TelegramChannel:
         self._tokens[account] = token
         return account
 
-    read_update = staticmethod(read_update)
+    def read_update(
+        self,
+        body: bytes,
+        *,
+        account: str,
+        now: datetime,
+        webhook: bool,
+        source: str = "telegram-bot",
+        trace_id: str | None = None,
+    ) -> Incoming:
+        """`rise.channels.telegram.read_update`, with what is known of chats that have moved."""
+        return read_update(
+            body, account=account, now=now, webhook=webhook, source=source, trace_id=trace_id, chats=self._chats
+        )
 
     def compose(self, head: Head, effects: Sequence[Effect]) -> list[Call]:
         return compose(head, effects)
@@ -308,7 +328,7 @@ class TelegramChannel:
             self._session = aiohttp.ClientSession(
                 # Connections that idle are dropped sooner than Telegram drops them: on one that is being
                 # closed, a call would be lost in a way that cannot be told from having been done.
-                connector=aiohttp.TCPConnector(limit=200, keepalive_timeout=15, ttl_dns_cache=300),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, keepalive_timeout=15, ttl_dns_cache=300),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trace_configs=[trace],
             )

@@ -200,7 +200,7 @@ def _edited_ref(call: Call) -> str | None:
 
 def _plain(call: Call) -> Call:
     params = {name: value for name, value in call.params.items() if name not in _MARKUP_FIELDS}
-    return Call(call.method, params, call.text)
+    return msgspec.structs.replace(call, params=params)
 
 
 def _instead_of_edit(call: Call) -> Call:

@@ -2,7 +2,7 @@
 
 Promises: reading never raises and never changes the bytes. What cannot be read is marked for suspension with the
 place and the reason. What a business's customers write has lanes and chats of its own, apart from what the same
-people write to the bot itself.
+people write to the bot itself. A group that became a supergroup keeps its lane, which is named after its first id.
 
 Refuses: to parse what is deeper or has more keys than any update, to guess a field that routing needs, to run
 what was pushed a day too late.
@@ -23,7 +23,9 @@ import msgspec
 from rise.channels.port import Incoming
 from rise.channels.telegram.addresses import chat_id_of
 from rise.channels.telegram.reading import read_json
+from rise.chats import ChatRegistry
 from rise.envelope import DeliveryKey, LaneKey, Order, Reason, fits_int64, json_name
+from rise.ledger.port import ChatMove
 
 CHANNEL: Final = "telegram"
 RAW_VERSION: Final = "tg.v1"
@@ -75,7 +77,8 @@ KINDS: Final[Mapping[str, UpdateKind]] = {
     "edited_message": _EDITED,
     "channel_post": _POST,
     "edited_channel_post": _EDITED_POST,
-    "business_connection": UpdateKind(LaneOf.USER, user="user"),
+    # Its date says when the connection was made; one that is changed or ended a month later carries the same.
+    "business_connection": UpdateKind(LaneOf.USER, user="user", dates=()),
     "business_message": _BUSINESS,
     "edited_business_message": _EDITED_BUSINESS,
     "deleted_business_messages": UpdateKind(user=None, dates=(), in_a_business=True),
@@ -127,11 +130,13 @@ def read_update(
     source: str = "telegram-bot",
     request_id: str | None = None,
     trace_id: str | None = None,
+    chats: ChatRegistry | None = None,
 ) -> Incoming:
     """One update, exactly as it came. Never raises.
 
     Unparsable bytes, an unknown kind or a field that routing needs and cannot use: marked to be suspended,
     with the place in `error`. `webhook`: it was pushed, so one that is too old is a replay.
+    `chats`: which have moved; that another has is known there before the next update is read.
     """
     update: dict[str, Any] = {}
     payload: dict[str, Any] = {}
@@ -144,6 +149,10 @@ def read_update(
     update_id = _int64(update.get("update_id"))
     read = _Reading(kind_name, payload, error)
     suspend = read.suspension(now if webhook else None)
+    moved = None
+    if chats is not None:
+        moved = read.hear_of_a_move(account, chats) if suspend is None else None
+        read.find_first_chat_id(account, chats)
     return Incoming(
         channel=CHANNEL,
         account=account,
@@ -156,6 +165,8 @@ def read_update(
         kind=kind_name,
         order=None if read.date is None or update_id is None else Order(read.date * 1000, update_id),
         chat_id=read.chat_id,
+        first_chat_id=read.first_chat_id,
+        moved=moved,
         message_label=f"{read.chat_id or read.user_id or account}:{read.message_id or update_id or '-'}",
         user_text=read.text,
         user=read.user(),
@@ -262,6 +273,7 @@ class _Reading:
         "chat_id",
         "date",
         "error",
+        "first_chat_id",
         "lifetime_seconds",
         "message_id",
         "notifiable",
@@ -285,6 +297,7 @@ class _Reading:
         self._business_connection_id = self._read_business_connection()
         self._chat = self._read_chat()
         self.chat_id = None if self._chat is None else chat_id_of(self._chat, self._business_connection_id)
+        self.first_chat_id: str | None = None
         self.message_id = _int64(self._message.get("message_id"))
         self.thread_id = self._read_thread()
         sender = payload.get(kind.user) if kind.user is not None else None
@@ -367,9 +380,27 @@ class _Reading:
         self.error = f"{self._kind_name}: its date is more than 24 h 10 min ago"
         return Reason.STALE_REPLAY
 
+    def find_first_chat_id(self, account: str, chats: ChatRegistry) -> None:
+        if self.chat_id is not None:
+            self.first_chat_id = chats.first_id(CHANNEL, account, self.chat_id)
+
+    def hear_of_a_move(self, account: str, chats: ChatRegistry) -> tuple[str, str] | None:
+        """Said twice: the last message under the old id names the new one, the first under the new one the old."""
+        if self._kind is not _MESSAGE or self._chat is None:
+            return None
+        old, new = _int64(self._payload.get("migrate_from_chat_id")), _int64(self._payload.get("migrate_to_chat_id"))
+        if (old is None) == (new is None):
+            return None
+        was, now = (str(old), self._chat) if new is None else (self._chat, str(new))
+        first_id = chats.first_id(CHANNEL, account, was) or was
+        if first_id == now:
+            return None
+        chats.hear(ChatMove(channel=CHANNEL, account=account, chat_id=now, first_id=first_id))
+        return first_id, now
+
     def lane(self, account: str) -> LaneKey:
         if self.chat_id is not None and self._kind.lane is LaneOf.CHAT:
-            return LaneKey(f"tg:{account}:{self.chat_id}:{self.thread_id or 0}")
+            return LaneKey(f"tg:{account}:{self.first_chat_id or self.chat_id}:{self.thread_id or 0}")
         if self.error is not None:
             return LaneKey(f"tg:{account}:unreadable")
         if self._kind.lane is LaneOf.ACCOUNT:
@@ -399,7 +430,8 @@ class _Reading:
             metadata["update_id"] = str(update_id)
         if self.chat_id is not None:
             metadata["chat_id"] = self._chat
-            metadata["convo_id"] = f"{self.chat_id}:{self.user_id or self.chat_id}"
+            conversation = self.first_chat_id or self.chat_id
+            metadata["convo_id"] = f"{conversation}:{self.user_id or conversation}"
         if self.message_id is not None:
             metadata["message_id"] = str(self.message_id)
         if self.date is not None:

@@ -15,6 +15,7 @@ for i = 1, #counts, 2 do
   end
 end
 return {
-  counts, call('HGETALL', ROUTES), call('ZCOUNT', RETRY, '(' .. now, '+inf'), waiting,
+  counts, call('HGETALL', ROUTES), call('ZCOUNT', RETRY, '(' .. now, '+inf'),
+  call('ZCOUNT', PLANNED, '(' .. now, '+inf'), waiting,
   age_of_first(SUSPENDED, '+inf') or false, call('ZCOUNT', CLAIMS, '(' .. now, '+inf'), call('ZCARD', RECEIPT_KEYS),
 }

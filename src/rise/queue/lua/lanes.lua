@@ -9,7 +9,8 @@ local OPEN = Q .. 'open'               -- the ids of all of them, sorted
 local LINE = Q .. 'line:'              -- per lane, its pending and processing tasks in the order in which they run
 local WORK = Q .. 'work'               -- lanes that have such tasks, by their number
 local RUNNING = Q .. 'running'         -- lane → its task being processed
-local RETRY = Q .. 'retry'             -- pending tasks that are not due yet, by when they are
+local RETRY = Q .. 'retry'             -- pending tasks that failed and are not due yet, by when they are
+local PLANNED = Q .. 'planned'         -- pending tasks that came to be run later, the same
 local SUSPENDED = Q .. 'suspended'     -- suspended tasks, by since when
 local PARKED = Q .. 'parked'           -- the same as "lane, newline, task", by their date
 local PARKED_IN = Q .. 'parked:'       -- the same per lane
@@ -110,7 +111,7 @@ end
 
 local enter = {
   pending = function(task)
-    if tonumber(task.due) > now then call('ZADD', RETRY, task.due, task.id) end
+    if tonumber(task.due) > now then call('ZADD', task.error and RETRY or PLANNED, task.due, task.id) end
   end,
   processing = function(task)
     call('HSET', RUNNING, task.lane, task.id)
@@ -129,6 +130,7 @@ local enter = {
 local leave = {
   pending = function(task)
     call('ZREM', RETRY, task.id)
+    call('ZREM', PLANNED, task.id)
   end,
   processing = function(task)
     call('HDEL', RUNNING, task.lane)

@@ -29,6 +29,7 @@ from rise.envelope import (
 )
 from rise.errors import ClaimLost
 from rise.ledger.port import (
+    URGENT_CHATS,
     Again,
     Attempt,
     BindingRecord,
@@ -128,6 +129,13 @@ async def answer(ledger: Ledger, of: Task, count: int = 1) -> list[Reply]:
     replies = chunks(of, count)
     await ledger.save_result(of, ANSWERED, replies, [], deliver=True)
     return replies
+
+
+async def say(ledger: Ledger, number: int, chat: str) -> None:
+    """Save a result that says nothing, to a message that is remembered."""
+    turns = [Turn(role="user", text=f"q{number}", at_ms=number)]
+    silent = RunResult(outcome=Outcome.SILENT)
+    await ledger.save_result(task(number, chat=chat), silent, [], turns, deliver=True)
 
 
 async def take_one(ledger: Ledger, fence: int) -> Reply:
@@ -537,6 +545,30 @@ class LedgerConformance:
         assert len(await ledger.outbox_take(fence, limit=2)) == 2
         assert len(await ledger.outbox_take(fence, limit=10)) == 3
 
+    @pytest.mark.req("TGM-3")
+    async def test_what_is_urgent_comes_before_all_that_waits_and_has_places_of_its_own(
+        self, stage: LedgerStage
+    ) -> None:
+        ledger = stage.ledger
+        for number in range(1, 4):
+            await answer(ledger, task(number, chat=str(number)))
+        stage.pass_time(5)
+        for number in range(4, 8):
+            await ledger.save_result(
+                task(number), ANSWERED, chunks(task(number), chat=f"{URGENT_CHATS}{number}"), [], deliver=True
+            )
+        fence = await ledger.outbox_open()
+
+        async def taken(*, limit: int, urgent_limit: int = 0) -> list[str]:
+            replies = await ledger.outbox_take(fence, limit=limit, urgent_limit=urgent_limit)
+            return [reply.chat_id for reply in replies]
+
+        assert await taken(limit=1) == ["urgent:4"]
+        assert await taken(limit=-1, urgent_limit=1) == ["urgent:5"]
+        assert await taken(limit=2, urgent_limit=1) == ["urgent:6", "urgent:7"]
+        assert await taken(limit=0, urgent_limit=5) == []
+        assert len(await taken(limit=2, urgent_limit=5)) == 2
+
     @pytest.mark.failure("G10")
     async def test_an_account_that_pauses_does_not_hold_up_the_others(self, ledger: Ledger) -> None:
         for number in range(1, 5):
@@ -719,7 +751,58 @@ class LedgerConformance:
         await ledger.outbox_sending(fence, following)
         ended = (await ledger.outbox_record(fence, following, Sent())).ended
         assert ended is not None
-        assert ended.outcome is Outcome.ANSWERED
+        assert ended.outcome is Outcome.UNDELIVERABLE, "half an answer is none"
+
+    @pytest.mark.req("OUT-2", "OUT-3")
+    @pytest.mark.failure("G7")
+    async def test_of_a_text_of_which_a_part_is_refused_the_rest_is_not_tried(self, ledger: Ledger) -> None:
+        replies = [
+            msgspec.structs.replace(one, call=msgspec.structs.replace(one.call, continues=number in (1, 2, 4)))
+            for number, one in enumerate(chunks(task(), 6))
+        ]
+        await ledger.save_result(task(), ANSWERED, replies, [], deliver=True)
+        await answer(ledger, task(2))
+        fence = await ledger.outbox_open()
+        second = await send(ledger, fence, await take_one(ledger, fence), Sent())
+        assert second is not None
+        following = await send(ledger, fence, second, Failed("too rude"))
+        assert await states(ledger, task().run_id) == ["sent", "failed", "failed", "ready", "ready", "ready"]
+        went = []
+        while following is not None:
+            went.append(following.call.text)
+            following = await send(ledger, fence, following, Sent())
+        assert went == ["1.3", "1.4", "1.5", "2.0"]
+        run = await ledger.run(task().run_id)
+        assert run is not None
+        assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.UNDELIVERABLE)
+
+    @pytest.mark.req("TGM-3")
+    async def test_a_run_all_of_whose_replies_came_too_late_has_expired(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        late = Failed("too late", too_late=True)
+        last = (await ledger.outbox_record(fence, await take_one(ledger, fence), late)).next
+        assert last is not None
+        ended = RunEnded(task().task_id, 0, None, Status.EXPIRED)
+        assert (await ledger.outbox_record(fence, last, late)).ended == ended
+        assert (await ledger.outbox_record(fence, last, late)).ended == ended, "who asks again hears it again"
+        run = await ledger.run(task().run_id)
+        assert run is not None
+        assert (run.status, run.outcome, run.finished_at_ms is None) == (Status.EXPIRED, None, False)
+        assert await ledger.finished_counts() == {"expired": 1}
+
+    @pytest.mark.req("TGM-3")
+    @pytest.mark.parametrize("other", [Sent(), Failed("refused")])
+    async def test_a_run_of_whose_replies_only_some_came_too_late_was_not_delivered(
+        self, ledger: Ledger, other: Delivery
+    ) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        first = await take_one(ledger, fence)
+        last = (await ledger.outbox_record(fence, first, Failed("too late", too_late=True))).next
+        assert last is not None
+        ended = (await ledger.outbox_record(fence, last, other)).ended
+        assert ended == RunEnded(task().task_id, 0, Outcome.UNDELIVERABLE)
 
     async def test_an_answer_that_broke_off_was_not_delivered(self, ledger: Ledger) -> None:
         await answer(ledger, task(), 2)
@@ -853,6 +936,89 @@ class LedgerConformance:
             await send(ledger, fence, await take_one(ledger, fence), Sent())
         await answer(ledger, task(3, chat="a"))
         assert (await take_one(ledger, fence)).chat_id == "c"
+
+    @pytest.mark.failure("A13")
+    async def test_whatever_its_ids_a_chat_has_one_history(self, ledger: Ledger) -> None:
+        for number, chat in ((1, "old"), (2, "new"), (3, "old"), (4, "other")):
+            await say(ledger, number, chat)
+        for _ in range(2):
+            await ledger.move_chat("telegram", "7", "old", "new")
+        await say(ledger, 5, "new")
+        await say(ledger, 6, "old")
+        for chat in ("old", "new"):
+            turns = await ledger.history("telegram", "7", chat, limit=10)
+            assert [turn.text for turn in turns] == ["q1", "q2", "q3", "q5", "q6"]
+        assert len(await ledger.history("telegram", "7", "other", limit=10)) == 1
+        assert await ledger.history("telegram", "8", "new", limit=10) == []
+
+    @pytest.mark.failure("A13")
+    async def test_every_process_learns_which_chats_have_moved_each_once(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        for _ in range(2):
+            await ledger.move_chat("telegram", "7", "old", "new")
+        [first] = await (await stage.another()).chat_moves()
+        assert (first.channel, first.account, first.chat_id, first.first_id) == ("telegram", "7", "new", "old")
+        await answer(ledger, task(1, chat="a"))
+        fence = await ledger.outbox_open()
+        await send(ledger, fence, await take_one(ledger, fence), Again(0.0, "moved", chat_id="b"))
+        [second] = await (await stage.another()).chat_moves(after=first.sequence)
+        assert (second.chat_id, second.first_id) == ("b", "a"), "also what a call was answered"
+        assert await ledger.chat_moves(after=second.sequence) == []
+
+    @pytest.mark.failure("A13")
+    @pytest.mark.parametrize("is_finished_early", [False, True])
+    async def test_that_a_chat_has_moved_is_known_at_the_latest_when_what_said_so_has_ended(
+        self, ledger: Ledger, is_finished_early: bool
+    ) -> None:
+        said = task(1, chat="new")
+        said = Task(msgspec.structs.replace(said.head, moved=("old", "new")), said.raw, said.progress)
+        if is_finished_early:
+            await ledger.finish(said, Status.DROPPED)
+        else:
+            await answer(ledger, said)
+        assert [(move.chat_id, move.first_id) for move in await ledger.chat_moves()] == [("new", "old")]
+        await say(ledger, 2, "new")
+        assert [turn.text for turn in await ledger.history("telegram", "7", "old", limit=10)] == ["q2"]
+
+    @pytest.mark.failure("A13")
+    async def test_when_a_chat_is_said_to_have_moved_what_waits_goes_along_at_its_time(
+        self, stage: LedgerStage
+    ) -> None:
+        ledger = stage.ledger
+        await answer(ledger, task(1, chat="old"), 2)
+        fence = await ledger.outbox_open()
+        await send(ledger, fence, await take_one(ledger, fence), Again(30.0, "429"))
+        await ledger.move_chat("telegram", "7", "old", "new")
+        await answer(ledger, task(2, chat="old"))
+        await answer(ledger, task(3, chat="new"))
+        assert await ledger.outbox_take(fence, limit=10) == []
+        stage.pass_time(31)
+        first = await take_one(ledger, fence)
+        assert first.chat_id == "new"
+        assert await send(ledger, fence, first, Sent()) is not None
+        assert await ledger.outbox_take(fence, limit=10) == [], "one line, one call at a time"
+
+    @pytest.mark.failure("A13", "G8")
+    async def test_a_chat_that_moves_under_a_call_keeps_one_line_in_its_order(self, ledger: Ledger) -> None:
+        await answer(ledger, task(1, chat="old"), 2)
+        fence = await ledger.outbox_open()
+        out = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, out)
+        await ledger.move_chat("telegram", "7", "old", "new")
+        await answer(ledger, task(2, chat="new"))
+        assert await ledger.outbox_take(fence, limit=10) == [], "behind what is out"
+        following = (await ledger.outbox_record(fence, out, Sent())).next
+        assert following is not None
+        await send(ledger, fence, following, Again(0.0, "moved", chat_id="new"))
+        assert await send_everything(ledger, fence) == ["1.1", "2.0"]
+
+    @pytest.mark.failure("A13")
+    async def test_what_nobody_is_sent_to_moves_without_being_asked_for(self, ledger: Ledger) -> None:
+        await ledger.move_chat("telegram", "7", "old", "new")
+        fence = await ledger.outbox_open()
+        assert await ledger.outbox_take(fence, limit=10) == []
+        await answer(ledger, task(1, chat="old"))
+        assert (await take_one(ledger, fence)).chat_id == "new"
 
     async def test_a_chat_that_was_let_go_comes_up_again_after_the_pause(self, stage: LedgerStage) -> None:
         ledger = stage.ledger

@@ -90,6 +90,7 @@ def delivery(
     raw: bytes | None = None,
     suspend: Reason | None = None,
     deadline_at_ms: int | None = None,
+    due_at_ms: int | None = None,
     receipt_seconds: int = RECEIPT_SECONDS,
     workflow_id: str | None = None,
 ) -> NewTask:
@@ -114,7 +115,7 @@ def delivery(
         raw_sha256=hashlib.sha256(body).hexdigest(),
         receipt_seconds=receipt_seconds,
     )
-    return NewTask(head, body, suspend=suspend, deadline_at_ms=deadline_at_ms)
+    return NewTask(head, body, suspend=suspend, deadline_at_ms=deadline_at_ms, due_at_ms=due_at_ms)
 
 
 def lane_of(chat: str, *, account: str = "7", channel: str = "telegram") -> LaneKey:
@@ -1308,6 +1309,35 @@ class QueueConformance:
         assert depth.oldest_waiting_ms == depth.waiting_ms_by_channel["webchat"]
         await claim_one(queue)
         assert (await queue.depth()).waiting_ms_by_channel.keys() == {"webchat"}
+
+    @pytest.mark.req("SUP-2", "TMP-5")
+    async def test_what_is_planned_for_later_is_told_from_what_waits_for_its_next_try(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await queue.enqueue(delivery(1, due_at_ms=queue.now_ms() + 60_000))
+        await queue.enqueue(delivery(2, chat="2", suspend=Reason.STALE_REPLAY, due_at_ms=queue.now_ms() + 60_000))
+        depth = await queue.depth()
+        assert (depth.planned, depth.retrying) == (1, 0)
+        stage.pass_time(61)
+        assert (await queue.depth()).planned == 0, "its time has come"
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, RetryIn(30.0, "boom", counts=False))
+        depth = await queue.depth()
+        assert (depth.planned, depth.retrying) == (0, 1)
+        stage.pass_time(31)
+        await run_everything(queue)
+        depth = await queue.depth()
+        assert (depth.planned, depth.retrying, depth.by_status) == (0, 0, {"suspended": 1})
+
+    @pytest.mark.req("SUP-2", "SEC-1")
+    async def test_how_much_is_suspended_is_known_of_each_channel(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await queue.enqueue(delivery(1, channel="webchat", suspend=Reason.STALE_REPLAY))
+        await queue.enqueue(delivery(2, chat="2", channel="webchat"))
+        await queue.enqueue(delivery(3, chat="3", suspend=Reason.STALE_REPLAY))
+        await self._suspend(queue, 4)
+        assert (await queue.depth()).suspended_by_channel == {"webchat": 1, "telegram": 2}
+        await queue.resume(Selection(channel="telegram"), limit=10)
+        assert (await queue.depth()).suspended_by_channel == {"webchat": 1}
 
     @pytest.mark.req("QUE-2", "QUE-3")
     @pytest.mark.failure("A1", "D1", "D2", "D3", "H8")

@@ -27,9 +27,11 @@ from rise.envelope import (
 from rise.errors import ClaimLost
 from rise.ledger.port import (
     CALL_UNREADABLE,
+    URGENT_CHATS,
     Again,
     Attempt,
     BindingRecord,
+    ChatMove,
     Definitions,
     Delivered,
     Delivery,
@@ -72,6 +74,7 @@ class StoredReply:
     reply: Reply
     is_held: bool = False
     """It waits with one of its run of which a person has to say whether it is sent again."""
+    is_too_late: bool = False
 
     def change(self, **changes: Any) -> None:
         self.reply = msgspec.structs.replace(self.reply, **changes)
@@ -97,7 +100,9 @@ class MemoryLedgerState:
     runs: dict[RunId, StoredRun] = field(default_factory=dict)
     steps: dict[RunId, dict[str, bytes]] = field(default_factory=dict)
     attempts: dict[RunId, list[Attempt]] = field(default_factory=dict)
-    history: dict[Chat, list[Turn]] = field(default_factory=dict)
+    history: dict[Chat, list[tuple[int, Turn]]] = field(default_factory=dict)
+    """With the number of each turn among all."""
+    turns_ever: int = 0
     replies: dict[ReplyId, StoredReply] = field(default_factory=dict)
     """In the order of saving."""
     chats: dict[Chat, int | None] = field(default_factory=dict)
@@ -105,6 +110,8 @@ class MemoryLedgerState:
     claims: dict[Chat, tuple[int, int | None]] = field(default_factory=dict)
     """Of those that somebody sends to: the number of the taking, and of the one that it goes on from."""
     moved: dict[Chat, str] = field(default_factory=dict)
+    """Where replies to a former id go."""
+    moves: list[ChatMove] = field(default_factory=list)
     workflows: dict[str, WorkflowRecord] = field(default_factory=dict)
     bindings: dict[tuple[str, str, str], BindingRecord] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
@@ -184,6 +191,9 @@ class MemoryLedger(MemoryStore):
     def _add_run(self, task: Task, result: RunResult, status: Status, outcome: Outcome | None) -> Run:
         now = self._now_ms()
         self._drop_former(task)
+        if task.head.moved is not None:
+            old, moved_to = task.head.moved
+            self._move_chat((task.head.channel, task.head.account, old), moved_to)
         run = Run(
             task_id=task.task_id,
             generation=task.progress.generation,
@@ -212,9 +222,11 @@ class MemoryLedger(MemoryStore):
 
     def _add_history(self, task: Task, turns: Sequence[Turn]) -> None:
         if task.head.chat_id is not None:
-            chat = (task.head.channel, task.head.account, task.head.chat_id)
+            chat = self._first((task.head.channel, task.head.account, task.head.chat_id))
             said = [msgspec.structs.replace(turn, text=clean_text(turn.text)) for turn in turns]
-            self._state.history[chat] = [*self._state.history.get(chat, []), *said][-self._history_kept :]
+            numbered = enumerate(said, start=self._state.turns_ever)
+            self._state.history[chat] = [*self._state.history.get(chat, []), *numbered][-self._history_kept :]
+            self._state.turns_ever += len(said)
 
     async def finish(
         self, task: Task, status: Status, outcome: Outcome | None = None, *, by: str = "", why: str = ""
@@ -301,8 +313,39 @@ class MemoryLedger(MemoryStore):
         return await self._through("history", lambda: self._history((channel, account, chat_id), limit))
 
     def _history(self, chat: Chat, limit: int) -> list[Turn]:
-        turns = self._state.history.get(chat, [])
-        return turns[max(0, len(turns) - limit) :]
+        turns = self._state.history.get(self._first(chat), [])
+        return [turn for _, turn in turns[max(0, len(turns) - limit) :]]
+
+    # --- chats ---
+
+    async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
+        await self._through("move_chat", lambda: self._move_chat((channel, account, chat_id), moved_to))
+
+    def _move_chat(self, old: Chat, moved_to: str) -> None:
+        self._join_chats(old, moved_to)
+        if old not in self._state.chats:
+            self._redirect(old, moved_to)
+        elif (due := self._state.chats[old]) is not None:
+            self._move_line(old, moved_to, due)
+
+    def _join_chats(self, old: Chat, moved_to: str) -> None:
+        channel, account, _ = old
+        first, new = self._first(old), (channel, account, moved_to)
+        if first == new or any(_chat_of(move) == new for move in self._state.moves):
+            return
+        sequence = len(self._state.moves) + 1
+        self._state.moves.append(
+            ChatMove(channel=channel, account=account, chat_id=moved_to, first_id=first[2], sequence=sequence)
+        )
+        if known := self._state.history.pop(new, []):
+            self._state.history[first] = sorted([*self._state.history.get(first, []), *known], key=lambda turn: turn[0])
+
+    def _first(self, chat: Chat) -> Chat:
+        """The chat by the first id that it had."""
+        return next(((*chat[:2], move.first_id) for move in self._state.moves if _chat_of(move) == chat), chat)
+
+    async def chat_moves(self, *, after: int = 0) -> list[ChatMove]:
+        return await self._through("chat_moves", lambda: self._state.moves[after:])
 
     # --- outbox ---
 
@@ -314,13 +357,14 @@ class MemoryLedger(MemoryStore):
         if meant.reply_id in self._state.replies:
             return False
         self._state.replies_ever += 1
+        first = self._first(_chat_of(meant))
         reply = Reply(
             reply_id=meant.reply_id,
             run_id=meant.run_id,
             task_id=meant.task_id,
             channel=meant.channel,
             account=meant.account,
-            chat_id=self._state.moved.get(_chat_of(meant), meant.chat_id),
+            chat_id=self._state.moved.get(first, first[2]),
             call=_as_stored(meant.call, Call),
             kind=meant.kind,
             workflow_id=meant.workflow_id,
@@ -346,25 +390,39 @@ class MemoryLedger(MemoryStore):
         return self._state.sender_fence
 
     async def outbox_take(
-        self, fence: int, *, limit: int, accounts_excluded: Sequence[tuple[str, str]] = ()
+        self,
+        fence: int,
+        *,
+        limit: int,
+        urgent_limit: int = 0,
+        accounts_excluded: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
-        return await self._through("outbox_take", lambda: self._outbox_take(fence, limit, accounts_excluded))
+        return await self._through(
+            "outbox_take", lambda: self._outbox_take(fence, limit, max(limit, urgent_limit), accounts_excluded)
+        )
 
-    def _outbox_take(self, fence: int, limit: int, accounts_excluded: Sequence[tuple[str, str]]) -> list[Reply]:
-        chats = [chat for chat in self._due_chats() if chat[:2] not in accounts_excluded]
-        if limit <= 0 or not chats:
+    def _outbox_take(
+        self, fence: int, limit: int, urgent_limit: int, accounts_excluded: Sequence[tuple[str, str]]
+    ) -> list[Reply]:
+        places = [
+            (chat, urgent_limit if _is_urgent(chat) else limit)
+            for chat in self._due_chats()
+            if chat[:2] not in accounts_excluded
+        ]
+        if not any(limit > 0 for _, limit in places):
             return []  # there is nothing that a stale fence could do harm to
         self._check_fence(fence)
         taken: list[Reply] = []
-        for chat in chats:
-            if len(taken) < limit and (reply := self._take(chat)) is not None:
+        for chat, most in places:
+            if len(taken) < most and (reply := self._take(chat)) is not None:
                 taken.append(reply)
         return taken
 
     def _due_chats(self) -> list[Chat]:
-        """Longest-waiting first."""
+        """Those of urgent calls first, and then longest-waiting first."""
         now = self._now_ms()
-        return [chat for due, chat in sorted((due, chat) for chat, due in self._waiting_chats()) if due <= now]
+        due = [(not _is_urgent(chat), due, chat) for chat, due in self._waiting_chats() if due <= now]
+        return [chat for _, _, chat in sorted(due)]
 
     def _waiting_chats(self) -> list[tuple[Chat, int]]:
         return [(chat, due) for chat, due in self._state.chats.items() if due is not None]
@@ -417,7 +475,8 @@ class MemoryLedger(MemoryStore):
             return Delivered(self._end_if_all_final(stored.reply) if stored else None, following)
         pause_ms = int(self._record(stored, delivery) * 1000) if stored else 0
         if isinstance(delivery, Again) and delivery.chat_id is not None:
-            self._move_chat(chat, delivery.chat_id, now + pause_ms)
+            self._join_chats(chat, delivery.chat_id)
+            self._move_line(chat, delivery.chat_id, now + pause_ms)
             return Delivered(None, None)
         ended = self._end_if_all_final(stored.reply) if stored else None
         if pause_ms:
@@ -435,10 +494,12 @@ class MemoryLedger(MemoryStore):
             case Sent(platform_ref):
                 stored.change(state=ReplyState.SENT, platform_ref=platform_ref, error=None)
                 return 0.0
-            case Failed(error, chat_gone):
+            case Failed(error, chat_gone, too_late):
+                stored.is_too_late = too_late
                 stored.change(state=ReplyState.FAILED, platform_ref=None, error=clean_text(error))
                 if chat_gone and reply.kind is ReplyKind.ANSWER:
                     self._take_back(reply.run_id, f"not tried: {error}")
+                self._fail_what_continues(reply)
                 return 0.0
             case HeldUnknown(error):
                 stored.change(state=ReplyState.UNKNOWN, platform_ref=None, error=clean_text(error))
@@ -454,6 +515,15 @@ class MemoryLedger(MemoryStore):
         stored.change(state=ReplyState.READY, platform_ref=None, error=clean_text(error))
         return seconds
 
+    def _fail_what_continues(self, refused: Reply) -> None:
+        same_text = True
+        for stored in self._state.replies.values():
+            reply = stored.reply
+            if (reply.run_id, reply.kind) == (refused.run_id, refused.kind) and reply.sequence > refused.sequence:
+                same_text = same_text and reply.call.continues
+                if same_text and reply.state is ReplyState.READY:
+                    stored.change(state=ReplyState.FAILED, error="not tried: what it continues was not taken")
+
     def _hold_with(self, unknown: Reply) -> None:
         if unknown.kind is ReplyKind.ANSWER:
             for stored in self._answers(unknown.run_id):
@@ -461,19 +531,22 @@ class MemoryLedger(MemoryStore):
                     stored.is_held = True
 
     def _end_if_all_final(self, reply: Reply) -> RunEnded | None:
-        """The end of the run if this reply was the last one; what a person reads last decides how it ended."""
+        """The end of the run if this reply was the last one."""
         run, answers = self._run(reply.run_id), self._answers(reply.run_id)
         if reply.kind is not ReplyKind.ANSWER or run is None or any(stored.waits for stored in answers):
             return None
-        is_read = answers[-1].reply.state is ReplyState.SENT
-        outcome = Outcome.ANSWERED if is_read else Outcome.UNDELIVERABLE
+        status, outcome = _end_of(answers)
         if run.status is Status.REPLYING:
-            run = self._end(reply.run_id, Status.COMPLETED, outcome)
-        has_ended_so = run.status is Status.COMPLETED and run.outcome is outcome
-        return RunEnded(run.task_id, run.generation, outcome) if has_ended_so else None
+            run = self._end(reply.run_id, status, outcome)
+        has_ended_so = run.status is status and run.outcome is outcome
+        return RunEnded(run.task_id, run.generation, outcome, status) if has_ended_so else None
 
-    def _move_chat(self, old: Chat, moved_to: str, due: int) -> None:
-        channel, account, _ = old
+    def _move_line(self, old: Chat, moved_to: str, due: int) -> None:
+        self._redirect(old, moved_to)
+        self._forget_chat(old)
+        self._line_up((*old[:2], moved_to), due)
+
+    def _redirect(self, old: Chat, moved_to: str) -> None:
         for chat, target in self._state.moved.items():
             if (*chat[:2], target) == old:
                 self._state.moved[chat] = moved_to
@@ -481,8 +554,6 @@ class MemoryLedger(MemoryStore):
         for stored in self._replies_to(old):
             if stored.waits:
                 stored.change(chat_id=moved_to)
-        self._forget_chat(old)
-        self._line_up((channel, account, moved_to), due)
 
     async def outbox_release(self, fence: int, reply: Reply, *, seconds: float) -> None:
         await self._through("outbox_release", lambda: self._outbox_release(fence, reply, seconds))
@@ -671,8 +742,19 @@ class MemoryLedger(MemoryStore):
         return [stored for stored in self._state.replies.values() if stored.chat == chat]
 
 
-def _chat_of(reply: Reply) -> Chat:
-    return reply.channel, reply.account, reply.chat_id
+def _chat_of(one: Reply | ChatMove) -> Chat:
+    return one.channel, one.account, one.chat_id
+
+
+def _end_of(answers: Sequence[StoredReply]) -> tuple[Status, Outcome | None]:
+    if all(stored.is_too_late for stored in answers):
+        return Status.EXPIRED, None
+    is_whole = all(stored.reply.state is ReplyState.SENT for stored in answers)
+    return Status.COMPLETED, Outcome.ANSWERED if is_whole else Outcome.UNDELIVERABLE
+
+
+def _is_urgent(chat: Chat) -> bool:
+    return chat[2].startswith(URGENT_CHATS)
 
 
 def _waits_for_a_person(stored: StoredReply) -> bool:

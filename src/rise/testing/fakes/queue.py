@@ -471,14 +471,17 @@ class MemoryQueue(MemoryStore):
         for lane in reversed(self._ready_lanes(now)):
             if lane.ready_at_ms is not None and self._should_be_moving(lane, now):
                 waiting[lane.channel] = now - lane.ready_at_ms
-        suspended = [task.updated_at_ms for task in open_now if task.status is Status.SUSPENDED]
+        suspended = [task for task in state.tasks.values() if task.progress.status is Status.SUSPENDED]
+        later = [task for task in open_now if task.status is Status.PENDING and task.due_at_ms > now]
         return QueueDepth(
             by_status=Counter(task.status.value for task in open_now),
             by_channel=Counter(task.head.channel for task in state.tasks.values()),
             by_reason=Counter(task.reason.value for task in open_now if task.reason),
-            retrying=sum(task.status is Status.PENDING and task.due_at_ms > now for task in open_now),
+            suspended_by_channel=Counter(task.head.channel for task in suspended),
+            retrying=sum(task.error is not None for task in later),
+            planned=sum(task.error is None for task in later),
             waiting_ms_by_channel=waiting,
-            oldest_suspended_ms=now - min(suspended) if suspended else None,
+            oldest_suspended_ms=now - min(task.progress.updated_at_ms for task in suspended) if suspended else None,
             lanes_claimed=sum(_is_claimed(lane, now) for lane in state.lanes.values()),
             accepted=len(state.keys),
             duplicates=state.duplicates,

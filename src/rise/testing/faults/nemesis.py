@@ -193,9 +193,10 @@ class Nemesis:
         stores = self._ground.stores
         assert stores is not None, "a mishap of servers, where there are none"
         self._note(trouble.name)
+        began = self._clock.monotonic()  # the alarm may be raised before the command that caused it has returned
         async with stores.befall(mishap):
             if mishap in ALARM_OF:
-                self.done.copies_gone.append(CopyGone(trouble.name, ALARM_OF[mishap], self._clock.monotonic()))
+                self.done.copies_gone.append(CopyGone(trouble.name, ALARM_OF[mishap], began))
             await self._clock.sleep(seconds)
 
     async def _restart(self, trouble: Restart) -> None:

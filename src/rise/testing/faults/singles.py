@@ -271,7 +271,7 @@ class _Measuring:
             accepted_per_second=sum(one.status == 200 for one in during) / (ended.at - began.at),
             accepts=any(one.status == 200 and (one.ended_at or 0) >= half.on_platform for one in during),
             refused=len(refused),
-            refused_without_time=sum(not (one.retry_after or "").isdigit() for one in refused),
+            refused_without_time=sum(not (one.retry_after_header or "").isdigit() for one in refused),
             executes=_has_sent(telegram, sent, half, ended),
             lost=len(seen.lost),
             repeated_marked=seen.repeated_marked,

@@ -16,6 +16,7 @@ from rise.queue.port import NewTask
 from rise.runtime.assembly import House
 from rise.runtime.audit import AuditReport
 from rise.testing.fakes.queue import Lane, StoredTask
+from rise.testing.simulator.faults import FaultKind
 from rise.testing.simulator.invariants import Checker, Seen
 from rise.testing.simulator.loop import Process
 from rise.testing.simulator.servers import SimMirror, run_in
@@ -32,6 +33,8 @@ class CopiesChecker(Checker):
         super().__init__(world)
         self._stores = stores
         self._copies_min = copies_min
+        self._refused_when_emptied = 0
+        """How often Redis had had no room by then."""
         self._ever_held: defaultdict[str, set[str]] = defaultdict(set)
         """By task: the stores that have ever taken it in."""
         self._promised: dict[str, int] = {}
@@ -108,10 +111,16 @@ class CopiesChecker(Checker):
 
     def emptied(self) -> None:
         """Redis will be empty."""
+        self._refused_when_emptied = self._world.struck[FaultKind.REDIS_FULL]
         self._was_queued |= self._promised.keys() & self._world.redis.tasks.keys()
 
     def life_begun(self) -> None:
-        """I7: before what was in it is back, nothing is handed out; but for what only a mirror has that is away."""
+        """I7: before what was in it is back, nothing is handed out; but for what only a mirror has that is away.
+
+        Nor for what Redis has no room for: only what is handed out makes room.
+        """
+        if self._world.struck[FaultKind.REDIS_FULL] != self._refused_when_emptied:
+            self._was_queued.clear()
         for task_id in sorted(self._was_queued):
             is_in_journal = "journal" in self._copies_of(task_id)
             if task_id not in self._world.redis.tasks and is_in_journal and not self._is_over(task_id, 0):
@@ -128,7 +137,7 @@ class CopiesChecker(Checker):
 
     def stands(self, task: NewTask) -> None:
         order = task.head.order
-        self._stood_in_line(task.head.task_id, order.at_ms, order.seq)
+        self._stood_in_line(task.head.task_id, order.at_ms, order.seq, task.head.lane)
 
     # --- every few seconds, and at rest ---
 

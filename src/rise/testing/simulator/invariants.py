@@ -15,18 +15,22 @@ import msgspec
 
 import rise
 from rise.capabilities import CapabilityStatus
+from rise.chats import CHECK_SECONDS
 from rise.envelope import DeliveryKey, decode_head, task_id_of
 from rise.runtime.assembly import House
 from rise.runtime.audit import AuditReport, NoticeKind
+from rise.runtime.pipeline import CLOCKS_APART
 from rise.testing.simulator.bot import OWN_ERRORS
 from rise.testing.simulator.loop import Process
-from rise.testing.simulator.people import Written, place_of
+from rise.testing.simulator.people import GROUP, SUPERGROUP, Written, is_same_chat, place_of
 from rise.testing.simulator.world import World
 from rise.testing.telegram.rules.update_queue import QueuedUpdate
 from rise.workflows.follow_ups import FOLLOW_UP
 
 MARK: Final = "↻ "
 RESENDS_MAX: Final = 1
+KNOWN_SECONDS_MAX: Final = CHECK_SECONDS + 1.0
+"""Until every process has read that a chat has moved, also one that nobody could tell."""
 
 _TRIGGERS: Final = (
     # A lane's first task runs, and only one at a time.
@@ -42,7 +46,16 @@ _TRIGGERS: Final = (
     # And it stands where the platform's dates put it, whenever it came.
     """
     CREATE TEMP TRIGGER place_in_its_lane AFTER INSERT ON main.tasks
-    BEGIN SELECT stood_in_line(NEW.task_id, NEW.order_at, NEW.order_seq); END
+    BEGIN SELECT stood_in_line(NEW.task_id, NEW.order_at, NEW.order_seq, NEW.lane); END
+    """,
+    # A chat that has two ids is one: one lane, as soon as everybody has had the time to hear of it, and one history.
+    """
+    CREATE TEMP TRIGGER known_by_all AFTER INSERT ON main.chat_moves BEGIN SELECT chat_moved(); END
+    """,
+    """
+    CREATE TEMP TRIGGER one_history AFTER INSERT ON main.history
+    WHEN EXISTS (SELECT 1 FROM main.chat_moves WHERE chat_id = NEW.chat_id)
+    BEGIN SELECT violated('I7', 'remembered under an id that its chat does not go by: ' || NEW.run_id); END
     """,
     # Nothing leaves the queue before its end is in the ledger; the end of a former generation is not its own.
     """
@@ -62,6 +75,13 @@ _TRIGGERS: Final = (
     CREATE TEMP TRIGGER final_end AFTER UPDATE ON main.runs
     WHEN OLD.finished_at IS NOT NULL AND (NEW.status, NEW.finished_at) IS NOT (OLD.status, OLD.finished_at)
     BEGIN SELECT violated('I9', 'a finished run changed: ' || NEW.run_id); END
+    """,
+    # Who was told half of it was not answered.
+    """
+    CREATE TEMP TRIGGER whole_answer AFTER UPDATE OF status ON main.runs
+    WHEN NEW.status = 'completed' AND NEW.outcome = 'answered' AND EXISTS (
+        SELECT 1 FROM main.replies WHERE run_id = NEW.run_id AND kind = 'answer' AND state <> 'sent'
+    ) BEGIN SELECT violated('I5', 'it is called answered, and not all of it was sent: ' || NEW.run_id); END
     """,
     # A task does not come back from the dead, nor lose its number of generations.
     """
@@ -123,6 +143,8 @@ class Checker:
         """Tasks that an operator has decided about: stale ones may run now."""
         self.said: Counter[str] = Counter()
         self._world = world
+        self._moved_at: float | None = None
+        """When it was on disk that the group has another id."""
         self._steps_saved: set[tuple[str, int, str]] = set()
 
     def watch_disk(self) -> None:
@@ -131,7 +153,8 @@ class Checker:
         disk.create_scalar_function("violated", self._violated, 2)
         disk.create_scalar_function("death_counted", self.death_counted, 2)
         disk.create_scalar_function("try_used", self.try_used, 1)
-        disk.create_scalar_function("stood_in_line", self._stood_in_line, 3)
+        disk.create_scalar_function("stood_in_line", self._stood_in_line, 4)
+        disk.create_scalar_function("chat_moved", self._chat_moved, 0)
         for trigger in _TRIGGERS:
             disk.execute(trigger)
 
@@ -202,7 +225,7 @@ class Checker:
             self._world.violate("I5", f"chat {chat_id} was told {text!r}, which no reply says")
         name = text.removeprefix(MARK).partition(".")[0]
         written = self.written.get(name)
-        if written is not None and str(written.chat_id) != chat_id:
+        if written is not None and not (chat_id.lstrip("-").isdigit() and is_same_chat(written.chat_id, int(chat_id))):
             self._world.violate("I15", f"{text!r} belongs to chat {written.chat_id}, not {chat_id}")
 
     # --- at rest ---
@@ -225,6 +248,7 @@ class Checker:
         self._everything_ended_or_waits_with_a_reason()
         self._nobody_was_told_too_often()
         self._nothing_is_left_behind()
+        self._a_chat_with_two_ids_is_one()
         # Forged and stale updates have numbers of their own, between which others never came.
         notices = [notice for notice in audit.notices if notice.kind is not NoticeKind.UPDATE_ID_GAP]
         if not audit.is_clean or notices:
@@ -245,10 +269,10 @@ class Checker:
                 self._world.violate("I3", f"{task_id} was written by nobody")
 
     def _everything_is_said_to_work(self, houses: Sequence[House]) -> None:
-        """I20: what was down is up again, without a restart, and says so."""
+        """I20: what was down is up again, without a restart, and says so. A wall clock that was set stays set."""
         for house in houses:
             for name, state in house.capabilities.all().items():
-                if state.status is not CapabilityStatus.AVAILABLE:
+                if state.status is not CapabilityStatus.AVAILABLE and not state.detail.startswith(CLOCKS_APART):
                     self._world.violate("I20", f"{name} is {state.status} for ever: {state.detail}")
 
     def _everything_ended_or_waits_with_a_reason(self) -> None:
@@ -273,6 +297,13 @@ class Checker:
             text = msgspec.json.decode(call)["text"].removeprefix(MARK)
             if text and not self.said[text]:
                 self._world.violate("I6", f"{text!r} of {run_id} counts as sent, and nobody has seen it")
+
+    def _a_chat_with_two_ids_is_one(self) -> None:
+        for written in self.written.values():
+            if written.has_moved and self._is_over(written.task_id, 0) and self._moved_at is None:
+                self._world.violate("I7", f"{written.name} said that its chat has another id, and nobody knows it")
+        if self._one("SELECT 1 FROM history JOIN chat_moves USING (channel, account, chat_id)"):
+            self._world.violate("I7", "a chat has a history under each of its ids")
 
     def _nothing_is_left_behind(self) -> None:
         for what, count in (
@@ -339,12 +370,18 @@ class Checker:
         if bus is not None and not self._world.may_have_lost_claims(bus.process):
             self._world.violate("I13", f"a death was counted for {task_id}, and {holder} lives and can write")
 
-    def _stood_in_line(self, task_id: str, at_ms: int, seq: int) -> None:
-        """I7: in the order of the platform's dates, not of arrival."""
+    def _chat_moved(self) -> None:
+        self._moved_at = self._world.now
+
+    def _stood_in_line(self, task_id: str, at_ms: int, seq: int, lane: str) -> None:
+        """I7: in the order of the platform's dates, not of arrival, and in the lane of its chat."""
         written = self._written_of(task_id)
         place = None if written is None else place_of(written.body)
         if written is not None and place not in (None, (at_ms, seq)):
             self._world.violate("I7", f"{written.name} stands at {(at_ms, seq)}; by the platform it is {place}")
+        is_known = self._moved_at is not None and self._world.now - self._moved_at > KNOWN_SECONDS_MAX
+        if is_known and f":{SUPERGROUP}:" in lane:
+            self._world.violate("I7", f"{task_id} stands in {lane}, and the chat goes by {GROUP}")
 
     def _violated(self, invariant: str, what: str) -> None:
         self._world.violate(invariant, what)

@@ -20,6 +20,7 @@ from rise.capabilities import CapabilityRegistry
 from rise.channels.http import HttpChannel
 from rise.channels.telegram import TelegramRates
 from rise.channels.webchat import WebChatChannel
+from rise.chats import ChatRegistry
 from rise.copies.keeping import Copies
 from rise.errors import RiseError, Unavailable
 from rise.intake import Intake, Keep
@@ -153,7 +154,7 @@ class Member:
     async def _start_services(self) -> None:
         await serving.open_stores(self.house)
         house = self.house
-        self._services = [house.bus, *house.stores.services(), *self.keepers(house), house.bindings]
+        self._services = [house.bus, *house.stores.services(), *self.keepers(house), house.bindings, house.chats]
         self._services += self.services(house)
         await start_all(self._services, on_error=_ignore)
         self._is_up = True
@@ -257,7 +258,8 @@ def build_house(world: World, platform: Platform, settings: Settings, process: P
     bus = SimBus(world, process)
     stores = _build_stores(world, settings, process, clock, bus, partial(_reporter, capabilities, admission))
     bindings = BindingRegistry(stores.ledger, bus, clock)
-    telegram = SimTelegramChannel(platform, process, clock=clock, rates=_RATES)
+    chats = ChatRegistry(stores.ledger, bus, clock)
+    telegram = SimTelegramChannel(platform, process, clock=clock, rates=_RATES, chats=chats)
     return House(
         settings=settings,
         clock=clock,
@@ -265,6 +267,7 @@ def build_house(world: World, platform: Platform, settings: Settings, process: P
         stores=stores,
         bus=bus,
         bindings=bindings,
+        chats=chats,
         channels=Channels(HttpChannel(), WebChatChannel(""), telegram, platform.account),
         capabilities=capabilities,
         intake=Intake(
@@ -276,6 +279,7 @@ def build_house(world: World, platform: Platform, settings: Settings, process: P
             admission=admission,
             keep=None if stores.full is None else _witnessed(world, stores.full.copies),
             stores=settings.stores,
+            chats=chats,
         ),
     )
 

@@ -16,6 +16,8 @@ from rise.testing.simulator.bot import Behaviour, draw_behaviour
 from rise.testing.telegram import updates
 
 GROUP: Final = -100_500
+SUPERGROUP: Final = -1_000_000_100_500
+"""What the group becomes in some runs."""
 
 
 class Act(StrEnum):
@@ -27,6 +29,7 @@ class Act(StrEnum):
     REPLAY = "somebody sends an old update again"
     FORGE = "somebody without the secret sends an update"
     STALE = "somebody sends an update of the day before yesterday"
+    MIGRATE = "makes a supergroup of the group"
     NONSENSE = "the platform sends what nobody understands"
     UNBIND = "unbinds the bot"
     BIND = "binds the bot"
@@ -81,6 +84,24 @@ def draw_refills(dice: random.Random, *, seconds: float) -> list[Doing]:
     return [Doing(act=Act.REFILL, at=round(dice.uniform(0.0, seconds), 2), name="refill") for _ in range(count)]
 
 
+def with_migration(dice: random.Random, doings: Sequence[Doing], *, seconds: float) -> list[Doing]:
+    """At times the group becomes a supergroup; from then on whatever happens in it has the new id."""
+    if dice.random() < 0.6:
+        return list(doings)
+    moves = Doing(act=Act.MIGRATE, at=round(dice.uniform(0.1, 0.7) * seconds, 2), name="moved", chat_id=GROUP)
+    there = [
+        msgspec.structs.replace(doing, chat_id=SUPERGROUP)
+        if doing.chat_id == GROUP and doing.at > moves.at and doing.act is not Act.CALL
+        else doing
+        for doing in doings
+    ]
+    return sorted([*there, moves], key=lambda doing: doing.at)
+
+
+def is_same_chat(one: int, other: int) -> bool:
+    return one == other or {one, other} == {GROUP, SUPERGROUP}
+
+
 def _draw(dice: random.Random, name: str, chats: Sequence[int], seconds: float) -> Doing:
     # In bursts: what comes at the same moment is what gets mixed up.
     at = dice.uniform(0.0, seconds) if dice.random() < 0.5 else seconds * dice.choice((0.1, 0.3, 0.6))
@@ -104,6 +125,8 @@ class Written:
     key: str
     body: bytes
     is_genuine: bool = True
+    has_moved: bool = False
+    """It says that its chat has another id."""
     is_acknowledged: bool = False
     """The platform, or the calling program, was told that it is kept."""
 
@@ -121,6 +144,13 @@ def update_of(doing: Doing) -> list[updates.Update]:
             return [updates.callback_query(doing.text, chat_id=doing.chat_id)]
         case Act.NONSENSE:
             return [updates.unknown(text=doing.text)]
+        case Act.MIGRATE:
+            # Captioned, so that a run of either can be told from all others.
+            both = updates.group_migration(chat_id=doing.chat_id, new_chat_id=SUPERGROUP)
+            captions = (f"{doing.name}a silent", f"{doing.name}b silent")
+            return [
+                {"message": one["message"] | {"caption": caption}} for one, caption in zip(both, captions, strict=True)
+            ]
         case _:
             return [updates.message(doing.text, chat_id=doing.chat_id)]
 

@@ -280,7 +280,7 @@ def _webhook_answer(messages: list[Message]) -> WebhookAnswer:
         return WebhookAnswer(None, "Connection reset")
     headers = dict(messages[0]["headers"])
     retry_after = headers.get(b"retry-after")
-    return WebhookAnswer(messages[0]["status"], retry_after=retry_after.decode() if retry_after else None)
+    return WebhookAnswer(messages[0]["status"], retry_after_header=retry_after.decode() if retry_after else None)
 
 
 def _later(answer: Callable[[Answer], None], outcome: Answer) -> Callable[[], None]:

@@ -39,6 +39,7 @@ from rise.testing.simulator.loop import TimeStandsStill
 from rise.testing.simulator.losses import Losses
 from rise.testing.simulator.members import Console, Gateway, Member, WorkerMember, settings_of_a_run
 from rise.testing.simulator.people import (
+    SUPERGROUP,
     Act,
     Doing,
     Written,
@@ -49,6 +50,7 @@ from rise.testing.simulator.people import (
     pick,
     texts_of,
     update_of,
+    with_migration,
 )
 from rise.testing.simulator.platform import WEBHOOK_WORD, Platform
 from rise.testing.simulator.profile import Profile
@@ -123,7 +125,9 @@ def draw_plan(seed: int, profile: Profile = Profile.EMBEDDED) -> Plan:
         draw_faults(dice, members=names, seconds=BUSY_SECONDS),
         profile,
     )
-    return plan if is_embedded else _with_losses(plan, dice, names)
+    plan = plan if is_embedded else _with_losses(plan, dice, names)
+    own_dice = random.Random(f"{seed}: {profile} migration")  # what was drawn before stays as it was
+    return msgspec.structs.replace(plan, doings=with_migration(own_dice, plan.doings, seconds=BUSY_SECONDS))
 
 
 def _with_losses(plan: Plan, dice: random.Random, names: Sequence[str]) -> Plan:
@@ -240,7 +244,7 @@ class _Run:
 
         async def audit(house: House, operations: Operations) -> None:
             shown = None if house.stores.full is None else house.stores.full.shown
-            found.append(await Audit(house.queue, house.ledger, house.clock, 30 * 86_400.0, copies=shown).run())
+            found.append(await Audit(house.queue, house.ledger, 30 * 86_400.0, copies=shown).run())
             self.checker.shown(await operations.stats())
 
         process = self._command("audit", audit)
@@ -302,6 +306,8 @@ class _Run:
                 self._write(doing)
 
     def _write(self, doing: Doing) -> None:
+        if doing.act is Act.MIGRATE:
+            self.platform.bot.chats.conditions.migrated[doing.chat_id] = SUPERGROUP
         for update in update_of(doing):
             if doing.act is Act.EDIT:
                 written_at = int(self.platform.now() - doing.pick * EDITED_SECONDS_MAX)
@@ -315,7 +321,8 @@ class _Run:
     def _expect(self, doing: Doing, text: str, key: str, body: bytes, *, is_genuine: bool = True) -> None:
         name, _, asked = text.partition(" ")
         behaviour = Behaviour(asked) if asked else doing.behaviour
-        written = Written(name or doing.name, behaviour, doing.chat_id, key, body, is_genuine)
+        has_moved = doing.act is Act.MIGRATE
+        written = Written(name or doing.name, behaviour, doing.chat_id, key, body, is_genuine, has_moved)
         self.checker.expect(written)
 
     def _call(self, doing: Doing) -> None:

@@ -57,7 +57,7 @@ class Deliverer:
     def _close_delivery(self, bot: Bot, attempt: Attempt, delivery: Delivery, answer: WebhookAnswer) -> None:
         delivery.ended_at = self._state.time.now()
         delivery.status, delivery.error = answer.status, answer.reason if not answer.is_success else ""
-        delivery.retry_after = answer.retry_after
+        delivery.retry_after_header = answer.retry_after_header
         delivery.outcome = bot.finish_delivery(attempt, answer, delivery.ended_at)
         self._call_back(bot, answer)
         self._state.changes.notify()
@@ -131,7 +131,7 @@ async def _post(session: aiohttp.ClientSession, attempt: Attempt) -> WebhookAnsw
             return WebhookAnswer(
                 status=response.status,
                 reason=response.reason or "",
-                retry_after=response.headers.get("Retry-After"),
+                retry_after_header=response.headers.get("Retry-After"),
                 body=await response.read(),
                 is_connection_kept=response.headers.get("Connection", "").lower() != "close",
             )

@@ -49,7 +49,7 @@ class Delivery:
     status: int | None = None
     """What the bot answered; None if the server heard nothing."""
     error: str = ""
-    retry_after: str | None = None
+    retry_after_header: str | None = None
     """When the bot said to come again, in its words."""
     outcome: str | None = None
     fault: str | None = None

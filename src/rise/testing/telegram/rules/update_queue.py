@@ -25,6 +25,8 @@ _LIFETIME_SECONDS: Final[dict[str, float]] = {
     "chosen_inline_result": 600,
     "custom_event": 600,
 }
+_DATED_BY_SOMETHING_ELSE: Final = frozenset({"business_connection"})
+"""Its date says when the connection was made, not when it was changed or ended."""
 _BY_CHAT: Final[dict[str, str]] = {
     "message": "messages",
     "edited_message": "messages",
@@ -248,7 +250,7 @@ def expires_at(kind: str, content: Any, now: float) -> float:
     """When an update that nobody took is gone."""
     if kind in _LIFETIME_SECONDS:
         return now + _LIFETIME_SECONDS[kind]
-    if isinstance(content, Mapping):
+    if isinstance(content, Mapping) and kind not in _DATED_BY_SOMETHING_ELSE:
         date = content.get("edit_date") or content.get("date")
         if isinstance(date, int | float):
             return date + DAY_SECONDS

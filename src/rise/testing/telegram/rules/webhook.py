@@ -53,7 +53,7 @@ class WebhookAnswer:
 
     status: int | None
     reason: str = ""
-    retry_after: str | None = None
+    retry_after_header: str | None = None
     body: bytes = b""
     is_connection_kept: bool = True
 
@@ -188,7 +188,7 @@ class WebhookDelivery:
         return AttemptOutcome.RETRIED
 
     def _delay_after_failure(self, sub_queue: _SubQueue, answer: WebhookAnswer) -> float:
-        asked_for = retry_after_seconds(answer.retry_after) if answer.status is not None else 0
+        asked_for = retry_after_seconds(answer.retry_after_header) if answer.status is not None else 0
         if asked_for:
             return asked_for
         if sub_queue.failure_count == 0:

@@ -1,0 +1,100 @@
+"""Which ids are one chat. A group that becomes a supergroup gets a new one, and stays the chat that it was.
+
+A chat goes by the first id it ever had: its lane, its history and its notices are named after that for ever, so what
+is still pending in them stays ahead of what comes under the new id. Replies go to the id that it has now; the outbox
+sees to that.
+
+Promises: reading is a look in memory. What this process hears is known to it at once, so before it reads the next
+update; it is in the ledger before whoever said it is told that it was heard. Other processes know within seconds.
+
+Refuses: to keep anybody waiting for the ledger. While that is away this process alone knows, and goes on trying to
+write it down; if it dies first, the run of the message that said so writes it. Until then, what others accept under the
+new id has a lane of its own: it may be answered out of order with the old id's; its history is joined all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Final
+
+from rise.bus.port import Bus, Topic
+from rise.clock import Clock
+from rise.errors import Unavailable
+from rise.ledger.port import ChatMove, Ledger
+from rise.service import Loop, Signal
+from rise.telemetry import log
+
+CHECK_SECONDS: Final = 5.0
+"""How often the ledger is asked; makes up for lost events."""
+RECORD_SECONDS_MAX: Final = 1.0
+"""How long a start waits for the ledger, and once per chat that moves, a message."""
+
+
+class ChatRegistry:
+    """The chats that have moved, as far as this process has heard."""
+
+    name = "chats"
+
+    def __init__(self, ledger: Ledger, bus: Bus, clock: Clock) -> None:
+        self._ledger = ledger
+        self._bus = bus
+        self._first_ids: dict[tuple[str, str, str], str] = {}
+        self._unrecorded: dict[tuple[str, str, str], ChatMove] = {}
+        self._sequence = 0
+        self._changed = Signal()
+        self._unsubscribe = bus.subscribe(Topic.CHATS_MOVED, lambda _: self._changed.set())
+        self._loop = Loop("chats", self._follow, sleep=clock.sleep, on_error=_report)
+
+    async def start(self) -> None:
+        # Before the doors open: the first message after a restart belongs where the last one before it went.
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(RECORD_SECONDS_MAX):
+                await self.refresh()
+        await self._loop.start()
+
+    async def stop(self) -> None:
+        await self._loop.stop()
+        self._unsubscribe()
+
+    def first_id(self, channel: str, account: str, chat_id: str) -> str | None:
+        """The id that the chat goes by, if this is a later one."""
+        return self._first_ids.get((channel, account, chat_id))
+
+    def hear(self, move: ChatMove) -> None:
+        """Know it from now on. `record` makes it durable."""
+        chat = (move.channel, move.account, move.chat_id)
+        if chat not in self._first_ids:
+            self._first_ids[chat] = move.first_id
+            self._unrecorded[chat] = move
+
+    async def record(self) -> None:
+        """Write down what was heard. Raises nothing for a ledger that is away: it is written when that is back."""
+        try:
+            async with asyncio.timeout(RECORD_SECONDS_MAX):
+                await self._record()
+        except (Unavailable, TimeoutError) as error:
+            alone = "this process alone knows that they are one chat, until the ledger is back"
+            log.warning("chats.record_delayed", error=error, consequence=alone)
+
+    async def _record(self) -> None:
+        for chat, move in list(self._unrecorded.items()):
+            await self._ledger.move_chat(move.channel, move.account, move.first_id, move.chat_id)
+            self._unrecorded.pop(chat, None)
+            log.info("chat.moved", channel=move.channel, account=move.account)
+            self._bus.publish(Topic.CHATS_MOVED)
+
+    async def refresh(self) -> None:
+        """Take over what others have recorded since."""
+        for move in await self._ledger.chat_moves(after=self._sequence):
+            self._first_ids[move.channel, move.account, move.chat_id] = move.first_id
+            self._sequence = move.sequence
+
+    async def _follow(self) -> None:
+        await self._changed.wait(CHECK_SECONDS)
+        await self._record()
+        await self.refresh()
+
+
+def _report(name: str, error: BaseException) -> None:
+    log.warning("chats.refresh_failed", error=error, consequence="chats that have moved since are not known here")
