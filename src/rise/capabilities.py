@@ -67,6 +67,7 @@ CONSEQUENCES: Final = {
 
 REMEDIES: Final = {
     "disk": "make room on the disk of RISE_DATA_DIR, or have it mended",
+    "mongo": "see that MongoDB runs and RISE_MONGODB_URL names it; it goes on by itself",
     "ledger": "see that the database in RISE_DATA_DIR can be read and written",
     "redis": "start Redis, or see that RISE_REDIS_URL reaches it",
     "rabbitmq": "start RabbitMQ or end its alarm, and see that RISE_RABBITMQ_URL reaches it",

@@ -350,8 +350,8 @@ class Doctor:
         try:
             await stores.mongo.ping()
         except Unavailable as error:
-            remedy = f"see that it runs and RISE_MONGODB_URL names it; until then {CONSEQUENCES['mongo']}"
-            return [_fail("mongo", error.public_message, remedy)]
+            meaning = meaning_of("mongo")
+            return [_fail("mongo", f"{error.public_message}: {meaning['consequence']}", meaning["remedy"])]
         finally:
             await stores.mongo.close()
         return [_ok("mongo", "answers; its indexes are in place")]
