@@ -143,6 +143,23 @@ async def test_what_a_frozen_process_holds_comes_before_what_others_have_accepte
     assert installation.in_queue() == ids(straight), "nothing is owed any more"
 
 
+@pytest.mark.req("CPY-4", "QUE-2")
+@pytest.mark.failure("C11", "C12")
+async def test_what_a_dead_process_held_is_brought_when_its_journal_is_adopted_before_what_is_newer(
+    installation: Installation,
+):
+    dead, other = await installation.process(), await installation.process(adopts=True)
+    await other.relay.catch_up()
+    dead.queue.link.is_down = True
+    held = await kept(dead, installation, 1, 2)
+    await dead.die()
+    await other.journals._adopt_abandoned()
+    await other.relay.catch_up()
+    newer = await kept(other, installation, 3)
+    assert installation.in_queue() == ids(held + newer)
+    assert await installation.work() == [1, 2, 3]
+
+
 @pytest.mark.req("CPY-4")
 async def test_a_journal_of_another_that_cannot_be_read_keeps_nobody_waiting(installation: Installation, monkeypatch):
     spoilt, other = await installation.process(), await installation.process()

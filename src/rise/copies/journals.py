@@ -58,6 +58,10 @@ class Journals:
     def all(self) -> list[Journal]:
         return [*([] if self._own is None else [self._own]), *self._adopted.values()]
 
+    def numbers(self) -> set[int]:
+        """Of the slots that this process has."""
+        return {journal.number for journal in self.all()}
+
     async def _look(self) -> None:
         if self._own is None:
             await self._clock.sleep(TAKE_SECONDS)

@@ -230,7 +230,9 @@ class _Keeping:
 
     def _say_that_queue_lacks_it(self, error: BaseException) -> None:
         head = self._task.head
-        log.warning(
+        # Behind others for a moment is no failure that anybody should look into.
+        report = log.info if isinstance(error, QueueOwed) else log.warning
+        report(
             "telegram.queue.enqueue_failed" if head.channel == "telegram" else "queue.enqueue_failed",
             task_id=head.task_id,
             error=error,
