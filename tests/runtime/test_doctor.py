@@ -287,6 +287,18 @@ async def test_of_the_database_the_running_servers_word_is_told(data_dir: Path, 
     assert well.detail.endswith("; the running server says available: written and synced")
 
 
+@pytest.mark.failure("C10")
+async def test_of_a_database_that_is_gone_under_the_server_its_word_and_its_remedy_are_told(
+    data_dir: Path, owned: DataDirectory
+):
+    gone = {"status": "unavailable", "detail": "rise.db was deleted while open", "remedy": "put the file back"}
+    (data_dir / "rise.db").unlink()
+    async with server({"GET /healthz": (200, {"capabilities": {"disk": gone}})}) as port:
+        [finding] = await doctor(data_dir, port=port).probe("database")
+    assert (finding.level, finding.detail) == (Level.FAIL, "unavailable: rise.db was deleted while open")
+    assert finding.remedy.startswith("put the file back;")
+
+
 async def test_a_server_that_runs_and_does_not_answer_is_said_so(data_dir: Path, owned: DataDirectory):
     async with server({}) as port:
         pass

@@ -31,6 +31,9 @@ UNTIL_THEN: Final = "Until then nothing is accepted (503, senders repeat) and no
 BUSY_SECONDS: Final = 2.5
 """How long a write waits for another process. Below the acceptance deadline, so that the answer is ours."""
 
+PUT_BACK_REMEDY: Final = (
+    "put the file back, and it goes on by itself; or stop Rise, `rise restore --force` a backup, and start it again"
+)
 BACKUP_PAGES_PER_STEP: Final = 1000
 
 SEEN_EVERY_MS: Final = 10_000
@@ -259,7 +262,10 @@ class Database:
     def _connect(self) -> apsw.Connection:
         if self.is_orphaned:
             # Creating an empty one in its place, or going on with another, would turn a loss into silence.
-            raise StoreUnavailable(f"{self.path} was deleted or replaced while open; restore it and restart")
+            raise StoreUnavailable(
+                f"{self.path} was deleted or replaced while open; nothing is written until it is back",
+                remedy=PUT_BACK_REMEDY,
+            )
         connection = _open(self.path)
         try:
             connection.execute("PRAGMA journal_mode=WAL")

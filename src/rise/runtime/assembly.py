@@ -325,10 +325,11 @@ def report_store(
     capabilities: CapabilityRegistry, admission: Admission, name: str, trouble: Unavailable | None
 ) -> None:
     """A store stopped or began to take what it is asked to."""
-    status = CapabilityStatus.UNAVAILABLE if trouble else CapabilityStatus.AVAILABLE
-    capabilities.set(name, status, trouble.public_message if trouble else "works again")
     if trouble is None:
+        capabilities.set(name, CapabilityStatus.AVAILABLE, "works again")
         admission.open()
+    else:
+        capabilities.set(name, CapabilityStatus.UNAVAILABLE, trouble.public_message, trouble.remedy)
 
 
 def build_keeper(house: House) -> Keeper | None:

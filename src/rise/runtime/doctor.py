@@ -318,11 +318,11 @@ class Doctor:
         path = self._data.database
         if unfinished := self._half_restored():
             return unfinished
-        if not path.exists():
-            return [_ok("database", "not there yet; made at the first start")]
-        served = await self._as_served("disk")
+        served = await self._as_served("disk" if self.settings.redis_url is None else "ledger")
         if served is not None and served.level is not Level.OK:
             return [msgspec.structs.replace(served, name="database")]
+        if not path.exists():
+            return [_ok("database", "not there yet; made at the first start")]
         async with opened_to_read(path, self.clock) as database:
             verdict = await database.read(_quick_check)
         if verdict != "ok":
@@ -535,7 +535,7 @@ async def _made(name: str, check: Check) -> list[Finding]:
     try:
         return await check()
     except RiseError as error:
-        return [_fail(name, redact(error.public_message), "the log of `rise serve` says more")]
+        return [_fail(name, redact(error.public_message), error.remedy or "the log of `rise serve` says more")]
     except Exception as error:  # noqa: BLE001 - border: a check that breaks is a finding, the others go on
         return [_fail(name, redact(f"the check broke: {type(error).__name__}: {error}"), "report it")]
 
@@ -548,7 +548,7 @@ def _capability(name: str, state: Mapping[str, Any]) -> Finding:
     detail = ": ".join(str(part) for part in (state.get("status"), state.get("detail")) if part)
     if level is Level.OK:
         return Finding(name, level, redact(detail))
-    meaning = meaning_of(name)
+    meaning = meaning_of(name, state.get("remedy", ""))
     if meaning:
         remedy = f"{meaning['remedy']}; it is probed again by itself, and until then {meaning['consequence']}"
     else:
