@@ -76,8 +76,8 @@ async def open_tasks(path: Path) -> dict[TaskId, bytes]:
 
 
 def restored_files(path: Path) -> list[str]:
-    """Without the lock of who owned it meanwhile."""
-    return sorted(file.name for file in path.iterdir() if file.name != "serve.lock")
+    """Without the lock of who owned it meanwhile, and the marker of its database."""
+    return sorted(file.name for file in path.iterdir() if file.name not in ("serve.lock", "ledger-identity"))
 
 
 def mode_of(path: Path) -> int:
@@ -102,6 +102,26 @@ async def test_a_backup_restores_every_open_task_with_its_bytes(tmp_path: Path, 
     assert await open_tasks(tmp_path / "again") == await open_tasks(tmp_path / "data")
     for secret in ("admin-token", "secret-key"):
         assert (tmp_path / "again" / secret).read_text() == (tmp_path / "data" / secret).read_text()
+
+
+@pytest.mark.failure("C10")
+@pytest.mark.parametrize("former", ["lost", "another"])
+async def test_a_restored_directory_says_which_database_it_has_and_opens(tmp_path: Path, house: House, former: str):
+    identity = await house.ledger.identity()
+    await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
+    again = house_of(tmp_path / "again")
+    await again.stores.open()
+    await again.stores.close()
+    if former == "lost":
+        again.stores.directory.database.unlink()
+        with pytest.raises(StoreCorrupt, match="is gone"):
+            await back_up(again.stores.directory, tmp_path / "nothing", CLOCK)
+    await restore(tmp_path / "copy", again.stores.directory, CLOCK, replaces=True)
+    assert again.stores.directory.marker.path.read_text().strip() == identity
+    restored = house_of(tmp_path / "again")
+    await restored.stores.open()
+    assert await restored.ledger.identity() == identity
+    await restored.stores.close()
 
 
 @pytest.mark.req("SEC-4")
@@ -301,7 +321,7 @@ async def test_what_a_command_brings_into_the_empty_directory_meanwhile_is_not_o
 
     bus: list[int] = []
     when_unpacked(command)
-    with pytest.raises(StoreLocked, match="pid" if lives else r"was empty and holds rise.db now"):
+    with pytest.raises(StoreLocked, match="pid" if lives else r"was empty and holds ledger-identity now"):
         await restore(tmp_path / "copy", again, CLOCK)
     assert log.get_nowait() == (again.path / "rise.db-wal").read_bytes()
     assert set(restored_files(again.path)) - {"bus"} == {*FILES, "rise.db-shm", "rise.db-wal"}

@@ -144,6 +144,22 @@ async def test_a_damaged_database_is_a_failure(data_dir: Path):
     assert "damaged" in finding.detail
 
 
+@pytest.mark.failure("C10")
+@pytest.mark.parametrize("how", ["gone", "empty", "not the one"])
+async def test_a_lost_database_is_a_failure_and_nothing_is_made_in_its_place(data_dir: Path, how: str):
+    path = data_dir / "rise.db"
+    path.write_bytes(b"") if how == "empty" else path.unlink()
+    if how == "not the one":
+        another = build(load_settings(data_dir=data_dir.parent / "another", _env_file=None))
+        await another.stores.open()
+        await another.stores.close()
+        (data_dir.parent / "another" / "rise.db").rename(path)
+    finding = (await examined(doctor(data_dir)))["database"]
+    assert finding.level is Level.FAIL and how in finding.detail
+    assert "rise restore --force" in finding.remedy
+    assert path.exists() == (how != "gone") and (how != "empty" or not path.read_bytes())
+
+
 async def test_something_else_in_place_of_the_database_is_a_failure_and_the_rest_is_still_said(data_dir: Path):
     (data_dir / "rise.db").write_text("not a database, whatever its name says\n" * 500)
     findings = await examined(doctor(data_dir))

@@ -114,8 +114,8 @@ class Stores:
     full: FullProfile | None = None
 
     async def open(self) -> None:
-        """Raises `StoreUnavailable` if the directory or the database cannot be used, `RestoreUnfinished` if it is half
-        restored. Servers may be away."""
+        """Raises `StoreUnavailable` if the directory or the database cannot be used, `StoreCorrupt` if what was kept in
+        it is lost, `RestoreUnfinished` if it is half restored. Servers may be away."""
         self.directory.create()
         self.directory.refuse_half_restored()
         await self.database.open()
@@ -219,7 +219,8 @@ def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_tr
     directory = DataDirectory(settings.data_dir)
     schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
     name = "disk" if settings.redis_url is None else "ledger"
-    database = Database(directory.database, clock=clock, schema=schema, on_trouble=on_trouble(name))
+    marker, heard = directory.marker, on_trouble(name)
+    database = Database(directory.database, clock=clock, schema=schema, marker=marker, on_trouble=heard)
     ledger = SqliteLedger(database)
     if settings.redis_url is None:
         return Stores(directory, database, SqliteQueue(database, _limits(settings)), ledger)

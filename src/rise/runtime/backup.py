@@ -29,7 +29,7 @@ import msgspec
 from rise.clock import Clock
 from rise.connections.sqlite import Database
 from rise.errors import Rejected, StoreCorrupt, StoreLocked, StoreUnavailable
-from rise.runtime.directory import DATABASE, DataDirectory
+from rise.runtime.directory import DATABASE, MARKER, DataDirectory
 
 SECRETS: Final = ("admin-token", "secret-key")
 ARCHIVE_SUFFIXES: Final = (".tar.gz", ".tgz")
@@ -107,6 +107,7 @@ async def restore(source: Path, directory: DataDirectory, clock: Clock, *, repla
             new = _new_folder(staging / _NEW)
             await asyncio.to_thread(_unpack, source, new)
             contents = await _examined(new, clock)
+            await _mark(new, clock)
             in_doubt = await _doubt_replies(new, clock)
             _sync_files(new)
             # Once more: that took its time, and workers and commands come without owning the directory.
@@ -276,6 +277,12 @@ def _doubt(connection: Any) -> int:
     return int(connection.changes())
 
 
+async def _mark(folder: Path, clock: Clock) -> None:
+    """Which database it is from now on; one from before they had an identity gets both at the next start."""
+    async with opened_to_read(folder / DATABASE, clock) as copy:
+        await copy.read(DataDirectory(folder).marker.write)
+
+
 # From here on the directory says that it is half restored; whoever restores again goes on where this one was cut off.
 # `restore-unfinished/new` is what comes; `restore-unfinished/former` is there until all that was before is in it.
 
@@ -320,7 +327,7 @@ def _put_in_place(directory: DataDirectory) -> None:
     if log.exists():
         # Of another database: SQLite would write its pages into this one.
         raise StoreLocked(f"something has opened {path / DATABASE}: stop it, remove {log}, then restore again")
-    for name in (*SECRETS, DATABASE):
+    for name in (*SECRETS, MARKER, DATABASE):
         if (new / name).exists():
             (new / name).rename(path / name)
         else:

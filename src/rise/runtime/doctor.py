@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -26,10 +27,10 @@ from urllib.parse import quote
 import msgspec
 from pydantic import SecretStr
 
-from rise.capabilities import CONSEQUENCES, CapabilityStatus, meaning_of
+from rise.capabilities import CONSEQUENCES, REMEDIES, CapabilityStatus, meaning_of
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
-from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, Unavailable
+from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, StoreUnavailable, Unavailable
 from rise.ledger.port import Definitions
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
@@ -245,7 +246,7 @@ class Doctor:
     @contextlib.asynccontextmanager
     async def _stores(self) -> AsyncIterator[assembly.Stores | None]:
         """To look into; none where opening them would make or migrate something, which is for a start to do."""
-        is_there = self._data.database.exists() and not self._half_restored()
+        is_there = self._data.database.exists() and not self._half_restored() and not self._lost()
         if not is_there or await self._schema_problem() is not None:
             yield None
             return
@@ -288,6 +289,13 @@ class Doctor:
             return [_fail("directory", error.public_message, "`rise restore` the same backup again, or another")]
         return []
 
+    def _lost(self) -> list[Finding]:
+        try:
+            self._data.refuse_lost()
+        except StoreUnavailable as error:
+            return [_fail("database", error.public_message, error.remedy or REMEDIES["ledger"])]
+        return []
+
     def _weak_secrets(self) -> Iterator[str]:
         """Those of the directory that are in use and that a start would refuse."""
         configured = (self.settings.admin_token, self.settings.secret_key)
@@ -321,9 +329,12 @@ class Doctor:
         served = await self._as_served("disk" if self.settings.redis_url is None else "ledger")
         if served is not None and served.level is not Level.OK:
             return [msgspec.structs.replace(served, name="database")]
+        if lost := self._lost():
+            return lost
         if not path.exists():
             return [_ok("database", "not there yet; made at the first start")]
         async with opened_to_read(path, self.clock) as database:
+            await database.read(partial(self._data.marker.refuse_another, path))
             verdict = await database.read(_quick_check)
         if verdict != "ok":
             return [
