@@ -252,7 +252,7 @@ async def test_nothing_is_restored_under_a_running_server(tmp_path: Path, house:
 
 async def test_nothing_is_restored_under_a_worker_that_runs_alone(tmp_path: Path, house: House):
     await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
-    worker = LocalBus(house.stores.directory.bus)
+    worker = LocalBus(house.stores.directory.bus, CLOCK)
     await worker.start()
     try:
         assert house.stores.directory.members() == [worker.member]

@@ -364,7 +364,7 @@ async def test_a_capability_is_probed_by_the_server(data_dir: Path, owned: DataD
 
 
 async def test_processes_of_the_directory_are_named(data_dir: Path):
-    member = LocalBus(data_dir / "bus")
+    member = LocalBus(data_dir / "bus", SystemClock())
     await member.start()
     [finding] = await doctor(data_dir).probe("serve")
     await member.stop()

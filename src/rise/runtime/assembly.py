@@ -224,9 +224,8 @@ def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_tr
     ledger = SqliteLedger(database)
     if settings.redis_url is None:
         return Stores(directory, database, SqliteQueue(database, _limits(settings)), ledger)
-    full = _build_full_profile(
-        settings, settings.redis_url.get_secret_value(), ledger, bus or LocalBus(directory.bus), clock, on_trouble
-    )
+    bus, redis_url = bus or LocalBus(directory.bus, clock), settings.redis_url.get_secret_value()
+    full = _build_full_profile(settings, redis_url, ledger, bus, clock, on_trouble)
     return Stores(directory, database, full.queue, ledger, full)
 
 
@@ -290,7 +289,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     def on_trouble(name: str) -> Callable[[Unavailable | None], None]:
         return partial(report_store, capabilities, admission, name)
 
-    bus = LocalBus(DataDirectory(settings.data_dir).bus)
+    bus = LocalBus(DataDirectory(settings.data_dir).bus, clock)
     stores = build_stores(settings, clock, bus, on_trouble)
     stores.directory.create()
     stores.directory.refuse_half_restored()  # before secrets are made where the restored ones are to be
