@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import json
 import os
@@ -183,6 +184,32 @@ async def test_a_backup_overwrites_nothing(tmp_path: Path, house: House):
     for name in ("copy", "copy.tar.gz"):
         with pytest.raises(Rejected, match="exists"):
             await back_up(house.stores.directory, tmp_path / name, CLOCK)
+
+
+@pytest.mark.failure("C1")
+async def test_what_a_killed_backup_left_goes_with_the_next_one_and_that_of_one_that_lives_stays(
+    tmp_path: Path, house: House
+):
+    dead, lives = tmp_path / ".rise-unfinished-dead", tmp_path / ".rise-unfinished-lives"
+    for left in (dead, lives):
+        (left / "rise-backup").mkdir(parents=True)
+        (left / "rise-backup" / "rise.db").write_bytes(b"half of it")
+    lock = os.open(lives, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(Rejected):
+        await back_up(house.stores.directory, tmp_path / "data", CLOCK)
+    assert dead.exists(), "one that is refused does nothing"
+    await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
+    os.close(lock)
+    assert not dead.exists() and (lives / "rise-backup" / "rise.db").exists()
+    assert sorted(path.name for path in tmp_path.glob(".rise-unfinished-*")) == [lives.name]
+
+
+@pytest.mark.failure("C1")
+async def test_of_two_backups_at_once_neither_removes_what_the_other_makes(tmp_path: Path, house: House):
+    await asyncio.gather(*(back_up(house.stores.directory, tmp_path / f"copy-{number}", CLOCK) for number in range(3)))
+    assert all((tmp_path / f"copy-{number}" / "rise.db").exists() for number in range(3))
+    assert not list(tmp_path.glob(".rise-unfinished-*"))
 
 
 async def test_a_directory_without_a_database_is_not_backed_up(tmp_path: Path):
