@@ -15,6 +15,7 @@ from api_house import OPERATOR, VIEWER, Work, as_, client_of, echo, opened
 
 import rise
 from rise.api.app import App, build_app
+from rise.capabilities import CapabilityStatus
 from rise.envelope import TaskType
 from rise.ledger.port import WorkflowRecord
 from rise.queue.port import Selection
@@ -236,6 +237,28 @@ async def test_an_unknown_workflow_is_404_and_nothing_is_written(client: httpx.A
     assert (response.status_code, response.json()["error"]["code"]) == (404, "workflow_unknown")
     assert response.json()["error"]["field"] == "workflowId"
     assert await open_tasks(house) == []
+
+
+@pytest.mark.req("ENV-5", "ENV-3", "CAP-6")
+async def test_while_the_worker_starts_an_unknown_workflow_is_503_and_a_repeat_is_still_one(
+    client: httpx.AsyncClient, house: House
+) -> None:
+    workflow = WorkflowRecord(workflow_id="wf_bot", name="bot", channels=("http",))
+    await house.ledger.put_workflow(workflow)
+    ask = {"json": {"userText": "a", "workflowId": "wf_bot"}, "headers": {"Idempotency-Key": "k"}}
+    assert (await client.post(APPLY, **ask)).status_code == 200
+    await house.ledger.put_workflow(msgspec.structs.replace(workflow, enabled=False))
+    await house.bindings.refresh()
+    house.capabilities.set("worker", CapabilityStatus.DEGRADED, "starting")
+    for workflow_id in ("wf_bot", "wf_nobody"):
+        early = await client.post(APPLY, json={"workflowId": workflow_id})
+        assert (early.status_code, early.headers["Retry-After"]) == (503, "1")
+        assert early.json()["error"]["code"] == "capability_unavailable"
+    assert (await client.post(APPLY, **ask)).json()["data"]["duplicate"] is True
+    house.capabilities.set("worker", CapabilityStatus.AVAILABLE, "alive")
+    late = await client.post(APPLY, json={"workflowId": "wf_nobody"})
+    assert (late.status_code, late.json()["error"]["code"]) == (404, "workflow_unknown")
+    assert len(await open_tasks(house)) == 1
 
 
 @pytest.mark.req("ENV-3", "ENV-5")

@@ -1,4 +1,10 @@
-"""The journals that this process looks after: its own, and those that dead processes left behind."""
+"""The journals that this process looks after: its own, and those that dead processes left behind.
+
+Promises: a process that gets no slot at its start goes on and takes one as soon as it can; what a dead process left is
+adopted, and let go of when it is drained; trouble with one journal keeps no other from being looked after.
+
+Refuses: to adopt the journal of a process that lives; to name a journal of its own while it has none.
+"""
 
 from __future__ import annotations
 

@@ -114,8 +114,8 @@ class Stores:
     full: FullProfile | None = None
 
     async def open(self) -> None:
-        """Raises `StoreUnavailable` if the directory or the database cannot be used, `RestoreUnfinished` if it is half
-        restored. Servers may be away."""
+        """Raises `StoreUnavailable` if the directory or the database cannot be used, `StoreCorrupt` if what was kept in
+        it is lost, `RestoreUnfinished` if it is half restored. Servers may be away."""
         self.directory.create()
         self.directory.refuse_half_restored()
         await self.database.open()
@@ -219,13 +219,13 @@ def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_tr
     directory = DataDirectory(settings.data_dir)
     schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
     name = "disk" if settings.redis_url is None else "ledger"
-    database = Database(directory.database, clock=clock, schema=schema, on_trouble=on_trouble(name))
+    marker, heard = directory.marker, on_trouble(name)
+    database = Database(directory.database, clock=clock, schema=schema, marker=marker, on_trouble=heard)
     ledger = SqliteLedger(database)
     if settings.redis_url is None:
         return Stores(directory, database, SqliteQueue(database, _limits(settings)), ledger)
-    full = _build_full_profile(
-        settings, settings.redis_url.get_secret_value(), ledger, bus or LocalBus(directory.bus), clock, on_trouble
-    )
+    bus, redis_url = bus or LocalBus(directory.bus, clock), settings.redis_url.get_secret_value()
+    full = _build_full_profile(settings, redis_url, ledger, bus, clock, on_trouble)
     return Stores(directory, database, full.queue, ledger, full)
 
 
@@ -289,7 +289,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     def on_trouble(name: str) -> Callable[[Unavailable | None], None]:
         return partial(report_store, capabilities, admission, name)
 
-    bus = LocalBus(DataDirectory(settings.data_dir).bus)
+    bus = LocalBus(DataDirectory(settings.data_dir).bus, clock)
     stores = build_stores(settings, clock, bus, on_trouble)
     stores.directory.create()
     stores.directory.refuse_half_restored()  # before secrets are made where the restored ones are to be
@@ -325,10 +325,11 @@ def report_store(
     capabilities: CapabilityRegistry, admission: Admission, name: str, trouble: Unavailable | None
 ) -> None:
     """A store stopped or began to take what it is asked to."""
-    status = CapabilityStatus.UNAVAILABLE if trouble else CapabilityStatus.AVAILABLE
-    capabilities.set(name, status, trouble.public_message if trouble else "works again")
     if trouble is None:
+        capabilities.set(name, CapabilityStatus.AVAILABLE, "works again")
         admission.open()
+    else:
+        capabilities.set(name, CapabilityStatus.UNAVAILABLE, trouble.public_message, trouble.remedy)
 
 
 def build_keeper(house: House) -> Keeper | None:
