@@ -320,13 +320,16 @@ class Worker:
     # --- settling: the only code that ends a claim on a task ---
 
     async def _settle(self, claim: Claim, task: Task, ending: Ending) -> Claim | None:
-        settlement = await self._insist(lambda: self._record(task, ending), task)
+        settlement = await self._insist(lambda: self._record(claim, task, ending), task)
         following = await self._insist(lambda: self._queue.settle(claim, task, settlement), task)
         self._announce(task, ending, settlement)
         return following
 
-    async def _record(self, task: Task, ending: Ending) -> Settlement:
-        """Write the ending into the ledger; only then may the queue know. Repeating it changes nothing."""
+    async def _record(self, claim: Claim, task: Task, ending: Ending) -> Settlement:
+        """Write the ending into the ledger; only then may the queue know. Repeating it changes nothing.
+
+        Raises `ClaimLost` where that would tell the sender what is for another to say.
+        """
         match ending:
             case Answered(result, calls, said):
                 return await self._record_answer(task, result, calls, said)
@@ -342,11 +345,18 @@ class Worker:
                     await self._note_attempt(task, error, counts=counts)
                 return RetryIn(seconds, error, counts)
             case Suspended(reason, error, tell):
+                await self._must_be_held(claim)
                 await self._tell(task, reason, tell)
                 if reason not in _NEVER_RAN:
                     # Last, because it is the one write here that repeating would do twice.
                     await self._note_attempt(task, error, counts=True)
                 return Suspend(reason, error)
+
+    async def _must_be_held(self, claim: Claim) -> None:
+        """Of results the ledger keeps the first; a notice of failure has nothing that it could be compared with. From a
+        worker that was frozen it would come after the answer that another has given meanwhile."""
+        if await self._queue.renew([claim]):
+            raise ClaimLost(f"the claim on {claim.lane} has passed to another worker")
 
     async def _record_answer(self, task: Task, result: RunResult, calls: Sequence[Call], said: str) -> Settlement:
         channel = self._channels[task.head.channel]
