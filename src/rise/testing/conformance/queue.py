@@ -710,6 +710,23 @@ class QueueConformance:
         assert progress.failing_since_ms is not None
         assert abs(progress.failing_since_ms - since) < 1000
 
+    @pytest.mark.req("QUE-4")
+    @pytest.mark.failure("E7")
+    async def test_the_time_a_dependency_was_away_is_not_counted_as_the_tasks_failing(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        [task_id] = await enqueue(queue, 1)
+        for counts in (True, False, True):
+            claim = await claim_one(queue)
+            since = queue.now_ms()
+            await queue.settle(claim, claim.task, RetryIn(60.0, "boom", counts=counts))
+            failing_since = (await open_task(queue, task_id)).progress.failing_since_ms
+            assert (failing_since is not None) == counts
+            stage.pass_time(61)
+        progress = (await open_task(queue, task_id)).progress
+        assert progress.attempts == 2
+        assert progress.failing_since_ms is not None
+        assert abs(progress.failing_since_ms - since) < 1000
+
     @pytest.mark.failure("B2")
     async def test_errors_may_quote_anything(self, stage: QueueStage) -> None:
         """What no encoding has is replaced; it does not stop the task from being settled."""
