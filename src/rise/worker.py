@@ -385,8 +385,11 @@ class Worker:
         if not run.follow_ups or run.is_armed:
             return
         ahead_ms = self._queue.now_ms() - epoch_ms(self._clock.now())
-        for number, plan in enumerate(run.follow_ups):
-            await self._accept(follow_up(task, number, plan, saved_at_ms, ahead_ms=ahead_ms))
+        plans = enumerate(run.follow_ups)
+        armed = [follow_up(task, number, plan, saved_at_ms, ahead_ms=ahead_ms) for number, plan in plans]
+        # As they stand in their lane: otherwise they would be counted as messages that came out of order.
+        for incoming in sorted(armed, key=lambda one: one.due_at_ms or 0):
+            await self._accept(incoming)
         await self._ledger.note_armed(task.run_id)
 
     async def _note_attempt(self, task: Task, error: str, *, counts: bool) -> None:

@@ -663,6 +663,31 @@ class QueueConformance:
         again = await claim_one(queue, "w2")
         assert await run_lane(queue, again) == [1, 2]
 
+    @pytest.mark.req("QUE-2", "WFL-3")
+    async def test_in_a_lane_that_is_ordered_by_when_it_is_due_nothing_waits_for_what_is_due_later(
+        self, stage: QueueStage
+    ) -> None:
+        queue, began = stage.queue, stage.queue.now_ms()
+
+        async def plan(number: int, seconds: int) -> None:
+            due_at_ms = began + seconds * 1000
+            await queue.enqueue(delivery(number, at=due_at_ms, due_at_ms=due_at_ms))
+
+        await plan(1, 300)
+        assert await claim_all(queue) == []
+        await plan(2, 30)
+        assert await claim_all(queue) == []
+        await plan(3, 30)
+        stage.pass_time(31)
+        claim = await claim_one(queue)
+        await plan(4, 200)
+        assert await run_lane(queue, claim) == [2, 3]
+        await plan(5, 100)
+        for seconds, number in ((70, 5), (100, 4), (100, 1)):
+            assert await claim_all(queue) == []
+            stage.pass_time(seconds)
+            assert await run_everything(queue) == [number]
+
     async def test_something_new_does_not_overtake_a_waiting_retry(self, stage: QueueStage) -> None:
         queue = stage.queue
         await enqueue(queue, 1)
