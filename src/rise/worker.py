@@ -34,6 +34,7 @@ from rise.envelope import (
     encode_json,
     notice_id_of,
     reply_id_of,
+    run_id_of,
 )
 from rise.errors import ClaimLost
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
@@ -364,10 +365,30 @@ class Worker:
             task,
             result,
             _replies(task, calls, result.workflow_id),
-            _history(task, said, epoch_ms(self._clock.now())),
+            await self._history(task, said),
             deliver=is_pushed(channel),
         )
         return await self._go_on(task, run, saved_at_ms=self._queue.now_ms())
+
+    async def _history(self, task: Task, said: str) -> list[Turn]:
+        """What the run adds to its chat's: what the person said, once however often it is run, and what it answers."""
+        head, turns = task.head, []
+        if _is_said_by_a_person(head) and not await self._is_in_history(task):
+            turns.append(Turn(role="user", text=head.user_text or "", at_ms=head.accepted_at_ms, run_id=task.run_id))
+        if said:
+            turns.append(Turn(role="assistant", text=said, at_ms=epoch_ms(self._clock.now()), run_id=task.run_id))
+        return turns
+
+    async def _is_in_history(self, task: Task) -> bool:
+        """Whether a former generation has put it there; not one that was another message's, of the same key."""
+        head, generation = task.head, task.progress.generation
+        if not generation or head.chat_id is None:
+            return False
+        formers = {run_id_of(task.task_id, former) for former in range(generation)}
+        kept = await self._ledger.history(head.channel, head.account, head.chat_id, limit=LOOK_AT_ONCE)
+        return any(
+            turn.role == "user" and turn.run_id in formers and turn.at_ms == head.accepted_at_ms for turn in kept
+        )
 
     async def _go_on(self, task: Task, run: Run, *, saved_at_ms: int) -> Settlement:
         """After a result is frozen: arm what it promised for later, each once, then let the task go on.
@@ -499,13 +520,9 @@ def _replies(task: Task, calls: Sequence[Call], workflow_id: str | None) -> list
     ]
 
 
-def _history(task: Task, said: str, now_ms: int) -> list[Turn]:
-    turns = []
-    if task.head.user_text:
-        turns.append(Turn(role="user", text=task.head.user_text, at_ms=task.head.accepted_at_ms, run_id=task.run_id))
-    if said:
-        turns.append(Turn(role="assistant", text=said, at_ms=now_ms, run_id=task.run_id))
-    return turns
+def _is_said_by_a_person(head: Head) -> bool:
+    """As opposed to what a program or an earlier run had said in their chat."""
+    return bool(head.user_text) and head.task_type is not TaskType.MESSAGE_SEND and head.kind != FOLLOW_UP
 
 
 def _is_being_cancelled() -> bool:
