@@ -368,6 +368,36 @@ async def test_who_was_told_that_it_will_be_late_is_still_told_that_it_failed(st
     assert await stage.said(2) == ["late", "failed"]
 
 
+@pytest.mark.req("CHN-4")
+@pytest.mark.failure("G16")
+async def test_who_is_answered_at_this_moment_is_not_told_that_it_will_be_late(stage: Stage):
+    stage.duties = Duties(late_after_seconds=10, late_text="late")
+    stage.worker_limits = WorkerLimits(run_seconds=60)
+    bot = Bot()
+    held = {text: bot.hold(text) for text in ("one", "two", "other")}
+    gateway, _ = await stage.start(bot.workflow)
+    await stage.write("one", chat=1)
+    await stage.write("other", chat=2)
+    await started(stage, bot, "one", "other")
+
+    async def answered() -> None:
+        held["one"].set()
+        await stage.said(1, chat=1)
+
+    gateway.at("ledger.add_notice", "before", answered)  # when both were seen to be open
+    await stage.pass_time(11)
+    assert await stage.said(1, chat=2) == ["late"]
+    await stage.let_go_on()
+    assert stage.texts(1) == ["one"]
+    await stage.write("two", chat=1)
+    await started(stage, bot, "two")
+    await stage.pass_time(11)
+    assert await stage.said(2, chat=1) == ["one", "late"], "of what its chat says next it is true"
+    for event in held.values():
+        event.set()
+    await stage.said(5)
+
+
 # --- frozen or cut off ------------------------------------------------------------------------------------
 
 
