@@ -20,6 +20,7 @@ from rise.envelope import TaskType
 from rise.ledger.port import WorkflowRecord
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
+from rise.runtime.operations import Operations
 from rise.testing.waiting import eventually
 
 APPLY = "/api/workflows/apply"
@@ -334,6 +335,42 @@ async def test_waiting_for_what_is_suspended_ends_at_once(client: httpx.AsyncCli
     assert response.status_code == 202
     data = response.json()["data"]
     assert (data["status"], data["reason"]) == ("suspended", "retries_exhausted")
+
+
+@pytest.mark.req("ENV-5", "SUS-3")
+async def test_who_waits_for_what_was_parked_and_runs_again_is_told_how_that_ends(
+    client: httpx.AsyncClient, house: House, work: Work
+) -> None:
+    let_go, runs = asyncio.Event(), 0
+
+    async def fails_once(turn: rise.Turn) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise RuntimeError("no luck")
+        await let_go.wait()
+        await turn.reply("at last")
+
+    await work(fails_once)
+    ask = {"userText": "x", "retryMax": 0, "waitForResult": True, "waitTimeoutSeconds": 0.2}
+    key = {"Idempotency-Key": "report"}
+    task_id = (await client.post(APPLY, json=ask, headers=key)).json()["data"]["taskId"]
+
+    async def parked() -> bool:
+        task = (await client.get(f"/api/workflows/tasks/{task_id}")).json()["data"]
+        return bool(task["status"] == "suspended")
+
+    await eventually(parked)
+    await Operations(house.queue, house.ledger, house.bus, house.clock).run_again(task_id, who="admin")
+    waited = await client.post(APPLY, json=ask, headers=key)
+    assert (waited.status_code, waited.json()["data"]["result"]) == (202, None)
+    let_go.set()
+
+    async def completed() -> Any:
+        data = (await client.post(APPLY, json=ask, headers=key)).json()["data"]
+        return data if data["status"] == "completed" else None
+
+    assert (await eventually(completed))["result"]["text"] == "at last"
 
 
 @pytest.mark.req("ENV-5")

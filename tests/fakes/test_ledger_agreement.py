@@ -84,7 +84,14 @@ COMMANDS = commands(
     command(1, "save_step", number=NUMBERS, step=st.sampled_from("xy"), value=st.sampled_from((b"1", b"2"))),
     command(1, "note_armed", pick=PICKS),
     command(1, "add_attempt", number=NUMBERS, counted=st.booleans()),
-    command(2, "add_notice", number=NUMBERS, chat=CHATS, cause=st.sampled_from(("late", "queued"))),
+    command(
+        2,
+        "add_notice",
+        number=NUMBERS,
+        chat=CHATS,
+        cause=st.sampled_from(("late", "queued")),
+        unless_generation=st.none() | GENERATIONS,
+    ),
     command(1, "outbox_open"),
     command(4, "outbox_take", limit=LIMIT, urgent=LIMIT, excluded=st.lists(ACCOUNTS, max_size=1)),
     command(1, "outbox_take_with", pick=PICKS, limit=LIMIT),
@@ -184,9 +191,12 @@ class TwoLedgers:
         attempt = Attempt(at_ms=self.database.now_ms(), error="boom", counted=counted)
         self.agree(lambda ledger: ledger.add_attempt(task(number).run_id, attempt))
 
-    def add_notice(self, number: int, chat: str, cause: str) -> None:
-        said = notice(task(number, chat=chat), cause)
-        self.agree(lambda ledger: ledger.add_notice(said))
+    def add_notice(self, number: int, chat: str, cause: str, unless_generation: int | None) -> None:
+        of = task(number, chat=chat)
+        said, unless_run = notice(of, cause), None
+        if unless_generation is not None:
+            unless_run = run_id_of(of.task_id, unless_generation)
+        self.agree(lambda ledger: ledger.add_notice(said, unless_run=unless_run))
 
     def move_chat(self, chat: str, moved_to: str) -> None:
         self.agree(lambda ledger: ledger.move_chat("telegram", "7", chat, moved_to))

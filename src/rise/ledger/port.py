@@ -397,10 +397,11 @@ class Ledger(Protocol):
 
     # outbox
 
-    async def add_notice(self, reply: Reply, *, deliver: bool = True) -> bool:
+    async def add_notice(self, reply: Reply, *, deliver: bool = True, unless_run: RunId | None = None) -> bool:
         """Mean to send something beside a run. False if it was meant before: once per `reply_id`, ever.
 
-        `deliver=False`: it is where its reader fetches it.
+        `deliver=False`: it is where its reader fetches it. `unless_run`: nor once this run has a result or an end,
+        after which it would be wrong.
         """
         ...
 

@@ -352,11 +352,15 @@ class SqliteLedger:
 
     # --- outbox ---
 
-    async def add_notice(self, reply: Reply, *, deliver: bool = True) -> bool:
+    async def add_notice(self, reply: Reply, *, deliver: bool = True, unless_run: RunId | None = None) -> bool:
         call, state = encode_json(reply.call), ReplyState.READY if deliver else ReplyState.SENT
-        return await self._database.write(
-            lambda connection: outbox.add_reply(connection, reply, call, state, self._now())
-        )
+
+        def change(connection: apsw.Connection) -> bool:
+            if connection.execute("SELECT 1 FROM runs WHERE run_id = ?", (unless_run,)).fetchone():
+                return False
+            return outbox.add_reply(connection, reply, call, state, self._now())
+
+        return await self._database.write(change)
 
     async def outbox_open(self) -> int:
         return await self._database.write(lambda connection: outbox.begin(connection, self._now()))

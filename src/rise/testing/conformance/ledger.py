@@ -1107,6 +1107,28 @@ class LedgerConformance:
         assert not await stage.ledger.add_notice(notice(task(), "queued"))
         assert await stage.ledger.add_notice(notice(task(), "late"))
 
+    @pytest.mark.req("CHN-4")
+    @pytest.mark.failure("G16")
+    @pytest.mark.parametrize("has_result", [True, False], ids=["answered", "ended"])
+    async def test_what_is_only_right_before_a_run_has_ended_is_not_said_afterwards(
+        self, ledger: Ledger, has_result: bool
+    ) -> None:
+        one, other = task(1), task(2)
+        assert await ledger.add_notice(notice(one, "late"), unless_run=one.run_id)
+        assert not await ledger.add_notice(notice(one, "late"), unless_run=one.run_id)
+        if has_result:
+            await answer(ledger, one)
+        else:
+            await ledger.finish(one, Status.DROPPED)
+        assert not await ledger.add_notice(notice(one, "failed"), unless_run=one.run_id)
+        again = run_id_of(one.task_id, 1)
+        assert await ledger.add_notice(notice(one, "late again"), unless_run=again), "of another generation"
+        assert await ledger.add_notice(notice(other, "late"), unless_run=other.run_id)
+        assert await ledger.add_notice(notice(one, "failed")), "what is right at any time"
+        replies = await ledger.replies(task_id=one.task_id)
+        said = [reply.call.text for reply in replies if reply.kind is ReplyKind.NOTICE]
+        assert said == ["late", "late again", "failed"]
+
     @pytest.mark.failure("G16")
     async def test_a_notice_never_holds_a_run(self, ledger: Ledger) -> None:
         await answer(ledger, task())

@@ -349,9 +349,11 @@ class MemoryLedger(MemoryStore):
 
     # --- outbox ---
 
-    async def add_notice(self, reply: Reply, *, deliver: bool = True) -> bool:
+    async def add_notice(self, reply: Reply, *, deliver: bool = True, unless_run: RunId | None = None) -> bool:
         state = ReplyState.READY if deliver else ReplyState.SENT
-        return await self._through("add_notice", lambda: self._add_reply(reply, state))
+        return await self._through(
+            "add_notice", lambda: unless_run not in self._state.runs and self._add_reply(reply, state)
+        )
 
     def _add_reply(self, meant: Reply, state: ReplyState) -> bool:
         if meant.reply_id in self._state.replies:
