@@ -64,6 +64,8 @@ PLACE_SECONDS: Final = 0.25
 """A chat that has to wait for longer gives its place to others meanwhile; for less that is not worth two writes."""
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 ACCOUNT_RETRY_SECONDS: Final = 60.0
+LIMITED_SECONDS: Final = 5.0
+"""How long an account pauses that was asked to: then what is tried shows. Its chats pause as long as each was told."""
 URGENT_AT_ONCE: Final = 50
 """Places kept for urgent calls: all others may be taken by chats whose platform does not answer."""
 TIMES_KEPT: Final = 10_000
@@ -116,6 +118,9 @@ class Sender:
         self._chats: set[asyncio.Task[Any]] = set()
         self._come_back_at: list[float] = []
         self._paused_until: dict[Account, float] = {}
+        """Its token is not valid: nothing goes out."""
+        self._limited_until: dict[Account, float] = {}
+        """It sends too much in all: only what is urgent goes out, which the platform waits for, and counts apart."""
         self._accounts_down: set[Account] = set()
         self._loop = Loop("delivery", self._take, sleep=clock.sleep, on_error=_report)
         self._typing = Typing(channels, bus, clock, may_be_shown=self._has_a_call_to_spare)
@@ -153,7 +158,8 @@ class Sender:
                 self._fence,
                 limit=room,
                 urgent_limit=room + URGENT_AT_ONCE,
-                accounts_excluded=self._accounts_paused(),
+                accounts_excluded=self._accounts_in(self._paused_until),
+                accounts_urgent_only=self._accounts_in(self._limited_until),
             )
         except ClaimLost:
             # Another has or had the office, and opened the outbox anew.
@@ -228,7 +234,7 @@ class Sender:
                 return Again(self._backoff_seconds(reply.tries), error)
             case Paused(seconds, error, whole_account):
                 if whole_account:
-                    self._pause(account, seconds)
+                    self._limited_until[account] = self._clock.monotonic() + min(seconds, LIMITED_SECONDS)
                 return Again(seconds, error)
             case Unreadable(error, plain):
                 return Again(0.0, error, call=plain)
@@ -327,13 +333,16 @@ class Sender:
     def _pause(self, account: Account, seconds: float) -> None:
         self._paused_until[account] = max(self._paused_until.get(account, 0.0), self._clock.monotonic() + seconds)
 
-    def _accounts_paused(self) -> list[Account]:
+    def _accounts_in(self, pauses: Mapping[Account, float]) -> list[Account]:
         now = self._clock.monotonic()
-        return [account for account, until in self._paused_until.items() if until > now]
+        return [account for account, until in pauses.items() if until > now]
+
+    def _is_paused(self, account: Account) -> bool:
+        return account in self._accounts_in(self._paused_until) + self._accounts_in(self._limited_until)
 
     def _has_a_call_to_spare(self, account: Account, chat_id: str) -> bool:
         # Who does not send knows nothing of how much is sent; and each serving process hears of each run.
-        return self._office.is_ours and account not in self._accounts_paused() and self._pace.spare(account, chat_id)
+        return self._office.is_ours and not self._is_paused(account) and self._pace.spare(account, chat_id)
 
     def _account_works(self, account: Account) -> None:
         if account in self._accounts_down:

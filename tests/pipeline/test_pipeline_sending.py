@@ -137,6 +137,28 @@ async def test_a_429_pauses_its_chat_as_long_as_asked_and_no_other(stage: Stage)
     assert (await answers(stage, tasks[0]))[0].resends == 0
 
 
+@pytest.mark.req("OUT-2", "TGM-3")
+@pytest.mark.failure("G5", "G17")
+async def test_a_bot_that_sends_too_much_pauses_for_seconds_and_taps_are_answered_meanwhile(stage: Stage):
+    for chat in (1, 2, 3):
+        stage.telegram.fault(Fault.too_many_requests(40), method="sendMessage", chat_id=chat)
+    await stage.start(saying("echo {}"))
+    refused = [task_id for chat in (1, 2, 3) for task_id in await stage.write("flood", chat=chat)]
+    for task_id in refused:
+        await waits(stage, task_id)
+    [bystander] = await stage.write("Hello", chat=4)
+    await stage.tap("yes", chat=99)
+    await tried(stage, 1, "answerCallbackQuery")
+    await nothing_out(stage)
+    assert stage.texts() == []
+    await stage.pass_time(delivery.LIMITED_SECONDS + 0.1)
+    await stage.ended(bystander)
+    assert stage.texts(4) == ["echo Hello"]
+    assert [stage.texts(chat) for chat in (1, 2, 3)] == [[], [], []], "each as long as it was told"
+    await stage.pass_time(40)
+    await stage.ended(*refused)
+
+
 @pytest.mark.req("OUT-2")
 @pytest.mark.failure("G5")
 async def test_a_429_that_lasts_for_hours_never_gives_up_and_never_repeats(stage: Stage):

@@ -96,7 +96,7 @@ class Paused(msgspec.Struct, frozen=True):
     seconds: float
     error: str
     whole_account: bool = False
-    """Only on evidence that more than this chat is meant."""
+    """Only on evidence that more than this chat is meant; `seconds` are this chat's all the same."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):

@@ -368,14 +368,14 @@ class SqliteLedger:
         limit: int,
         urgent_limit: int = 0,
         accounts_excluded: Sequence[tuple[str, str]] = (),
+        accounts_urgent_only: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
-        excluded, limits = set(accounts_excluded), {"limit": limit, "urgent_limit": urgent_limit}
-        if not await self._database.read(
-            lambda connection: outbox.has_due(connection, self._now(), excluded, **limits)
-        ):
+        held = outbox.AccountsHeld(frozenset(accounts_excluded), frozenset(accounts_urgent_only))
+        limits = {"limit": limit, "urgent_limit": urgent_limit}
+        if not await self._database.read(lambda connection: outbox.has_due(connection, self._now(), held, **limits)):
             return []  # most looks find nothing; they must not cost an fsync
         return await self._database.write(
-            lambda connection: outbox.take_due(connection, fence, self._now(), excluded, **limits)
+            lambda connection: outbox.take_due(connection, fence, self._now(), held, **limits)
         )
 
     async def outbox_sending(self, fence: int, reply: Reply) -> None:

@@ -164,6 +164,9 @@ class TelegramChannel:
         match outcome:
             case AccountDown(error) if await self._lacks_only_the_method(account, call, answer):
                 return Refused(error)
+            case Succeeded():
+                self._paused_chats.pop(account, None)
+                return outcome
             case Paused():
                 return self._with_evidence(account, chat_id, outcome)
             case Moved(new_chat_id) if "chat_id" in call.params:
@@ -183,7 +186,7 @@ class TelegramChannel:
         return isinstance(judged(Call("getMe", {}), me), Succeeded)
 
     def _with_evidence(self, account: str, chat_id: str, pause: Paused) -> Paused:
-        """A 429 names no culprit. Several chats refused in a row are taken as the bot's own limit."""
+        """A 429 names no culprit. Several chats refused and none served in between is taken as the bot's own limit."""
         now = self._clock.monotonic()
         recent = self._paused_chats.setdefault(account, {})
         recent[chat_id] = now

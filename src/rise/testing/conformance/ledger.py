@@ -581,6 +581,21 @@ class LedgerConformance:
         assert [reply.account for reply in taken] == ["8"]
         assert len(await ledger.outbox_take(fence, limit=10)) == 4
 
+    @pytest.mark.req("TGM-3", "OUT-2")
+    @pytest.mark.failure("G5", "G17")
+    async def test_of_an_account_that_pauses_for_its_limit_only_what_is_urgent_is_handed_out(
+        self, ledger: Ledger
+    ) -> None:
+        await answer(ledger, task(1, chat="1"))
+        urgent = chunks(task(2), chat=f"{URGENT_CHATS}2")
+        await ledger.save_result(task(2), ANSWERED, urgent, [], deliver=True)
+        fence, account = await ledger.outbox_open(), [("telegram", "7")]
+        assert await ledger.outbox_take(fence, limit=10, accounts_excluded=account, accounts_urgent_only=account) == []
+        [taken] = await ledger.outbox_take(fence, limit=10, accounts_urgent_only=account)
+        assert taken.chat_id == "urgent:2"
+        assert await ledger.outbox_take(fence, limit=10, accounts_urgent_only=account) == []
+        assert [reply.chat_id for reply in await ledger.outbox_take(fence, limit=10)] == ["1"]
+
     async def test_a_reply_carries_everything_the_sender_needs(self, ledger: Ledger) -> None:
         [meant] = chunks(task())
         meant = msgspec.structs.replace(meant, deadline_at_ms=123_456)

@@ -396,18 +396,25 @@ class MemoryLedger(MemoryStore):
         limit: int,
         urgent_limit: int = 0,
         accounts_excluded: Sequence[tuple[str, str]] = (),
+        accounts_urgent_only: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
+        held = (accounts_excluded, [*accounts_excluded, *accounts_urgent_only])
         return await self._through(
-            "outbox_take", lambda: self._outbox_take(fence, limit, max(limit, urgent_limit), accounts_excluded)
+            "outbox_take", lambda: self._outbox_take(fence, limit, max(limit, urgent_limit), *held)
         )
 
     def _outbox_take(
-        self, fence: int, limit: int, urgent_limit: int, accounts_excluded: Sequence[tuple[str, str]]
+        self,
+        fence: int,
+        limit: int,
+        urgent_limit: int,
+        held_for_urgent: Sequence[tuple[str, str]],
+        held_for_others: Sequence[tuple[str, str]],
     ) -> list[Reply]:
         places = [
             (chat, urgent_limit if _is_urgent(chat) else limit)
             for chat in self._due_chats()
-            if chat[:2] not in accounts_excluded
+            if chat[:2] not in (held_for_urgent if _is_urgent(chat) else held_for_others)
         ]
         if not any(limit > 0 for _, limit in places):
             return []  # there is nothing that a stale fence could do harm to
