@@ -47,6 +47,7 @@ from rise.ledger.port import (
     Sent,
 )
 from rise.offices import ASK_SECONDS, OfficeClaim
+from rise.outages import Outages
 from rise.pacing import Bucket, Buckets
 from rise.queue.port import Queue, Suspend
 from rise.service import Loop, Signal, cancel_all, insist, spawn
@@ -80,7 +81,8 @@ class DeliveryLimits:
     unknown_policy: str = "resend_marked"
     resends_max: int = 1
     resend_seconds: float = 3.0
-    """Not at once: what made it uncertain may last, and would use up the repetition."""
+    """Not at once: what made it uncertain may last, and would use up the repetition. If it lasts longer, see
+    `rise.outages`."""
     repeats_max: int = 5
     """For calls that may take effect twice without harm."""
     stop_seconds: float = 10.0
@@ -111,6 +113,7 @@ class Sender:
         self._limits = limits or DeliveryLimits()
         self._on_account = on_account
         self._pace = Pace(channels, clock)
+        self._outages = Outages(channels, clock, on_trouble=self._hear_of_outage, on_answer=lambda: self._hint.set())
         self._fence: int | None = None
         self._stopping = False
         self._hint = Signal()
@@ -140,6 +143,7 @@ class Sender:
         if self._chats:
             await asyncio.wait(set(self._chats), timeout=self._limits.stop_seconds)
         await cancel_all(self._chats)
+        await self._outages.stop()
         await self._office.stop()
 
     # --- one look at the outbox ---
@@ -158,8 +162,8 @@ class Sender:
                 self._fence,
                 limit=room,
                 urgent_limit=room + URGENT_AT_ONCE,
-                accounts_excluded=self._accounts_in(self._paused_until),
-                accounts_urgent_only=self._accounts_in(self._limited_until),
+                accounts_excluded=self._accounts_in(self._paused_until) + self._outages.silent(),
+                accounts_urgent_only=self._accounts_in(self._limited_until) + self._outages.waiting(),
             )
         except ClaimLost:
             # Another has or had the office, and opened the outbox anew.
@@ -173,7 +177,8 @@ class Sender:
                 await asyncio.wait(set(self._chats))
             self._fence = None
             raise
-        for reply in replies:
+        # In an outage the first is the one that is tried: rather one that may still be repeated if it fails.
+        for reply in sorted(replies, key=lambda reply: reply.resends):
             spawn(
                 self._serve_chat(self._fence, reply), name=f"chat {reply.chat_id}", into=self._chats
             ).add_done_callback(lambda _: self._hint.set())
@@ -196,6 +201,9 @@ class Sender:
                 return
             try:
                 await self._clock.sleep(seconds)
+                if not self._may_go(reply):
+                    await self._give_place(fence, reply, 0.0)
+                    return
                 delivery = await self._deliver(fence, reply)
             except Exception as error:  # noqa: BLE001 - border: the chat is let go and comes up again, nothing is lost
                 await self._let_go(fence, reply, error)
@@ -205,6 +213,13 @@ class Sender:
                 return
             await self._conclude(reply, delivery, delivered)
             reply = None if self._stopping else delivered.next
+
+    def _may_go(self, reply: Reply) -> bool:
+        """Not into an outage. Its chat is taken again as soon as it may."""
+        if reply.state is ReplyState.SENDING or reply.channel not in self._channels:
+            return True
+        account = (reply.channel, reply.account)
+        return self._outages.may_go(account, is_urgent=reply.call.is_urgent, is_repetition=reply.resends > 0)
 
     async def _deliver(self, fence: int, reply: Reply) -> Delivery:
         if reply.unreadable is not None:
@@ -219,7 +234,9 @@ class Sender:
             return Again(ACCOUNT_RETRY_SECONDS, f"the channel {reply.channel} is not configured")
         await self._ledger.outbox_sending(fence, reply)
         self._pace.go(reply)
+        began = self._clock.monotonic()
         outcome = await channel.send(reply.account, reply.chat_id, reply.call)
+        self._outages.note((reply.channel, reply.account), outcome, began)
         replies_total.labels(reply.channel, reply.account, type(outcome).__name__).inc()
         return self._decide(reply, outcome)
 
@@ -270,7 +287,8 @@ class Sender:
     async def _give_place(self, fence: int, reply: Reply, seconds: float) -> None:
         """Others are sent to while this chat's time has not come."""
         await self._insist(lambda: self._ledger.outbox_release(fence, reply, seconds=seconds), reply)
-        heapq.heappush(self._come_back_at, self._clock.monotonic() + seconds)
+        if seconds:
+            heapq.heappush(self._come_back_at, self._clock.monotonic() + seconds)
 
     async def _let_go(self, fence: int, reply: Reply, error: Exception) -> None:
         """The chat comes up again after a pause; a reply that was being sent comes up as a doubt."""
@@ -338,11 +356,16 @@ class Sender:
         return [account for account, until in pauses.items() if until > now]
 
     def _is_paused(self, account: Account) -> bool:
-        return account in self._accounts_in(self._paused_until) + self._accounts_in(self._limited_until)
+        pauses = self._accounts_in(self._paused_until) + self._accounts_in(self._limited_until)
+        return account in pauses + self._outages.silent() + self._outages.waiting()
 
     def _has_a_call_to_spare(self, account: Account, chat_id: str) -> bool:
         # Who does not send knows nothing of how much is sent; and each serving process hears of each run.
         return self._office.is_ours and not self._is_paused(account) and self._pace.spare(account, chat_id)
+
+    def _hear_of_outage(self, account: Account, trouble: str | None) -> None:
+        if account not in self._accounts_down:
+            self._on_account(*account, trouble)
 
     def _account_works(self, account: Account) -> None:
         if account in self._accounts_down:
@@ -352,6 +375,7 @@ class Sender:
 
     def _forget_accounts(self) -> None:
         """Whoever sends now finds out for itself; here nobody would find out that they work again."""
+        self._outages.forget()
         for account in list(self._accounts_down):
             self._account_works(account)
 

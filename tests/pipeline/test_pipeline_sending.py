@@ -382,6 +382,79 @@ async def test_a_link_that_fails_for_a_moment_does_not_use_up_the_repetition(sta
     assert stage.texts() == ["echo Hello", f"{MARK}echo Hello"]
 
 
+def outage(stage: Stage, fault: Fault, method: str | None = None) -> asyncio.Event:
+    """Every call fails like that until the event is set."""
+    over = asyncio.Event()
+    stage.telegram.fault(fault, method=method, when=lambda call: not over.is_set(), times=None)
+    return over
+
+
+@pytest.mark.req("OUT-1", "CAP-5")
+@pytest.mark.failure("G4", "G6", "G14")
+@pytest.mark.parametrize("fault", [Fault.html_body(502), Fault.server_error(503), Fault.close_before_commit()])
+async def test_an_outage_costs_nobody_an_answer_and_keeps_the_order(stage: Stage, fault: Fault):
+    stage.delivery_limits = DeliveryLimits()
+    heard: list[str | None] = []
+    gateway = await stage.start_gateway(sends=False)
+    await gateway.start(stage.new_sender(gateway, on_account=lambda channel, account, trouble: heard.append(trouble)))
+    await stage.start_worker(saying("1 {}", "2 {}"))
+    over = outage(stage, fault)
+    tasks = [task_id for chat in range(1, 6) for task_id in await stage.write("a", chat=chat)]
+    await tried(stage, 1)
+    tasks += [task_id for chat in range(1, 6) for task_id in await stage.write("b", chat=chat)]
+    for _ in range(60):
+        await stage.pass_time(1)
+    assert len(heard) == 1 and heard[0] is not None
+    calls = [call for call in stage.telegram.calls if call.method == "sendMessage"]
+    assert len(calls) <= 5, "one of each chat at most: nothing is repeated as long as the platform does not answer"
+    over.set()
+    while await stage.open_count():
+        await stage.pass_time(1)
+    await stage.ended(*tasks)
+    for chat in range(1, 6):
+        said = [text.removeprefix(MARK) for text in stage.texts(chat)]
+        assert said == ["1 a", "2 a", "1 b", "2 b"]
+    assert heard[1:] == [None]
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("G6")
+async def test_where_only_messages_fail_few_are_risked_to_see_whether_that_is_over(stage: Stage):
+    stage.delivery_limits = DeliveryLimits()
+    await stage.start(saying("echo {}"))
+    over = outage(stage, Fault.html_body(502), "sendMessage")
+    tasks = [task_id for chat in range(1, 21) for task_id in await stage.write("Hello", chat=chat)]
+    await tried(stage, 1)
+    for _ in range(15):
+        await stage.pass_time(1)
+        await nothing_out(stage)
+    assert (await stage.ledger.outbox_depth()).unknown == 0, "those are tried that may be repeated"
+    over.set()
+    while await stage.open_count():
+        await stage.pass_time(1)
+    await stage.ended(*tasks)
+    assert len(stage.telegram.sent) == 20
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("G3", "G6")
+async def test_who_begins_to_send_in_an_outage_asks_before_it_repeats_anything(stage: Stage):
+    gateway, _ = await stage.start(saying("echo {}"))
+    over = outage(stage, Fault.server_error(503))
+    gateway.die_at("ledger.outbox_record", "before")
+    [task_id] = await stage.write("Hello")
+    await gateway.dead()
+    await stage.start_gateway()
+    for _ in range(20):
+        await stage.pass_time(1)
+    assert (await waits(stage, task_id, tries=0)).resends == 1
+    assert [call.method for call in stage.telegram.calls].count("sendMessage") == 1
+    over.set()
+    while await stage.open_count():
+        await stage.pass_time(1)
+    assert stage.texts() == [f"{MARK}echo Hello"]
+
+
 @pytest.mark.req("OUT-1")
 @pytest.mark.failure("G4")
 async def test_under_the_policy_resend_it_is_said_again_as_it_was(stage: Stage):

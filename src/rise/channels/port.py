@@ -191,6 +191,11 @@ class PushChannel(Channel, Protocol):
         """One call. Returns how it ended, whatever happened; raises only for our own bugs."""
         ...
 
+    async def trouble(self, account: str) -> str | None:
+        """Ask the platform something harmless, within seconds: None if it answers, whatever it says, else what is
+        wrong. Never raises for the platform's faults."""
+        ...
+
     async def show_typing(self, account: str, chat_id: str) -> None:
         """Tell the person that an answer is on its way. Best effort; never raises for the platform's faults."""
         ...

@@ -58,6 +58,7 @@ CONNECTIONS_MAX: Final = 400
 """More than are sent to at once, so that no call waits for another's end: an answer to a payment has ten seconds."""
 
 _CONNECT_SECONDS: Final = 10.0
+_TROUBLE_SECONDS: Final = 5.0
 _ACCOUNT_PAUSE_CHATS: Final = 3
 _ACCOUNT_PAUSE_WINDOW_SECONDS: Final = 10.0
 
@@ -197,6 +198,11 @@ class TelegramChannel:
             return pause
         recent.clear()
         return Paused(pause.seconds, pause.error, whole_account=True)
+
+    async def trouble(self, account: str) -> str | None:
+        answer = await self.exchange(account, "getMe", {}, timeout_seconds=_TROUBLE_SECONDS)
+        outcome = judged(Call("getMe", {}), answer)
+        return outcome.error if isinstance(outcome, NotSent | Uncertain) else None
 
     async def show_typing(self, account: str, chat_id: str) -> None:
         if account in self._tokens:
