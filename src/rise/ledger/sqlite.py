@@ -235,7 +235,7 @@ class SqliteLedger:
                     "UPDATE runs SET status = ?, outcome = ?, finished_at = ? WHERE run_id = ?",
                     (status, outcome, now, task.run_id),
                 )
-                outbox.close_replies(connection, task.run_id, f"not sent: the task was {status}")
+                outbox.close_replies(connection, task.run_id, f"the task was {status}")
             else:
                 return known
             connection.execute(
@@ -592,7 +592,7 @@ def _drop_former(connection: apsw.Connection, task: Task, now: int) -> None:
         (now, why, task.task_id, generation, accepted_at, task.head.receipt_seconds * 1000),
     ).fetchall()
     for (run_id,) in dropped:
-        outbox.close_replies(connection, run_id, f"not sent: {why}")
+        outbox.close_replies(connection, run_id, why)
         forget_workings(connection, run_id)
 
 

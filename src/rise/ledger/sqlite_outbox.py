@@ -222,10 +222,11 @@ def depth(connection: apsw.Connection, now: int) -> OutboxDepth:
 
 
 def close_replies(connection: apsw.Connection, run_id: RunId, why: str) -> None:
-    """What is not out is not sent any more."""
+    """What is not out is not sent any more, and not again if it was perhaps sent."""
     connection.execute(
-        "UPDATE replies SET state = 'failed', error = ? WHERE run_id = ? AND kind = 'answer'"
-        " AND state IN ('ready', 'unknown')",
+        "UPDATE replies SET state = 'failed', error ="
+        " CASE WHEN state = 'unknown' OR resends > 0 THEN 'not sent again: ' ELSE 'not sent: ' END || ?"
+        " WHERE run_id = ? AND kind = 'answer' AND state IN ('ready', 'unknown')",
         (clean_text(why), run_id),
     )
 
@@ -261,7 +262,7 @@ def _note_sent(connection: apsw.Connection, reply: Reply, sent: Sent) -> None:
 def _note_failed(connection: apsw.Connection, reply: Reply, failed: Failed) -> None:
     _set_state(connection, reply, ReplyState.FAILED, error=failed.error, too_late=failed.too_late)
     if failed.chat_gone and reply.kind is ReplyKind.ANSWER:
-        close_replies(connection, reply.run_id, f"not tried: {failed.error}")
+        close_replies(connection, reply.run_id, failed.error)
     else:
         _close_continuations(connection, reply, f"not tried, what it continues was not taken: {failed.error}")
 

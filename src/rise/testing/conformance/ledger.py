@@ -291,6 +291,22 @@ class LedgerConformance:
         assert await ledger.outbox_take(fence, limit=10) == []
         assert await states(ledger, task().run_id) == ["failed", "failed"]
 
+    @pytest.mark.req("SUS-3", "OUT-1")
+    @pytest.mark.failure("E11", "G4")
+    @pytest.mark.parametrize(
+        "ending", [HeldUnknown("timeout"), Resend("timeout", seconds=5.0)], ids=lambda one: type(one).__name__
+    )
+    async def test_of_what_was_perhaps_sent_it_is_never_said_that_it_was_not(
+        self, ledger: Ledger, ending: Delivery
+    ) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        await send(ledger, fence, await take_one(ledger, fence), ending)
+        await ledger.finish(task(), Status.DROPPED)
+        perhaps, never = await ledger.replies(run_id=task().run_id)
+        assert perhaps.error == "not sent again: the task was dropped"
+        assert never.error == "not sent: the task was dropped"
+
     @pytest.mark.failure("E11")
     async def test_dropping_what_is_held_is_final(self, ledger: Ledger) -> None:
         await answer(ledger, task(), 3)

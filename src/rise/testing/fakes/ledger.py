@@ -217,7 +217,7 @@ class MemoryLedger(MemoryStore):
             run = stored.run
             is_former = run.task_id == task.task_id and run.generation < task.progress.generation
             if is_former and not run.status.is_finished and not run.is_of_former(task.head):
-                self._take_back(run_id, f"not sent: {why}")
+                self._take_back(run_id, why)
                 self._end(run_id, Status.DROPPED, None, why=why)
 
     def _add_history(self, task: Task, turns: Sequence[Turn]) -> None:
@@ -241,7 +241,7 @@ class MemoryLedger(MemoryStore):
         elif known.run.status.is_finished:
             return known.run
         else:
-            self._take_back(task.run_id, f"not sent: the task was {status}")
+            self._take_back(task.run_id, f"the task was {status}")
         return self._end(task.run_id, status, outcome, by=clean_text(by) or None, why=clean_text(why) or None)
 
     def _end(self, run_id: RunId, status: Status, outcome: Outcome | None, **more: Any) -> Run:
@@ -505,7 +505,7 @@ class MemoryLedger(MemoryStore):
                 stored.is_too_late = too_late
                 stored.change(state=ReplyState.FAILED, platform_ref=None, error=clean_text(error))
                 if chat_gone and reply.kind is ReplyKind.ANSWER:
-                    self._take_back(reply.run_id, f"not tried: {error}")
+                    self._take_back(reply.run_id, error)
                 self._fail_what_continues(reply)
                 return 0.0
             case HeldUnknown(error):
@@ -736,10 +736,12 @@ class MemoryLedger(MemoryStore):
         return reply.kind is ReplyKind.ANSWER and run is not None and run.status.is_finished
 
     def _take_back(self, run_id: RunId, why: str) -> None:
-        """What is not out is not sent any more."""
+        """What is not out is not sent any more, and not again if it was perhaps sent."""
         for stored in self._answers(run_id):
             if stored.reply.state in (ReplyState.READY, ReplyState.UNKNOWN):
-                stored.change(state=ReplyState.FAILED, error=clean_text(why))
+                was_perhaps_sent = stored.reply.state is ReplyState.UNKNOWN or stored.reply.resends > 0
+                prefix = "not sent again" if was_perhaps_sent else "not sent"
+                stored.change(state=ReplyState.FAILED, error=f"{prefix}: {clean_text(why)}")
 
     def _answers(self, run_id: RunId) -> list[StoredReply]:
         of_run = [stored for stored in self._state.replies.values() if stored.reply.run_id == run_id]
