@@ -86,6 +86,7 @@ class DeliveryLimits:
     repeats_max: int = 5
     """For calls that may take effect twice without harm."""
     stop_seconds: float = 10.0
+    """How long a stop waits for calls that are out. Less than a call may take leaves doubts behind."""
 
 
 class Sender:
@@ -135,7 +136,8 @@ class Sender:
         await self._loop.start()
 
     async def stop(self) -> None:
-        """Take nothing new, let calls that are out come to their end, leave the rest for the next start."""
+        """Begin no call, let those that are out come to their end within the grace, leave the rest for the next
+        start."""
         self._stopping = True
         await self._loop.stop()
         await self._typing.stop()
@@ -201,7 +203,7 @@ class Sender:
                 return
             try:
                 await self._clock.sleep(seconds)
-                if not self._may_go(reply):
+                if self._stopping or not self._may_go(reply):
                     await self._give_place(fence, reply, 0.0)
                     return
                 delivery = await self._deliver(fence, reply)

@@ -57,6 +57,9 @@ DOWNLOAD_BYTES_MAX: Final = 20 * 1024 * 1024
 CONNECTIONS_MAX: Final = 400
 """More than are sent to at once, so that no call waits for another's end: an answer to a payment has ten seconds."""
 
+CALL_SECONDS: Final = 30.0
+"""How long a call may take; what has no answer by then is not known to be sent."""
+
 _CONNECT_SECONDS: Final = 10.0
 _TROUBLE_SECONDS: Final = 5.0
 _ACCOUNT_PAUSE_CHATS: Final = 3
@@ -95,7 +98,7 @@ class TelegramChannel:
         clock: Clock,
         api_base: str = API_BASE,
         rates: TelegramRates | None = None,
-        timeout_seconds: float = 30.0,
+        timeout_seconds: float = CALL_SECONDS,
         chats: ChatRegistry | None = None,
     ) -> None:
         self._tokens = {bot_id_of(token): token for token in tokens}
@@ -183,7 +186,7 @@ class TelegramChannel:
         the whole bot."""
         if is_composed(call.method) or not isinstance(answer, Answer) or answer.status != 404:
             return False
-        me = await self.exchange(account, "getMe", {})
+        me = await self.exchange(account, "getMe", {}, timeout_seconds=_TROUBLE_SECONDS)
         return isinstance(judged(Call("getMe", {}), me), Succeeded)
 
     def _with_evidence(self, account: str, chat_id: str, pause: Paused) -> Paused:
