@@ -93,7 +93,14 @@ COMMANDS = commands(
         unless_generation=st.none() | GENERATIONS,
     ),
     command(1, "outbox_open"),
-    command(4, "outbox_take", limit=LIMIT, urgent=LIMIT, excluded=st.lists(ACCOUNTS, max_size=1)),
+    command(
+        4,
+        "outbox_take",
+        limit=LIMIT,
+        urgent=LIMIT,
+        excluded=st.lists(ACCOUNTS, max_size=1),
+        urgent_only=st.lists(ACCOUNTS, max_size=1),
+    ),
     command(1, "outbox_take_with", pick=PICKS, limit=LIMIT),
     command(10, "deliver", pick=PICKS, delivery=DELIVERIES, is_answer_lost=st.booleans()),
     command(1, "outbox_sending", pick=PICKS),
@@ -206,17 +213,29 @@ class TwoLedgers:
         self.fences.append({ledger: answer(ledger.outbox_open()) for ledger in (self.fake, self.real)})
         self.unsent.clear()
 
-    def outbox_take(self, limit: int, urgent: int, excluded: list[str]) -> None:
-        self._take(self.fences[-1], limit, urgent, [("telegram", account) for account in excluded])
+    def outbox_take(self, limit: int, urgent: int, excluded: list[str], urgent_only: list[str]) -> None:
+        held = ([("telegram", account) for account in accounts] for accounts in (excluded, urgent_only))
+        self._take(self.fences[-1], limit, urgent, *held)
 
     def outbox_take_with(self, pick: int, limit: int) -> None:
         """Also as a sender that has been voided."""
-        self._take(picked(self.fences, pick), limit, 0, [])
+        self._take(picked(self.fences, pick), limit, 0, [], [])
 
-    def _take(self, fence: dict[Ledger, int], limit: int, urgent: int, excluded: list[tuple[str, str]]) -> None:
+    def _take(
+        self,
+        fence: dict[Ledger, int],
+        limit: int,
+        urgent: int,
+        excluded: list[tuple[str, str]],
+        urgent_only: list[tuple[str, str]],
+    ) -> None:
         fake, real = self.agree(
             lambda ledger: ledger.outbox_take(
-                fence[ledger], limit=limit, urgent_limit=urgent, accounts_excluded=excluded
+                fence[ledger],
+                limit=limit,
+                urgent_limit=urgent,
+                accounts_excluded=excluded,
+                accounts_urgent_only=urgent_only,
             )
         )
         if isinstance(fake, list):
@@ -226,7 +245,7 @@ class TwoLedgers:
     def deliver(self, pick: int, delivery: Delivery, is_answer_lost: bool) -> None:
         """As a sender does: one that it was handed, with one call."""
         if not self.unsent:
-            self.outbox_take(1, 0, [])
+            self.outbox_take(1, 0, [], [])
         if self.unsent:
             replies = self.unsent.pop(-1 - pick % len(self.unsent))
             if replies[self.fake].state is ReplyState.SENDING or self._sending(replies) is None:

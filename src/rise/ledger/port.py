@@ -417,11 +417,13 @@ class Ledger(Protocol):
         limit: int,
         urgent_limit: int = 0,
         accounts_excluded: Sequence[tuple[str, str]] = (),
+        accounts_urgent_only: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
         """The first due reply of up to `limit` chats that nobody sends to. Order within a chat is of saving.
 
         Chats of urgent calls come before all others, and are handed out until there are `urgent_limit` in all even
-        where `limit` has no room: they have seconds, however much waits.
+        where `limit` has no room: they have seconds, however much waits. Of accounts that are `urgent_only` no
+        others are handed out; of those that are excluded, none.
 
         One that cannot be read is handed out as such, for the sender to record that it is held.
         """

@@ -235,7 +235,7 @@ class SqliteLedger:
                     "UPDATE runs SET status = ?, outcome = ?, finished_at = ? WHERE run_id = ?",
                     (status, outcome, now, task.run_id),
                 )
-                outbox.close_replies(connection, task.run_id, f"not sent: the task was {status}")
+                outbox.close_replies(connection, task.run_id, f"the task was {status}")
             else:
                 return known
             connection.execute(
@@ -372,14 +372,14 @@ class SqliteLedger:
         limit: int,
         urgent_limit: int = 0,
         accounts_excluded: Sequence[tuple[str, str]] = (),
+        accounts_urgent_only: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
-        excluded, limits = set(accounts_excluded), {"limit": limit, "urgent_limit": urgent_limit}
-        if not await self._database.read(
-            lambda connection: outbox.has_due(connection, self._now(), excluded, **limits)
-        ):
+        held = outbox.AccountsHeld(frozenset(accounts_excluded), frozenset(accounts_urgent_only))
+        limits = {"limit": limit, "urgent_limit": urgent_limit}
+        if not await self._database.read(lambda connection: outbox.has_due(connection, self._now(), held, **limits)):
             return []  # most looks find nothing; they must not cost an fsync
         return await self._database.write(
-            lambda connection: outbox.take_due(connection, fence, self._now(), excluded, **limits)
+            lambda connection: outbox.take_due(connection, fence, self._now(), held, **limits)
         )
 
     async def outbox_sending(self, fence: int, reply: Reply) -> None:
@@ -596,7 +596,7 @@ def _drop_former(connection: apsw.Connection, task: Task, now: int) -> None:
         (now, why, task.task_id, generation, accepted_at, task.head.receipt_seconds * 1000),
     ).fetchall()
     for (run_id,) in dropped:
-        outbox.close_replies(connection, run_id, f"not sent: {why}")
+        outbox.close_replies(connection, run_id, why)
         forget_workings(connection, run_id)
 
 

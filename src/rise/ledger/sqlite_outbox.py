@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from itertools import islice, takewhile
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 import msgspec
@@ -69,6 +69,15 @@ _OPEN: Final = "state IN ('ready', 'sending') AND held = 0"
 
 _decode_call = msgspec.json.Decoder(Call).decode
 
+
+class AccountsHeld(NamedTuple):
+    """Whose chats are not taken."""
+
+    excluded: Set[Account] = frozenset()
+    urgent_only: Set[Account] = frozenset()
+    """But for those of urgent calls."""
+
+
 # --- what a sender does -----------------------------------------------------------------------------------
 
 
@@ -80,20 +89,20 @@ def begin(connection: apsw.Connection, now: int) -> int:
     return count(connection, "sender_fence")
 
 
-def has_due(connection: apsw.Connection, now: int, excluded: Set[Account], *, limit: int, urgent_limit: int) -> bool:
+def has_due(connection: apsw.Connection, now: int, held: AccountsHeld, *, limit: int, urgent_limit: int) -> bool:
     """Whether there is something to take; most looks find nothing."""
-    return bool(_due_chats(connection, now, excluded, min(limit, 1), min(urgent_limit, 1)))
+    return bool(_due_chats(connection, now, held, min(limit, 1), min(urgent_limit, 1)))
 
 
 def take_due(
-    connection: apsw.Connection, fence: int, now: int, excluded: Set[Account], *, limit: int, urgent_limit: int
+    connection: apsw.Connection, fence: int, now: int, held: AccountsHeld, *, limit: int, urgent_limit: int
 ) -> list[Reply]:
     """The first reply of each due chat, and with it the chat."""
     _check_fence(connection, fence)
     replies: list[Reply] = []
 
     def due() -> list[Chat]:
-        return _due_chats(connection, now, excluded, limit - len(replies), urgent_limit - len(replies))
+        return _due_chats(connection, now, held, limit - len(replies), urgent_limit - len(replies))
 
     # Chats with nothing left to send are forgotten on the way, and make room for others.
     while chats := due():
@@ -213,10 +222,11 @@ def depth(connection: apsw.Connection, now: int) -> OutboxDepth:
 
 
 def close_replies(connection: apsw.Connection, run_id: RunId, why: str) -> None:
-    """What is not out is not sent any more."""
+    """What is not out is not sent any more, and not again if it was perhaps sent."""
     connection.execute(
-        "UPDATE replies SET state = 'failed', error = ? WHERE run_id = ? AND kind = 'answer'"
-        " AND state IN ('ready', 'unknown')",
+        "UPDATE replies SET state = 'failed', error ="
+        " CASE WHEN state = 'unknown' OR resends > 0 THEN 'not sent again: ' ELSE 'not sent: ' END || ?"
+        " WHERE run_id = ? AND kind = 'answer' AND state IN ('ready', 'unknown')",
         (clean_text(why), run_id),
     )
 
@@ -252,7 +262,7 @@ def _note_sent(connection: apsw.Connection, reply: Reply, sent: Sent) -> None:
 def _note_failed(connection: apsw.Connection, reply: Reply, failed: Failed) -> None:
     _set_state(connection, reply, ReplyState.FAILED, error=failed.error, too_late=failed.too_late)
     if failed.chat_gone and reply.kind is ReplyKind.ANSWER:
-        close_replies(connection, reply.run_id, f"not tried: {failed.error}")
+        close_replies(connection, reply.run_id, failed.error)
     else:
         _close_continuations(connection, reply, f"not tried, what it continues was not taken: {failed.error}")
 
@@ -362,12 +372,10 @@ def _end_of(endings: Set[tuple[str, int]]) -> tuple[Status, Outcome | None]:
 # --- whose turn it is ---------------------------------------------------------------------------------------
 
 
-def _due_chats(
-    connection: apsw.Connection, now: int, excluded: Set[Account], limit: int, urgent_limit: int
-) -> list[Chat]:
+def _due_chats(connection: apsw.Connection, now: int, held: AccountsHeld, limit: int, urgent_limit: int) -> list[Chat]:
     """Longest-waiting first, those of urgent calls before the others; beyond `limit` only urgent ones."""
 
-    def first(source: str, count: int) -> list[Chat]:
+    def first(source: str, excluded: Set[Account], count: int) -> list[Chat]:
         if count <= 0:
             return []
         rows = connection.execute(
@@ -377,8 +385,9 @@ def _due_chats(
         )
         return list(islice((chat for chat in rows if chat[:2] not in excluded), count))
 
-    urgent = first("outbox_urgent WHERE chat_id GLOB 'urgent:*'", max(limit, urgent_limit))
-    return urgent + first("outbox_ready WHERE chat_id NOT GLOB 'urgent:*'", limit - len(urgent))
+    urgent = first("outbox_urgent WHERE chat_id GLOB 'urgent:*'", held.excluded, max(limit, urgent_limit))
+    others = held.excluded | held.urgent_only
+    return urgent + first("outbox_ready WHERE chat_id NOT GLOB 'urgent:*'", others, limit - len(urgent))
 
 
 def _take(

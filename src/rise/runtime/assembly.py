@@ -21,7 +21,7 @@ from rise.bus.port import Bus
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.http import HttpChannel
 from rise.channels.port import Channel, PushChannel
-from rise.channels.telegram import TelegramChannel, TelegramPolling, TelegramRates, bot_id_of
+from rise.channels.telegram import CALL_SECONDS, TelegramChannel, TelegramPolling, TelegramRates, bot_id_of
 from rise.channels.webchat import WebChatChannel
 from rise.chats import ChatRegistry
 from rise.clock import Clock, SystemClock
@@ -60,6 +60,8 @@ from rise.workflows.definition import WorkflowDefinition
 DEFAULT_ACCOUNT = "default"
 RECOVERY_SECONDS: Final = 5 * CATCH_UP_SECONDS
 """Whoever accepted while Redis was away has said by then which chats it owes earlier messages."""
+ENDING_SECONDS: Final = 5.0
+"""What a call needs beside its answer: to be asked about once more, and to be written down."""
 
 OnTrouble = Callable[[str], Callable[[Unavailable | None], None]]
 """For the name of a store: what hears why it cannot be used, and None when it can again."""
@@ -360,9 +362,15 @@ def build_sender(house: House) -> Sender:
         channels=house.channels.pushed(),
         bus=house.bus,
         clock=house.clock,
-        limits=DeliveryLimits(unknown_policy=settings.telegram_unknown),
+        limits=delivery_limits(settings),
         on_account=report,
     )
+
+
+def delivery_limits(settings: Settings) -> DeliveryLimits:
+    # A call that is cut off by a stop is a doubt, and may be sent a second time.
+    stop_seconds = max(settings.stop_seconds, CALL_SECONDS + ENDING_SECONDS)
+    return DeliveryLimits(unknown_policy=settings.telegram_unknown, stop_seconds=stop_seconds)
 
 
 def build_polling(house: House) -> TelegramPolling | None:

@@ -291,6 +291,22 @@ class LedgerConformance:
         assert await ledger.outbox_take(fence, limit=10) == []
         assert await states(ledger, task().run_id) == ["failed", "failed"]
 
+    @pytest.mark.req("SUS-3", "OUT-1")
+    @pytest.mark.failure("E11", "G4")
+    @pytest.mark.parametrize(
+        "ending", [HeldUnknown("timeout"), Resend("timeout", seconds=5.0)], ids=lambda one: type(one).__name__
+    )
+    async def test_of_what_was_perhaps_sent_it_is_never_said_that_it_was_not(
+        self, ledger: Ledger, ending: Delivery
+    ) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        await send(ledger, fence, await take_one(ledger, fence), ending)
+        await ledger.finish(task(), Status.DROPPED)
+        perhaps, never = await ledger.replies(run_id=task().run_id)
+        assert perhaps.error == "not sent again: the task was dropped"
+        assert never.error == "not sent: the task was dropped"
+
     @pytest.mark.failure("E11")
     async def test_dropping_what_is_held_is_final(self, ledger: Ledger) -> None:
         await answer(ledger, task(), 3)
@@ -580,6 +596,21 @@ class LedgerConformance:
         taken = await ledger.outbox_take(fence, limit=1, accounts_excluded=[("telegram", "7")])
         assert [reply.account for reply in taken] == ["8"]
         assert len(await ledger.outbox_take(fence, limit=10)) == 4
+
+    @pytest.mark.req("TGM-3", "OUT-2")
+    @pytest.mark.failure("G5", "G17")
+    async def test_of_an_account_that_pauses_for_its_limit_only_what_is_urgent_is_handed_out(
+        self, ledger: Ledger
+    ) -> None:
+        await answer(ledger, task(1, chat="1"))
+        urgent = chunks(task(2), chat=f"{URGENT_CHATS}2")
+        await ledger.save_result(task(2), ANSWERED, urgent, [], deliver=True)
+        fence, account = await ledger.outbox_open(), [("telegram", "7")]
+        assert await ledger.outbox_take(fence, limit=10, accounts_excluded=account, accounts_urgent_only=account) == []
+        [taken] = await ledger.outbox_take(fence, limit=10, accounts_urgent_only=account)
+        assert taken.chat_id == "urgent:2"
+        assert await ledger.outbox_take(fence, limit=10, accounts_urgent_only=account) == []
+        assert [reply.chat_id for reply in await ledger.outbox_take(fence, limit=10)] == ["1"]
 
     async def test_a_reply_carries_everything_the_sender_needs(self, ledger: Ledger) -> None:
         [meant] = chunks(task())
