@@ -89,6 +89,9 @@ async def test_another_database_is_not_taken_for_it_and_neither_is_touched(tmp_p
     error = await refused(tmp_path / "here")
     assert "not the one" in str(error)
     assert path.read_bytes() == other and log.read_bytes() == b"pages of the lost one" * 100
+    log.unlink()
+    (tmp_path / "here" / "marker").unlink()
+    await used(tmp_path / "here")  # gone on with, as the remedy says
 
 
 async def test_it_goes_on_by_itself_when_the_file_is_back(tmp_path: Path):

@@ -19,6 +19,7 @@ import pytest
 from disks import small_disk
 
 from rise.bus.local import LocalBus, _locked_file
+from rise.bus.port import Topic
 from rise.channels.telegram import read_update
 from rise.clock import SystemClock
 from rise.envelope import Outcome, TaskId, reply_id_of
@@ -30,6 +31,7 @@ from rise.runtime.assembly import House, build, build_sender
 from rise.runtime.audit import Audit
 from rise.runtime.backup import back_up, restore
 from rise.runtime.directory import DataDirectory
+from rise.service import Signal
 from rise.settings import load_settings
 from rise.testing.telegram import TelegramStandIn
 
@@ -549,12 +551,14 @@ async def test_replies_that_waited_in_the_backup_are_doubts_after_a_restore(tmp_
         await again.stores.open()
         assert await states(again, pushed) == [ReplyState.SENDING] * 2
         assert await states(again, fetched) == [ReplyState.SENT]
+        held = Signal()
+        again.bus.subscribe(Topic.TASK_SETTLED, lambda payload: held.set())
         sender = build_sender(again)
         await again.bus.start()
         await sender.start()
         if policy == "hold":
             while (await again.ledger.outbox_depth()).unknown < 2:
-                await asyncio.sleep(0.05)  # across threads there is no signal to wait for
+                assert await held.wait(10)
         else:
             await telegram.wait_until(lambda platform: len(platform.sent) == 2)
         await sender.stop()

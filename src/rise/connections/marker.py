@@ -10,10 +10,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import apsw
 
 from rise.errors import StoreCorrupt, StoreUnavailable
+
+_CONSEQUENCE: Final = (
+    ": what was accepted into the one before it is not there, and nothing is accepted until it is back"
+)
+_BACK: Final = "put the file back, or stop Rise and `rise restore --force` a backup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class Marker:
         if made and made != identity_of(connection):
             # The log may be what is left of the lost one: closing must not write it into this one and remove it.
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            raise self._lost(database, "not the one that was made here")
+            raise self._exchanged(database)
 
     def write(self, connection: apsw.Connection) -> None:
         """Unless it is there, or the database has no ledger. Raises `StoreUnavailable`."""
@@ -59,10 +65,15 @@ class Marker:
         left = [path for path in (self.path, log) if path.exists()]
         kept = f"; {log.name}, what is left of it, is not touched" if log in left else ""
         return StoreCorrupt(
-            f"{database} is {how}: what was accepted into the one before it is not there, and nothing is accepted"
-            f" until it is back{kept}",
-            remedy=f"put the file back, or stop Rise and `rise restore --force` a backup; or stop it and remove"
-            f" {' and '.join(map(str, left))} to begin anew: what was there is lost then",
+            f"{database} is {how}{_CONSEQUENCE}{kept}",
+            remedy=f"{_BACK}; or stop it and remove {' and '.join(map(str, left))} to begin anew:"
+            " what was there is lost then",
+        )
+
+    def _exchanged(self, database: Path) -> StoreCorrupt:
+        return StoreCorrupt(
+            f"{database} is not the one that was made here{_CONSEQUENCE}",
+            remedy=f"{_BACK}; or stop it and remove {self.path} to go on with this one",
         )
 
 
