@@ -66,8 +66,8 @@ class Marker:
         kept = f"; {log.name}, what is left of it, is not touched" if log in left else ""
         return StoreCorrupt(
             f"{database} is {how}{_CONSEQUENCE}{kept}",
-            remedy=f"{_BACK}; or stop it and remove {' and '.join(map(str, left))} to begin anew: what was there is lost"
-            " then",
+            remedy=f"{_BACK}; or stop it and remove {' and '.join(map(str, left))} to begin anew:"
+            " what was there is lost then",
         )
 
     def _exchanged(self, database: Path) -> StoreCorrupt:
