@@ -31,7 +31,7 @@ TRIED_AGAIN_SECONDS: Final = (3.0, 8.0, 15.0, 30.0, 60.0)
 """Longer: where calls fail though the platform answers, each that is tried may cost a person an answer."""
 TRIAL_SECONDS: Final = 5.0
 """A call that is tried may hang by itself; after so long another is tried beside it."""
-IDLE_SECONDS: Final = 120.0
+IDLE_SECONDS: Final = 30.0
 """If there was nothing to try for so long, nothing is known any more."""
 
 
