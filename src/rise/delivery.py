@@ -207,14 +207,15 @@ class Sender:
                     await self._give_place(fence, reply, 0.0)
                     return
                 delivery = await self._deliver(fence, reply)
+                delivered = await self._record(fence, reply, delivery)
+                if delivered is None:
+                    return
+                ended, reply = reply, delivered.next  # which is the one that is held from here on
+                await self._conclude(ended, delivery, delivered)
             except Exception as error:  # noqa: BLE001 - border: the chat is let go and comes up again, nothing is lost
-                await self._let_go(fence, reply, error)
+                if reply is not None:
+                    await self._let_go(fence, reply, error)
                 return
-            delivered = await self._record(fence, reply, delivery)
-            if delivered is None:
-                return
-            await self._conclude(reply, delivery, delivered)
-            reply = None if self._stopping else delivered.next
 
     def _may_go(self, reply: Reply) -> bool:
         """Not into an outage. Its chat is taken again as soon as it may."""

@@ -723,6 +723,20 @@ async def test_of_two_senders_the_older_can_do_nothing_any_more(stage: Stage, st
     assert new.steps.count("channel.send") >= 4
 
 
+@pytest.mark.req("OUT-1")
+@pytest.mark.parametrize(("step", "is_repeated"), [("ledger.outbox_record", True), ("queue.finish", False)])
+async def test_a_bug_of_ours_after_a_call_holds_no_chat_for_ever(stage: Stage, step: str, is_repeated: bool):
+    gateway, _ = await stage.start(saying("1 {}", "2 {}"))
+    gateway.fail_at(step, "before", ValueError("a bug of ours"))
+    [task_id] = await stage.write("one")
+    await tried(stage, 1 if is_repeated else 2)
+    for _ in range(4):
+        await stage.pass_time(delivery.ACCOUNT_RETRY_SECONDS + 1)
+    await stage.ended(task_id, *await stage.write("two"))
+    assert [text for text in stage.texts() if not text.startswith(MARK)] == ["1 one", "2 one", "1 two", "2 two"]
+    assert sum(text.startswith(MARK) for text in stage.texts()) == is_repeated
+
+
 @pytest.mark.req("CAP-5", "OUT-2")
 @pytest.mark.failure("G8")
 async def test_who_does_not_send_any_more_says_nothing_of_the_bots(stage: Stage):

@@ -1426,3 +1426,23 @@ async def test_a_chat_with_many_late_messages_is_told_once(stage: Stage):
     await gateway.supervisor.tell()
     await stage.let_go_on()
     assert len(stage.texts()) == 1
+
+
+# --- what the platform does not date ------------------------------------------------------------------------
+
+
+@pytest.mark.req("QUE-2", "TGM-2")
+async def test_what_has_no_date_runs_in_the_order_of_its_arrival_within_a_millisecond_too(stage: Stage):
+    ran: list[str] = []
+
+    @rise.workflow("taps", channels=["telegram"])
+    async def taps(turn: rise.Turn) -> None:
+        ran.append(turn.text)
+
+    gateway = await stage.start_gateway()
+    said = [str(number) for number in range(20)]
+    arrivals = [stage.tapped(text, chat=42) for text in said]
+    accepted = await asyncio.gather(*map(gateway.intake.accept, arrivals))
+    await stage.start_worker(taps)
+    await stage.ended(*(one.task_id for one in accepted))
+    assert ran == said
