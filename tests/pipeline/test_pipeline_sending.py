@@ -434,12 +434,12 @@ async def test_where_only_messages_fail_few_are_risked_to_see_whether_that_is_ov
     for _ in range(15):
         await stage.pass_time(1)
         await nothing_out(stage)
-    assert (await stage.ledger.outbox_depth()).unknown <= 1, "rather such are tried as may be repeated"
+    assert (await stage.ledger.outbox_depth()).unknown <= 2, "one is tried after 3 s, another 8 s later"
     over.set()
     for _ in range(40):
         await stage.pass_time(1)
         await nothing_out(stage)
-    assert len(stage.telegram.sent) >= 19
+    assert len(stage.telegram.sent) >= 18
 
 
 @pytest.mark.req("OUT-1")

@@ -109,8 +109,18 @@ async def test_a_channel_and_what_is_bound_to_an_account_may_have_fewer_places(s
     of_telegram = {name.format(account=stage.account): 2}
     stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=10, concurrency_for=of_telegram)
     bot = Bot()
+    held = [bot.hold(f"hold {chat}") for chat in range(1, 11)]
     await stage.start(bot.workflow)
-    tasks = [task_id for chat in range(1, 21) for task_id in await stage.write("Hello", chat=chat)]
+    tasks = [task_id for chat in range(1, 11) for task_id in await stage.write(f"hold {chat}", chat=chat)]
+
+    async def two() -> bool:
+        return len(bot.started) == 2
+
+    await stage.until(two)
+    await stage.pass_time(1)
+    assert len(bot.started) == 2
+    for event in held:
+        event.set()
     await stage.ended(*tasks)
     assert bot.in_parallel_max == 2
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-import apsw
+from typing import TYPE_CHECKING, Final
 
 from rise.errors import StoreCorrupt, StoreUnavailable
+
+if TYPE_CHECKING:
+    import apsw
 
 _CONSEQUENCE: Final = (
     ": what was accepted into the one before it is not there, and nothing is accepted until it is back"
@@ -37,6 +38,8 @@ class Marker:
         """Raises `StoreCorrupt` if the database is not the one that was made here."""
         made = self._made()
         if made and made != identity_of(connection):
+            import apsw  # here, because whoever only wants help does not wait for it
+
             # The log may be what is left of the lost one: closing must not write it into this one and remove it.
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             raise self._exchanged(database)
