@@ -230,9 +230,7 @@ class _Keeping:
 
     def _say_that_queue_lacks_it(self, error: BaseException) -> None:
         head = self._task.head
-        # Behind others for a moment is no failure that anybody should look into.
-        report = log.info if isinstance(error, QueueOwed) else log.warning
-        report(
+        log.warning(
             "telegram.queue.enqueue_failed" if head.channel == "telegram" else "queue.enqueue_failed",
             task_id=head.task_id,
             error=error,
