@@ -83,24 +83,29 @@ async def started(stage: Stage, bot: Bot, *texts: str) -> None:
 # --- how many at once -------------------------------------------------------------------------------------
 
 
-@pytest.mark.req("WRK-2")
-async def test_a_channel_serves_no_more_chats_at_once_than_allowed(stage: Stage):
-    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=3)
+async def serves_at_once(stage: Stage, count: int) -> None:
+    """Of ten chats that write, so many and no more."""
     bot = Bot()
     held = [bot.hold(f"hold {chat}") for chat in range(1, 11)]
     await stage.start(bot.workflow)
     tasks = [task_id for chat in range(1, 11) for task_id in await stage.write(f"hold {chat}", chat=chat)]
 
-    async def three() -> bool:
-        return len(bot.started) == 3
+    async def so_many() -> bool:
+        return len(bot.started) == count
 
-    await stage.until(three)
+    await stage.until(so_many)
     await stage.pass_time(1)
-    assert len(bot.started) == 3
+    assert len(bot.started) == count
     for event in held:
         event.set()
     await stage.ended(*tasks)
-    assert bot.in_parallel_max == 3
+    assert bot.in_parallel_max == count
+
+
+@pytest.mark.req("WRK-2")
+async def test_a_channel_serves_no_more_chats_at_once_than_allowed(stage: Stage):
+    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=3)
+    await serves_at_once(stage, 3)
 
 
 @pytest.mark.req("WRK-2")
@@ -108,21 +113,7 @@ async def test_a_channel_serves_no_more_chats_at_once_than_allowed(stage: Stage)
 async def test_a_channel_and_what_is_bound_to_an_account_may_have_fewer_places(stage: Stage, name: str):
     of_telegram = {name.format(account=stage.account): 2}
     stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=10, concurrency_for=of_telegram)
-    bot = Bot()
-    held = [bot.hold(f"hold {chat}") for chat in range(1, 11)]
-    await stage.start(bot.workflow)
-    tasks = [task_id for chat in range(1, 11) for task_id in await stage.write(f"hold {chat}", chat=chat)]
-
-    async def two() -> bool:
-        return len(bot.started) == 2
-
-    await stage.until(two)
-    await stage.pass_time(1)
-    assert len(bot.started) == 2
-    for event in held:
-        event.set()
-    await stage.ended(*tasks)
-    assert bot.in_parallel_max == 2
+    await serves_at_once(stage, 2)
 
 
 @pytest.mark.req("WRK-2")
