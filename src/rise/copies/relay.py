@@ -238,9 +238,8 @@ class Relay:
         try:
             await journal.note([run_of(entry.task).run for entry in brought], "redis", life)
         except StoreUnavailable as error:
-            log.debug(
-                "relay.not_noted", error=error
-            )  # on a disk that takes no writes the next are brought all the same
+            # On a disk that takes no writes the next are brought all the same.
+            log.debug("relay.not_noted", error=error)
 
     async def _bring(self, entries: Sequence[JournalEntry]) -> list[JournalEntry]:
         """To the queue. Returns what needs no bringing any more."""
