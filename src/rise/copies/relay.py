@@ -144,7 +144,14 @@ class Relay:
             await self._owe()
             for journal, last in lasts.items():
                 if last:
-                    await self._complete_queue(life, journal, older_than_ms=0, last=last, is_owed=True, is_others=True)
+                    await self._bring_from_another(life, journal, last)
+
+    async def _bring_from_another(self, life: str, journal: Journal, last: int) -> None:
+        try:
+            await self._complete_queue(life, journal, older_than_ms=0, last=last, is_owed=True, is_others=True)
+        except StoreUnavailable as error:
+            # If the ledger is what is away, what is our own is not brought either, and all is tried again.
+            log.info("relay.journal_left_out", slot=journal.number, error=error)
 
     async def _owed_by(self, journal: Journal, life: str) -> int:
         """Owes for its lanes, too. Returns the last number of what it has; 0 also if it cannot be read."""
