@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from rise.capabilities import CONSEQUENCES, REMEDIES, Acceptance, CapabilityRegistry, CapabilityState, CapabilityStatus
-from rise.errors import CapabilityClosed
+from rise.errors import CapabilityClosed, StoreUnavailable
 from rise.telemetry import capability_available
 from rise.testing.clock import ManualClock
 
@@ -71,6 +71,24 @@ def test_what_is_not_there_is_shown_with_what_that_means_and_what_helps(capabili
     assert shown["disk"].keys() == {"status", "checked_at", "detail"}
     assert (shown["redis"]["consequence"], shown["redis"]["remedy"]) == (CONSEQUENCES["redis"], REMEDIES["redis"])
     assert "remedy" not in shown["somebody's"]
+
+
+@pytest.mark.req("CAP-6")
+async def test_an_error_that_brings_its_own_remedy_is_shown_and_logged_with_that(
+    capabilities: CapabilityRegistry,
+) -> None:
+    async def vanished() -> tuple[CapabilityStatus, str]:
+        raise StoreUnavailable("the file is gone", remedy="put it back")
+
+    capabilities.set("disk", AVAILABLE)
+    with capture_logs() as logged:
+        capabilities.set("disk", UNAVAILABLE, "the file is gone", "put it back")
+    assert (logged[0]["consequence"], logged[0]["remedy"]) == (CONSEQUENCES["disk"], "put it back")
+    assert capabilities.shown()["disk"]["remedy"] == "put it back"
+    capabilities.set("disk", UNAVAILABLE, "the disk is full")
+    assert capabilities.shown()["disk"]["remedy"] == REMEDIES["disk"]
+    capabilities.register_capability_probe("disk", vanished, hard=True)
+    assert (await capabilities.probe("disk")).remedy == "put it back"
 
 
 @pytest.mark.req("CAP-7")

@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rise.channels.telegram import CALL_SECONDS
+from rise.runtime.assembly import delivery_limits
 from rise.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
+STOP_SECONDS = Settings.model_fields["stop_seconds"].default
+GATEWAY_STOP_SECONDS = 2 * STOP_SECONDS + 5.0 + delivery_limits(Settings.model_construct()).stop_seconds
+"""Doors, workflows, calls that are out, one after the other. Who is killed sooner was not stopped."""
 UNITS = sorted(path.name for path in DEPLOY.glob("*.service"))
 
 
@@ -37,9 +42,18 @@ def test_the_compose_file_sets_only_what_there_is_and_what_it_says_of_redis_hold
     assert words[words.index("--appendonly") + 1] == "yes"
     assert services["worker"]["command"] == ["rise", "worker"]
     assert "depends_on" not in services["rise"], "it starts without its servers"
+    assert float(services["rise"]["stop_grace_period"].removesuffix("s")) > GATEWAY_STOP_SECONDS
     named = {volume.split(":")[0] for service in services.values() for volume in service.get("volumes", [])}
     volumes = yaml.load((DEPLOY / "compose.yml").read_text(), Loader=Compose)["volumes"]
     assert {name for name in named if not name.startswith(".")} == set(volumes)
+
+
+@pytest.mark.req("WRK-6", "OUT-1")
+@pytest.mark.failure("D18")
+@pytest.mark.parametrize("seconds", [1.0, 20.0, 120.0])
+def test_a_stop_waits_for_as_long_as_a_call_may_take(seconds: float):
+    grace = delivery_limits(Settings.model_construct(stop_seconds=seconds)).stop_seconds
+    assert grace >= max(seconds, CALL_SECONDS + 5.0), "and for the question that some answers need"
 
 
 @pytest.mark.req("OPS-5")
@@ -52,8 +66,8 @@ def test_the_units_say_what_systemd_reads():
         assert set(unit.sections()) == {"Unit", "Service", "Install"}
         assert set(re.findall(r"RISE_[A-Z_]+(?==)", (DEPLOY / name).read_text())) <= known_settings()
         assert re.fullmatch(r"/\S+/rise (serve|worker)", unit["Service"]["ExecStart"])
-        # Longer than workflows are waited for, or a stop would be a kill.
-        assert float(unit["Service"]["TimeoutStopSec"]) > 2 * Settings.model_fields["stop_seconds"].default
+        seconds = float(unit["Service"]["TimeoutStopSec"])
+        assert seconds > (GATEWAY_STOP_SECONDS if unit["Service"]["ExecStart"].endswith("serve") else 2 * STOP_SECONDS)
 
 
 @pytest.mark.req("OPS-5")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from rise.clock import epoch_ms
 from rise.errors import StoreUnavailable
@@ -119,3 +120,20 @@ async def test_who_saw_another_act_in_it_asks_again_first(clock: ManualClock, le
     await pass_time(clock, LEASE_SECONDS / 3 + ASK_SECONDS)
     assert one.is_ours
     await one.stop()
+
+
+@pytest.mark.req("CAP-5")
+async def test_that_it_is_not_known_is_logged_once_for_each_time_the_ledger_is_away(
+    clock: ManualClock, ledgers: tuple[Ledger, Ledger]
+):
+    ledger = ledgers[0]
+    claim = await started(ledger, "a", clock)
+    for said in (1, 2):
+        ledger.is_away = True
+        with capture_logs() as logged:
+            await pass_time(clock, LEASE_SECONDS * 2)
+        assert [entry["event"] for entry in logged].count("office.unknown") == 1, f"the outage {said}"
+        ledger.is_away = False
+        await pass_time(clock, LEASE_SECONDS)
+        assert claim.is_ours
+    await claim.stop()

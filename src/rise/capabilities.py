@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from rise.clock import Clock, iso
-from rise.errors import CapabilityClosed
+from rise.errors import CapabilityClosed, RiseError
 from rise.service import spawn
 from rise.telemetry import capability_available, log, printable, redact
 
@@ -88,6 +88,8 @@ class CapabilityState:
     detail: str
     checked_at: datetime
     ttl_seconds: float = TTL_SECONDS
+    remedy: str = ""
+    """What helps this time, if it is not what helps otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +197,14 @@ class CapabilityRegistry:
 
     # --- what is learnt ---
 
-    def set(self, name: str, status: CapabilityStatus, detail: str = "") -> None:
-        """It is so from now on. A change is logged and told, a repetition is not."""
+    def set(self, name: str, status: CapabilityStatus, detail: str = "", remedy: str = "") -> None:
+        """It is so from now on. A change is logged and told, a repetition is not. `remedy`: other than the usual."""
         probe = self._probes.get(name)
         if probe is not None:
             probe.good = 0
             probe.trouble = "" if status is CapabilityStatus.AVAILABLE else detail
             probe.due_at = self._clock.monotonic() + probe.ttl_seconds
-        self._put(name, status, detail)
+        self._put(name, status, detail, remedy)
 
     def on_change(self, listener: Listener) -> Callable[[], None]:
         """Called with name and state when a status is new; returns how to stop that."""
@@ -275,6 +277,7 @@ class CapabilityRegistry:
     # --- details ---
 
     async def _ask(self, name: str, probe: _Probe) -> None:
+        remedy = ""
         try:
             async with asyncio.timeout(probe.timeout_seconds):
                 status, detail = await probe.checker()
@@ -282,26 +285,29 @@ class CapabilityRegistry:
             status, detail = probe.fails_as, f"no answer within {probe.timeout_seconds:g} s"
         except Exception as error:  # noqa: BLE001 - border: whatever a probe raises is its answer
             status, detail = probe.fails_as, str(error) or type(error).__name__
-        self._judge(name, probe, status, detail)
+            remedy = error.remedy if isinstance(error, RiseError) else ""
+        self._judge(name, probe, status, detail, remedy)
 
-    def _judge(self, name: str, probe: _Probe, status: CapabilityStatus, detail: str) -> None:
+    def _judge(self, name: str, probe: _Probe, status: CapabilityStatus, detail: str, remedy: str = "") -> None:
         """Worse at once; better when it has been so often enough."""
         before = self._states.get(name)
         if before is None or _WORTH[status] <= _WORTH[before.status]:
-            self.set(name, status, detail)
+            self.set(name, status, detail, remedy)
             return
         probe.good += 1
         if probe.good >= probe.good_in_a_row:
             self.set(name, status, detail)
             return
         probe.due_at = self._clock.monotonic() + RECOVERY_TTL_SECONDS
-        self._put(name, before.status, f"{probe.trouble}; well again, {probe.good} of {probe.good_in_a_row} times")
+        detail = f"{probe.trouble}; well again, {probe.good} of {probe.good_in_a_row} times"
+        self._put(name, before.status, detail, before.remedy)
 
-    def _put(self, name: str, status: CapabilityStatus, detail: str) -> None:
+    def _put(self, name: str, status: CapabilityStatus, detail: str, remedy: str) -> None:
         before = self._states.get(name)
         probe = self._probes.get(name)
         detail = printable(redact(detail))
-        state = CapabilityState(status, detail, self._clock.now(), probe.ttl_seconds if probe else TTL_SECONDS)
+        ttl_seconds = probe.ttl_seconds if probe else TTL_SECONDS
+        state = CapabilityState(status, detail, self._clock.now(), ttl_seconds, printable(redact(remedy)))
         self._states[name] = state
         capability_available.labels(name).set(_WORTH[status])
         if before is None:
@@ -311,7 +317,7 @@ class CapabilityRegistry:
             if status is CapabilityStatus.AVAILABLE:
                 log.info("capability.state_changed", **change)
             else:
-                log.warning("capability.state_changed", **change, **meaning_of(name))
+                log.warning("capability.state_changed", **change, **meaning_of(name, state.remedy))
         if before is None or before.status is not status:
             self._tell(name, state)
 
@@ -325,12 +331,13 @@ class CapabilityRegistry:
 
 def _shown(name: str, state: CapabilityState) -> dict[str, str]:
     shown = {"status": state.status.value, "checked_at": iso(state.checked_at), "detail": state.detail}
-    return shown if state.status is CapabilityStatus.AVAILABLE else shown | meaning_of(name)
+    return shown if state.status is CapabilityStatus.AVAILABLE else shown | meaning_of(name, state.remedy)
 
 
-def meaning_of(name: str) -> dict[str, str]:
-    """What its loss means and what helps, as far as that is known: a probe may be anybody's."""
-    return {"consequence": CONSEQUENCES[name], "remedy": REMEDIES[name]} if name in CONSEQUENCES else {}
+def meaning_of(name: str, remedy: str = "") -> dict[str, str]:
+    """What its loss means and what helps, this time or else as a rule, as far as that is known: a probe may be
+    anybody's."""
+    return {"consequence": CONSEQUENCES[name], "remedy": remedy or REMEDIES[name]} if name in CONSEQUENCES else {}
 
 
 def _is_there(state: CapabilityState | None) -> bool:

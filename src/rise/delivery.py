@@ -47,6 +47,7 @@ from rise.ledger.port import (
     Sent,
 )
 from rise.offices import ASK_SECONDS, OfficeClaim
+from rise.outages import Outages
 from rise.pacing import Bucket, Buckets
 from rise.queue.port import Queue, Suspend
 from rise.service import Loop, Signal, cancel_all, insist, spawn
@@ -64,6 +65,8 @@ PLACE_SECONDS: Final = 0.25
 """A chat that has to wait for longer gives its place to others meanwhile; for less that is not worth two writes."""
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 ACCOUNT_RETRY_SECONDS: Final = 60.0
+LIMITED_SECONDS: Final = 5.0
+"""How long an account pauses that was asked to: then what is tried shows. Its chats pause as long as each was told."""
 URGENT_AT_ONCE: Final = 50
 """Places kept for urgent calls: all others may be taken by chats whose platform does not answer."""
 TIMES_KEPT: Final = 10_000
@@ -78,10 +81,12 @@ class DeliveryLimits:
     unknown_policy: str = "resend_marked"
     resends_max: int = 1
     resend_seconds: float = 3.0
-    """Not at once: what made it uncertain may last, and would use up the repetition."""
+    """Not at once: what made it uncertain may last, and would use up the repetition. If it lasts longer, see
+    `rise.outages`."""
     repeats_max: int = 5
     """For calls that may take effect twice without harm."""
     stop_seconds: float = 10.0
+    """How long a stop waits for calls that are out. Less than a call may take leaves doubts behind."""
 
 
 class Sender:
@@ -109,6 +114,7 @@ class Sender:
         self._limits = limits or DeliveryLimits()
         self._on_account = on_account
         self._pace = Pace(channels, clock)
+        self._outages = Outages(channels, clock, on_trouble=self._hear_of_outage, on_answer=lambda: self._hint.set())
         self._fence: int | None = None
         self._stopping = False
         self._hint = Signal()
@@ -116,6 +122,9 @@ class Sender:
         self._chats: set[asyncio.Task[Any]] = set()
         self._come_back_at: list[float] = []
         self._paused_until: dict[Account, float] = {}
+        """Its token is not valid: nothing goes out."""
+        self._limited_until: dict[Account, float] = {}
+        """It sends too much in all: only what is urgent goes out, which the platform waits for, and counts apart."""
         self._accounts_down: set[Account] = set()
         self._loop = Loop("delivery", self._take, sleep=clock.sleep, on_error=_report)
         self._typing = Typing(channels, bus, clock, may_be_shown=self._has_a_call_to_spare)
@@ -127,7 +136,8 @@ class Sender:
         await self._loop.start()
 
     async def stop(self) -> None:
-        """Take nothing new, let calls that are out come to their end, leave the rest for the next start."""
+        """Begin no call, let those that are out come to their end within the grace, leave the rest for the next
+        start."""
         self._stopping = True
         await self._loop.stop()
         await self._typing.stop()
@@ -135,6 +145,7 @@ class Sender:
         if self._chats:
             await asyncio.wait(set(self._chats), timeout=self._limits.stop_seconds)
         await cancel_all(self._chats)
+        await self._outages.stop()
         await self._office.stop()
 
     # --- one look at the outbox ---
@@ -153,7 +164,8 @@ class Sender:
                 self._fence,
                 limit=room,
                 urgent_limit=room + URGENT_AT_ONCE,
-                accounts_excluded=self._accounts_paused(),
+                accounts_excluded=self._accounts_in(self._paused_until) + self._outages.silent(),
+                accounts_urgent_only=self._accounts_in(self._limited_until) + self._outages.waiting(),
             )
         except ClaimLost:
             # Another has or had the office, and opened the outbox anew.
@@ -167,7 +179,8 @@ class Sender:
                 await asyncio.wait(set(self._chats))
             self._fence = None
             raise
-        for reply in replies:
+        # In an outage the first is the one that is tried: rather one that may still be repeated if it fails.
+        for reply in sorted(replies, key=lambda reply: reply.resends):
             spawn(
                 self._serve_chat(self._fence, reply), name=f"chat {reply.chat_id}", into=self._chats
             ).add_done_callback(lambda _: self._hint.set())
@@ -190,15 +203,26 @@ class Sender:
                 return
             try:
                 await self._clock.sleep(seconds)
+                if self._stopping or not self._may_go(reply):
+                    await self._give_place(fence, reply, 0.0)
+                    return
                 delivery = await self._deliver(fence, reply)
+                delivered = await self._record(fence, reply, delivery)
+                if delivered is None:
+                    return
+                ended, reply = reply, delivered.next  # which is the one that is held from here on
+                await self._conclude(ended, delivery, delivered)
             except Exception as error:  # noqa: BLE001 - border: the chat is let go and comes up again, nothing is lost
-                await self._let_go(fence, reply, error)
+                if reply is not None:
+                    await self._let_go(fence, reply, error)
                 return
-            delivered = await self._record(fence, reply, delivery)
-            if delivered is None:
-                return
-            await self._conclude(reply, delivery, delivered)
-            reply = None if self._stopping else delivered.next
+
+    def _may_go(self, reply: Reply) -> bool:
+        """Not into an outage. Its chat is taken again as soon as it may."""
+        if reply.state is ReplyState.SENDING or reply.channel not in self._channels:
+            return True
+        account = (reply.channel, reply.account)
+        return self._outages.may_go(account, is_urgent=reply.call.is_urgent, is_repetition=reply.resends > 0)
 
     async def _deliver(self, fence: int, reply: Reply) -> Delivery:
         if reply.unreadable is not None:
@@ -213,7 +237,9 @@ class Sender:
             return Again(ACCOUNT_RETRY_SECONDS, f"the channel {reply.channel} is not configured")
         await self._ledger.outbox_sending(fence, reply)
         self._pace.go(reply)
+        began = self._clock.monotonic()
         outcome = await channel.send(reply.account, reply.chat_id, reply.call)
+        self._outages.note((reply.channel, reply.account), outcome, began)
         replies_total.labels(reply.channel, reply.account, type(outcome).__name__).inc()
         return self._decide(reply, outcome)
 
@@ -228,7 +254,7 @@ class Sender:
                 return Again(self._backoff_seconds(reply.tries), error)
             case Paused(seconds, error, whole_account):
                 if whole_account:
-                    self._pause(account, seconds)
+                    self._limited_until[account] = self._clock.monotonic() + min(seconds, LIMITED_SECONDS)
                 return Again(seconds, error)
             case Unreadable(error, plain):
                 return Again(0.0, error, call=plain)
@@ -264,7 +290,8 @@ class Sender:
     async def _give_place(self, fence: int, reply: Reply, seconds: float) -> None:
         """Others are sent to while this chat's time has not come."""
         await self._insist(lambda: self._ledger.outbox_release(fence, reply, seconds=seconds), reply)
-        heapq.heappush(self._come_back_at, self._clock.monotonic() + seconds)
+        if seconds:
+            heapq.heappush(self._come_back_at, self._clock.monotonic() + seconds)
 
     async def _let_go(self, fence: int, reply: Reply, error: Exception) -> None:
         """The chat comes up again after a pause; a reply that was being sent comes up as a doubt."""
@@ -327,13 +354,21 @@ class Sender:
     def _pause(self, account: Account, seconds: float) -> None:
         self._paused_until[account] = max(self._paused_until.get(account, 0.0), self._clock.monotonic() + seconds)
 
-    def _accounts_paused(self) -> list[Account]:
+    def _accounts_in(self, pauses: Mapping[Account, float]) -> list[Account]:
         now = self._clock.monotonic()
-        return [account for account, until in self._paused_until.items() if until > now]
+        return [account for account, until in pauses.items() if until > now]
+
+    def _is_paused(self, account: Account) -> bool:
+        pauses = self._accounts_in(self._paused_until) + self._accounts_in(self._limited_until)
+        return account in pauses + self._outages.silent() + self._outages.waiting()
 
     def _has_a_call_to_spare(self, account: Account, chat_id: str) -> bool:
         # Who does not send knows nothing of how much is sent; and each serving process hears of each run.
-        return self._office.is_ours and account not in self._accounts_paused() and self._pace.spare(account, chat_id)
+        return self._office.is_ours and not self._is_paused(account) and self._pace.spare(account, chat_id)
+
+    def _hear_of_outage(self, account: Account, trouble: str | None) -> None:
+        if account not in self._accounts_down:
+            self._on_account(*account, trouble)
 
     def _account_works(self, account: Account) -> None:
         if account in self._accounts_down:
@@ -343,6 +378,7 @@ class Sender:
 
     def _forget_accounts(self) -> None:
         """Whoever sends now finds out for itself; here nobody would find out that they work again."""
+        self._outages.forget()
         for account in list(self._accounts_down):
             self._account_works(account)
 

@@ -19,6 +19,8 @@ class RiseError(Exception):
     def __init__(self, public_message: str) -> None:
         super().__init__(public_message)
         self.public_message = public_message
+        self.remedy = ""
+        """What helps in this case, where that is not what helps against errors of its class."""
 
 
 # --- at start ---------------------------------------------------------------------------------------------
@@ -159,9 +161,10 @@ class Unavailable(RiseError):
     retryable = True
     capability: ClassVar[str] = "unknown"
 
-    def __init__(self, public_message: str, *, retry_after_seconds: int | None = None) -> None:
+    def __init__(self, public_message: str, *, retry_after_seconds: int | None = None, remedy: str = "") -> None:
         super().__init__(public_message)
         self.retry_after_seconds = retry_after_seconds
+        self.remedy = remedy
 
 
 class StoreUnavailable(Unavailable):

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -71,6 +72,8 @@ class Intake:
     stores: tuple[str, ...] = ("journal",)
     chats: ChatRegistry | None = None
     """Who writes down that a chat has moved."""
+    arrivals: Iterator[int] = field(default_factory=itertools.count)
+    """What has no date of its own comes in the order of its arrival, also within a millisecond."""
 
     def now(self) -> datetime:
         """The store's time, which no step of the wall clock moves; the wall clock's as long as there is no store."""
@@ -142,7 +145,7 @@ class Intake:
             account=incoming.account,
             source=incoming.source,
             lane=incoming.lane,
-            order=incoming.order or Order(now_ms, 0),
+            order=incoming.order or Order(now_ms, next(self.arrivals)),
             accepted_at_ms=now_ms,
             request_id=request_id,
             trace_id=incoming.trace_id or request_id,

@@ -39,7 +39,8 @@ class OfficeClaim:
         self._asked_at: float | None = None
         self._is_anothers = False
         self._trouble = ""
-        self._loop = Loop(self.name, self._ask, sleep=clock.sleep, on_error=_report, pause_seconds_max=ASK_SECONDS)
+        self._is_said_unknown = False
+        self._loop = Loop(self.name, self._ask, sleep=clock.sleep, on_error=self._report, pause_seconds_max=ASK_SECONDS)
 
     @property
     def is_ours(self) -> bool:
@@ -91,11 +92,14 @@ class OfficeClaim:
             raise
         finally:
             self._asked_at = None
-        self._is_anothers, self._trouble = not is_ours, ""
+        self._is_anothers, self._trouble, self._is_said_unknown = not is_ours, "", False
         return is_ours
 
-
-def _report(name: str, error: BaseException) -> None:
-    log.warning(
-        "office.unknown", office=name, error=error, consequence="asked again; after a while another may have it"
-    )
+    def _report(self, name: str, error: BaseException) -> None:
+        """Once for as long as the ledger is away: it is asked every second. What else goes wrong is said each time."""
+        is_away = isinstance(error, Unavailable)
+        if not (is_away and self._is_said_unknown):
+            log.warning(
+                "office.unknown", office=name, error=error, consequence="asked again; after a while another may have it"
+            )
+        self._is_said_unknown = self._is_said_unknown or is_away

@@ -90,7 +90,7 @@ class Loop:
     """A service that does one thing again and again, and survives its own errors.
 
     `body` runs until it returns and is then called again. An unexpected error is handed to `on_error` and
-    the body starts anew after `pause` (doubling up to `pause_max`): a loop that dies in silence is the
+    the body starts anew after `pause_seconds` (doubling up to `pause_seconds_max`): a loop that dies in silence is the
     failure where everything looks healthy and nothing moves.
     """
 

@@ -151,7 +151,9 @@ class Settings(BaseSettings):
     suspended_alert_hours: Annotated[float, Field(gt=0, le=SECONDS_MAX / 3600)] = Field(
         24.0, description="One suspended for so long raises an alert."
     )
-    stop_seconds: Seconds = Field(20.0, description="How long a stop waits for running workflows.")
+    stop_seconds: Seconds = Field(
+        20.0, description="How long a stop waits for running workflows; for calls that are out at least 35 s, too."
+    )
     late_after_seconds: Annotated[float, Field(ge=0, le=SECONDS_MAX)] = Field(
         30.0, description='After this a person is told "running late"; 0 never tells.'
     )

@@ -34,6 +34,7 @@ from rise.envelope import (
     encode_json,
     notice_id_of,
     reply_id_of,
+    run_id_of,
 )
 from rise.errors import ClaimLost
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
@@ -320,13 +321,16 @@ class Worker:
     # --- settling: the only code that ends a claim on a task ---
 
     async def _settle(self, claim: Claim, task: Task, ending: Ending) -> Claim | None:
-        settlement = await self._insist(lambda: self._record(task, ending), task)
+        settlement = await self._insist(lambda: self._record(claim, task, ending), task)
         following = await self._insist(lambda: self._queue.settle(claim, task, settlement), task)
         self._announce(task, ending, settlement)
         return following
 
-    async def _record(self, task: Task, ending: Ending) -> Settlement:
-        """Write the ending into the ledger; only then may the queue know. Repeating it changes nothing."""
+    async def _record(self, claim: Claim, task: Task, ending: Ending) -> Settlement:
+        """Write the ending into the ledger; only then may the queue know. Repeating it changes nothing.
+
+        Raises `ClaimLost` where that would tell the sender what is for another to say.
+        """
         match ending:
             case Answered(result, calls, said):
                 return await self._record_answer(task, result, calls, said)
@@ -342,11 +346,18 @@ class Worker:
                     await self._note_attempt(task, error, counts=counts)
                 return RetryIn(seconds, error, counts)
             case Suspended(reason, error, tell):
+                await self._must_be_held(claim)
                 await self._tell(task, reason, tell)
                 if reason not in _NEVER_RAN:
                     # Last, because it is the one write here that repeating would do twice.
                     await self._note_attempt(task, error, counts=True)
                 return Suspend(reason, error)
+
+    async def _must_be_held(self, claim: Claim) -> None:
+        """Of results the ledger keeps the first; a notice of failure has nothing that it could be compared with. From a
+        worker that was frozen it would come after the answer that another has given meanwhile."""
+        if await self._queue.renew([claim]):
+            raise ClaimLost(f"the claim on {claim.lane} has passed to another worker")
 
     async def _record_answer(self, task: Task, result: RunResult, calls: Sequence[Call], said: str) -> Settlement:
         channel = self._channels[task.head.channel]
@@ -354,10 +365,30 @@ class Worker:
             task,
             result,
             _replies(task, calls, result.workflow_id),
-            _history(task, said, epoch_ms(self._clock.now())),
+            await self._history(task, said),
             deliver=is_pushed(channel),
         )
         return await self._go_on(task, run, saved_at_ms=self._queue.now_ms())
+
+    async def _history(self, task: Task, said: str) -> list[Turn]:
+        """What the run adds to its chat's: what the person said, once however often it is run, and what it answers."""
+        head, turns = task.head, []
+        if _is_said_by_a_person(head) and not await self._is_in_history(task):
+            turns.append(Turn(role="user", text=head.user_text or "", at_ms=head.accepted_at_ms, run_id=task.run_id))
+        if said:
+            turns.append(Turn(role="assistant", text=said, at_ms=epoch_ms(self._clock.now()), run_id=task.run_id))
+        return turns
+
+    async def _is_in_history(self, task: Task) -> bool:
+        """Whether a former generation has put it there; not one that was another message's, of the same key."""
+        head, generation = task.head, task.progress.generation
+        if not generation or head.chat_id is None:
+            return False
+        formers = {run_id_of(task.task_id, former) for former in range(generation)}
+        kept = await self._ledger.history(head.channel, head.account, head.chat_id, limit=LOOK_AT_ONCE)
+        return any(
+            turn.role == "user" and turn.run_id in formers and turn.at_ms == head.accepted_at_ms for turn in kept
+        )
 
     async def _go_on(self, task: Task, run: Run, *, saved_at_ms: int) -> Settlement:
         """After a result is frozen: arm what it promised for later, each once, then let the task go on.
@@ -375,8 +406,11 @@ class Worker:
         if not run.follow_ups or run.is_armed:
             return
         ahead_ms = self._queue.now_ms() - epoch_ms(self._clock.now())
-        for number, plan in enumerate(run.follow_ups):
-            await self._accept(follow_up(task, number, plan, saved_at_ms, ahead_ms=ahead_ms))
+        plans = enumerate(run.follow_ups)
+        armed = [follow_up(task, number, plan, saved_at_ms, ahead_ms=ahead_ms) for number, plan in plans]
+        # As they stand in their lane: otherwise they would be counted as messages that came out of order.
+        for incoming in sorted(armed, key=lambda one: one.due_at_ms or 0):
+            await self._accept(incoming)
         await self._ledger.note_armed(task.run_id)
 
     async def _note_attempt(self, task: Task, error: str, *, counts: bool) -> None:
@@ -486,13 +520,9 @@ def _replies(task: Task, calls: Sequence[Call], workflow_id: str | None) -> list
     ]
 
 
-def _history(task: Task, said: str, now_ms: int) -> list[Turn]:
-    turns = []
-    if task.head.user_text:
-        turns.append(Turn(role="user", text=task.head.user_text, at_ms=task.head.accepted_at_ms, run_id=task.run_id))
-    if said:
-        turns.append(Turn(role="assistant", text=said, at_ms=now_ms, run_id=task.run_id))
-    return turns
+def _is_said_by_a_person(head: Head) -> bool:
+    """As opposed to what a program or an earlier run had said in their chat."""
+    return bool(head.user_text) and head.task_type is not TaskType.MESSAGE_SEND and head.kind != FOLLOW_UP
 
 
 def _is_being_cancelled() -> bool:

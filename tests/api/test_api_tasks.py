@@ -15,10 +15,12 @@ from api_house import OPERATOR, VIEWER, Work, as_, client_of, echo, opened
 
 import rise
 from rise.api.app import App, build_app
+from rise.capabilities import CapabilityStatus
 from rise.envelope import TaskType
 from rise.ledger.port import WorkflowRecord
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
+from rise.runtime.operations import Operations
 from rise.testing.waiting import eventually
 
 APPLY = "/api/workflows/apply"
@@ -238,6 +240,28 @@ async def test_an_unknown_workflow_is_404_and_nothing_is_written(client: httpx.A
     assert await open_tasks(house) == []
 
 
+@pytest.mark.req("ENV-5", "ENV-3", "CAP-6")
+async def test_while_the_worker_starts_an_unknown_workflow_is_503_and_a_repeat_is_still_one(
+    client: httpx.AsyncClient, house: House
+) -> None:
+    workflow = WorkflowRecord(workflow_id="wf_bot", name="bot", channels=("http",))
+    await house.ledger.put_workflow(workflow)
+    ask = {"json": {"userText": "a", "workflowId": "wf_bot"}, "headers": {"Idempotency-Key": "k"}}
+    assert (await client.post(APPLY, **ask)).status_code == 200
+    await house.ledger.put_workflow(msgspec.structs.replace(workflow, enabled=False))
+    await house.bindings.refresh()
+    house.capabilities.set("worker", CapabilityStatus.DEGRADED, "starting")
+    for workflow_id in ("wf_bot", "wf_nobody"):
+        early = await client.post(APPLY, json={"workflowId": workflow_id})
+        assert (early.status_code, early.headers["Retry-After"]) == (503, "1")
+        assert early.json()["error"]["code"] == "capability_unavailable"
+    assert (await client.post(APPLY, **ask)).json()["data"]["duplicate"] is True
+    house.capabilities.set("worker", CapabilityStatus.AVAILABLE, "alive")
+    late = await client.post(APPLY, json={"workflowId": "wf_nobody"})
+    assert (late.status_code, late.json()["error"]["code"]) == (404, "workflow_unknown")
+    assert len(await open_tasks(house)) == 1
+
+
 @pytest.mark.req("ENV-3", "ENV-5")
 @pytest.mark.failure("A1")
 async def test_a_repeat_is_a_duplicate_also_when_its_workflow_was_disabled_meanwhile(
@@ -311,6 +335,42 @@ async def test_waiting_for_what_is_suspended_ends_at_once(client: httpx.AsyncCli
     assert response.status_code == 202
     data = response.json()["data"]
     assert (data["status"], data["reason"]) == ("suspended", "retries_exhausted")
+
+
+@pytest.mark.req("ENV-5", "SUS-3")
+async def test_who_waits_for_what_was_parked_and_runs_again_is_told_how_that_ends(
+    client: httpx.AsyncClient, house: House, work: Work
+) -> None:
+    let_go, runs = asyncio.Event(), 0
+
+    async def fails_once(turn: rise.Turn) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise RuntimeError("no luck")
+        await let_go.wait()
+        await turn.reply("at last")
+
+    await work(fails_once)
+    ask = {"userText": "x", "retryMax": 0, "waitForResult": True, "waitTimeoutSeconds": 0.2}
+    key = {"Idempotency-Key": "report"}
+    task_id = (await client.post(APPLY, json=ask, headers=key)).json()["data"]["taskId"]
+
+    async def parked() -> bool:
+        task = (await client.get(f"/api/workflows/tasks/{task_id}")).json()["data"]
+        return bool(task["status"] == "suspended")
+
+    await eventually(parked)
+    await Operations(house.queue, house.ledger, house.bus, house.clock).run_again(task_id, who="admin")
+    waited = await client.post(APPLY, json=ask, headers=key)
+    assert (waited.status_code, waited.json()["data"]["result"]) == (202, None)
+    let_go.set()
+
+    async def completed() -> Any:
+        data = (await client.post(APPLY, json=ask, headers=key)).json()["data"]
+        return data if data["status"] == "completed" else None
+
+    assert (await eventually(completed))["result"]["text"] == "at last"
 
 
 @pytest.mark.req("ENV-5")

@@ -15,16 +15,18 @@ import pytest
 
 from rise.bus.local import LocalBus
 from rise.bus.port import Topic
+from rise.clock import SystemClock
 from rise.testing.conformance.bus import BusConformance, Heard
 
 CHILD = """
 import asyncio, os, sys, time
 from pathlib import Path
 from rise.bus.local import LocalBus
+from rise.clock import SystemClock
 from rise.bus.port import Topic
 
 async def main():
-    bus = LocalBus(Path(sys.argv[1]))
+    bus = LocalBus(Path(sys.argv[1]), SystemClock())
     bus.subscribe(Topic.TASK_SETTLED, lambda payload: bus.publish(Topic.RUN_ENDED, {"echo": dict(payload)}))
     await bus.start()
     print(bus.member, flush=True)
@@ -49,7 +51,7 @@ class LocalStage:
         self.processes: list[asyncio.subprocess.Process] = []
 
     async def member(self) -> LocalBus:
-        bus = LocalBus(self.directory)
+        bus = LocalBus(self.directory, SystemClock())
         await bus.start()
         self.members.append(bus)
         return bus

@@ -253,6 +253,16 @@ def test_an_edit_of_an_old_message_is_new():
 
 @pytest.mark.req("TGM-2")
 @pytest.mark.failure("A8")
+@pytest.mark.parametrize("kind", ["edited_message", "edited_channel_post", "edited_business_message"])
+def test_an_edit_without_a_date_of_its_own_is_new(kind: str):
+    payload = PAYLOADS[kind] | {"date": DATE - 90 * 86400}
+    del payload["edit_date"]
+    incoming = read_payload(kind, payload)
+    assert (incoming.suspend, incoming.error, incoming.order) == (None, None, None)
+
+
+@pytest.mark.req("TGM-2")
+@pytest.mark.failure("A8")
 def test_a_business_connection_that_ends_long_after_it_was_made_is_new():
     ended = PAYLOADS["business_connection"] | {"is_enabled": False, "date": DATE - 30 * 86400}
     incoming = read_payload("business_connection", ended)

@@ -119,6 +119,17 @@ async def test_429_in_several_chats_at_once_is_taken_as_the_bots_own(telegram, c
     assert [outcome.whole_account for outcome in outcomes] == [False, False, False, True, False]
 
 
+@pytest.mark.req("OUT-2")
+@pytest.mark.failure("G5")
+async def test_429_in_several_chats_between_which_others_are_served_is_each_chats_own(telegram, channel):
+    outcomes = []
+    for chat in (1, 2, 3, 4):
+        telegram.fault(Fault.too_many_requests(40), chat_id=chat)
+        outcomes.append(await channel.send(ACCOUNT, str(chat), HELLO))
+        assert isinstance(await channel.send(ACCOUNT, str(chat + 100), HELLO), Succeeded)
+    assert [outcome.whole_account for outcome in outcomes] == [False] * 4
+
+
 @pytest.mark.req("OUT-3")
 @pytest.mark.failure("E8")
 async def test_markup_that_cannot_be_read_is_offered_as_plain_text(telegram, channel):

@@ -144,6 +144,48 @@ async def test_what_a_frozen_process_holds_comes_before_what_others_have_accepte
 
 
 @pytest.mark.req("CPY-4")
+async def test_a_journal_of_another_that_fails_while_it_is_brought_keeps_nobody_waiting(
+    installation: Installation, monkeypatch
+):
+    spoilt, other = await installation.process(), await installation.process()
+    spoilt.queue.link.is_down = other.queue.link.is_down = True
+    await kept(spoilt, installation, 1)
+    held = await kept(other, installation, 2)
+    other.queue.link.is_down = False
+    lacking, asked = Journal.lacking, []
+
+    async def fails_later(journal: Journal, *given: Any, **named: Any) -> Any:
+        if journal.number == spoilt.journals.own.number:
+            asked.append(journal)
+            if len(asked) > 1:
+                raise StoreUnavailable("the disk is gone")
+        return await lacking(journal, *given, **named)
+
+    monkeypatch.setattr(Journal, "lacking", fails_later)
+    await other.relay.catch_up()
+    assert len(asked) == 2
+    assert installation.in_queue() == ids(held)
+    assert await installation.work() == [2]
+
+
+@pytest.mark.req("CPY-4", "QUE-2")
+@pytest.mark.failure("C11", "C12")
+async def test_what_a_dead_process_held_is_brought_when_its_journal_is_adopted_before_what_is_newer(
+    installation: Installation,
+):
+    dead, other = await installation.process(), await installation.process(adopts=True)
+    await other.relay.catch_up()
+    dead.queue.link.is_down = True
+    held = await kept(dead, installation, 1, 2)
+    await dead.die()
+    await other.journals._adopt_abandoned()
+    await other.relay.catch_up()
+    newer = await kept(other, installation, 3)
+    assert installation.in_queue() == ids(held + newer)
+    assert await installation.work() == [1, 2, 3]
+
+
+@pytest.mark.req("CPY-4")
 async def test_a_journal_of_another_that_cannot_be_read_keeps_nobody_waiting(installation: Installation, monkeypatch):
     spoilt, other = await installation.process(), await installation.process()
     spoilt.queue.link.is_down = other.queue.link.is_down = True

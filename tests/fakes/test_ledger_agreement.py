@@ -84,9 +84,23 @@ COMMANDS = commands(
     command(1, "save_step", number=NUMBERS, step=st.sampled_from("xy"), value=st.sampled_from((b"1", b"2"))),
     command(1, "note_armed", pick=PICKS),
     command(1, "add_attempt", number=NUMBERS, counted=st.booleans()),
-    command(2, "add_notice", number=NUMBERS, chat=CHATS, cause=st.sampled_from(("late", "queued"))),
+    command(
+        2,
+        "add_notice",
+        number=NUMBERS,
+        chat=CHATS,
+        cause=st.sampled_from(("late", "queued")),
+        unless_generation=st.none() | GENERATIONS,
+    ),
     command(1, "outbox_open"),
-    command(4, "outbox_take", limit=LIMIT, urgent=LIMIT, excluded=st.lists(ACCOUNTS, max_size=1)),
+    command(
+        4,
+        "outbox_take",
+        limit=LIMIT,
+        urgent=LIMIT,
+        excluded=st.lists(ACCOUNTS, max_size=1),
+        urgent_only=st.lists(ACCOUNTS, max_size=1),
+    ),
     command(1, "outbox_take_with", pick=PICKS, limit=LIMIT),
     command(10, "deliver", pick=PICKS, delivery=DELIVERIES, is_answer_lost=st.booleans()),
     command(1, "outbox_sending", pick=PICKS),
@@ -184,9 +198,12 @@ class TwoLedgers:
         attempt = Attempt(at_ms=self.database.now_ms(), error="boom", counted=counted)
         self.agree(lambda ledger: ledger.add_attempt(task(number).run_id, attempt))
 
-    def add_notice(self, number: int, chat: str, cause: str) -> None:
-        said = notice(task(number, chat=chat), cause)
-        self.agree(lambda ledger: ledger.add_notice(said))
+    def add_notice(self, number: int, chat: str, cause: str, unless_generation: int | None) -> None:
+        of = task(number, chat=chat)
+        said, unless_run = notice(of, cause), None
+        if unless_generation is not None:
+            unless_run = run_id_of(of.task_id, unless_generation)
+        self.agree(lambda ledger: ledger.add_notice(said, unless_run=unless_run))
 
     def move_chat(self, chat: str, moved_to: str) -> None:
         self.agree(lambda ledger: ledger.move_chat("telegram", "7", chat, moved_to))
@@ -196,17 +213,29 @@ class TwoLedgers:
         self.fences.append({ledger: answer(ledger.outbox_open()) for ledger in (self.fake, self.real)})
         self.unsent.clear()
 
-    def outbox_take(self, limit: int, urgent: int, excluded: list[str]) -> None:
-        self._take(self.fences[-1], limit, urgent, [("telegram", account) for account in excluded])
+    def outbox_take(self, limit: int, urgent: int, excluded: list[str], urgent_only: list[str]) -> None:
+        held = ([("telegram", account) for account in accounts] for accounts in (excluded, urgent_only))
+        self._take(self.fences[-1], limit, urgent, *held)
 
     def outbox_take_with(self, pick: int, limit: int) -> None:
         """Also as a sender that has been voided."""
-        self._take(picked(self.fences, pick), limit, 0, [])
+        self._take(picked(self.fences, pick), limit, 0, [], [])
 
-    def _take(self, fence: dict[Ledger, int], limit: int, urgent: int, excluded: list[tuple[str, str]]) -> None:
+    def _take(
+        self,
+        fence: dict[Ledger, int],
+        limit: int,
+        urgent: int,
+        excluded: list[tuple[str, str]],
+        urgent_only: list[tuple[str, str]],
+    ) -> None:
         fake, real = self.agree(
             lambda ledger: ledger.outbox_take(
-                fence[ledger], limit=limit, urgent_limit=urgent, accounts_excluded=excluded
+                fence[ledger],
+                limit=limit,
+                urgent_limit=urgent,
+                accounts_excluded=excluded,
+                accounts_urgent_only=urgent_only,
             )
         )
         if isinstance(fake, list):
@@ -216,7 +245,7 @@ class TwoLedgers:
     def deliver(self, pick: int, delivery: Delivery, is_answer_lost: bool) -> None:
         """As a sender does: one that it was handed, with one call."""
         if not self.unsent:
-            self.outbox_take(1, 0, [])
+            self.outbox_take(1, 0, [], [])
         if self.unsent:
             replies = self.unsent.pop(-1 - pick % len(self.unsent))
             if replies[self.fake].state is ReplyState.SENDING or self._sending(replies) is None:

@@ -78,7 +78,7 @@ class MemoryAndMongo(TwoLedgers):
 
     def outbox_take_with(self, pick: int, limit: int) -> None:
         """Not as a sender that has been voided: MongoDB's ledger says so also where there is nothing to take."""
-        self._take(self.fences[-1], limit, 0, [])
+        self._take(self.fences[-1], limit, 0, [], [])
 
     def outbox_sending(self, pick: int) -> None:
         """Only what is out: with a claim that was given back, MongoDB's ledger refuses what the others let pass."""

@@ -153,6 +153,48 @@ async def test_a_reader_never_meets_a_number_and_later_a_smaller_one(stages):
             break
 
 
+@pytest.mark.req("CHN-4", "OUT-1")
+@pytest.mark.failure("G16")
+async def test_what_is_only_right_before_an_answer_is_said_before_it_or_not_at_all(stages):
+    async def say(ledger: MongoLedger) -> object:
+        return await ledger.add_notice(notice(task(), "late"), unless_run=task().run_id)
+
+    outcomes = set()
+    for writes in itertools.count(1):
+        stage = await stages()
+        has_died = await interrupted(stage, say, writes)
+        await answer(stage.ledger, task())
+        assert not await say(stage.ledger), "it is there already, or comes too late"
+        sent = await sent_by_a_new_sender(stage)
+        assert sent in (["1.0"], ["late", "1.0"]), writes
+        outcomes.add(len(sent))
+        if not has_died:
+            assert sent == ["late", "1.0"]
+            break
+    assert outcomes == {1, 2}
+
+
+@pytest.mark.req("CHN-4")
+@pytest.mark.failure("G16")
+async def test_a_notice_that_is_said_while_its_answer_is_saved_never_comes_after_it(stages):
+    stage = await stages()
+    ledgers = [stage.ledger, await stage.another()]
+    numbers = range(1, 13)
+    said = await asyncio.gather(
+        *(
+            ledgers[number % 2].add_notice(notice(task(number), "late"), unless_run=task(number).run_id)
+            for number in numbers
+        ),
+        *(answer(ledgers[number % 2], task(number)) for number in numbers),
+    )
+    kinds = {task(number).task_id: [] for number in numbers}
+    for reply in await stage.ledger.transcript("telegram", "7", "1", after=0, limit=99):
+        kinds[reply.task_id].append(reply.kind)
+    for number, was_said in zip(numbers, said, strict=False):
+        notices = [ReplyKind.NOTICE] if was_said else []
+        assert kinds[task(number).task_id] == [*notices, ReplyKind.ANSWER]
+
+
 def recording(fence: int, reply: Reply, ending: Delivery) -> Step:
     return lambda ledger: ledger.outbox_record(fence, reply, ending)
 

@@ -28,6 +28,7 @@ from rise.channels.http import HttpChannel, read_message
 from rise.channels.port import Incoming, SendOutcome
 from rise.channels.telegram import TelegramChannel, TelegramRates
 from rise.chats import ChatRegistry
+from rise.clock import SystemClock
 from rise.connections.sqlite import Database
 from rise.delivery import DeliveryLimits, Sender
 from rise.envelope import Call, Reason, Status, TaskId, run_id_of
@@ -151,7 +152,7 @@ class Process:
         self._gates: list[Gate] = []
         self._died = asyncio.Event()
         self.database = stage.new_database()
-        self.bus = LocalBus(stage.directory / "bus")
+        self.bus = LocalBus(stage.directory / "bus", SystemClock())
         self.queue: Any = _Watched(self, "queue", SqliteQueue(self.database, stage.queue_limits))
         self.ledger: Any = _Watched(self, "ledger", SqliteLedger(self.database))
         self.chats = ChatRegistry(self.ledger, self.bus, stage.clock)
@@ -359,7 +360,7 @@ class Stage:
         await self.database.open()
         self.queue = SqliteQueue(self.database, self.queue_limits)
         self.ledger = SqliteLedger(self.database)
-        self.bus = LocalBus(self.directory / "bus")
+        self.bus = LocalBus(self.directory / "bus", SystemClock())
         await self.bus.start()
         self.bus.subscribe(Topic.TASK_SETTLED, self._hear)
         self.operations = Operations(self.queue, self.ledger, self.bus, self.clock)

@@ -12,6 +12,7 @@ import rise
 from rise.delivery import DeliveryLimits
 from rise.envelope import DeliveryKey, Reason, run_id_of, task_id_of
 from rise.testing.telegram import Fault
+from rise.worker import WorkerLimits
 
 MINUTE = 60
 DAY = 86400
@@ -45,6 +46,30 @@ async def test_a_follow_up_does_not_hold_up_its_chat_until_then(stage: Stage):
     await stage.start(reminds)
     await stage.write("first", "second")
     assert await stage.said(2) == ["I will remind you"] * 2
+
+
+@pytest.mark.req("WFL-3", "QUE-2")
+@pytest.mark.failure("FU3")
+async def test_what_one_run_planned_is_said_in_the_order_of_its_moments_and_then_as_it_was_planned(stage: Stage):
+    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=8)
+
+    @rise.workflow("counts", channels=["telegram"])
+    async def counts(turn: rise.Turn) -> None:
+        await turn.follow_up("last", in_seconds=MINUTE * 2)
+        for number in range(12):
+            await turn.follow_up(f"part {number}", in_seconds=MINUTE)
+        await turn.follow_up("first", in_seconds=MINUTE / 2)
+
+    await stage.start(counts)
+    chats = range(1, 5)
+    for chat in chats:
+        await stage.ended(*await stage.write("go", chat=chat))
+    parts = [f"part {number}" for number in range(12)]
+    for seconds, said in ((31, ["first"]), (30, ["first", *parts]), (60, ["first", *parts, "last"])):
+        await stage.pass_time(seconds)
+        await stage.said(len(said) * len(chats))
+        assert {chat: stage.texts(chat) for chat in chats} == dict.fromkeys(chats, said)
+    assert (await stage.queue.depth()).out_of_order == 0
 
 
 @pytest.mark.req("WFL-3")

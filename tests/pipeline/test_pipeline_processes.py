@@ -337,6 +337,27 @@ async def test_with_a_corrupt_database_it_stays_up_refuses_and_goes_on_when_it_i
         assert await caller.result(await caller.write("Hello", idempotencyKey="one")) == "Hello"
 
 
+@pytest.mark.req("CPY-2", "CAP-6", "EMB-1")
+@pytest.mark.failure("C10")
+async def test_with_a_lost_database_it_stays_up_refuses_and_goes_on_when_it_is_back(tmp_path: Path, bot: Path):
+    data = tmp_path / "data"
+    async with Installation(data, app=bot) as rise, program(rise) as caller:
+        await caller.until_accepting()
+        await rise.stop()
+        (data / "rise.db").rename(data / "aside")
+        code, printed = await rise.command("audit")
+        assert code == 1 and "is gone" in printed and "rise restore --force" in printed
+        await rise.start()
+        status, body = await caller.ask("Hello", idempotencyKey="one")
+        assert status == 503, body
+        said = (await caller.capabilities())["disk"]
+        assert "is gone" in said["detail"] and "rise restore --force" in said["remedy"]
+        assert not (data / "rise.db").exists()
+        (data / "aside").rename(data / "rise.db")
+        await caller.until_accepting()
+        assert await caller.result(await caller.write("Hello", idempotencyKey="one")) == "Hello"
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk of its own."""

@@ -137,6 +137,28 @@ async def test_a_429_pauses_its_chat_as_long_as_asked_and_no_other(stage: Stage)
     assert (await answers(stage, tasks[0]))[0].resends == 0
 
 
+@pytest.mark.req("OUT-2", "TGM-3")
+@pytest.mark.failure("G5", "G17")
+async def test_a_bot_that_sends_too_much_pauses_for_seconds_and_taps_are_answered_meanwhile(stage: Stage):
+    for chat in (1, 2, 3):
+        stage.telegram.fault(Fault.too_many_requests(40), method="sendMessage", chat_id=chat)
+    await stage.start(saying("echo {}"))
+    refused = [task_id for chat in (1, 2, 3) for task_id in await stage.write("flood", chat=chat)]
+    for task_id in refused:
+        await waits(stage, task_id)
+    [bystander] = await stage.write("Hello", chat=4)
+    await stage.tap("yes", chat=99)
+    await tried(stage, 1, "answerCallbackQuery")
+    await nothing_out(stage)
+    assert stage.texts() == []
+    await stage.pass_time(delivery.LIMITED_SECONDS + 0.1)
+    await stage.ended(bystander)
+    assert stage.texts(4) == ["echo Hello"]
+    assert [stage.texts(chat) for chat in (1, 2, 3)] == [[], [], []], "each as long as it was told"
+    await stage.pass_time(40)
+    await stage.ended(*refused)
+
+
 @pytest.mark.req("OUT-2")
 @pytest.mark.failure("G5")
 async def test_a_429_that_lasts_for_hours_never_gives_up_and_never_repeats(stage: Stage):
@@ -358,6 +380,85 @@ async def test_a_link_that_fails_for_a_moment_does_not_use_up_the_repetition(sta
     await stage.pass_time(0.6)
     await stage.ended(task_id)
     assert stage.texts() == ["echo Hello", f"{MARK}echo Hello"]
+
+
+def outage(stage: Stage, fault: Fault, method: str | None = None) -> asyncio.Event:
+    """Every call fails like that until the event is set."""
+    over = asyncio.Event()
+    stage.telegram.fault(fault, method=method, when=lambda call: not over.is_set(), times=None)
+    return over
+
+
+@pytest.mark.req("OUT-1", "CAP-5")
+@pytest.mark.failure("G4", "G6", "G14")
+@pytest.mark.parametrize("fault", [Fault.html_body(502), Fault.server_error(503), Fault.close_before_commit()])
+async def test_an_outage_costs_nobody_an_answer_and_keeps_the_order(stage: Stage, fault: Fault):
+    stage.delivery_limits = DeliveryLimits()
+    heard: list[str | None] = []
+    gateway = await stage.start_gateway(sends=False)
+    await gateway.start(stage.new_sender(gateway, on_account=lambda channel, account, trouble: heard.append(trouble)))
+    await stage.start_worker(saying("1 {}", "2 {}"))
+    over = outage(stage, fault)
+    tasks = [task_id for chat in range(1, 6) for task_id in await stage.write("a", chat=chat)]
+    await tried(stage, 1)
+    tasks += [task_id for chat in range(1, 6) for task_id in await stage.write("b", chat=chat)]
+    for _ in range(60):
+        await stage.pass_time(1)
+    assert len(heard) == 1 and heard[0] is not None
+    calls = [call for call in stage.telegram.calls if call.method == "sendMessage"]
+    assert len(calls) <= 5, "one of each chat at most: nothing is repeated as long as the platform does not answer"
+    over.set()
+    while await stage.open_count():
+        await stage.pass_time(1)
+    await stage.ended(*tasks)
+    for chat in range(1, 6):
+        said = [text.removeprefix(MARK) for text in stage.texts(chat)]
+        assert said == ["1 a", "2 a", "1 b", "2 b"]
+    assert heard[1:] == [None]
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("G6")
+async def test_where_only_messages_fail_few_are_risked_to_see_whether_that_is_over(stage: Stage):
+    stage.delivery_limits = DeliveryLimits()
+    await stage.start(saying("echo {}"))
+    over = outage(stage, Fault.html_body(502), "sendMessage")
+    for chat in range(1, 21):
+        await stage.write("Hello", chat=chat)
+    await tried(stage, 1)
+
+    async def all_wait() -> bool:
+        return (await stage.ledger.outbox_depth()).by_state == {"ready": 20}
+
+    await stage.until(all_wait)
+    for _ in range(15):
+        await stage.pass_time(1)
+        await nothing_out(stage)
+    assert (await stage.ledger.outbox_depth()).unknown <= 2, "one is tried after 3 s, another 8 s later"
+    over.set()
+    for _ in range(40):
+        await stage.pass_time(1)
+        await nothing_out(stage)
+    assert len(stage.telegram.sent) >= 18
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("G3", "G6")
+async def test_who_begins_to_send_in_an_outage_asks_before_it_repeats_anything(stage: Stage):
+    gateway, _ = await stage.start(saying("echo {}"))
+    over = outage(stage, Fault.server_error(503))
+    gateway.die_at("ledger.outbox_record", "before")
+    [task_id] = await stage.write("Hello")
+    await gateway.dead()
+    await stage.start_gateway()
+    for _ in range(20):
+        await stage.pass_time(1)
+    assert (await waits(stage, task_id, tries=0)).resends == 1
+    assert [call.method for call in stage.telegram.calls].count("sendMessage") == 1
+    over.set()
+    while await stage.open_count():
+        await stage.pass_time(1)
+    assert stage.texts() == [f"{MARK}echo Hello"]
 
 
 @pytest.mark.req("OUT-1")
@@ -622,6 +723,20 @@ async def test_of_two_senders_the_older_can_do_nothing_any_more(stage: Stage, st
     assert new.steps.count("channel.send") >= 4
 
 
+@pytest.mark.req("OUT-1")
+@pytest.mark.parametrize(("step", "is_repeated"), [("ledger.outbox_record", True), ("queue.finish", False)])
+async def test_a_bug_of_ours_after_a_call_holds_no_chat_for_ever(stage: Stage, step: str, is_repeated: bool):
+    gateway, _ = await stage.start(saying("1 {}", "2 {}"))
+    gateway.fail_at(step, "before", ValueError("a bug of ours"))
+    [task_id] = await stage.write("one")
+    await tried(stage, 1 if is_repeated else 2)
+    for _ in range(4):
+        await stage.pass_time(delivery.ACCOUNT_RETRY_SECONDS + 1)
+    await stage.ended(task_id, *await stage.write("two"))
+    assert [text for text in stage.texts() if not text.startswith(MARK)] == ["1 one", "2 one", "1 two", "2 two"]
+    assert sum(text.startswith(MARK) for text in stage.texts()) == is_repeated
+
+
 @pytest.mark.req("CAP-5", "OUT-2")
 @pytest.mark.failure("G8")
 async def test_who_does_not_send_any_more_says_nothing_of_the_bots(stage: Stage):
@@ -866,6 +981,25 @@ async def test_a_stop_lets_calls_that_are_out_come_to_their_end(stage: Stage):
     await stage.start_gateway()
     await stage.ended(task_id)
     assert stage.texts() == ["1 Hello", "2 Hello"], "nothing is in doubt after a stop in order"
+
+
+@pytest.mark.req("WRK-6", "OUT-1")
+@pytest.mark.failure("D18")
+async def test_a_stop_begins_no_call(stage: Stage):
+    stage.rates = TelegramRates(chat_per_second=5.0, group_per_minute=1e6, bot_per_second=1e6)
+    gateway, _ = await stage.start(saying("1", "2", "3", "4", "5", "6"))
+    [task_id] = await stage.write("Hello")
+    await tried(stage, 5)
+    await nothing_out(stage)
+    stopping = asyncio.create_task(gateway.stop())
+    for _ in range(10):
+        await stage.let_go_on()
+        stage.clock.advance(0.1)
+    await stopping
+    assert stage.texts() == ["1", "2", "3", "4", "5"], "the sixth had to wait for a fifth of a second"
+    await stage.start_gateway()
+    await stage.ended(task_id)
+    assert stage.texts() == ["1", "2", "3", "4", "5", "6"]
 
 
 async def _true(value: Any) -> Any:

@@ -14,7 +14,7 @@ from pipeline_stage import Gateway, Killed, Stage, WorkerProcess
 
 import rise
 from rise.envelope import Outcome, Reason, Status, TaskId
-from rise.errors import StoreUnavailable
+from rise.errors import Rejected, StoreUnavailable
 from rise.queue.port import KEY_GRACE_SECONDS, Claim, QueueLimits, Selection
 from rise.runtime.supervisor import Duties
 from rise.testing.telegram import Fault
@@ -69,6 +69,10 @@ async def replaced(gateway: Gateway, dead: WorkerProcess, *workflows: Callable[.
     return await gateway.stage.start_worker(*workflows)
 
 
+def refuse() -> None:
+    raise Rejected("refused for what it says")
+
+
 async def started(stage: Stage, bot: Bot, *texts: str) -> None:
     async def holds() -> bool:
         return set(texts) <= set(bot.started)
@@ -79,24 +83,29 @@ async def started(stage: Stage, bot: Bot, *texts: str) -> None:
 # --- how many at once -------------------------------------------------------------------------------------
 
 
-@pytest.mark.req("WRK-2")
-async def test_a_channel_serves_no_more_chats_at_once_than_allowed(stage: Stage):
-    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=3)
+async def serves_at_once(stage: Stage, count: int) -> None:
+    """Of ten chats that write, so many and no more."""
     bot = Bot()
     held = [bot.hold(f"hold {chat}") for chat in range(1, 11)]
     await stage.start(bot.workflow)
     tasks = [task_id for chat in range(1, 11) for task_id in await stage.write(f"hold {chat}", chat=chat)]
 
-    async def three() -> bool:
-        return len(bot.started) == 3
+    async def so_many() -> bool:
+        return len(bot.started) == count
 
-    await stage.until(three)
+    await stage.until(so_many)
     await stage.pass_time(1)
-    assert len(bot.started) == 3
+    assert len(bot.started) == count
     for event in held:
         event.set()
     await stage.ended(*tasks)
-    assert bot.in_parallel_max == 3
+    assert bot.in_parallel_max == count
+
+
+@pytest.mark.req("WRK-2")
+async def test_a_channel_serves_no_more_chats_at_once_than_allowed(stage: Stage):
+    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=3)
+    await serves_at_once(stage, 3)
 
 
 @pytest.mark.req("WRK-2")
@@ -104,11 +113,7 @@ async def test_a_channel_serves_no_more_chats_at_once_than_allowed(stage: Stage)
 async def test_a_channel_and_what_is_bound_to_an_account_may_have_fewer_places(stage: Stage, name: str):
     of_telegram = {name.format(account=stage.account): 2}
     stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=10, concurrency_for=of_telegram)
-    bot = Bot()
-    await stage.start(bot.workflow)
-    tasks = [task_id for chat in range(1, 21) for task_id in await stage.write("Hello", chat=chat)]
-    await stage.ended(*tasks)
-    assert bot.in_parallel_max == 2
+    await serves_at_once(stage, 2)
 
 
 @pytest.mark.req("WRK-2")
@@ -364,13 +369,49 @@ async def test_who_was_told_that_it_will_be_late_is_still_told_that_it_failed(st
     assert await stage.said(2) == ["late", "failed"]
 
 
+@pytest.mark.req("CHN-4")
+@pytest.mark.failure("G16")
+async def test_who_is_answered_at_this_moment_is_not_told_that_it_will_be_late(stage: Stage):
+    stage.duties = Duties(late_after_seconds=10, late_text="late")
+    stage.worker_limits = WorkerLimits(run_seconds=60)
+    bot = Bot()
+    held = {text: bot.hold(text) for text in ("one", "two", "other")}
+    gateway, _ = await stage.start(bot.workflow)
+    await stage.write("one", chat=1)
+    await stage.write("other", chat=2)
+    await started(stage, bot, "one", "other")
+
+    async def answered() -> None:
+        held["one"].set()
+        await stage.said(1, chat=1)
+
+    gateway.at("ledger.add_notice", "before", answered)  # when both were seen to be open
+    await stage.pass_time(11)
+    assert await stage.said(1, chat=2) == ["late"]
+    await stage.let_go_on()
+    assert stage.texts(1) == ["one"]
+    await stage.write("two", chat=1)
+    await started(stage, bot, "two")
+    await stage.pass_time(11)
+    assert await stage.said(2, chat=1) == ["one", "late"], "of what its chat says next it is true"
+    for event in held.values():
+        event.set()
+    await stage.said(5)
+
+
 # --- frozen or cut off ------------------------------------------------------------------------------------
 
 
 @pytest.mark.req("QUE-3")
 @pytest.mark.failure("D2", "L2")
-@pytest.mark.parametrize("wakes_at", ["ledger.save_result", "queue.settle"])
-async def test_a_worker_that_was_frozen_beyond_its_claim_changes_nothing_when_it_wakes(stage: Stage, wakes_at: str):
+@pytest.mark.parametrize(
+    ("wakes_at", "its_run_fails"),
+    [("ledger.save_result", False), ("queue.settle", False), ("ledger.steps", True)],
+    ids=["with an answer", "with a settlement", "with a failure"],
+)
+async def test_a_worker_that_was_frozen_beyond_its_claim_changes_nothing_when_it_wakes(
+    stage: Stage, wakes_at: str, its_run_fails: bool
+):
     bot = Bot()
     _, frozen = await stage.start(bot.workflow)
     heart = frozen.hold_at("queue.renew", "before")
@@ -381,7 +422,10 @@ async def test_a_worker_that_was_frozen_beyond_its_claim_changes_nothing_when_it
     await stage.start_worker(bot.workflow)
     await stage.pass_time(31)
     [run] = await stage.ended(task_id)
+    if its_run_fails:
+        bot.kills("one", refuse)
     held.open()
+    await stage.let_go_on()
     heart.open()
     await stage.let_go_on()
     await stage.pass_time(5)
@@ -390,6 +434,34 @@ async def test_a_worker_that_was_frozen_beyond_its_claim_changes_nothing_when_it
     assert frozen.worker._claims._held == {}
     await stage.ended(*await stage.write("two"))
     assert stage.texts() == ["one", "two"]
+
+
+@pytest.mark.req("QUE-3")
+@pytest.mark.failure("D2", "E2")
+async def test_a_worker_that_wakes_after_its_message_was_parked_as_poison_says_nothing_of_it(stage: Stage):
+    stage.queue_limits = QueueLimits(deaths_suspect=1, deaths_max=1)
+    stage.duties = Duties(late_after_seconds=0, failed_text="failed")
+    bot = Bot()
+    bot.kills("one", refuse)
+    gateway, frozen = await stage.start(bot.workflow)
+    heart = frozen.hold_at("queue.renew", "before")
+    held = frozen.hold_at("ledger.steps", "before")
+    [task_id] = await stage.write("one")
+    await held.reached()
+    frozen.hold_at("queue.claim", "before")
+    await stage.start_worker(bot.workflow)
+    await stage.pass_time(31)
+    await stage.suspended(task_id, Reason.POISON)
+    await gateway.supervisor.tell()
+    await stage.said(1)
+    held.open()
+    await stage.let_go_on()
+    heart.open()
+    await stage.let_go_on()
+    await stage.pass_time(5)
+    await stage.suspended(task_id, Reason.POISON)
+    assert stage.texts() == ["failed"]
+    assert frozen.worker._claims._held == {}
 
 
 @pytest.mark.req("QUE-3")

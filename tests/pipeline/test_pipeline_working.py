@@ -1256,6 +1256,62 @@ async def test_a_workflow_is_given_the_last_turns_of_its_own_chat_and_no_more(st
     assert len(await stage.ledger.history("telegram", stage.account, "1", limit=1000)) <= 50
 
 
+@pytest.mark.req("WFL-4")
+@pytest.mark.parametrize("is_answered_before", [True, False])
+async def test_what_a_person_said_is_in_the_history_once_however_often_it_is_run(
+    stage: Stage, is_answered_before: bool
+):
+    stage.retry_policy, runs = RetryPolicy(retry_max=0), 0
+
+    @rise.workflow("counts", channels=["telegram"])
+    async def counts(turn: rise.Turn) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1 and not is_answered_before:
+            raise RuntimeError("no luck")
+        await turn.reply(f"answer {runs}")
+
+    await stage.start(counts)
+    [task_id] = await stage.write("question")
+    if is_answered_before:
+        await stage.ended(task_id)
+    else:
+        await stage.suspended(task_id, Reason.RETRIES_EXHAUSTED)
+    await stage.operations.run_again(task_id, who="operator")
+    await stage.said(2)
+    await stage.until(lambda: stage.ledger.run(run_id_of(task_id, 1)))
+    answers = ["answer 1"] * is_answered_before + ["answer 2"]
+    assert await remembered(stage) == [("user", "question"), *(("assistant", answer) for answer in answers)]
+
+
+@pytest.mark.req("WFL-3", "WFL-4")
+async def test_what_no_person_said_is_not_in_the_history_as_if_one_had(stage: Stage):
+    @rise.workflow("plans", channels=["telegram"])
+    async def plans(turn: rise.Turn) -> None:
+        if turn.kind == "follow_up":
+            await turn.reply("how was it?")
+            return
+        await turn.follow_up("said later", in_seconds=10)
+        await turn.follow_up("asked later", in_seconds=20, workflow="plans")
+        await turn.reply("noted")
+
+    await stage.start(plans)
+    await stage.ended(*await stage.write("remind me"))
+    await stage.said(1)
+    await stage.ended(await stage.say("said by a program", chat=42, account=stage.account))
+    await stage.pass_time(11)
+    await stage.said(3)
+    await stage.pass_time(11)
+    await stage.said(4)
+    answers = ["noted", "said by a program", "said later", "how was it?"]
+    assert await remembered(stage) == [("user", "remind me"), *(("assistant", answer) for answer in answers)]
+
+
+async def remembered(stage: Stage) -> list[tuple[str, str]]:
+    turns = await stage.ledger.history("telegram", stage.account, "42", limit=100)
+    return [(turn.role, turn.text) for turn in turns]
+
+
 # --- notices ----------------------------------------------------------------------------------------------
 
 
@@ -1370,3 +1426,23 @@ async def test_a_chat_with_many_late_messages_is_told_once(stage: Stage):
     await gateway.supervisor.tell()
     await stage.let_go_on()
     assert len(stage.texts()) == 1
+
+
+# --- what the platform does not date ------------------------------------------------------------------------
+
+
+@pytest.mark.req("QUE-2", "TGM-2")
+async def test_what_has_no_date_runs_in_the_order_of_its_arrival_within_a_millisecond_too(stage: Stage):
+    ran: list[str] = []
+
+    @rise.workflow("taps", channels=["telegram"])
+    async def taps(turn: rise.Turn) -> None:
+        ran.append(turn.text)
+
+    gateway = await stage.start_gateway()
+    said = [str(number) for number in range(20)]
+    arrivals = [stage.tapped(text, chat=42) for text in said]
+    accepted = await asyncio.gather(*map(gateway.intake.accept, arrivals))
+    await stage.start_worker(taps)
+    await stage.ended(*(one.task_id for one in accepted))
+    assert ran == said

@@ -19,6 +19,7 @@ from rise.api.results import TaskResultBroker
 from rise.api.webchat import Watchers
 from rise.bus.local import LocalBus
 from rise.bus.port import Topic
+from rise.clock import SystemClock
 from rise.envelope import Head, Progress, Status, Task, decode_head, encode_head, encode_json, envelope
 from rise.errors import EnvelopeMalformed
 from rise.testing.conformance.queue import delivery
@@ -105,7 +106,7 @@ class Hub:
     """A bus whose listeners are those of the API, and a stranger who has found its socket."""
 
     def __init__(self, directory: Path) -> None:
-        self.bus = LocalBus(directory)
+        self.bus = LocalBus(directory, SystemClock())
         self.broken: list[Any] = []
         self.heard = asyncio.Event()
         self._stranger = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

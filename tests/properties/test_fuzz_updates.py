@@ -168,7 +168,7 @@ class Intake:
 
     error: Exception | None = None
 
-    def now(self) -> datetime:
+    def earliest_now(self) -> datetime:
         return NOW
 
     async def accept(self, incoming: Incoming) -> None:

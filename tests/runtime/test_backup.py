@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 from disks import small_disk
 
 from rise.bus.local import LocalBus, _locked_file
+from rise.bus.port import Topic
 from rise.channels.telegram import read_update
 from rise.clock import SystemClock
 from rise.envelope import Outcome, TaskId, reply_id_of
@@ -29,6 +31,7 @@ from rise.runtime.assembly import House, build, build_sender
 from rise.runtime.audit import Audit
 from rise.runtime.backup import back_up, restore
 from rise.runtime.directory import DataDirectory
+from rise.service import Signal
 from rise.settings import load_settings
 from rise.testing.telegram import TelegramStandIn
 
@@ -76,8 +79,8 @@ async def open_tasks(path: Path) -> dict[TaskId, bytes]:
 
 
 def restored_files(path: Path) -> list[str]:
-    """Without the lock of who owned it meanwhile."""
-    return sorted(file.name for file in path.iterdir() if file.name != "serve.lock")
+    """Without the lock of who owned it meanwhile, and the marker of its database."""
+    return sorted(file.name for file in path.iterdir() if file.name not in ("serve.lock", "ledger-identity"))
 
 
 def mode_of(path: Path) -> int:
@@ -102,6 +105,26 @@ async def test_a_backup_restores_every_open_task_with_its_bytes(tmp_path: Path, 
     assert await open_tasks(tmp_path / "again") == await open_tasks(tmp_path / "data")
     for secret in ("admin-token", "secret-key"):
         assert (tmp_path / "again" / secret).read_text() == (tmp_path / "data" / secret).read_text()
+
+
+@pytest.mark.failure("C10")
+@pytest.mark.parametrize("former", ["lost", "another"])
+async def test_a_restored_directory_says_which_database_it_has_and_opens(tmp_path: Path, house: House, former: str):
+    identity = await house.ledger.identity()
+    await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
+    again = house_of(tmp_path / "again")
+    await again.stores.open()
+    await again.stores.close()
+    if former == "lost":
+        again.stores.directory.database.unlink()
+        with pytest.raises(StoreCorrupt, match="is gone"):
+            await back_up(again.stores.directory, tmp_path / "nothing", CLOCK)
+    await restore(tmp_path / "copy", again.stores.directory, CLOCK, replaces=True)
+    assert again.stores.directory.marker.path.read_text().strip() == identity
+    restored = house_of(tmp_path / "again")
+    await restored.stores.open()
+    assert await restored.ledger.identity() == identity
+    await restored.stores.close()
 
 
 @pytest.mark.req("SEC-4")
@@ -163,6 +186,32 @@ async def test_a_backup_overwrites_nothing(tmp_path: Path, house: House):
     for name in ("copy", "copy.tar.gz"):
         with pytest.raises(Rejected, match="exists"):
             await back_up(house.stores.directory, tmp_path / name, CLOCK)
+
+
+@pytest.mark.failure("C1")
+async def test_what_a_killed_backup_left_goes_with_the_next_one_and_that_of_one_that_lives_stays(
+    tmp_path: Path, house: House
+):
+    dead, lives = tmp_path / ".rise-unfinished-dead", tmp_path / ".rise-unfinished-lives"
+    for left in (dead, lives):
+        (left / "rise-backup").mkdir(parents=True)
+        (left / "rise-backup" / "rise.db").write_bytes(b"half of it")
+    lock = os.open(lives, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(Rejected):
+        await back_up(house.stores.directory, tmp_path / "data", CLOCK)
+    assert dead.exists(), "one that is refused does nothing"
+    await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
+    os.close(lock)
+    assert not dead.exists() and (lives / "rise-backup" / "rise.db").exists()
+    assert sorted(path.name for path in tmp_path.glob(".rise-unfinished-*")) == [lives.name]
+
+
+@pytest.mark.failure("C1")
+async def test_of_two_backups_at_once_neither_removes_what_the_other_makes(tmp_path: Path, house: House):
+    await asyncio.gather(*(back_up(house.stores.directory, tmp_path / f"copy-{number}", CLOCK) for number in range(3)))
+    assert all((tmp_path / f"copy-{number}" / "rise.db").exists() for number in range(3))
+    assert not list(tmp_path.glob(".rise-unfinished-*"))
 
 
 async def test_a_directory_without_a_database_is_not_backed_up(tmp_path: Path):
@@ -232,7 +281,7 @@ async def test_nothing_is_restored_under_a_running_server(tmp_path: Path, house:
 
 async def test_nothing_is_restored_under_a_worker_that_runs_alone(tmp_path: Path, house: House):
     await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
-    worker = LocalBus(house.stores.directory.bus)
+    worker = LocalBus(house.stores.directory.bus, CLOCK)
     await worker.start()
     try:
         assert house.stores.directory.members() == [worker.member]
@@ -301,7 +350,7 @@ async def test_what_a_command_brings_into_the_empty_directory_meanwhile_is_not_o
 
     bus: list[int] = []
     when_unpacked(command)
-    with pytest.raises(StoreLocked, match="pid" if lives else r"was empty and holds rise.db now"):
+    with pytest.raises(StoreLocked, match="pid" if lives else r"was empty and holds ledger-identity now"):
         await restore(tmp_path / "copy", again, CLOCK)
     assert log.get_nowait() == (again.path / "rise.db-wal").read_bytes()
     assert set(restored_files(again.path)) - {"bus"} == {*FILES, "rise.db-shm", "rise.db-wal"}
@@ -502,12 +551,14 @@ async def test_replies_that_waited_in_the_backup_are_doubts_after_a_restore(tmp_
         await again.stores.open()
         assert await states(again, pushed) == [ReplyState.SENDING] * 2
         assert await states(again, fetched) == [ReplyState.SENT]
+        held = Signal()
+        again.bus.subscribe(Topic.TASK_SETTLED, lambda payload: held.set())
         sender = build_sender(again)
         await again.bus.start()
         await sender.start()
         if policy == "hold":
             while (await again.ledger.outbox_depth()).unknown < 2:
-                await asyncio.sleep(0.05)  # across threads there is no signal to wait for
+                assert await held.wait(10)
         else:
             await telegram.wait_until(lambda platform: len(platform.sent) == 2)
         await sender.stop()

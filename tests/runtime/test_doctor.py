@@ -144,6 +144,22 @@ async def test_a_damaged_database_is_a_failure(data_dir: Path):
     assert "damaged" in finding.detail
 
 
+@pytest.mark.failure("C10")
+@pytest.mark.parametrize("how", ["gone", "empty", "not the one"])
+async def test_a_lost_database_is_a_failure_and_nothing_is_made_in_its_place(data_dir: Path, how: str):
+    path = data_dir / "rise.db"
+    path.write_bytes(b"") if how == "empty" else path.unlink()
+    if how == "not the one":
+        another = build(load_settings(data_dir=data_dir.parent / "another", _env_file=None))
+        await another.stores.open()
+        await another.stores.close()
+        (data_dir.parent / "another" / "rise.db").rename(path)
+    finding = (await examined(doctor(data_dir)))["database"]
+    assert finding.level is Level.FAIL and how in finding.detail
+    assert "rise restore --force" in finding.remedy
+    assert path.exists() == (how != "gone") and (how != "empty" or not path.read_bytes())
+
+
 async def test_something_else_in_place_of_the_database_is_a_failure_and_the_rest_is_still_said(data_dir: Path):
     (data_dir / "rise.db").write_text("not a database, whatever its name says\n" * 500)
     findings = await examined(doctor(data_dir))
@@ -287,6 +303,18 @@ async def test_of_the_database_the_running_servers_word_is_told(data_dir: Path, 
     assert well.detail.endswith("; the running server says available: written and synced")
 
 
+@pytest.mark.failure("C10")
+async def test_of_a_database_that_is_gone_under_the_server_its_word_and_its_remedy_are_told(
+    data_dir: Path, owned: DataDirectory
+):
+    gone = {"status": "unavailable", "detail": "rise.db was deleted while open", "remedy": "put the file back"}
+    (data_dir / "rise.db").unlink()
+    async with server({"GET /healthz": (200, {"capabilities": {"disk": gone}})}) as port:
+        [finding] = await doctor(data_dir, port=port).probe("database")
+    assert (finding.level, finding.detail) == (Level.FAIL, "unavailable: rise.db was deleted while open")
+    assert finding.remedy.startswith("put the file back;")
+
+
 async def test_a_server_that_runs_and_does_not_answer_is_said_so(data_dir: Path, owned: DataDirectory):
     async with server({}) as port:
         pass
@@ -336,7 +364,7 @@ async def test_a_capability_is_probed_by_the_server(data_dir: Path, owned: DataD
 
 
 async def test_processes_of_the_directory_are_named(data_dir: Path):
-    member = LocalBus(data_dir / "bus")
+    member = LocalBus(data_dir / "bus", SystemClock())
     await member.start()
     [finding] = await doctor(data_dir).probe("serve")
     await member.stop()

@@ -15,7 +15,7 @@ from rise.ledger.port import Ledger
 from rise.queue.port import Queue
 from rise.testing.simulator.bot import Behaviour
 from rise.testing.simulator.faults import Fault, FaultKind
-from rise.testing.simulator.people import Act, Doing
+from rise.testing.simulator.people import GROUP, SUPERGROUP, Act, Doing
 from rise.testing.simulator.run import Outcome, Plan, simulate
 
 READS = {
@@ -24,7 +24,7 @@ READS = {
     *("queue.longest_lanes", "ledger.run", "ledger.latest_run", "ledger.archived", "ledger.finished_among"),
     *("ledger.steps", "ledger.attempts", "ledger.history", "ledger.outbox_depth", "ledger.replies"),
     *("ledger.transcript", "ledger.definitions_version", "ledger.definitions", "ledger.operations"),
-    "ledger.finished_counts",
+    *("ledger.finished_counts", "ledger.chat_moves"),
 }
 ELSEWHERE = {"ledger.remove_binding": "a command that does nothing else"}
 CALLS = ["telegram.sendMessage", "telegram.answerCallbackQuery"]
@@ -63,6 +63,9 @@ def a_busy_plan(*faults: Fault, policy: str = "hold") -> Plan:
             Doing(act=Act.WRITE, at=14.0 + number / 10, name=f"h{number}", chat_id=10 + number)
             for number in range(1, 4)
         ),
+        Doing(act=Act.WRITE, at=15.0, name="before", chat_id=GROUP),
+        Doing(act=Act.MIGRATE, at=15.2, name="moved", chat_id=GROUP),
+        Doing(act=Act.WRITE, at=15.4, name="after", chat_id=SUPERGROUP),
         Doing(act=Act.RESUME, at=20.0, name="held", pick=0.99),
         *(Doing(act=Act.RESUME, at=21.0 + number, name=f"held{number}", pick=number / 8) for number in range(8)),
     ]

@@ -52,7 +52,7 @@ class TaskResultBroker:
                 # The queue first: what it forgets between the two looks is in the ledger, never the other way round.
                 task = await self._open(task_id)
                 run = await self._ledger.latest_run(task_id)
-                if run is not None and run.status.is_finished and not (task and run.is_of_former(task.head)):
+                if run is not None and run.status.is_finished and not (task and _is_superseded(run, task)):
                     return run
                 left = until - self._clock.monotonic()
                 if left <= 0 or self._closing or len(self._waiting) > WAITING_MAX:
@@ -79,3 +79,8 @@ class TaskResultBroker:
     def _settled(self, event: Mapping[str, Any]) -> None:
         for signal in self._waiting.get(str(event.get("task_id")), ()):
             signal.set()
+
+
+def _is_superseded(run: Run, task: OpenTask) -> bool:
+    """By a message that used its key again, or because a person has it run again: the task has yet to end."""
+    return run.is_of_former(task.head) or run.generation < task.generation

@@ -1,7 +1,8 @@
 """What programs ask for: run a workflow, say something in a chat, read what became of it.
 
-Refuses at the door what a run would refuse later: a workflow that is not published (404), what the channel cannot
-say (422); and a key that came before with another body (422). What was accepted once is never refused.
+Refuses at the door what a run would refuse later: a workflow that is not published (404; 503 as long as the worker
+has not said which are), what the channel cannot say (422); and a key that came before with another body (422). What
+was accepted once is never refused.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from rise.api.answers import answer, answer_error, request_id_of
 from rise.api.reading import read_json_body
 from rise.api.results import TaskResultBroker
 from rise.api.security import Principal, Role, requires
+from rise.api.starting import refuse_while_starting
 from rise.api.webhooks import trace_id_of
 from rise.channels import http
 from rise.channels.port import Incoming
 from rise.clock import from_epoch_ms, iso
 from rise.envelope import TaskId, TaskType, envelope, task_id_of
-from rise.errors import KeyReused, Rejected, TaskUnknown, Unavailable, WorkflowUnknown
+from rise.errors import CapabilityClosed, KeyReused, Rejected, TaskUnknown, Unavailable, WorkflowUnknown
 from rise.intake import Accepted, Intake
 from rise.ledger.port import Attempt, Reply
 from rise.retries import RetryPolicy
@@ -141,7 +143,7 @@ class _Door:
     async def _accept_once(self, incoming: Incoming) -> Accepted:
         try:
             await self._check(incoming)
-        except Rejected:
+        except (Rejected, CapabilityClosed):
             # What was accepted stays accepted, whatever has changed since: a repeat is answered as one.
             if await receipt_of(self._house.queue, incoming.delivery_key) is None:
                 raise
@@ -153,7 +155,8 @@ class _Door:
             return Accepted(task_id_of(incoming.delivery_key), new=False)
 
     async def _check(self, incoming: Incoming) -> None:
-        """Refuse at the door what a run would refuse. Raises `WorkflowUnknown`, or `PayloadInvalid` with the field."""
+        """Refuse at the door what a run would refuse. Raises `WorkflowUnknown`, or `PayloadInvalid` with the field;
+        `CapabilityClosed` while it is not known which workflows there are."""
         if incoming.workflow_id is not None:
             await self._check_workflow(incoming.workflow_id)
         if incoming.task_type is TaskType.MESSAGE_SEND:
@@ -166,6 +169,7 @@ class _Door:
             await bindings.refresh()  # perhaps it was published this moment
         workflow = bindings.workflow(workflow_id)
         if workflow is None or not workflow.published or not workflow.enabled:
+            refuse_while_starting(self._house.capabilities, f"whether {workflow_id} is among them")
             raise WorkflowUnknown(f"there is no published workflow {workflow_id}", field="workflowId")
 
     async def _is_asked_again(self, incoming: Incoming) -> bool:

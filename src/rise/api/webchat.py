@@ -23,12 +23,12 @@ from rise.api import description
 from rise.api.answers import answer, request_id_of
 from rise.api.reading import read_json_body
 from rise.api.security import PAGE_POLICY, anonymous, bearer_of
+from rise.api.starting import refuse_while_starting
 from rise.api.tasks import requiring_same_body, trace_id_from
 from rise.bus.port import Bus, Topic
-from rise.capabilities import CapabilityStatus
 from rise.channels.webchat import ACCOUNT, CHANNEL
 from rise.envelope import encode_json
-from rise.errors import CapabilityClosed, ChannelUnknown, CredentialsMissing, RateExceeded, Unavailable
+from rise.errors import ChannelUnknown, CredentialsMissing, RateExceeded, Unavailable
 from rise.ledger.port import Reply
 from rise.runtime.assembly import House
 from rise.service import Signal
@@ -44,8 +44,6 @@ STREAMS_PER_SESSION_MAX: Final = 8
 TASKS_KNOWN_MAX: Final = 10_000
 PAGE_SIZE: Final = 100
 SEQUENCE_MAX: Final = (1 << 63) - 1
-STARTING_SECONDS: Final = 1
-"""When it is worth asking again while the workflows are loaded."""
 
 _PAGES: Final = Path(__file__).with_name("pages")
 _FILES: Final = {
@@ -146,10 +144,7 @@ async def _require_chat(house: House) -> None:
     await house.bindings.refresh()  # it may have been bound just now, by another process
     if house.bindings.is_asked_for(CHANNEL, ACCOUNT):
         return
-    worker = house.capabilities.get("worker")
-    if worker is not None and worker.status is not CapabilityStatus.AVAILABLE:
-        why = f"{worker.detail}; its workflows say whether there is a web chat"
-        raise CapabilityClosed("worker", worker.status, why, retry_after_seconds=STARTING_SECONDS)
+    refuse_while_starting(house.capabilities, "whether there is a web chat")
     raise ChannelUnknown('there is no web chat here: a workflow has to ask for it, with channels=["webchat"]')
 
 

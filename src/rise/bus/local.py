@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from rise.bus.port import Listener, Topic
+from rise.clock import Clock
 from rise.envelope import encode_json, new_key
 from rise.telemetry import log
 
@@ -32,8 +33,9 @@ class LocalBus:
 
     name = "bus"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, clock: Clock) -> None:
         self._directory = directory
+        self._clock = clock
         self.member = f"{os.getpid()}-{new_key()[:8]}"
         self._listeners: dict[Topic, list[Listener]] = defaultdict(list)
         self._socket: socket.socket | None = None
@@ -140,9 +142,9 @@ class LocalBus:
 
     def _peers(self) -> list[str]:
         """The members, looked up a few times a second at most: who came just now looks by itself at its start."""
-        assert self._loop is not None
-        if self._loop.time() >= self._peers_until:
-            self._peers_known, self._peers_until = self._members(), self._loop.time() + PEERS_SECONDS
+        now = self._clock.monotonic()
+        if now >= self._peers_until:
+            self._peers_known, self._peers_until = self._members(), now + PEERS_SECONDS
         return self._peers_known
 
     def _members(self) -> list[str]:

@@ -96,7 +96,7 @@ class Paused(msgspec.Struct, frozen=True):
     seconds: float
     error: str
     whole_account: bool = False
-    """Only on evidence that more than this chat is meant."""
+    """Only on evidence that more than this chat is meant; `seconds` are this chat's all the same."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -189,6 +189,11 @@ class PushChannel(Channel, Protocol):
 
     async def send(self, account: str, chat_id: str, call: Call) -> SendOutcome:
         """One call. Returns how it ended, whatever happened; raises only for our own bugs."""
+        ...
+
+    async def trouble(self, account: str) -> str | None:
+        """Ask the platform something harmless, within seconds: None if it answers, whatever it says, else what is
+        wrong. Never raises for the platform's faults."""
         ...
 
     async def show_typing(self, account: str, chat_id: str) -> None:

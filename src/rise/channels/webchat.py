@@ -65,7 +65,7 @@ class WebChatChannel:
         text = _text(fields)
         data = optional(fields, "data", str)
         if data is not None:
-            _refuse_data(data, "data")
+            _refuse_length(data, "data")
         return Incoming(
             channel=CHANNEL,
             account=ACCOUNT,
@@ -111,7 +111,7 @@ def _refuse_text(text: str, field: str) -> None:
         raise PayloadInvalid(f"{field} has more than {TEXT_CHARS_MAX} characters", field=field)
 
 
-def _refuse_data(data: str, field: str) -> None:
+def _refuse_length(data: str, field: str) -> None:
     if not 0 < len(data) <= DATA_CHARS_MAX:
         raise PayloadInvalid(f"{field} is 1 to {DATA_CHARS_MAX} characters", field=field)
 
@@ -122,7 +122,7 @@ def _refuse_untappable(effect: Effect) -> None:
         for button in row:
             if (data := button.get("data")) is not None:
                 _refuse_text(button.get("text", ""), "buttons.text")
-                _refuse_data(data, "buttons.data")
+                _refuse_length(data, "buttons.data")
 
 
 def _metadata(session: str, message_id: str, label: str | None) -> dict[str, Any]:

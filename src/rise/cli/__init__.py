@@ -37,8 +37,8 @@ def main() -> None:
         sys.exit(EXIT_USAGE)
     except RiseError as error:
         print(f"rise: {error.public_message}", file=sys.stderr)
-        if type(error) in REMEDIES:
-            print(f"      → {REMEDIES[type(error)]}", file=sys.stderr)
+        if remedy := error.remedy or REMEDIES.get(type(error)):
+            print(f"      → {remedy}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, StoreLocked) else EXIT_PROBLEM)
 
 

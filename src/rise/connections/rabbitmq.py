@@ -130,7 +130,8 @@ async def _asking(connection: AmqpConnection) -> AsyncIterator[AmqpChannel]:
 @dataclass(slots=True)
 class _Call:
     message: Message
-    deadline: float
+    confirmed_until: float
+    """By `clock.monotonic()`, in seconds."""
     done: asyncio.Future[None]
 
 
@@ -180,8 +181,8 @@ class Rabbit:
     async def publish(self, message: Message) -> None:
         """Returns when it is confirmed. What befalls one message is told to its caller alone."""
         self._raise_if_stopping()
-        deadline = self._clock.monotonic() + self._publish_seconds
-        asked = _Call(message, deadline, asyncio.get_running_loop().create_future())
+        confirmed_until = self._clock.monotonic() + self._publish_seconds
+        asked = _Call(message, confirmed_until, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
         if not self._is_flushing:
             self._is_flushing = True
@@ -220,7 +221,7 @@ class Rabbit:
 
     async def _confirmed(self, batch: Sequence[_Call]) -> list[Unavailable | None]:
         with rabbit_errors():
-            async with asyncio.timeout(batch[0].deadline - self._clock.monotonic()):
+            async with asyncio.timeout(batch[0].confirmed_until - self._clock.monotonic()):
                 channel = await self._publishing.ready()
                 try:
                     verdicts = await channel.publish([call.message for call in batch])

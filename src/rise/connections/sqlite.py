@@ -5,7 +5,8 @@ that waits at the same moment shares one transaction and so one fsync. When `wri
 the change is not promised; it may still be found done, so changes must be safe to repeat.
 
 Refuses: to work on with a connection after an I/O error. It is closed, and before the next one is trusted
-the log is folded into the file and synced anew, because a failed fsync leaves pages that look written.
+the log is folded into the file and synced anew, because a failed fsync leaves pages that look written. And to make
+an empty file, or to use another, where a marker says that one was made.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import apsw
 
 from rise.clock import Clock, epoch_ms
+from rise.connections.marker import Marker
 from rise.errors import StoreCorrupt, StoreUnavailable
 
 T = TypeVar("T")
@@ -31,6 +33,9 @@ UNTIL_THEN: Final = "Until then nothing is accepted (503, senders repeat) and no
 BUSY_SECONDS: Final = 2.5
 """How long a write waits for another process. Below the acceptance deadline, so that the answer is ours."""
 
+PUT_BACK_REMEDY: Final = (
+    "put the file back, and it goes on by itself; or stop Rise, `rise restore --force` a backup, and start it again"
+)
 BACKUP_PAGES_PER_STEP: Final = 1000
 
 SEEN_EVERY_MS: Final = 10_000
@@ -88,15 +93,19 @@ class Database:
         *,
         clock: Clock,
         schema: Mapping[str, Sequence[str]],
+        marker: Marker | None = None,
         on_trouble: Callable[[StoreUnavailable | None], None] = lambda trouble: None,
     ) -> None:
         """`schema`: for each part, its migrations in order; the number applied is its version.
+
+        `marker`: written when it was made; from then on no other is made or used in its place, until it is removed.
 
         `on_trouble` is told what keeps it from writing, and None when it writes again, before the callers are.
         """
         self.path = path
         self._clock = clock
         self._schema = schema
+        self._marker = marker
         self._on_trouble = on_trouble
         self._trouble: StoreUnavailable | None = None
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
@@ -259,8 +268,11 @@ class Database:
     def _connect(self) -> apsw.Connection:
         if self.is_orphaned:
             # Creating an empty one in its place, or going on with another, would turn a loss into silence.
-            raise StoreUnavailable(f"{self.path} was deleted or replaced while open; restore it and restart")
-        connection = _open(self.path)
+            raise StoreUnavailable(
+                f"{self.path} was deleted or replaced while open; nothing is written until it is back",
+                remedy="" if self._marker is None else PUT_BACK_REMEDY,
+            )
+        connection = self._open_known(create=True)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
@@ -269,11 +281,26 @@ class Database:
             if self._distrusted:
                 _fold_log(connection)
             self._migrate(connection)
+            if self._marker is not None:
+                self._marker.write(connection)
         except BaseException:
             connection.close(True)
             raise
         self._distrusted = False
         self._inode = _inode(self.path)
+        return connection
+
+    def _open_known(self, *, create: bool) -> apsw.Connection:
+        """Raises `StoreCorrupt`, and leaves everything as it is, if what is there is not what was made there."""
+        if self._marker is None:
+            return _open(self.path, create=create)
+        self._marker.refuse_lost(self.path)
+        connection = _open(self.path, create=create)
+        try:
+            self._marker.refuse_another(self.path, connection)
+        except BaseException:
+            connection.close(True)
+            raise
         return connection
 
     def _migrate(self, connection: apsw.Connection) -> None:
@@ -333,7 +360,7 @@ class Database:
 
     def _read(self, query: Callable[[apsw.Connection], T]) -> T:
         with sqlite_errors():
-            connection = self._reading_idle.pop() if self._reading_idle else _open(self.path, create=False)
+            connection = self._reading_idle.pop() if self._reading_idle else self._open_known(create=False)
             try:
                 with connection:
                     result = query(connection)

@@ -1,4 +1,10 @@
-"""The journals that this process looks after: its own, and those that dead processes left behind."""
+"""The journals that this process looks after: its own, and those that dead processes left behind.
+
+Promises: a process that gets no slot at its start goes on and takes one as soon as it can; what a dead process left is
+adopted, and let go of when it is drained; trouble with one journal keeps no other from being looked after.
+
+Refuses: to adopt the journal of a process that lives; to name a journal of its own while it has none.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +63,10 @@ class Journals:
 
     def all(self) -> list[Journal]:
         return [*([] if self._own is None else [self._own]), *self._adopted.values()]
+
+    def numbers(self) -> set[int]:
+        """Of the slots that this process has."""
+        return {journal.number for journal in self.all()}
 
     async def _look(self) -> None:
         if self._own is None:

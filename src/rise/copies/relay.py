@@ -61,6 +61,8 @@ class Relay:
         """Also those of a pass that broke off: what was brought and noted in it no journal names any more."""
         self._owed_at = 0.0
         self._owes_since: float | None = None
+        self._looked_after: set[int] | None = None
+        """The journals of this process, when last looked at."""
         self._loops = [
             self._every("relay.note", NOTE_SECONDS, self.note),
             self._every("relay.catch_up", CATCH_UP_SECONDS, self.catch_up),
@@ -72,6 +74,7 @@ class Relay:
 
     async def start(self) -> None:
         self._notes.debt.of_all_lanes = await self._has_inherited()
+        self._looked_after = self._journals.numbers()
         for loop in self._loops:
             await loop.start()
 
@@ -103,7 +106,9 @@ class Relay:
             await self._in_each_journal(partial(self._complete_queue, life))
 
     async def catch_up(self) -> None:
-        """After the queue was away: what this process accepted meanwhile, in order, before anything newer."""
+        """After the queue was away: what this process accepted meanwhile, in order, before anything newer; and what a
+        process held that has died, from when this one looks after its journal."""
+        self._owe_what_was_adopted()
         if not self._notes.debt or (life := await self._queues_life()) is None:
             return
         try:
@@ -125,6 +130,11 @@ class Relay:
         # What came meanwhile was sent behind, and only its own chats wait for it.
         self._notes.debt.of_all_lanes, self._owes_since = False, None
 
+    def _owe_what_was_adopted(self) -> None:
+        before, self._looked_after = self._looked_after, self._journals.numbers()
+        if before is not None and self._looked_after - before:
+            self._notes.debt.of_all_lanes = True
+
     async def _bring_what_others_hold(self, life: str) -> None:
         """The processes of this host were without the queue together, and one of them may be frozen or dead: what it
         alone holds comes before what the others have accepted since. It finds that brought when it goes on."""
@@ -134,7 +144,14 @@ class Relay:
             await self._owe()
             for journal, last in lasts.items():
                 if last:
-                    await self._complete_queue(life, journal, older_than_ms=0, last=last, is_owed=True, is_others=True)
+                    await self._bring_from_another(life, journal, last)
+
+    async def _bring_from_another(self, life: str, journal: Journal, last: int) -> None:
+        try:
+            await self._complete_queue(life, journal, older_than_ms=0, last=last, is_owed=True, is_others=True)
+        except StoreUnavailable as error:
+            # If the ledger is what is away, what is our own is not brought either, and all is tried again.
+            log.info("relay.journal_left_out", slot=journal.number, error=error)
 
     async def _owed_by(self, journal: Journal, life: str) -> int:
         """Owes for its lanes, too. Returns the last number of what it has; 0 also if it cannot be read."""
@@ -228,9 +245,8 @@ class Relay:
         try:
             await journal.note([run_of(entry.task).run for entry in brought], "redis", life)
         except StoreUnavailable as error:
-            log.debug(
-                "relay.not_noted", error=error
-            )  # on a disk that takes no writes the next are brought all the same
+            # On a disk that takes no writes the next are brought all the same.
+            log.debug("relay.not_noted", error=error)
 
     async def _bring(self, entries: Sequence[JournalEntry]) -> list[JournalEntry]:
         """To the queue. Returns what needs no bringing any more."""

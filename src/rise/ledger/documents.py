@@ -103,13 +103,14 @@ def new_ended_run(task: Task, status: Status, outcome: Outcome | None, now: int,
     return document
 
 
-def new_notice(reply: Reply, now: int, *, state: ReplyState) -> Document:
+def new_notice(reply: Reply, now: int, *, state: ReplyState, unless_run: RunId | None) -> Document:
     document = _new_document(reply.reply_id, reply.run_id, reply.task_id) | {
         "is_notice": True,
         "saved_at": now,
         "replies": [_new_reply(reply, now, state)],
         "owes": 1,
     }
+    _flag(document, "unless_run", unless_run)
     derive(document)
     return document
 
@@ -179,9 +180,12 @@ def end(document: Document, status: Status, outcome: Outcome | None, now: int, *
 
 
 def close_replies(document: Document, why: str) -> None:
+    """What is not out is not sent any more, and not again if it was perhaps sent."""
     for reply in document.get("replies", ()):
         if reply["state"] in (ReplyState.READY, ReplyState.UNKNOWN):
-            reply.update(state=ReplyState.FAILED.value, error=clean_text(why), is_held=False)
+            was_perhaps_sent = reply["state"] == ReplyState.UNKNOWN or reply["resends"] > 0
+            prefix = "not sent again" if was_perhaps_sent else "not sent"
+            reply.update(state=ReplyState.FAILED.value, error=f"{prefix}: {clean_text(why)}", is_held=False)
 
 
 def number(document: Document, chat: str, first: int) -> None:
@@ -244,7 +248,7 @@ def _record(document: Document, reply: Document, delivery: Delivery) -> None:
             reply.update(state=ReplyState.FAILED.value, platform_ref=None, error=clean_text(error))
             reply["is_too_late"] = too_late
             if chat_gone and not document["is_notice"]:
-                close_replies(document, f"not tried: {error}")
+                close_replies(document, error)
             _close_continuations(document, reply, f"not tried, what it continues was not taken: {error}")
         case Again(_, error, call, _):
             _make_ready(reply, error, call)
@@ -299,7 +303,17 @@ def _ending_of_replies(document: Document) -> tuple[Status, Outcome | None] | No
     return Status.COMPLETED, Outcome.ANSWERED if is_whole else Outcome.UNDELIVERABLE
 
 
-def end_if_fetched(document: Document, now: int) -> None:
+def settle(document: Document, owed: int, now: int) -> bool:
+    """It owes nothing any more, if its replies have their numbers. Returns whether it has ended."""
+    if document.get("owes") != owed or any(not reply["sequence"] for reply in document.get("replies", ())):
+        return False  # more has come up since, or its chat has moved
+    for name in ("owes", "history", "history_of"):
+        document.pop(name, None)
+    _end_if_fetched(document, now)
+    return "finished_at" in document
+
+
+def _end_if_fetched(document: Document, now: int) -> None:
     """Of a run whose replies, if any, are where their reader fetches them."""
     is_open = not document["is_notice"] and "finished_at" not in document and document["status"] == Status.REPLYING
     if is_open and all(reply["state"] in _FINAL for reply in document.get("replies", ())):

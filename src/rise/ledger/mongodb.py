@@ -39,6 +39,7 @@ from rise.ledger.kept import as_binding, as_workflow
 from rise.ledger.mongodb_outbox import Outbox
 from rise.ledger.mongodb_runs import WITHOUT_TASK, RunDocuments
 from rise.ledger.port import (
+    AccountsHeld,
     Attempt,
     BindingRecord,
     ChatMove,
@@ -151,7 +152,7 @@ class MongoLedger:
 
         def end(run: Document) -> None:
             if "finished_at" not in run:
-                documents.close_replies(run, f"not sent: the task was {status}")
+                documents.close_replies(run, f"the task was {status}")
                 documents.end(run, status, outcome, now, by=by, why=why)
 
         await self._runs.change(task.run_id, end)
@@ -171,7 +172,7 @@ class MongoLedger:
 
         def drop(run: Document) -> None:
             if "finished_at" not in run:
-                documents.close_replies(run, f"not sent: {why}")
+                documents.close_replies(run, why)
                 documents.end(run, Status.DROPPED, None, now, why=why)
 
         # One whose key had been forgotten when this message came is another message's.
@@ -261,13 +262,12 @@ class MongoLedger:
 
     # --- outbox ---
 
-    async def add_notice(self, reply: Reply, *, deliver: bool = True) -> bool:
+    async def add_notice(self, reply: Reply, *, deliver: bool = True, unless_run: RunId | None = None) -> bool:
         state = ReplyState.READY if deliver else ReplyState.SENT
-        added = await self._runs.add(documents.new_notice(reply, await self._now(), state=state))
-        notice = await self._runs.get(reply.reply_id)
-        if notice is not None:
-            await self._outbox.pay(notice)
-        return added
+        notice = documents.new_notice(reply, await self._now(), state=state, unless_run=unless_run)
+        added = await self._runs.add(notice)
+        kept = await self._runs.get(reply.reply_id)
+        return kept is not None and await self._outbox.pay(kept) and added
 
     async def outbox_open(self) -> int:
         return await self._outbox.open()
@@ -279,8 +279,10 @@ class MongoLedger:
         limit: int,
         urgent_limit: int = 0,
         accounts_excluded: Sequence[tuple[str, str]] = (),
+        accounts_urgent_only: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
-        return await self._outbox.take(fence, limit, max(limit, urgent_limit), accounts_excluded)
+        held = AccountsHeld(frozenset(accounts_excluded), frozenset(accounts_urgent_only))
+        return await self._outbox.take(fence, limit, max(limit, urgent_limit), held)
 
     async def outbox_sending(self, fence: int, reply: Reply) -> None:
         await self._outbox.check_fence(fence)

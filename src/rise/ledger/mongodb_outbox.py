@@ -11,8 +11,8 @@ Three things are written one after the other, each of which may be the last befo
   sender pays.
 - *A number's promise, then the number.* The chat's document names whom it gave numbers to last. Whoever comes next, to
   give or to read, first sees to it that those are written: so nobody sees a number and later a smaller one.
-- *A chat's move, then what waits in it.* The old chat says where it went, so that nothing new comes into it, and that
-  it is still moving until everything has been carried over.
+- *A chat's move, then what waits in it.* The old chat says that it is moving until everything has been carried over.
+  Whoever is about to put something in does that first, so that nothing is left behind.
 
 Refuses: to hand out what another fence has taken since (`ClaimLost`).
 """
@@ -20,7 +20,7 @@ Refuses: to hand out what another fence has taken since (`ClaimLost`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any, Final
 
@@ -33,7 +33,18 @@ from rise.errors import ClaimLost
 from rise.ledger import documents
 from rise.ledger.documents import Document, chat_key
 from rise.ledger.mongodb_runs import WITHOUT_BYTES, RunDocuments
-from rise.ledger.port import URGENT_CHATS, Again, ChatMove, Delivered, Delivery, Reply, Resend, RunEnded
+from rise.ledger.port import (
+    URGENT_CHATS,
+    Account,
+    AccountsHeld,
+    Again,
+    ChatMove,
+    Delivered,
+    Delivery,
+    Reply,
+    Resend,
+    RunEnded,
+)
 
 OWED_MS: Final = 2000
 """Whoever saved something is done with it by then, or has died."""
@@ -59,28 +70,28 @@ class Outbox:
 
     # --- what a saved run owes ---
 
-    async def pay(self, document: Document) -> None:
-        """Number its replies, tell their chats, add to the history. Done twice, or by two at once, it is done once."""
+    async def pay(self, document: Document) -> bool:
+        """Number its replies, tell their chats, add to the history. Done twice, or by two at once, it is done once.
+
+        False: it is not there any more; a notice is taken back that came after what it was not to come after.
+        """
         key, owed = document["_id"], document.get("owes")
-        if owed is None:
-            return
-        for chat in documents.chats_to_tell(document):
-            await self._tell(key, chat)
-        if "history" in document:
-            await self._remember(document)
-        now = await self._database.now_ms()
-
-        def settle(run: Document) -> bool:
-            if run.get("owes") != owed:
-                return False  # more has come up since: whoever brought that up pays it
-            del run["owes"]
-            for name in ("history", "history_of"):
-                run.pop(name, None)
-            documents.end_if_fetched(run, now)
-            return "finished_at" in run
-
-        if (await self._runs.change(key, settle))[1]:
-            await self.forget_workings(key)
+        while owed is not None:
+            for chat in documents.chats_to_tell(document):
+                if not await self._tell(key, chat):
+                    return False
+            if "history" in document:
+                await self._remember(document)
+            settle = partial(documents.settle, owed=owed, now=await self._database.now_ms())
+            settled, has_ended = await self._runs.change(key, settle)
+            if settled is None:
+                return False
+            if has_ended:
+                await self.forget_workings(key)
+            if settled.get("owes") != owed:
+                break
+            document = settled  # its chat has moved meanwhile
+        return True
 
     async def forget_workings(self, run_id: str) -> None:
         """After the run has ended: what a crash leaves of them goes with the run itself."""
@@ -95,30 +106,41 @@ class Outbox:
             upsert=True,
         )
 
-    async def _tell(self, key: str, chat: str) -> None:
-        """Let the chat give numbers to a run's replies, and be sent to if there is something to send."""
+    async def _tell(self, key: str, chat: str) -> bool:
+        """Let the chat give numbers to a run's replies, and be sent to if there is something to send. False: there is
+        no such run or notice any more."""
+        meant_for = chat
         while True:
-            now_at = await self._where_is(chat)
-            if now_at != chat:
-                await self._runs.change(key, partial(documents.move, old=chat, chat_id=_parts(now_at)[2]))
-                chat = now_at
-            # In this order: what the chat does not show yet was not numbered when the run was read.
+            # In this order: what the chat does not show yet was not numbered when the run was read, and was there
+            # when it was asked for.
             seen = await self._chats.one({"_id": chat})
+            if seen is not None and "moving" in seen:
+                await self._carry_over(chat)
             run = await self._runs.get(key)
             if run is None:
-                return
-            if seen is not None and "moved_to" in seen:
-                continue
+                return False
             count = documents.count_unnumbered(run, chat)
+            if count and (place := await self.moves.place_of(meant_for)) != chat:
+                await self._runs.change(key, partial(documents.move, old=chat, chat_id=_parts(place)[2]))
+                chat = place
+                continue
+            if seen is not None and "moving" in seen:
+                continue
             wakes = documents.has_to_send(run, chat) and _is_idle(seen)
             if not count and not wakes:
-                return
+                return True
             if count and seen is not None and _is_promised(seen, run):
                 await self._number(seen)
                 continue
             if seen is not None:
                 await self._number(seen)
             first = await self._next_turn(seen)
+            if count and await self._comes_too_late(run):
+                # In the chat's document first: whoever was about to give it a number there has to look again.
+                if await self._write(chat, seen, {"turn": first}) is not None:
+                    await self._runs.remove({"_id": key})
+                continue
+            # Whatever is saved from here on has its numbers behind.
             changes: dict[str, Any] = {"turn": first + max(0, count - 1)}
             if count:
                 changes |= {"numbered": key, "numbered_from": first}
@@ -128,15 +150,10 @@ class Outbox:
             if written is not None and count:
                 await self._number(written)
             if written is not None:
-                return
+                return True
 
-    async def _where_is(self, chat: str) -> str:
-        """By its first id to where its line is now: all its ids are one, also while it still stands at the old one."""
-        channel, account, _ = _parts(chat)
-        place = await self.moves.first_of(chat)
-        while (moved := await self._chats.one({"_id": place, "moved_to": {"$exists": True}})) is not None:
-            place = chat_key(channel, account, moved["moved_to"])
-        return place
+    async def _comes_too_late(self, notice: Document) -> bool:
+        return "unless_run" in notice and await self._runs.has(notice["unless_run"])
 
     async def _number(self, chat: Document) -> None:
         """See to it that whom the chat gave numbers to last has them."""
@@ -174,15 +191,13 @@ class Outbox:
 
     # --- taking ---
 
-    async def take(
-        self, fence: int, limit: int, urgent_limit: int, accounts_excluded: Sequence[tuple[str, str]]
-    ) -> list[Reply]:
+    async def take(self, fence: int, limit: int, urgent_limit: int, held: AccountsHeld) -> list[Reply]:
         await self.check_fence(fence)
         await self._make_up_for()
         taken: list[Reply] = []
 
         async def due() -> list[Document]:
-            return await self._due(fence, limit - len(taken), urgent_limit - len(taken), accounts_excluded)
+            return await self._due(fence, limit - len(taken), urgent_limit - len(taken), held)
 
         # Chats with nothing left to send make room for others.
         while chats := await due():
@@ -193,23 +208,19 @@ class Outbox:
             taken += [answer for answer in answers if isinstance(answer, Reply)]
         return taken
 
-    async def _due(
-        self, fence: int, limit: int, urgent_limit: int, accounts_excluded: Sequence[tuple[str, str]]
-    ) -> list[Document]:
+    async def _due(self, fence: int, limit: int, urgent_limit: int, held: AccountsHeld) -> list[Document]:
         """Those whose time has come, the urgent before the others, longest-waiting first; then a former sender's."""
         now = await self._database.now_ms()
-        excluded = [{"channel": channel, "account": account} for channel, account in accounts_excluded]
-        allowed = {"$nor": excluded} if excluded else {}
+        of_urgent, of_others = _of_none(held.excluded), _of_none(held.excluded | held.urgent_only)
 
         async def first(which: dict[str, Any], room: int) -> list[Document]:
-            return (
-                await self._chats.find(which | allowed, order=[("due", 1), ("_id", 1)], limit=room) if room > 0 else []
-            )
+            return await self._chats.find(which, order=[("due", 1), ("_id", 1)], limit=room) if room > 0 else []
 
         due = {"$lt": now + 1}  # not `$lte`, which SecantusDB takes for `$lt` within an index of several fields
-        found = await first({"is_urgent": True, "due": due}, urgent_limit)
-        found += await first({"is_urgent": False, "due": due}, limit - len(found))
-        return found + await first({"fence": {"$lt": fence}}, limit - len(found))
+        found = await first({"is_urgent": True, "due": due} | of_urgent, urgent_limit)
+        found += await first({"is_urgent": False, "due": due} | of_others, limit - len(found))
+        either = {"$or": [{"is_urgent": True, **of_urgent}, {"is_urgent": False, **of_others}]}
+        return found + await first({"fence": {"$lt": fence}} | either, limit - len(found))
 
     async def _take(
         self, chat: Document, fence: int, *, claim: int | None = None, after: int | None = None
@@ -277,7 +288,7 @@ class Outbox:
         ended = await self._ended(run)
         is_again = run is not None and documents.is_ready(run, reply)
         pause = delivery.seconds if is_again and isinstance(delivery, Again | Resend) else 0.0
-        if is_again and isinstance(delivery, Again) and delivery.chat_id is not None:
+        if isinstance(delivery, Again) and delivery.chat_id is not None:
             await self.moves.join(_chat_of(reply), delivery.chat_id)
             await self._move(reply, delivery.chat_id, now + int(pause * 1000))
             return Delivered(None, None)
@@ -316,54 +327,50 @@ class Outbox:
         """Said by somebody else than who sends to it."""
         old, new = chat_key(channel, account, chat_id), chat_key(channel, account, moved_to)
         await self.moves.join(old, moved_to)
-        if old == new:
-            return
         while True:
             chat = await self._chats.one({"_id": old})
-            if chat is not None and ("claim" in chat or "moved_to" in chat):
+            if chat is not None and "claim" in chat:
                 # A call is out, perhaps the one that is told so. Moved under it, what it sends could be taken again.
-                break
-            await self._stay(new)
+                return
+            if chat is not None and "moving" in chat:
+                await self._carry_over(old)
+                continue
+            turn = await self._next_turn(chat)
+            if old == new:
+                await self.moves.redirect(old, old, turn)
+                return
             if chat is not None:
                 await self._number(chat)
             due = (chat or {}).get("due", await self._database.now_ms())
-            changes = {"turn": await self._next_turn(chat), "due": None, "moved_to": moved_to, "moving": due}
-            if await self._write(old, chat, changes):
-                break
-        await self._carry_over(old)
+            if await self._write(old, chat, {"turn": turn, "due": None, "moving": due, "moving_to": new}):
+                await self._carry_over(old)
+                return
 
     async def _move(self, reply: Reply, chat_id: str, due: int) -> None:
         """What waits for the reply's chat goes to the new one, from now on too."""
-        new = chat_key(reply.channel, reply.account, chat_id)
-        if new == _chat_of(reply):
+        old, new = _chat_of(reply), chat_key(reply.channel, reply.account, chat_id)
+        if new == old:
+            await self.moves.redirect(old, old, reply.claim)
             await self.let_go(reply, due)
             return
-        await self._stay(new)
         while (chat := await self._claimed(reply)) is not None:
             await self._number(chat)
-            changes = await self._freed(chat) | {"moved_to": chat_id, "moving": due}
-            if await self._write(chat["_id"], chat, changes):
-                await self._carry_over(chat["_id"])
-
-    async def _stay(self, key: str) -> None:
-        """Where a chat goes to is where it is: it moves nowhere itself, or the two would pass on for ever."""
-        while (chat := await self._chats.one({"_id": key, "moved_to": {"$exists": True}})) is not None:
-            changes = {"turn": await self._next_turn(chat), "moved_to": None, "moving": None}
-            await self._write(key, chat, changes)
+            if await self._write(old, chat, await self._freed(chat) | {"moving": due, "moving_to": new}):
+                await self._carry_over(old)
 
     async def _carry_over(self, old: str) -> None:
         chat = await self._chats.one({"_id": old, "moving": {"$exists": True}})
         if chat is None:
             return
-        channel, account, _ = _parts(old)
-        new = chat_key(channel, account, chat["moved_to"])
+        turn, new = chat["turn"], chat["moving_to"]
+        await self.moves.redirect(old, new, turn)
         # First, so that what is numbered there from now on comes behind; to be sent to last, when all has arrived.
-        await self._bring_forward(new, chat["turn"])
+        await self._bring_forward(new, turn)
         waiting = {"chat": old, "state": {"$in": [str(state) for state in documents.WAITING]}}
         for run in await self._runs.find({"replies": {"$elemMatch": waiting}}, fields={"_id": 1}):
-            await self._runs.change(run["_id"], partial(documents.move, old=old, chat_id=chat["moved_to"]))
-        await self._bring_forward(new, chat["turn"], due=chat["moving"])
-        await self._chats.change({"_id": old, "turn": chat["turn"]}, {"$unset": {"moving": ""}})
+            await self._runs.change(run["_id"], partial(documents.move, old=old, chat_id=_parts(new)[2]))
+        await self._bring_forward(new, turn, due=chat["moving"])
+        await self._chats.change({"_id": old, "turn": turn}, {"$unset": {"moving": "", "moving_to": ""}})
 
     async def _bring_forward(self, key: str, turn: int, *, due: int | None = None) -> None:
         """Somebody may be sending to it at this moment: then what was carried over comes next."""
@@ -402,7 +409,7 @@ class Outbox:
 
     async def forget_chats(self, before_ms: int) -> None:
         """Those in which nothing has happened since, and nothing waits. Not at once: their turns tell claims apart."""
-        idle = {name: {"$exists": False} for name in ("due", "claim", "moved_to")}
+        idle = {name: {"$exists": False} for name in ("due", "claim", "moving")}
         await self._chats.remove({"turn": {"$lt": before_ms * 1000}} | idle)
 
     async def _write(self, key: str, seen: Document | None, changes: dict[str, Any]) -> Document | None:
@@ -420,7 +427,7 @@ class Outbox:
 
 
 class ChatMoves:
-    """Which ids are one chat, all in one document: whoever has read it has missed none."""
+    """Which ids are one chat, and where its replies go, all in one document: whoever has read it has missed none."""
 
     def __init__(self, ledger: Documents) -> None:
         self._ledger = ledger
@@ -429,38 +436,73 @@ class ChatMoves:
         """From now on the new id is another name of the chat that had the old one."""
         channel, account, _ = _parts(old)
         new = chat_key(channel, account, moved_to)
-        while True:
-            known = await self._known()
-            first = _first_of(known, old)
-            if first == new or any(move["chat"] == new for move in known):
-                return
-            move = {"chat": new, "first": first}
-            count = {"$inc": {"count": 1}, "$push": {"moves": move}}
-            if not known and await self._ledger.insert({"_id": "moves", "count": 1, "moves": [move]}):
-                return
-            if await self._ledger.change({"_id": "moves", "count": len(known)}, count, fields={"_id": 1}):
-                return
 
-    async def first_of(self, chat: str) -> str:
-        return _first_of(await self._known(), chat)
+        def add(kept: Document) -> bool:
+            first = _first_of(kept, old)
+            if first == new or any(move["chat"] == new for move in kept["moves"]):
+                return False
+            kept["moves"].append({"chat": new, "first": first})
+            return True
+
+        await self._change(add)
+
+    async def redirect(self, old: str, new: str, turn: int) -> None:
+        """From now on what is meant for the old id goes to the new one, and what went to the old one does, too.
+
+        `turn`: the old chat's at that moment. Said again later, it changes nothing.
+        """
+
+        def turn_to(kept: Document) -> bool:
+            if any(way["chat"] == old and way["turn"] >= turn for way in kept["ways"]):
+                return False
+            others = [way for way in kept["ways"] if way["chat"] != old]
+            others = [way | {"to": new} if way["to"] == old else way for way in others]
+            kept["ways"] = [*others, {"chat": old, "to": new, "turn": turn}]
+            return True
+
+        await self._change(turn_to)
+
+    async def place_of(self, chat: str) -> str:
+        """Where what is meant for it goes: all its ids are one line, also while that still stands at the old one."""
+        kept = await self._kept()
+        first = _first_of(kept, chat)
+        return next((str(way["to"]) for way in kept["ways"] if way["chat"] == first), first)
 
     async def names_of(self, chat: str) -> list[str]:
         """All ids that it ever had."""
-        known = await self._known()
-        first = _first_of(known, chat)
-        return [first, *(move["chat"] for move in known if move["first"] == first)]
+        kept = await self._kept()
+        first = _first_of(kept, chat)
+        return [first, *(move["chat"] for move in kept["moves"] if move["first"] == first)]
 
     async def after(self, sequence: int) -> list[ChatMove]:
-        numbered = enumerate(await self._known(), start=1)
+        numbered = enumerate((await self._kept())["moves"], start=1)
         return [_as_move(move, number) for number, move in numbered if number > sequence]
 
-    async def _known(self) -> list[Document]:
-        kept = await self._ledger.one({"_id": "moves"})
-        return list(kept["moves"]) if kept is not None else []
+    async def _kept(self) -> Document:
+        return await self._ledger.one({"_id": "moves"}) or {"_id": "moves", "revision": 0, "moves": [], "ways": []}
+
+    async def _change(self, change: Callable[[Document], bool]) -> None:
+        while True:
+            kept = await self._kept()
+            revision = kept["revision"]
+            if not change(kept):
+                return
+            kept["revision"] = revision + 1
+            if revision == 0 and await self._ledger.insert(kept):
+                return
+            fields = {name: kept[name] for name in ("revision", "moves", "ways")}
+            if await self._ledger.change({"_id": "moves", "revision": revision}, {"$set": fields}, fields={"_id": 1}):
+                return
 
 
-def _first_of(known: Sequence[Document], chat: str) -> str:
-    return next((str(move["first"]) for move in known if move["chat"] == chat), chat)
+def _of_none(accounts: Set[Account]) -> dict[str, Any]:
+    """Those of a chat of none of these."""
+    found = [{"channel": channel, "account": account} for channel, account in sorted(accounts)]
+    return {"$nor": found} if found else {}
+
+
+def _first_of(kept: Document, chat: str) -> str:
+    return next((str(move["first"]) for move in kept["moves"] if move["chat"] == chat), chat)
 
 
 def _as_move(move: Document, number: int) -> ChatMove:

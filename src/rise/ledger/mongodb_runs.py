@@ -59,6 +59,9 @@ class RunDocuments:
     async def remove(self, query: Query) -> int:
         return await self._documents.remove(query)
 
+    async def has(self, key: str) -> bool:
+        return await self._documents.one({"_id": key}, fields={"_id": 1}) is not None
+
     async def change(self, key: str, change: Callable[[Document], T]) -> tuple[Document | None, T | None]:
         """The document after it, and what the change came to. Nothing of either if there is no such document."""
         return await self._change({"_id": key}, change)

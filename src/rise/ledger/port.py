@@ -9,9 +9,9 @@ Refuses: another result for a run that has one; what a sender writes whose fence
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -74,6 +74,17 @@ CALL_UNREADABLE: Final = Call("unreadable", {})
 
 URGENT_CHATS: Final = "urgent:"
 """How the names of the outbox's chats begin in which urgent calls wait, those of each task in one of their own."""
+
+Account = tuple[str, str]
+"""Channel, account."""
+
+
+class AccountsHeld(NamedTuple):
+    """Whose chats are not taken from the outbox."""
+
+    excluded: Set[Account] = frozenset()
+    urgent_only: Set[Account] = frozenset()
+    """But for those of urgent calls."""
 
 
 def reply_of(
@@ -397,10 +408,11 @@ class Ledger(Protocol):
 
     # outbox
 
-    async def add_notice(self, reply: Reply, *, deliver: bool = True) -> bool:
+    async def add_notice(self, reply: Reply, *, deliver: bool = True, unless_run: RunId | None = None) -> bool:
         """Mean to send something beside a run. False if it was meant before: once per `reply_id`, ever.
 
-        `deliver=False`: it is where its reader fetches it.
+        `deliver=False`: it is where its reader fetches it. `unless_run`: nor once this run has a result or an end,
+        after which it would be wrong.
         """
         ...
 
@@ -416,11 +428,13 @@ class Ledger(Protocol):
         limit: int,
         urgent_limit: int = 0,
         accounts_excluded: Sequence[tuple[str, str]] = (),
+        accounts_urgent_only: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
         """The first due reply of up to `limit` chats that nobody sends to. Order within a chat is of saving.
 
         Chats of urgent calls come before all others, and are handed out until there are `urgent_limit` in all even
-        where `limit` has no room: they have seconds, however much waits.
+        where `limit` has no room: they have seconds, however much waits. Of accounts that are `urgent_only` no
+        others are handed out; of those that are excluded, none.
 
         One that cannot be read is handed out as such, for the sender to record that it is held.
         """

@@ -29,6 +29,7 @@ from rise.envelope import (
 from rise.ledger import sqlite_outbox as outbox
 from rise.ledger.kept import as_binding, as_workflow, known_word, read_result
 from rise.ledger.port import (
+    AccountsHeld,
     Attempt,
     BindingRecord,
     ChatMove,
@@ -229,7 +230,7 @@ class SqliteLedger:
                     "UPDATE runs SET status = ?, outcome = ?, finished_at = ? WHERE run_id = ?",
                     (status, outcome, now, task.run_id),
                 )
-                outbox.close_replies(connection, task.run_id, f"not sent: the task was {status}")
+                outbox.close_replies(connection, task.run_id, f"the task was {status}")
             else:
                 return known
             connection.execute(
@@ -346,11 +347,15 @@ class SqliteLedger:
 
     # --- outbox ---
 
-    async def add_notice(self, reply: Reply, *, deliver: bool = True) -> bool:
+    async def add_notice(self, reply: Reply, *, deliver: bool = True, unless_run: RunId | None = None) -> bool:
         call, state = encode_json(reply.call), ReplyState.READY if deliver else ReplyState.SENT
-        return await self._database.write(
-            lambda connection: outbox.add_reply(connection, reply, call, state, self._now())
-        )
+
+        def change(connection: apsw.Connection) -> bool:
+            if connection.execute("SELECT 1 FROM runs WHERE run_id = ?", (unless_run,)).fetchone():
+                return False
+            return outbox.add_reply(connection, reply, call, state, self._now())
+
+        return await self._database.write(change)
 
     async def outbox_open(self) -> int:
         return await self._database.write(lambda connection: outbox.begin(connection, self._now()))
@@ -362,14 +367,14 @@ class SqliteLedger:
         limit: int,
         urgent_limit: int = 0,
         accounts_excluded: Sequence[tuple[str, str]] = (),
+        accounts_urgent_only: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
-        excluded, limits = set(accounts_excluded), {"limit": limit, "urgent_limit": urgent_limit}
-        if not await self._database.read(
-            lambda connection: outbox.has_due(connection, self._now(), excluded, **limits)
-        ):
+        held = AccountsHeld(frozenset(accounts_excluded), frozenset(accounts_urgent_only))
+        limits = {"limit": limit, "urgent_limit": urgent_limit}
+        if not await self._database.read(lambda connection: outbox.has_due(connection, self._now(), held, **limits)):
             return []  # most looks find nothing; they must not cost an fsync
         return await self._database.write(
-            lambda connection: outbox.take_due(connection, fence, self._now(), excluded, **limits)
+            lambda connection: outbox.take_due(connection, fence, self._now(), held, **limits)
         )
 
     async def outbox_sending(self, fence: int, reply: Reply) -> None:
@@ -586,7 +591,7 @@ def _drop_former(connection: apsw.Connection, task: Task, now: int) -> None:
         (now, why, task.task_id, generation, accepted_at, task.head.receipt_seconds * 1000),
     ).fetchall()
     for (run_id,) in dropped:
-        outbox.close_replies(connection, run_id, f"not sent: {why}")
+        outbox.close_replies(connection, run_id, why)
         forget_workings(connection, run_id)
 
 

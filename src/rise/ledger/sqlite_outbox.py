@@ -41,6 +41,8 @@ from rise.envelope import Call, Outcome, ReplyId, RunId, Status, TaskId, clean_t
 from rise.errors import ClaimLost
 from rise.ledger.kept import known_word, read_call
 from rise.ledger.port import (
+    Account,
+    AccountsHeld,
     Again,
     Delivered,
     Delivery,
@@ -56,9 +58,6 @@ from rise.ledger.port import (
 )
 from rise.ledger.sqlite_chats import Chat, first_id, join_chats
 from rise.ledger.sqlite_rows import count, forget_workings, value_of
-
-Account = tuple[str, str]
-"""Channel, account."""
 
 REPLY_COLUMNS: Final = (
     "sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id, accepted_at,"
@@ -78,20 +77,20 @@ def begin(connection: apsw.Connection, now: int) -> int:
     return count(connection, "sender_fence")
 
 
-def has_due(connection: apsw.Connection, now: int, excluded: Set[Account], *, limit: int, urgent_limit: int) -> bool:
+def has_due(connection: apsw.Connection, now: int, held: AccountsHeld, *, limit: int, urgent_limit: int) -> bool:
     """Whether there is something to take; most looks find nothing."""
-    return bool(_due_chats(connection, now, excluded, min(limit, 1), min(urgent_limit, 1)))
+    return bool(_due_chats(connection, now, held, min(limit, 1), min(urgent_limit, 1)))
 
 
 def take_due(
-    connection: apsw.Connection, fence: int, now: int, excluded: Set[Account], *, limit: int, urgent_limit: int
+    connection: apsw.Connection, fence: int, now: int, held: AccountsHeld, *, limit: int, urgent_limit: int
 ) -> list[Reply]:
     """The first reply of each due chat, and with it the chat."""
     _check_fence(connection, fence)
     replies: list[Reply] = []
 
     def due() -> list[Chat]:
-        return _due_chats(connection, now, excluded, limit - len(replies), urgent_limit - len(replies))
+        return _due_chats(connection, now, held, limit - len(replies), urgent_limit - len(replies))
 
     # Chats with nothing left to send are forgotten on the way, and make room for others.
     while chats := due():
@@ -211,10 +210,11 @@ def depth(connection: apsw.Connection, now: int) -> OutboxDepth:
 
 
 def close_replies(connection: apsw.Connection, run_id: RunId, why: str) -> None:
-    """What is not out is not sent any more."""
+    """What is not out is not sent any more, and not again if it was perhaps sent."""
     connection.execute(
-        "UPDATE replies SET state = 'failed', error = ? WHERE run_id = ? AND kind = 'answer'"
-        " AND state IN ('ready', 'unknown')",
+        "UPDATE replies SET state = 'failed', error ="
+        " CASE WHEN state = 'unknown' OR resends > 0 THEN 'not sent again: ' ELSE 'not sent: ' END || ?"
+        " WHERE run_id = ? AND kind = 'answer' AND state IN ('ready', 'unknown')",
         (clean_text(why), run_id),
     )
 
@@ -250,7 +250,7 @@ def _note_sent(connection: apsw.Connection, reply: Reply, sent: Sent) -> None:
 def _note_failed(connection: apsw.Connection, reply: Reply, failed: Failed) -> None:
     _set_state(connection, reply, ReplyState.FAILED, error=failed.error, too_late=failed.too_late)
     if failed.chat_gone and reply.kind is ReplyKind.ANSWER:
-        close_replies(connection, reply.run_id, f"not tried: {failed.error}")
+        close_replies(connection, reply.run_id, failed.error)
     else:
         _close_continuations(connection, reply, f"not tried, what it continues was not taken: {failed.error}")
 
@@ -360,12 +360,10 @@ def _end_of(endings: Set[tuple[str, int]]) -> tuple[Status, Outcome | None]:
 # --- whose turn it is ---------------------------------------------------------------------------------------
 
 
-def _due_chats(
-    connection: apsw.Connection, now: int, excluded: Set[Account], limit: int, urgent_limit: int
-) -> list[Chat]:
+def _due_chats(connection: apsw.Connection, now: int, held: AccountsHeld, limit: int, urgent_limit: int) -> list[Chat]:
     """Longest-waiting first, those of urgent calls before the others; beyond `limit` only urgent ones."""
 
-    def first(source: str, count: int) -> list[Chat]:
+    def first(source: str, excluded: Set[Account], count: int) -> list[Chat]:
         if count <= 0:
             return []
         rows = connection.execute(
@@ -375,8 +373,9 @@ def _due_chats(
         )
         return list(islice((chat for chat in rows if chat[:2] not in excluded), count))
 
-    urgent = first("outbox_urgent WHERE chat_id GLOB 'urgent:*'", max(limit, urgent_limit))
-    return urgent + first("outbox_ready WHERE chat_id NOT GLOB 'urgent:*'", limit - len(urgent))
+    urgent = first("outbox_urgent WHERE chat_id GLOB 'urgent:*'", held.excluded, max(limit, urgent_limit))
+    others = held.excluded | held.urgent_only
+    return urgent + first("outbox_ready WHERE chat_id NOT GLOB 'urgent:*'", others, limit - len(urgent))
 
 
 def _take(

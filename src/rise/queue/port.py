@@ -106,7 +106,8 @@ class RetryIn(msgspec.Struct, frozen=True):
     seconds: float
     error: str
     counts: bool
-    """Whether this used up one of the task's own tries; a dependency's fault never does."""
+    """Whether this used up one of the task's own tries; a dependency's fault never does. What follows it has not been
+    failing since before: the time that the dependency was away is not held against the task either."""
 
 
 class Suspend(msgspec.Struct, frozen=True):

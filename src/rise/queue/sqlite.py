@@ -769,8 +769,7 @@ def _apply(connection: apsw.Connection, task_id: TaskId, settlement: Settlement,
         case RetryIn(seconds, error, counts):
             connection.execute(
                 "UPDATE tasks SET status = 'pending', due_at = ?, error = ?, updated_at = ?,"
-                " attempts = attempts + ?, failing_since = CASE WHEN ? THEN coalesce(failing_since, ?)"
-                f" ELSE failing_since END WHERE {running}",
+                f" attempts = attempts + ?, failing_since = iif(?, coalesce(failing_since, ?), NULL) WHERE {running}",
                 (now + int(seconds * 1000), _storable(error), now, int(counts), counts, now, task_id),
             )
         case Anew(generation):

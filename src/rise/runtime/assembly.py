@@ -21,7 +21,7 @@ from rise.bus.port import Bus
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.http import HttpChannel
 from rise.channels.port import Channel, PushChannel
-from rise.channels.telegram import TelegramChannel, TelegramPolling, TelegramRates, bot_id_of
+from rise.channels.telegram import CALL_SECONDS, TelegramChannel, TelegramPolling, TelegramRates, bot_id_of
 from rise.channels.webchat import WebChatChannel
 from rise.chats import ChatRegistry
 from rise.clock import Clock, SystemClock
@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 DEFAULT_ACCOUNT = "default"
 RECOVERY_SECONDS: Final = 5 * CATCH_UP_SECONDS
 """Whoever accepted while Redis was away has said by then which chats it owes earlier messages."""
+ENDING_SECONDS: Final = 5.0
+"""What a call needs beside its answer: to be asked about once more, and to be written down."""
 
 OnTrouble = Callable[[str], Callable[[Unavailable | None], None]]
 """For the name of a store: what hears why it cannot be used, and None when it can again."""
@@ -129,8 +131,8 @@ class Stores:
         return "ledger" if self.mongo is None else "mongo"
 
     async def open(self) -> None:
-        """Raises `StoreUnavailable` if the directory or the database cannot be used, `RestoreUnfinished` if it is half
-        restored. Servers may be away."""
+        """Raises `StoreUnavailable` if the directory or the database cannot be used, `StoreCorrupt` if what was kept in
+        it is lost, `RestoreUnfinished` if it is half restored. Servers may be away."""
         self.directory.create()
         self.directory.refuse_half_restored()
         await self.database.open()
@@ -240,21 +242,21 @@ def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_tr
     directory = DataDirectory(settings.data_dir)
     schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
     name = "disk" if settings.redis_url is None else "ledger"
-    # With MongoDB it is there for the command line to find, and holds nothing.
-    hears = _ignoring(name) if settings.mongodb_url is not None else on_trouble(name)
-    database = Database(directory.database, clock=clock, schema=schema, on_trouble=hears)
+    # With MongoDB it holds nothing and is there for the command line to find: to lose it is no loss.
+    has_mongo = settings.mongodb_url is not None
+    marker, heard = (None, _ignoring(name)) if has_mongo else (directory.marker, on_trouble(name))
+    database = Database(directory.database, clock=clock, schema=schema, marker=marker, on_trouble=heard)
     if settings.redis_url is None:
         return Stores(directory, database, SqliteQueue(database, _limits(settings)), SqliteLedger(database))
-    redis_url, bus = settings.redis_url.get_secret_value(), bus or LocalBus(directory.bus)
+    bus, redis_url = bus or LocalBus(directory.bus, clock), settings.redis_url.get_secret_value()
     if settings.mongodb_url is None:
         ledger: Ledger = SqliteLedger(database)
         full = _build_full_profile(settings, redis_url, ledger, bus, clock, on_trouble)
         return Stores(directory, database, full.queue, ledger, full)
     mongo, ledger = _build_mongo(settings.mongodb_url.get_secret_value(), directory, clock, on_trouble)
     full = _build_full_profile(settings, redis_url, ledger, bus, clock, on_trouble)
-    return Stores(
-        directory, database, full.queue, ledger, full, mongo, LedgerName(ledger, directory, full.redis, clock)
-    )
+    ledger_name = LedgerName(ledger, directory, full.redis, clock)
+    return Stores(directory, database, full.queue, ledger, full, mongo, ledger_name)
 
 
 def _build_mongo(
@@ -331,7 +333,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     def on_trouble(name: str) -> Callable[[Unavailable | None], None]:
         return partial(report_store, capabilities, admission, name)
 
-    bus = LocalBus(DataDirectory(settings.data_dir).bus)
+    bus = LocalBus(DataDirectory(settings.data_dir).bus, clock)
     stores = build_stores(settings, clock, bus, on_trouble)
     stores.directory.create()
     stores.directory.refuse_half_restored()  # before secrets are made where the restored ones are to be
@@ -367,10 +369,11 @@ def report_store(
     capabilities: CapabilityRegistry, admission: Admission, name: str, trouble: Unavailable | None
 ) -> None:
     """A store stopped or began to take what it is asked to."""
-    status = CapabilityStatus.UNAVAILABLE if trouble else CapabilityStatus.AVAILABLE
-    capabilities.set(name, status, trouble.public_message if trouble else "works again")
     if trouble is None:
+        capabilities.set(name, CapabilityStatus.AVAILABLE, "works again")
         admission.open()
+    else:
+        capabilities.set(name, CapabilityStatus.UNAVAILABLE, trouble.public_message, trouble.remedy)
 
 
 def build_keeper(house: House) -> Keeper | None:
@@ -401,9 +404,15 @@ def build_sender(house: House) -> Sender:
         channels=house.channels.pushed(),
         bus=house.bus,
         clock=house.clock,
-        limits=DeliveryLimits(unknown_policy=settings.telegram_unknown),
+        limits=delivery_limits(settings),
         on_account=report,
     )
+
+
+def delivery_limits(settings: Settings) -> DeliveryLimits:
+    # A call that is cut off by a stop is a doubt, and may be sent a second time.
+    stop_seconds = max(settings.stop_seconds, CALL_SECONDS + ENDING_SECONDS)
+    return DeliveryLimits(unknown_policy=settings.telegram_unknown, stop_seconds=stop_seconds)
 
 
 def build_polling(house: House) -> TelegramPolling | None:

@@ -2,9 +2,10 @@
 
 Promises: a backup is one consistent moment of the database, taken while work goes on, with the secrets that
 belong to it, readable by the owner alone, checked by reading the copy, and on the disk when the command ends;
-it appears under its name whole or not at all. A restore checks the backup before it changes anything, holds the
-directory as its owner from before that until its end, and whenever it is cut off, the directory is what it was, or what
-the backup says, or opened by nobody until it is restored again.
+it appears under its name whole or not at all, and what a killed one has left goes with the next one there. A restore
+checks the backup before it changes anything, holds the directory as its owner from before that until its end, and
+whenever it is cut off, the directory is what it was, or what the backup says, or opened by nobody until it is restored
+again.
 
 Refuses: to overwrite a backup, to restore under running processes, to delete what was there before; to rename the
 directory itself or to write beside it: it may be a mount point, in a place where nothing may be made.
@@ -13,6 +14,7 @@ directory itself or to write beside it: it may be a mount point, in a place wher
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gzip
 import os
 import shutil
@@ -20,7 +22,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
@@ -29,13 +31,14 @@ import msgspec
 from rise.clock import Clock
 from rise.connections.sqlite import Database
 from rise.errors import Rejected, StoreCorrupt, StoreLocked, StoreUnavailable
-from rise.runtime.directory import DATABASE, DataDirectory
+from rise.runtime.directory import DATABASE, MARKER, DataDirectory
 
 SECRETS: Final = ("admin-token", "secret-key")
 ARCHIVE_SUFFIXES: Final = (".tar.gz", ".tgz")
 
 _FOLDER: Final = "rise-backup"
 """The one folder in an archive."""
+_STAGING: Final = ".rise-unfinished-"
 _UNPACKING: Final = ".restore-unpacking"
 _NEW: Final = "new"
 _FORMER: Final = "former"
@@ -107,6 +110,7 @@ async def restore(source: Path, directory: DataDirectory, clock: Clock, *, repla
             new = _new_folder(staging / _NEW)
             await asyncio.to_thread(_unpack, source, new)
             contents = await _examined(new, clock)
+            await _mark(new, clock)
             in_doubt = await _doubt_replies(new, clock)
             _sync_files(new)
             # Once more: that took its time, and workers and commands come without owning the directory.
@@ -276,6 +280,12 @@ def _doubt(connection: Any) -> int:
     return int(connection.changes())
 
 
+async def _mark(folder: Path, clock: Clock) -> None:
+    """Which database it is from now on; one from before they had an identity gets both at the next start."""
+    async with opened_to_read(folder / DATABASE, clock) as copy:
+        await copy.read(DataDirectory(folder).marker.write)
+
+
 # From here on the directory says that it is half restored; whoever restores again goes on where this one was cut off.
 # `restore-unfinished/new` is what comes; `restore-unfinished/former` is there until all that was before is in it.
 
@@ -320,7 +330,7 @@ def _put_in_place(directory: DataDirectory) -> None:
     if log.exists():
         # Of another database: SQLite would write its pages into this one.
         raise StoreLocked(f"something has opened {path / DATABASE}: stop it, remove {log}, then restore again")
-    for name in (*SECRETS, DATABASE):
+    for name in (*SECRETS, MARKER, DATABASE):
         if (new / name).exists():
             (new / name).rename(path / name)
         else:
@@ -337,13 +347,45 @@ def _put_in_place(directory: DataDirectory) -> None:
 
 @contextmanager
 def _staging(parent: Path) -> Iterator[Path]:
-    """A directory of the owner alone, on the same disk, gone afterwards."""
+    """A directory of the owner alone, on the same disk, gone afterwards; those of killed ones go first."""
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix=".rise-unfinished-", dir=parent))
+    # One after the other: else one that was made, and is not locked yet, looks dead.
+    with _opened_folder(parent) as place:
+        _is_locked_by_us(place, wait=True)
+        _remove_dead(parent)
+        path = Path(tempfile.mkdtemp(prefix=_STAGING, dir=parent))
+        lives = ExitStack()
+        _is_locked_by_us(lives.enter_context(_opened_folder(path)))
+    with lives:
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_dead(parent: Path) -> None:
+    """What a killed backup has left: the kernel has given up its lock. Where nothing can be locked, it stays."""
+    for path in parent.glob(f"{_STAGING}*"):
+        with suppress(OSError), _opened_folder(path) as folder:
+            if _is_locked_by_us(folder):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _opened_folder(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        yield path
+        yield fd
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        os.close(fd)
+
+
+def _is_locked_by_us(folder: int, *, wait: bool = False) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False  # by another, or it is a disk without locks
+    return True
 
 
 @contextmanager

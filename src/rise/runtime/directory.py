@@ -2,8 +2,8 @@
 
 Promises: what is made here is the owner's alone; a secret is made once, whole, whoever comes first.
 
-Refuses: a second `rise serve` on it; to look into one without a database as if it were an empty one; a secret that
-could be guessed; to be opened half restored.
+Refuses: a second `rise serve` on it; to look into one without a database as if it were an empty one, or into one whose
+database was lost as if it were new; a secret that could be guessed; to be opened half restored.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from rise.connections.marker import Marker, write_once
 from rise.envelope import new_secret
 from rise.errors import Rejected, RestoreUnfinished, StoreCorrupt, StoreLocked, StoreUnavailable
 
 DATABASE = "rise.db"
-LEDGER = "ledger-name"
+LEDGER = "mongodb-ledger"
+MARKER = "ledger-identity"
 DEMO = Path(".rise-demo")
 """Where `rise demo` keeps its conversation, unless told otherwise."""
 
@@ -40,6 +42,11 @@ class DataDirectory:
     @property
     def database(self) -> Path:
         return self.path / DATABASE
+
+    @property
+    def marker(self) -> Marker:
+        """That its database was made, and which."""
+        return Marker(self.path / MARKER)
 
     @property
     def bus(self) -> Path:
@@ -72,10 +79,15 @@ class DataDirectory:
             )
 
     def refuse_without_database(self) -> None:
-        """Raises `Rejected`, saying where to look instead, or `RestoreUnfinished`."""
+        """Raises `Rejected`, saying where to look instead; `RestoreUnfinished`; or `StoreCorrupt` if it was lost."""
         self.refuse_half_restored()
+        self.refuse_lost()
         if not self.database.exists():
             raise Rejected(f"{self.path} holds no Rise database: {self.elsewhere()}", field="data_dir")
+
+    def refuse_lost(self) -> None:
+        """Raises `StoreCorrupt` if its database is gone or empty, and was not before."""
+        self.marker.refuse_lost(self.database)
 
     def elsewhere(self) -> str:
         """Where to look for what is not here."""
@@ -141,7 +153,7 @@ class DataDirectory:
         path = self.path / name
         try:
             if not path.exists():
-                _write_once(path, new_secret())
+                write_once(path, new_secret())
             secret = path.read_text().strip()
         except OSError as error:
             raise StoreUnavailable(f"{path} cannot be read or written: {error.strerror}") from error
@@ -169,7 +181,7 @@ class DataDirectory:
             return
         try:
             path.unlink(missing_ok=True)
-            _write_once(path, name)
+            write_once(path, name)
         except OSError as error:
             raise StoreUnavailable(f"{path} cannot be written: {error.strerror}") from error
 
@@ -185,7 +197,7 @@ class DataDirectory:
         path = self._verification(account)
         try:
             if not path.exists():
-                _write_once(path, detail)
+                write_once(path, detail)
         except OSError as error:
             raise StoreUnavailable(f"{path} cannot be written: {error.strerror}") from error
 
@@ -215,19 +227,3 @@ def _is_locked(path: Path) -> bool:
     finally:
         os.close(fd)
     return False
-
-
-def _write_once(path: Path, text: str) -> None:
-    """Whole or not at all, also when two processes start at the same moment."""
-    nameless = path.with_name(f"{path.name}.{os.getpid()}")
-    fd = os.open(nameless, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(nameless, path)
-    except FileExistsError:
-        pass  # the other one was first; its secret is the one
-    finally:
-        nameless.unlink()

@@ -3,6 +3,9 @@
 Promises: changes no message, and of files only its own, which it writes, syncs and removes; shows no secret; says the
 same words as the log and `/healthz`; every line that is not ok names its remedy; one check that fails or
 hangs does not keep the others from being made.
+
+Refuses: to make or migrate anything, which is for a start to do; to say that all is well where the running server says
+that it is not.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -26,10 +30,10 @@ from urllib.parse import quote
 import msgspec
 from pydantic import SecretStr
 
-from rise.capabilities import CONSEQUENCES, CapabilityStatus, meaning_of
+from rise.capabilities import CONSEQUENCES, REMEDIES, CapabilityStatus, meaning_of
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
-from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, Unavailable
+from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, StoreUnavailable, Unavailable
 from rise.ledger.port import Definitions
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
@@ -162,37 +166,10 @@ class Doctor:
         except RiseError:
             workflows = {}  # said by the check of the app
         asked = {channel: workflow_id for workflow_id, known in workflows.items() for channel in known.channels}
-        findings = []
-        for channel, account in self._accounts():
-            name = f"{channel}:{account}"
-            bound = [
-                binding
-                for binding in definitions.bindings
-                if (binding.channel, binding.account) == (channel, account) and binding.enabled and binding.is_default
-            ]
-            if not bound and channel in asked:
-                findings.append(_ok(name, f"{asked[channel]} asks for it; bound at the next start"))
-            elif channel == "webchat" and not any(known.channel == channel for known in definitions.bindings):
-                findings.append(_ok(name, "no workflow asks for it: answered 404"))
-            elif not bound:
-                findings.append(
-                    _warn(
-                        name,
-                        "no workflow: what comes in is kept and waits (workflow_pending)",
-                        f'name the channel in a workflow: @rise.workflow("…", channels=["{channel}"])',
-                    )
-                )
-            elif workflows and bound[0].workflow_id not in workflows:
-                findings.append(
-                    _warn(
-                        name,
-                        f"bound to {bound[0].workflow_id}, which RISE_APP does not hold",
-                        "add the workflow to RISE_APP, or bind another",
-                    )
-                )
-            else:
-                findings.append(_ok(name, f"served by {bound[0].workflow_id}"))
-        return findings
+        return [
+            _binding(channel, account, definitions, workflows, asked.get(channel))
+            for channel, account in self._accounts()
+        ]
 
     def _accounts(self) -> list[tuple[str, str]]:
         accounts = [("http", assembly.DEFAULT_ACCOUNT), ("webchat", assembly.DEFAULT_ACCOUNT)]
@@ -246,7 +223,7 @@ class Doctor:
     @contextlib.asynccontextmanager
     async def _stores(self) -> AsyncIterator[assembly.Stores | None]:
         """To look into; none where opening them would make or migrate something, which is for a start to do."""
-        is_there = self._data.database.exists() and not self._half_restored()
+        is_there = self._place.database.exists() and not self._half_restored() and not self._lost()
         if not is_there or await self._schema_problem() is not None:
             yield None
             return
@@ -262,13 +239,13 @@ class Doctor:
     # --- what is there ---
 
     @property
-    def _data(self) -> DataDirectory:
+    def _place(self) -> DataDirectory:
         return DataDirectory(self.settings.data_dir)
 
     async def _directory(self) -> list[Finding]:
-        path = self._data.path
+        path = self._place.path
         if not path.exists():
-            return [_warn("directory", f"{path} is not there yet", f"`rise serve` makes it; {self._data.elsewhere()}")]
+            return [_warn("directory", f"{path} is not there yet", f"`rise serve` makes it; {self._place.elsewhere()}")]
         if not path.is_dir():
             return [_fail("directory", f"{path} is not a directory", "set RISE_DATA_DIR to one")]
         findings = [
@@ -277,7 +254,7 @@ class Doctor:
                 f"{open_to_others} can be read by others",
                 f"chmod {'700' if open_to_others == path else '600'} {open_to_others}",
             )
-            for open_to_others in (path, self._data.database, *(path / name for name in SECRETS))
+            for open_to_others in (path, self._place.database, *(path / name for name in SECRETS))
             if _is_open_to_others(open_to_others, within=path)
         ]
         findings += self._half_restored()
@@ -286,23 +263,30 @@ class Doctor:
 
     def _half_restored(self) -> list[Finding]:
         try:
-            self._data.refuse_half_restored()
+            self._place.refuse_half_restored()
         except RestoreUnfinished as error:
             return [_fail("directory", error.public_message, "`rise restore` the same backup again, or another")]
+        return []
+
+    def _lost(self) -> list[Finding]:
+        try:
+            self._place.refuse_lost()
+        except StoreUnavailable as error:
+            return [_fail("database", error.public_message, error.remedy or REMEDIES["ledger"])]
         return []
 
     def _weak_secrets(self) -> Iterator[str]:
         """Those of the directory that are in use and that a start would refuse."""
         configured = (self.settings.admin_token, self.settings.secret_key)
         for name, setting in zip(SECRETS, configured, strict=True):
-            if setting is None and (self._data.path / name).exists():
+            if setting is None and (self._place.path / name).exists():
                 try:
-                    self._data.kept_secret(name)
+                    self._place.kept_secret(name)
                 except StoreCorrupt as error:
                     yield error.public_message
 
     async def _disk(self) -> list[Finding]:
-        path = self._data.path
+        path = self._place.path
         if not path.is_dir():
             return []
         try:
@@ -318,15 +302,18 @@ class Doctor:
         return [_ok("disk", "written and synced")]
 
     async def _database(self) -> list[Finding]:
-        path = self._data.database
+        path = self._place.database
         if unfinished := self._half_restored():
             return unfinished
-        if not path.exists():
-            return [_ok("database", "not there yet; made at the first start")]
-        served = await self._as_served("disk")
+        served = await self._as_served("disk" if self.settings.redis_url is None else "ledger")
         if served is not None and served.level is not Level.OK:
             return [msgspec.structs.replace(served, name="database")]
+        if lost := self._lost():
+            return lost
+        if not path.exists():
+            return [_ok("database", "not there yet; made at the first start")]
         async with opened_to_read(path, self.clock) as database:
+            await database.read(partial(self._place.marker.refuse_another, path))
             verdict = await database.read(_quick_check)
         if verdict != "ok":
             return [
@@ -375,7 +362,7 @@ class Doctor:
         return None
 
     async def _versions_there(self) -> dict[str, int]:
-        async with opened_to_read(self._data.database, self.clock) as database:
+        async with opened_to_read(self._place.database, self.clock) as database:
             return await database.read(_schema_versions)
 
     async def _versions_of_this_rise(self) -> dict[str, int]:
@@ -394,16 +381,16 @@ class Doctor:
     # --- what runs ---
 
     async def _serve(self) -> list[Finding]:
-        pids = [member.partition("-")[0] for member in self._data.members()]
+        pids = [member.partition("-")[0] for member in self._place.members()]
         roles = [f"{_role(pid)} (process {pid})" for pid in pids]
         others = f"; running: {', '.join(roles)}" if roles else ""
-        if self._data.is_owned():
+        if self._place.is_owned():
             return [_ok("serve", f"`rise serve` runs{others}")]
         return [_warn("serve", f"no `rise serve` runs: nothing is accepted{others}", "start `rise serve`")]
 
     async def _capabilities(self) -> list[Finding]:
         """As the running server sees them."""
-        if not self._data.is_owned():
+        if not self._place.is_owned():
             return []
         status, body = await self._ask_server("GET", "/healthz")
         if status is None:
@@ -416,7 +403,7 @@ class Doctor:
 
     async def _probe_capability(self, name: str) -> list[Finding]:
         known = ", ".join(self.checks)
-        if not self._data.is_owned():
+        if not self._place.is_owned():
             return [_fail(name, "no `rise serve` runs that could probe it", f"start it, or probe one of {known}")]
         status, body = await self._ask_server("POST", f"/internal/capabilities/{quote(name, safe='')}/probe")
         if status == 200 and isinstance(body.get("data"), dict):
@@ -433,8 +420,8 @@ class Doctor:
 
     def _silent(self, name: str) -> Finding:
         """It took the connection and says nothing: whoever sends it a message waits as we did."""
-        servers = [pid for member in self._data.members() if _role(pid := member.partition("-")[0]) in _SERVERS]
-        detail = f"a server holds {self._data.path} and does not answer at {self._server_url}: nothing is accepted"
+        servers = [pid for member in self._place.members() if _role(pid := member.partition("-")[0]) in _SERVERS]
+        detail = f"a server holds {self._place.path} and does not answer at {self._server_url}: nothing is accepted"
         if stopped := [pid for pid in servers if _is_stopped(pid)]:
             return _fail(name, f"{detail}; process {stopped[0]} is stopped (SIGSTOP)", f"kill -CONT {stopped[0]}")
         pid = servers[0] if servers else "PID"
@@ -471,7 +458,7 @@ class Doctor:
     def _admin_token(self) -> str:
         if self.settings.admin_token is not None:
             return self.settings.admin_token.get_secret_value()
-        kept = self._data.path / "admin-token"
+        kept = self._place.path / "admin-token"
         return kept.read_text().strip() if kept.exists() else ""
 
     # --- Telegram ---
@@ -554,7 +541,7 @@ async def _made(name: str, check: Check) -> list[Finding]:
     try:
         return await check()
     except RiseError as error:
-        return [_fail(name, redact(error.public_message), "the log of `rise serve` says more")]
+        return [_fail(name, redact(error.public_message), error.remedy or "the log of `rise serve` says more")]
     except Exception as error:  # noqa: BLE001 - border: a check that breaks is a finding, the others go on
         return [_fail(name, redact(f"the check broke: {type(error).__name__}: {error}"), "report it")]
 
@@ -567,12 +554,41 @@ def _capability(name: str, state: Mapping[str, Any]) -> Finding:
     detail = ": ".join(str(part) for part in (state.get("status"), state.get("detail")) if part)
     if level is Level.OK:
         return Finding(name, level, redact(detail))
-    meaning = meaning_of(name)
+    meaning = meaning_of(name, state.get("remedy", ""))
     if meaning:
         remedy = f"{meaning['remedy']}; it is probed again by itself, and until then {meaning['consequence']}"
     else:
         remedy = "it is probed again by itself; the log of `rise serve` says more"
     return Finding(name, level, redact(detail), remedy)
+
+
+def _binding(
+    channel: str, account: str, definitions: Definitions, workflows: Mapping[str, WorkflowDefinition], asked: str | None
+) -> Finding:
+    """What serves the account; `asked`: the workflow of RISE_APP that wants the channel, if one does."""
+    name = f"{channel}:{account}"
+    bound = [
+        binding
+        for binding in definitions.bindings
+        if (binding.channel, binding.account) == (channel, account) and binding.enabled and binding.is_default
+    ]
+    if not bound and asked is not None:
+        return _ok(name, f"{asked} asks for it; bound at the next start")
+    if channel == "webchat" and not any(known.channel == channel for known in definitions.bindings):
+        return _ok(name, "no workflow asks for it: answered 404")
+    if not bound:
+        return _warn(
+            name,
+            "no workflow: what comes in is kept and waits (workflow_pending)",
+            f'name the channel in a workflow: @rise.workflow("…", channels=["{channel}"])',
+        )
+    if workflows and bound[0].workflow_id not in workflows:
+        return _warn(
+            name,
+            f"bound to {bound[0].workflow_id}, which RISE_APP does not hold",
+            "add the workflow to RISE_APP, or bind another",
+        )
+    return _ok(name, f"served by {bound[0].workflow_id}")
 
 
 async def _open_by_account(queue: Queue) -> Counter[tuple[str, str]]:

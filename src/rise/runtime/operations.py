@@ -223,10 +223,10 @@ class Operations:
             await self._refuse_newer(task_id)
             raise StateConflict("somebody else runs the task again already")
         self._bus.publish(Topic.LANES_READY)
-        if latest is not None and not latest.status.is_finished and not latest.is_of_former(task.head):
-            # What is left of its answer must not go out beside the new one, whyever it was parked; the ledger says so
-            # now, or when the new generation's takes its place.
-            former = _of_generation(task, latest.generation)
+        if latest is None or latest.generation < generation - 1 or not latest.is_of_former(task.head):
+            # What is left of its answer must not go out beside the new one, whyever it was parked, nor what a worker
+            # that was frozen has still to say; the ledger says so now, or when the new generation's takes its place.
+            former = _of_generation(task, generation - 1)
             await self._ledger.finish(former, Status.DROPPED, by=who, why=f"run again as generation {generation}")
         return restarted
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from rise.bus.port import Topic
-from rise.capabilities import CapabilityStatus
+from rise.capabilities import REMEDIES, CapabilityStatus
 from rise.channels.telegram import TelegramChannel
 from rise.envelope import Reason
 from rise.errors import Unavailable
@@ -311,8 +311,13 @@ async def open_stores(house: House, *, until: asyncio.Event | None = None) -> No
             return
         except Unavailable as error:
             store = "ledger" if house.stores.ledger_capability == "ledger" else "disk"
-            house.capabilities.set(store, CapabilityStatus.UNAVAILABLE, error.public_message)
-            log.error("store.unavailable", error=error, consequence="nothing is accepted until it is back")
+            house.capabilities.set(store, CapabilityStatus.UNAVAILABLE, error.public_message, error.remedy)
+            log.error(
+                "store.unavailable",
+                error=error,
+                consequence="nothing is accepted until it is back",
+                remedy=error.remedy or REMEDIES[store],
+            )
             if until is None or until.is_set():
                 return
             await house.clock.sleep(STORE_RETRY_SECONDS)

@@ -18,7 +18,7 @@ from rise.bus.port import Bus, Topic
 from rise.capabilities import CapabilityRegistry
 from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
-from rise.envelope import Outcome, Reason, ReplyId, Status, notice_id_of
+from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, notice_id_of
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
@@ -165,12 +165,13 @@ class Supervisor:
             self._telling_after = page[-1].head.task_id if len(page) == PAGE else ""
             for task in page:
                 if task.status in (Status.PENDING, Status.PROCESSING):
-                    await self._tell(task, LATE, self._duties.late_text)
+                    await self._tell(task, LATE, self._duties.late_text, unless_run=task.run_id)
         for reason in _CANNOT_BE_ANSWERED:
             for task in await self._queue.list_open(Selection(status=Status.SUSPENDED, reason=reason), limit=PAGE):
                 run = await self._ledger.run(task.run_id)
                 if run is None or run.is_of_former(task.head):  # else it was answered
-                    await self._tell(task, reason, self._duties.failed_text)
+                    unless_run = task.run_id if run is None else None
+                    await self._tell(task, reason, self._duties.failed_text, unless_run=unless_run)
 
     async def measure(self) -> None:
         """Count what there is; see that it moves, and that it is not too much."""
@@ -243,7 +244,8 @@ class Supervisor:
         await self._pipeline.changed.wait()
         await self._pipeline.assess()
 
-    async def _tell(self, task: OpenTask, cause: str, text: str) -> None:
+    async def _tell(self, task: OpenTask, cause: str, text: str, *, unless_run: RunId | None) -> None:
+        """`unless_run`: once that is saved, which may be at this moment, it is not true any more."""
         head = task.head
         reply_id = _notice_id(task, cause)
         if reply_id in self._told or not head.notifiable or head.chat_id is None:
@@ -253,7 +255,9 @@ class Supervisor:
         if channel is None or call is None:
             return
         notice = reply_of(head, task.run_id, reply_id, call, kind=ReplyKind.NOTICE)
-        told = await self._ledger.add_notice(notice, deliver=is_pushed(channel))
+        told = await self._ledger.add_notice(notice, deliver=is_pushed(channel), unless_run=unless_run)
+        if not told and unless_run is not None and await self._ledger.run(unless_run) is not None:
+            return  # others of its chat may have to be told yet
         if len(self._told) > 100_000:
             self._told.clear()  # the ledger knows; this only saves asking it
         self._told.add(reply_id)

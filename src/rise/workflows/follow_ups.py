@@ -1,7 +1,7 @@
 """Messages promised for later: what a run planned becomes a delivery of its own, through the same door.
 
 Promises: its key is the run's, so arming it again changes nothing as long as keys are remembered, and the run notes
-that it is armed; its lane is its own, so it holds up no chat.
+that it is armed; what one run planned is said in the order of its moments, in a lane that holds up no chat.
 
 Refuses: to keep time. The queue holds it until its moment, like any task.
 """
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from rise.channels.port import Incoming
-from rise.envelope import DeliveryKey, LaneKey, Task, TaskType, encode_json
+from rise.envelope import DeliveryKey, LaneKey, Order, Task, TaskType, encode_json
 
 FOLLOW_UP: Final = "follow_up"
 """The kind of effect, and of the delivery it becomes."""
@@ -21,11 +21,13 @@ FOLLOW_UP: Final = "follow_up"
 def follow_up(task: Task, number: int, plan: Mapping[str, Any], saved_at_ms: int, *, ahead_ms: int = 0) -> Incoming:
     """The `number`-th follow-up of a run. Named after the run, so that arming it again changes nothing.
 
-    It waits in a lane of its own: what is due in a week must not hold up the chat until then. `ahead_ms`: of the wall
-    clock, the queue's: a moment that is named is one of the wall clock's, and the queue waits by its own.
+    It waits in a lane of its run's own: what is due in a week must not hold up the chat until then. There it stands by
+    its moment, then by its number, so that it never waits behind one that is due later. `ahead_ms`: of the wall clock,
+    the queue's: a moment that is named is one of the wall clock's, and the queue waits by its own.
     """
     head = task.head
-    key = f"fu:{task.run_id}:{number}"
+    lane = f"fu:{task.run_id}"
+    key = f"{lane}:{number}"
     due_at_ms = plan["atMs"] + ahead_ms if "atMs" in plan else saved_at_ms + int(plan["inSeconds"] * 1000)
     workflow = plan.get("workflow")
     return Incoming(
@@ -33,7 +35,8 @@ def follow_up(task: Task, number: int, plan: Mapping[str, Any], saved_at_ms: int
         account=head.account,
         source=FOLLOW_UP,
         delivery_key=DeliveryKey(key),
-        lane=LaneKey(key),
+        lane=LaneKey(lane),
+        order=Order(due_at_ms, number),
         raw=encode_json(plan),
         raw_version="follow-up.v1",
         kind=FOLLOW_UP,

@@ -18,13 +18,14 @@ sent plain), to upload files (a file is a URL or a `file_id`), to throw pending 
 """
 
 from rise.channels.telegram.calls import compose, marked
-from rise.channels.telegram.channel import TelegramChannel, TelegramRates, WebhookInfo, bot_id_of
+from rise.channels.telegram.channel import CALL_SECONDS, TelegramChannel, TelegramRates, WebhookInfo, bot_id_of
 from rise.channels.telegram.outcomes import Answer, Unanswered
 from rise.channels.telegram.polling import TelegramPolling
 from rise.channels.telegram.texts import split_text, utf16_units
 from rise.channels.telegram.updates import CHANNEL, KINDS, read_update
 
 __all__ = [
+    "CALL_SECONDS",
     "CHANNEL",
     "KINDS",
     "Answer",

@@ -57,7 +57,11 @@ DOWNLOAD_BYTES_MAX: Final = 20 * 1024 * 1024
 CONNECTIONS_MAX: Final = 400
 """More than are sent to at once, so that no call waits for another's end: an answer to a payment has ten seconds."""
 
+CALL_SECONDS: Final = 30.0
+"""How long a call may take; what has no answer by then is not known to be sent."""
+
 _CONNECT_SECONDS: Final = 10.0
+_TROUBLE_SECONDS: Final = 5.0
 _ACCOUNT_PAUSE_CHATS: Final = 3
 _ACCOUNT_PAUSE_WINDOW_SECONDS: Final = 10.0
 
@@ -94,7 +98,7 @@ class TelegramChannel:
         clock: Clock,
         api_base: str = API_BASE,
         rates: TelegramRates | None = None,
-        timeout_seconds: float = 30.0,
+        timeout_seconds: float = CALL_SECONDS,
         chats: ChatRegistry | None = None,
     ) -> None:
         self._tokens = {bot_id_of(token): token for token in tokens}
@@ -164,6 +168,9 @@ class TelegramChannel:
         match outcome:
             case AccountDown(error) if await self._lacks_only_the_method(account, call, answer):
                 return Refused(error)
+            case Succeeded():
+                self._paused_chats.pop(account, None)
+                return outcome
             case Paused():
                 return self._with_evidence(account, chat_id, outcome)
             case Moved(new_chat_id) if "chat_id" in call.params:
@@ -179,11 +186,11 @@ class TelegramChannel:
         the whole bot."""
         if is_composed(call.method) or not isinstance(answer, Answer) or answer.status != 404:
             return False
-        me = await self.exchange(account, "getMe", {})
+        me = await self.exchange(account, "getMe", {}, timeout_seconds=_TROUBLE_SECONDS)
         return isinstance(judged(Call("getMe", {}), me), Succeeded)
 
     def _with_evidence(self, account: str, chat_id: str, pause: Paused) -> Paused:
-        """A 429 names no culprit. Several chats refused in a row are taken as the bot's own limit."""
+        """A 429 names no culprit. Several chats refused and none served in between is taken as the bot's own limit."""
         now = self._clock.monotonic()
         recent = self._paused_chats.setdefault(account, {})
         recent[chat_id] = now
@@ -194,6 +201,11 @@ class TelegramChannel:
             return pause
         recent.clear()
         return Paused(pause.seconds, pause.error, whole_account=True)
+
+    async def trouble(self, account: str) -> str | None:
+        answer = await self.exchange(account, "getMe", {}, timeout_seconds=_TROUBLE_SECONDS)
+        outcome = judged(Call("getMe", {}), answer)
+        return outcome.error if isinstance(outcome, NotSent | Uncertain) else None
 
     async def show_typing(self, account: str, chat_id: str) -> None:
         if account in self._tokens:

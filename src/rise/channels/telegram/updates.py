@@ -64,9 +64,10 @@ class UpdateKind:
 
 
 _MESSAGE: Final = UpdateKind(texts=("text", "caption"), notifiable=True)
-_EDITED: Final = UpdateKind(dates=("edit_date", "date"), texts=("text", "caption"), notifiable=True)
+# An edit that Telegram shows nobody has no date: that of its message says nothing of it.
+_EDITED: Final = UpdateKind(dates=("edit_date",), texts=("text", "caption"), notifiable=True)
 _POST: Final = UpdateKind(texts=("text", "caption"))
-_EDITED_POST: Final = UpdateKind(dates=("edit_date", "date"), texts=("text", "caption"))
+_EDITED_POST: Final = UpdateKind(dates=("edit_date",), texts=("text", "caption"))
 _BUSINESS: Final = replace(_MESSAGE, in_a_business=True)
 _EDITED_BUSINESS: Final = replace(_EDITED, in_a_business=True)
 _QUERY: Final = UpdateKind(LaneOf.INLINE, dates=(), texts=("query",), lifetime_seconds=30)

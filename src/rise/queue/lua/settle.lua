@@ -13,7 +13,7 @@ local settle = {
     set_status(task, 'replying', { error = false, updated = now })
   end,
   RetryIn = function(task)
-    local fields = { due = now + first, error = third, updated = now }
+    local fields = { due = now + first, error = third, updated = now, failing = false }
     if second == '1' then fields.attempts, fields.failing = task.attempts + 1, task.failing or now end
     set_status(task, 'pending', fields)
   end,

@@ -328,6 +328,16 @@ class PushChannelConformance(ChannelConformance):
         assert isinstance(await send(stage, again), Succeeded)
         assert stage.seen() == [hello(stage).text, again.text]
 
+    @pytest.mark.failure("G4", "G14")
+    async def test_whether_it_answers_can_be_asked_and_nobody_sees_it(self, stage: PushStage) -> None:
+        assert await stage.channel.trouble(stage.incoming.account) is None
+        await stage.hang_up_on_the_next_call()
+        assert await stage.channel.trouble(stage.incoming.account)
+        assert await stage.channel.trouble(stage.incoming.account) is None
+        await stage.go_away()
+        assert await stage.channel.trouble(stage.incoming.account)
+        assert stage.seen() == []
+
     @pytest.mark.parametrize("chat_id", CHAT_IDS)
     async def test_a_call_to_wherever_ends_in_an_outcome(self, stage: PushStage, chat_id: str) -> None:
         for call in (hello(stage), *stage.calls, Call("no such method", {"\x00": "a\ud800"})):

@@ -291,6 +291,22 @@ class LedgerConformance:
         assert await ledger.outbox_take(fence, limit=10) == []
         assert await states(ledger, task().run_id) == ["failed", "failed"]
 
+    @pytest.mark.req("SUS-3", "OUT-1")
+    @pytest.mark.failure("E11", "G4")
+    @pytest.mark.parametrize(
+        "ending", [HeldUnknown("timeout"), Resend("timeout", seconds=5.0)], ids=lambda one: type(one).__name__
+    )
+    async def test_of_what_was_perhaps_sent_it_is_never_said_that_it_was_not(
+        self, ledger: Ledger, ending: Delivery
+    ) -> None:
+        await answer(ledger, task(), 2)
+        fence = await ledger.outbox_open()
+        await send(ledger, fence, await take_one(ledger, fence), ending)
+        await ledger.finish(task(), Status.DROPPED)
+        perhaps, never = await ledger.replies(run_id=task().run_id)
+        assert perhaps.error == "not sent again: the task was dropped"
+        assert never.error == "not sent: the task was dropped"
+
     @pytest.mark.failure("E11")
     async def test_dropping_what_is_held_is_final(self, ledger: Ledger) -> None:
         await answer(ledger, task(), 3)
@@ -580,6 +596,21 @@ class LedgerConformance:
         taken = await ledger.outbox_take(fence, limit=1, accounts_excluded=[("telegram", "7")])
         assert [reply.account for reply in taken] == ["8"]
         assert len(await ledger.outbox_take(fence, limit=10)) == 4
+
+    @pytest.mark.req("TGM-3", "OUT-2")
+    @pytest.mark.failure("G5", "G17")
+    async def test_of_an_account_that_pauses_for_its_limit_only_what_is_urgent_is_handed_out(
+        self, ledger: Ledger
+    ) -> None:
+        await answer(ledger, task(1, chat="1"))
+        urgent = chunks(task(2), chat=f"{URGENT_CHATS}2")
+        await ledger.save_result(task(2), ANSWERED, urgent, [], deliver=True)
+        fence, account = await ledger.outbox_open(), [("telegram", "7")]
+        assert await ledger.outbox_take(fence, limit=10, accounts_excluded=account, accounts_urgent_only=account) == []
+        [taken] = await ledger.outbox_take(fence, limit=10, accounts_urgent_only=account)
+        assert taken.chat_id == "urgent:2"
+        assert await ledger.outbox_take(fence, limit=10, accounts_urgent_only=account) == []
+        assert [reply.chat_id for reply in await ledger.outbox_take(fence, limit=10)] == ["1"]
 
     async def test_a_reply_carries_everything_the_sender_needs(self, ledger: Ledger) -> None:
         [meant] = chunks(task())
@@ -1106,6 +1137,28 @@ class LedgerConformance:
         assert await send_everything(stage.ledger, fence) == ["queued"]
         assert not await stage.ledger.add_notice(notice(task(), "queued"))
         assert await stage.ledger.add_notice(notice(task(), "late"))
+
+    @pytest.mark.req("CHN-4")
+    @pytest.mark.failure("G16")
+    @pytest.mark.parametrize("has_result", [True, False], ids=["answered", "ended"])
+    async def test_what_is_only_right_before_a_run_has_ended_is_not_said_afterwards(
+        self, ledger: Ledger, has_result: bool
+    ) -> None:
+        one, other = task(1), task(2)
+        assert await ledger.add_notice(notice(one, "late"), unless_run=one.run_id)
+        assert not await ledger.add_notice(notice(one, "late"), unless_run=one.run_id)
+        if has_result:
+            await answer(ledger, one)
+        else:
+            await ledger.finish(one, Status.DROPPED)
+        assert not await ledger.add_notice(notice(one, "failed"), unless_run=one.run_id)
+        again = run_id_of(one.task_id, 1)
+        assert await ledger.add_notice(notice(one, "late again"), unless_run=again), "of another generation"
+        assert await ledger.add_notice(notice(other, "late"), unless_run=other.run_id)
+        assert await ledger.add_notice(notice(one, "failed")), "what is right at any time"
+        replies = await ledger.replies(task_id=one.task_id)
+        said = [reply.call.text for reply in replies if reply.kind is ReplyKind.NOTICE]
+        assert said == ["late", "late again", "failed"]
 
     @pytest.mark.failure("G16")
     async def test_a_notice_never_holds_a_run(self, ledger: Ledger) -> None:

@@ -663,6 +663,31 @@ class QueueConformance:
         again = await claim_one(queue, "w2")
         assert await run_lane(queue, again) == [1, 2]
 
+    @pytest.mark.req("QUE-2", "WFL-3")
+    async def test_in_a_lane_that_is_ordered_by_when_it_is_due_nothing_waits_for_what_is_due_later(
+        self, stage: QueueStage
+    ) -> None:
+        queue, began = stage.queue, stage.queue.now_ms()
+
+        async def plan(number: int, seconds: int) -> None:
+            due_at_ms = began + seconds * 1000
+            await queue.enqueue(delivery(number, at=due_at_ms, due_at_ms=due_at_ms))
+
+        await plan(1, 300)
+        assert await claim_all(queue) == []
+        await plan(2, 30)
+        assert await claim_all(queue) == []
+        await plan(3, 30)
+        stage.pass_time(31)
+        claim = await claim_one(queue)
+        await plan(4, 200)
+        assert await run_lane(queue, claim) == [2, 3]
+        await plan(5, 100)
+        for seconds, number in ((70, 5), (100, 4), (100, 1)):
+            assert await claim_all(queue) == []
+            stage.pass_time(seconds)
+            assert await run_everything(queue) == [number]
+
     async def test_something_new_does_not_overtake_a_waiting_retry(self, stage: QueueStage) -> None:
         queue = stage.queue
         await enqueue(queue, 1)
@@ -707,6 +732,23 @@ class QueueConformance:
             stage.pass_time(61)
         progress = (await open_task(queue, task_id)).progress
         assert progress.attempts == 3
+        assert progress.failing_since_ms is not None
+        assert abs(progress.failing_since_ms - since) < 1000
+
+    @pytest.mark.req("QUE-4")
+    @pytest.mark.failure("E7")
+    async def test_the_time_a_dependency_was_away_is_not_counted_as_the_tasks_failing(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        [task_id] = await enqueue(queue, 1)
+        for counts in (True, False, True):
+            claim = await claim_one(queue)
+            since = queue.now_ms()
+            await queue.settle(claim, claim.task, RetryIn(60.0, "boom", counts=counts))
+            failing_since = (await open_task(queue, task_id)).progress.failing_since_ms
+            assert (failing_since is not None) == counts
+            stage.pass_time(61)
+        progress = (await open_task(queue, task_id)).progress
+        assert progress.attempts == 2
         assert progress.failing_since_ms is not None
         assert abs(progress.failing_since_ms - since) < 1000
 

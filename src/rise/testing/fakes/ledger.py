@@ -217,7 +217,7 @@ class MemoryLedger(MemoryStore):
             run = stored.run
             is_former = run.task_id == task.task_id and run.generation < task.progress.generation
             if is_former and not run.status.is_finished and not run.is_of_former(task.head):
-                self._take_back(run_id, f"not sent: {why}")
+                self._take_back(run_id, why)
                 self._end(run_id, Status.DROPPED, None, why=why)
 
     def _add_history(self, task: Task, turns: Sequence[Turn]) -> None:
@@ -241,7 +241,7 @@ class MemoryLedger(MemoryStore):
         elif known.run.status.is_finished:
             return known.run
         else:
-            self._take_back(task.run_id, f"not sent: the task was {status}")
+            self._take_back(task.run_id, f"the task was {status}")
         return self._end(task.run_id, status, outcome, by=clean_text(by) or None, why=clean_text(why) or None)
 
     def _end(self, run_id: RunId, status: Status, outcome: Outcome | None, **more: Any) -> Run:
@@ -349,9 +349,11 @@ class MemoryLedger(MemoryStore):
 
     # --- outbox ---
 
-    async def add_notice(self, reply: Reply, *, deliver: bool = True) -> bool:
+    async def add_notice(self, reply: Reply, *, deliver: bool = True, unless_run: RunId | None = None) -> bool:
         state = ReplyState.READY if deliver else ReplyState.SENT
-        return await self._through("add_notice", lambda: self._add_reply(reply, state))
+        return await self._through(
+            "add_notice", lambda: unless_run not in self._state.runs and self._add_reply(reply, state)
+        )
 
     def _add_reply(self, meant: Reply, state: ReplyState) -> bool:
         if meant.reply_id in self._state.replies:
@@ -396,18 +398,25 @@ class MemoryLedger(MemoryStore):
         limit: int,
         urgent_limit: int = 0,
         accounts_excluded: Sequence[tuple[str, str]] = (),
+        accounts_urgent_only: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
+        held = (accounts_excluded, [*accounts_excluded, *accounts_urgent_only])
         return await self._through(
-            "outbox_take", lambda: self._outbox_take(fence, limit, max(limit, urgent_limit), accounts_excluded)
+            "outbox_take", lambda: self._outbox_take(fence, limit, max(limit, urgent_limit), *held)
         )
 
     def _outbox_take(
-        self, fence: int, limit: int, urgent_limit: int, accounts_excluded: Sequence[tuple[str, str]]
+        self,
+        fence: int,
+        limit: int,
+        urgent_limit: int,
+        held_for_urgent: Sequence[tuple[str, str]],
+        held_for_others: Sequence[tuple[str, str]],
     ) -> list[Reply]:
         places = [
             (chat, urgent_limit if _is_urgent(chat) else limit)
             for chat in self._due_chats()
-            if chat[:2] not in accounts_excluded
+            if chat[:2] not in (held_for_urgent if _is_urgent(chat) else held_for_others)
         ]
         if not any(limit > 0 for _, limit in places):
             return []  # there is nothing that a stale fence could do harm to
@@ -498,7 +507,7 @@ class MemoryLedger(MemoryStore):
                 stored.is_too_late = too_late
                 stored.change(state=ReplyState.FAILED, platform_ref=None, error=clean_text(error))
                 if chat_gone and reply.kind is ReplyKind.ANSWER:
-                    self._take_back(reply.run_id, f"not tried: {error}")
+                    self._take_back(reply.run_id, error)
                 self._fail_what_continues(reply)
                 return 0.0
             case HeldUnknown(error):
@@ -729,10 +738,12 @@ class MemoryLedger(MemoryStore):
         return reply.kind is ReplyKind.ANSWER and run is not None and run.status.is_finished
 
     def _take_back(self, run_id: RunId, why: str) -> None:
-        """What is not out is not sent any more."""
+        """What is not out is not sent any more, and not again if it was perhaps sent."""
         for stored in self._answers(run_id):
             if stored.reply.state in (ReplyState.READY, ReplyState.UNKNOWN):
-                stored.change(state=ReplyState.FAILED, error=clean_text(why))
+                was_perhaps_sent = stored.reply.state is ReplyState.UNKNOWN or stored.reply.resends > 0
+                prefix = "not sent again" if was_perhaps_sent else "not sent"
+                stored.change(state=ReplyState.FAILED, error=f"{prefix}: {clean_text(why)}")
 
     def _answers(self, run_id: RunId) -> list[StoredReply]:
         of_run = [stored for stored in self._state.replies.values() if stored.reply.run_id == run_id]

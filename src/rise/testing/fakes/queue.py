@@ -284,10 +284,9 @@ class MemoryQueue(MemoryStore):
                     self._bury(task)
             case RetryIn(seconds, error, counts):
                 due = now + int(seconds * 1000)
+                since = now if progress.failing_since_ms is None else progress.failing_since_ms
                 task.change(status=Status.PENDING, due_at_ms=due, error=clean_text(error), updated_at_ms=now)
-                if counts:
-                    since = now if progress.failing_since_ms is None else progress.failing_since_ms
-                    task.change(attempts=progress.attempts + 1, failing_since_ms=since)
+                task.change(attempts=progress.attempts + counts, failing_since_ms=since if counts else None)
             case Anew(generation):
                 task.change(status=Status.PENDING, generation=generation, updated_at_ms=now)
             case Suspend():

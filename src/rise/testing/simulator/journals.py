@@ -113,7 +113,9 @@ class SimJournalFile(SimDatabase):
 
     def _refuse_orphan(self) -> None:
         if self.is_orphaned:
-            raise StoreUnavailable(f"{self.path} was deleted or replaced while open; restore it and restart")
+            raise StoreUnavailable(
+                f"{self.path} was deleted or replaced while open; nothing is written until it is back"
+            )
 
 
 class SimSlots(Slots):

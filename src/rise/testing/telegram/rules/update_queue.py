@@ -251,7 +251,7 @@ def expires_at(kind: str, content: Any, now: float) -> float:
     if kind in _LIFETIME_SECONDS:
         return now + _LIFETIME_SECONDS[kind]
     if isinstance(content, Mapping) and kind not in _DATED_BY_SOMETHING_ELSE:
-        date = content.get("edit_date") or content.get("date")
+        date = content.get("edit_date" if kind.startswith("edited_") else "date")
         if isinstance(date, int | float):
             return date + DAY_SECONDS
     return now + DAY_SECONDS
