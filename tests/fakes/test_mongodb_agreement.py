@@ -14,7 +14,8 @@ from test_ledger_agreement import COMMANDS, GENERATIONS_KNOWN, TASKS, Asked, Two
 
 from rise.connections.mongodb import MongoDatabase
 from rise.envelope import run_id_of
-from rise.ledger.mongodb import HISTORY_KEPT, INDEXES, MongoLedger
+from rise.ledger.kept import HISTORY_KEPT
+from rise.ledger.mongodb import INDEXES, MongoLedger
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import task
 from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState

@@ -12,7 +12,8 @@ from pymongo.uri_parser import parse_uri
 
 from rise.connections.mongodb import Document, Documents, MongoDatabase, Query
 from rise.envelope import ReplyId, RunId, TaskId
-from rise.ledger.mongodb import HISTORY_KEPT, INDEXES, MongoLedger
+from rise.ledger.kept import HISTORY_KEPT
+from rise.ledger.mongodb import INDEXES, MongoLedger
 from rise.testing.clock import ManualClock
 
 PATIENCE_SECONDS = 30.0

@@ -30,7 +30,7 @@ from rise.envelope import (
     encode_json,
 )
 from rise.errors import ClaimLost
-from rise.ledger.kept import known_word, read_call, read_result
+from rise.ledger.kept import end_of, known_word, read_call, read_result
 from rise.ledger.port import (
     Again,
     Delivery,
@@ -294,13 +294,9 @@ def _end_answered(document: Document, now: int) -> None:
 
 def _ending_of_replies(document: Document) -> tuple[Status, Outcome | None] | None:
     """None: not all of them are final, or there are none. A notice ends nothing."""
-    replies = document.get("replies", ())
-    if document["is_notice"] or not replies or not all(reply["state"] in _FINAL for reply in replies):
+    if document["is_notice"]:
         return None
-    if all(reply["is_too_late"] for reply in replies):
-        return Status.EXPIRED, None
-    is_whole = all(reply["state"] == ReplyState.SENT for reply in replies)
-    return Status.COMPLETED, Outcome.ANSWERED if is_whole else Outcome.UNDELIVERABLE
+    return end_of({(reply["state"], reply["is_too_late"]) for reply in document.get("replies", ())})
 
 
 def settle(document: Document, owed: int, now: int) -> bool:

@@ -1,19 +1,23 @@
-"""Reading what a ledger keeps, whoever wrote it: a damaged disk or a newer version may have.
+"""What every ledger does alike with what it keeps: how much of it, what it comes to, and how it is read.
 
-Promises: one thing that cannot be read hides no other, says why it cannot be read, and is shown as what does no harm.
+Promises: whoever wrote it, a damaged disk or a newer version: one thing that cannot be read hides no other, says why it
+cannot be read, and is shown as what does no harm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from rise.envelope import Call
-from rise.ledger.port import CALL_UNREADABLE, BindingRecord, WorkflowRecord
+from rise.envelope import Call, Outcome, Status
+from rise.ledger.port import CALL_UNREADABLE, BindingRecord, ReplyState, WorkflowRecord
 
 T = TypeVar("T")
+
+HISTORY_KEPT: Final = 50
+"""Turns kept per chat."""
 
 _decode_call = msgspec.json.Decoder(Call).decode
 _decode_json = msgspec.json.Decoder().decode
@@ -22,6 +26,23 @@ _decode_binding = msgspec.json.Decoder(BindingRecord).decode
 
 _NEWER: Final = "a newer version of Rise"
 """Whose a definition is that cannot be read: not code's, which may change only its own."""
+
+
+def end_of(endings: Set[tuple[str, bool]]) -> tuple[Status, Outcome | None] | None:
+    """What a run comes to whose replies are like that: their states, and whether they came too late. None: it goes on,
+    or there are none."""
+    if not endings or not {state for state, _ in endings} <= {ReplyState.SENT, ReplyState.FAILED}:
+        return None
+    if endings == {(ReplyState.SENT, False)}:
+        return Status.COMPLETED, Outcome.ANSWERED
+    if endings == {(ReplyState.FAILED, True)}:
+        return Status.EXPIRED, None
+    return Status.COMPLETED, Outcome.UNDELIVERABLE
+
+
+def changes_nothing(record: WorkflowRecord, known: WorkflowRecord) -> bool:
+    """Whether it is the same but for when it was written."""
+    return msgspec.structs.replace(record, version=known.version, updated_at=known.updated_at) == known
 
 
 def read_result(stored: bytes) -> tuple[Any, str | None]:

@@ -35,7 +35,7 @@ from rise.envelope import (
 from rise.errors import ClaimLost
 from rise.ledger import documents
 from rise.ledger.documents import Document, chat_key
-from rise.ledger.kept import as_binding, as_workflow
+from rise.ledger.kept import HISTORY_KEPT, as_binding, as_workflow, changes_nothing
 from rise.ledger.mongodb_outbox import Outbox
 from rise.ledger.mongodb_runs import WITHOUT_TASK, RunDocuments
 from rise.ledger.port import (
@@ -83,8 +83,6 @@ INDEXES: Final[Mapping[str, Sequence[Index]]] = {
     "operations": (Index("at", ("at",)),),
 }
 
-HISTORY_KEPT: Final = 50
-"""Turns kept per chat."""
 ASKED_MAX: Final = 2_000
 """Tasks asked after in one question."""
 
@@ -371,11 +369,9 @@ class MongoLedger:
     async def put_workflow(self, record: WorkflowRecord) -> int:
         def put(kept: Document) -> bool:
             records = {one["workflow_id"]: one["record"] for one in kept["workflows"]}
-            if record.workflow_id in records:
-                known = as_workflow(record.workflow_id, records[record.workflow_id])
-                same = msgspec.structs.replace(record, version=known.version, updated_at=known.updated_at)
-                if same == known:
-                    return False
+            known = records.get(record.workflow_id)
+            if known is not None and changes_nothing(record, as_workflow(record.workflow_id, known)):
+                return False
             records[record.workflow_id] = encode_json(record)
             kept["workflows"] = [{"workflow_id": name, "record": stored} for name, stored in records.items()]
             return True

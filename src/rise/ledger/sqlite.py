@@ -27,7 +27,7 @@ from rise.envelope import (
     encode_json,
 )
 from rise.ledger import sqlite_outbox as outbox
-from rise.ledger.kept import as_binding, as_workflow, known_word, read_result
+from rise.ledger.kept import HISTORY_KEPT, as_binding, as_workflow, changes_nothing, known_word, read_result
 from rise.ledger.port import (
     AccountsHeld,
     Attempt,
@@ -162,8 +162,6 @@ SCHEMA: Final = (
     """,
 )
 
-HISTORY_KEPT: Final = 50
-"""Turns kept per chat."""
 
 _RUN_COLUMNS: Final = (
     "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why, accepted_at,"
@@ -441,11 +439,8 @@ class SqliteLedger:
             row = connection.execute(
                 "SELECT record FROM workflows WHERE workflow_id = ?", (record.workflow_id,)
             ).fetchone()
-            if row is not None:
-                known = as_workflow(record.workflow_id, row[0])
-                same = msgspec.structs.replace(record, version=known.version, updated_at=known.updated_at)
-                if same == known:
-                    return value_of(connection, "definitions")
+            if row is not None and changes_nothing(record, as_workflow(record.workflow_id, row[0])):
+                return value_of(connection, "definitions")
             connection.execute(
                 "INSERT OR REPLACE INTO workflows VALUES (?,?)", (record.workflow_id, encode_json(record))
             )

@@ -37,9 +37,9 @@ from typing import Any, Final
 
 import apsw
 
-from rise.envelope import Call, Outcome, ReplyId, RunId, Status, TaskId, clean_text, encode_json
+from rise.envelope import Call, ReplyId, RunId, TaskId, clean_text, encode_json
 from rise.errors import ClaimLost
-from rise.ledger.kept import known_word, read_call
+from rise.ledger.kept import end_of, known_word, read_call
 from rise.ledger.port import (
     Account,
     AccountsHeld,
@@ -330,10 +330,10 @@ def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | 
     endings = set(
         connection.execute("SELECT state, too_late FROM replies WHERE run_id = ? AND kind = 'answer'", (reply.run_id,))
     )
-    # None at all: the run ended while this was out, and has been forgotten since.
-    if not endings or not {state for state, _ in endings} <= {"sent", "failed"}:
-        return None
-    status, outcome = _end_of(endings)
+    ending = end_of(endings)
+    if ending is None:
+        return None  # perhaps it ended while this was out, and has been forgotten since
+    status, outcome = ending
     connection.execute(
         "UPDATE runs SET status = ?, outcome = ?, finished_at = ? WHERE run_id = ? AND status = 'replying'",
         (status, outcome, now, reply.run_id),
@@ -346,15 +346,6 @@ def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | 
         (reply.run_id, status, outcome),
     ).fetchone()
     return RunEnded(TaskId(row[0]), row[1], outcome, status) if row else None
-
-
-def _end_of(endings: Set[tuple[str, int]]) -> tuple[Status, Outcome | None]:
-    """What a run came to whose replies ended like that: their states, and whether they came too late."""
-    if endings == {("sent", 0)}:
-        return Status.COMPLETED, Outcome.ANSWERED
-    if endings == {("failed", 1)}:
-        return Status.EXPIRED, None
-    return Status.COMPLETED, Outcome.UNDELIVERABLE
 
 
 # --- whose turn it is ---------------------------------------------------------------------------------------
