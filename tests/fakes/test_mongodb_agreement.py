@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from agreement import answers_in, compare
+from agreement import Refused, answers_in, compare
 from pymongo import MongoClient
-from test_ledger_agreement import COMMANDS, GENERATIONS_KNOWN, TASKS, Asked, TwoLedgers, _comparable, picked
+from test_ledger_agreement import COMMANDS, GENERATIONS_KNOWN, TASKS, Asked, Replies, TwoLedgers, _comparable, picked
 
 from rise.connections.mongodb import MongoDatabase
 from rise.envelope import run_id_of
+from rise.errors import ClaimLost
 from rise.ledger.kept import HISTORY_KEPT
 from rise.ledger.mongodb import INDEXES, MongoLedger
 from rise.testing.clock import ManualClock
@@ -81,10 +82,11 @@ class MemoryAndMongo(TwoLedgers):
         """Not as a sender that has been voided: MongoDB's ledger says so also where there is nothing to take."""
         self._take(self.fences[-1], limit, 0, [], [])
 
-    def outbox_sending(self, pick: int) -> None:
+    def _sending(self, replies: Replies) -> Any:
         """Only what is out: with a claim that was given back, MongoDB's ledger refuses what the others let pass."""
-        if self.unsent:
-            self._sending(picked(self.unsent, pick))
+        handed_out = replies[self.fake]
+        claim, _ = self.state.claims.get((handed_out.channel, handed_out.account, handed_out.chat_id), (None, None))
+        return super()._sending(replies) if claim == handed_out.claim else Refused(ClaimLost)
 
     def spoil_call(self, pick: int) -> None:
         waiting = [key for key, stored in self.state.replies.items() if stored.waits]

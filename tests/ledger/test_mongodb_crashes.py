@@ -277,6 +277,45 @@ async def test_a_chat_that_was_moving_arrives_with_everything(stages):
     assert {reply.chat_id for reply in await stage.ledger.replies(run_id=task(2).run_id)} == {"new"}
 
 
+@pytest.mark.req("QUE-2", "OUT-1")
+@pytest.mark.failure("A13")
+@pytest.mark.parametrize("is_repeated", [True, False])
+@pytest.mark.parametrize("later_id", ["old", "new"])
+async def test_nothing_overtakes_what_waits_in_a_chat_that_was_being_moved(stages, later_id: str, is_repeated: bool):
+    async def move(ledger: MongoLedger) -> object:
+        return await ledger.move_chat("telegram", "7", "old", "new")
+
+    for writes in itertools.count(1):
+        stage = await stages()
+        for number in (1, 2):
+            await answer(stage.ledger, task(number, chat="old"), 2)
+        has_died = await interrupted(stage, move, writes)
+        if is_repeated:
+            await move(stage.ledger)
+        await answer(stage.ledger, task(3, chat=later_id))
+        assert await sent_by_a_new_sender(stage) == ["1.0", "1.1", "2.0", "2.1", "3.0"], writes
+        if is_repeated:
+            assert {reply.chat_id for reply in await stage.ledger.replies(run_id=task(1).run_id)} == {"new"}
+        if not has_died:
+            break
+    assert writes > 6, "it is more than one write"
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("A13")
+async def test_what_is_saved_while_its_chat_moves_is_not_left_behind(stages):
+    stage = await stages()
+    ledgers = [stage.ledger, await stage.another()]
+    numbers = range(1, 13)
+    await asyncio.gather(
+        *(answer(ledgers[number % 2], task(number, chat="old")) for number in numbers),
+        *(ledger.move_chat("telegram", "7", "old", "new") for ledger in ledgers),
+    )
+    assert sorted(await sent_by_a_new_sender(stage)) == sorted(f"{number}.0" for number in numbers)
+    replies = [await stage.ledger.replies(run_id=task(number).run_id) for number in numbers]
+    assert {reply.chat_id for [reply] in replies} == {"new"}
+
+
 @pytest.mark.req("OUT-1")
 @pytest.mark.failure("G4")
 async def test_what_was_being_released_from_hold_goes_out(stages):

@@ -363,12 +363,13 @@ class Outbox:
         if chat is None:
             return
         turn, new = chat["turn"], chat["moving_to"]
-        await self.moves.redirect(old, new, turn)
         # First, so that what is numbered there from now on comes behind; to be sent to last, when all has arrived.
         await self._bring_forward(new, turn)
         waiting = {"chat": old, "state": {"$in": [str(state) for state in documents.WAITING]}}
         for run in await self._runs.find({"replies": {"$elemMatch": waiting}}, fields={"_id": 1}):
             await self._runs.change(run["_id"], partial(documents.move, old=old, chat_id=_parts(new)[2]))
+        # Until here everybody comes to the old one, finds that it is moving, and does this first.
+        await self.moves.redirect(old, new, turn)
         await self._bring_forward(new, turn, due=chat["moving"])
         await self._chats.change({"_id": old, "turn": turn}, {"$unset": {"moving": "", "moving_to": ""}})
 
