@@ -513,10 +513,10 @@ async def test_what_a_crash_left_between_ledger_and_queue_is_found_however_much_
     gateway = await stage.start_gateway()
     gateway.fail_at("queue.finish", "before", StoreUnavailable("away"), times=5)
     await stage.start_worker(echo)
-    for chat in range(1, 6):
-        await stage.write("Hello", chat=chat)
+    replying = [(await stage.write("Hello", chat=chat))[0] for chat in range(1, 6)]
     await stage.until(lambda: _true(gateway.steps.count("queue.finish") == 5))
-    assert len(await stage.queue.list_open(Selection(status=Status.REPLYING), limit=10)) == 5
+    for task_id in replying:
+        await stage.until(lambda task_id=task_id: _is_replying(stage, task_id))
     await gateway.supervisor.sweep()
     assert await stage.queue.list_open(Selection(), limit=10) == []
 
