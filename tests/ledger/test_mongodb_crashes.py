@@ -14,14 +14,14 @@ from functools import partial
 
 import msgspec
 import pytest
-from mongodb_stage import Died, MongoStage, staged
+from mongodb_databases import Died
+from mongodb_stage import MongoStage, staged
 
 from rise.envelope import Outcome, Status
 from rise.errors import MongoUnavailable, RecordTooLarge
 from rise.ledger.mongodb import MongoLedger
 from rise.ledger.port import (
     Again,
-    BindingRecord,
     Delivery,
     HeldUnknown,
     Reply,
@@ -389,19 +389,6 @@ async def test_what_was_being_forgotten_is_forgotten_wholly_the_next_time(stages
         assert await stage.ledger.replies(task_id=task().task_id) == [], writes
         assert await stage.ledger.run(task().run_id) is None
         assert stage.read("chats", {"claim": {"$exists": False}, "due": {"$exists": False}}) == {}
-        if not has_died:
-            break
-
-
-@pytest.mark.req("BND-2")
-async def test_a_binding_that_demotes_another_is_one_change(stages):
-    one, other = (BindingRecord(channel="telegram", account="7", workflow_id=name) for name in "ab")
-    for writes in itertools.count(1):
-        stage = await stages()
-        await stage.ledger.put_binding(one)
-        has_died = await interrupted(stage, lambda ledger: ledger.put_binding(other), writes)
-        bindings = (await stage.ledger.definitions()).bindings
-        assert [binding.workflow_id for binding in bindings if binding.is_default] == ["b"]
         if not has_died:
             break
 

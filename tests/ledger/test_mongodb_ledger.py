@@ -5,17 +5,14 @@ That server is one without replicas: what an election or a rollback does is not 
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 
 import pytest
+from mongodb_databases import REAL_URL
 from mongodb_stage import MongoStage, staged
 
 from rise.testing.conformance.ledger import LedgerConformance
 from rise.testing.servers import MongoServer
-
-REAL_URL = os.environ.get("RISE_TEST_MONGODB_URL", "")
-"""Of a real MongoDB, which is used beside the one that the suite starts."""
 
 
 @pytest.mark.req("TST-3", "CPY-6")

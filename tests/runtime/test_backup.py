@@ -508,7 +508,7 @@ BOT_TOKEN = "7:AAaaBBbbCCccDDddEEeeFFffGGggHHhhIIi"
 async def answer(house: House, number: int, *texts: str, deliver: bool) -> TaskId:
     """The result is saved; its replies wait for the sender, or lie where their reader fetches them."""
     [task_id] = await accept(house, number)
-    claims = (await house.queue.claim("test", {"telegram": 1000}, idle=True)).claims
+    claims = (await house.queue.claim("test", {"telegram": 1000}, takes_suspects=True)).claims
     [claim] = [claim for claim in claims if claim.task.task_id == task_id]
     task = claim.task
     replies = []

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from rise.envelope import Call, Outcome, Status
-from rise.ledger.port import CALL_UNREADABLE, BindingRecord, ReplyState, WorkflowRecord
+from rise.ledger.port import CALL_UNREADABLE, ReplyState
 
 T = TypeVar("T")
 
@@ -21,11 +21,6 @@ HISTORY_KEPT: Final = 50
 
 _decode_call = msgspec.json.Decoder(Call).decode
 _decode_json = msgspec.json.Decoder().decode
-_decode_workflow = msgspec.json.Decoder(WorkflowRecord).decode
-_decode_binding = msgspec.json.Decoder(BindingRecord).decode
-
-_NEWER: Final = "a newer version of Rise"
-"""Whose a definition is that cannot be read: not code's, which may change only its own."""
 
 
 def end_of(endings: Set[tuple[str, bool]]) -> tuple[Status, Outcome | None] | None:
@@ -40,11 +35,6 @@ def end_of(endings: Set[tuple[str, bool]]) -> tuple[Status, Outcome | None] | No
     return Status.COMPLETED, Outcome.UNDELIVERABLE
 
 
-def changes_nothing(record: WorkflowRecord, known: WorkflowRecord) -> bool:
-    """Whether it is the same but for when it was written."""
-    return msgspec.structs.replace(record, version=known.version, updated_at=known.updated_at) == known
-
-
 def read_result(stored: bytes) -> tuple[Any, str | None]:
     """What a run came to; if this version cannot read it, None, and why."""
     return _read(stored, _decode_json, None)
@@ -52,19 +42,6 @@ def read_result(stored: bytes) -> tuple[Any, str | None]:
 
 def read_call(stored: bytes) -> tuple[Call, str | None]:
     return _read(stored, _decode_call, CALL_UNREADABLE)
-
-
-def as_workflow(workflow_id: str, stored: bytes) -> WorkflowRecord:
-    """One that cannot be read serves nobody: what needs it waits."""
-    unusable = WorkflowRecord(workflow_id=workflow_id, name=workflow_id, enabled=False, updated_by=_NEWER)
-    return _read(stored, _decode_workflow, unusable)[0]
-
-
-def as_binding(channel: str, account: str, workflow_id: str, stored: bytes) -> BindingRecord:
-    unusable = BindingRecord(
-        channel=channel, account=account, workflow_id=workflow_id, is_default=False, enabled=False, updated_by=_NEWER
-    )
-    return _read(stored, _decode_binding, unusable)[0]
 
 
 def known_word(words: Callable[[str], T], stored: str, stand_in: T) -> tuple[T, str | None]:

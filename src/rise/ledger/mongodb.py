@@ -1,7 +1,7 @@
 """The ledger on MongoDB, for any number of processes on any number of hosts.
 
 No step of it needs a transaction, which a server without replicas does not have. What belongs together is one
-document: a run with its frozen replies, all definitions, a chat's turn. What is in several is written in an order in
+document: a run with its frozen replies, a chat's turn. What is in several is written in an order in
 which a crash leaves nothing wrong, only something to do, which the first document says and whoever comes next does
 (`mongodb_outbox.py`). So every write may be repeated, by whoever made it and by anybody else.
 
@@ -13,12 +13,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from operator import itemgetter
 from typing import Final, TypeVar
-
-import msgspec
 
 from rise.clock import Clock
 from rise.connections.mongodb import Index, MongoDatabase, Query
@@ -35,15 +32,13 @@ from rise.envelope import (
 from rise.errors import ClaimLost
 from rise.ledger import documents
 from rise.ledger.documents import Document, chat_key
-from rise.ledger.kept import HISTORY_KEPT, as_binding, as_workflow, changes_nothing
+from rise.ledger.kept import HISTORY_KEPT
 from rise.ledger.mongodb_outbox import Outbox
 from rise.ledger.mongodb_runs import WITHOUT_TASK, RunDocuments
 from rise.ledger.port import (
     AccountsHeld,
     Attempt,
-    BindingRecord,
     ChatMove,
-    Definitions,
     Delivered,
     Delivery,
     Office,
@@ -54,7 +49,6 @@ from rise.ledger.port import (
     Run,
     RunResult,
     Turn,
-    WorkflowRecord,
 )
 
 T = TypeVar("T")
@@ -85,8 +79,6 @@ INDEXES: Final[Mapping[str, Sequence[Index]]] = {
 
 ASKED_MAX: Final = 2_000
 """Tasks asked after in one question."""
-
-_DEFINITIONS: Final[Document] = {"_id": "definitions", "version": 0, "workflows": [], "bindings": []}
 
 
 class MongoLedger:
@@ -350,72 +342,6 @@ class MongoLedger:
         )
         return [documents.as_reply(one, one["replies"]) for one in shown]
 
-    # --- definitions ---
-
-    async def definitions_version(self) -> int:
-        kept = await self._ledger.one({"_id": "definitions"}, fields={"version": 1})
-        return int(kept["version"]) if kept is not None else 0
-
-    async def definitions(self) -> Definitions:
-        kept = await self._definitions()
-        workflows = sorted(kept["workflows"], key=lambda one: one["workflow_id"])
-        bindings = sorted(kept["bindings"], key=_identity)
-        return Definitions(
-            kept["version"],
-            {one["workflow_id"]: as_workflow(one["workflow_id"], one["record"]) for one in workflows},
-            [as_binding(*_identity(one), one["record"]) for one in bindings],
-        )
-
-    async def put_workflow(self, record: WorkflowRecord) -> int:
-        def put(kept: Document) -> bool:
-            records = {one["workflow_id"]: one["record"] for one in kept["workflows"]}
-            known = records.get(record.workflow_id)
-            if known is not None and changes_nothing(record, as_workflow(record.workflow_id, known)):
-                return False
-            records[record.workflow_id] = encode_json(record)
-            kept["workflows"] = [{"workflow_id": name, "record": stored} for name, stored in records.items()]
-            return True
-
-        return await self._define(put)
-
-    async def put_binding(self, record: BindingRecord) -> int:
-        identity = (record.channel, record.account, record.workflow_id)
-
-        def put(kept: Document) -> bool:
-            version = kept["version"] + 1
-            others = [one for one in kept["bindings"] if _identity(one) != identity]
-            if record.is_default:
-                others = [_demoted(one, record, version) for one in others]
-            kept["bindings"] = [*others, _as_kept(msgspec.structs.replace(record, version=version))]
-            return True
-
-        return await self._define(put)
-
-    async def remove_binding(self, channel: str, account: str, workflow_id: str) -> int:
-        def remove(kept: Document) -> bool:
-            others = [one for one in kept["bindings"] if _identity(one) != (channel, account, workflow_id)]
-            is_there, kept["bindings"] = len(others) < len(kept["bindings"]), others
-            return is_there
-
-        return await self._define(remove)
-
-    async def _definitions(self) -> Document:
-        return await self._ledger.one({"_id": "definitions"}) or deepcopy(_DEFINITIONS)
-
-    async def _define(self, change: Callable[[Document], bool]) -> int:
-        """All definitions are one document: a binding that demotes another is one change, and so is its version."""
-        while True:
-            kept = await self._definitions()
-            version = kept["version"]
-            if not change(kept):
-                return int(version)
-            kept["version"] = version + 1
-            if version == 0 and await self._ledger.insert(kept):
-                return 1
-            fields = {name: kept[name] for name in ("version", "workflows", "bindings")}
-            if await self._ledger.change({"_id": "definitions", "version": version}, {"$set": fields}):
-                return int(version) + 1
-
     # --- who it is ---
 
     async def identity(self) -> str:
@@ -481,27 +407,6 @@ class MongoLedger:
         )
         endings = ((one["_id"]["status"], one["_id"].get("outcome"), one["count"]) for one in counts)
         return {f"{status}.{outcome}" if outcome else status: count for status, outcome, count in endings}
-
-
-def _identity(binding: Document) -> tuple[str, str, str]:
-    return binding["channel"], binding["account"], binding["workflow_id"]
-
-
-def _as_kept(record: BindingRecord) -> Document:
-    return {
-        "channel": record.channel,
-        "account": record.account,
-        "workflow_id": record.workflow_id,
-        "record": encode_json(record),
-    }
-
-
-def _demoted(binding: Document, chosen: BindingRecord, version: int) -> Document:
-    known = as_binding(*_identity(binding), binding["record"])
-    if (known.channel, known.account) != (chosen.channel, chosen.account) or not known.is_default:
-        return binding
-    # Its version, too: who changes it on the strength of what it was must be told.
-    return _as_kept(msgspec.structs.replace(known, is_default=False, version=version))
 
 
 def _missing(run_id: RunId) -> Run:

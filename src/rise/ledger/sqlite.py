@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import apsw
-import msgspec
 
 from rise.connections.sqlite import Database
 from rise.envelope import (
@@ -27,13 +26,11 @@ from rise.envelope import (
     encode_json,
 )
 from rise.ledger import sqlite_outbox as outbox
-from rise.ledger.kept import HISTORY_KEPT, as_binding, as_workflow, changes_nothing, known_word, read_result
+from rise.ledger.kept import HISTORY_KEPT, known_word, read_result
 from rise.ledger.port import (
     AccountsHeld,
     Attempt,
-    BindingRecord,
     ChatMove,
-    Definitions,
     Delivered,
     Delivery,
     Office,
@@ -44,10 +41,9 @@ from rise.ledger.port import (
     Run,
     RunResult,
     Turn,
-    WorkflowRecord,
 )
 from rise.ledger.sqlite_chats import first_id
-from rise.ledger.sqlite_rows import count, forget_workings, value_of
+from rise.ledger.sqlite_rows import forget_workings
 
 SCHEMA: Final = (
     """
@@ -159,6 +155,12 @@ SCHEMA: Final = (
         SELECT channel, account, moved_to, chat_id FROM chat_aliases;
     UPDATE history SET chat_id = moves.first_id FROM chat_moves moves
         WHERE (history.channel, history.account, history.chat_id) = (moves.channel, moves.account, moves.chat_id);
+    """,
+    # What code had bound is bound anew at the next start, in a room of its own; nobody else could bind anything.
+    """
+    DROP TABLE workflows;
+    DROP TABLE bindings;
+    DELETE FROM ledger_counters WHERE name = 'definitions';
     """,
 )
 
@@ -409,69 +411,6 @@ class SqliteLedger:
         )
         return [outbox.as_reply(row) for row in rows]
 
-    # --- definitions ---
-
-    async def definitions_version(self) -> int:
-        rows = await self._rows("SELECT value FROM ledger_counters WHERE name = 'definitions'", ())
-        return int(rows[0][0])
-
-    async def definitions(self) -> Definitions:
-        def query(connection: apsw.Connection) -> Definitions:
-            version = connection.execute("SELECT value FROM ledger_counters WHERE name = 'definitions'").fetchone()
-            workflows = {
-                workflow_id: as_workflow(workflow_id, record)
-                for workflow_id, record in connection.execute(
-                    "SELECT workflow_id, record FROM workflows ORDER BY workflow_id"
-                )
-            }
-            bindings = [
-                as_binding(*row)
-                for row in connection.execute(
-                    "SELECT channel, account, workflow_id, record FROM bindings ORDER BY channel, account, workflow_id"
-                )
-            ]
-            return Definitions(int(version[0]), workflows, bindings)
-
-        return await self._database.read(query)
-
-    async def put_workflow(self, record: WorkflowRecord) -> int:
-        def change(connection: apsw.Connection) -> int:
-            row = connection.execute(
-                "SELECT record FROM workflows WHERE workflow_id = ?", (record.workflow_id,)
-            ).fetchone()
-            if row is not None and changes_nothing(record, as_workflow(record.workflow_id, row[0])):
-                return value_of(connection, "definitions")
-            connection.execute(
-                "INSERT OR REPLACE INTO workflows VALUES (?,?)", (record.workflow_id, encode_json(record))
-            )
-            return count(connection, "definitions")
-
-        return await self._database.write(change)
-
-    async def put_binding(self, record: BindingRecord) -> int:
-        def change(connection: apsw.Connection) -> int:
-            version = count(connection, "definitions")
-            if record.is_default:
-                _demote_others(connection, record, version)
-            numbered = msgspec.structs.replace(record, version=version)
-            connection.execute(
-                "INSERT OR REPLACE INTO bindings VALUES (?,?,?,?)",
-                (record.channel, record.account, record.workflow_id, encode_json(numbered)),
-            )
-            return version
-
-        return await self._database.write(change)
-
-    async def remove_binding(self, channel: str, account: str, workflow_id: str) -> int:
-        def change(connection: apsw.Connection) -> int:
-            connection.execute(
-                "DELETE FROM bindings WHERE channel = ? AND account = ? AND workflow_id = ?",
-                (channel, account, workflow_id),
-            )
-            return count(connection, "definitions") if connection.changes() else value_of(connection, "definitions")
-
-        return await self._database.write(change)
-
     # --- who it is ---
 
     async def identity(self) -> str:
@@ -606,23 +545,6 @@ def _append_history(connection: apsw.Connection, task: Task, history: Sequence[T
         "  ORDER BY sequence DESC LIMIT 1 OFFSET ?4)",
         (head.channel, head.account, chat_id, HISTORY_KEPT),
     )
-
-
-def _demote_others(connection: apsw.Connection, chosen: BindingRecord, version: int) -> None:
-    rows = connection.execute(
-        "SELECT workflow_id, record FROM bindings WHERE channel = ? AND account = ? AND workflow_id <> ?",
-        (chosen.channel, chosen.account, chosen.workflow_id),
-    ).fetchall()
-    for workflow_id, record in rows:
-        known = as_binding(chosen.channel, chosen.account, workflow_id, record)
-        if not known.is_default:
-            continue
-        # Its version, too: who changes it on the strength of what it was must be told.
-        demoted = msgspec.structs.replace(known, is_default=False, version=version)
-        connection.execute(
-            "UPDATE bindings SET record = ? WHERE channel = ? AND account = ? AND workflow_id = ?",
-            (encode_json(demoted), chosen.channel, chosen.account, workflow_id),
-        )
 
 
 def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:

@@ -224,13 +224,15 @@ class Queue(Protocol):
         """Claim the delivery key and write the task, in one atomic and durable step."""
         ...
 
-    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool, forgiving: bool = False) -> Claimed:
+    async def claim(
+        self, holder: str, room: Mapping[str, int], *, takes_suspects: bool, counts_deaths: bool = True
+    ) -> Claimed:
         """Take up to `room[channel]` lanes per channel whose head is due, longest-waiting first.
 
         A lane has at most one live claim. A task found running from a claim that was never settled has one
         more death counted; with `deaths_max` it is suspended as poison and the next is taken. A task with
-        `deaths_suspect` is given only to an `idle` holder, alone. `forgiving`: the store could not be written
-        to for a while, so that a claim which was not prolonged proves nobody's death.
+        `deaths_suspect` is given only to a holder that `takes_suspects`, and alone. Not `counts_deaths`: the store
+        could not be written to for a while, so that a claim which was not prolonged proves nobody's death.
         """
         ...
 

@@ -152,13 +152,15 @@ class RedisQueue:
 
     # --- claims ---
 
-    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool, forgiving: bool = False) -> Claimed:
+    async def claim(
+        self, holder: str, room: Mapping[str, int], *, takes_suspects: bool, counts_deaths: bool = True
+    ) -> Claimed:
         limits = self._limits
         suspects_waiting, offers = await self._database.run(
             _CLAIM,
             holder,
-            int(idle),
-            0 if forgiving else 1,
+            int(takes_suspects),
+            int(counts_deaths),
             self._claim_ms,
             limits.tasks_per_claim,
             limits.deaths_suspect,

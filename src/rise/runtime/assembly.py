@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rise.admission import Admission
 from rise.bindings import BindingRegistry
@@ -37,10 +37,14 @@ from rise.copies.port import Mirror
 from rise.copies.rabbitmq import RabbitMirror
 from rise.copies.relay import CATCH_UP_SECONDS, Relay
 from rise.copies.slots import Slots
+from rise.definitions.port import Definitions
+from rise.definitions.records import WorkflowRecord
+from rise.definitions.sqlite import SCHEMA as DEFINITIONS_SCHEMA
+from rise.definitions.sqlite import SqliteDefinitions
 from rise.delivery import DeliveryLimits, Sender
 from rise.errors import RedisForeign, SettingsInvalid, StoreLocked, Unavailable
 from rise.intake import Intake
-from rise.ledger.port import Ledger, Office, WorkflowRecord
+from rise.ledger.port import Ledger, Office
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
 from rise.offices import OfficeClaim
@@ -50,6 +54,7 @@ from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
 from rise.runtime.directory import DataDirectory, derived_secret
+from rise.runtime.editor import Editor
 from rise.runtime.ledger_name import LedgerName
 from rise.runtime.operations import Operations
 from rise.service import Service
@@ -117,6 +122,7 @@ class Stores:
     database: Database
     queue: Queue
     ledger: Ledger
+    definitions: Definitions
     full: FullProfile | None = None
     mongo: MongoDatabase | None = None
     """Where the ledger is then; else it is in the database."""
@@ -237,40 +243,54 @@ class House:
     def ledger(self) -> Ledger:
         return self.stores.ledger
 
+    @property
+    def editor(self) -> Editor:
+        return Editor(self.stores.definitions, self.stores.ledger, self.bus, self.clock)
+
 
 def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_trouble: OnTrouble = _ignoring) -> Stores:
     directory = DataDirectory(settings.data_dir)
-    schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
+    schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA, "definitions": DEFINITIONS_SCHEMA}
     name = "disk" if settings.redis_url is None else "ledger"
     # With MongoDB it holds nothing and is there for the command line to find: to lose it is no loss.
     has_mongo = settings.mongodb_url is not None
     marker, heard = (None, _ignoring(name)) if has_mongo else (directory.marker, on_trouble(name))
     database = Database(directory.database, clock=clock, schema=schema, marker=marker, on_trouble=heard)
     if settings.redis_url is None:
-        return Stores(directory, database, SqliteQueue(database, _limits(settings)), SqliteLedger(database))
+        ledger, definitions = SqliteLedger(database), SqliteDefinitions(database)
+        return Stores(directory, database, SqliteQueue(database, _limits(settings)), ledger, definitions)
     bus, redis_url = bus or LocalBus(directory.bus, clock), settings.redis_url.get_secret_value()
     if settings.mongodb_url is None:
-        ledger: Ledger = SqliteLedger(database)
-        full = _build_full_profile(settings, redis_url, ledger, bus, clock, on_trouble)
-        return Stores(directory, database, full.queue, ledger, full)
-    mongo, ledger = _build_mongo(settings.mongodb_url.get_secret_value(), directory, clock, on_trouble)
-    full = _build_full_profile(settings, redis_url, ledger, bus, clock, on_trouble)
-    ledger_name = LedgerName(ledger, directory, full.redis, clock)
-    return Stores(directory, database, full.queue, ledger, full, mongo, ledger_name)
+        kept = _Kept(SqliteLedger(database), SqliteDefinitions(database))
+    else:
+        kept = _on_mongodb(settings.mongodb_url.get_secret_value(), directory, clock, on_trouble)
+    full = _build_full_profile(settings, redis_url, kept.ledger, bus, clock, on_trouble)
+    ledger_name = LedgerName(kept.ledger, directory, full.redis, clock) if kept.mongo is not None else None
+    return Stores(directory, database, full.queue, kept.ledger, kept.definitions, full, kept.mongo, ledger_name)
 
 
-def _build_mongo(
-    url: str, directory: DataDirectory, clock: Clock, on_trouble: OnTrouble
-) -> tuple[MongoDatabase, Ledger]:
+class _Kept(NamedTuple):
+    """What became of everything, and what is configured: in the same place."""
+
+    ledger: Ledger
+    definitions: Definitions
+    mongo: MongoDatabase | None = None
+
+
+def _on_mongodb(url: str, directory: DataDirectory, clock: Clock, on_trouble: OnTrouble) -> _Kept:
     try:
         # Here, because an installation without MongoDB need not have its driver.
         from rise.connections.mongodb import MongoDatabase
-        from rise.ledger.mongodb import INDEXES, MongoLedger
+        from rise.definitions.mongodb import INDEXES as DEFINITIONS_INDEXES
+        from rise.definitions.mongodb import MongoDefinitions
+        from rise.ledger.mongodb import INDEXES as LEDGER_INDEXES
+        from rise.ledger.mongodb import MongoLedger
     except ImportError as error:
         missing = "RISE_MONGODB_URL is set, but its driver is not installed: pip install 'rise-gateway[mongodb]'"
         raise SettingsInvalid([f"{missing}, or unset it."]) from error
-    mongo = MongoDatabase(url, clock=clock, indexes=INDEXES, on_trouble=on_trouble("mongo"))
-    return mongo, MongoLedger(mongo, clock, remembered=directory.known_ledger)
+    indexes = {**LEDGER_INDEXES, **DEFINITIONS_INDEXES}
+    mongo = MongoDatabase(url, clock=clock, indexes=indexes, on_trouble=on_trouble("mongo"))
+    return _Kept(MongoLedger(mongo, clock, remembered=directory.known_ledger), MongoDefinitions(mongo), mongo)
 
 
 def _limits(settings: Settings) -> QueueLimits:
@@ -338,7 +358,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     stores.directory.create()
     stores.directory.refuse_half_restored()  # before secrets are made where the restored ones are to be
     secrets = _secrets(settings, stores.directory)
-    bindings = BindingRegistry(stores.ledger, bus, clock)
+    bindings = BindingRegistry(stores.definitions, bus, clock)
     chats = ChatRegistry(stores.ledger, bus, clock)
     intake = Intake(
         stores.queue,
