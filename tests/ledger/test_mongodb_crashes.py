@@ -410,6 +410,19 @@ async def test_what_is_too_large_to_be_kept_is_said_and_leaves_nothing(stages):
     assert await stage.ledger.run(task().run_id) is None
 
 
+@pytest.mark.req("EMB-3")
+async def test_a_history_is_in_the_order_in_which_it_came_whatever_the_clocks_of_its_hosts_say(stages):
+    stage = await stages()
+    ahead, behind = [await stage.mortal() for _ in range(2)]
+    for number in range(1, 5):
+        ledger, database = ahead if number % 2 else behind
+        assert database.started_ms is not None
+        database.started_ms += 5 if number == 1 else 0
+        turns = [Turn(role="user", text=f"{number}", at_ms=number)]
+        await ledger.save_result(task(number), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
+    assert [turn.text for turn in await stage.ledger.history("telegram", "7", "1", limit=9)] == ["1", "2", "3", "4"]
+
+
 async def test_whoever_numbers_at_the_same_time_gives_each_a_number_of_its_own(stages):
     stage = await stages()
     ledgers = [stage.ledger, await stage.another()]

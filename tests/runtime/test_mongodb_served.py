@@ -107,7 +107,7 @@ async def served(
         yield Served(tmp_path, redis_of_its_own, mongodb_of_its_own, http)
 
 
-@pytest.mark.req("CPY-7", "CAP-2", "CAP-5")
+@pytest.mark.req("CPY-7", "CAP-2", "CAP-3", "CAP-5", "CAP-6")
 @pytest.mark.failure("D8")
 async def test_mongodb_may_go_and_come_back_and_everything_is_answered_once(
     served: Served, mongodb_of_its_own: MongoServer
@@ -120,7 +120,17 @@ async def test_mongodb_may_go_and_come_back_and_everything_is_answered_once(
         accepted = [await served.send(f"away {number}") for number in range(4)]
         assert [status for status, _ in accepted] == [200] * 4
         await served.until("mongo", "unavailable")
-        assert "MongoDB cannot be reached" in await served.command("doctor", "--probe", "mongo")
+        said = await served.command("doctor")
+        assert "MongoDB cannot be reached" in said
+        assert "messages are accepted and wait; nothing runs, replies wait" in said
+        assert "see that MongoDB runs and RISE_MONGODB_URL names it" in said
+        async with served.http.get(f"{served.installation.url}/api/workflows/tasks/{before}") as refused:
+            body = await refused.json()
+            assert (refused.status, body["capability"], body["status"]) == (503, "mongo", "unavailable")
+            assert int(refused.headers["Retry-After"]) > 0
+            assert body["error"]["code"] == "mongodb_unavailable"
+        async with served.http.get(f"{served.installation.url}/healthz/startup") as startup:
+            assert startup.status == 200, "messages are accepted"
         mongodb_of_its_own.start()
         for number, (_, task_id) in enumerate(accepted):
             assert await served.answered(task_id) == f"echo away {number}"
@@ -308,6 +318,7 @@ async def test_hosts_that_share_the_servers_answer_one_chat_in_order_and_one_may
             assert await two.finished() == {"completed.answered": 21}
         with MongoClient(mongodb_of_its_own.url) as client:
             runs = client.get_default_database()["runs"]
-            texts = [run["replies"][0]["call"] for run in runs.find({"is_notice": False}, sort=[("saved_at", 1)])]
-        said = [json.loads(call)["text"] for call in texts]
+            replies = [reply for run in runs.find({"is_notice": False}) for reply in run["replies"]]
+        replies.sort(key=lambda reply: reply["sequence"])
+        said = [json.loads(reply["call"])["text"] for reply in replies]
         assert said == [f"echo {number:02}" for number in range(20)] + ["echo after"]

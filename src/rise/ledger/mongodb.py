@@ -11,6 +11,7 @@ Refuses: to change a result that is there; to work without its indexes.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -232,10 +233,9 @@ class MongoLedger:
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
         chats = await self._outbox.moves.names_of(chat_key(channel, account, chat_id))
         kept = await self._histories.find({"_id": {"$in": chats}})
-        # Each stays under the id by which it was said; whoever reads makes one of them.
-        turns = sorted((turn for one in kept for turn in one["turns"]), key=itemgetter("saved_at", "at"))[
-            -HISTORY_KEPT:
-        ]
+        # Each stays under the id by which it was said; whoever reads makes one of them. What is in one is in the order
+        # in which it came, which the clocks of several hosts do not say to the millisecond.
+        turns = list(heapq.merge(*(one["turns"] for one in kept), key=itemgetter("saved_at", "at")))[-HISTORY_KEPT:]
         return [
             Turn(role=turn["role"], text=turn["text"], at_ms=turn["at"], run_id=turn["run_id"])
             for turn in turns[-limit:]

@@ -341,8 +341,8 @@ class Outbox:
                 return
             if chat is not None:
                 await self._number(chat)
-            due = (chat or {}).get("due", await self._database.now_ms())
-            if await self._write(old, chat, {"turn": turn, "due": None, "moving": due, "moving_to": new}):
+            leaving = await self._leaving_for(new, due=(chat or {}).get("due"))
+            if await self._write(old, chat, {"turn": turn, "due": None} | leaving):
                 await self._carry_over(old)
                 return
 
@@ -355,8 +355,12 @@ class Outbox:
             return
         while (chat := await self._claimed(reply)) is not None:
             await self._number(chat)
-            if await self._write(old, chat, await self._freed(chat) | {"moving": due, "moving_to": new}):
+            if await self._write(old, chat, await self._freed(chat) | await self._leaving_for(new, due=due)):
                 await self._carry_over(old)
+
+    async def _leaving_for(self, new: str, *, due: int | None) -> dict[str, Any]:
+        """`due`: when it may be sent to there; None if nothing is to be sent."""
+        return {"moving": await self._database.now_ms(), "moving_to": new, "moving_due": due}
 
     async def _carry_over(self, old: str) -> None:
         chat = await self._chats.one({"_id": old, "moving": {"$exists": True}})
@@ -370,8 +374,10 @@ class Outbox:
             await self._runs.change(run["_id"], partial(documents.move, old=old, chat_id=_parts(new)[2]))
         # Until here everybody comes to the old one, finds that it is moving, and does this first.
         await self.moves.redirect(old, new, turn)
-        await self._bring_forward(new, turn, due=chat["moving"])
-        await self._chats.change({"_id": old, "turn": turn}, {"$unset": {"moving": "", "moving_to": ""}})
+        if "moving_due" in chat:
+            await self._bring_forward(new, turn, due=chat["moving_due"])
+        gone = dict.fromkeys(("moving", "moving_to", "moving_due"), "")
+        await self._chats.change({"_id": old, "turn": turn}, {"$unset": gone})
 
     async def _bring_forward(self, key: str, turn: int, *, due: int | None = None) -> None:
         """Somebody may be sending to it at this moment: then what was carried over comes next."""
