@@ -127,6 +127,35 @@ async def test_a_restored_directory_says_which_database_it_has_and_opens(tmp_pat
     await restored.stores.close()
 
 
+@pytest.mark.failure("C10")
+async def test_what_a_killed_serve_left_is_restored_with_what_is_only_in_its_log(tmp_path: Path, house: House):
+    """As in `before-restore-1`, which people go back to after they have restored the wrong backup."""
+    accepted = await accept(house, *range(1, 11))
+    await house.stores.close()  # these are in the file itself, what follows is not yet
+    killed = house_of(tmp_path / "data")
+    await killed.stores.open()
+    accepted += await accept(killed, *range(11, 31))
+    former = tmp_path / "former"
+    shutil.copytree(tmp_path / "data", former)
+    await killed.stores.close()
+
+    restored = await restore(former, DataDirectory(tmp_path / "again"), CLOCK)
+
+    assert restored.contents.tasks_open == 30
+    assert set(await open_tasks(tmp_path / "again")) == set(accepted)
+    assert (former / "rise.db-wal").stat().st_size  # what is restored from stays as it was
+
+
+async def test_what_is_in_use_is_no_backup(tmp_path: Path, house: House):
+    await accept(house, 1)
+    house.stores.directory.own()
+    try:
+        with pytest.raises(StoreLocked, match="rise backup"):
+            await restore(house.stores.directory.path, DataDirectory(tmp_path / "again"), CLOCK)
+    finally:
+        house.stores.directory.disown()
+
+
 @pytest.mark.req("SEC-4")
 async def test_nobody_else_can_read_a_backup_or_what_was_restored(tmp_path: Path, house: House):
     before = os.umask(0)

@@ -34,6 +34,7 @@ from rise.errors import Rejected, StoreCorrupt, StoreLocked, StoreUnavailable
 from rise.runtime.directory import DATABASE, MARKER, DataDirectory
 
 SECRETS: Final = ("admin-token", "secret-key")
+_LOG: Final = f"{DATABASE}-wal"
 ARCHIVE_SUFFIXES: Final = (".tar.gz", ".tgz")
 
 _FOLDER: Final = "rise-backup"
@@ -112,6 +113,7 @@ async def restore(source: Path, directory: DataDirectory, clock: Clock, *, repla
             contents = await _examined(new, clock)
             await _mark(new, clock)
             in_doubt = await _doubt_replies(new, clock)
+            _refuse_log_left(new)
             _sync_files(new)
             # Once more: that took its time, and workers and commands come without owning the directory.
             _refuse_members(directory)
@@ -246,11 +248,20 @@ def _unpack(source: Path, staging: Path) -> None:
     if not source.exists():
         raise Rejected(f"there is no backup {source}: name what `rise backup` made", field="source")
     if source.is_dir():
-        _copy_files(source, staging, (DATABASE, *SECRETS))
+        _refuse_in_use(DataDirectory(source))
+        # A backup has no log. A directory that a killed `rise serve` left has one, as what was moved aside may have:
+        # the newest is in it alone, and SQLite takes it into the copy when that is opened.
+        _copy_files(source, staging, (DATABASE, _LOG, *SECRETS))
     else:
         _unpack_archive(source, staging)
     if not (staging / DATABASE).exists():
         raise Rejected(f"{source} is no backup: there is no {DATABASE} in it", field="source")
+
+
+def _refuse_in_use(source: DataDirectory) -> None:
+    """Its two files, copied one after the other, would be of two moments."""
+    if source.is_owned() or source.members():
+        raise StoreLocked(f"{source.path} is in use: `rise backup` it, and restore that")
 
 
 def _unpack_archive(source: Path, staging: Path) -> None:
@@ -278,6 +289,12 @@ def _doubt(connection: Any) -> int:
     # Not what is held behind another: a person decides about that, and may look first. What channels fetch is `sent`.
     connection.execute("UPDATE replies SET state = 'sending' WHERE state = 'ready' AND held = 0")
     return int(connection.changes())
+
+
+def _refuse_log_left(folder: Path) -> None:
+    """Only the file itself is put in place. Closing takes the log into it, unless the disk had no room for that."""
+    if (folder / _LOG).exists():
+        raise StoreUnavailable(f"{folder / _LOG} could not be taken into {DATABASE}: free some space, restore again")
 
 
 async def _mark(folder: Path, clock: Clock) -> None:
@@ -326,7 +343,7 @@ def _put_in_place(directory: DataDirectory) -> None:
     """The database last. What lies there by these names came from a restore that was cut off."""
     path, new = directory.path, directory.unfinished / _NEW
     path.chmod(0o700)
-    log = path / f"{DATABASE}-wal"
+    log = path / _LOG
     if log.exists():
         # Of another database: SQLite would write its pages into this one.
         raise StoreLocked(f"something has opened {path / DATABASE}: stop it, remove {log}, then restore again")
