@@ -554,6 +554,33 @@ async def states(house: House, task_id: TaskId) -> list[ReplyState]:
     return [reply.state for reply in await house.ledger.replies(task_id=task_id)]
 
 
+@pytest.mark.req("CHN-1")
+@pytest.mark.parametrize("is_first", [True, False], ids=["the first", "not the first"])
+async def test_who_fetches_replies_sees_what_is_said_after_a_restore(tmp_path: Path, is_first: bool):
+    """A page of the web chat keeps the number of the last reply it has shown, and asks for those beyond it."""
+
+    def house_with_bot(name: str) -> House:
+        bot = {"telegram_token": BOT_TOKEN, "telegram_mode": "polling"}
+        return build(load_settings(data_dir=tmp_path / name, _env_file=None, **bot))
+
+    former, again = house_with_bot("data"), house_with_bot("again")
+    await former.stores.open()
+    if not is_first:
+        await answer(former, 2, "before the backup", deliver=False)
+    await back_up(former.stores.directory, tmp_path / "copy", CLOCK)
+    await answer(former, 7, "after the backup", "and more", deliver=False)
+    [*_, seen] = await former.ledger.transcript("telegram", "7", "2", after=0, limit=10)
+    await former.stores.close()
+
+    await restore(tmp_path / "copy", again.stores.directory, CLOCK, replaces=True)
+
+    await again.stores.open()
+    await answer(again, 12, "after the restore", deliver=False)
+    fetched = await again.ledger.transcript("telegram", "7", "2", after=seen.sequence, limit=10)
+    await again.stores.close()
+    assert [reply.call.text for reply in fetched] == ["after the restore"]
+
+
 @pytest.mark.req("OUT-1")
 @pytest.mark.failure("M7", "G3")
 @pytest.mark.parametrize("policy", ["resend_marked", "resend", "hold"])

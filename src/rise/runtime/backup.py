@@ -28,7 +28,7 @@ from typing import IO, Any, Final
 
 import msgspec
 
-from rise.clock import Clock
+from rise.clock import Clock, epoch_ms
 from rise.connections.sqlite import Database
 from rise.errors import Rejected, StoreCorrupt, StoreLocked, StoreUnavailable
 from rise.runtime.directory import DATABASE, MARKER, DataDirectory
@@ -46,6 +46,7 @@ _FORMER: Final = "former"
 _ASIDE: Final = "before-restore-"
 _LOST_AND_FOUND: Final = "lost+found"
 """What a new ext4 volume has; it belongs to the disk."""
+_NUMBERS_LEFT_OUT: Final = 1_000_000
 _COUNTED: Final = ("tasks", "receipts", "runs")
 
 Progress = Callable[[int, int], None]
@@ -113,6 +114,7 @@ async def restore(source: Path, directory: DataDirectory, clock: Clock, *, repla
             contents = await _examined(new, clock)
             await _mark(new, clock)
             in_doubt = await _doubt_replies(new, clock)
+            await _number_on(new, clock)
             _refuse_log_left(new)
             _sync_files(new)
             # Once more: that took its time, and workers and commands come without owning the directory.
@@ -283,6 +285,22 @@ async def _doubt_replies(folder: Path, clock: Clock) -> int:
     """Sent again as if for the first time, an answer would stand there twice without its mark."""
     async with opened_to_read(folder / DATABASE, clock) as copy:
         return await copy.write(_doubt)
+
+
+async def _number_on(folder: Path, clock: Clock) -> None:
+    async with opened_to_read(folder / DATABASE, clock) as copy:
+        await copy.write(lambda connection: _leave_numbers_out(connection, epoch_ms(clock.now())))
+
+
+def _leave_numbers_out(connection: Any, now_ms: int) -> None:
+    """A page of the web chat asks for replies beyond the last it has shown, whose number may have been given since the
+    backup: given again, it would never be shown. Of the former numbers none is as high as the time."""
+    if not connection.execute("SELECT 1 FROM sqlite_sequence WHERE name = 'replies'").fetchone():
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('replies', 0)")
+    # More, too, than any that came since, where the clock is wrong.
+    connection.execute(
+        "UPDATE sqlite_sequence SET seq = max(seq + ?, ?) WHERE name = 'replies'", (_NUMBERS_LEFT_OUT, now_ms)
+    )
 
 
 def _doubt(connection: Any) -> int:
