@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tarfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import apsw
 import pytest
 from disks import small_disk
 
+from rise import delivery
 from rise.bus.local import LocalBus, _locked_file
 from rise.bus.port import Topic
 from rise.channels.telegram import read_update
@@ -623,6 +624,58 @@ async def test_replies_that_waited_in_the_backup_are_doubts_after_a_restore(tmp_
         await again.stores.close()
         mark = "↻ " if policy == "resend_marked" else ""
         assert [message.text for message in telegram.sent] == ([] if policy == "hold" else [f"{mark}one", f"{mark}two"])
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("M7")
+async def test_what_is_in_doubt_waits_for_its_channel_as_what_is_ready_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A backup is tried out, or started too soon, without the bot's token: its policy counts all the same later."""
+    monkeypatch.setattr(delivery, "ACCOUNT_RETRY_SECONDS", 0.1)
+    async with TelegramStandIn(BOT_TOKEN) as telegram:
+        bot: dict[str, Any] = {"telegram_token": BOT_TOKEN, "telegram_api_base": telegram.url}
+
+        def house_with(**settings: Any) -> House:
+            return build(load_settings(data_dir=tmp_path / "data", _env_file=None, **settings))
+
+        house = house_with(**bot)
+        await house.stores.open()
+        task_id = await answer(house, 1, "one", deliver=True)
+        await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
+        await house.stores.close()
+        await restore(tmp_path / "copy", house.stores.directory, CLOCK, replaces=True)
+
+        without_bot, given_back = house_with(), Signal()
+        await without_bot.stores.open()
+        release = without_bot.ledger.outbox_release
+
+        async def released(*args: Any, **kwargs: Any) -> None:
+            await release(*args, **kwargs)
+            given_back.set()
+
+        monkeypatch.setattr(without_bot.ledger, "outbox_release", released)
+        await until_sent(without_bot, given_back.wait(2))
+        assert await states(without_bot, task_id) == [ReplyState.SENDING]
+        await without_bot.stores.close()
+
+        again = house_with(**bot)
+        await again.stores.open()
+        await until_sent(again, telegram.wait_until(lambda platform: len(platform.sent) == 1))
+        await again.channels.close()
+        await again.stores.close()
+        assert [message.text for message in telegram.sent] == ["↻ one"]
+
+
+async def until_sent(house: House, done: Awaitable[object]) -> None:
+    """Its sender runs until then."""
+    sender = build_sender(house)
+    await house.bus.start()
+    await sender.start()
+    await done
+    await sender.stop()
+    await house.ledger.leave_offices(house.bus.member)
+    await house.bus.stop()
 
 
 async def test_nothing_is_written_beside_the_directory(tmp_path: Path, house: House):
