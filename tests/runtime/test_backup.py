@@ -129,7 +129,10 @@ async def test_a_restored_directory_says_which_database_it_has_and_opens(tmp_pat
 
 
 @pytest.mark.failure("C10")
-async def test_what_a_killed_serve_left_is_restored_with_what_is_only_in_its_log(tmp_path: Path, house: House):
+@pytest.mark.parametrize("name", ["former", "former.tar.gz"])
+async def test_what_a_killed_serve_left_is_restored_with_what_is_only_in_its_log(
+    tmp_path: Path, house: House, name: str
+):
     """As in `before-restore-1`, which people go back to after they have restored the wrong backup."""
     accepted = await accept(house, *range(1, 11))
     await house.stores.close()  # these are in the file itself, what follows is not yet
@@ -139,8 +142,10 @@ async def test_what_a_killed_serve_left_is_restored_with_what_is_only_in_its_log
     former = tmp_path / "former"
     shutil.copytree(tmp_path / "data", former)
     await killed.stores.close()
+    with tarfile.open(tmp_path / "former.tar.gz", "w:gz") as archive:
+        archive.add(former, arcname="former")
 
-    restored = await restore(former, DataDirectory(tmp_path / "again"), CLOCK)
+    restored = await restore(tmp_path / name, DataDirectory(tmp_path / "again"), CLOCK)
 
     assert restored.contents.tasks_open == 30
     assert set(await open_tasks(tmp_path / "again")) == set(accepted)

@@ -272,7 +272,7 @@ def _unpack_archive(source: Path, staging: Path) -> None:
         with gzip.open(source) as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
-                if member.isfile() and name in (DATABASE, *SECRETS):
+                if member.isfile() and name in (DATABASE, _LOG, *SECRETS):
                     _write_private(staging / name, tar.extractfile(member))
             # The checksum is behind the last file, and only who reads on finds that a bit has changed.
             while packed.read(1 << 20):
