@@ -22,7 +22,7 @@ from rise import delivery
 from rise.bus.local import LocalBus, _locked_file
 from rise.bus.port import Topic
 from rise.channels.telegram import read_update
-from rise.clock import SystemClock
+from rise.clock import Clock, SystemClock
 from rise.envelope import Outcome, TaskId, reply_id_of
 from rise.errors import Rejected, RestoreUnfinished, StoreCorrupt, StoreLocked, StoreUnavailable
 from rise.ledger.port import ReplyState, RunResult, reply_of
@@ -150,6 +150,27 @@ async def test_what_a_killed_serve_left_is_restored_with_what_is_only_in_its_log
     assert restored.contents.tasks_open == 30
     assert set(await open_tasks(tmp_path / "again")) == set(accepted)
     assert (former / "rise.db-wal").stat().st_size  # what is restored from stays as it was
+
+
+@pytest.mark.failure("C5")
+async def test_a_restore_whose_log_finds_no_room_in_the_file_is_refused_and_puts_nothing_in_place(
+    tmp_path: Path, house: House, monkeypatch: pytest.MonkeyPatch
+):
+    await accept(house, 1)
+    await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
+    number_on = backup._number_on
+
+    async def on_a_full_disk(folder: Path, clock: Clock) -> None:
+        await number_on(folder, clock)
+        (folder / "rise.db-wal").write_bytes(b"what closing could not take into the file")
+
+    monkeypatch.setattr(backup, "_number_on", on_a_full_disk)
+    with pytest.raises(StoreUnavailable, match="free some space"):
+        await restore(tmp_path / "copy", DataDirectory(tmp_path / "again"), CLOCK)
+    assert not (tmp_path / "again" / "rise.db").exists()
+    monkeypatch.undo()
+    restored = await restore(tmp_path / "copy", DataDirectory(tmp_path / "again"), CLOCK)
+    assert restored.contents.tasks_open == 1
 
 
 async def test_what_is_in_use_is_no_backup(tmp_path: Path, house: House):
@@ -430,7 +451,7 @@ async def test_a_mount_point_is_restored_into_new_or_used(tmp_path: Path, house:
 
 KILLED_AT_EVERY_STEP = """
 import asyncio, itertools, os, pathlib, shutil, signal, sys
-from rise.clock import SystemClock
+from rise.clock import Clock, SystemClock
 from rise.runtime.backup import restore
 from rise.runtime.directory import DataDirectory
 
