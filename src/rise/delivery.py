@@ -208,6 +208,11 @@ class Sender:
     async def _serve_chat(self, fence: int, reply: Reply | None) -> None:
         """Send a chat's replies one after the other until there is none, or it has to wait."""
         while reply is not None:
+            if reply.state is ReplyState.SENDING and reply.channel not in self._channels:
+                # Neither what its policy says nor its mark is known without the channel; until that is back it is a
+                # doubt, and no person is asked.
+                await self._give_place(fence, reply, ACCOUNT_RETRY_SECONDS)
+                return
             seconds = self._pace.wait_seconds(reply)
             if seconds > PLACE_SECONDS:
                 await self._give_place(fence, reply, seconds)

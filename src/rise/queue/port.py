@@ -258,8 +258,12 @@ class Queue(Protocol):
         """Its process is known to be dead: make its claims claimable now instead of when they expire."""
         ...
 
-    async def sweep(self) -> int:
-        """Make claimable every lane that has work and was forgotten; forget old receipts. Returns lanes found."""
+    async def sweep(self, *, forgets: bool = True) -> int:
+        """Make claimable every lane that has work and was forgotten. Returns lanes found.
+
+        `forgets`: also forget the receipts whose time is over by the store's clock. That cannot be undone: whoever has
+        reason to doubt the clock leaves it.
+        """
         ...
 
     async def finish(self, task_id: TaskId, generation: int) -> bool:

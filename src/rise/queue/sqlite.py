@@ -322,12 +322,12 @@ class SqliteQueue:
 
         return await self._database.write(change)
 
-    async def sweep(self) -> int:
+    async def sweep(self, *, forgets: bool = True) -> int:
         # Looked for in a snapshot and put right afterwards: the search takes long with many open tasks, and
         # acceptance must not wait for it.
         forgotten, expired = await self._database.read(lambda connection: _find_forgotten(connection, self.now_ms()))
         found = await self._database.write(lambda connection: self._sweep(connection, forgotten, expired))
-        while await self._database.write(self._forget):
+        while forgets and await self._database.write(self._forget):
             pass  # in small steps, because messages are accepted in between
         return found
 

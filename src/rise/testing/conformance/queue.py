@@ -256,6 +256,17 @@ class QueueConformance:
         await stage.queue.sweep()
         assert not (await stage.queue.enqueue(delivery(1))).new
 
+    @pytest.mark.req("ENV-3")
+    @pytest.mark.failure("A7")
+    async def test_a_sweep_that_doubts_the_clock_forgets_no_key(self, stage: QueueStage) -> None:
+        await stage.queue.enqueue(delivery(1))
+        await run_everything(stage.queue)
+        stage.pass_time(RECEIPT_SECONDS + KEY_GRACE_SECONDS + 1)
+        await stage.queue.sweep(forgets=False)
+        assert len(await stage.queue.receipts(limit=10)) == 1
+        await stage.queue.sweep()
+        assert await stage.queue.receipts(limit=10) == []
+
     @pytest.mark.failure("H9")
     async def test_an_open_task_is_known_even_when_its_key_is_forgotten(self, stage: QueueStage) -> None:
         first = await stage.queue.enqueue(delivery(1, raw=b"first", suspend=Reason.RAW_PAYLOAD_INVALID))

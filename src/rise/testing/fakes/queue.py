@@ -315,10 +315,10 @@ class MemoryQueue(MemoryStore):
                 lane.ready_at_ms = min(lane.ready_at_ms, self.now_ms())
         return len(lanes)
 
-    async def sweep(self) -> int:
-        return await self._through("sweep", self._sweep)
+    async def sweep(self, *, forgets: bool = True) -> int:
+        return await self._through("sweep", lambda: self._sweep(forgets))
 
-    def _sweep(self) -> int:
+    def _sweep(self, forgets: bool) -> int:
         now = self.now_ms()
         forgotten = self._forgotten()
         for head in forgotten:
@@ -328,7 +328,8 @@ class MemoryQueue(MemoryStore):
             # Of no use to anybody any more: the lane's next claim ends it.
             task.change(status=Status.PENDING, reason=None, due_at_ms=now)
             self._announce(task.head, now)
-        self._forget_old(now)
+        if forgets:
+            self._forget_old(now)
         return len(forgotten) + len(expired)
 
     def _forgotten(self) -> list[Head]:
