@@ -218,6 +218,23 @@ class Bot:
         ):
             return answer.status
 
+    async def begin_slow(self, chat: int) -> None:
+        """A message whose run goes on until it is let go on."""
+        assert await self.post("slow", chat) == 200
+
+        async def is_running() -> bool:
+            return "slow" in self.ran
+
+        await eventually(is_running, seconds=PATIENCE_SECONDS)
+
+    async def until_held_back(self) -> None:
+        """What a run has come to cannot be written down."""
+
+        async def is_held_back() -> bool:
+            return bool(self.events("task.settle_delayed"))
+
+        await eventually(is_held_back, seconds=PATIENCE_SECONDS)
+
     async def capability(self, name: str) -> dict[str, Any]:
         async with aiohttp.ClientSession() as session, session.get(f"{self.installation.url}/healthz") as answer:
             return dict((await answer.json())["capabilities"].get(name, {}))
@@ -251,20 +268,11 @@ async def test_what_came_while_mongodb_was_away_is_run_kept_and_answered_once_an
             assert {await bot.post(f"before {number}", chats[number % 3]) for number in range(6)} == {200}
             await telegram.wait_until(lambda t: len(t.sent) == 6, timeout_seconds=PATIENCE_SECONDS)
 
-            assert await bot.post("slow", chats[0]) == 200
-
-            async def is_running() -> bool:
-                return "slow" in bot.ran
-
-            await eventually(is_running, seconds=PATIENCE_SECONDS)
+            await bot.begin_slow(chats[0])
             mongodb_of_its_own.kill()
             (tmp_path / "go").touch()
             assert {await bot.post(f"away {number}", chats[number % 3]) for number in range(12)} == {200}
-
-            async def is_held_back() -> bool:
-                return bool(bot.events("task.settle_delayed"))
-
-            await eventually(is_held_back, seconds=PATIENCE_SECONDS)
+            await bot.until_held_back()
             await rise.until_capability("mongo", "unavailable")
             shown = await bot.capability("mongo")
             assert "messages are accepted and wait" in shown["consequence"]
@@ -288,6 +296,28 @@ async def test_what_came_while_mongodb_was_away_is_run_kept_and_answered_once_an
     assert [(reply["state"], reply["tries"], reply["resends"]) for reply in replies] == [("sent", 0, 0)] * 20
     assert len({run["task_id"] for run in kept}) == 20
     assert len({(reply["chat"], reply["platform_ref"]) for reply in replies}) == 20
+
+
+@pytest.mark.req("CPY-6", "CPY-7", "WRK-4", "OUT-1")
+@pytest.mark.failure("D8", "F4")
+async def test_a_result_that_mongodb_never_had_is_lost_with_its_worker_and_its_message_run_again_and_answered_once(
+    tmp_path: Path, redis_of_its_own: RedisServer, mongodb_of_its_own: MongoServer
+):
+    async with TelegramStandIn() as telegram:
+        bot = Bot(tmp_path, telegram, mongodb_of_its_own, claim_seconds=2.0, redis_url=redis_of_its_own.url)
+        async with bot.installation as rise:
+            await rise.until_capability("telegram_webhook")
+            await bot.begin_slow(41)
+            mongodb_of_its_own.kill()
+            (tmp_path / "go").touch()
+            await bot.until_held_back()
+            await rise.kill(gateway=False)
+            assert await bot.post("away", 41) == 200
+            mongodb_of_its_own.start()
+            await telegram.wait_until(lambda t: len(t.sent) == 2, timeout_seconds=PATIENCE_SECONDS)
+        assert telegram.texts(41) == ["echo slow", "echo away"]
+    assert bot.ran == ["slow", "slow", "away"]
+    assert [len(run["replies"]) for run in bot.kept()] == [1, 1]
 
 
 @pytest.mark.req("EMB-3", "CPY-7", "QUE-2", "WRK-1")
