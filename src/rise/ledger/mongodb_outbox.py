@@ -20,25 +20,23 @@ Refuses: to hand out what another fence has taken since (`ClaimLost`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Set
+from collections.abc import Set
 from functools import partial
 from typing import Any, Final
 
-import msgspec
-
 from rise.clock import Clock
-from rise.connections.mongodb import Documents, MongoDatabase
+from rise.connections.mongodb import MongoDatabase
 from rise.envelope import ReplyId
 from rise.errors import ClaimLost
 from rise.ledger import documents
 from rise.ledger.documents import Document, chat_key
+from rise.ledger.mongodb_chats import ChatMoves, parts_of
 from rise.ledger.mongodb_runs import WITHOUT_BYTES, RunDocuments
 from rise.ledger.port import (
     URGENT_CHATS,
     Account,
     AccountsHeld,
     Again,
-    ChatMove,
     Delivered,
     Delivery,
     Reply,
@@ -121,7 +119,7 @@ class Outbox:
                 return False
             count = documents.count_unnumbered(run, chat)
             if count and (place := await self.moves.place_of(meant_for)) != chat:
-                await self._runs.change(key, partial(documents.move, old=chat, chat_id=_parts(place)[2]))
+                await self._runs.change(key, partial(documents.move, old=chat, chat_id=parts_of(place)[2]))
                 chat = place
                 continue
             if seen is not None and "moving" in seen:
@@ -371,7 +369,7 @@ class Outbox:
         await self._bring_forward(new, turn)
         waiting = {"chat": old, "state": {"$in": [str(state) for state in documents.WAITING]}}
         for run in await self._runs.find({"replies": {"$elemMatch": waiting}}, fields={"_id": 1}):
-            await self._runs.change(run["_id"], partial(documents.move, old=old, chat_id=_parts(new)[2]))
+            await self._runs.change(run["_id"], partial(documents.move, old=old, chat_id=parts_of(new)[2]))
         # Until here everybody comes to the old one, finds that it is moving, and does this first.
         await self.moves.redirect(old, new, turn)
         if "moving_due" in chat:
@@ -423,7 +421,7 @@ class Outbox:
         """The chat after it; None if somebody has changed it since it was seen. None as a value takes a field away."""
         fields = {name: value for name, value in changes.items() if value is not None}
         if seen is None:
-            channel, account, chat_id = _parts(key)
+            channel, account, chat_id = parts_of(key)
             names = {"channel": channel, "account": account, "chat_id": chat_id}
             document = {"_id": key, "is_urgent": chat_id.startswith(URGENT_CHATS), **names, **fields}
             return document if await self._chats.insert(document) else None
@@ -433,98 +431,14 @@ class Outbox:
         )
 
 
-class ChatMoves:
-    """Which ids are one chat, and where its replies go, all in one document: whoever has read it has missed none."""
-
-    def __init__(self, ledger: Documents) -> None:
-        self._ledger = ledger
-
-    async def join(self, old: str, moved_to: str) -> None:
-        """From now on the new id is another name of the chat that had the old one."""
-        channel, account, _ = _parts(old)
-        new = chat_key(channel, account, moved_to)
-
-        def add(kept: Document) -> bool:
-            first = _first_of(kept, old)
-            if first == new or any(move["chat"] == new for move in kept["moves"]):
-                return False
-            kept["moves"].append({"chat": new, "first": first})
-            return True
-
-        await self._change(add)
-
-    async def redirect(self, old: str, new: str, turn: int) -> None:
-        """From now on what is meant for the old id goes to the new one, and what went to the old one does, too.
-
-        `turn`: the old chat's at that moment. Said again later, it changes nothing.
-        """
-
-        def turn_to(kept: Document) -> bool:
-            if any(way["chat"] == old and way["turn"] >= turn for way in kept["ways"]):
-                return False
-            others = [way for way in kept["ways"] if way["chat"] != old]
-            others = [way | {"to": new} if way["to"] == old else way for way in others]
-            kept["ways"] = [*others, {"chat": old, "to": new, "turn": turn}]
-            return True
-
-        await self._change(turn_to)
-
-    async def place_of(self, chat: str) -> str:
-        """Where what is meant for it goes: all its ids are one line, also while that still stands at the old one."""
-        kept = await self._kept()
-        first = _first_of(kept, chat)
-        return next((str(way["to"]) for way in kept["ways"] if way["chat"] == first), first)
-
-    async def names_of(self, chat: str) -> list[str]:
-        """All ids that it ever had."""
-        kept = await self._kept()
-        first = _first_of(kept, chat)
-        return [first, *(move["chat"] for move in kept["moves"] if move["first"] == first)]
-
-    async def after(self, sequence: int) -> list[ChatMove]:
-        numbered = enumerate((await self._kept())["moves"], start=1)
-        return [_as_move(move, number) for number, move in numbered if number > sequence]
-
-    async def _kept(self) -> Document:
-        return await self._ledger.one({"_id": "moves"}) or {"_id": "moves", "revision": 0, "moves": [], "ways": []}
-
-    async def _change(self, change: Callable[[Document], bool]) -> None:
-        while True:
-            kept = await self._kept()
-            revision = kept["revision"]
-            if not change(kept):
-                return
-            kept["revision"] = revision + 1
-            if revision == 0 and await self._ledger.insert(kept):
-                return
-            fields = {name: kept[name] for name in ("revision", "moves", "ways")}
-            if await self._ledger.change({"_id": "moves", "revision": revision}, {"$set": fields}, fields={"_id": 1}):
-                return
-
-
 def _of_none(accounts: Set[Account]) -> dict[str, Any]:
     """Those of a chat of none of these."""
     found = [{"channel": channel, "account": account} for channel, account in sorted(accounts)]
     return {"$nor": found} if found else {}
 
 
-def _first_of(kept: Document, chat: str) -> str:
-    return next((str(move["first"]) for move in kept["moves"] if move["chat"] == chat), chat)
-
-
-def _as_move(move: Document, number: int) -> ChatMove:
-    channel, account, chat_id = _parts(move["chat"])
-    first_id = _parts(move["first"])[2]
-    return ChatMove(channel=channel, account=account, chat_id=chat_id, first_id=first_id, sequence=number)
-
-
 def _chat_of(reply: Reply) -> str:
     return chat_key(reply.channel, reply.account, reply.chat_id)
-
-
-def _parts(chat: str) -> tuple[str, str, str]:
-    channel, account, chat_id = msgspec.json.decode(chat)
-    return channel, account, chat_id
 
 
 def _is_idle(chat: Document | None) -> bool:
