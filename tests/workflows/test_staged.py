@@ -585,7 +585,7 @@ async def test_a_stage_says_itself_which_statuses_are_answers(bench: Bench, site
     site.answers = [web.json_response({"found": False}, status=404)]
     assert await bench.run(http(site.url, expect=[200, 404])) == {"found": False}
     site.answers = [web.Response(status=201)]
-    with pytest.raises(StageRefused, match="it answered 201"):
+    with pytest.raises(StageRefused, match=r"the stage again: 127\.0\.0\.1 answered 201"):
         await bench.run(http(site.url, name="again", expect=[200]))
 
 

@@ -249,7 +249,7 @@ class _Run:
         request = HttpRequest(method=stage.method, url=self._address(stage.url), headers=headers, body=body)
         answer = await self._tools.fetch.fetch(request, timeout_seconds=stage.timeout_seconds)
         trial.notes = {"status": answer.status}
-        _refuse_unexpected(answer, stage.expect)
+        _refuse_unexpected(answer, stage.expect, urlsplit(request.url).hostname)
         return json_of(answer)
 
     def _address(self, text: str) -> str:
@@ -400,16 +400,17 @@ async def _called(function: Callable[..., Any], values: dict[str, Any]) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def _refuse_unexpected(answer: HttpAnswer, expected: Sequence[int]) -> None:
+def _refuse_unexpected(answer: HttpAnswer, expected: Sequence[int], host: str | None) -> None:
     status = answer.status
+    said = f"{host} answered {status}"
     if status in expected or (not expected and 200 <= status < 300):
         return
     if status in _NOT_NOW:
-        raise SiteUnavailable(f"it answered {status}", retry_after_seconds=_seconds(answer.retry_after))
+        raise SiteUnavailable(said, retry_after_seconds=_seconds(answer.retry_after))
     if status >= 500:
-        raise SiteFailed(f"it answered {status}")
+        raise SiteFailed(said)
     redirected = "; redirects are not followed" if 300 <= status < 400 else ""
-    raise StageRefused(f"it answered {status}{redirected}")
+    raise StageRefused(said + redirected)
 
 
 def _seconds(retry_after: str | None) -> int | None:
