@@ -183,6 +183,18 @@ class ModelRefused(Rejected):
     http_status = 422
 
 
+class VersionStale(Rejected):
+    """It has been changed since the version that this change was made for."""
+
+    code = "version_stale"
+    http_status = 409
+
+    @classmethod
+    def of(cls, name: str, version: int) -> VersionStale:
+        """`version`: the one that is in force."""
+        return cls(f"{name} has been changed meanwhile and is at version {version}: read it again, then change it")
+
+
 # --- a dependency's fault: retried -----------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import rise
 from rise.api.app import App
 from rise.capabilities import CapabilityStatus
 from rise.clock import Clock
-from rise.ledger.port import BindingRecord
+from rise.definitions.records import CODE, BindingRecord
 from rise.runtime.assembly import House, build
 from rise.settings import load_settings
 
@@ -51,9 +51,8 @@ async def opened(
     if is_verified:
         house.stores.directory.remember_verified(BOT)
     if has_webchat:
-        await house.ledger.put_binding(
-            BindingRecord(channel="webchat", account="default", workflow_id="wf_bot", updated_by="code")
-        )
+        binding = BindingRecord(channel="webchat", account="default", workflow_id="wf_bot")
+        await house.editor.bind(binding, by=CODE)
 
     async def disk() -> tuple[CapabilityStatus, str]:
         await house.stores.database.write(lambda connection: None)

@@ -16,8 +16,8 @@ from api_house import OPERATOR, VIEWER, Work, as_, client_of, echo, opened
 import rise
 from rise.api.app import App, build_app
 from rise.capabilities import CapabilityStatus
+from rise.definitions.records import WorkflowRecord
 from rise.envelope import TaskType
-from rise.ledger.port import WorkflowRecord
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.runtime.operations import Operations
@@ -245,10 +245,10 @@ async def test_while_the_worker_starts_an_unknown_workflow_is_503_and_a_repeat_i
     client: httpx.AsyncClient, house: House
 ) -> None:
     workflow = WorkflowRecord(workflow_id="wf_bot", name="bot", channels=("http",))
-    await house.ledger.put_workflow(workflow)
+    await house.editor.publish(workflow, by="olga")
     ask = {"json": {"userText": "a", "workflowId": "wf_bot"}, "headers": {"Idempotency-Key": "k"}}
     assert (await client.post(APPLY, **ask)).status_code == 200
-    await house.ledger.put_workflow(msgspec.structs.replace(workflow, enabled=False))
+    await house.editor.publish(msgspec.structs.replace(workflow, enabled=False), by="olga")
     await house.bindings.refresh()
     house.capabilities.set("worker", CapabilityStatus.DEGRADED, "starting")
     for workflow_id in ("wf_bot", "wf_nobody"):
@@ -268,10 +268,10 @@ async def test_a_repeat_is_a_duplicate_also_when_its_workflow_was_disabled_meanw
     client: httpx.AsyncClient, house: House
 ) -> None:
     workflow = WorkflowRecord(workflow_id="wf_bot", name="bot", channels=("http",))
-    await house.ledger.put_workflow(workflow)
+    await house.editor.publish(workflow, by="olga")
     ask = {"json": {"userText": "a", "workflowId": "wf_bot"}, "headers": {"Idempotency-Key": "k"}}
     first = await client.post(APPLY, **ask)
-    await house.ledger.put_workflow(msgspec.structs.replace(workflow, enabled=False))
+    await house.editor.publish(msgspec.structs.replace(workflow, enabled=False), by="olga")
     await house.bindings.refresh()
     again = await client.post(APPLY, **ask)
     assert (again.status_code, again.json()["data"]["duplicate"]) == (200, True)
@@ -494,6 +494,9 @@ async def test_a_message_with_a_used_key_and_another_text_is_422(client: httpx.A
         ({"chatId": None}, 422, "chatId"),
         ({"chatId": True}, 422, "chatId"),
         ({"chatId": "not a chat"}, 422, "chatId"),
+        # As another name of chat 42 it would have a lane and a line of its own, and go out beside what that is sent.
+        ({"chatId": "042"}, 422, "chatId"),
+        ({"chatId": "-0"}, 422, "chatId"),
         ({"text": None}, 422, "text"),
         ({"text": "  \n"}, 422, "text"),
         ({"text": "x" * 40_000}, 422, "text"),

@@ -18,7 +18,7 @@ from rise.api import webchat
 from rise.api.app import build_app
 from rise.api.server import ApiServer
 from rise.capabilities import CapabilityStatus
-from rise.ledger.port import BindingRecord
+from rise.definitions.records import BindingRecord
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.runtime.serving import InProcessWorker
@@ -352,9 +352,8 @@ async def test_where_nobody_asked_for_a_web_chat_there_is_none(tmp_path: Path) -
 @pytest.mark.req("SEC-1", "BND-7")
 async def test_a_web_chat_that_a_person_has_switched_off_keeps_what_is_written(tmp_path: Path) -> None:
     async with opened(tmp_path / "data", has_webchat=False) as house:
-        await house.ledger.put_binding(
-            BindingRecord(channel="webchat", account="default", workflow_id="wf_bot", enabled=False, updated_by="olga")
-        )
+        switched_off = BindingRecord(channel="webchat", account="default", workflow_id="wf_bot", enabled=False)
+        await house.editor.bind(switched_off, by="olga")
         app = build_app(house)
         async with client_of(app) as visitor:
             token, _ = await new_session(visitor)

@@ -14,7 +14,6 @@ from rise.envelope import Call, Outcome, Status, Task, run_id_of
 from rise.ledger.port import (
     Again,
     Attempt,
-    BindingRecord,
     ChatMove,
     Delivered,
     Delivery,
@@ -30,7 +29,6 @@ from rise.ledger.port import (
     RunResult,
     Sent,
     Turn,
-    WorkflowRecord,
 )
 from rise.ledger.sqlite import HISTORY_KEPT, SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
@@ -47,7 +45,6 @@ GENERATIONS = st.sampled_from((0, 0, 0, 1))
 CHATS = st.sampled_from("aab")
 PICKS = st.integers(0, 5)
 LIMIT = st.integers(0, 3)
-WORKFLOWS = st.sampled_from(("w", "v"))
 ACCOUNTS = st.sampled_from(("7", "8"))
 SECONDS = st.sampled_from((0.0, 0.0, 5.0))
 CALLS = seldom(st.just(Call("sendMessage", {"text": "plain"}, "plain")))
@@ -107,9 +104,6 @@ COMMANDS = commands(
     command(1, "outbox_record", pick=PICKS, delivery=DELIVERIES),
     command(1, "outbox_release", pick=PICKS, seconds=SECONDS),
     command(4, "outbox_rearm", pick=PICKS),
-    command(1, "put_workflow", workflow_id=WORKFLOWS, name=st.sampled_from("nm"), updated_at=st.sampled_from("12")),
-    command(2, "put_binding", account=ACCOUNTS, workflow_id=WORKFLOWS, is_default=st.booleans()),
-    command(1, "remove_binding", account=ACCOUNTS, workflow_id=WORKFLOWS),
     command(1, "record_operation", limit=LIMIT),
     command(1, "purge", seconds=st.sampled_from((0.0, 6.0))),
     command(1, "spoil_call", pick=PICKS),
@@ -287,20 +281,6 @@ class TwoLedgers:
         run_id = self._some_task(pick).run_id
         self.agree(lambda ledger: ledger.outbox_rearm(run_id))
 
-    def put_workflow(self, workflow_id: str, name: str, updated_at: str) -> None:
-        record = WorkflowRecord(workflow_id=workflow_id, name=name, updated_at=updated_at)
-        self.agree(lambda ledger: ledger.put_workflow(record))
-        self._look_at_definitions()
-
-    def put_binding(self, account: str, workflow_id: str, is_default: bool) -> None:
-        record = BindingRecord(channel="telegram", account=account, workflow_id=workflow_id, is_default=is_default)
-        self.agree(lambda ledger: ledger.put_binding(record))
-        self._look_at_definitions()
-
-    def remove_binding(self, account: str, workflow_id: str) -> None:
-        self.agree(lambda ledger: ledger.remove_binding("telegram", account, workflow_id))
-        self._look_at_definitions()
-
     def record_operation(self, limit: int) -> None:
         operation = Operation(at_ms=self.database.now_ms(), who="ann", action="drop", target="t")
         self.agree(lambda ledger: ledger.record_operation(operation))
@@ -347,10 +327,6 @@ class TwoLedgers:
 
         self.agree(rest)
         self.agree(lambda ledger: ledger.history("telegram", "7", chat, limit=limit))
-
-    def _look_at_definitions(self) -> None:
-        self.agree(lambda ledger: ledger.definitions())
-        self.agree(lambda ledger: ledger.definitions_version())
 
     # --- comparing ---
 

@@ -44,10 +44,6 @@ class SqliteStage:
         await self._write("UPDATE replies SET kind = ?, state = ? WHERE task_id = ?", kind, state, task_id)
         await self._write("UPDATE runs SET status = ?, outcome = ? WHERE task_id = ?", status, outcome, task_id)
 
-    async def spoil_definition(self, workflow_id: str) -> None:
-        for table in ("workflows", "bindings"):
-            await self._write(f"UPDATE {table} SET record = ? WHERE workflow_id = ?", b'{"version":[]}', workflow_id)
-
     async def _write(self, sql: str, *values: object) -> None:
         await self.databases[0].write(lambda connection: list(connection.execute(sql, values)))
 

@@ -285,7 +285,9 @@ def run(mutants: list[Mutant], copy: Path) -> Counter[tuple[str, str]]:
     for command in {" ".join(command): command for m in mutants for _, command in CORE[m.file][1:]}.values():
         began = time.monotonic()
         failed = failure(command, copy)
-        assert not failed, f"without any mutant, {failed} fails in {' '.join(command)}"
+        if failed:
+            print(*(copy / "log").read_text().splitlines()[-80:], sep="\n")
+            raise SystemExit(f"without any mutant, {failed} fails in {' '.join(command)}")
         limits[" ".join(command)] = 15 + 4 * (time.monotonic() - began)
     results = Counter[tuple[str, str]]()
     for number, mutant in enumerate(mutants):

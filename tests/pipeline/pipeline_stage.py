@@ -30,10 +30,13 @@ from rise.channels.telegram import TelegramChannel, TelegramRates
 from rise.chats import ChatRegistry
 from rise.clock import SystemClock
 from rise.connections.sqlite import Database
+from rise.definitions.records import BindingRecord, WorkflowRecord
+from rise.definitions.sqlite import SCHEMA as DEFINITIONS_SCHEMA
+from rise.definitions.sqlite import SqliteDefinitions
 from rise.delivery import DeliveryLimits, Sender
 from rise.envelope import Call, Reason, Status, TaskId, run_id_of
 from rise.intake import Intake
-from rise.ledger.port import BindingRecord, Reply, ReplyKind, Run, WorkflowRecord
+from rise.ledger.port import Reply, ReplyKind, Run
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
 from rise.queue.port import OpenTask, QueueLimits, Selection
@@ -41,6 +44,7 @@ from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
 from rise.runtime.alerts import AlertMessage, Alerts
+from rise.runtime.editor import Editor
 from rise.runtime.operations import Operations
 from rise.runtime.overload import Overload, OverloadLimits
 from rise.runtime.pipeline import Pipeline, PipelineLimits
@@ -155,6 +159,7 @@ class Process:
         self.bus = LocalBus(stage.directory / "bus", SystemClock())
         self.queue: Any = _Watched(self, "queue", SqliteQueue(self.database, stage.queue_limits))
         self.ledger: Any = _Watched(self, "ledger", SqliteLedger(self.database))
+        self.definitions: Any = _Watched(self, "definitions", SqliteDefinitions(self.database))
         self.chats = ChatRegistry(self.ledger, self.bus, stage.clock)
         self.telegram = _WatchedTelegram(
             self,
@@ -165,7 +170,8 @@ class Process:
             timeout_seconds=stage.call_seconds,
             chats=self.chats,
         )
-        self.bindings = BindingRegistry(self.ledger, self.bus, stage.clock)
+        self.bindings = BindingRegistry(self.definitions, self.bus, stage.clock)
+        self.editor = Editor(self.definitions, self.ledger, self.bus, stage.clock)
         self.intake = Intake(self.queue, self.bindings, self.bus, stage.clock, chats=self.chats)
         self.parts: list[Any] = []
 
@@ -363,6 +369,7 @@ class Stage:
         self.bus = LocalBus(self.directory / "bus", SystemClock())
         await self.bus.start()
         self.bus.subscribe(Topic.TASK_SETTLED, self._hear)
+        self.editor = Editor(SqliteDefinitions(self.database), self.ledger, self.bus, self.clock)
         self.operations = Operations(self.queue, self.ledger, self.bus, self.clock)
 
     async def close(self) -> None:
@@ -372,7 +379,7 @@ class Stage:
         await self.database.close()
 
     def new_database(self) -> Database:
-        schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
+        schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA, "definitions": DEFINITIONS_SCHEMA}
         return Database(self.directory / "rise.db", clock=self.clock, schema=schema)
 
     async def start(self, *workflows: Callable[..., Any]) -> tuple[Gateway, WorkerProcess]:
@@ -467,7 +474,7 @@ class Stage:
         await process.start(process.bus, process.bindings, process.chats)
         if follows_code:
             records = [record_of(definition_of(workflow)) for workflow in workflows]
-            await process.bindings.follow_code(records, self.accounts)
+            await process.editor.follow_code(records, self.accounts)
         await process.bindings.refresh()
         await process.start(process.worker)
         return process
@@ -483,17 +490,11 @@ class Stage:
     async def bind(self, workflow: Callable[..., Any], *, account: str | None = None, **config: Any) -> None:
         """A person binds it."""
         definition = definition_of(workflow)
-        await self.ledger.put_workflow(record_of(definition))
-        await self.ledger.put_binding(
-            BindingRecord(
-                channel="telegram",
-                account=account or self.account,
-                workflow_id=definition.workflow_id,
-                config=config,
-                updated_by="a person",
-            )
+        await self.editor.publish(record_of(definition), by="a person")
+        binding = BindingRecord(
+            channel="telegram", account=account or self.account, workflow_id=definition.workflow_id, config=config
         )
-        self.bus.publish(Topic.DEFINITIONS_CHANGED)
+        await self.editor.bind(binding, by="a person")
 
     # --- people write ---
 

@@ -34,8 +34,8 @@ SENDING = ["ledger.outbox_take", "ledger.outbox_sending", "channel.send", "ledge
 SUPERVISING = {"queue.list_open", "queue.suspended_routes", "queue.resume"}
 ASIDE = {"queue.sweep", "queue.depth", "queue.renew",
          "ledger.outbox_open", "ledger.outbox_depth", "ledger.finished_among", "ledger.purge", "ledger.replies",
-         "ledger.chat_moves", "ledger.definitions", "ledger.definitions_version", "ledger.put_workflow",
-         "ledger.put_binding", "ledger.record_operation"}  # fmt: skip
+         "ledger.chat_moves", "ledger.record_operation", "definitions.changes", "definitions.latest",
+         "definitions.version", "definitions.put"}  # fmt: skip
 """Beside the way: looking, keeping house, and what a start does."""
 
 EDGES = ["before", "after"]

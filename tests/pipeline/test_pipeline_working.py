@@ -18,10 +18,11 @@ import rise
 from rise import telemetry
 from rise import worker as worker_module
 from rise.channels.telegram import updates
+from rise.definitions.port import Kind
+from rise.definitions.records import BindingRecord, account_name, bindings_of
 from rise.delivery import DeliveryLimits
 from rise.envelope import Head, Outcome, Progress, Reason, Status, Task, TaskId, TaskType, envelope, run_id_of
 from rise.errors import StateConflict, StoreUnavailable
-from rise.ledger.port import BindingRecord
 from rise.queue.port import Selection
 from rise.retries import RetryPolicy
 from rise.runtime import supervisor
@@ -513,10 +514,10 @@ async def test_what_a_crash_left_between_ledger_and_queue_is_found_however_much_
     gateway = await stage.start_gateway()
     gateway.fail_at("queue.finish", "before", StoreUnavailable("away"), times=5)
     await stage.start_worker(echo)
-    for chat in range(1, 6):
-        await stage.write("Hello", chat=chat)
+    replying = [(await stage.write("Hello", chat=chat))[0] for chat in range(1, 6)]
     await stage.until(lambda: _true(gateway.steps.count("queue.finish") == 5))
-    assert len(await stage.queue.list_open(Selection(status=Status.REPLYING), limit=10)) == 5
+    for task_id in replying:
+        await stage.until(lambda task_id=task_id: _is_replying(stage, task_id))
     await gateway.supervisor.sweep()
     assert await stage.queue.list_open(Selection(), limit=10) == []
 
@@ -667,7 +668,7 @@ async def test_a_binding_words_its_own_notice(stage: Stage):
     await stage.start_gateway()
     await stage.bind(elsewhere, workflowMissingMessage="Back on Monday.")
     switched_off = msgspec.structs.replace(record_of(definition_of(elsewhere)), enabled=False)
-    await stage.ledger.put_workflow(switched_off)
+    await stage.editor.publish(switched_off, by="a person")
     await stage.start_worker(follows_code=False)
     [task_id] = await stage.write("Hello")
     await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
@@ -920,17 +921,14 @@ async def test_a_workflow_that_is_gone_from_the_code_leaves_its_messages_waiting
 async def test_what_a_person_has_bound_or_switched_off_the_code_leaves_alone(stage: Stage):
     await stage.start_gateway()
     definition = echo.__rise_workflow__
-    await stage.ledger.put_workflow(record_of(definition))
-    await stage.ledger.put_binding(
-        BindingRecord(
-            channel="telegram", account=stage.account, workflow_id="wf_echo", enabled=False, updated_by="Anna"
-        )
-    )
-    await stage.start_worker(echo)
+    await stage.editor.publish(record_of(definition), by="Anna")
+    switched_off = BindingRecord(channel="telegram", account=stage.account, workflow_id="wf_echo", enabled=False)
+    await stage.editor.bind(switched_off, by="Anna")
+    worker = await stage.start_worker(echo)
     [task_id] = await stage.write("Hello")
     await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
-    definitions = await stage.ledger.definitions()
-    [binding] = [binding for binding in definitions.bindings if binding.channel == "telegram"]
+    kept = await worker.definitions.version(Kind.BINDINGS, account_name("telegram", stage.account))
+    [binding] = bindings_of(kept)
     assert (binding.enabled, binding.updated_by) == (False, "Anna")
 
 

@@ -1,4 +1,4 @@
-"""What became of everything: results, replies, history, definitions, and who changed what.
+"""What became of everything: results, replies, history, and who changed what.
 
 The ledger is one store and it decides: `run_id` is unique among results and `reply_id` among intents to
 send, so a result is written once and a reply is meant once, however often somebody tries.
@@ -238,41 +238,7 @@ class Delivered(msgspec.Struct, frozen=True):
     """The chat's next reply, taken by the same step."""
 
 
-# --- definitions ------------------------------------------------------------------------------------------
-
-
-class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
-    workflow_id: str
-    name: str
-    kind: str = "code"
-    version: int = 1
-    channels: tuple[str, ...] = ()
-    published: bool = True
-    enabled: bool = True
-    updated_at: str = ""
-    updated_by: str = ""
-
-
-class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Which workflow serves a channel's account. Identity: (channel, account, workflow_id)."""
-
-    channel: str
-    account: str
-    workflow_id: str
-    is_default: bool = True
-    enabled: bool = True
-    version: int = 0
-    config: dict[str, Any] = {}
-    updated_at: str = ""
-    updated_by: str = ""
-
-
-class Definitions(msgspec.Struct, frozen=True):
-    """Everything a process needs to route, as of `version`."""
-
-    version: int
-    workflows: dict[str, WorkflowRecord]
-    bindings: list[BindingRecord]
+# --- people ---------------------------------------------------------------------------------------------
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -457,20 +423,6 @@ class Ledger(Protocol):
     async def transcript(self, channel: str, account: str, chat_id: str, *, after: int, limit: int) -> list[Reply]:
         """A chat's replies with a sequence beyond `after`: what a page that was away has missed."""
         ...
-
-    # definitions
-
-    async def definitions_version(self) -> int: ...
-
-    async def definitions(self) -> Definitions: ...
-
-    async def put_workflow(self, record: WorkflowRecord) -> int:
-        """Returns the new version of the definitions; the old one if nothing changed."""
-        ...
-
-    async def put_binding(self, record: BindingRecord) -> int: ...
-
-    async def remove_binding(self, channel: str, account: str, workflow_id: str) -> int: ...
 
     # who it is
 

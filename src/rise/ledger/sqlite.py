@@ -29,9 +29,7 @@ from rise.envelope import (
 from rise.ledger import sqlite_outbox as outbox
 from rise.ledger.port import (
     Attempt,
-    BindingRecord,
     ChatMove,
-    Definitions,
     Delivered,
     Delivery,
     Office,
@@ -42,10 +40,9 @@ from rise.ledger.port import (
     Run,
     RunResult,
     Turn,
-    WorkflowRecord,
 )
 from rise.ledger.sqlite_chats import first_id
-from rise.ledger.sqlite_rows import count, forget_workings, read_kept, value_of, word_kept
+from rise.ledger.sqlite_rows import forget_workings, read_kept, word_kept
 
 SCHEMA: Final = (
     """
@@ -158,6 +155,12 @@ SCHEMA: Final = (
     UPDATE history SET chat_id = moves.first_id FROM chat_moves moves
         WHERE (history.channel, history.account, history.chat_id) = (moves.channel, moves.account, moves.chat_id);
     """,
+    # What code had bound is bound anew at the next start, in a room of its own; nobody else could bind anything.
+    """
+    DROP TABLE workflows;
+    DROP TABLE bindings;
+    DELETE FROM ledger_counters WHERE name = 'definitions';
+    """,
 )
 
 HISTORY_KEPT: Final = 50
@@ -169,11 +172,6 @@ _RUN_COLUMNS: Final = (
 )
 
 _decode_json = msgspec.json.Decoder().decode
-_decode_workflow = msgspec.json.Decoder(WorkflowRecord).decode
-_decode_binding = msgspec.json.Decoder(BindingRecord).decode
-
-_NEWER: Final = "a newer version of Rise"
-"""Whose a definition is that cannot be read: not code's, which may change only its own."""
 
 
 class SqliteLedger:
@@ -416,72 +414,6 @@ class SqliteLedger:
         )
         return [outbox.as_reply(row) for row in rows]
 
-    # --- definitions ---
-
-    async def definitions_version(self) -> int:
-        rows = await self._rows("SELECT value FROM ledger_counters WHERE name = 'definitions'", ())
-        return int(rows[0][0])
-
-    async def definitions(self) -> Definitions:
-        def query(connection: apsw.Connection) -> Definitions:
-            version = connection.execute("SELECT value FROM ledger_counters WHERE name = 'definitions'").fetchone()
-            workflows = {
-                workflow_id: _as_workflow(workflow_id, record)
-                for workflow_id, record in connection.execute(
-                    "SELECT workflow_id, record FROM workflows ORDER BY workflow_id"
-                )
-            }
-            bindings = [
-                _as_binding(*row)
-                for row in connection.execute(
-                    "SELECT channel, account, workflow_id, record FROM bindings ORDER BY channel, account, workflow_id"
-                )
-            ]
-            return Definitions(int(version[0]), workflows, bindings)
-
-        return await self._database.read(query)
-
-    async def put_workflow(self, record: WorkflowRecord) -> int:
-        def change(connection: apsw.Connection) -> int:
-            row = connection.execute(
-                "SELECT record FROM workflows WHERE workflow_id = ?", (record.workflow_id,)
-            ).fetchone()
-            if row is not None:
-                known = _as_workflow(record.workflow_id, row[0])
-                same = msgspec.structs.replace(record, version=known.version, updated_at=known.updated_at)
-                if same == known:
-                    return value_of(connection, "definitions")
-            connection.execute(
-                "INSERT OR REPLACE INTO workflows VALUES (?,?)", (record.workflow_id, encode_json(record))
-            )
-            return count(connection, "definitions")
-
-        return await self._database.write(change)
-
-    async def put_binding(self, record: BindingRecord) -> int:
-        def change(connection: apsw.Connection) -> int:
-            version = count(connection, "definitions")
-            if record.is_default:
-                _demote_others(connection, record, version)
-            numbered = msgspec.structs.replace(record, version=version)
-            connection.execute(
-                "INSERT OR REPLACE INTO bindings VALUES (?,?,?,?)",
-                (record.channel, record.account, record.workflow_id, encode_json(numbered)),
-            )
-            return version
-
-        return await self._database.write(change)
-
-    async def remove_binding(self, channel: str, account: str, workflow_id: str) -> int:
-        def change(connection: apsw.Connection) -> int:
-            connection.execute(
-                "DELETE FROM bindings WHERE channel = ? AND account = ? AND workflow_id = ?",
-                (channel, account, workflow_id),
-            )
-            return count(connection, "definitions") if connection.changes() else value_of(connection, "definitions")
-
-        return await self._database.write(change)
-
     # --- who it is ---
 
     async def identity(self) -> str:
@@ -618,23 +550,6 @@ def _append_history(connection: apsw.Connection, task: Task, history: Sequence[T
     )
 
 
-def _demote_others(connection: apsw.Connection, chosen: BindingRecord, version: int) -> None:
-    rows = connection.execute(
-        "SELECT workflow_id, record FROM bindings WHERE channel = ? AND account = ? AND workflow_id <> ?",
-        (chosen.channel, chosen.account, chosen.workflow_id),
-    ).fetchall()
-    for workflow_id, record in rows:
-        known = _as_binding(chosen.channel, chosen.account, workflow_id, record)
-        if not known.is_default:
-            continue
-        # Its version, too: who changes it on the strength of what it was must be told.
-        demoted = msgspec.structs.replace(known, is_default=False, version=version)
-        connection.execute(
-            "UPDATE bindings SET record = ? WHERE channel = ? AND account = ? AND workflow_id = ?",
-            (encode_json(demoted), chosen.channel, chosen.account, workflow_id),
-        )
-
-
 def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
     row = connection.execute(f"SELECT {_RUN_COLUMNS} FROM runs WHERE run_id = ?", (run_id,)).fetchone()
     return _as_run(row) if row else None
@@ -660,19 +575,6 @@ def _as_run(row: Sequence[Any]) -> Run:
         is_armed=bool(is_armed),
         unreadable=unreadable or newer,
     )
-
-
-def _as_workflow(workflow_id: str, stored: bytes) -> WorkflowRecord:
-    """One that cannot be read serves nobody: what needs it waits."""
-    unusable = WorkflowRecord(workflow_id=workflow_id, name=workflow_id, enabled=False, updated_by=_NEWER)
-    return read_kept(stored, _decode_workflow, unusable)[0]
-
-
-def _as_binding(channel: str, account: str, workflow_id: str, stored: bytes) -> BindingRecord:
-    unusable = BindingRecord(
-        channel=channel, account=account, workflow_id=workflow_id, is_default=False, enabled=False, updated_by=_NEWER
-    )
-    return read_kept(stored, _decode_binding, unusable)[0]
 
 
 def _missing(run_id: RunId) -> Run:

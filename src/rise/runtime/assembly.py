@@ -37,10 +37,14 @@ from rise.copies.port import Mirror
 from rise.copies.rabbitmq import RabbitMirror
 from rise.copies.relay import CATCH_UP_SECONDS, Relay
 from rise.copies.slots import Slots
+from rise.definitions.port import Definitions
+from rise.definitions.records import WorkflowRecord
+from rise.definitions.sqlite import SCHEMA as DEFINITIONS_SCHEMA
+from rise.definitions.sqlite import SqliteDefinitions
 from rise.delivery import DeliveryLimits, Sender
 from rise.errors import RedisForeign, StoreLocked, Unavailable
 from rise.intake import Intake
-from rise.ledger.port import Ledger, Office, WorkflowRecord
+from rise.ledger.port import Ledger, Office
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
 from rise.offices import OfficeClaim
@@ -50,6 +54,7 @@ from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
 from rise.runtime.directory import DataDirectory, derived_secret
+from rise.runtime.editor import Editor
 from rise.runtime.operations import Operations
 from rise.service import Service
 from rise.settings import Settings
@@ -113,6 +118,7 @@ class Stores:
     database: Database
     queue: Queue
     ledger: Ledger
+    definitions: Definitions
     full: FullProfile | None = None
 
     async def open(self) -> None:
@@ -216,19 +222,23 @@ class House:
     def ledger(self) -> Ledger:
         return self.stores.ledger
 
+    @property
+    def editor(self) -> Editor:
+        return Editor(self.stores.definitions, self.stores.ledger, self.bus, self.clock)
+
 
 def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_trouble: OnTrouble = _ignoring) -> Stores:
     directory = DataDirectory(settings.data_dir)
-    schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
+    schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA, "definitions": DEFINITIONS_SCHEMA}
     name = "disk" if settings.redis_url is None else "ledger"
     marker, heard = directory.marker, on_trouble(name)
     database = Database(directory.database, clock=clock, schema=schema, marker=marker, on_trouble=heard)
-    ledger = SqliteLedger(database)
+    ledger, definitions = SqliteLedger(database), SqliteDefinitions(database)
     if settings.redis_url is None:
-        return Stores(directory, database, SqliteQueue(database, _limits(settings)), ledger)
+        return Stores(directory, database, SqliteQueue(database, _limits(settings)), ledger, definitions)
     bus, redis_url = bus or LocalBus(directory.bus, clock), settings.redis_url.get_secret_value()
     full = _build_full_profile(settings, redis_url, ledger, bus, clock, on_trouble)
-    return Stores(directory, database, full.queue, ledger, full)
+    return Stores(directory, database, full.queue, ledger, definitions, full)
 
 
 def _limits(settings: Settings) -> QueueLimits:
@@ -296,7 +306,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     stores.directory.create()
     stores.directory.refuse_half_restored()  # before secrets are made where the restored ones are to be
     secrets = _secrets(settings, stores.directory)
-    bindings = BindingRegistry(stores.ledger, bus, clock)
+    bindings = BindingRegistry(stores.definitions, bus, clock)
     chats = ChatRegistry(stores.ledger, bus, clock)
     intake = Intake(
         stores.queue,

@@ -33,8 +33,9 @@ from pydantic import SecretStr
 from rise.capabilities import CONSEQUENCES, REMEDIES, CapabilityStatus, meaning_of
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
+from rise.definitions.port import Kind
+from rise.definitions.records import BindingRecord, bindings_of
 from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, StoreUnavailable, Unavailable
-from rise.ledger.port import Definitions
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
 from rise.runtime.backup import SECRETS, opened_to_read
@@ -159,15 +160,14 @@ class Doctor:
 
     async def _bindings(self) -> list[Finding]:
         """Each channel with what serves it, or will from the next start on."""
-        definitions = await self._definitions()
+        known = await self._bound()
         try:
             workflows = self._workflows()
         except RiseError:
             workflows = {}  # said by the check of the app
         asked = {channel: workflow_id for workflow_id, known in workflows.items() for channel in known.channels}
         return [
-            _binding(channel, account, definitions, workflows, asked.get(channel))
-            for channel, account in self._accounts()
+            _binding(channel, account, known, workflows, asked.get(channel)) for channel, account in self._accounts()
         ]
 
     def _accounts(self) -> list[tuple[str, str]]:
@@ -176,9 +176,12 @@ class Doctor:
             accounts.append(("telegram", self._bot_token.partition(":")[0]))
         return accounts
 
-    async def _definitions(self) -> Definitions:
+    async def _bound(self) -> list[BindingRecord]:
         async with self._stores() as stores:
-            return Definitions(0, {}, []) if stores is None else await stores.ledger.definitions()
+            if stores is None:
+                return []
+            latest = await stores.definitions.latest([Kind.BINDINGS])
+            return [binding for definition in latest.definitions for binding in bindings_of(definition)]
 
     async def _open_work(self) -> list[Finding]:
         """Messages of a bot that is not configured: nobody takes them up, and none of them fails."""
@@ -544,18 +547,22 @@ def _capability(name: str, state: Mapping[str, Any]) -> Finding:
 
 
 def _binding(
-    channel: str, account: str, definitions: Definitions, workflows: Mapping[str, WorkflowDefinition], asked: str | None
+    channel: str,
+    account: str,
+    known: list[BindingRecord],
+    workflows: Mapping[str, WorkflowDefinition],
+    asked: str | None,
 ) -> Finding:
     """What serves the account; `asked`: the workflow of RISE_APP that wants the channel, if one does."""
     name = f"{channel}:{account}"
     bound = [
         binding
-        for binding in definitions.bindings
+        for binding in known
         if (binding.channel, binding.account) == (channel, account) and binding.enabled and binding.is_default
     ]
     if not bound and asked is not None:
         return _ok(name, f"{asked} asks for it; bound at the next start")
-    if channel == "webchat" and not any(known.channel == channel for known in definitions.bindings):
+    if channel == "webchat" and not any(one.channel == channel for one in known):
         return _ok(name, "no workflow asks for it: answered 404")
     if not bound:
         return _warn(

@@ -177,7 +177,8 @@ class InProcessWorker:
         house = self._house
         if self._defines:
             records = assembly.workflow_records(self._workflows)
-            await house.bindings.follow_code(records, house.channels.accounts())
+            await house.editor.follow_code(records, house.channels.accounts())
+            await house.bindings.refresh()
         else:
             await house.bindings.refresh()
         # Written by a newer version and left alone by an older one: perhaps this one can read them.
@@ -328,7 +329,7 @@ async def _until_defined(house: House, stop: asyncio.Event) -> None:
     give_up_at = house.clock.monotonic() + DEFINED_SECONDS_MAX
     while not stop.is_set() and house.clock.monotonic() < give_up_at:
         try:
-            if await house.ledger.definitions_version():
+            if await house.stores.definitions.changes():
                 return
         except Unavailable:
             pass  # asked again in a moment

@@ -88,8 +88,7 @@ class Rows:
 async def serve_rise() -> None:
     """Rise's whole door and intake; no worker, sender or supervisor, which would take the CPU that is measured."""
     from rise.api.server import ApiServer
-    from rise.bindings import CODE
-    from rise.ledger.port import WorkflowRecord
+    from rise.definitions.records import WorkflowRecord
     from rise.runtime import assembly
     from rise.runtime.processes import spare_the_collector
     from rise.settings import load_settings
@@ -105,8 +104,9 @@ async def serve_rise() -> None:
     services: list[Service] = [house.bus, *house.stores.services(), house.bindings]
     await begin_life(house.stores)
     await start_all(services, on_error=_report)
-    bound = WorkflowRecord(workflow_id="wf_noop", name="noop", channels=("telegram",), updated_by=CODE)
-    await house.bindings.follow_code([bound], house.channels.accounts())
+    bound = WorkflowRecord(workflow_id="wf_noop", name="noop", channels=("telegram",))
+    await house.editor.follow_code([bound], house.channels.accounts())
+    await house.bindings.refresh()
     door = ApiServer(house)
     await door.start()
     spare_the_collector()  # as `rise serve` does

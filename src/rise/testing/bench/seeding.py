@@ -35,7 +35,7 @@ async def seed(directory: Path, count: int, channel: str, **servers: object) -> 
         await start_all(services, on_error=_report)
         # As `rise serve` would have: a `rise worker` that runs alone works what is defined, and defines nothing.
         records = assembly.workflow_records(load_workflows(settings.app))
-        await house.bindings.follow_code(records, house.channels.accounts())
+        await house.editor.follow_code(records, house.channels.accounts())
         for first in range(0, count, TOGETHER):
             numbers = range(first, min(first + TOGETHER, count))
             incoming = _from_telegram(numbers) if channel == "telegram" else _from_http(numbers)

@@ -32,7 +32,6 @@ from rise.ledger.port import (
     URGENT_CHATS,
     Again,
     Attempt,
-    BindingRecord,
     Delivered,
     Delivery,
     Failed,
@@ -48,7 +47,6 @@ from rise.ledger.port import (
     RunResult,
     Sent,
     Turn,
-    WorkflowRecord,
 )
 from rise.testing.conformance.queue import delivery
 
@@ -78,10 +76,6 @@ class LedgerStage(Protocol):
 
     async def overwrite_words(self, task_id: TaskId, *, kind: str, state: str, status: str, outcome: str) -> None:
         """Of a task's replies and run, as a newer version may have said it."""
-        ...
-
-    async def spoil_definition(self, workflow_id: str) -> None:
-        """Of a workflow, and of its bindings: nobody here can read them."""
         ...
 
 
@@ -1309,76 +1303,7 @@ class LedgerConformance:
         for office in Office:
             assert await ledger.take_office(office, "b", seconds=10)
 
-    # --- definitions ---
-
-    @pytest.mark.failure("H5")
-    async def test_every_change_of_a_definition_is_a_new_version(self, stage: LedgerStage) -> None:
-        ledger = stage.ledger
-        assert await ledger.definitions_version() == 0
-        versions = [
-            await ledger.put_workflow(WorkflowRecord(workflow_id="a", name="A")),
-            await ledger.put_workflow(WorkflowRecord(workflow_id="a", name="A, better")),
-            await ledger.put_binding(BindingRecord(channel="telegram", account="7", workflow_id="a")),
-            await ledger.remove_binding("telegram", "7", "a"),
-        ]
-        assert versions == sorted(set(versions))
-        assert await (await stage.another()).definitions_version() == versions[-1]
-        definitions = await ledger.definitions()
-        assert definitions.version == versions[-1]
-        assert definitions.workflows["a"].name == "A, better"
-        assert definitions.bindings == []
-
-    @pytest.mark.req("SUS-1")
-    @pytest.mark.failure("D12")
-    async def test_a_definition_that_cannot_be_read_serves_nobody_and_hides_no_other(self, stage: LedgerStage) -> None:
-        ledger = stage.ledger
-        for name, account in (("spoilt", "1"), ("sound", "2")):
-            await ledger.put_workflow(WorkflowRecord(workflow_id=name, name=name))
-            await ledger.put_binding(BindingRecord(channel="telegram", account=account, workflow_id=name))
-        await stage.spoil_definition("spoilt")
-        known = await ledger.definitions()
-        assert {name: record.enabled for name, record in known.workflows.items()} == {"spoilt": False, "sound": True}
-        assert [(one.account, one.enabled) for one in known.bindings] == [("1", False), ("2", True)]
-        assert known.bindings[0].updated_by not in ("", "code"), "code must not take what is not its own"
-        await ledger.put_binding(BindingRecord(channel="telegram", account="1", workflow_id="sound"))
-        await ledger.put_workflow(WorkflowRecord(workflow_id="spoilt", name="again"))
-        known = await ledger.definitions()
-        assert known.workflows["spoilt"].name == "again"
-        assert [one.enabled for one in known.bindings] == [True, False, True]
-
-    async def test_what_changes_nothing_is_no_new_version(self, ledger: Ledger) -> None:
-        record = WorkflowRecord(workflow_id="a", name="A", updated_at="yesterday")
-        version = await ledger.put_workflow(record)
-        assert await ledger.put_workflow(msgspec.structs.replace(record, updated_at="today")) == version
-        assert await ledger.remove_binding("telegram", "7", "a") == version
-        assert (await ledger.definitions()).workflows["a"].updated_at == "yesterday"
-
-    @pytest.mark.req("BND-2")
-    async def test_an_account_has_one_default_and_a_new_one_demotes_the_former(self, ledger: Ledger) -> None:
-        for workflow_id in ("a", "b", "c"):
-            await ledger.put_binding(BindingRecord(channel="telegram", account="7", workflow_id=workflow_id))
-        for channel, account in (("telegram", "8"), ("webchat", "7")):
-            await ledger.put_binding(BindingRecord(channel=channel, account=account, workflow_id="a"))
-        await ledger.put_binding(BindingRecord(channel="telegram", account="7", workflow_id="c"))
-        await ledger.put_binding(
-            BindingRecord(channel="telegram", account="7", workflow_id="d", is_default=False, config={"x": 1})
-        )
-        bindings = (await ledger.definitions()).bindings
-        assert [(one.channel, one.account, one.workflow_id) for one in bindings if one.is_default] == [
-            ("telegram", "7", "c"),
-            ("telegram", "8", "a"),
-            ("webchat", "7", "a"),
-        ]
-        assert len({(one.channel, one.account, one.workflow_id) for one in bindings}) == 6
-
-    @pytest.mark.req("BND-2")
-    async def test_a_binding_carries_the_version_of_its_last_change(self, ledger: Ledger) -> None:
-        first = await ledger.put_binding(BindingRecord(channel="telegram", account="7", workflow_id="a"))
-        other = await ledger.put_binding(BindingRecord(channel="telegram", account="8", workflow_id="a"))
-        demoting = await ledger.put_binding(BindingRecord(channel="telegram", account="7", workflow_id="b"))
-        versions = {(one.account, one.workflow_id): one.version for one in (await ledger.definitions()).bindings}
-        assert first < other < demoting
-        assert versions == {("7", "a"): demoting, ("7", "b"): demoting, ("8", "a"): other}
+    # --- people ---
 
     async def test_what_people_did_is_listed_newest_first(self, ledger: Ledger) -> None:
         done: Sequence[Operation] = [

@@ -30,9 +30,7 @@ from rise.ledger.port import (
     URGENT_CHATS,
     Again,
     Attempt,
-    BindingRecord,
     ChatMove,
-    Definitions,
     Delivered,
     Delivery,
     Failed,
@@ -49,7 +47,6 @@ from rise.ledger.port import (
     RunResult,
     Sent,
     Turn,
-    WorkflowRecord,
 )
 from rise.testing.fakes.store import MemoryStore
 
@@ -112,8 +109,6 @@ class MemoryLedgerState:
     moved: dict[Chat, str] = field(default_factory=dict)
     """Where replies to a former id go."""
     moves: list[ChatMove] = field(default_factory=list)
-    workflows: dict[str, WorkflowRecord] = field(default_factory=dict)
-    bindings: dict[tuple[str, str, str], BindingRecord] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
     identity: str = field(default_factory=new_key)
     offices: dict[Office, tuple[str, int]] = field(default_factory=dict)
@@ -121,7 +116,6 @@ class MemoryLedgerState:
     replies_ever: int = 0
     claims_ever: int = 0
     sender_fence: int = 0
-    definitions_version: int = 0
     resent: int = 0
 
     def spoil_call(self, reply_id: ReplyId) -> None:
@@ -142,15 +136,6 @@ class MemoryLedgerState:
             if reply.reply.task_id == task_id:
                 known = ReplyState(state) if state in set(ReplyState) else ReplyState.UNKNOWN
                 reply.change(state=known, unreadable=newer)
-
-    def spoil_definition(self, workflow_id: str) -> None:
-        whose = "a newer version of Rise"
-        self.workflows[workflow_id] = WorkflowRecord(
-            workflow_id=workflow_id, name=workflow_id, enabled=False, updated_by=whose
-        )
-        for key, known in self.bindings.items():
-            if known.workflow_id == workflow_id:
-                self.bindings[key] = msgspec.structs.replace(known, is_default=False, enabled=False, updated_by=whose)
 
 
 class MemoryLedger(MemoryStore):
@@ -613,55 +598,6 @@ class MemoryLedger(MemoryStore):
 
     def _transcript(self, chat: Chat, after: int, limit: int) -> list[Reply]:
         return [stored.reply for stored in self._replies_to(chat) if stored.reply.sequence > after][:limit]
-
-    # --- definitions ---
-
-    async def definitions_version(self) -> int:
-        return await self._through("definitions_version", lambda: self._state.definitions_version)
-
-    async def definitions(self) -> Definitions:
-        return await self._through("definitions", self._definitions)
-
-    def _definitions(self) -> Definitions:
-        state = self._state
-        bindings = [state.bindings[identity] for identity in sorted(state.bindings)]
-        return Definitions(state.definitions_version, dict(sorted(state.workflows.items())), bindings)
-
-    async def put_workflow(self, record: WorkflowRecord) -> int:
-        return await self._through("put_workflow", lambda: self._put_workflow(record))
-
-    def _put_workflow(self, record: WorkflowRecord) -> int:
-        known = self._state.workflows.get(record.workflow_id)
-        if known is not None:
-            same = msgspec.structs.replace(record, version=known.version, updated_at=known.updated_at)
-            if same == known:
-                return self._state.definitions_version
-        self._state.workflows[record.workflow_id] = record
-        return self._next_definitions_version()
-
-    async def put_binding(self, record: BindingRecord) -> int:
-        return await self._through("put_binding", lambda: self._put_binding(record))
-
-    def _put_binding(self, record: BindingRecord) -> int:
-        version = self._next_definitions_version()
-        for identity, other in self._state.bindings.items():
-            if record.is_default and other.is_default and identity[:2] == (record.channel, record.account):
-                self._state.bindings[identity] = msgspec.structs.replace(other, is_default=False, version=version)
-        identity = (record.channel, record.account, record.workflow_id)
-        self._state.bindings[identity] = msgspec.structs.replace(record, version=version)
-        return version
-
-    async def remove_binding(self, channel: str, account: str, workflow_id: str) -> int:
-        return await self._through("remove_binding", lambda: self._remove_binding((channel, account, workflow_id)))
-
-    def _remove_binding(self, identity: tuple[str, str, str]) -> int:
-        if self._state.bindings.pop(identity, None) is None:
-            return self._state.definitions_version
-        return self._next_definitions_version()
-
-    def _next_definitions_version(self) -> int:
-        self._state.definitions_version += 1
-        return self._state.definitions_version
 
     # --- who it is ---
 

@@ -22,6 +22,8 @@ from rise.channels.telegram import TelegramRates
 from rise.channels.webchat import WebChatChannel
 from rise.chats import ChatRegistry
 from rise.copies.keeping import Copies
+from rise.definitions.sqlite import SCHEMA as DEFINITIONS_SCHEMA
+from rise.definitions.sqlite import SqliteDefinitions
 from rise.errors import RiseError, Unavailable
 from rise.intake import Intake, Keep
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
@@ -49,7 +51,7 @@ from rise.workflows.definition import WorkflowDefinition
 RESTART_SECONDS: Final = (0.05, 3.0)
 STOP_SECONDS: Final = 5.0
 _RATES: Final = TelegramRates(chat_per_second=2.0, group_per_minute=90.0, bot_per_second=60.0)
-_SCHEMA: Final = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA}
+_SCHEMA: Final = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA, "definitions": DEFINITIONS_SCHEMA}
 
 Workflows = Callable[[Process], dict[str, WorkflowDefinition]]
 
@@ -257,7 +259,7 @@ def build_house(world: World, platform: Platform, settings: Settings, process: P
     capabilities, admission = CapabilityRegistry(clock), Admission()
     bus = SimBus(world, process)
     stores = _build_stores(world, settings, process, clock, bus, partial(_reporter, capabilities, admission))
-    bindings = BindingRegistry(stores.ledger, bus, clock)
+    bindings = BindingRegistry(stores.definitions, bus, clock)
     chats = ChatRegistry(stores.ledger, bus, clock)
     telegram = SimTelegramChannel(platform, process, clock=clock, rates=_RATES, chats=chats)
     return House(
@@ -288,10 +290,10 @@ def _build_stores(
     world: World, settings: Settings, process: Process, clock: SimClock, bus: SimBus, on_trouble: OnTrouble
 ) -> SimStores:
     database = SimDatabase(world, process, clock=clock, schema=_SCHEMA)
-    ledger, directory = SqliteLedger(database), SimDirectory(world)
+    ledger, definitions, directory = SqliteLedger(database), SqliteDefinitions(database), SimDirectory(world)
     limits = QueueLimits(claim=timedelta(seconds=settings.claim_seconds))
     if settings.redis_url is None:
-        return SimStores(directory, database, SqliteQueue(database, limits), ledger)
+        return SimStores(directory, database, SqliteQueue(database, limits), ledger, definitions)
     witness = world.witness
     queue = SimQueue(world, process, witness, limits=limits, on_trouble=on_trouble("redis"))
     mirror = None
@@ -300,7 +302,7 @@ def _build_stores(
     slots = SimSlots(world, process, witness, clock=clock, on_trouble=on_trouble("disk"))
     redis: Any = SimRedis(queue)
     full = assembly.wire_copies(settings, redis, queue, mirror, slots, ledger, bus, clock)
-    return SimStores(directory, database, queue, ledger, full)
+    return SimStores(directory, database, queue, ledger, definitions, full)
 
 
 def _reporter(

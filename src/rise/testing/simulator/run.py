@@ -13,11 +13,10 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from rise.bus.port import Topic
 from rise.copies import journal, journals, keeper, reaper
+from rise.definitions.records import BindingRecord
 from rise.envelope import TaskId
 from rise.errors import RiseError, StateConflict, TaskUnknown
-from rise.ledger.port import BindingRecord
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.runtime.audit import Audit, AuditReport
@@ -418,11 +417,8 @@ class _Run:
     def _bind(self, *, is_enabled: bool) -> None:
         async def bind(house: House, _: Operations) -> None:
             for channel, account in house.channels.accounts().items():
-                record = BindingRecord(
-                    channel=channel, account=account, workflow_id=WORKFLOW, enabled=is_enabled, updated_by="operator"
-                )
-                await house.ledger.put_binding(record)
-            house.bus.publish(Topic.DEFINITIONS_CHANGED)
+                binding = BindingRecord(channel=channel, account=account, workflow_id=WORKFLOW, enabled=is_enabled)
+                await house.editor.bind(binding, by="operator")
 
         self._command("bind" if is_enabled else "unbind", bind)
 

@@ -86,7 +86,7 @@ class SimDatabase(InlineDatabase):
         return world.dice.uniform(*bounds)
 
 
-_ROOMS = {"SqliteQueue": "queue", "SqliteLedger": "ledger", "Journal": "journal"}
+_ROOMS = {"SqliteQueue": "queue", "SqliteLedger": "ledger", "SqliteDefinitions": "definitions", "Journal": "journal"}
 
 
 def boundary_of(apply: Callable[..., Any]) -> str:

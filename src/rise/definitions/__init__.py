@@ -1,0 +1,1 @@
+"""What people and code have configured. The promises: `port.py`; one file per backend."""

@@ -1,0 +1,179 @@
+"""Changing what is configured: for people, through whatever they use, and for the code that was loaded.
+
+Each change is the next version of one definition, recorded with who made it, and said to all processes.
+
+Refuses: to change what a newer version of Rise has written (`StateConflict`); code, to overrule a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from rise.bus.port import Bus, Topic
+from rise.clock import Clock, epoch_ms, from_epoch_ms, iso
+from rise.definitions.port import Definition, Definitions, Kind
+from rise.definitions.records import (
+    CODE,
+    NEWER,
+    BindingRecord,
+    WorkflowRecord,
+    account_name,
+    bindings_of,
+    published,
+    workflow_of,
+)
+from rise.envelope import encode_json
+from rise.errors import StateConflict, VersionStale
+from rise.ledger.port import Ledger, Operation
+from rise.telemetry import log
+
+TRIES: Final = 5
+"""To change what somebody else is changing at the same time."""
+
+BindingsChange = Callable[[list[BindingRecord]], list[BindingRecord]]
+
+
+class Editor:
+    """Writes definitions, each in one step."""
+
+    def __init__(self, definitions: Definitions, ledger: Ledger, bus: Bus, clock: Clock) -> None:
+        self._definitions = definitions
+        self._ledger = ledger
+        self._bus = bus
+        self._clock = clock
+
+    async def bind(self, binding: BindingRecord, *, by: str, why: str = "") -> BindingRecord:
+        """The account is served as this says. A new default demotes the former one in the same step."""
+
+        def change(known: list[BindingRecord]) -> list[BindingRecord]:
+            others = [one for one in known if one.workflow_id != binding.workflow_id]
+            if binding.is_default:
+                others = [msgspec.structs.replace(one, is_default=False) for one in others]
+            return [*others, binding]
+
+        changed = await self._change_bindings(binding.channel, binding.account, change, by=by, action="bind", why=why)
+        return next(one for one in changed if one.workflow_id == binding.workflow_id)
+
+    async def unbind(self, channel: str, account: str, workflow_id: str, *, by: str, why: str = "") -> None:
+        """Nothing is bound there by this name any more."""
+
+        def change(known: list[BindingRecord]) -> list[BindingRecord]:
+            return [one for one in known if one.workflow_id != workflow_id]
+
+        await self._change_bindings(channel, account, change, by=by, action="unbind", why=why)
+
+    async def publish(self, workflow: WorkflowRecord, *, by: str, comment: str = "") -> None:
+        """It runs like this from now on. What changes nothing is no new version."""
+        for _ in range(TRIES):
+            last = await self._definitions.version(Kind.PUBLISHED, workflow.workflow_id)
+            if last is not None and last.body is not None and _undated(workflow_of(last)) == _undated(workflow):
+                return
+            version = _next(last)
+            now_ms = epoch_ms(self._clock.now())
+            try:
+                await self._definitions.put(published(workflow, version=version, at_ms=now_ms, by=by, comment=comment))
+            except VersionStale:
+                continue
+            self._bus.publish(Topic.DEFINITIONS_CHANGED)
+            return
+        raise VersionStale(f"{workflow.workflow_id} is being published by somebody else over and over; try again")
+
+    async def follow_code(self, workflows: Iterable[WorkflowRecord], accounts: Mapping[str, str]) -> None:
+        """Make the definitions agree with the code that was loaded.
+
+        Each workflow is listed; each channel it asks for is bound to it where nobody else has decided.
+        Bindings made by code follow the code; those made by a person are left alone.
+        """
+        loaded = {workflow.workflow_id: workflow for workflow in workflows}
+        for workflow in loaded.values():
+            await self.publish(workflow, by=CODE)
+        for definition in (await self._definitions.latest([Kind.PUBLISHED])).definitions:
+            known = workflow_of(definition)
+            if known.kind == CODE and known.workflow_id not in loaded and known.updated_by != NEWER:
+                await self.publish(msgspec.structs.replace(known, enabled=False), by=CODE)
+        for channel, account in accounts.items():
+            asking = next((one.workflow_id for one in loaded.values() if channel in one.channels), None)
+            await self._follow_channel(channel, account, asking, loaded)
+
+    async def _follow_channel(self, channel: str, account: str, asking: str | None, loaded: Container[str]) -> None:
+        def change(known: list[BindingRecord]) -> list[BindingRecord]:
+            if any(one.updated_by != CODE for one in known):
+                return known  # a person has decided here, if only to switch it off
+            if asking is None:
+                # What is bound to a workflow that is not here waits for it.
+                return [one for one in known if one.workflow_id not in loaded]
+            if any(one.workflow_id == asking and one.is_default and one.enabled for one in known):
+                return [one for one in known if one.workflow_id == asking]
+            return [BindingRecord(channel=channel, account=account, workflow_id=asking)]
+
+        why = "" if asking is None else f"{asking} asks for it"
+        action = "unbind" if asking is None else "bind"
+        await self._change_bindings(channel, account, change, by=CODE, action=action, why=why)
+
+    async def _change_bindings(
+        self, channel: str, account: str, change: BindingsChange, *, by: str, action: str, why: str
+    ) -> list[BindingRecord]:
+        """All of the account, as they are after it."""
+        name = account_name(channel, account)
+        for _ in range(TRIES):
+            last = await self._definitions.version(Kind.BINDINGS, name)
+            known = [] if last is None else bindings_of(last)
+            changed = change(known)
+            if changed == known:
+                return known
+            if any(one.updated_by == NEWER for one in known):
+                raise StateConflict(f"the bindings of {name} were written by {NEWER}: change them with that")
+            now_ms = epoch_ms(self._clock.now())
+            stamped = _stamped(changed, known, version=_next(last), at_ms=now_ms, by=by)
+            definition = Definition(
+                kind=Kind.BINDINGS,
+                name=name,
+                version=_next(last),
+                body=encode_json(stamped),
+                at_ms=now_ms,
+                by=by,
+                comment=why,
+            )
+            try:
+                await self._definitions.put(definition)
+            except VersionStale:
+                continue
+            await self._tell(definition, stamped, Operation(at_ms=now_ms, who=by, action=action, target=name, why=why))
+            return stamped
+        raise VersionStale(f"the bindings of {name} are being changed by somebody else over and over; try again")
+
+    async def _tell(self, definition: Definition, bindings: list[BindingRecord], operation: Operation) -> None:
+        self._bus.publish(Topic.DEFINITIONS_CHANGED)
+        await self._ledger.record_operation(operation)
+        default = next((one.workflow_id for one in bindings if one.is_default and one.enabled), None)
+        channel, _, account = definition.name.partition(":")
+        log.info(
+            "channel_binding.updated",
+            channel=channel,
+            account=account,
+            operation=operation.action,
+            workflow_id=default,
+            version=definition.version,
+        )
+
+
+def _next(last: Definition | None) -> int:
+    return 1 if last is None else last.version + 1
+
+
+def _undated(workflow: WorkflowRecord) -> WorkflowRecord:
+    return msgspec.structs.replace(workflow, updated_at="", updated_by="")
+
+
+def _stamped(
+    changed: list[BindingRecord], known: list[BindingRecord], *, version: int, at_ms: int, by: str
+) -> list[BindingRecord]:
+    """What is other than it was carries this version: whoever changes it on the strength of what it was is told."""
+    moment = iso(from_epoch_ms(at_ms))
+    return [
+        one if one in known else msgspec.structs.replace(one, version=version, updated_at=moment, updated_by=by)
+        for one in sorted(changed, key=lambda one: one.workflow_id)
+    ]
