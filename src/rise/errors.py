@@ -163,6 +163,38 @@ class VersionStale(Rejected):
         return cls(f"{name} has been changed meanwhile and is at version {version}: read it again, then change it")
 
 
+class StageRefused(Rejected):
+    """A stage cannot do what it was told, on no other try either: a name without a value, an unexpected answer."""
+
+    code = "stage_refused"
+    http_status = 422
+
+
+class AddressForbidden(Rejected):
+    """An `http` stage was to call an address that is not public, and not in RISE_HTTP_STAGE_ALLOW."""
+
+    code = "address_forbidden"
+    http_status = 422
+
+
+class ModelUnconfigured(Rejected):
+    """A `prompt` stage has no language model to ask. All other stages work without."""
+
+    code = "model_unconfigured"
+    http_status = 422
+
+    def __init__(self, public_message: str, *, remedy: str) -> None:
+        super().__init__(f"{public_message}: {remedy}")
+        self.remedy = remedy
+
+
+class ModelRefused(Rejected):
+    """The language model's server does not take this request: its key, its model or what it says."""
+
+    code = "model_refused"
+    http_status = 422
+
+
 # --- a dependency's fault: retried -----------------------------------------------------------------------
 
 
@@ -269,6 +301,20 @@ class ChannelUnavailable(Unavailable):
         self.sent_perhaps = sent_perhaps
 
 
+class SiteUnavailable(Unavailable):
+    """What an `http` stage calls does not answer, or says that it cannot now."""
+
+    code = "site_unavailable"
+    capability = "http"
+
+
+class ModelUnavailable(Unavailable):
+    """The language model does not answer, has no room now, or limits the rate."""
+
+    code = "model_unavailable"
+    capability = "llm"
+
+
 class CapabilityClosed(Unavailable):
     """A capability that this needs is not available now."""
 
@@ -311,4 +357,24 @@ class RunTimedOut(RiseError):
     """The workflow did not return within its time."""
 
     code = "run_timed_out"
+    retryable = True
+
+
+class StageTimedOut(RunTimedOut):
+    """A stage did not end within its time."""
+
+    code = "stage_timed_out"
+
+
+class ModelAnswerUnusable(RiseError):
+    """The language model answered, but with nothing that could be used; another try may do better."""
+
+    code = "model_answer_unusable"
+    retryable = True
+
+
+class SiteFailed(RiseError):
+    """What an `http` stage calls has no address, or answers with an error of its own; that uses up the task's tries."""
+
+    code = "site_failed"
     retryable = True
