@@ -216,3 +216,31 @@ def test_a_warning_that_comes_too_late_is_refused(named: dict[str, object], reme
 @pytest.mark.req("SUP-2")
 def test_a_limit_alone_needs_no_warning_of_its_own():
     assert settings(backlog_max=5).backlog_max == 5
+
+
+@pytest.mark.req("WFL-2")
+def test_a_language_model_that_nobody_could_ask_is_refused_with_what_is_missing():
+    problem = refusal(llm_base_url="http://localhost:11434/v1")
+    assert problem.startswith("RISE_LLM_BASE_URL is set without RISE_LLM_MODEL")
+    assert "Set RISE_LLM_MODEL to one that the server has" in problem
+    for name, value in {"llm_model": "a-model", "llm_api_key": "sk-a-key"}.items():
+        problem = refusal(**{name: value})
+        assert problem.startswith(f"RISE_{name.upper()} is set without RISE_LLM_BASE_URL")
+        assert "https://api.openai.com/v1" in problem
+        assert value not in problem
+    assert "must be https:// or http://" in refusal(llm_base_url="localhost:11434", llm_model="a-model")
+    assert "has a ? or a #" in refusal(llm_base_url="https://model.example/v1?key=k", llm_model="a-model")
+    key = refusal(llm_base_url="https://model.example", llm_model="a-model", llm_api_key="sk-a-key\n")
+    assert key.startswith("RISE_LLM_API_KEY holds what no header can")
+    assert settings(llm_base_url="https://model.example/v1", llm_model="a-model").llm_seconds == 120.0
+
+
+@pytest.mark.req("SEC-3")
+def test_what_http_stages_may_call_inside_is_named_by_hosts_and_networks():
+    assert settings(http_stage_allow="intranet.example  10.1.0.0/16").http_stage_allow == (
+        "intranet.example",
+        "10.1.0.0/16",
+    )
+    problem = refusal(http_stage_allow="10.1.0.0/16 https://intranet.example")
+    assert "number 2 is no host, no address and no network" in problem
+    assert "https://intranet.example" not in problem

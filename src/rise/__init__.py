@@ -11,7 +11,8 @@ For bots, this is all there is to know:
 
 from rise.errors import RiseError, WaitsForDependency
 from rise.workflows.definition import workflow
+from rise.workflows.functions import function
 from rise.workflows.turn import Turn
 
-__all__ = ["RiseError", "Turn", "WaitsForDependency", "__version__", "workflow"]
+__all__ = ["RiseError", "Turn", "WaitsForDependency", "__version__", "function", "workflow"]
 __version__ = "0.1.0"

@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rise.envelope import TaskType, clean_text
 from rise.errors import SettingsInvalid
+from rise.reachable import read_allowed
 
 SECONDS_MAX: Final = 10 * 365 * 86400
 """Ten years. Infinity could be neither waited for nor written down."""
@@ -102,6 +103,21 @@ class Settings(BaseSettings):
         f"at least {WORKER_STALL_SECONDS_MIN:g}.",
     )
     history_turns: int = Field(20, ge=0, le=50, description="Turns of a chat's history given to a workflow.")
+
+    # what stages of workflows may use
+    llm_base_url: str | None = Field(
+        None,
+        description="Language model of `prompt` stages: where an OpenAI-compatible server is, such as "
+        "`https://api.openai.com/v1`. Needs the extra `llm`.",
+    )
+    llm_api_key: SecretStr | None = Field(None, description="Its key, where it wants one.")
+    llm_model: str | None = Field(None, description="Its model, where a stage names none.")
+    llm_seconds: Seconds = Field(120.0, description="No answer is waited for longer, whatever its stage allows.")
+    http_stage_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Hosts, addresses and networks that `http` stages may call although they are not public, such as "
+        "`intranet.example 10.1.0.0/16`, separated by spaces.",
+    )
 
     # keeping and retrying
     min_copies: int | None = Field(
@@ -244,6 +260,17 @@ class Settings(BaseSettings):
     def _split_numbers(cls, value: Any) -> Any:
         return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
 
+    @field_validator("http_stage_allow", mode="before")
+    @classmethod
+    def _split_words(cls, value: Any) -> Any:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @field_validator("http_stage_allow", mode="after")
+    @classmethod
+    def _refuse_what_is_no_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        read_allowed(value)
+        return value
+
     @field_validator("retry_seconds_for", mode="before")
     @classmethod
     def _split_numbers_by_name(cls, value: Any) -> Any:
@@ -309,6 +336,7 @@ class Settings(BaseSettings):
             + self._overload_problems()
             + self._alert_problems()
             + self._telegram_problems()
+            + self._model_problems()
             + self._access_problems()
         )
 
@@ -462,6 +490,28 @@ class Settings(BaseSettings):
             found.append("RISE_TELEGRAM_SECRET must be 16 to 256 of A-Z a-z 0-9 _ -; unset it to have one derived.")
         return found
 
+    def _model_problems(self) -> list[str]:
+        found = []
+        if self.llm_base_url is not None and not _is_web_address(self.llm_base_url):
+            found.append("RISE_LLM_BASE_URL must be https:// or http:// and a host, such as https://api.openai.com/v1.")
+        elif self.llm_base_url is not None and _has_more_than_a_path(self.llm_base_url):
+            found.append("RISE_LLM_BASE_URL has a ? or a #: paths are added to its end. Leave only what is before it.")
+        if self.llm_base_url is not None and self.llm_model is None:
+            found.append(
+                "RISE_LLM_BASE_URL is set without RISE_LLM_MODEL: nobody would know which model to ask. Set "
+                "RISE_LLM_MODEL to one that the server has, or unset RISE_LLM_BASE_URL to run without prompt stages."
+            )
+        for name, is_set in (("RISE_LLM_MODEL", self.llm_model), ("RISE_LLM_API_KEY", self.llm_api_key)):
+            if is_set is not None and self.llm_base_url is None:
+                found.append(
+                    f"{name} is set without RISE_LLM_BASE_URL: nothing would be asked. Set RISE_LLM_BASE_URL, for "
+                    f"OpenAI to https://api.openai.com/v1, or unset {name}."
+                )
+        key = self.llm_api_key.get_secret_value() if self.llm_api_key else ""
+        if not (key.isascii() and key.isprintable()) or key != key.strip():
+            found.append("RISE_LLM_API_KEY holds what no header can. Copy it again, without blanks around it.")
+        return found
+
     def _access_problems(self) -> list[str]:
         found = []
         for name, secret, least in (
@@ -531,7 +581,7 @@ def _as_environment(values: Mapping[str, object]) -> dict[str, str]:
 def _describe(name: str, message: str) -> str:
     field = Settings.model_fields[name]
     default = field.get_default(call_default_factory=True)
-    remedy = "Unset it" if default in (None, {}) else f"Unset it for the default, {default}"
+    remedy = "Unset it" if default in (None, {}, ()) else f"Unset it for the default, {default}"
     return f"RISE_{name.upper()}: {message}. {field.description} {remedy}, or correct it (docs/settings.md)."
 
 

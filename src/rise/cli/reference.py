@@ -64,7 +64,7 @@ def main() -> None:
 
 def _setting(name: str, field: Any) -> str:
     default = field.get_default(call_default_factory=True)
-    if default is None or default is PydanticUndefined or default == {}:
+    if default is None or default is PydanticUndefined or default in ({}, ()):
         shown = "–"
     elif isinstance(default, tuple):
         shown = f"`{','.join(f'{item:g}' for item in default)}`"

@@ -440,7 +440,8 @@ def _secrets(settings: Settings, directory: DataDirectory) -> Secrets:
     webhook = settings.telegram_secret.get_secret_value() if settings.telegram_secret else None
     if webhook is None and token is not None:
         webhook = derived_secret(key, f"telegram-webhook:{bot_id_of(token)}")
-    keep_out_of_logs([admin, key, token, webhook, *settings.tokens])
+    model_key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
+    keep_out_of_logs([admin, key, token, webhook, model_key, *settings.tokens])
     return Secrets(admin_token=admin, secret_key=key, telegram_webhook=webhook)
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from rise.errors import SettingsInvalid
+from rise.workflows.functions import functions_among
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -81,19 +82,35 @@ def workflow(
     return mark
 
 
-def load_workflows(app: str | None) -> dict[str, WorkflowDefinition]:
-    """The workflows of a file or module, by id. Raises `SettingsInvalid` if it cannot be used."""
+class App(msgspec.Struct, frozen=True):
+    """What a person's module brings."""
+
+    workflows: dict[str, WorkflowDefinition]
+    """By id."""
+    functions: dict[str, Callable[..., Any]]
+    """For `python` stages, by name."""
+
+
+def load_app(app: str | None) -> App:
+    """What a file or module holds; importing it once. Raises `SettingsInvalid` if it cannot be used."""
     if app is None:
-        return {}
-    found = {
+        return App({}, {})
+    values = list(vars(_import(app)).values())
+    workflows = {
         definition.workflow_id: definition
-        for value in vars(_import(app)).values()
+        for value in values
         if isinstance(definition := getattr(value, _MARK, None), WorkflowDefinition)
     }
-    if not found:
+    functions = functions_among(values)
+    if not workflows and not functions:
         raise SettingsInvalid([f'RISE_APP={app} holds no workflow: mark a function with @rise.workflow("name").'])
-    _refuse_two_for_one_channel(found.values())
-    return found
+    _refuse_two_for_one_channel(workflows.values())
+    return App(workflows, functions)
+
+
+def load_workflows(app: str | None) -> dict[str, WorkflowDefinition]:
+    """The workflows alone. Raises `SettingsInvalid` as `load_app` does."""
+    return load_app(app).workflows
 
 
 def _import(app: str) -> ModuleType:

@@ -1,0 +1,203 @@
+"""The language model that `prompt` stages ask: the port, and any OpenAI-compatible endpoint behind it.
+
+Promises: one call, one request; tries are the stage's. Every error of the vendor's client becomes one of ours here, and
+what it says never holds the key: servers like to repeat it.
+
+Refuses: an answer that is empty or cannot be read (`ModelAnswerUnusable`), because it would be said to a person.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from rise.errors import ModelAnswerUnusable, ModelRefused, ModelUnavailable, ModelUnconfigured
+from rise.settings import Settings
+from rise.telemetry import clean, keep_out_of_logs
+
+if TYPE_CHECKING:
+    import openai
+
+WORDS_MAX: Final = 300
+"""Of what a server says against a request."""
+RETRY_AFTER_SECONDS_MAX: Final = 86_400
+_BUSY: Final = frozenset({408, 409, 425, 429})
+"""Statuses below 500 with which a server says: not now."""
+_ABOUT_THE_KEY: Final = frozenset({401, 403})
+_NO_KEY: Final = "none"
+"""The client wants one; local servers do not."""
+
+
+class Message(msgspec.Struct, frozen=True):
+    role: str
+    """`system`, `user` or `assistant`."""
+    text: str
+
+
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    messages: Sequence[Message]
+    model: str | None = None
+    """None: the one that is configured."""
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+
+class ModelAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    text: str
+    model: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Model(Protocol):
+    """Something that answers prompts."""
+
+    async def answer(self, request: ModelRequest, *, timeout_seconds: float) -> ModelAnswer:
+        """Asked once. Raises `ModelUnavailable` where it may answer later, `ModelRefused` where it never will,
+        `ModelAnswerUnusable` for an answer that is none, `ModelUnconfigured` where there is nobody to ask.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class NoModel:
+    """What is asked where none is configured. It says so, and what to do about it."""
+
+    async def answer(self, request: ModelRequest, *, timeout_seconds: float) -> ModelAnswer:
+        raise ModelUnconfigured(
+            "no language model is configured",
+            remedy="set RISE_LLM_BASE_URL and RISE_LLM_MODEL (and RISE_LLM_API_KEY, where the server wants one)",
+        )
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+def model_of(settings: Settings) -> Model:
+    """The one that the settings name."""
+    if settings.llm_base_url is None or settings.llm_model is None:
+        return NoModel()
+    key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
+    return OpenAIModel(settings.llm_base_url, settings.llm_model, key=key, seconds_max=settings.llm_seconds)
+
+
+class OpenAIModel:
+    """Over the official client, for every server that speaks chat completions."""
+
+    def __init__(self, base_url: str, model: str, *, key: str | None = None, seconds_max: float = 120.0) -> None:
+        """`seconds_max`: no call takes longer, whatever its stage allows."""
+        keep_out_of_logs([key])
+        self._base_url = base_url
+        self._model = model
+        self._key = key
+        self._seconds_max = seconds_max
+        self._client: openai.AsyncOpenAI | None = None
+
+    async def answer(self, request: ModelRequest, *, timeout_seconds: float) -> ModelAnswer:
+        model, seconds = request.model or self._model, min(timeout_seconds, self._seconds_max)
+        async with self._errors(model, seconds):
+            completion = await self._opened().chat.completions.create(
+                model=model,
+                messages=[{"role": one.role, "content": one.text} for one in request.messages],  # type: ignore[misc]
+                timeout=seconds,
+                **_options(request),
+            )
+        return _read(completion, model)
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    def _opened(self) -> openai.AsyncOpenAI:
+        if self._client is None:
+            try:
+                import openai  # here, because it takes a second, and most bots ask no model
+            except ImportError as error:
+                raise ModelUnconfigured(
+                    "the client for language models is not installed", remedy="pip install 'rise-gateway[llm]'"
+                ) from error
+            self._client = openai.AsyncOpenAI(api_key=self._key or _NO_KEY, base_url=self._base_url, max_retries=0)
+        return self._client
+
+    @asynccontextmanager
+    async def _errors(self, model: str, seconds: float) -> AsyncIterator[None]:
+        """Within its time, and every error one of ours."""
+        self._opened()
+        import openai
+
+        limit = asyncio.timeout(seconds)  # the client's own begins anew with every byte
+        try:
+            async with limit:
+                yield
+        except openai.APIStatusError as error:
+            raise self._refusal(error, model) from error
+        except openai.APITimeoutError as error:
+            raise ModelUnavailable(f"the language model did not answer within {seconds:g} s") from error
+        except openai.APIConnectionError as error:
+            # By its class alone: the words hold the address, and that may hold a key.
+            raise ModelUnavailable(f"the language model cannot be reached: {type(error.__cause__).__name__}") from error
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise ModelUnavailable(f"the language model did not answer within {seconds:g} s") from error
+        except (openai.OpenAIError, ValueError) as error:
+            raise ModelAnswerUnusable(f"the language model's answer cannot be read: {type(error).__name__}") from error
+
+    def _refusal(self, error: openai.APIStatusError, model: str) -> ModelUnavailable | ModelRefused:
+        status = error.status_code
+        if status in _BUSY or status >= 500:
+            says = "limits the rate" if status == 429 else f"answered {status}"
+            return ModelUnavailable(
+                f"the language model {says}", retry_after_seconds=_retry_after_seconds(error.response.headers)
+            )
+        if status in _ABOUT_THE_KEY:
+            # Without its words: they repeat the key.
+            return ModelRefused(f"the language model's server refuses the key ({status}): correct RISE_LLM_API_KEY")
+        words = clean(str(error.message)).replace(self._key or "\0", "***")[:WORDS_MAX]
+        return ModelRefused(f"the language model's server refuses the request to {model} ({status}): {words}")
+
+
+def _options(request: ModelRequest) -> dict[str, Any]:
+    options = {"temperature": request.temperature, "max_tokens": request.max_tokens}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _read(completion: Any, model: str) -> ModelAnswer:
+    """By what is there, not by its type: almost compatible servers leave things out, and the client lets them."""
+    choices = getattr(completion, "choices", None) or []
+    first = choices[0] if isinstance(choices, list) and choices else None
+    text = getattr(getattr(first, "message", None), "content", None)
+    if not isinstance(text, str) or not text.strip():
+        reason = getattr(first, "finish_reason", None)
+        raise ModelAnswerUnusable(f"the language model gave no text{f' ({clean(str(reason))[:80]})' if reason else ''}")
+    usage, named = getattr(completion, "usage", None), getattr(completion, "model", None)
+    return ModelAnswer(
+        text=text,
+        model=named if isinstance(named, str) else model,
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        completion_tokens=_count(usage, "completion_tokens"),
+    )
+
+
+def _count(usage: Any, name: str) -> int | None:
+    count = getattr(usage, name, None)
+    return count if isinstance(count, int) else None
+
+
+def _retry_after_seconds(headers: Mapping[str, str]) -> int | None:
+    """As the server asks, in whole seconds. Its dates are left alone: its clock may be another."""
+    try:
+        seconds = float(headers.get("retry-after-ms", "")) / 1000 if "retry-after-ms" in headers else None
+        seconds = float(headers["retry-after"]) if seconds is None and "retry-after" in headers else seconds
+    except ValueError:
+        return None
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return None
+    return min(math.ceil(seconds), RETRY_AFTER_SECONDS_MAX)
