@@ -116,6 +116,11 @@ class Turn:
         return self._task.task_id
 
     @property
+    def run_id(self) -> str:
+        """Of this run, the same in all its tries."""
+        return self._task.run_id
+
+    @property
     def attempt(self) -> int:
         """1 on the first try."""
         return self._task.progress.attempts + 1
