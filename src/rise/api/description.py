@@ -137,6 +137,21 @@ _REPLY: Final = _object(
         "error": _or_null(TEXT),
     }
 )
+_STAGE_RAN: Final = _object(
+    {
+        "runId": TEXT,
+        "attempt": _COUNT,
+        "number": _COUNT,
+        "name": TEXT,
+        "kind": TEXT,
+        "startedAtMs": _COUNT,
+        "durationMs": _SECONDS,
+        "tries": _COUNT,
+        "outcome": {"type": "string", "enum": ["done", "kept", "failed", "cut off"]},
+        "error": _or_null(TEXT),
+        "notes": _OPEN_OBJECT,
+    }
+)
 TASK: Final = _object(
     _ENVELOPE
     | {
@@ -147,6 +162,8 @@ TASK: Final = _object(
         "droppedBy": _or_null(TEXT),
         "droppedWhy": _or_null(TEXT),
         "workflowRun": _or_null(TEXT),
+        "workflowVersion": _or_null(_COUNT),
+        "stages": _list(_STAGE_RAN),
         "attempts": _list(_object({"at": _MOMENT, "error": TEXT, "counted": _BOOLEAN})),
         "replies": _list(_REPLY),
     }

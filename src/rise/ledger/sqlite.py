@@ -168,7 +168,7 @@ HISTORY_KEPT: Final = 50
 
 _RUN_COLUMNS: Final = (
     "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why, accepted_at,"
-    " is_armed"
+    " is_armed, workflow_version"
 )
 
 _decode_json = msgspec.json.Decoder().decode
@@ -557,7 +557,7 @@ def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
 
 def _as_run(row: Sequence[Any]) -> Run:
     task_id, generation, status, outcome, stored, workflow_id, saved_at, finished_at, by, why = row[:10]
-    accepted_at, is_armed = row[10:]
+    accepted_at, is_armed, workflow_version = row[10:]
     result, unreadable = read_kept(stored, _decode_json, None)
     known_status, newer = word_kept(Status, status, Status.REPLYING if finished_at is None else Status.COMPLETED)
     return Run(
@@ -567,6 +567,7 @@ def _as_run(row: Sequence[Any]) -> Run:
         outcome=word_kept(Outcome, outcome, None)[0] if outcome else None,
         result=result,
         workflow_id=workflow_id,
+        workflow_version=workflow_version,
         saved_at_ms=saved_at,
         finished_at_ms=finished_at,
         accepted_at_ms=accepted_at,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -33,7 +33,7 @@ from rise.runtime.registration import TelegramRegistration
 from rise.runtime.supervisor import MEASURE_SECONDS, Duties, Supervisor
 from rise.service import Loop, Service, cancel_all, spawn, start_all, stop_all
 from rise.telemetry import keep_out_of_logs, log
-from rise.workflows.definition import WorkflowDefinition, load_workflows
+from rise.workflows.definition import App, WorkflowDefinition, load_app
 
 STORE_RETRY_SECONDS: Final = 2.0
 HINT_SECONDS: Final = 10.0
@@ -93,12 +93,13 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
         # Before anything that waits: an orphan ends, even while its store is away.
         parent = Parent(parent_fd, house.clock)
         parent.watch(stop.set, grace_seconds=house.settings.stop_seconds)
-    workflows = load_workflows(house.settings.app)
+    app = load_app(house.settings.app)
     await open_stores(house, until=stop)
     if parent is None:
         await _until_defined(house, stop)
     if not stop.is_set():
-        await _work_until(stop, InProcessWorker(house, workflows, defines=parent is not None), house, parent)
+        worker = InProcessWorker(house, app.workflows, functions=app.functions, defines=parent is not None)
+        await _work_until(stop, worker, house, parent)
     await house.channels.close()
     await house.stores.close()
     return 0 if stop.is_set() else EXIT_WORN_OUT
@@ -124,13 +125,21 @@ class InProcessWorker:
     name = "worker"
 
     def __init__(
-        self, house: House, workflows: dict[str, WorkflowDefinition] | None = None, *, defines: bool = True
+        self,
+        house: House,
+        workflows: dict[str, WorkflowDefinition] | None = None,
+        *,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+        defines: bool = True,
     ) -> None:
-        """`defines`: what it has loaded is what there is. Only serve's own worker says so; others add hands."""
+        """`workflows`, `functions`: of the module that is configured, unless they are given.
+
+        `defines`: what it has loaded is what there is. Only serve's own worker says so; others add hands."""
         self._house = house
         self._defines = defines
-        self._workflows = load_workflows(house.settings.app) if workflows is None else workflows
-        self._worker = assembly.build_worker(house, self._workflows)
+        app = load_app(house.settings.app) if workflows is None else App(workflows, dict(functions or {}))
+        self._app = app
+        self._worker = assembly.build_worker(house, app.workflows, app.functions)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._has_begun = False
         self._hints = Loop("worker.hints", self._follow_hints, sleep=house.clock.sleep, on_error=_ignore_hint)
@@ -157,7 +166,7 @@ class InProcessWorker:
         """It has been seen to do nothing: a new one takes its place."""
         self._has_begun = False
         await self._worker.stop()
-        self._worker = assembly.build_worker(self._house, self._workflows)
+        self._worker = assembly.build_worker(self._house, self._app.workflows, self._app.functions)
         await self.start()
 
     async def _follow_hints(self) -> None:
@@ -176,7 +185,7 @@ class InProcessWorker:
     async def _begin(self) -> None:
         house = self._house
         if self._defines:
-            records = assembly.workflow_records(self._workflows)
+            records = assembly.workflow_records(self._app.workflows)
             await house.editor.follow_code(records, house.channels.accounts())
             await house.bindings.refresh()
         else:
