@@ -10,7 +10,7 @@ remove what a published workflow uses.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -24,6 +24,10 @@ from rise.runtime.versions import Versions
 Placeholders = Callable[[str], Collection[str]]
 """The names that a template needs values for. Raises `PayloadInvalid` where it is none."""
 
+PLACEHOLDERS_MAX: Final = 100
+MODEL_CHARS_MAX: Final = 200
+TEMPERATURE_MAX: Final = 2
+TOKENS_MAX: Final = 1_000_000
 TEMPLATES: Final = ("template", "system")
 
 
@@ -53,6 +57,14 @@ class Prompts:
         """Newest first. Raises `PromptUnknown`."""
         await self.get(prompt_id)
         return await self._definitions.versions(Kind.PROMPT, prompt_id, limit=limit)
+
+    async def used_by(self) -> dict[str, Sequence[str]]:
+        """Of each prompt that is used, the workflows that run with it."""
+        used: dict[str, dict[str, None]] = {}
+        for workflow_id, stage in await self._running():
+            if prompt_id := prompt_used(stage):
+                used.setdefault(prompt_id, {})[workflow_id] = None
+        return {prompt_id: [*workflow_ids] for prompt_id, workflow_ids in used.items()}
 
     def unused(self, prompt: PromptRecord) -> Sequence[str]:
         """What it declares and does not use."""
@@ -136,12 +148,14 @@ class Prompts:
         except PayloadInvalid as error:
             raise PayloadInvalid(f"{field}: {error.public_message}", field=field) from error
 
-    async def _users(self, prompt_id: str) -> Sequence[tuple[str, dict[str, object]]]:
+    async def _users(self, prompt_id: str) -> Sequence[tuple[str, Any]]:
         """The workflows that run and use it, each with the stage."""
-        running = [workflow_of(one) for one in (await self._definitions.latest([Kind.PUBLISHED])).definitions]
-        return [
-            (one.workflow_id, stage) for one in running for stage in one.stages or () if prompt_used(stage) == prompt_id
-        ]
+        return [(name, stage) for name, stage in await self._running() if prompt_used(stage) == prompt_id]
+
+    async def _running(self) -> Sequence[tuple[str, Any]]:
+        """Every stage of what is published, with its workflow."""
+        published = [workflow_of(one) for one in (await self._definitions.latest([Kind.PUBLISHED])).definitions]
+        return [(one.workflow_id, stage) for one in published for stage in one.stages or ()]
 
 
 def _known(prompt_id: str, last: Definition | None) -> PromptRecord:

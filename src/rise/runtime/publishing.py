@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -37,6 +37,10 @@ from rise.envelope import definition_id_of
 from rise.errors import PayloadInvalid, StateConflict, VersionStale, VersionUnknown, WorkflowUnknown
 from rise.runtime.differences import Difference, differences
 from rise.runtime.versions import Versions
+
+NAME_CHARS_MAX: Final = 100
+COMMENT_CHARS_MAX: Final = 500
+VERSION_MAX: Final = (1 << 31) - 1
 
 Check = Callable[[Any], object]
 """Raises `PayloadInvalid`, with the field, for stages that could not run."""
@@ -154,6 +158,7 @@ class Workflows:
         name: str | None = None,
         stages: Sequence[Any] | None = None,
         version: int | None = None,
+        why: str = "",
     ) -> Workflow:
         """Change the draft; what is None stays. `version`: of the draft that was changed.
 
@@ -168,7 +173,7 @@ class Workflows:
             kept = known.stages if stages is None else list(stages)
             return body_of(msgspec.structs.replace(known, name=name or known.name, stages=kept))
 
-        await self._versions.change(Kind.WORKFLOW, workflow_id, change, by=by, action="edit", expected=version)
+        await self._versions.change(Kind.WORKFLOW, workflow_id, change, by=by, action="edit", why=why, expected=version)
         return await self.get(workflow_id)
 
     async def remove(self, workflow_id: str, *, by: str, version: int | None = None) -> None:
@@ -177,8 +182,7 @@ class Workflows:
         Raises `WorkflowUnknown`, `VersionStale`, or `StateConflict` where it is bound, or in the code.
         """
         known = await self.get(workflow_id)
-        if version is not None and version != known.shown.version:
-            raise VersionStale.of(workflow_id, known.shown.version)
+        _refuse_stale(known, version)
         if known.bound_to:
             raise StateConflict(f"{workflow_id} is bound to {', '.join(known.bound_to)}: bind another there first")
         if known.draft is None and known.status is WorkflowStatus.PUBLISHED:
@@ -222,12 +226,15 @@ class Workflows:
                 )
         return await self.get(workflow_id)
 
-    async def switch(self, workflow_id: str, *, enabled: bool, by: str, why: str = "") -> Workflow:
-        """Whether it may serve channels, from now on and in every later version.
+    async def switch(
+        self, workflow_id: str, *, enabled: bool, by: str, why: str = "", version: int | None = None
+    ) -> Workflow:
+        """Whether it may serve channels, from now on and in every later version. `version`: as `edit` takes it.
 
-        Raises `WorkflowUnknown`, or `StateConflict` if it was never published or cannot be read here.
+        Raises `WorkflowUnknown`, `VersionStale`, or `StateConflict` if it was never published or cannot be read here.
         """
         known = await self.get(workflow_id)
+        _refuse_stale(known, version)
         if known.published is None:
             raise StateConflict(f"{workflow_id} was never published: it serves nothing", field="isChannelEnabled")
 
@@ -304,6 +311,11 @@ def _refuse_unfilled(place: str, stage: Any, prompt_id: str, prompt: PromptRecor
         raise PayloadInvalid(
             f"{place}.values lacks {', '.join(missing)}, which {prompt_id} needs", field=f"{place}.values"
         )
+
+
+def _refuse_stale(known: Workflow, version: int | None) -> None:
+    if version is not None and version != known.shown.version:
+        raise VersionStale.of(known.workflow_id, known.shown.version)
 
 
 def _editable(workflow_id: str, last: Definition | None) -> DraftRecord:
