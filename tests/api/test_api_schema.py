@@ -109,12 +109,18 @@ def conforming(schema: Any, served: Served, caller: str, config: pytest.Config) 
         suppress_health_check=list(HealthCheck),
     )
     operations = [result.ok() for result in schema.get_all_operations()]
-    operations.sort(key=lambda operation: operation.label == "POST /internal/tasks/resume")  # leaves none suspended
+    operations.sort(key=_is_last)
     answered = {}
     for operation in operations:
-        served.known["task_id"].rotate()  # the same draws name others than those which the one before has changed
+        for name in ("task_id", "workflow_id", "prompt_id"):
+            served.known[name].rotate()  # the same draws name others than those which the one before has changed
         answered[operation.label] = ask(operation, served, caller, tried)
     return answered
+
+
+def _is_last(operation: Any) -> bool:
+    """What leaves nothing of its kind for others."""
+    return operation.label == "POST /internal/tasks/resume" or operation.label.startswith("DELETE /api/")
 
 
 def of(*befalls: Befall) -> pytest.MarkDecorator:
