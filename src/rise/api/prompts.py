@@ -53,7 +53,7 @@ def _add_looking(router: APIRouter, house: House) -> None:
     async def list_prompts(request: Request, principal: Viewer) -> Response:
         """All of them."""
         used_by = await prompts.used_by()
-        return answer(request, [_shown(one, used_by.get(one.prompt_id, [])) for one in await prompts.list()])
+        return answer(request, [shown(one, used_by.get(one.prompt_id, [])) for one in await prompts.list()])
 
     @router.get("/{prompt_id}", **description.route(description.PROMPT, *description.FROM_STORE, 404, 422))
     async def read(request: Request, prompt_id: str, principal: Viewer) -> Response:
@@ -65,7 +65,7 @@ def _add_looking(router: APIRouter, house: House) -> None:
     )
     async def history(request: Request, prompt_id: str, principal: Viewer, limit: Limit = 50) -> Response:
         """Its versions, newest first."""
-        return answer(request, [_shown_version(one) for one in await prompts.history(prompt_id, limit=limit)])
+        return answer(request, [shown_version(one) for one in await prompts.history(prompt_id, limit=limit)])
 
 
 def _add_changing(router: APIRouter, house: House) -> None:
@@ -160,14 +160,15 @@ def _number(fields: dict[str, Any], name: str, least: float, most: float, *types
 async def _answer(request: Request, prompts: Prompts, prompt: PromptRecord) -> Response:
     used_by = (await prompts.used_by()).get(prompt.prompt_id, [])
     warnings = [f"placeholder_unused: {name}" for name in prompts.unused(prompt)]
-    return answer(request, _shown(prompt, used_by), meta={"warnings": warnings})
+    return answer(request, shown(prompt, used_by), meta={"warnings": warnings})
 
 
-def _shown(prompt: PromptRecord, used_by: Sequence[str]) -> dict[str, Any]:
+def shown(prompt: PromptRecord, used_by: Sequence[str]) -> dict[str, Any]:
+    """As the API shows it."""
     return {**_shown_text(prompt), "usedBy": used_by}
 
 
-def _shown_version(version: Definition) -> dict[str, Any]:
+def shown_version(version: Definition) -> dict[str, Any]:
     return {**_shown_text(prompt_of(version)), "comment": version.comment, "isRemoval": version.body is None}
 
 

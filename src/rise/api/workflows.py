@@ -57,18 +57,18 @@ def _add_looking(router: APIRouter, house: House) -> None:
     @router.get("", **description.route(description.WORKFLOWS, *description.FROM_STORE))
     async def list_workflows(request: Request, principal: Viewer) -> Response:
         """All of them, in code and of stages."""
-        return answer(request, [_shown(one) for one in await workflows.list()])
+        return answer(request, [shown(one) for one in await workflows.list()])
 
     @router.get("/{workflow_id}", **description.route(description.WORKFLOW, *description.FROM_STORE, 404, 422))
     async def read(request: Request, workflow_id: str, principal: Viewer) -> Response:
         """What somebody is at, what runs, and where."""
-        return answer(request, _shown(await workflows.get(workflow_id)))
+        return answer(request, shown(await workflows.get(workflow_id)))
 
     @router.get("/{workflow_id}/history", **description.route(description.HISTORY, *description.FROM_STORE, 404, 422))
     async def history(request: Request, workflow_id: str, principal: Viewer, limit: Limit = 50) -> Response:
         """The versions that ran, newest first."""
         versions = await workflows.history(workflow_id, limit=limit)
-        return answer(request, [_shown_version(one, is_current=one is versions[0]) for one in versions])
+        return answer(request, [shown_version(one, is_current=one is versions[0]) for one in versions])
 
     @router.get("/{workflow_id}/diff", **description.route(description.DIFFERENCES, *description.FROM_STORE, 404, 422))
     async def diff(
@@ -97,7 +97,7 @@ def _add_editing(router: APIRouter, house: House) -> None:
         fields = read_object(await read_json_body(request.scope, request.receive))
         refuse_unknown(fields, _CREATE)
         name, stages = name_in(fields), required(fields, "stages", list)
-        return answer(request, _shown(await workflows.create(name, stages, by=principal.name)))
+        return answer(request, shown(await workflows.create(name, stages, by=principal.name)))
 
     @router.put(
         "/{workflow_id}",
@@ -125,7 +125,7 @@ def _add_editing(router: APIRouter, house: House) -> None:
             version = edited.shown.version
         if enabled is not None:
             edited = await workflows.switch(workflow_id, enabled=enabled, by=who, why=why, version=version)
-        return answer(request, _shown(edited))
+        return answer(request, shown(edited))
 
     @router.delete(
         "/{workflow_id}", **description.route(description.REMOVED_WORKFLOW, *description.FROM_STORE, 404, 409, 422)
@@ -156,7 +156,7 @@ def _add_publishing(router: APIRouter, house: House) -> None:
         refuse_unknown(fields, _PUBLISH)
         version, comment = optional(fields, "version", int), comment_in(fields)
         published = await workflows.publish(workflow_id, by=principal.name, comment=comment, version=version)
-        return answer(request, _shown(published))
+        return answer(request, shown(published))
 
     @router.post(
         "/{workflow_id}/rollback",
@@ -175,7 +175,7 @@ def _add_publishing(router: APIRouter, house: House) -> None:
         refuse_unknown(fields, _ROLLBACK)
         version, comment = required(fields, "version", int), comment_in(fields)
         return answer(
-            request, _shown(await workflows.roll_back(workflow_id, version, by=principal.name, comment=comment))
+            request, shown(await workflows.roll_back(workflow_id, version, by=principal.name, comment=comment))
         )
 
 
@@ -192,14 +192,15 @@ def comment_in(fields: dict[str, Any]) -> str:
     return str(comment)
 
 
-def _shown(workflow: Workflow) -> dict[str, Any]:
-    shown, published, updated = workflow.shown, workflow.published, workflow.updated
+def shown(workflow: Workflow) -> dict[str, Any]:
+    """As the API shows it."""
+    edited, published, updated = workflow.shown, workflow.published, workflow.updated
     return {
         "workflowId": workflow.workflow_id,
-        "name": shown.name,
+        "name": edited.name,
         "kind": CODE if workflow.draft is None else STAGES,
-        "stages": shown.stages,
-        "version": shown.version,
+        "stages": edited.stages,
+        "version": edited.version,
         "publishedVersion": published.version if published else None,
         "status": workflow.status,
         "hasUnpublishedChanges": workflow.has_unpublished_changes,
@@ -210,7 +211,8 @@ def _shown(workflow: Workflow) -> dict[str, Any]:
     }
 
 
-def _shown_version(version: Definition, *, is_current: bool) -> dict[str, Any]:
+def shown_version(version: Definition, *, is_current: bool) -> dict[str, Any]:
+    """One of those that ran."""
     record = workflow_of(version)
     is_removal = version.body is None
     return {
