@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from cli_directory import Directory, Rise
 
-from rise.definitions.records import CODE, WorkflowRecord
+from rise.definitions.records import CODE, BindingRecord, WorkflowRecord
 from rise.runtime.assembly import House, build_workflows
+from rise.runtime.serving import _refuse_without_code
 
 SAY = {"name": "say", "kind": "reply", "template": "hi {{ text }}"}
 
@@ -39,7 +40,7 @@ def test_workflows_are_listed_and_shown(rise: Rise, workflow_id: str):
         ("wf_bot", "code", "published"), ("wf_greeter", "stages", "draft")
     ]  # fmt: skip
     assert rise("workflows", "list").out == rise("workflows").out
-    assert "1 stages" in rise("workflows").out
+    assert "stages: 1" in rise("workflows").out
     assert "hi {{ text }}" in rise("workflows", "show", workflow_id).out
     assert rise("workflows", "show", workflow_id, "--json").json["stages"] == [SAY]
     assert "its function is in the code" in rise("workflows", "show", "wf_bot").out
@@ -95,3 +96,33 @@ def test_prompts_are_written_changed_and_shown(rise: Rise, directory: Directory,
     assert rise("prompts", "set", "pr_none", "--comment", "x").code == 1
     assert rise("prompts", "set", "a", "--template", "b", "--file", "c").code == 2
     assert rise("prompts", "set", "a", "--file", "nowhere").code == 2
+
+
+@pytest.mark.req("WFL-1", "WRK-1")
+def test_a_worker_without_code_runs_what_is_made_of_stages_unless_there_is_code_to_be_run(
+    rise: Rise, directory: Directory, workflow_id: str
+):
+    refused = rise("worker")
+    assert (refused.code, "RISE_APP is not set" in refused.err) == (2, True)
+
+    async def leave_only_stages(house: House) -> None:
+        await house.editor.follow_code([], {})
+        await build_workflows(house).publish(workflow_id, by="ann")
+        await _refuse_without_code(house)
+
+    directory.do(leave_only_stages)
+
+
+@pytest.mark.req("OPS-1")
+def test_the_doctor_knows_what_is_made_of_stages_and_what_is_switched_off(
+    rise: Rise, directory: Directory, workflow_id: str
+):
+    async def bind(house: House) -> None:
+        await build_workflows(house).publish(workflow_id, by="ann")
+        await house.editor.bind(BindingRecord(channel="http", account="default", workflow_id=workflow_id), by="ann")
+
+    directory.do(bind)
+    assert "made of stages: wf_greeter" in rise("doctor", "--probe", "app").out
+    assert "served by wf_greeter" in rise("doctor", "--probe", "bindings").out
+    rise("workflows", "disable", workflow_id)
+    assert "rise workflows enable wf_greeter" in rise("doctor", "--probe", "bindings").out

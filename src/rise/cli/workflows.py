@@ -65,7 +65,7 @@ def list_workflows_by_name(data_dir: DataDir = None, as_json: AsJson = False) ->
             show_json({"workflows": [shown(one) for one in known]})
             return
         show_table(
-            f"{len(known)} workflows",
+            "workflows",
             ("workflow", "name", "made of", "status", "runs", "serves", "changed", "by"),
             [_row(one) for one in known],
             empty="there is no workflow: mark a function with @rise.workflow, or POST /api/workflows",
@@ -167,7 +167,7 @@ def _row(workflow: Workflow) -> tuple[object, ...]:
     return (
         workflow.workflow_id,
         shown.name,
-        "code" if workflow.draft is None else f"{len(shown.stages or ())} stages",
+        "code" if workflow.draft is None else f"stages: {len(shown.stages or ())}",
         status,
         f"version {published.version}" if published else "",
         _serves(workflow),
@@ -239,7 +239,7 @@ def list_prompts_by_name(data_dir: DataDir = None, as_json: AsJson = False) -> N
             show_json({"prompts": [shown(one, used_by.get(one.prompt_id, [])) for one in known]})
             return
         show_table(
-            f"{len(known)} prompts",
+            "prompts",
             ("prompt", "name", "version", "used by", "text", "changed", "by"),
             [
                 (

@@ -18,8 +18,10 @@ from typing import Any, Final, Protocol
 from rise.bus.port import Topic
 from rise.capabilities import REMEDIES, CapabilityStatus
 from rise.channels.telegram import TelegramChannel
+from rise.definitions.port import Kind
+from rise.definitions.records import CODE, workflow_of
 from rise.envelope import Reason
-from rise.errors import Unavailable
+from rise.errors import SettingsInvalid, Unavailable
 from rise.queue.port import Selection
 from rise.runtime import assembly
 from rise.runtime.alert_posts import AlertPosts, Post, SignedWebhook, TelegramChat
@@ -39,6 +41,8 @@ STORE_RETRY_SECONDS: Final = 2.0
 HINT_SECONDS: Final = 10.0
 DEFINED_SECONDS_MAX: Final = 30.0
 """How long an added worker waits for serve's own to say what there is."""
+
+WITHOUT_CODE: Final = "RISE_APP is not set: this worker would have nothing to run. Set it as `rise serve` has it."
 
 
 class Door(Service, Protocol):
@@ -82,7 +86,10 @@ async def serve(
 
 
 async def work(house: House, *, parent_fd: int | None = None) -> int:
-    """Run a worker until told to stop, or its parent is gone. Returns the exit code."""
+    """Run a worker until told to stop, or its parent is gone. Returns the exit code.
+
+    Raises `SettingsInvalid` for a worker of its own that has no code where workflows are in code.
+    """
     stop = asyncio.Event()
     stop_on_signals(stop)
     parent = None
@@ -95,13 +102,17 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
         parent.watch(stop.set, grace_seconds=house.settings.stop_seconds)
     app = load_app(house.settings.app)
     await open_stores(house, until=stop)
-    if parent is None:
-        await _until_defined(house, stop)
-    if not stop.is_set():
-        worker = InProcessWorker(house, app.workflows, functions=app.functions, defines=parent is not None)
-        await _work_until(stop, worker, house, parent)
-    await house.channels.close()
-    await house.stores.close()
+    try:
+        if parent is None:
+            await _until_defined(house, stop)
+        if not stop.is_set():
+            if parent is None and house.settings.app is None:
+                await _refuse_without_code(house)
+            worker = InProcessWorker(house, app.workflows, functions=app.functions, defines=parent is not None)
+            await _work_until(stop, worker, house, parent)
+    finally:
+        await house.channels.close()
+        await house.stores.close()
     return 0 if stop.is_set() else EXIT_WORN_OUT
 
 
@@ -343,6 +354,14 @@ async def _until_defined(house: House, stop: asyncio.Event) -> None:
         except Unavailable:
             pass  # asked again in a moment
         await _wait(stop, 0.5)
+
+
+async def _refuse_without_code(house: House) -> None:
+    """A worker that has no code takes up messages of workflows in code only to hand them back, and holds them up."""
+    latest = await house.stores.definitions.latest([Kind.PUBLISHED])
+    published = [workflow for workflow in map(workflow_of, latest.definitions) if workflow.published]
+    if not published or any(workflow.kind == CODE for workflow in published):
+        raise SettingsInvalid([WITHOUT_CODE])
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
