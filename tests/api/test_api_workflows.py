@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from api_house import ADMIN, VIEWER, Work, as_, client_of, echo
+from api_house import ADMIN, OPERATOR, VIEWER, Work, as_, client_of, echo, opened
 
-from rise.api.app import App
+from rise.api.app import App, build_app
 from rise.definitions.records import BindingRecord
 from rise.runtime.assembly import House
+from rise.runtime.serving import InProcessWorker
+from rise.testing.model_server import ModelStandIn, Say
 from rise.testing.waiting import eventually
 
 WORKFLOWS = "/api/workflows"
@@ -223,6 +226,31 @@ async def test_prompts_are_kept_with_their_versions_and_checked_placeholders(app
         assert workflow_id in used.json()["error"]["message"]
         await data(await admin.post(PROMPTS, json=GREET | {"name": "spare"}))
         assert await data(await admin.delete(f"{PROMPTS}/pr_spare")) == {"promptId": "pr_spare", "isRemoved": True}
+
+
+@pytest.mark.req("WFL-1", "WFL-2")
+async def test_a_published_workflow_asks_the_model_with_the_prompt_as_it_stands(tmp_path: Path):
+    async with ModelStandIn() as model, opened(tmp_path / "data", llm_base_url=model.url, llm_model="small") as house:
+        worker = InProcessWorker(house, {})
+        await worker.start()
+        app = build_app(house)
+        async with client_of(app, **as_(OPERATOR)) as client:
+            await data(await client.post(PROMPTS, json=GREET | {"system": "Be brief.", "temperature": 0.5}))
+            ask = {"name": "ask", "kind": "prompt", "promptId": "pr_greet", "values": {"tone": "warm, {{ channel }}"}}
+            say = {"name": "say", "kind": "reply", "template": "{{ stages.ask }}!"}
+            workflow_id = await created(client, stages=[ask, say])
+            await data(await client.post(f"{WORKFLOWS}/{workflow_id}/publish", json={}))
+            model.then(Say("Hello Ann"), Say("Hello again"))
+            for template in (None, "Again, {{ tone }}"):
+                if template is not None:
+                    await data(await client.put(f"{PROMPTS}/pr_greet", json={"template": template}))
+                await house.bindings.refresh()
+                body = {"workflowId": workflow_id, "userText": "Ann", "waitForResult": True}
+                ran = await data(await client.post(f"{WORKFLOWS}/apply", json=body))
+            assert ran["result"]["text"] == "Hello again!"
+            assert model.asked == ["Greet Ann, warm, http", "Again, warm, http"]
+        app.close()
+        await worker.stop()
 
 
 @pytest.mark.req("WFL-1", "ENV-4")

@@ -123,7 +123,11 @@ async def test_every_change_is_recorded_with_who_and_why_and_told(stage: Stage):
         ("eve", "remove", "wf_hi", ""),
     ]
     await asyncio.sleep(0)
-    assert stage.heard
+    told = [event for event in stage.heard if event]
+    assert [(one["operation"], one["publishedVersion"], one["enabled"]) for one in told] == [
+        ("publish", 1, True), ("publish", 2, True), ("rollback", 3, True), ("disable", 4, False), ("remove", 5, False)
+    ]  # fmt: skip
+    assert {one["workflowId"] for one in told} == {"wf_hi"}
 
 
 @pytest.mark.req("WFL-1")

@@ -9,11 +9,12 @@ Refuses: a change that was made for another version than the last (`VersionStale
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock, epoch_ms
 from rise.definitions.port import Definition, Definitions, Kind
+from rise.definitions.records import workflow_of
 from rise.errors import VersionStale
 from rise.ledger.port import Ledger, Operation
 
@@ -69,7 +70,22 @@ class Versions:
                 await self._definitions.put(following)
             except VersionStale:
                 continue
-            self._bus.publish(Topic.DEFINITIONS_CHANGED)
+            self._bus.publish(Topic.DEFINITIONS_CHANGED, _told_of(following, action))
             await self._ledger.record_operation(Operation(at_ms=now_ms, who=by, action=action, target=name, why=why))
             return following
         raise VersionStale(f"{name} is being changed by somebody else over and over; try again")
+
+
+def _told_of(definition: Definition, action: str) -> dict[str, Any] | None:
+    """Of what runs, in the words of a binding's event: whoever is bound to it is served otherwise from now on."""
+    if definition.kind is not Kind.PUBLISHED:
+        return None
+    workflow = workflow_of(definition)
+    return {
+        "channel": None,
+        "workflowId": definition.name,
+        "bindingVersion": None,
+        "operation": action,
+        "publishedVersion": definition.version,
+        "enabled": definition.body is not None and workflow.enabled and workflow.published,
+    }
