@@ -165,18 +165,6 @@ class StateConflict(Rejected):
     http_status = 409
 
 
-class VersionStale(Rejected):
-    """It has been changed since the version that this change was made for."""
-
-    code = "version_stale"
-    http_status = 409
-
-    @classmethod
-    def of(cls, name: str, version: int) -> VersionStale:
-        """`version`: the one that is in force."""
-        return cls(f"{name} has been changed meanwhile and is at version {version}: read it again, then change it")
-
-
 class StageRefused(Rejected):
     """A stage cannot do what it was told, on no other try either: a name without a value, an unexpected answer."""
 
@@ -207,6 +195,18 @@ class ModelRefused(Rejected):
 
     code = "model_refused"
     http_status = 422
+
+
+class VersionStale(Rejected):
+    """It has been changed since the version that this change was made for."""
+
+    code = "version_stale"
+    http_status = 409
+
+    @classmethod
+    def of(cls, name: str, version: int) -> VersionStale:
+        """`version`: the one that is in force."""
+        return cls(f"{name} has been changed meanwhile and is at version {version}: read it again, then change it")
 
 
 # --- a dependency's fault: retried -----------------------------------------------------------------------

@@ -228,6 +228,24 @@ async def test_the_next_address_is_tried_where_the_first_lets_nobody_in(site: Si
 
 
 @pytest.mark.req("WFL-2")
+async def test_an_address_that_swallows_everything_leaves_time_for_the_next(site: Site):
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.2", site.port))
+        deaf.listen(0)
+        full = [socket.socket() for _ in range(3)]  # its backlog: whoever comes now hears nothing
+        for one in full:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.2", site.port))
+        _, resolve = resolving("127.0.0.2", "127.0.0.1")
+        answer = await fetched(
+            site.url(host="two.example"), seconds=3.0, allowed=read_allowed(["127.0.0.0/8"]), resolve=resolve
+        )
+        assert answer.status == 200
+        for one in full:
+            one.close()
+
+
+@pytest.mark.req("WFL-2")
 @pytest.mark.parametrize(("number", "error"), [(socket.EAI_NONAME, SiteFailed), (socket.EAI_AGAIN, SiteUnavailable)])
 async def test_a_name_that_is_not_there_uses_up_tries_and_a_resolver_that_is_away_does_not(number: int, error: type):
     async def resolve(host: str, port: int) -> list[str]:

@@ -207,6 +207,21 @@ async def test_every_error_of_the_client_is_one_of_ours(model: OpenAIModel, kind
             raise error
 
 
+@pytest.mark.req("CAP-2")
+async def test_whether_it_answers_can_be_asked_for_nothing(server: ModelStandIn, model: OpenAIModel):
+    assert await model.probe(timeout_seconds=5) == "answers, but lists no small"
+    server.models = ["tiny", "small"]
+    assert await model.probe(timeout_seconds=5) == "answers; it has small"
+    server.models = None
+    assert "does not say" in await model.probe(timeout_seconds=5)
+    assert server.calls == []
+    await server.stop()
+    with pytest.raises(ModelUnavailable):
+        await model.probe(timeout_seconds=5)
+    with pytest.raises(ModelUnconfigured):
+        await NoModel().probe(timeout_seconds=5)
+
+
 async def test_the_stand_in_speaks_streams_too(server: ModelStandIn):
     server.then(Say("one two three"))
     client = openai.AsyncOpenAI(api_key="none", base_url=server.url, max_retries=0)

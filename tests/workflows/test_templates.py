@@ -143,8 +143,9 @@ def test_a_template_that_would_take_all_time_or_memory_is_stopped_soon(source: s
      "{% endfor %}", "{{ " + "(" * 5000, "{{ a" + ".a" * 9000 + " }}", "{{ " + "9" * 9000 + " }}",
      "{{ 99999999999999999999 }}", "{{ 1" + "+1" * 9000 + " }}", "{{ " + "[" * 9000 + "]" * 9000 + " }}",
      "{% for a in many %}" * 30 + "{% endfor %}" * 30, "{% if a %}" * 900 + "{% endif %}" * 900, "{{ 1 | nope }}",
-     "{{ 1 is nope }}", "x" * (TEMPLATE_CHARS_MAX + 1)],
-    ids=range(14),
+     "{{ 1 is nope }}", "x" * (TEMPLATE_CHARS_MAX + 1),
+     "{{ a|e|e|e|e }}" * 2000, "{{ a" + " ~ a" * 5000 + " }}", "{{ {" + "a:b," * 6000 + "} }}"],
+    ids=range(17),
 )  # fmt: skip
 def test_what_is_no_template_is_said_when_it_is_read(source: str):
     began = perf_counter()

@@ -85,6 +85,8 @@ class ModelStandIn:
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.calls: list[ModelCall] = []
+        self.models: list[str] | None = [DEFAULT_MODEL]
+        """Which it lists. None: it knows nothing of lists."""
         self._host = host
         self._port = port
         self._script: deque[Act] = deque()
@@ -131,7 +133,9 @@ class ModelStandIn:
     # --- answering ----------------------------------------------------------------------------------------
 
     async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": DEFAULT_MODEL, "object": "model"}]})
+        if self.models is None:
+            return web.json_response({"error": {"message": "no such page"}}, status=404)
+        return web.json_response({"object": "list", "data": [{"id": one, "object": "model"} for one in self.models]})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -84,11 +84,13 @@ class GuardedFetch:
         url = _address(request.url)
         async with _errors(url.host, timeout_seconds):
             addresses = await self._addresses(url)
+            # One that swallows what it is sent leaves time for the next.
+            patience = _patience(timeout_seconds, timeout_seconds / len(addresses))
             for address in addresses[:-1]:
-                answer = await self._ask_unless_unreachable(request, url, address, timeout_seconds)
+                answer = await self._ask_unless_unreachable(request, url, address, patience)
                 if answer is not None:
                     return answer
-            return await self._ask(request, url, addresses[-1], timeout_seconds)
+            return await self._ask(request, url, addresses[-1], patience)
 
     async def close(self) -> None:
         transport, self._transport = self._transport, None
@@ -112,23 +114,22 @@ class GuardedFetch:
         return addresses[:ADDRESSES_TRIED_MAX]
 
     async def _ask_unless_unreachable(
-        self, request: HttpRequest, url: httpx.URL, address: Address, timeout_seconds: float
+        self, request: HttpRequest, url: httpx.URL, address: Address, patience: httpx.Timeout
     ) -> HttpAnswer | None:
         """None: no connection came about, so nothing was asked, and the next address can be."""
         import httpx
 
         try:
-            return await self._ask(request, url, address, timeout_seconds)
+            return await self._ask(request, url, address, patience)
         except (httpx.ConnectError, httpx.ConnectTimeout):
             return None
 
-    async def _ask(self, request: HttpRequest, url: httpx.URL, address: Address, timeout_seconds: float) -> HttpAnswer:
+    async def _ask(self, request: HttpRequest, url: httpx.URL, address: Address, patience: httpx.Timeout) -> HttpAnswer:
         import httpx
 
         headers = httpx.Headers(dict(request.headers))
         headers.setdefault("User-Agent", "rise")
         headers.update({"Host": url.netloc.decode("ascii"), "Accept-Encoding": "identity"})
-        patience = httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, CONNECT_SECONDS_MAX))
         to = httpx.Request(
             request.method,
             url.copy_with(host=str(address)),
@@ -182,6 +183,12 @@ def _address(text: str) -> httpx.URL:
     if url.userinfo:
         raise StageRefused("the address holds a name or a password: put them into a header")
     return url
+
+
+def _patience(seconds: float, connect_seconds: float) -> httpx.Timeout:
+    import httpx
+
+    return httpx.Timeout(seconds, connect=min(connect_seconds, CONNECT_SECONDS_MAX))
 
 
 def _read_all(found: Iterable[str]) -> list[Address]:

@@ -63,6 +63,10 @@ class Model(Protocol):
         """
         ...
 
+    async def probe(self, *, timeout_seconds: float) -> str:
+        """What is known of it now, in a line, for the capability `llm`; costs nothing. Raises as `answer` does."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -70,13 +74,20 @@ class NoModel:
     """What is asked where none is configured. It says so, and what to do about it."""
 
     async def answer(self, request: ModelRequest, *, timeout_seconds: float) -> ModelAnswer:
-        raise ModelUnconfigured(
-            "no language model is configured",
-            remedy="set RISE_LLM_BASE_URL and RISE_LLM_MODEL (and RISE_LLM_API_KEY, where the server wants one)",
-        )
+        raise _unconfigured()
+
+    async def probe(self, *, timeout_seconds: float) -> str:
+        raise _unconfigured()
 
     async def close(self) -> None:
         """There is nothing to close."""
+
+
+def _unconfigured() -> ModelUnconfigured:
+    return ModelUnconfigured(
+        "no language model is configured",
+        remedy="set RISE_LLM_BASE_URL and RISE_LLM_MODEL (and RISE_LLM_API_KEY, where the server wants one)",
+    )
 
 
 def model_of(settings: Settings) -> Model:
@@ -109,6 +120,17 @@ class OpenAIModel:
                 **_options(request),
             )
         return _read(completion, model)
+
+    async def probe(self, *, timeout_seconds: float) -> str:
+        async with self._errors(self._model, timeout_seconds):
+            import openai
+
+            try:
+                page = await self._opened().models.list(timeout=timeout_seconds)
+            except openai.NotFoundError:
+                return "answers; which models it has, it does not say"
+            named = {getattr(one, "id", None) for one in getattr(page, "data", None) or ()}
+        return f"answers; it has {self._model}" if self._model in named else f"answers, but lists no {self._model}"
 
     async def close(self) -> None:
         client, self._client = self._client, None

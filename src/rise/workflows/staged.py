@@ -92,6 +92,11 @@ class Tools:
     record: Callable[[StageRecord], None] = forget
     """Told of every stage when it ends, whatever the end. Must neither wait nor raise."""
 
+    async def close(self) -> None:
+        """Those that hold connections."""
+        await self.model.close()
+        await self.fetch.close()
+
 
 def staged_workflow(
     name: str,
@@ -137,15 +142,17 @@ class _Run:
         self.value: Any = None
         self._turn = turn
         self._tools = tools
-        self._values: dict[str, Any] = {
-            "text": turn.text,
-            "user": turn.user,
-            "chat_id": turn.chat_id,
-            "channel": turn.channel,
-            "metadata": turn.metadata,
-            "history": turn.history,
-            "stages": {},
-        }
+        self._values = _as_json(
+            {
+                "text": turn.text,
+                "user": turn.user,
+                "chat_id": turn.chat_id,
+                "channel": turn.channel,
+                "metadata": turn.metadata,
+                "history": turn.history,
+                "stages": {},
+            }
+        )
 
     async def stage(self, stage: Stage, number: int) -> str | None:
         """Run it, and keep what it came to. Returns the stage that is next, `_NEXT` or None for the end."""
@@ -175,8 +182,7 @@ class _Run:
 
         async def compute() -> Any:
             value = await trial.tried(attempt)
-            if len(encode_json(value)) > VALUE_BYTES_MAX:
-                raise StageRefused(f"what it came to has more than {VALUE_BYTES_MAX} bytes")
+            _refuse_what_cannot_be_kept(value)
             return value
 
         # By kind as well: a workflow may have been changed between a crash and the run after it.
@@ -207,7 +213,7 @@ class _Run:
         if system := stage.system or prompt.system:
             messages.append(Message("system", self._text(system, values)))
         if stage.with_history:
-            messages += [Message(one["role"], one["text"]) for one in self._turn.history if _is_said(one)]
+            messages += [Message(one["role"], one["text"]) for one in self._values["history"] if _is_said(one)]
         messages.append(Message("user", self._text(prompt.template, values)))
         request = ModelRequest(
             messages=messages,
@@ -238,11 +244,12 @@ class _Run:
         body = None if stage.body is None else self._text(stage.body).encode()
         if stage.json is not None:
             body = encode_json(self._filled(stage.json))
-            headers = {"Content-Type": "application/json", **headers}
+            if not any(name.lower() == "content-type" for name in headers):
+                headers["Content-Type"] = "application/json"
         request = HttpRequest(method=stage.method, url=self._address(stage.url), headers=headers, body=body)
         answer = await self._tools.fetch.fetch(request, timeout_seconds=stage.timeout_seconds)
         trial.notes = {"status": answer.status}
-        _refuse_unexpected(answer, stage.expect)
+        _refuse_unexpected(answer, stage.expect, urlsplit(request.url).hostname)
         return json_of(answer)
 
     def _address(self, text: str) -> str:
@@ -393,16 +400,17 @@ async def _called(function: Callable[..., Any], values: dict[str, Any]) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def _refuse_unexpected(answer: HttpAnswer, expected: Sequence[int]) -> None:
+def _refuse_unexpected(answer: HttpAnswer, expected: Sequence[int], host: str | None) -> None:
     status = answer.status
+    said = f"{host} answered {status}"
     if status in expected or (not expected and 200 <= status < 300):
         return
     if status in _NOT_NOW:
-        raise SiteUnavailable(f"it answered {status}", retry_after_seconds=_seconds(answer.retry_after))
+        raise SiteUnavailable(said, retry_after_seconds=_seconds(answer.retry_after))
     if status >= 500:
-        raise SiteFailed(f"it answered {status}")
+        raise SiteFailed(said)
     redirected = "; redirects are not followed" if 300 <= status < 400 else ""
-    raise StageRefused(f"it answered {status}{redirected}")
+    raise StageRefused(said + redirected)
 
 
 def _seconds(retry_after: str | None) -> int | None:
@@ -416,8 +424,24 @@ def _as_part_of_address(text: str) -> str:
     return quote(text, safe="")
 
 
-def _is_said(turn: Mapping[str, Any]) -> bool:
+def _as_json(values: Any) -> Any:
+    """A copy that JSON can hold: old inputs may have halves of characters, which no encoding has."""
+    return msgspec.json.decode(encode_json(values))
+
+
+def _refuse_what_cannot_be_kept(value: Any) -> None:
+    try:
+        size = len(encode_json(value))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise StageRefused(f"what it came to is no JSON: {clean(error)[:200]}") from error
+    if size > VALUE_BYTES_MAX:
+        raise StageRefused(f"what it came to has more than {VALUE_BYTES_MAX} bytes")
+
+
+def _is_said(turn: Any) -> bool:
     """A caller's own history may hold anything."""
+    if not isinstance(turn, dict):
+        return False
     return turn.get("role") in ("system", "user", "assistant") and isinstance(turn.get("text"), str)
 
 

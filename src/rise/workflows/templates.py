@@ -40,6 +40,8 @@ OUTPUT_CHARS_MAX: Final = 262_144
 WORK_MAX: Final = 100_000
 """A part of a template that is evaluated costs one, and so do `CHARS_PER_WORK` characters that are touched."""
 CHARS_PER_WORK: Final = 64
+NODES_MAX: Final = 2000
+"""Parts of one template. Reading it is quick as well."""
 LOOPS_NESTED_MAX: Final = 4
 DEPTH_MAX: Final = 60
 COMPILED_KEPT: Final = 512
@@ -145,9 +147,13 @@ def _parse(source: str) -> nodes.Template:
 
 def _refuse_beyond_grammar(tree: nodes.Template) -> None:
     waiting: list[tuple[nodes.Node, int, int]] = [(tree, 1, 0)]
+    left = NODES_MAX
     while waiting:
         node, depth, loops = waiting.pop()
         _refuse_unknown(node)
+        left -= 1
+        if left < 0:
+            raise PayloadInvalid(f"the template has more than {NODES_MAX} parts")
         if isinstance(node, nodes.For):
             loops += 1
         if depth > DEPTH_MAX or loops > LOOPS_NESTED_MAX:
