@@ -185,10 +185,14 @@ async def test_every_field_that_is_read_is_described_and_no_other(client: httpx.
     """A reader that meets a field it does not know says which it does."""
     document = (await client.get("/api/openapi.json")).json()
     session = house.channels.webchat.new_session()
-    for path, operations in document["paths"].items():
-        body = operations.get("post", {}).get("requestBody")
-        if body is not None:
-            headers = as_(session) if path.startswith("/webchat") else {}
-            refused = await client.post(path, json={"nonsense": 1}, headers=headers)
-            read = refused.json()["error"]["message"].partition("it has ")[2].split(", ")
-            assert sorted(body["content"]["application/json"]["schema"]["properties"]) == sorted(read), path
+    bodies = [
+        (path, method, operation["requestBody"])
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if "requestBody" in operation
+    ]
+    for path, method, body in bodies:
+        headers = as_(session) if path.startswith("/webchat") else {}
+        refused = await client.request(method, path, json={"nonsense": 1}, headers=headers)
+        read = refused.json()["error"]["message"].partition("it has ")[2].split(", ")
+        assert sorted(body["content"]["application/json"]["schema"]["properties"]) == sorted(read), path

@@ -182,7 +182,7 @@ async def test_what_is_wrong_in_a_change_is_422_or_404_with_its_field(client: ht
         (client.put(path, json={}), (422, "payload_invalid", "stages")),
         (client.put(path, json={"version": "1", "name": "a"}), (422, "payload_invalid", "version")),
         (client.put(path, json={"isChannelEnabled": 1}), (422, "payload_invalid", "isChannelEnabled")),
-        (client.put(path, json={"isChannelEnabled": False}), (409, "state_conflict", "isChannelEnabled")),
+        (client.put(path, json={"name": "a", "isChannelEnabled": True}), (409, "state_conflict", "isChannelEnabled")),
         (client.post(f"{path}/publish", json={"comment": "x" * 501}), (422, "payload_invalid", "comment")),
         (client.post(f"{path}/rollback", json={}), (422, "payload_invalid", "version")),
         (client.post(f"{path}/rollback", json={"version": 1}), (404, "version_unknown", "version")),
@@ -196,6 +196,8 @@ async def test_what_is_wrong_in_a_change_is_422_or_404_with_its_field(client: ht
         ),
     ]:
         assert refused(await ask) == expected
+    kept = await data(await client.get(path))
+    assert (kept["version"], kept["name"]) == (1, "greeter"), "what is refused in part is refused whole"
 
 
 @pytest.mark.req("WFL-1")

@@ -116,15 +116,17 @@ def _add_editing(router: APIRouter, house: House) -> None:
         refuse_unknown(fields, _EDIT)
         name = None if fields.get("name") is None else name_in(fields)
         stages, enabled = optional(fields, "stages", list), optional(fields, "isChannelEnabled", bool)
-        version, why, who = optional(fields, "version", int), comment_in(fields), principal.name
-        edits = name is not None or stages is not None
-        if not edits and enabled is None:
+        if name is None and stages is None and enabled is None:
             raise PayloadInvalid("name what is to be changed: name, stages or isChannelEnabled", field="stages")
-        if edits:
-            edited = await workflows.edit(workflow_id, by=who, name=name, stages=stages, version=version, why=why)
-            version = edited.shown.version
-        if enabled is not None:
-            edited = await workflows.switch(workflow_id, enabled=enabled, by=who, why=why, version=version)
+        edited = await workflows.edit(
+            workflow_id,
+            by=principal.name,
+            name=name,
+            stages=stages,
+            enabled=enabled,
+            version=optional(fields, "version", int),
+            why=comment_in(fields),
+        )
         return answer(request, shown(edited))
 
     @router.delete(

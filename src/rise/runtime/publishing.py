@@ -157,13 +157,34 @@ class Workflows:
         by: str,
         name: str | None = None,
         stages: Sequence[Any] | None = None,
+        enabled: bool | None = None,
         version: int | None = None,
         why: str = "",
     ) -> Workflow:
-        """Change the draft; what is None stays. `version`: of the draft that was changed.
+        """Change the draft, and the switch; what is None stays. `version`: the one that was changed.
 
         Raises `WorkflowUnknown`, `PayloadInvalid`, `VersionStale`, or `StateConflict` if it is not to be edited here.
         """
+        known = await self.get(workflow_id)
+        _refuse_stale(known, version)
+        if enabled is not None:
+            _refuse_unpublished(known)  # before anything is written
+        if name is not None or stages is not None:
+            await self._edit_draft(workflow_id, by=by, name=name, stages=stages, version=version, why=why)
+        if enabled is not None:
+            return await self.switch(workflow_id, enabled=enabled, by=by, why=why)
+        return await self.get(workflow_id)
+
+    async def _edit_draft(
+        self,
+        workflow_id: str,
+        *,
+        by: str,
+        name: str | None,
+        stages: Sequence[Any] | None,
+        version: int | None,
+        why: str,
+    ) -> None:
         await self._draft(workflow_id)
         if stages is not None:
             self._check(stages)
@@ -174,7 +195,6 @@ class Workflows:
             return body_of(msgspec.structs.replace(known, name=name or known.name, stages=kept))
 
         await self._versions.change(Kind.WORKFLOW, workflow_id, change, by=by, action="edit", why=why, expected=version)
-        return await self.get(workflow_id)
 
     async def remove(self, workflow_id: str, *, by: str, version: int | None = None) -> None:
         """For good, though its versions stay readable to whoever makes one of the same name.
@@ -226,17 +246,12 @@ class Workflows:
                 )
         return await self.get(workflow_id)
 
-    async def switch(
-        self, workflow_id: str, *, enabled: bool, by: str, why: str = "", version: int | None = None
-    ) -> Workflow:
-        """Whether it may serve channels, from now on and in every later version. `version`: as `edit` takes it.
+    async def switch(self, workflow_id: str, *, enabled: bool, by: str, why: str = "") -> Workflow:
+        """Whether it may serve channels, from now on and in every later version.
 
-        Raises `WorkflowUnknown`, `VersionStale`, or `StateConflict` if it was never published or cannot be read here.
+        Raises `WorkflowUnknown`, or `StateConflict` if it was never published or cannot be read here.
         """
-        known = await self.get(workflow_id)
-        _refuse_stale(known, version)
-        if known.published is None:
-            raise StateConflict(f"{workflow_id} was never published: it serves nothing", field="isChannelEnabled")
+        _refuse_unpublished(await self.get(workflow_id))
 
         def change(last: Definition | None) -> bytes:
             if last is None or last.body is None:
@@ -316,6 +331,11 @@ def _refuse_unfilled(place: str, stage: Any, prompt_id: str, prompt: PromptRecor
 def _refuse_stale(known: Workflow, version: int | None) -> None:
     if version is not None and version != known.shown.version:
         raise VersionStale.of(known.workflow_id, known.shown.version)
+
+
+def _refuse_unpublished(known: Workflow) -> None:
+    if known.published is None:
+        raise StateConflict(f"{known.workflow_id} was never published: it serves nothing", field="isChannelEnabled")
 
 
 def _editable(workflow_id: str, last: Definition | None) -> DraftRecord:

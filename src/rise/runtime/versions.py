@@ -17,6 +17,7 @@ from rise.definitions.port import Definition, Definitions, Kind
 from rise.definitions.records import workflow_of
 from rise.errors import VersionStale
 from rise.ledger.port import Ledger, Operation
+from rise.telemetry import log
 
 TRIES: Final = 5
 """To change what somebody else is changing at the same time."""
@@ -72,6 +73,7 @@ class Versions:
                 continue
             self._bus.publish(Topic.DEFINITIONS_CHANGED, _told_of(following, action))
             await self._ledger.record_operation(Operation(at_ms=now_ms, who=by, action=action, target=name, why=why))
+            log.info("definition.changed", kind=kind, name=name, version=following.version, operation=action, by=by)
             return following
         raise VersionStale(f"{name} is being changed by somebody else over and over; try again")
 
