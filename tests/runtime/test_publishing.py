@@ -17,6 +17,7 @@ from rise.errors import (
     PayloadInvalid,
     PromptUnknown,
     StateConflict,
+    StoreUnavailable,
     VersionStale,
     VersionUnknown,
     WorkflowUnknown,
@@ -128,6 +129,33 @@ async def test_every_change_is_recorded_with_who_and_why_and_told(stage: Stage):
         ("publish", 1, True), ("publish", 2, True), ("rollback", 3, True), ("disable", 4, False), ("remove", 5, False)
     ]  # fmt: skip
     assert {one["workflowId"] for one in told} == {"wf_hi"}
+
+
+@pytest.mark.req("SEC-4")
+async def test_a_change_that_could_not_be_recorded_is_not_made(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    workflow_id = await stage.published(SAY)
+
+    async def refuse(operation: object) -> None:
+        raise StoreUnavailable("full")
+
+    monkeypatch.setattr(stage.ledger, "record_operation", refuse)
+    with pytest.raises(StoreUnavailable):
+        await stage.workflows.switch(workflow_id, enabled=False, by="ann")
+    assert (await stage.running(workflow_id)).enabled
+
+
+@pytest.mark.req("WFL-1")
+async def test_two_who_change_what_runs_at_once_both_count_and_are_recorded_once(stage: Stage):
+    workflow_id = await stage.published(SAY)
+    await stage.workflows.edit(workflow_id, name="hello", by="ann")
+    changes = [
+        stage.workflows.switch(workflow_id, enabled=False, by="bob"),
+        stage.workflows.publish(workflow_id, by="cid"),
+    ]
+    await asyncio.gather(*changes)
+    running = await stage.running(workflow_id)
+    assert (running.name, running.enabled, running.version) == ("hello", False, 3)
+    assert sorted(who for who, *_ in (await stage.operations())[:2]) == ["bob", "cid"]
 
 
 @pytest.mark.req("WFL-1")

@@ -1,6 +1,7 @@
 """The next version of one definition, whoever else writes at the same time.
 
-Promises: a change is one version, which says who made it and why; all processes are told, and the audit log has it.
+Promises: a change is one version, which says who made it and why; all processes are told. The audit log has it before
+it is made: a crash between the two leaves a record of something that was not done, never a change without a record.
 What changes nothing is no new version.
 
 Refuses: a change that was made for another version than the last (`VersionStale`).
@@ -55,6 +56,7 @@ class Versions:
 
         `expected`: the version that the change was made for. Raises `VersionStale`, and what `change` raises.
         """
+        is_recorded = False
         for _ in range(TRIES):
             last = await self._definitions.version(kind, name)
             version = 0 if last is None else last.version
@@ -64,6 +66,10 @@ class Versions:
             if last is not None and last.body == body:
                 return last
             now_ms = epoch_ms(self._clock.now())
+            if not is_recorded:
+                operation = Operation(at_ms=now_ms, who=by, action=action, target=name, why=why)
+                await self._ledger.record_operation(operation)
+                is_recorded = True
             following = Definition(
                 kind=kind, name=name, version=version + 1, body=body, at_ms=now_ms, by=by, comment=why
             )
@@ -72,8 +78,7 @@ class Versions:
             except VersionStale:
                 continue
             self._bus.publish(Topic.DEFINITIONS_CHANGED, _told_of(following, action))
-            await self._ledger.record_operation(Operation(at_ms=now_ms, who=by, action=action, target=name, why=why))
-            log.info("definition.changed", kind=kind, name=name, version=following.version, operation=action, by=by)
+            log.info("definition.changed", kind=kind, name=name, version=version + 1, operation=action, by=by)
             return following
         raise VersionStale(f"{name} is being changed by somebody else over and over; try again")
 
