@@ -27,6 +27,11 @@ async def kept(process: Process, installation: Installation, *numbers: int) -> l
     return messages
 
 
+def copied(copy: StoredCopy) -> StoredCopy:
+    """As who accepts the same message a second time keeps it."""
+    return StoredCopy(copy.task_id, copy.body, is_parked=False, kept_at_ms=copy.kept_at_ms)
+
+
 def held(installation: Installation) -> int:
     return sum(copy.taken is not None for copy in installation.mirror.copies)
 
@@ -53,6 +58,33 @@ async def test_what_is_finished_leaves_and_what_is_not_waits(installation: Insta
     installation.clock.advance(PARKED_LOOK_SECONDS)
     await reaper.look()
     assert where(installation) == (0, 0)
+
+
+@pytest.mark.req("CPY-1", "CPY-5")
+@pytest.mark.failure("I3")
+async def test_of_two_copies_one_leaves_wherever_they_wait_so_that_a_loss_shows(
+    installation: Installation,
+):
+    process = await installation.process()
+    await kept(process, installation, 1, 2)
+    reaper, mirror = reaper_of(process), installation.mirror
+    mirror.copies.append(copied(mirror.copies[0]))
+    await reaper.look()
+    assert where(installation) == (2, 0)
+    installation.clock.advance(HOLD_SECONDS)
+    await reaper.look()
+    [first, _] = mirror.copies
+    installation.clock.advance(PARKED_LOOK_SECONDS / 2)
+    mirror.copies.append(copied(first))  # kept again, and not parked yet
+    await reaper.look()
+    installation.clock.advance(HOLD_SECONDS)
+    await reaper.look()
+    assert where(installation) == (0, 3)
+    for _ in range(20):
+        installation.clock.advance(PARKED_LOOK_SECONDS / 10)
+        await reaper.look()
+    assert where(installation) == (0, 2)
+    assert len({copy.task_id for copy in mirror.copies}) == 2
 
 
 @pytest.mark.req("CPY-1")

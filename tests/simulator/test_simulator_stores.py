@@ -29,6 +29,7 @@ from rise.testing.simulator.run import Outcome, Plan, draw_plan, simulate
 ONCE_BROKEN = {
     1: "what was planned for later waited until two clocks agreed: the ledger's and Redis's",
     2: "a message that was delivered again after a later run of it had ended waited for a person, for ever",
+    2000064: "a second copy of one message hid, in the count of what the mirror holds, that it had lost another's",
 }
 """Seeds that found something once, and what."""
 

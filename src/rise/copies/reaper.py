@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from rise.clock import Clock, epoch_ms
-from rise.copies.journal import run_of
+from rise.copies.journal import Run, run_of
 from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, REDIS, Look, Mirror
 from rise.errors import RabbitUnavailable, Unavailable
@@ -74,7 +74,7 @@ class Reaper:
         while is_more:
             room = WINDOW - len(self._held)
             taken = await self._mirror.take(room, seconds=WAIT_SECONDS, parked=False)
-            self._held = await self._open_ones([*self._held, *taken])
+            self._held = await self._open_ones(await self._merged([*self._held, *taken]))
             await self._park_old()
             await self._park_some_if_full()
             is_more = len(taken) == room and self._clock.monotonic() < until
@@ -94,7 +94,7 @@ class Reaper:
     async def _look_at_parked(self) -> None:
         until = self._clock.monotonic() + LOOK_SECONDS
         while self._parked_due_at <= self._clock.monotonic() < until:
-            looks = await self._mirror.take(WINDOW, seconds=WAIT_SECONDS, parked=True)
+            looks = await self._merged(await self._mirror.take(WINDOW, seconds=WAIT_SECONDS, parked=True))
             early, due = _split(looks, partial(self._is_recent, seconds=PARKED_LOOK_SECONDS))
             await self._mirror.give_back(early)
             still_open = await self._open_ones(due)
@@ -133,6 +133,16 @@ class Reaper:
 
     # --- resolving ---
 
+    async def _merged(self, looks: Sequence[Look]) -> list[Look]:
+        """One copy of each run; others, of what came twice or was kept again, are let go. They would hide the loss of a
+        copy when what the mirror holds is counted."""
+        seen: set[Run] = set()
+        # The last one handed out stays: if one before it was lost with its queue, letting go of that says so.
+        lasts, others = _split(looks[::-1], lambda look: look.task is None or _is_new(run_of(look.task).run, seen))
+        if others:
+            await self._mirror.forget(others)
+        return lasts[::-1]
+
     async def _open_ones(self, looks: Sequence[Look]) -> list[Look]:
         """Those whose task is not over; the others are let go. What cannot be read is nobody's to end."""
         over = await self._work.finished([run_of(look.task) for look in looks if look.task is not None])
@@ -167,6 +177,12 @@ class Reaper:
     async def _park(self, looks: Sequence[Look]) -> None:
         if looks:
             await self._mirror.park(looks)
+
+
+def _is_new(run: Run, seen: set[Run]) -> bool:
+    is_new = run not in seen
+    seen.add(run)
+    return is_new
 
 
 def _split(looks: Sequence[Look], is_meant: Callable[[Look], bool]) -> tuple[list[Look], list[Look]]:
