@@ -381,6 +381,22 @@ async def test_a_placeholder_that_is_not_declared_is_refused_by_name(stage: Stag
 
 
 @pytest.mark.req("WFL-1")
+async def test_of_two_changes_that_do_not_go_together_the_second_is_refused(stage: Stage):
+    await stage.prompts.create(GREET, by="ann")
+
+    def use_it(known: PromptRecord) -> PromptRecord:
+        return msgspec.structs.replace(known, template="{{ tone }}")
+
+    def drop_it(known: PromptRecord) -> PromptRecord:
+        template = "Hello" if known.template == GREET.template else known.template
+        return msgspec.structs.replace(known, template=template, placeholders=())
+
+    edits = [stage.prompts.edit("pr_greet", use_it, by="bob"), stage.prompts.edit("pr_greet", drop_it, by="cid")]
+    ended = await asyncio.gather(*edits, return_exceptions=True)
+    assert [type(one) for one in ended if isinstance(one, Exception)] == [PayloadInvalid]
+
+
+@pytest.mark.req("WFL-1")
 async def test_a_prompt_that_runs_is_neither_removed_nor_changed_under_its_workflow(stage: Stage):
     await stage.prompts.create(GREET, by="ann")
     await stage.workflows.create("hi", [SAY, ASK], by="ann")

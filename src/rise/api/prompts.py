@@ -58,7 +58,8 @@ def _add_looking(router: APIRouter, house: House) -> None:
     @router.get("/{prompt_id}", **description.route(description.PROMPT, *description.FROM_STORE, 404, 422))
     async def read(request: Request, prompt_id: str, principal: Viewer) -> Response:
         """As it is, and which workflows run with it."""
-        return await _answer(request, prompts, await prompts.get(prompt_id))
+        prompt = await prompts.get(prompt_id)
+        return answer(request, shown(prompt, (await prompts.used_by()).get(prompt_id, [])))
 
     @router.get(
         "/{prompt_id}/history", **description.route(description.PROMPT_HISTORY, *description.FROM_STORE, 404, 422)
@@ -83,7 +84,7 @@ def _add_changing(router: APIRouter, house: House) -> None:
         refuse_unknown(fields, _CREATE)
         name, template = name_in(fields), required(fields, "template", str)
         prompt = _edited(PromptRecord(prompt_id="", name=name, template=template), fields)
-        return await _answer(request, prompts, await prompts.create(prompt, by=principal.name))
+        return await _answer_changed(request, prompts, await prompts.create(prompt, by=principal.name))
 
     @router.put(
         "/{prompt_id}",
@@ -107,7 +108,7 @@ def _add_changing(router: APIRouter, house: House) -> None:
             comment=comment_in(fields),
             version=optional(fields, "version", int),
         )
-        return await _answer(request, prompts, edited)
+        return await _answer_changed(request, prompts, edited)
 
     @router.delete(
         "/{prompt_id}", **description.route(description.REMOVED_PROMPT, *description.FROM_STORE, 404, 409, 422)
@@ -157,7 +158,8 @@ def _number(fields: dict[str, Any], name: str, least: float, most: float, *types
     return number
 
 
-async def _answer(request: Request, prompts: Prompts, prompt: PromptRecord) -> Response:
+async def _answer_changed(request: Request, prompts: Prompts, prompt: PromptRecord) -> Response:
+    """With a warning for what it declares and does not use."""
     used_by = (await prompts.used_by()).get(prompt.prompt_id, [])
     warnings = [f"placeholder_unused: {name}" for name in prompts.unused(prompt)]
     return answer(request, shown(prompt, used_by), meta={"warnings": warnings})

@@ -99,7 +99,6 @@ class Prompts:
         Raises `PromptUnknown`, `PayloadInvalid`, `VersionStale`, or `StateConflict` if what uses it could not go on.
         """
         edited = edit(await self.get(prompt_id))
-        self._check(edited)
         for workflow_id, stage in await self._users(prompt_id):
             if missing := unfilled(stage, edited):
                 lacking = f"{workflow_id} uses it and gives no value for {', '.join(missing)}"
@@ -109,7 +108,9 @@ class Prompts:
             known = _known(prompt_id, last)
             if known.updated_by == NEWER:
                 raise StateConflict(f"{prompt_id} was written by {NEWER}: change it with that")
-            return body_of(edit(known))
+            changed = edit(known)  # somebody else may have changed the rest of it since
+            self._check(changed)
+            return body_of(changed)
 
         return prompt_of(
             await self._versions.change(
