@@ -12,7 +12,14 @@ import msgspec
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
 from rise.definitions.port import Definitions, Kind
-from rise.definitions.records import BindingRecord, WorkflowRecord, bindings_of, workflow_of
+from rise.definitions.records import (
+    BindingRecord,
+    PromptRecord,
+    WorkflowRecord,
+    bindings_of,
+    prompt_of,
+    workflow_of,
+)
 from rise.envelope import Head
 from rise.queue.port import Route
 from rise.service import Loop, Signal
@@ -39,6 +46,7 @@ class BindingRegistry:
         self._definitions = definitions
         self._version = -1
         self._workflows: dict[str, WorkflowRecord] = {}
+        self._prompts: dict[str, PromptRecord] = {}
         self._defaults: dict[tuple[str, str], BindingRecord] = {}
         self._asked_for: set[tuple[str, str]] = set()
         self._changed = Signal()
@@ -62,14 +70,17 @@ class BindingRegistry:
         """Take over what is in force now."""
         if await self._definitions.changes() == self._version:
             return
-        latest = await self._definitions.latest([Kind.PUBLISHED, Kind.BINDINGS])
-        workflows, bindings = [], []
+        latest = await self._definitions.latest([Kind.PUBLISHED, Kind.BINDINGS, Kind.PROMPT])
+        workflows, bindings, prompts = [], [], []
         for definition in latest.definitions:
             if definition.kind is Kind.PUBLISHED:
                 workflows.append(workflow_of(definition))
+            elif definition.kind is Kind.PROMPT:
+                prompts.append(prompt_of(definition))
             else:
                 bindings += bindings_of(definition)
         self._workflows = {workflow.workflow_id: workflow for workflow in workflows}
+        self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
         self._defaults = {
             (binding.channel, binding.account): binding
             for binding in bindings
@@ -110,6 +121,9 @@ class BindingRegistry:
 
     def workflow(self, workflow_id: str) -> WorkflowRecord | None:
         return self._workflows.get(workflow_id)
+
+    def prompt(self, prompt_id: str) -> PromptRecord | None:
+        return self._prompts.get(prompt_id)
 
     async def _follow(self) -> None:
         await self._changed.wait(CHECK_SECONDS)

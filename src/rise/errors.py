@@ -124,9 +124,23 @@ class ChannelUnknown(Rejected):
 
 
 class WorkflowUnknown(Rejected):
-    """There is no published workflow with this id."""
+    """There is no workflow with this id, or none that is published."""
 
     code = "workflow_unknown"
+    http_status = 404
+
+
+class PromptUnknown(Rejected):
+    """There is no prompt with this id."""
+
+    code = "prompt_unknown"
+    http_status = 404
+
+
+class VersionUnknown(Rejected):
+    """It never had this version, or it is one of those that are no longer kept."""
+
+    code = "version_unknown"
     http_status = 404
 
 
@@ -145,7 +159,7 @@ class KeyReused(Rejected):
 
 
 class StateConflict(Rejected):
-    """The task is not in a state in which this can be done to it."""
+    """What this is to be done to is not in a state in which it can be."""
 
     code = "state_conflict"
     http_status = 409

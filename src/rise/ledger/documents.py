@@ -400,6 +400,7 @@ def as_run(document: Document) -> Run:
         outcome=known_word(Outcome, document["outcome"], None)[0] if document["outcome"] else None,
         result=result,
         workflow_id=document["workflow_id"],
+        workflow_version=document["workflow_version"],
         saved_at_ms=document["saved_at"],
         finished_at_ms=document.get("finished_at"),
         accepted_at_ms=document["accepted_at"],

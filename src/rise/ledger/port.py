@@ -149,6 +149,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome | None
     result: Any
     workflow_id: str | None
+    workflow_version: int | None = None
     saved_at_ms: int
     finished_at_ms: int | None
     accepted_at_ms: int = 0
@@ -164,6 +165,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def follow_ups(self) -> list[Any]:
         """What it promised for later, as far as that can be read."""
         return (self.result.get("followUps") or []) if isinstance(self.result, dict) else []
+
+    @property
+    def stages(self) -> list[Any]:
+        """What the stages of its workflow did, in all tries, as far as that can be read."""
+        return (self.result.get("stages") or []) if isinstance(self.result, dict) else []
 
     def is_of_former(self, head: Head) -> bool:
         """Whether it is of another message than the head's, whose key had been forgotten when that one brought it."""

@@ -167,7 +167,7 @@ SCHEMA: Final = (
 
 _RUN_COLUMNS: Final = (
     "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why, accepted_at,"
-    " is_armed"
+    " is_armed, workflow_version"
 )
 
 
@@ -554,7 +554,7 @@ def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
 
 def _as_run(row: Sequence[Any]) -> Run:
     task_id, generation, status, outcome, stored, workflow_id, saved_at, finished_at, by, why = row[:10]
-    accepted_at, is_armed = row[10:]
+    accepted_at, is_armed, workflow_version = row[10:]
     result, unreadable = read_result(stored)
     known_status, newer = known_word(Status, status, Status.REPLYING if finished_at is None else Status.COMPLETED)
     return Run(
@@ -564,6 +564,7 @@ def _as_run(row: Sequence[Any]) -> Run:
         outcome=known_word(Outcome, outcome, None)[0] if outcome else None,
         result=result,
         workflow_id=workflow_id,
+        workflow_version=workflow_version,
         saved_at_ms=saved_at,
         finished_at_ms=finished_at,
         accepted_at_ms=accepted_at,

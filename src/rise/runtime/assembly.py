@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rise.admission import Admission
 from rise.bindings import BindingRegistry
@@ -52,16 +52,26 @@ from rise.queue.port import Queue, QueueLimits, RefillableQueue
 from rise.queue.redis import RedisQueue
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
+from rise.reachable import read_allowed
 from rise.retries import RetryPolicy
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.runtime.editor import Editor
 from rise.runtime.ledger_name import LedgerName
 from rise.runtime.operations import Operations
+from rise.runtime.prompts import Prompts
+from rise.runtime.publishing import Workflows
+from rise.runtime.versions import Versions
 from rise.service import Service
 from rise.settings import Settings
 from rise.telemetry import keep_out_of_logs
 from rise.worker import Texts, Worker, WorkerLimits
+from rise.workflows.building import StagedWorkflows
 from rise.workflows.definition import WorkflowDefinition
+from rise.workflows.fetching import GuardedFetch
+from rise.workflows.model import model_of
+from rise.workflows.staged import Tools
+from rise.workflows.stages import VALUES, Prompt, read_stages
+from rise.workflows.templates import placeholders
 
 if TYPE_CHECKING:
     from rise.connections.mongodb import MongoDatabase
@@ -450,7 +460,10 @@ def build_polling(house: House) -> TelegramPolling | None:
     )
 
 
-def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> Worker:
+def build_worker(
+    house: House, workflows: Mapping[str, WorkflowDefinition], functions: Mapping[str, Callable[..., Any]] | None = None
+) -> Worker:
+    """`functions`: what `python` stages may call."""
     settings = house.settings
     # Not the door's admission: what its runs plan for later is part of the work that is too much. Refused, none of
     # it would ever end.
@@ -475,7 +488,41 @@ def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> W
             recovery_seconds=0.0 if house.stores.full is None else RECOVERY_SECONDS,
         ),
         texts=Texts(workflow_missing=settings.workflow_missing_message, failed=settings.failed_message),
+        staged=_staged_workflows(house, functions or {}),
     )
+
+
+def _staged_workflows(house: House, functions: Mapping[str, Callable[..., Any]]) -> StagedWorkflows:
+    settings = house.settings
+
+    def prompt(prompt_id: str) -> Prompt | None:
+        kept = house.bindings.prompt(prompt_id)
+        if kept is None:
+            return None
+        return Prompt(
+            template=kept.template,
+            system=kept.system,
+            model=kept.model,
+            temperature=kept.temperature,
+            max_tokens=kept.max_tokens,
+        )
+
+    fetch = GuardedFetch(read_allowed(settings.http_stage_allow))
+    return StagedWorkflows(
+        Tools(model=model_of(settings), fetch=fetch, clock=house.clock, functions=functions, prompts=prompt)
+    )
+
+
+def build_workflows(house: House) -> Workflows:
+    return Workflows(house.stores.definitions, _versions(house), read_stages)
+
+
+def build_prompts(house: House) -> Prompts:
+    return Prompts(house.stores.definitions, _versions(house), placeholders, given=VALUES)
+
+
+def _versions(house: House) -> Versions:
+    return Versions(house.stores.definitions, house.ledger, house.bus, house.clock)
 
 
 def workflow_records(workflows: Mapping[str, WorkflowDefinition]) -> list[WorkflowRecord]:
