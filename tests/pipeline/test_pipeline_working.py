@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -203,6 +204,29 @@ async def test_an_async_run_that_takes_too_long_is_stopped_and_counts_as_its_own
     await stage.pass_time(20)
     await stage.ended(task_id)
     assert stage.texts() == ["in time"]
+
+
+@pytest.mark.req("WRK-3", "WRK-7")
+@pytest.mark.failure("D2")
+async def test_a_run_does_not_lose_its_time_while_its_process_is_stopped(stage: Stage):
+    runs, goes_on = asyncio.Event(), asyncio.Event()
+
+    @rise.workflow("thoughtful", channels=["telegram"], run_seconds=2.0)
+    async def thoughtful(turn: rise.Turn) -> None:
+        runs.set()
+        await goes_on.wait()
+        await turn.reply("in time")
+
+    await stage.start(thoughtful)
+    [task_id] = await stage.write("Hello")
+    await runs.wait()
+    time.sleep(3.0)  # nothing of this process runs
+    for _ in range(3):
+        await asyncio.sleep(0.01)  # whatever was due meanwhile comes now
+    goes_on.set()
+    await stage.ended(task_id)
+    assert stage.texts() == ["in time"]
+    assert await stage.ledger.attempts(run_id_of(task_id, 0)) == []
 
 
 @pytest.fixture

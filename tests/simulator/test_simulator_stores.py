@@ -30,6 +30,7 @@ ONCE_BROKEN = {
     1: "what was planned for later waited until two clocks agreed: the ledger's and Redis's",
     2: "a message that was delivered again after a later run of it had ended waited for a person, for ever",
     2000064: "a second copy of one message hid, in the count of what the mirror holds, that it had lost another's",
+    3000284: "a run whose process was stopped for a while was out of time when it went on, and a try was counted",
 }
 """Seeds that found something once, and what."""
 

@@ -31,6 +31,7 @@ from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.staged import StageRecord
 from rise.workflows.turn import BlockingTurn, Turn, in_bounds
 
+LOOK_SECONDS: Final = 1.0
 CLEAN_UP_SECONDS: Final = 5.0
 """For a cancelled workflow to end; then it is left to itself."""
 
@@ -129,16 +130,20 @@ class Runner:
         return BlockingTurn(task, memory, steps=steps, history=history, loop=asyncio.get_running_loop())
 
     async def _call(self, definition: WorkflowDefinition, turn: Turn, memory: _RunMemory) -> Any:
-        """Its time is its own: what it has to wait for a store or a platform is not counted."""
+        """Its time is its own: what it has to wait for a store or a platform is not counted, nor for how long the
+        process was stopped."""
         seconds = definition.run_seconds or self._limits.run_seconds
         running = self._begin(definition, turn)
-        began = _now()
+        began, stopped_seconds = _now(), 0.0
         try:
             # Not `asyncio.timeout`: that would wait for ever for a function that swallows its cancellation.
-            while (left := began + seconds + memory.waited_seconds() - _now()) > TICK_SECONDS:
-                await asyncio.wait({running}, timeout=left)
+            while (left := began + seconds + memory.waited_seconds() + stopped_seconds - _now()) > TICK_SECONDS:
+                # In short waits: only one that ends late shows that nothing ran here meanwhile.
+                look_at = _now() + min(left, seconds / 10, LOOK_SECONDS)
+                await asyncio.wait({running}, timeout=look_at - _now())
                 if running.done():
                     return running.result()
+                stopped_seconds += max(0.0, _now() - look_at)
         finally:
             await self._end(running)
         raise RunTimedOut(f"the workflow {definition.name} did not return within {seconds:g} s")
