@@ -50,6 +50,13 @@ class Bus(Protocol):
         """Returns what ends the subscription. A listener that raises all the same keeps no other from hearing."""
         ...
 
+    async def has_queued(self) -> bool:
+        """Whether anything that was published here has yet to be told to other hosts; it is, when they can be reached.
+
+        Waits for what is on its way, half a second at most. On a bus of one host there is no such thing.
+        """
+        ...
+
     def dead_members(self) -> list[str]:
         """Processes that ended without saying so and were not buried yet. Certain, not suspected."""
         ...

@@ -18,6 +18,7 @@ from rise.admission import Admission
 from rise.bindings import BindingRegistry
 from rise.bus.local import LocalBus
 from rise.bus.port import Bus
+from rise.bus.redis import RedisBus
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.http import HttpChannel
 from rise.channels.port import Channel, PushChannel
@@ -227,17 +228,36 @@ class House:
         return Editor(self.stores.definitions, self.stores.ledger, self.bus, self.clock)
 
 
-def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_trouble: OnTrouble = _ignoring) -> Stores:
+def _build_redis(settings: Settings, clock: Clock, on_trouble: OnTrouble) -> RedisDatabase | None:
+    if settings.redis_url is None:
+        return None
+    return RedisDatabase(settings.redis_url.get_secret_value(), clock=clock, on_trouble=on_trouble("redis"))
+
+
+def _build_bus(settings: Settings, clock: Clock, redis: RedisDatabase | None) -> Bus:
+    local = LocalBus(DataDirectory(settings.data_dir).bus, clock)
+    return local if redis is None else RedisBus(local, redis, clock)
+
+
+def build_stores(
+    settings: Settings,
+    clock: Clock,
+    bus: Bus | None = None,
+    on_trouble: OnTrouble = _ignoring,
+    redis: RedisDatabase | None = None,
+) -> Stores:
+    """`redis`: the connection that the bus has, too."""
     directory = DataDirectory(settings.data_dir)
     schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA, "definitions": DEFINITIONS_SCHEMA}
     name = "disk" if settings.redis_url is None else "ledger"
     marker, heard = directory.marker, on_trouble(name)
     database = Database(directory.database, clock=clock, schema=schema, marker=marker, on_trouble=heard)
     ledger, definitions = SqliteLedger(database), SqliteDefinitions(database)
-    if settings.redis_url is None:
+    redis = redis or _build_redis(settings, clock, on_trouble)
+    if redis is None:
         return Stores(directory, database, SqliteQueue(database, _limits(settings)), ledger, definitions)
-    bus, redis_url = bus or LocalBus(directory.bus, clock), settings.redis_url.get_secret_value()
-    full = _build_full_profile(settings, redis_url, ledger, bus, clock, on_trouble)
+    bus = bus or LocalBus(directory.bus, clock)
+    full = _build_full_profile(settings, redis, ledger, bus, clock, on_trouble)
     return Stores(directory, database, full.queue, ledger, definitions, full)
 
 
@@ -246,9 +266,8 @@ def _limits(settings: Settings) -> QueueLimits:
 
 
 def _build_full_profile(
-    settings: Settings, redis_url: str, ledger: Ledger, bus: Bus, clock: Clock, on_trouble: OnTrouble
+    settings: Settings, redis: RedisDatabase, ledger: Ledger, bus: Bus, clock: Clock, on_trouble: OnTrouble
 ) -> FullProfile:
-    redis = RedisDatabase(redis_url, clock=clock, on_trouble=on_trouble("redis"))
     queue = RedisQueue(redis, _limits(settings))
     mirror = None
     if settings.rabbitmq_url is not None:
@@ -301,8 +320,9 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     def on_trouble(name: str) -> Callable[[Unavailable | None], None]:
         return partial(report_store, capabilities, admission, name)
 
-    bus = LocalBus(DataDirectory(settings.data_dir).bus, clock)
-    stores = build_stores(settings, clock, bus, on_trouble)
+    redis = _build_redis(settings, clock, on_trouble)
+    bus = _build_bus(settings, clock, redis)
+    stores = build_stores(settings, clock, bus, on_trouble, redis)
     stores.directory.create()
     stores.directory.refuse_half_restored()  # before secrets are made where the restored ones are to be
     secrets = _secrets(settings, stores.directory)
