@@ -326,7 +326,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     stores.directory.create()
     stores.directory.refuse_half_restored()  # before secrets are made where the restored ones are to be
     secrets = _secrets(settings, stores.directory)
-    bindings = BindingRegistry(stores.definitions, bus, clock)
+    bindings = BindingRegistry(stores.definitions, bus, clock, on_trouble=partial(report_bindings, capabilities))
     chats = ChatRegistry(stores.ledger, bus, clock)
     intake = Intake(
         stores.queue,
@@ -362,6 +362,11 @@ def report_store(
         admission.open()
     else:
         capabilities.set(name, CapabilityStatus.UNAVAILABLE, trouble.public_message, trouble.remedy)
+
+
+def report_bindings(capabilities: CapabilityRegistry, trouble: str | None) -> None:
+    status = CapabilityStatus.DEGRADED if trouble else CapabilityStatus.AVAILABLE
+    capabilities.set("bindings", status, trouble or "they are known")
 
 
 def build_keeper(house: House) -> Keeper | None:
