@@ -79,6 +79,7 @@ class BindingRegistry:
         self._workflows: dict[str, WorkflowRecord] = {}
         self._defaults: dict[tuple[str, str], BindingRecord] = {}
         self._asked_for: set[tuple[str, str]] = set()
+        self._bindings: list[BindingRecord] = []
         self._changed = Signal()
         self._unsubscribe = bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._changed.set())
         self._loop = Loop(
@@ -129,6 +130,7 @@ class BindingRegistry:
             if binding.is_default and binding.enabled
         }
         self._asked_for = {(binding.channel, binding.account) for binding in bindings}
+        self._bindings = bindings
         self._version = latest.changes
         usable = {one.workflow_id: one for one in workflows if one.published and one.enabled}
         active = tuple(one for one in bindings if one.enabled and one.workflow_id in usable)
@@ -145,6 +147,10 @@ class BindingRegistry:
         self._snapshot = snapshot
         for listener in list(self._listeners):
             listener(snapshot)
+
+    def bindings(self) -> list[BindingRecord]:
+        """All of them, of all accounts."""
+        return list(self._bindings)
 
     def is_asked_for(self, channel: str, account: str) -> bool:
         """Whether somebody has bound a workflow there, usable or not, switched off or on."""

@@ -15,6 +15,7 @@ from rise.capabilities import CapabilityStatus
 from rise.channels import http, telegram, webchat
 from rise.envelope import Outcome, Reason, Status, TaskType
 from rise.ledger.port import ReplyKind, ReplyState
+from rise.runtime.binding_health import HealthStatus
 
 Schema = Mapping[str, Any]
 
@@ -202,6 +203,35 @@ STATS: Final = _object(
         "finished": _COUNTS,
     },
     optional=("streamDepth", "rabbitmqDepth"),
+)
+CHANNEL_HEALTH: Final = _object(
+    {
+        "channel": TEXT,
+        "status": _one_of(HealthStatus),
+        "bindings": _list(
+            _object(
+                {
+                    "channel": TEXT,
+                    "account": TEXT,
+                    "workflowId": TEXT,
+                    "status": _one_of(HealthStatus),
+                    "source": TEXT,
+                    "detail": TEXT,
+                    "lastCheckedAt": _or_null(_MOMENT),
+                }
+            )
+        ),
+    }
+)
+CHANNEL_TESTED: Final = _object(
+    {
+        "channel": TEXT,
+        "account": TEXT,
+        "taskId": TEXT,
+        "status": _one_of(Status),
+        "wentThrough": _BOOLEAN,
+        "seconds": _or_null(_SECONDS),
+    }
 )
 SESSION: Final = _object({"token": TEXT, "session": TEXT})
 SAID: Final = _object({"taskId": TEXT, "duplicate": _BOOLEAN})

@@ -26,7 +26,16 @@ from rise.errors import Unavailable
 from rise.service import Loop, Signal
 from rise.telemetry import log
 
-CARRIED: Final = frozenset({Topic.DEFINITIONS_CHANGED, Topic.CHATS_MOVED, Topic.RUNNING_PAUSED})
+CARRIED: Final = frozenset(
+    {
+        Topic.DEFINITIONS_CHANGED,
+        Topic.CHATS_MOVED,
+        Topic.RUNNING_PAUSED,
+        Topic.RUN_FAILED,
+        Topic.BINDING_HEALTH,
+        Topic.BINDING_EXAMINED,
+    }
+)
 """Seldom said, and meant for all."""
 QUEUED_MAX: Final = 1000
 QUEUED_SECONDS_MAX: Final = 0.5

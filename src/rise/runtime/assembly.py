@@ -54,9 +54,12 @@ from rise.queue.redis import RedisQueue
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
+from rise.runtime.binding_health import BindingMonitor, HealthBook, Look, Pace, answering_look, webhook_look
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.runtime.editor import Editor
 from rise.runtime.operations import Operations
+from rise.runtime.path_test import PathTest
+from rise.runtime.registration import webhook_url
 from rise.service import Service
 from rise.settings import Settings
 from rise.telemetry import keep_out_of_logs
@@ -203,6 +206,8 @@ class House:
     channels: Channels
     capabilities: CapabilityRegistry
     intake: Intake
+    health: HealthBook = field(default_factory=HealthBook)
+    """How well each binding serves, as far as this process has heard."""
 
     @property
     def retry_policy(self) -> RetryPolicy:
@@ -382,6 +387,31 @@ def build_operations(house: House) -> Operations:
     if full is None:
         return Operations(house.queue, house.ledger, house.bus, house.clock)
     return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart, copies=full.shown)
+
+
+def build_path_test(house: House) -> PathTest:
+    return PathTest(house.intake, house.ledger, house.bus, house.clock)
+
+
+def build_binding_monitor(house: House) -> BindingMonitor:
+    settings, telegram, public_url = house.settings, house.channels.telegram, house.settings.public_url
+    looks: dict[str, Look] = {name: answering_look(channel) for name, channel in house.channels.pushed().items()}
+    if telegram is not None and public_url is not None and settings.effective_telegram_mode == "webhook":
+        looks[telegram.name] = webhook_look(telegram, partial(webhook_url, public_url))
+    return BindingMonitor(
+        registry=house.bindings,
+        book=house.health,
+        looks=looks,
+        path=build_path_test(house),
+        bus=house.bus,
+        clock=house.clock,
+        pace=Pace(settings.binding_look_seconds, settings.binding_test_seconds),
+        office=partial(_claim_examiner, house),
+    )
+
+
+def _claim_examiner(house: House, on_taken: Callable[[], None]) -> OfficeClaim:
+    return OfficeClaim(house.ledger, Office.EXAMINER, house.bus.member, house.clock, on_taken=on_taken)
 
 
 def build_sender(house: House) -> Sender:
