@@ -83,6 +83,18 @@ async def test_one_that_does_not_get_through_says_so_and_is_in_no_chats_way(
     assert waiting.head.lane.startswith("test:"), "in no chat's way"
 
 
+async def test_a_stop_does_not_wait_for_one_that_is_under_way(client: httpx.AsyncClient, app: App, house: House):
+    asked = asyncio.ensure_future(client.post(TEST))  # there is no worker
+
+    async def is_under_way() -> bool:
+        return bool(await house.queue.list_open(Selection(), limit=1))
+
+    await eventually(is_under_way)
+    app.close()
+    answered = await asyncio.wait_for(asked, 5)
+    assert (answered.status_code, answered.json()["data"]["status"]) == (200, "pending")
+
+
 async def test_what_is_not_there_cannot_be_tested_and_what_cannot_be_kept_is_503(
     client: httpx.AsyncClient, house: House
 ):

@@ -208,6 +208,20 @@ async def test_what_could_not_be_published_is_queued_newest_of_each_and_said_whe
     await hosts.end()
 
 
+@pytest.mark.req("BND-8")
+async def test_of_what_has_happened_each_is_heard_and_of_what_is_so_the_newest(hosts: RedisStage):
+    one, far = await hosts.on_host("a"), await hosts.on_host("b")
+    happened, states = Heard(), Heard()
+    far.subscribe(Topic.RUN_FAILED, happened)
+    far.subscribe(Topic.BINDING_HEALTH, states)
+    for number in range(5):
+        one.publish(Topic.RUN_FAILED, {"channel": "telegram", "workflow_id": "wf_a", "n": number})
+        one.publish(Topic.BINDING_HEALTH, change(number))
+    await states.until(change(4))
+    assert [payload["n"] for payload in happened.payloads] == [0, 1, 2, 3, 4]
+    assert states.payloads == [change(4)]
+
+
 @pytest.mark.req("BND-6")
 async def test_what_is_queued_is_bounded_and_the_oldest_leaves(
     tmp_path: Path, redis_of_its_own: RedisServer, monkeypatch: pytest.MonkeyPatch

@@ -15,9 +15,9 @@ from rise.api import description
 from rise.api.answers import answer, request_id_of
 from rise.api.security import Principal, Role, requires
 from rise.errors import ChannelUnknown
-from rise.runtime import assembly
 from rise.runtime.assembly import House
 from rise.runtime.binding_health import BindingHealth, worst
+from rise.runtime.path_test import PathTest
 
 TEST_SECONDS_MAX: Final = 10.0
 """How long a caller waits for its end."""
@@ -27,10 +27,9 @@ Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
 Account = Annotated[str | None, Query(max_length=200)]
 
 
-def build_channels(house: House) -> APIRouter:
+def build_channels(house: House, path: PathTest) -> APIRouter:
     """The routes under /api/channels."""
     router = APIRouter()
-    path = assembly.build_path_test(house)
 
     @router.get(
         "/api/channels/{channel}/health",

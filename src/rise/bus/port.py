@@ -26,6 +26,8 @@ class Topic(StrEnum):
     RUN_ENDED = "run.ended"
     RUN_FAILED = "run.failed"
     """By the workflow's own fault: `channel`, `account`, `workflow_id`, `error`."""
+    RUN_RECOVERED = "run.recovered"
+    """The first that has not failed since: `channel`, `account`, `workflow_id`."""
     RUNNING_PAUSED = "running.paused"
     """Workers claim nothing for `seconds`; said again for as long as it is meant."""
     DEFINITIONS_CHANGED = "channel_binding.updated"

@@ -30,13 +30,13 @@ CARRIED: Final = frozenset(
     {
         Topic.DEFINITIONS_CHANGED,
         Topic.CHATS_MOVED,
-        Topic.RUNNING_PAUSED,
         Topic.RUN_FAILED,
+        Topic.RUN_RECOVERED,
         Topic.BINDING_HEALTH,
         Topic.BINDING_EXAMINED,
     }
 )
-"""Seldom said, and meant for all."""
+"""Seldom said, and meant for all. That workers are to pause is not: every host has somebody who measures."""
 QUEUED_MAX: Final = 1000
 QUEUED_SECONDS_MAX: Final = 0.5
 """How long an event may be on its way before it is called queued."""
@@ -48,6 +48,8 @@ BATCH_MAX: Final = 100
 
 _BY: Final = "_member"
 """Beside the fields of a payload: who has said it."""
+_STATES: Final = frozenset({Topic.DEFINITIONS_CHANGED, Topic.BINDING_HEALTH, Topic.BINDING_EXAMINED})
+"""They say how it is now; of the others, each says that something has happened, and counts."""
 _SUBJECT: Final = ("channel", "account", "workflowId")
 _REMEDY: Final = "start Redis, or see that RISE_REDIS_URL reaches it"
 
@@ -141,9 +143,9 @@ class RedisBus:
 
     def _subject_of(self, topic: Topic, payload: Mapping[str, Any]) -> object:
         """What the event is about: a later one about the same says all that the earlier one did."""
-        subject = tuple(payload.get(field) for field in _SUBJECT)
-        named = any(isinstance(part, str) for part in subject)
-        return (topic, str(subject)) if named or not payload else (topic, next(self._numbers))
+        if topic in _STATES:
+            return topic, str([payload.get(field) for field in _SUBJECT])
+        return topic, next(self._numbers) if payload else None
 
     async def _carry(self) -> None:
         await self._more.wait()

@@ -72,6 +72,8 @@ _REMEDIES: Final = {
 Account = tuple[str, str]
 Identity = tuple[str, str, str]
 """Channel, account, workflow."""
+_IDENTITY: Final = ("channel", "account", "workflow_id")
+_NONE: Final = (0, "")
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -187,7 +189,8 @@ class BindingMonitor:
         self._ending += [
             self._bus.subscribe(Topic.BINDING_EXAMINED, self._book.hear),
             self._bus.subscribe(Topic.RUN_FAILED, self._count_failure),
-            self._bus.subscribe(Topic.TASK_SETTLED, self._count_success),
+            self._bus.subscribe(Topic.TASK_SETTLED, self._see_success),
+            self._bus.subscribe(Topic.RUN_RECOVERED, self._end_failures),
             self._registry.on_refresh(self._see_refresh),
         ]
         await self._office.start()
@@ -262,17 +265,25 @@ class BindingMonitor:
 
     def _count_failure(self, event: Mapping[str, Any]) -> None:
         identity = _identity(event)
-        count = self._failures.get(identity, (0, ""))[0] + 1
+        count = self._failures.get(identity, _NONE)[0] + 1
         self._failures[identity] = (count, str(event.get("error")))
         if count in (FAILURES_DEGRADED, FAILURES_DOWN):
             self._wake.set()
 
-    def _count_success(self, event: Mapping[str, Any]) -> None:
+    def _see_success(self, event: Mapping[str, Any]) -> None:
+        """How tasks end is heard on their own host only: whoever hears it there tells the others, if it is news."""
+        identity = _identity(event)
         if event.get("status") != Status.COMPLETED or not event.get("workflow_id"):
             return
+        if self._failures.get(identity, _NONE)[0]:
+            self._bus.publish(Topic.RUN_RECOVERED, dict(zip(_IDENTITY, identity, strict=True)))
+        else:
+            self._failures[identity] = _NONE
+
+    def _end_failures(self, event: Mapping[str, Any]) -> None:
         identity = _identity(event)
-        count, _ = self._failures.get(identity, (0, ""))
-        self._failures[identity] = (0, "")
+        count, _ = self._failures.get(identity, _NONE)
+        self._failures[identity] = _NONE
         if count >= FAILURES_DEGRADED:
             self._wake.set()
 
@@ -337,7 +348,8 @@ def _is_news(before: BindingHealth, health: BindingHealth) -> bool:
 
 
 def _identity(event: Mapping[str, Any]) -> Identity:
-    return str(event.get("channel")), str(event.get("account")), str(event.get("workflow_id"))
+    channel, account, workflow_id = (str(event.get(field)) for field in _IDENTITY)
+    return channel, account, workflow_id
 
 
 # --- what platforms say ---

@@ -44,6 +44,14 @@ class PathTest:
         self._ledger = ledger
         self._bus = bus
         self._clock = clock
+        self._waiting: set[Signal] = set()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Nobody waits any longer for one that is under way."""
+        self._is_closed = True
+        for settled in self._waiting:
+            settled.set()
 
     async def send(self, channel: str, account: str, *, seconds: float, request_id: str | None = None) -> PathTested:
         """Raises `Unavailable` if it is not accepted, or its end cannot be looked for."""
@@ -56,11 +64,13 @@ class PathTest:
 
         began = self._clock.monotonic()
         stop_hearing = self._bus.subscribe(Topic.TASK_SETTLED, hear)
+        self._waiting.add(settled)
         try:
             await self._intake.accept(_test_message(channel, account, key, request_id))
             return await self._until_ended(task_id, settled, began, seconds)
         finally:
             stop_hearing()
+            self._waiting.discard(settled)
 
     async def _until_ended(self, task_id: TaskId, settled: Signal, began: float, seconds: float) -> PathTested:
         while True:
@@ -68,7 +78,7 @@ class PathTest:
             run = await self._ledger.latest_run(task_id)
             if run is not None and run.status.is_finished:
                 return PathTested(task_id, run.status, round(waited, 4))
-            if waited >= seconds:
+            if waited >= seconds or self._is_closed:
                 return PathTested(task_id, Status.PENDING, None)
             await settled.wait(min(seconds - waited, LOOK_SECONDS))
 
