@@ -159,8 +159,10 @@ class Claims:
             if self._store.is_failing:
                 await self._let_go_of_ghosts()
             # Others may have lost their claims only because they could not prolong them: then nobody has died.
-            forgiving = self._store.failed_within(self._limits.lapse.total_seconds(), self._clock.monotonic())
-            return await self._queue.claim(self._bus.member, room, idle=takes_suspects, forgiving=forgiving)
+            counts_deaths = not self._store.failed_within(self._limits.lapse.total_seconds(), self._clock.monotonic())
+            return await self._queue.claim(
+                self._bus.member, room, takes_suspects=takes_suspects, counts_deaths=counts_deaths
+            )
         except Unavailable:
             self._store.fails(self._clock.monotonic())
             raise

@@ -152,26 +152,38 @@ class Sender:
 
     async def _take(self) -> None:
         if not self._office.is_ours:
-            if self._office.is_anothers:
-                self._forget_accounts()
-            await self._hint.wait(ASK_SECONDS)
+            await self._stand_by()
             return
         if self._fence is None:
             self._fence = await self._ledger.outbox_open()
         room = self._limits.chats_at_once - len(self._chats)
+        replies = await self._due(self._fence, room)
+        if replies is None:
+            return
+        self._begin(self._fence, replies)
+        if not replies or room <= len(replies):
+            await self._hint.wait(self._look_again_seconds())
+
+    async def _stand_by(self) -> None:
+        """Another sends: what is known of the accounts is that one's to say."""
+        if self._office.is_anothers:
+            self._forget_accounts()
+        await self._hint.wait(ASK_SECONDS)
+
+    async def _due(self, fence: int, room: int) -> list[Reply] | None:
+        """The first reply of chats that are free; None if another has opened the outbox."""
         try:
-            replies = await self._ledger.outbox_take(
-                self._fence,
+            return await self._ledger.outbox_take(
+                fence,
                 limit=room,
                 urgent_limit=room + URGENT_AT_ONCE,
                 accounts_excluded=self._accounts_in(self._paused_until) + self._outages.silent(),
                 accounts_urgent_only=self._accounts_in(self._limited_until) + self._outages.waiting(),
             )
         except ClaimLost:
-            # Another has or had the office, and opened the outbox anew.
             self._fence = None
             self._office.doubt()
-            return
+            return None
         except Unavailable:
             # It may have taken chats and failed to say which. Opening the outbox anew frees them; it would also
             # void what is out now, so that comes to its end first.
@@ -179,13 +191,12 @@ class Sender:
                 await asyncio.wait(set(self._chats))
             self._fence = None
             raise
+
+    def _begin(self, fence: int, replies: list[Reply]) -> None:
         # In an outage the first is the one that is tried: rather one that may still be repeated if it fails.
         for reply in sorted(replies, key=lambda reply: reply.resends):
-            spawn(
-                self._serve_chat(self._fence, reply), name=f"chat {reply.chat_id}", into=self._chats
-            ).add_done_callback(lambda _: self._hint.set())
-        if not replies or room <= len(replies):
-            await self._hint.wait(self._look_again_seconds())
+            serving = spawn(self._serve_chat(fence, reply), name=f"chat {reply.chat_id}", into=self._chats)
+            serving.add_done_callback(lambda _: self._hint.set())
 
     def _look_again_seconds(self) -> float:
         """Until the next chat comes back that gave its place away."""
@@ -197,6 +208,11 @@ class Sender:
     async def _serve_chat(self, fence: int, reply: Reply | None) -> None:
         """Send a chat's replies one after the other until there is none, or it has to wait."""
         while reply is not None:
+            if reply.state is ReplyState.SENDING and reply.channel not in self._channels:
+                # Neither what its policy says nor its mark is known without the channel; until that is back it is a
+                # doubt, and no person is asked.
+                await self._give_place(fence, reply, ACCOUNT_RETRY_SECONDS)
+                return
             seconds = self._pace.wait_seconds(reply)
             if seconds > PLACE_SECONDS:
                 await self._give_place(fence, reply, seconds)

@@ -14,6 +14,8 @@ from typing import Any, Self
 
 import aiohttp
 
+from rise.testing.waiting import eventually
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -75,10 +77,7 @@ class Page:
     async def until(self, expression: str, *, seconds: float = 20.0) -> Any:
         """Wait until it comes to something true, and return that. The page has no signal: asked again and again."""
         try:
-            async with asyncio.timeout(seconds):
-                while not (found := await self.ask(expression)):
-                    await asyncio.sleep(0.05)
-                return found
+            return await eventually(lambda: self.ask(expression), seconds=seconds)
         except TimeoutError:
             shown = await self.ask("document.body.innerText")
             raise AssertionError(f"never true: {expression}\nthe page shows:\n{shown}\n{self.problems}") from None
@@ -112,9 +111,7 @@ class Page:
 
     async def _port(self) -> int:
         file = self._profile / "DevToolsActivePort"
-        async with asyncio.timeout(30):
-            while not file.exists() or "\n" not in file.read_text():
-                await asyncio.sleep(0.05)
+        await eventually(lambda: file.exists() and "\n" in file.read_text(), seconds=30)
         return int(file.read_text().split("\n")[0])
 
     async def _read(self) -> None:

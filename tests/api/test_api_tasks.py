@@ -494,6 +494,9 @@ async def test_a_message_with_a_used_key_and_another_text_is_422(client: httpx.A
         ({"chatId": None}, 422, "chatId"),
         ({"chatId": True}, 422, "chatId"),
         ({"chatId": "not a chat"}, 422, "chatId"),
+        # As another name of chat 42 it would have a lane and a line of its own, and go out beside what that is sent.
+        ({"chatId": "042"}, 422, "chatId"),
+        ({"chatId": "-0"}, 422, "chatId"),
         ({"text": None}, 422, "text"),
         ({"text": "  \n"}, 422, "text"),
         ({"text": "x" * 40_000}, 422, "text"),

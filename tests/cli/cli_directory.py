@@ -82,7 +82,7 @@ class Directory:
         """Claim everything, settle these, hand the rest back for the next."""
 
         async def work(house: House) -> None:
-            for claim in (await house.queue.claim("test", {"telegram": 10_000}, idle=True)).claims:
+            for claim in (await house.queue.claim("test", {"telegram": 10_000}, takes_suspects=True)).claims:
                 if claim.task.task_id in task_ids:
                     await settle(house, claim)
             await self._write(house, "UPDATE tasks SET status = 'pending' WHERE status = 'processing'")

@@ -269,7 +269,7 @@ class Installation:
         """The numbers of the messages that were run, in that order, until nothing is handed out."""
         worker, done = self.worker(), []
         while len(done) < count:
-            claims = (await worker.claim("worker", {"telegram": 1, "http": 1}, idle=True)).claims
+            claims = (await worker.claim("worker", {"telegram": 1, "http": 1}, takes_suspects=True)).claims
             if not claims:
                 break
             for claim in claims:

@@ -126,7 +126,7 @@ class Storm(RuleBasedStateMachine):
     def a_worker_has_saved_the_result_and_dies(self) -> None:
         async def half() -> None:
             worker = self.world.worker()
-            for claim in (await worker.claim("dying", {"telegram": 1}, idle=True)).claims:
+            for claim in (await worker.claim("dying", {"telegram": 1}, takes_suspects=True)).claims:
                 await self.world.finish(claim.task)
             await worker.hand_back("dying")
 

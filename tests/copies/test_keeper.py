@@ -245,7 +245,7 @@ async def test_what_was_finished_while_the_queue_was_empty_is_not_run_again(
 ):
     await kept(process, installation, 1, 2)
     worker = installation.worker()
-    [claim] = (await worker.claim("worker", {"telegram": 1}, idle=True)).claims
+    [claim] = (await worker.claim("worker", {"telegram": 1}, takes_suspects=True)).claims
     installation.queue.empty()
     await rounds(process)
     await installation.finish(claim.task)  # by the one who lost the claim meanwhile: the ledger has it

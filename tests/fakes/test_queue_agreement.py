@@ -96,8 +96,8 @@ COMMANDS = commands(
         due_seconds=seldom(st.sampled_from((5, 50))),
         workflow_id=seldom(st.just("echo")),
     ),
-    command(5, "claim", holder=HOLDERS, telegram=LIMIT, webchat=st.integers(0, 1), idle=st.booleans()),
-    command(3, "claim_all", holder=HOLDERS, forgiving=st.sampled_from((False, False, True))),
+    command(5, "claim", holder=HOLDERS, telegram=LIMIT, webchat=st.integers(0, 1), takes_suspects=st.booleans()),
+    command(3, "claim_all", holder=HOLDERS, counts_deaths=st.sampled_from((True, True, False))),
     command(10, "settle", pick=PICKS, settlement=SETTLEMENTS),
     command(3, "settle_any", pick=PICKS, settlement=SETTLEMENTS),
     command(1, "renew", picks=st.lists(PICKS, max_size=3)),
@@ -169,11 +169,11 @@ class TwoQueues:
     def _in(self, seconds: int | None) -> int | None:
         return None if seconds is None else self.fake.now_ms() + seconds * 1000
 
-    def claim(self, holder: str, telegram: int, webchat: int, idle: bool) -> None:
-        self._claim(holder, {"telegram": telegram, "webchat": webchat}, idle=idle)
+    def claim(self, holder: str, telegram: int, webchat: int, takes_suspects: bool) -> None:
+        self._claim(holder, {"telegram": telegram, "webchat": webchat}, takes_suspects=takes_suspects)
 
-    def claim_all(self, holder: str, forgiving: bool) -> None:
-        self._claim(holder, {"telegram": 9, "webchat": 9}, idle=True, forgiving=forgiving)
+    def claim_all(self, holder: str, counts_deaths: bool) -> None:
+        self._claim(holder, {"telegram": 9, "webchat": 9}, takes_suspects=True, counts_deaths=counts_deaths)
 
     def _claim(self, holder: str, room: dict[str, int], **how: bool) -> None:
         fake, real = self.agree(lambda queue: queue.claim(holder, room, **how))
@@ -218,7 +218,7 @@ class TwoQueues:
         for _ in range(times):
             for holder in ("w1", "w2", "w3"):
                 self.reclaim(holder)
-            self.claim_all("w1", forgiving=False)
+            self.claim_all("w1", counts_deaths=True)
 
     def sweep(self) -> None:
         self.agree(lambda queue: queue.sweep())

@@ -177,3 +177,27 @@ async def test_who_drops_what_was_answered_meanwhile_is_told_and_takes_nothing_f
     await gateway.supervisor.reap()
     await stage.start_worker(echo)
     await stage.ended(task_id)
+
+
+@pytest.mark.req("ENV-3")
+@pytest.mark.failure("A7")
+async def test_a_host_that_starts_with_a_time_far_ahead_forgets_nothing_by_it(stage: Stage):
+    gateway, _ = await stage.start(echo)
+    former = stage.incoming("Hello")
+    await stage.ended((await gateway.intake.accept(former)).task_id)
+    await gateway.kill()
+    stage.clock.advance(8 * DAY)  # the host is started again, and its clock is that far ahead
+    gateway = await stage.start_gateway()
+    await gateway.supervisor.sweep()
+    assert (await gateway.intake.accept(former)).new is False
+    stage.clock.step_wall(-8 * DAY)  # it is told the right time; the store's clock never goes back
+    for _ in range(40):
+        stage.clock.advance(30)
+        await gateway.supervisor.sweep()
+    assert (await gateway.intake.accept(former)).new is False
+    stage.clock.step_wall(8 * DAY)
+    await gateway.supervisor.sweep()
+    assert (await gateway.intake.accept(former)).new is False
+    stage.clock.advance(900)
+    await gateway.supervisor.sweep()
+    assert (await gateway.intake.accept(former)).new is True

@@ -196,7 +196,7 @@ async def test_what_waits_for_a_channel_that_was_taken_away_is_told_as_such_and_
     for task in await stage.queue.list_open(Selection(), limit=10):
         await stage.operations.drop(task.head.task_id, who="a person", why="that bot is gone")
     await gateway.supervisor.sweep()
-    await stage.queue.claim("a look", {"telegram": 1}, idle=True)
+    await stage.queue.claim("a look", {"telegram": 1}, takes_suspects=True)
     await gateway.supervisor.measure()
     assert await raised(stage) == set()
     assert status(gateway, "channels")[0] == AVAILABLE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rise.testing.faults.schedule import Mishap
 from rise.testing.faults.stores import AppendFsync, Stores
 from rise.testing.installation import ADMIN_TOKEN, Installation
 from rise.testing.servers import has_rabbitmq, has_redis
+from rise.testing.waiting import eventually
 
 pytestmark = [
     pytest.mark.slow,
@@ -66,7 +67,7 @@ class Caller:
             said, _, shown = await self.startup()
             return said == status and capabilities.items() <= shown.items()
 
-        await until(says_so)
+        await eventually(says_so, seconds=PATIENCE_SECONDS)
         return (await self.startup())[1]
 
 
@@ -77,13 +78,6 @@ def events(rise: Installation, name: str) -> list[dict[str, Any]]:
 
 def changes(rise: Installation, capability: str) -> list[str]:
     return [change["status"] for change in events(rise, "capability.state_changed") if change["name"] == capability]
-
-
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Other processes do it: there is no signal to wait for but asking."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not await holds():
-            await asyncio.sleep(0.1)
 
 
 @pytest.fixture
@@ -144,7 +138,7 @@ async def test_a_restart_with_a_backlog_says_how_much_is_replayed(
         async def is_said() -> bool:
             return bool(events(rise, "replaying backlog"))
 
-        await until(is_said)
+        await eventually(is_said, seconds=PATIENCE_SECONDS)
         assert [said["count"] for said in events(rise, "replaying backlog")] == [7]
         assert await caller.ask("and the next") == 200
 
@@ -164,7 +158,7 @@ async def test_a_frozen_rabbitmq_is_tried_three_times_and_said_and_work_goes_on_
             async def has_given_up() -> bool:
                 return any("stands in" in said["consequence"] for said in events(rise, "rabbit.publisher.timeout"))
 
-            await until(has_given_up)
+            await eventually(has_given_up, seconds=PATIENCE_SECONDS)
             of_one = {said["task_id"]: [] for said in events(rise, "rabbit.publisher.timeout")}
             for said in events(rise, "rabbit.publisher.timeout"):
                 of_one[said["task_id"]].append(said["consequence"])

@@ -33,6 +33,7 @@ from rise.testing.conformance.queue import (
 from rise.testing.conformance.refilling import RefillingConformance, begin
 from rise.testing.faults.proxy import FaultProxy, LinkFault
 from rise.testing.servers import RedisServer
+from rise.testing.waiting import eventually
 
 LIMITS = QueueLimits(claim=CLAIM, tasks_per_claim=TASKS_PER_CLAIM, deaths_suspect=DEATHS_SUSPECT, deaths_max=DEATHS_MAX)
 PATIENCE_SECONDS = 20.0
@@ -72,9 +73,8 @@ class RedisStage:
         self.server.ask("FLUSHALL")
 
     async def let_debts_lapse(self) -> None:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while any("owed:" in key for key in self.every_key()):
-                await asyncio.sleep(0.05)  # Redis ends them by its own clock, which nobody moves
+        # Redis ends them by its own clock, which nobody moves.
+        await eventually(lambda: not any("owed:" in key for key in self.every_key()))
         self.pass_time(1)
 
     async def lose_hints(self) -> None:

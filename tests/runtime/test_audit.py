@@ -58,7 +58,7 @@ async def accept(house: House, *numbers: int) -> list[TaskId]:
 
 async def finish(house: House, *task_ids: TaskId, outcome: Outcome = Outcome.SILENT) -> None:
     """As a worker does, whatever else it finds it hands back."""
-    for claim in (await house.queue.claim("test", {"telegram": 1000}, idle=True)).claims:
+    for claim in (await house.queue.claim("test", {"telegram": 1000}, takes_suspects=True)).claims:
         if claim.task.task_id in task_ids:
             await house.ledger.save_result(claim.task, RunResult(outcome=outcome), [], [], deliver=False)
             await house.queue.settle(claim, claim.task, Finished())
@@ -69,7 +69,7 @@ async def finish(house: House, *task_ids: TaskId, outcome: Outcome = Outcome.SIL
 
 async def answer(house: House, task_id: TaskId) -> Reply:
     """The result is saved, its one reply still waits for the sender."""
-    claims = (await house.queue.claim("test", {"telegram": 1000}, idle=True)).claims
+    claims = (await house.queue.claim("test", {"telegram": 1000}, takes_suspects=True)).claims
     [claim] = [claim for claim in claims if claim.task.task_id == task_id]
     task = claim.task
     reply = Reply(

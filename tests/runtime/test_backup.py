@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tarfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import apsw
 import pytest
 from disks import small_disk
 
+from rise import delivery
 from rise.bus.local import LocalBus, _locked_file
 from rise.bus.port import Topic
 from rise.channels.telegram import read_update
-from rise.clock import SystemClock
+from rise.clock import Clock, SystemClock
 from rise.envelope import Outcome, TaskId, reply_id_of
 from rise.errors import Rejected, RestoreUnfinished, StoreCorrupt, StoreLocked, StoreUnavailable
 from rise.ledger.port import ReplyState, RunResult, reply_of
@@ -125,6 +126,61 @@ async def test_a_restored_directory_says_which_database_it_has_and_opens(tmp_pat
     await restored.stores.open()
     assert await restored.ledger.identity() == identity
     await restored.stores.close()
+
+
+@pytest.mark.failure("C10")
+@pytest.mark.parametrize("name", ["former", "former.tar.gz"])
+async def test_what_a_killed_serve_left_is_restored_with_what_is_only_in_its_log(
+    tmp_path: Path, house: House, name: str
+):
+    """As in `before-restore-1`, which people go back to after they have restored the wrong backup."""
+    accepted = await accept(house, *range(1, 11))
+    await house.stores.close()  # these are in the file itself, what follows is not yet
+    killed = house_of(tmp_path / "data")
+    await killed.stores.open()
+    accepted += await accept(killed, *range(11, 31))
+    former = tmp_path / "former"
+    shutil.copytree(tmp_path / "data", former)
+    await killed.stores.close()
+    with tarfile.open(tmp_path / "former.tar.gz", "w:gz") as archive:
+        archive.add(former, arcname="former")
+
+    restored = await restore(tmp_path / name, DataDirectory(tmp_path / "again"), CLOCK)
+
+    assert restored.contents.tasks_open == 30
+    assert set(await open_tasks(tmp_path / "again")) == set(accepted)
+    assert (former / "rise.db-wal").stat().st_size  # what is restored from stays as it was
+
+
+@pytest.mark.failure("C5")
+async def test_a_restore_whose_log_finds_no_room_in_the_file_is_refused_and_puts_nothing_in_place(
+    tmp_path: Path, house: House, monkeypatch: pytest.MonkeyPatch
+):
+    await accept(house, 1)
+    await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
+    number_on = backup._number_on
+
+    async def on_a_full_disk(folder: Path, clock: Clock) -> None:
+        await number_on(folder, clock)
+        (folder / "rise.db-wal").write_bytes(b"what closing could not take into the file")
+
+    monkeypatch.setattr(backup, "_number_on", on_a_full_disk)
+    with pytest.raises(StoreUnavailable, match="free some space"):
+        await restore(tmp_path / "copy", DataDirectory(tmp_path / "again"), CLOCK)
+    assert not (tmp_path / "again" / "rise.db").exists()
+    monkeypatch.undo()
+    restored = await restore(tmp_path / "copy", DataDirectory(tmp_path / "again"), CLOCK)
+    assert restored.contents.tasks_open == 1
+
+
+async def test_what_is_in_use_is_no_backup(tmp_path: Path, house: House):
+    await accept(house, 1)
+    house.stores.directory.own()
+    try:
+        with pytest.raises(StoreLocked, match="rise backup"):
+            await restore(house.stores.directory.path, DataDirectory(tmp_path / "again"), CLOCK)
+    finally:
+        house.stores.directory.disown()
 
 
 @pytest.mark.req("SEC-4")
@@ -395,7 +451,7 @@ async def test_a_mount_point_is_restored_into_new_or_used(tmp_path: Path, house:
 
 KILLED_AT_EVERY_STEP = """
 import asyncio, itertools, os, pathlib, shutil, signal, sys
-from rise.clock import SystemClock
+from rise.clock import Clock, SystemClock
 from rise.runtime.backup import restore
 from rise.runtime.directory import DataDirectory
 
@@ -508,7 +564,7 @@ BOT_TOKEN = "7:AAaaBBbbCCccDDddEEeeFFffGGggHHhhIIi"
 async def answer(house: House, number: int, *texts: str, deliver: bool) -> TaskId:
     """The result is saved; its replies wait for the sender, or lie where their reader fetches them."""
     [task_id] = await accept(house, number)
-    claims = (await house.queue.claim("test", {"telegram": 1000}, idle=True)).claims
+    claims = (await house.queue.claim("test", {"telegram": 1000}, takes_suspects=True)).claims
     [claim] = [claim for claim in claims if claim.task.task_id == task_id]
     task = claim.task
     replies = []
@@ -523,6 +579,33 @@ async def answer(house: House, number: int, *texts: str, deliver: bool) -> TaskI
 
 async def states(house: House, task_id: TaskId) -> list[ReplyState]:
     return [reply.state for reply in await house.ledger.replies(task_id=task_id)]
+
+
+@pytest.mark.req("CHN-1")
+@pytest.mark.parametrize("is_first", [True, False], ids=["the first", "not the first"])
+async def test_who_fetches_replies_sees_what_is_said_after_a_restore(tmp_path: Path, is_first: bool):
+    """A page of the web chat keeps the number of the last reply it has shown, and asks for those beyond it."""
+
+    def house_with_bot(name: str) -> House:
+        bot = {"telegram_token": BOT_TOKEN, "telegram_mode": "polling"}
+        return build(load_settings(data_dir=tmp_path / name, _env_file=None, **bot))
+
+    former, again = house_with_bot("data"), house_with_bot("again")
+    await former.stores.open()
+    if not is_first:
+        await answer(former, 2, "before the backup", deliver=False)
+    await back_up(former.stores.directory, tmp_path / "copy", CLOCK)
+    await answer(former, 7, "after the backup", "and more", deliver=False)
+    [*_, seen] = await former.ledger.transcript("telegram", "7", "2", after=0, limit=10)
+    await former.stores.close()
+
+    await restore(tmp_path / "copy", again.stores.directory, CLOCK, replaces=True)
+
+    await again.stores.open()
+    await answer(again, 12, "after the restore", deliver=False)
+    fetched = await again.ledger.transcript("telegram", "7", "2", after=seen.sequence, limit=10)
+    await again.stores.close()
+    assert [reply.call.text for reply in fetched] == ["after the restore"]
 
 
 @pytest.mark.req("OUT-1")
@@ -567,6 +650,58 @@ async def test_replies_that_waited_in_the_backup_are_doubts_after_a_restore(tmp_
         await again.stores.close()
         mark = "↻ " if policy == "resend_marked" else ""
         assert [message.text for message in telegram.sent] == ([] if policy == "hold" else [f"{mark}one", f"{mark}two"])
+
+
+@pytest.mark.req("OUT-1")
+@pytest.mark.failure("M7")
+async def test_what_is_in_doubt_waits_for_its_channel_as_what_is_ready_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A backup is tried out, or started too soon, without the bot's token: its policy counts all the same later."""
+    monkeypatch.setattr(delivery, "ACCOUNT_RETRY_SECONDS", 0.1)
+    async with TelegramStandIn(BOT_TOKEN) as telegram:
+        bot: dict[str, Any] = {"telegram_token": BOT_TOKEN, "telegram_api_base": telegram.url}
+
+        def house_with(**settings: Any) -> House:
+            return build(load_settings(data_dir=tmp_path / "data", _env_file=None, **settings))
+
+        house = house_with(**bot)
+        await house.stores.open()
+        task_id = await answer(house, 1, "one", deliver=True)
+        await back_up(house.stores.directory, tmp_path / "copy", CLOCK)
+        await house.stores.close()
+        await restore(tmp_path / "copy", house.stores.directory, CLOCK, replaces=True)
+
+        without_bot, given_back = house_with(), Signal()
+        await without_bot.stores.open()
+        release = without_bot.ledger.outbox_release
+
+        async def released(*args: Any, **kwargs: Any) -> None:
+            await release(*args, **kwargs)
+            given_back.set()
+
+        monkeypatch.setattr(without_bot.ledger, "outbox_release", released)
+        await until_sent(without_bot, given_back.wait(2))
+        assert await states(without_bot, task_id) == [ReplyState.SENDING]
+        await without_bot.stores.close()
+
+        again = house_with(**bot)
+        await again.stores.open()
+        await until_sent(again, telegram.wait_until(lambda platform: len(platform.sent) == 1))
+        await again.channels.close()
+        await again.stores.close()
+        assert [message.text for message in telegram.sent] == ["↻ one"]
+
+
+async def until_sent(house: House, done: Awaitable[object]) -> None:
+    """Its sender runs until then."""
+    sender = build_sender(house)
+    await house.bus.start()
+    await sender.start()
+    await done
+    await sender.stop()
+    await house.ledger.leave_offices(house.bus.member)
+    await house.bus.stop()
 
 
 async def test_nothing_is_written_beside_the_directory(tmp_path: Path, house: House):

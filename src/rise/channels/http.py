@@ -68,7 +68,7 @@ _MESSAGE_FIELDS: Final = (
 _OF_THE_ANSWER: Final = ("waitForResult", "waitTimeoutSeconds", "idempotencyKey")
 """Fields that say how the caller wants to be answered, or under which key, which may as well be a header."""
 _EFFECT_FIELDS: Final = {"reply_to": "replyTo", "parse_mode": "parseMode", "chat_id": "chatId"}
-_TELEGRAM_CHAT: Final = re.compile(r"-?[0-9]{1,19}|@[A-Za-z][A-Za-z0-9_]{3,63}", re.ASCII)
+_TELEGRAM_CHAT: Final = re.compile(r"-?[1-9][0-9]{0,18}|@[A-Za-z][A-Za-z0-9_]{3,63}", re.ASCII)
 
 
 class ApplyRequest(msgspec.Struct, frozen=True):

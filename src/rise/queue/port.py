@@ -224,13 +224,15 @@ class Queue(Protocol):
         """Claim the delivery key and write the task, in one atomic and durable step."""
         ...
 
-    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool, forgiving: bool = False) -> Claimed:
+    async def claim(
+        self, holder: str, room: Mapping[str, int], *, takes_suspects: bool, counts_deaths: bool = True
+    ) -> Claimed:
         """Take up to `room[channel]` lanes per channel whose head is due, longest-waiting first.
 
         A lane has at most one live claim. A task found running from a claim that was never settled has one
         more death counted; with `deaths_max` it is suspended as poison and the next is taken. A task with
-        `deaths_suspect` is given only to an `idle` holder, alone. `forgiving`: the store could not be written
-        to for a while, so that a claim which was not prolonged proves nobody's death.
+        `deaths_suspect` is given only to a holder that `takes_suspects`, and alone. Not `counts_deaths`: the store
+        could not be written to for a while, so that a claim which was not prolonged proves nobody's death.
         """
         ...
 
@@ -256,8 +258,12 @@ class Queue(Protocol):
         """Its process is known to be dead: make its claims claimable now instead of when they expire."""
         ...
 
-    async def sweep(self) -> int:
-        """Make claimable every lane that has work and was forgotten; forget old receipts. Returns lanes found."""
+    async def sweep(self, *, forgets: bool = True) -> int:
+        """Make claimable every lane that has work and was forgotten. Returns lanes found.
+
+        `forgets`: also forget the receipts whose time is over by the store's clock. That cannot be undone: whoever has
+        reason to doubt the clock leaves it.
+        """
         ...
 
     async def finish(self, task_id: TaskId, generation: int) -> bool:

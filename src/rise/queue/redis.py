@@ -152,13 +152,15 @@ class RedisQueue:
 
     # --- claims ---
 
-    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool, forgiving: bool = False) -> Claimed:
+    async def claim(
+        self, holder: str, room: Mapping[str, int], *, takes_suspects: bool, counts_deaths: bool = True
+    ) -> Claimed:
         limits = self._limits
         suspects_waiting, offers = await self._database.run(
             _CLAIM,
             holder,
-            int(idle),
-            0 if forgiving else 1,
+            int(takes_suspects),
+            int(counts_deaths),
             self._claim_ms,
             limits.tasks_per_claim,
             limits.deaths_suspect,
@@ -211,10 +213,10 @@ class RedisQueue:
     async def reclaim(self, holder: str) -> int:
         return int(await self._database.run(_RECLAIM, holder))
 
-    async def sweep(self) -> int:
+    async def sweep(self, *, forgets: bool = True) -> int:
         found = await self._sweep_lanes() + await self._sweep_tasks()
         memory_ms = _ms(self._limits.lane_memory.total_seconds())
-        while await self._database.run(_FORGET, LOOK_AT_ONCE, memory_ms, HINT_SECONDS * 1000, SWEEPER):
+        while forgets and await self._database.run(_FORGET, LOOK_AT_ONCE, memory_ms, HINT_SECONDS * 1000, SWEEPER):
             pass
         return found
 

@@ -178,13 +178,24 @@ class SqliteQueue:
 
     # --- claims ---
 
-    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool, forgiving: bool = False) -> Claimed:
+    async def claim(
+        self, holder: str, room: Mapping[str, int], *, takes_suspects: bool, counts_deaths: bool = True
+    ) -> Claimed:
         if not await self._database.read(lambda connection: _anything_ready(connection, room, self.now_ms())):
             return Claimed([])  # most looks find nothing; they must not cost an fsync
-        return await self._database.write(lambda connection: self._claim(connection, holder, room, idle, forgiving))
+
+        def change(connection: apsw.Connection) -> Claimed:
+            return self._claim(connection, holder, room, takes_suspects, counts_deaths)
+
+        return await self._database.write(change)
 
     def _claim(
-        self, connection: apsw.Connection, holder: str, room: Mapping[str, int], idle: bool, forgiving: bool
+        self,
+        connection: apsw.Connection,
+        holder: str,
+        room: Mapping[str, int],
+        takes_suspects: bool,
+        counts_deaths: bool,
     ) -> Claimed:
         now = self.now_ms()
         claims: list[Claim] = []
@@ -193,13 +204,13 @@ class SqliteQueue:
         for lane, channel in _ready_lanes(connection, room, now):
             if left[channel] <= 0:
                 continue
-            head = self._runnable_head(connection, lane, now, forgiving)
+            head = self._runnable_head(connection, lane, now, counts_deaths)
             if head is None:
                 continue
             if head.progress.deaths >= self._limits.deaths_suspect:
                 # It was running in several crashes. It gets a process to itself, so that if it kills
                 # once more nobody else's message is counted with it.
-                if not idle or claims:
+                if not takes_suspects or claims:
                     suspects_waiting = True
                     continue
                 return Claimed([self._start(connection, lane, channel, holder, head, tasks_left=1, now=now)])
@@ -209,9 +220,9 @@ class SqliteQueue:
             )
         return Claimed(claims, suspects_waiting)
 
-    def _runnable_head(self, connection: apsw.Connection, lane: LaneKey, now: int, forgiving: bool) -> Task | None:
+    def _runnable_head(self, connection: apsw.Connection, lane: LaneKey, now: int, counts_deaths: bool) -> Task | None:
         """The lane's first task if it is due. Otherwise correct the lane's hint and return None."""
-        self._count_deaths(connection, lane, now, 0 if forgiving else 1)
+        self._count_deaths(connection, lane, now, int(counts_deaths))
         head = _head_of(connection, lane)
         if head is not None and head.progress.due_at_ms <= now:
             return head
@@ -311,12 +322,12 @@ class SqliteQueue:
 
         return await self._database.write(change)
 
-    async def sweep(self) -> int:
+    async def sweep(self, *, forgets: bool = True) -> int:
         # Looked for in a snapshot and put right afterwards: the search takes long with many open tasks, and
         # acceptance must not wait for it.
         forgotten, expired = await self._database.read(lambda connection: _find_forgotten(connection, self.now_ms()))
         found = await self._database.write(lambda connection: self._sweep(connection, forgotten, expired))
-        while await self._database.write(self._forget):
+        while forgets and await self._database.write(self._forget):
             pass  # in small steps, because messages are accepted in between
         return found
 

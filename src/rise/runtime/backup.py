@@ -28,12 +28,13 @@ from typing import IO, Any, Final
 
 import msgspec
 
-from rise.clock import Clock
+from rise.clock import Clock, epoch_ms
 from rise.connections.sqlite import Database
 from rise.errors import Rejected, StoreCorrupt, StoreLocked, StoreUnavailable
 from rise.runtime.directory import DATABASE, MARKER, DataDirectory
 
 SECRETS: Final = ("admin-token", "secret-key")
+_LOG: Final = f"{DATABASE}-wal"
 ARCHIVE_SUFFIXES: Final = (".tar.gz", ".tgz")
 
 _FOLDER: Final = "rise-backup"
@@ -45,6 +46,7 @@ _FORMER: Final = "former"
 _ASIDE: Final = "before-restore-"
 _LOST_AND_FOUND: Final = "lost+found"
 """What a new ext4 volume has; it belongs to the disk."""
+_NUMBERS_LEFT_OUT: Final = 1_000_000
 _COUNTED: Final = ("tasks", "receipts", "runs")
 
 Progress = Callable[[int, int], None]
@@ -112,6 +114,8 @@ async def restore(source: Path, directory: DataDirectory, clock: Clock, *, repla
             contents = await _examined(new, clock)
             await _mark(new, clock)
             in_doubt = await _doubt_replies(new, clock)
+            await _number_on(new, clock)
+            _refuse_log_left(new)
             _sync_files(new)
             # Once more: that took its time, and workers and commands come without owning the directory.
             _refuse_members(directory)
@@ -246,11 +250,20 @@ def _unpack(source: Path, staging: Path) -> None:
     if not source.exists():
         raise Rejected(f"there is no backup {source}: name what `rise backup` made", field="source")
     if source.is_dir():
-        _copy_files(source, staging, (DATABASE, *SECRETS))
+        _refuse_in_use(DataDirectory(source))
+        # A backup has no log. A directory that a killed `rise serve` left has one, as what was moved aside may have:
+        # the newest is in it alone, and SQLite takes it into the copy when that is opened.
+        _copy_files(source, staging, (DATABASE, _LOG, *SECRETS))
     else:
         _unpack_archive(source, staging)
     if not (staging / DATABASE).exists():
         raise Rejected(f"{source} is no backup: there is no {DATABASE} in it", field="source")
+
+
+def _refuse_in_use(source: DataDirectory) -> None:
+    """Its two files, copied one after the other, would be of two moments."""
+    if source.is_owned() or source.members():
+        raise StoreLocked(f"{source.path} is in use: `rise backup` it, and restore that")
 
 
 def _unpack_archive(source: Path, staging: Path) -> None:
@@ -259,7 +272,7 @@ def _unpack_archive(source: Path, staging: Path) -> None:
         with gzip.open(source) as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
-                if member.isfile() and name in (DATABASE, *SECRETS):
+                if member.isfile() and name in (DATABASE, _LOG, *SECRETS):
                     _write_private(staging / name, tar.extractfile(member))
             # The checksum is behind the last file, and only who reads on finds that a bit has changed.
             while packed.read(1 << 20):
@@ -274,10 +287,32 @@ async def _doubt_replies(folder: Path, clock: Clock) -> int:
         return await copy.write(_doubt)
 
 
+async def _number_on(folder: Path, clock: Clock) -> None:
+    async with opened_to_read(folder / DATABASE, clock) as copy:
+        await copy.write(lambda connection: _leave_numbers_out(connection, epoch_ms(clock.now())))
+
+
+def _leave_numbers_out(connection: Any, now_ms: int) -> None:
+    """A page of the web chat asks for replies beyond the last it has shown, whose number may have been given since the
+    backup: given again, it would never be shown. Of the former numbers none is as high as the time."""
+    if not connection.execute("SELECT 1 FROM sqlite_sequence WHERE name = 'replies'").fetchone():
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('replies', 0)")
+    # More, too, than any that came since, where the clock is wrong.
+    connection.execute(
+        "UPDATE sqlite_sequence SET seq = max(seq + ?, ?) WHERE name = 'replies'", (_NUMBERS_LEFT_OUT, now_ms)
+    )
+
+
 def _doubt(connection: Any) -> int:
     # Not what is held behind another: a person decides about that, and may look first. What channels fetch is `sent`.
     connection.execute("UPDATE replies SET state = 'sending' WHERE state = 'ready' AND held = 0")
     return int(connection.changes())
+
+
+def _refuse_log_left(folder: Path) -> None:
+    """Only the file itself is put in place. Closing takes the log into it, unless the disk had no room for that."""
+    if (folder / _LOG).exists():
+        raise StoreUnavailable(f"{folder / _LOG} could not be taken into {DATABASE}: free some space, restore again")
 
 
 async def _mark(folder: Path, clock: Clock) -> None:
@@ -326,7 +361,7 @@ def _put_in_place(directory: DataDirectory) -> None:
     """The database last. What lies there by these names came from a restore that was cut off."""
     path, new = directory.path, directory.unfinished / _NEW
     path.chmod(0o700)
-    log = path / f"{DATABASE}-wal"
+    log = path / _LOG
     if log.exists():
         # Of another database: SQLite would write its pages into this one.
         raise StoreLocked(f"something has opened {path / DATABASE}: stop it, remove {log}, then restore again")

@@ -37,7 +37,10 @@ RESTART_SECONDS_MIN: Final = 60.0
 CLOCKS_SECONDS_MAX: Final = 60.0
 """So far apart the store's clock and the wall clock may be without a word."""
 CLOCKS_APART: Final = "the store's clock and this host's are"
-CLOCKS_CONSEQUENCE: Final = "nothing is lost and all is answered; the times that are shown and kept are wrong by that"
+CLOCKS_CONSEQUENCE: Final = (
+    "nothing is lost and all is answered; the times that are shown and kept are wrong by that, and what was planned "
+    "for a moment may come early or late by as much"
+)
 CLOCKS_REMEDY: Final = (
     "see that this host's clock is right, and that of Redis's host (NTP). The store's takes its word after a reboot, "
     "but never goes back: one that is ahead is met again when Rise was down over a reboot for as long"

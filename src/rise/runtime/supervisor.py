@@ -22,7 +22,7 @@ from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, notice_id_of
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
-from rise.runtime.pipeline import Pipeline
+from rise.runtime.pipeline import Pipeline, clocks_apart
 from rise.service import Loop, Signal
 from rise.telemetry import enqueue_to_reply_seconds, log, settled_total, workflow_pending_total
 
@@ -48,6 +48,8 @@ class Duties:
     late_text: str = "Got it, running late. The answer will come."
     failed_text: str = "Sorry, your message could not be answered. A person has been told."
     keep_finished_seconds: float = 30 * 86400.0
+    forget_after_seconds: float = 900.0
+    """For so long the store's clock and the wall clock have to agree before anything is forgotten by them."""
     suspended_alert_count: int = 100
     suspended_alert_seconds: float = 86400.0
 
@@ -79,6 +81,7 @@ class Supervisor:
         self._pipeline = pipeline
         self._clock = clock
         self._duties = duties or Duties()
+        self._agreeing_since = clock.monotonic()
         self._defined = Signal()
         self._told: set[ReplyId] = set()
         self._telling_after = ""
@@ -129,12 +132,25 @@ class Supervisor:
 
     async def sweep(self) -> None:
         """Find forgotten lanes and replies whose end the queue has not heard of; forget what is old enough."""
-        found = await self._queue.sweep()
+        may_forget = self._trusts_the_clocks()
+        found = await self._queue.sweep(forgets=may_forget)
         if found:
             log.warning("queue.hints_remade", lanes=found, consequence="these chats had stood still and go on")
             self._bus.publish(Topic.LANES_READY)
         await self._bring_in_line()
         await self._forget_ended()
+        if may_forget:
+            await self._purge()
+
+    def _trusts_the_clocks(self) -> bool:
+        """Whether what is old may be forgotten, which cannot be undone. A host that starts with a wrong time is told
+        the right one within minutes, and until then nothing shows that it was wrong."""
+        now = self._clock.monotonic()
+        if clocks_apart(self._queue.now_ms(), self._clock.now()) is not None:
+            self._agreeing_since = now
+        return now - self._agreeing_since >= self._duties.forget_after_seconds
+
+    async def _purge(self) -> None:
         old = self._queue.now_ms() - int(self._duties.keep_finished_seconds * 1000)
         while await self._ledger.purge(finished_before_ms=old, limit=PAGE) == PAGE:
             pass  # in small steps, because messages are accepted in between

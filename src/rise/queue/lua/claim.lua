@@ -1,6 +1,6 @@
 -- Takes up to so many due lanes per channel, longest-waiting first, each with a new fence and its first task running.
 -- Where nothing is ready it writes nothing.
-local holder, idle, deaths = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
+local holder, takes_suspects, deaths = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
 local claim_ms, tasks_per_claim = tonumber(ARGV[4]), tonumber(ARGV[5])
 local deaths_suspect, deaths_max = tonumber(ARGV[6]), tonumber(ARGV[7])
 local places = {}
@@ -58,7 +58,7 @@ for _, one in ipairs(found) do
   if head and tonumber(head.deaths) < deaths_suspect then
     places[one.channel] = places[one.channel] - 1
     claims[#claims + 1] = start(one, head, tasks_per_claim)
-  elseif head and idle and #claims == 0 then
+  elseif head and takes_suspects and #claims == 0 then
     -- It was running in several crashes. It gets a process to itself, so that if it kills once more nobody
     -- else's message is counted with it.
     return { 0, { start(one, head, 1) } }

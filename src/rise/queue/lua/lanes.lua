@@ -12,8 +12,8 @@ local RUNNING = Q .. 'running'         -- lane → its task being processed
 local RETRY = Q .. 'retry'             -- pending tasks that failed and are not due yet, by when they are
 local PLANNED = Q .. 'planned'         -- pending tasks that came to be run later, the same
 local SUSPENDED = Q .. 'suspended'     -- suspended tasks, by since when
-local PARKED = Q .. 'parked'           -- the same as "lane, newline, task", by their date
-local PARKED_IN = Q .. 'parked:'       -- the same per lane
+local SUSPENDED_DATED = Q .. 'suspended:dated'  -- the same as "lane, newline, task", by their date
+local SUSPENDED_IN = Q .. 'suspended:in:'      -- the same per lane
 local DEADLINES = Q .. 'deadlines'     -- the same, by when they are of no use any more
 local ROUTES = Q .. 'routes'           -- how many are suspended, by reason and route
 local COUNTS = Q .. 'counts'           -- tasks by status and by channel, and what was counted since ever
@@ -119,8 +119,8 @@ local enter = {
   replying = function() end,
   suspended = function(task)
     call('ZADD', SUSPENDED, now, task.id)
-    call('ZADD', PARKED, task.at, task.lane .. '\n' .. task.id)
-    call('SADD', PARKED_IN .. task.lane, task.id)
+    call('ZADD', SUSPENDED_DATED, task.at, task.lane .. '\n' .. task.id)
+    call('SADD', SUSPENDED_IN .. task.lane, task.id)
     count_route(task, 1)
     -- A held reply was perhaps an answer in time: a person has to say what becomes of it.
     if task.deadline and task.reason ~= 'reply_held' then call('ZADD', DEADLINES, task.deadline, task.id) end
@@ -138,8 +138,8 @@ local leave = {
   replying = function() end,
   suspended = function(task)
     call('ZREM', SUSPENDED, task.id)
-    call('ZREM', PARKED, task.lane .. '\n' .. task.id)
-    call('SREM', PARKED_IN .. task.lane, task.id)
+    call('ZREM', SUSPENDED_DATED, task.lane .. '\n' .. task.id)
+    call('SREM', SUSPENDED_IN .. task.lane, task.id)
     call('ZREM', DEADLINES, task.id)
     count_route(task, -1)
   end,
@@ -303,6 +303,6 @@ local function run(task, claim_ms)
     set_status(task, 'processing', { updated = now })
   end
   local row = whole(task)
-  row[#row + 1] = call('EXISTS', PARKED_IN .. task.lane)
+  row[#row + 1] = call('EXISTS', SUSPENDED_IN .. task.lane)
   return row
 end

@@ -40,17 +40,17 @@ local function meant(id)
 end
 
 -- The meant tasks among the suspended, by whole lanes, oldest first, until there are about `limit`.
-local function parked(limit)
+local function meant_suspended(limit)
   local tasks, seen, from, page = {}, {}, 0, 200
   local function add_lane(lane)
-    for _, id in ipairs(call('SMEMBERS', PARKED_IN .. lane)) do tasks[#tasks + 1] = meant(id) end
+    for _, id in ipairs(call('SMEMBERS', SUSPENDED_IN .. lane)) do tasks[#tasks + 1] = meant(id) end
   end
   if selection.lane then
     if limit > 0 then add_lane(selection.lane) end
     return tasks
   end
   while #tasks < limit do
-    local members = call('ZRANGE', PARKED, from, from + page - 1)
+    local members = call('ZRANGE', SUSPENDED_DATED, from, from + page - 1)
     for _, member in ipairs(members) do
       local lane, id = member:match('^(.*)\n(.-)$')
       if #tasks < limit and not seen[lane] and meant(id) then

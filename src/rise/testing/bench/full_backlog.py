@@ -23,7 +23,7 @@ STILL_SECONDS_MAX: Final = 60.0
 """Nothing was finished for so long: it does not go on."""
 
 _CONTENT: Final = "{rise}:queue:content:*"
-_OF_OPEN_WORK: Final = ("task:", "content:", "line:", "parked:", "open", "work", "running", "retry", "claims")
+_OF_OPEN_WORK: Final = ("task:", "content:", "line:", "suspended:", "open", "work", "running", "retry", "claims")
 
 
 class _Drain(msgspec.Struct, frozen=True):

@@ -130,8 +130,8 @@ async def enqueue(queue: Queue, *numbers: int, chat: str = "1") -> list[TaskId]:
     return [(await queue.enqueue(delivery(number, chat=chat))).task_id for number in numbers]
 
 
-async def claim_all(queue: Queue, holder: str = "w1", *, room: int = 100, idle: bool = True) -> list[Claim]:
-    return (await queue.claim(holder, {"telegram": room}, idle=idle)).claims
+async def claim_all(queue: Queue, holder: str = "w1", *, room: int = 100, takes_suspects: bool = True) -> list[Claim]:
+    return (await queue.claim(holder, {"telegram": room}, takes_suspects=takes_suspects)).claims
 
 
 async def claim_one(queue: Queue, holder: str = "w1") -> Claim:
@@ -256,6 +256,17 @@ class QueueConformance:
         await stage.queue.sweep()
         assert not (await stage.queue.enqueue(delivery(1))).new
 
+    @pytest.mark.req("ENV-3")
+    @pytest.mark.failure("A7")
+    async def test_a_sweep_that_doubts_the_clock_forgets_no_key(self, stage: QueueStage) -> None:
+        await stage.queue.enqueue(delivery(1))
+        await run_everything(stage.queue)
+        stage.pass_time(RECEIPT_SECONDS + KEY_GRACE_SECONDS + 1)
+        await stage.queue.sweep(forgets=False)
+        assert len(await stage.queue.receipts(limit=10)) == 1
+        await stage.queue.sweep()
+        assert await stage.queue.receipts(limit=10) == []
+
     @pytest.mark.failure("H9")
     async def test_an_open_task_is_known_even_when_its_key_is_forgotten(self, stage: QueueStage) -> None:
         first = await stage.queue.enqueue(delivery(1, raw=b"first", suspend=Reason.RAW_PAYLOAD_INVALID))
@@ -366,10 +377,10 @@ class QueueConformance:
         for number in range(1, 6):
             await queue.enqueue(delivery(number, chat=str(number)))
             await queue.enqueue(delivery(number + 10, chat=str(number), channel="webchat"))
-        claimed = await queue.claim("w1", {"telegram": 2, "webchat": 1}, idle=True)
+        claimed = await queue.claim("w1", {"telegram": 2, "webchat": 1}, takes_suspects=True)
         assert sorted(claim.channel for claim in claimed.claims) == ["telegram", "telegram", "webchat"]
-        assert (await queue.claim("w1", {"telegram": 0}, idle=False)).claims == []
-        assert (await queue.claim("w1", {}, idle=False)).claims == []
+        assert (await queue.claim("w1", {"telegram": 0}, takes_suspects=False)).claims == []
+        assert (await queue.claim("w1", {}, takes_suspects=False)).claims == []
 
     @pytest.mark.failure("D13")
     async def test_a_long_lane_lets_others_have_their_turn(self, stage: QueueStage) -> None:
@@ -476,7 +487,7 @@ class QueueConformance:
         for _ in range(DEATHS_SUSPECT):
             stale = await claim_one(stage.queue)
             await die(stage)
-        busy = await stage.queue.claim("w2", {"telegram": 1}, idle=False)
+        busy = await stage.queue.claim("w2", {"telegram": 1}, takes_suspects=False)
         assert (busy.claims, busy.suspects_waiting) == ([], True)
         assert await stage.queue.renew([stale]) == {stale.fence}
         with pytest.raises(ClaimLost):
@@ -570,7 +581,10 @@ class QueueConformance:
         claim = await claim_one(stage.queue)
         for _ in range(DEATHS_MAX):
             await die(stage)
-            lost, [claim] = claim, (await stage.queue.claim("w2", {"telegram": 1}, idle=True, forgiving=True)).claims
+            lost, [claim] = (
+                claim,
+                (await stage.queue.claim("w2", {"telegram": 1}, takes_suspects=True, counts_deaths=False)).claims,
+            )
             assert claim.task.progress.deaths == 0
             assert await stage.queue.renew([lost]) == {lost.fence}
 
@@ -584,17 +598,17 @@ class QueueConformance:
         stage.pass_time(1)
         await enqueue(queue, 3, chat="other")
 
-        busy = await queue.claim("w1", {"telegram": 10}, idle=False)
+        busy = await queue.claim("w1", {"telegram": 10}, takes_suspects=False)
         assert [number_of(claim.task) for claim in busy.claims] == [3]
         assert busy.suspects_waiting
 
         await enqueue(queue, 4, chat="third")
-        idle = await queue.claim("w2", {"telegram": 10}, idle=True)
+        idle = await queue.claim("w2", {"telegram": 10}, takes_suspects=True)
         assert [number_of(claim.task) for claim in idle.claims] in ([1], [4])
         if number_of(idle.claims[0].task) == 4:
             assert idle.suspects_waiting
             await run_lane(queue, idle.claims[0])
-            idle = await queue.claim("w2", {"telegram": 10}, idle=True)
+            idle = await queue.claim("w2", {"telegram": 10}, takes_suspects=True)
         [alone] = idle.claims
         assert (number_of(alone.task), alone.tasks_left) == (1, 0)
         assert await queue.settle(alone, alone.task, Finished()) is None, "the next task is claimed anew"
@@ -620,7 +634,7 @@ class QueueConformance:
             await enqueue(queue, number, chat=str(number))
         answered = []
         for worker in range(20):
-            claimed = await queue.claim(f"w{worker}", {"telegram": 10}, idle=True)
+            claimed = await queue.claim(f"w{worker}", {"telegram": 10}, takes_suspects=True)
             numbers = [number_of(claim.task) for claim in claimed.claims]
             if not numbers:
                 break
@@ -1446,10 +1460,12 @@ class _Happenings:
 
     async def _claim(self) -> None:
         before = await self._runnable()
-        idle = self._dice.random() < 0.7
-        claimed = await self._queue.claim(f"w{self._dice.randrange(3)}", {"telegram": 10}, idle=idle)
+        takes_suspects = self._dice.random() < 0.7
+        claimed = await self._queue.claim(
+            f"w{self._dice.randrange(3)}", {"telegram": 10}, takes_suspects=takes_suspects
+        )
         suspects = [claim for claim in claimed.claims if claim.task.progress.deaths >= DEATHS_SUSPECT]
-        assert not suspects or (idle and len(claimed.claims) == 1)
+        assert not suspects or (takes_suspects and len(claimed.claims) == 1)
         for claim in claimed.claims:
             live = self._live.pop(claim.lane, None)
             if live is not None:

@@ -176,23 +176,25 @@ class MemoryQueue(MemoryStore):
 
     # --- claims ---
 
-    async def claim(self, holder: str, room: Mapping[str, int], *, idle: bool, forgiving: bool = False) -> Claimed:
-        return await self._through("claim", lambda: self._claim(holder, room, idle, forgiving))
+    async def claim(
+        self, holder: str, room: Mapping[str, int], *, takes_suspects: bool, counts_deaths: bool = True
+    ) -> Claimed:
+        return await self._through("claim", lambda: self._claim(holder, room, takes_suspects, counts_deaths))
 
-    def _claim(self, holder: str, room: Mapping[str, int], idle: bool, forgiving: bool) -> Claimed:
+    def _claim(self, holder: str, room: Mapping[str, int], takes_suspects: bool, counts_deaths: bool) -> Claimed:
         if self._state.life is None:
             return Claimed([])  # half of a chat may be missing still
         now, left = self.now_ms(), dict(room)
         claims: list[Claim] = []
         suspects_waiting = False
         for lane in self._ready_lanes(now):
-            head = self._due_head(lane, now, forgiving) if left.get(lane.channel, 0) > 0 else None
+            head = self._due_head(lane, now, counts_deaths) if left.get(lane.channel, 0) > 0 else None
             if head is None:
                 continue
             if not self._is_suspect(head):
                 left[lane.channel] -= 1
                 claims.append(self._start(lane, holder, head, self._limits.tasks_per_claim, now))
-            elif idle and not claims:
+            elif takes_suspects and not claims:
                 return Claimed([self._start(lane, holder, head, 1, now)])
             else:
                 suspects_waiting = True
@@ -207,23 +209,23 @@ class MemoryQueue(MemoryStore):
         ]
         return [lane for _, _, lane in sorted(waiting, key=lambda one: one[:2])]
 
-    def _due_head(self, lane: Lane, now: int, forgiving: bool) -> StoredTask | None:
+    def _due_head(self, lane: Lane, now: int, counts_deaths: bool) -> StoredTask | None:
         """The first task of a lane that nobody has any more; None if nothing is to be done in it now."""
-        self._take_from_the_lost(lane, now, forgiving)
+        self._take_from_the_lost(lane, now, counts_deaths)
         head = self._head_of(lane)
         if head is None or head.progress.due_at_ms > now or self._is_owed(lane, now):
             self._let_go(lane, now)
             return None
         return head
 
-    def _take_from_the_lost(self, lane: Lane, now: int, forgiving: bool) -> None:
+    def _take_from_the_lost(self, lane: Lane, now: int, counts_deaths: bool) -> None:
         for task in self._runnable(lane):
             if task.progress.status is not Status.PROCESSING:
                 continue
             lane.holder = None
-            deaths = task.progress.deaths + (not forgiving)
+            deaths = task.progress.deaths + counts_deaths
             task.change(status=Status.PENDING, deaths=deaths, updated_at_ms=now)
-            if not forgiving and deaths >= self._limits.deaths_max:
+            if counts_deaths and deaths >= self._limits.deaths_max:
                 error = f"the worker process died {deaths} times while running it"
                 task.change(status=Status.SUSPENDED, reason=Reason.POISON, error=error)
 
@@ -313,10 +315,10 @@ class MemoryQueue(MemoryStore):
                 lane.ready_at_ms = min(lane.ready_at_ms, self.now_ms())
         return len(lanes)
 
-    async def sweep(self) -> int:
-        return await self._through("sweep", self._sweep)
+    async def sweep(self, *, forgets: bool = True) -> int:
+        return await self._through("sweep", lambda: self._sweep(forgets))
 
-    def _sweep(self) -> int:
+    def _sweep(self, forgets: bool) -> int:
         now = self.now_ms()
         forgotten = self._forgotten()
         for head in forgotten:
@@ -326,7 +328,8 @@ class MemoryQueue(MemoryStore):
             # Of no use to anybody any more: the lane's next claim ends it.
             task.change(status=Status.PENDING, reason=None, due_at_ms=now)
             self._announce(task.head, now)
-        self._forget_old(now)
+        if forgets:
+            self._forget_old(now)
         return len(forgotten) + len(expired)
 
     def _forgotten(self) -> list[Head]:

@@ -235,9 +235,9 @@ class SimQueue(MemoryQueue):
         self._witness.started(lane, task)
         super()._run(lane, task, now)
 
-    def _take_from_the_lost(self, lane: Lane, now: int, forgiving: bool) -> None:
+    def _take_from_the_lost(self, lane: Lane, now: int, counts_deaths: bool) -> None:
         holder, deaths = lane.holder, {task.head.task_id: task.progress.deaths for task in self._runnable(lane)}
-        super()._take_from_the_lost(lane, now, forgiving)
+        super()._take_from_the_lost(lane, now, counts_deaths)
         for task_id, count in deaths.items():
             if self._state.tasks[task_id].progress.deaths > count:
                 self._witness.death_counted(task_id, holder)
