@@ -51,7 +51,7 @@ _BY: Final = "_member"
 _STATES: Final = frozenset({Topic.DEFINITIONS_CHANGED, Topic.BINDING_HEALTH, Topic.BINDING_EXAMINED})
 """They say how it is now; of the others, each says that something has happened, and counts."""
 _SUBJECT: Final = ("channel", "account", "workflowId")
-_REMEDY: Final = "start Redis, or see that RISE_REDIS_URL reaches it"
+_REMEDY: Final = "start Redis, or see that RISE_REDIS_URL reaches it and that its user may use the channels {rise}:*"
 
 
 class _Event(NamedTuple):
@@ -205,4 +205,4 @@ class RedisBus:
 
 def _report(name: str, error: BaseException) -> None:
     """At every try, two seconds apart at most, so not where people look: what it means is said by the capability."""
-    log.debug("bus.deaf", error=error)
+    log.debug("bus.listening_failed", error=error)

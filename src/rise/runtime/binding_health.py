@@ -33,13 +33,14 @@ from rise.offices import OfficeClaim
 from rise.runtime.path_test import PathTest
 from rise.runtime.registration import shown_url
 from rise.service import Loop, Signal
-from rise.telemetry import log
+from rise.telemetry import log, printable, redact
 
 FAILURES_DEGRADED: Final = 3
 FAILURES_DOWN: Final = 10
 """So many runs in a row, whoever wrote."""
 LOOK_SECONDS_MAX: Final = 15.0
 TEST_SECONDS_MAX: Final = 30.0
+DETAIL_CHARS_MAX: Final = 500
 
 WORKFLOW: Final = "workflow"
 WEBHOOK: Final = "getWebhookInfo"
@@ -306,7 +307,8 @@ class BindingMonitor:
         health = BindingHealth(*account, binding.workflow_id, last_checked_at=self._clock.now())
         if found is None:
             return msgspec.structs.replace(health, detail="nothing has come of it yet")
-        return msgspec.structs.replace(health, status=found.status, source=found.source, detail=found.detail)
+        detail = printable(redact(found.detail))[:DETAIL_CHARS_MAX]
+        return msgspec.structs.replace(health, status=found.status, source=found.source, detail=detail)
 
     def _of_workflow(self, binding: BindingRecord) -> Finding | None:
         workflow = self._registry.workflow(binding.workflow_id)
