@@ -53,6 +53,8 @@ JSON_NAMES: Final[dict[type, str]] = {
 class TaskType(StrEnum):
     WORKFLOW_EXECUTE = "workflow.execute"
     MESSAGE_SEND = "message.send"
+    CHANNEL_TEST = "channel.test"
+    """Goes the way of every message and says nothing to anybody: that it ends is what it is for."""
 
 
 class Status(StrEnum):

@@ -38,7 +38,7 @@ Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
 Rate = Annotated[float, Field(ge=0.001, le=1_000_000)]
 
 CHANNELS: Final = ("http", "telegram", "webchat")
-_RETRIED: Final = frozenset((*CHANNELS, *TaskType))
+_RETRIED: Final = frozenset((*CHANNELS, *TaskType)) - {TaskType.CHANNEL_TEST}
 
 _PREFIX: Final = "RISE_"
 _ENV_FILE: Final = ".env"
@@ -162,6 +162,14 @@ class Settings(BaseSettings):
     )
     keep_finished_days: Annotated[float, Field(ge=8, le=SECONDS_MAX / 86400)] = Field(
         30.0, description="How long finished messages are kept; longer than delivery keys are remembered (7 days)."
+    )
+    binding_look_seconds: Seconds = Field(
+        60.0, description="How often it is found out how well each binding serves: its platform is asked then."
+    )
+    binding_test_seconds: Annotated[float, Field(ge=0, le=SECONDS_MAX)] = Field(
+        300.0,
+        description="How often a message that nobody sees goes the whole way of each account, to find out whether it "
+        "ends; 0: never.",
     )
     suspended_alert_count: int = Field(100, ge=1, description="So many suspended messages raise an alert.")
     suspended_alert_hours: Annotated[float, Field(gt=0, le=SECONDS_MAX / 3600)] = Field(

@@ -10,7 +10,8 @@ Refuses: to send. What a run wants said is written into the outbox with its resu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -243,14 +244,31 @@ class Worker:
         bound = self._bindings.lookup(head.channel, head.account, head.workflow_id)
         if head.is_unread:
             return Suspended(Reason.RAW_PAYLOAD_INVALID, task.progress.error or "its bytes cannot be read")
+        if head.task_type is TaskType.CHANNEL_TEST:
+            return _answered(task, channel, [], value=None, bound=None)
         if head.task_type is TaskType.MESSAGE_SEND:
             return _answered(task, channel, [Effect(kind="reply", **head.policy["reply"])], value=None, bound=None)
         if bound is None:
             return await self._without_workflow(task, channel)
         if self._runner.definition(bound.workflow) is None:
             return self._left_to_others(bound)
-        ran = await self._runner.run(task, bound, channel)
-        return _answered(task, channel, ran.effects, value=ran.value, bound=bound, stages=ran.stages)
+        with self._telling_of_failure(task, bound):
+            ran = await self._runner.run(task, bound, channel)
+            return _answered(task, channel, ran.effects, value=ran.value, bound=bound, stages=ran.stages)
+
+    @contextmanager
+    def _telling_of_failure(self, task: Task, bound: Bound) -> Iterator[None]:
+        """Of every try that fails by the workflow's own fault: what is suspended in the end is known too late."""
+        try:
+            yield
+        except Exception as error:
+            self._tell_of_failure(task.head, bound, error)
+            raise
+
+    def _tell_of_failure(self, head: Head, bound: Bound, error: Exception) -> None:
+        if uses_a_try(error):
+            failed = {"workflow_id": bound.workflow.workflow_id, "error": redact(in_words(error))[:200]}
+            self._bus.publish(Topic.RUN_FAILED, {"channel": head.channel, "account": head.account} | failed)
 
     async def _ended_before(self, task: Task) -> Ending | None:
         """By its result, which a former worker saved; or because its time is over."""

@@ -27,8 +27,18 @@ from rise.runtime.assembly import House
 pytestmark = [pytest.mark.slow, pytest.mark.req("SEC-1", "ENV-5", "ENV-7")]
 
 PUBLIC = {"GET /healthz", "GET /healthz/startup", "GET /healthz/readiness", "POST /webchat/session"}
-PROMISES = {"POST /api/workflows/apply", "POST /api/messages", "POST /webchat/messages"}
-WITHOUT_STORE = {"GET /metrics", "GET /webchat/events", "POST /internal/capabilities/{name}/probe"}
+PROMISES = {
+    "POST /api/workflows/apply",
+    "POST /api/messages",
+    "POST /api/channels/{channel}/test",
+    "POST /webchat/messages",
+}
+WITHOUT_STORE = {
+    "GET /metrics",
+    "GET /webchat/events",
+    "GET /api/channels/{channel}/health",
+    "POST /internal/capabilities/{name}/probe",
+}
 """What is known without it; the stream ends, and its page comes back."""
 
 load_all_checks()

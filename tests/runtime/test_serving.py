@@ -39,7 +39,7 @@ async def test_it_starts_and_stops_in_order_without_any_bot(tmp_path: Path) -> N
     async with Installation(tmp_path / "data", app=BOT) as rise:
         shown = await health(rise)
         assert shown["router"] == "behavior"
-        assert set(shown["capabilities"]) <= {"admission", "disk", "pipeline", "worker"}, (
+        assert set(shown["capabilities"]) <= {"admission", "bindings", "disk", "pipeline", "worker"}, (
             "what is not configured is absent"
         )  # type: ignore[call-overload]
         await worker_up(rise)

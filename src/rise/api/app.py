@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from rise.api import webhooks
 from rise.api.answers import Border, add_error_answers
+from rise.api.channels import build_channels
 from rise.api.description import document
 from rise.api.operations import build_health, build_operations
 from rise.api.prompts import build_prompts
@@ -25,6 +26,7 @@ from rise.envelope import encode_json
 from rise.errors import CapabilityClosed
 from rise.runtime import assembly
 from rise.runtime.assembly import House
+from rise.runtime.path_test import PathTest
 from rise.runtime.registration import WEBHOOK
 from rise.telemetry import refused_total
 
@@ -40,7 +42,8 @@ class App:
         )
         self._broker = TaskResultBroker(house.queue, house.ledger, house.bus, house.clock)
         self._watchers = Watchers(house.bus)
-        self._behind = _build_behind(house, gate, self._broker, self._watchers)
+        self._path = assembly.build_path_test(house)
+        self._behind = _build_behind(house, gate, self._broker, self._watchers, self._path)
         self._webhook = _build_webhook(house, gate)
 
     @property
@@ -58,6 +61,7 @@ class App:
         """End what would hold up a stop: streams, and callers that wait for results."""
         self._broker.close()
         self._watchers.close()
+        self._path.close()
 
 
 def build_app(house: House) -> App:
@@ -65,7 +69,7 @@ def build_app(house: House) -> App:
     return App(house)
 
 
-def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: Watchers) -> FastAPI:
+def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: Watchers, path: PathTest) -> FastAPI:
     # The descriptions of the API are for those who may use it.
     app = FastAPI(title="Rise", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.house = house
@@ -77,6 +81,7 @@ def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: 
     app.include_router(build_workflows(house))
     app.include_router(build_prompts(house))
     app.include_router(build_operations(house, operations))
+    app.include_router(build_channels(house, path))
     app.include_router(build_webchat(house, watchers))
     app.include_router(_build_description())
     add_error_answers(app)

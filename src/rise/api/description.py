@@ -16,6 +16,7 @@ from rise.channels import http, telegram, webchat
 from rise.envelope import Outcome, Reason, Status, TaskType
 from rise.ledger.port import ReplyKind, ReplyState
 from rise.runtime import prompts, publishing
+from rise.runtime.binding_health import HealthStatus
 from rise.runtime.differences import ChangeKind
 from rise.runtime.publishing import WorkflowStatus
 from rise.workflows.stages import STAGES_MAX, Stage
@@ -272,6 +273,35 @@ PROMPT: Final = _object(_PROMPT | {"usedBy": _list(TEXT)})
 PROMPTS: Final = _list(PROMPT)
 REMOVED_PROMPT: Final = _object({"promptId": TEXT, "isRemoved": _BOOLEAN})
 PROMPT_HISTORY: Final = _list(_object(_PROMPT | {"comment": TEXT, "isRemoval": _BOOLEAN}))
+CHANNEL_HEALTH: Final = _object(
+    {
+        "channel": TEXT,
+        "status": _one_of(HealthStatus),
+        "bindings": _list(
+            _object(
+                {
+                    "channel": TEXT,
+                    "account": TEXT,
+                    "workflowId": TEXT,
+                    "status": _one_of(HealthStatus),
+                    "source": TEXT,
+                    "detail": TEXT,
+                    "lastCheckedAt": _or_null(_MOMENT),
+                }
+            )
+        ),
+    }
+)
+CHANNEL_TESTED: Final = _object(
+    {
+        "channel": TEXT,
+        "account": TEXT,
+        "taskId": TEXT,
+        "status": _one_of(Status),
+        "wentThrough": _BOOLEAN,
+        "seconds": _or_null(_SECONDS),
+    }
+)
 SESSION: Final = _object({"token": TEXT, "session": TEXT})
 SAID: Final = _object({"taskId": TEXT, "duplicate": _BOOLEAN})
 EVENT: Final = _object({"event": TEXT, "id": TEXT, "data": TEXT, "retry": _COUNT},

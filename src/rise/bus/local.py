@@ -29,7 +29,7 @@ PEERS_SECONDS: Final = 0.25
 
 
 class LocalBus:
-    """`rise.bus.port.Bus` for the embedded profile."""
+    """`rise.bus.port.Bus` for one host."""
 
     name = "bus"
 
@@ -85,12 +85,29 @@ class LocalBus:
         listeners.append(listener)
         return lambda: listeners.remove(listener) if listener in listeners else None
 
+    async def has_queued(self) -> bool:
+        return False
+
     def dead_members(self) -> list[str]:
         return [member for member in self._members() if member != self.member and _is_dead(self._lock_path(member))]
 
     def bury(self, member: str) -> None:
         (self._directory / f"{member}.sock").unlink(missing_ok=True)
         self._lock_path(member).unlink(missing_ok=True)
+
+    # --- for a bus that reaches further ---
+
+    def is_here(self, member: str) -> bool:
+        """Whether it is a process of this host: it has heard already."""
+        return member in self._members()
+
+    def tell(self, topic: Topic, payload: Mapping[str, Any]) -> None:
+        """Only those who listen in this process."""
+        for listener in list(self._listeners[topic]):
+            try:
+                listener(payload)
+            except Exception as error:  # noqa: BLE001 - border: it has missed a hint and looks by itself; the others hear
+                log.error("bus.listener_failed", topic=topic, error=error, exc_info=error)
 
     # --- inside ---
 
@@ -110,7 +127,7 @@ class LocalBus:
     def _send(self, topic: Topic, payload: Mapping[str, Any]) -> None:
         if self._socket is None:
             return
-        self._tell(topic, payload)
+        self.tell(topic, payload)
         datagram = encode_json((topic, payload))
         for member in self._peers():
             if member != self.member:
@@ -131,14 +148,7 @@ class LocalBus:
                 topic, payload = msgspec.json.decode(datagram, type=tuple[Topic, dict[str, Any]])
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 continue  # another version's topic, or not one of us
-            self._tell(topic, payload)
-
-    def _tell(self, topic: Topic, payload: Mapping[str, Any]) -> None:
-        for listener in list(self._listeners[topic]):
-            try:
-                listener(payload)
-            except Exception as error:  # noqa: BLE001 - border: it has missed a hint and looks by itself; the others hear
-                log.error("bus.listener_failed", topic=topic, error=error, exc_info=error)
+            self.tell(topic, payload)
 
     def _peers(self) -> list[str]:
         """The members, looked up a few times a second at most: who came just now looks by itself at its start."""

@@ -24,9 +24,17 @@ class Topic(StrEnum):
     RUN_STARTED = "run.started"
     """A workflow works on it: `channel`, `account`, `chat_id`, for the typing indicator."""
     RUN_ENDED = "run.ended"
+    RUN_FAILED = "run.failed"
+    """By the workflow's own fault: `channel`, `account`, `workflow_id`, `error`."""
+    RUN_RECOVERED = "run.recovered"
+    """The first that has not failed since: `channel`, `account`, `workflow_id`."""
     RUNNING_PAUSED = "running.paused"
     """Workers claim nothing for `seconds`; said again for as long as it is meant."""
     DEFINITIONS_CHANGED = "channel_binding.updated"
+    BINDING_HEALTH = "channel_binding.health"
+    """It serves better or worse than it did: `channel, account, workflowId, status, source, detail, lastCheckedAt`."""
+    BINDING_EXAMINED = "channel_binding.examined"
+    """The same of every binding after every look, for who shows it."""
     CHATS_MOVED = "chats.moved"
     """The ledger knows of another."""
 
@@ -48,6 +56,13 @@ class Bus(Protocol):
 
     def subscribe(self, topic: Topic, listener: Listener) -> Callable[[], None]:
         """Returns what ends the subscription. A listener that raises all the same keeps no other from hearing."""
+        ...
+
+    async def has_queued(self) -> bool:
+        """Whether anything that was published here has yet to be told to other hosts; it is, when they can be reached.
+
+        Waits for what is on its way, half a second at most. On a bus of one host there is no such thing.
+        """
         ...
 
     def dead_members(self) -> list[str]:

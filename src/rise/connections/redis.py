@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import redis.asyncio
 from hiredis import pack_command
@@ -26,13 +26,15 @@ from redis.backoff import NoBackoff
 
 from rise.clock import Clock
 from rise.errors import RedisForeign, RedisFull, RedisUnavailable, StoreCorrupt, Unavailable
-from rise.service import spawn
+from rise.service import cancel_all, spawn
 
 Argument: TypeAlias = str | bytes | int
 
 ANSWER_SECONDS: Final = 1.25
 """For one pipeline. Twice this is below the acceptance deadline, so that the answer is ours."""
 BATCH_MAX: Final = 500
+PING_SECONDS: Final = 5.0
+"""How often somebody who only listens asks whether there still is anything to hear."""
 
 OWNER: Final = "{rise}:owner"
 LIFE: Final = "{rise}:life"
@@ -162,6 +164,7 @@ class RedisDatabase:
         What is refused although there is an answer is the affair of a probe, because some is refused and some is not.
         """
         self._clock = clock
+        self._url = url
         self._answer_seconds = answer_seconds
         self._on_trouble = on_trouble
         self._trouble: Unavailable | None = None
@@ -254,6 +257,44 @@ class RedisDatabase:
             raise translated(answer) from answer
         return answer
 
+    @property
+    def number(self) -> int:
+        """Of the server's databases. What is published is heard in all of them."""
+        return self._shared.number
+
+    async def listen(
+        self, channels: Sequence[str], hear: Callable[[str, bytes], None], *, on_listening: Callable[[], None]
+    ) -> NoReturn:
+        """Hand over what is published there, as it comes, on a connection of its own. It ends by raising
+        `RedisUnavailable`, at the latest `PING_SECONDS` and an answer's time after nothing could be heard any more.
+
+        `on_listening`: called as soon as nothing is missed.
+        """
+        link, pings = _Link(self._url, self._greet), set[asyncio.Task[Any]]()
+        try:
+            with redis_errors():
+                async with asyncio.timeout(self._answer_seconds):
+                    refusals = await link.exchange([("SUBSCRIBE", channel) for channel in channels])
+                for refusal in refusals:
+                    if isinstance(refusal, Exception):
+                        raise refusal
+                on_listening()
+                spawn(self._keep_asking(link), name="redis.ping", into=pings)
+                while True:
+                    async with asyncio.timeout(PING_SECONDS + self._answer_seconds):
+                        said = await link.following()
+                    if said[0] == b"message":
+                        hear(said[1].decode("utf-8", "replace"), said[2])
+        finally:
+            await cancel_all(pings)
+            await link.close()
+
+    async def _keep_asking(self, link: _Link) -> None:
+        """A silence is not told from a line that was cut. What cannot be asked is not answered, and noticed there."""
+        while True:
+            await self._clock.sleep(PING_SECONDS)
+            await link.say("PING")
+
     # --- sharing pipelines ---
 
     async def _ask(self, command: Sequence[Argument], script: Script | None) -> Any:
@@ -340,6 +381,20 @@ class _Link:
         except BaseException:
             await self.close()
             raise
+
+    async def say(self, *command: Argument) -> None:
+        await _send(self._connection, [pack_command(tuple(command))])  # type: ignore[arg-type]
+
+    async def following(self) -> Any:
+        """What comes next, asked for or not."""
+        answer = await _answer(self._connection)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @property
+    def number(self) -> int:
+        return int(self._pool.connection_kwargs.get("db") or 0)
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None

@@ -296,6 +296,8 @@ class Office(StrEnum):
     """Asks Telegram for updates."""
     KEEPER = "keeper"
     """Fills an emptied queue again and goes through the mirror."""
+    EXAMINER = "examiner"
+    """Finds out how well the bindings serve."""
 
 
 class Ledger(Protocol):

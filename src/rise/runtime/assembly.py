@@ -18,6 +18,7 @@ from rise.admission import Admission
 from rise.bindings import BindingRegistry
 from rise.bus.local import LocalBus
 from rise.bus.port import Bus
+from rise.bus.redis import RedisBus
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.http import HttpChannel
 from rise.channels.port import Channel, PushChannel
@@ -54,12 +55,15 @@ from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.reachable import read_allowed
 from rise.retries import RetryPolicy
+from rise.runtime.binding_health import BindingMonitor, HealthBook, Look, Pace, answering_look, webhook_look
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.runtime.editor import Editor
 from rise.runtime.ledger_name import LedgerName
 from rise.runtime.operations import Operations
+from rise.runtime.path_test import PathTest
 from rise.runtime.prompts import Prompts
 from rise.runtime.publishing import Workflows
+from rise.runtime.registration import webhook_url
 from rise.runtime.versions import Versions
 from rise.service import Service
 from rise.settings import Settings
@@ -233,6 +237,8 @@ class House:
     channels: Channels
     capabilities: CapabilityRegistry
     intake: Intake
+    health: HealthBook = field(default_factory=HealthBook)
+    """How well each binding serves, as far as this process has heard."""
 
     @property
     def retry_policy(self) -> RetryPolicy:
@@ -258,7 +264,25 @@ class House:
         return Editor(self.stores.definitions, self.stores.ledger, self.bus, self.clock)
 
 
-def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_trouble: OnTrouble = _ignoring) -> Stores:
+def _build_redis(settings: Settings, clock: Clock, on_trouble: OnTrouble) -> RedisDatabase | None:
+    if settings.redis_url is None:
+        return None
+    return RedisDatabase(settings.redis_url.get_secret_value(), clock=clock, on_trouble=on_trouble("redis"))
+
+
+def _build_bus(settings: Settings, clock: Clock, redis: RedisDatabase | None) -> Bus:
+    local = LocalBus(DataDirectory(settings.data_dir).bus, clock)
+    return local if redis is None else RedisBus(local, redis, clock)
+
+
+def build_stores(
+    settings: Settings,
+    clock: Clock,
+    bus: Bus | None = None,
+    on_trouble: OnTrouble = _ignoring,
+    redis: RedisDatabase | None = None,
+) -> Stores:
+    """`redis`: the connection that the bus has, too."""
     directory = DataDirectory(settings.data_dir)
     schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA, "definitions": DEFINITIONS_SCHEMA}
     name = "disk" if settings.redis_url is None else "ledger"
@@ -266,15 +290,16 @@ def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_tr
     has_mongo = settings.mongodb_url is not None
     marker, heard = (None, _ignoring(name)) if has_mongo else (directory.marker, on_trouble(name))
     database = Database(directory.database, clock=clock, schema=schema, marker=marker, on_trouble=heard)
-    if settings.redis_url is None:
+    redis = redis or _build_redis(settings, clock, on_trouble)
+    if redis is None:
         ledger, definitions = SqliteLedger(database), SqliteDefinitions(database)
         return Stores(directory, database, SqliteQueue(database, _limits(settings)), ledger, definitions)
-    bus, redis_url = bus or LocalBus(directory.bus, clock), settings.redis_url.get_secret_value()
+    bus = bus or LocalBus(directory.bus, clock)
     if settings.mongodb_url is None:
         kept = _Kept(SqliteLedger(database), SqliteDefinitions(database))
     else:
         kept = _on_mongodb(settings.mongodb_url.get_secret_value(), directory, clock, on_trouble)
-    full = _build_full_profile(settings, redis_url, kept.ledger, bus, clock, on_trouble)
+    full = _build_full_profile(settings, redis, kept.ledger, bus, clock, on_trouble)
     ledger_name = LedgerName(kept.ledger, directory, full.redis, clock) if kept.mongo is not None else None
     return Stores(directory, database, full.queue, kept.ledger, kept.definitions, full, kept.mongo, ledger_name)
 
@@ -308,9 +333,8 @@ def _limits(settings: Settings) -> QueueLimits:
 
 
 def _build_full_profile(
-    settings: Settings, redis_url: str, ledger: Ledger, bus: Bus, clock: Clock, on_trouble: OnTrouble
+    settings: Settings, redis: RedisDatabase, ledger: Ledger, bus: Bus, clock: Clock, on_trouble: OnTrouble
 ) -> FullProfile:
-    redis = RedisDatabase(redis_url, clock=clock, on_trouble=on_trouble("redis"))
     queue = RedisQueue(redis, _limits(settings))
     mirror = None
     if settings.rabbitmq_url is not None:
@@ -363,12 +387,13 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
     def on_trouble(name: str) -> Callable[[Unavailable | None], None]:
         return partial(report_store, capabilities, admission, name)
 
-    bus = LocalBus(DataDirectory(settings.data_dir).bus, clock)
-    stores = build_stores(settings, clock, bus, on_trouble)
+    redis = _build_redis(settings, clock, on_trouble)
+    bus = _build_bus(settings, clock, redis)
+    stores = build_stores(settings, clock, bus, on_trouble, redis)
     stores.directory.create()
     stores.directory.refuse_half_restored()  # before secrets are made where the restored ones are to be
     secrets = _secrets(settings, stores.directory)
-    bindings = BindingRegistry(stores.definitions, bus, clock)
+    bindings = BindingRegistry(stores.definitions, bus, clock, on_trouble=partial(report_bindings, capabilities))
     chats = ChatRegistry(stores.ledger, bus, clock)
     intake = Intake(
         stores.queue,
@@ -406,6 +431,11 @@ def report_store(
         capabilities.set(name, CapabilityStatus.UNAVAILABLE, trouble.public_message, trouble.remedy)
 
 
+def report_bindings(capabilities: CapabilityRegistry, trouble: str | None) -> None:
+    status = CapabilityStatus.DEGRADED if trouble else CapabilityStatus.AVAILABLE
+    capabilities.set("bindings", status, trouble or "they are known")
+
+
 def build_keeper(house: House) -> Keeper | None:
     """What one process does for all copies. None: there is only the one."""
     full = house.stores.full
@@ -419,6 +449,31 @@ def build_operations(house: House) -> Operations:
     if full is None:
         return Operations(house.queue, house.ledger, house.bus, house.clock)
     return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart, copies=full.shown)
+
+
+def build_path_test(house: House) -> PathTest:
+    return PathTest(house.intake, house.ledger, house.bus, house.clock)
+
+
+def build_binding_monitor(house: House) -> BindingMonitor:
+    settings, telegram, public_url = house.settings, house.channels.telegram, house.settings.public_url
+    looks: dict[str, Look] = {name: answering_look(channel) for name, channel in house.channels.pushed().items()}
+    if telegram is not None and public_url is not None and settings.effective_telegram_mode == "webhook":
+        looks[telegram.name] = webhook_look(telegram, partial(webhook_url, public_url))
+    return BindingMonitor(
+        registry=house.bindings,
+        book=house.health,
+        looks=looks,
+        path=build_path_test(house),
+        bus=house.bus,
+        clock=house.clock,
+        pace=Pace(settings.binding_look_seconds, settings.binding_test_seconds),
+        office=partial(_claim_examiner, house),
+    )
+
+
+def _claim_examiner(house: House, on_taken: Callable[[], None]) -> OfficeClaim:
+    return OfficeClaim(house.ledger, Office.EXAMINER, house.bus.member, house.clock, on_taken=on_taken)
 
 
 def build_sender(house: House) -> Sender:

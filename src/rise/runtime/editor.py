@@ -26,7 +26,7 @@ from rise.definitions.records import (
     workflow_of,
 )
 from rise.envelope import encode_json
-from rise.errors import StateConflict, VersionStale
+from rise.errors import StateConflict, Unavailable, VersionStale
 from rise.ledger.port import Ledger, Operation
 from rise.runtime.versions import TRIES, Versions
 from rise.telemetry import log
@@ -43,6 +43,14 @@ class Editor:
         self._bus = bus
         self._clock = clock
         self._versions = Versions(definitions, ledger, bus, clock)
+
+    async def event_is_queued(self) -> bool:
+        """Whether other hosts have yet to be told of what was changed here: what changed it answers `event_queued`.
+
+        They are told as soon as they can be reached, and look by themselves within seconds. Asked right after a change;
+        it waits for an event that is on its way, half a second at most.
+        """
+        return await self._bus.has_queued()
 
     async def bind(self, binding: BindingRecord, *, by: str, why: str = "") -> BindingRecord:
         """The account is served as this says. A new default demotes the former one in the same step."""
@@ -156,27 +164,46 @@ class Editor:
                 await self._definitions.put(definition)
             except VersionStale:
                 continue
-            await self._tell(definition, stamped, Operation(at_ms=now_ms, who=by, action=action, target=name, why=why))
+            operation = Operation(at_ms=now_ms, who=by, action=action, target=name, why=why)
+            changed = [one for one in stamped if one not in known]
+            await self._tell(changed, _left_out(known, stamped), operation, version=_next(last))
+            await self._ledger.record_operation(operation)
             return stamped
         raise VersionStale(f"the bindings of {name} are being changed by somebody else over and over; try again")
 
-    async def _tell(self, definition: Definition, bindings: list[BindingRecord], operation: Operation) -> None:
-        self._bus.publish(Topic.DEFINITIONS_CHANGED)
-        await self._ledger.record_operation(operation)
-        default = next((one.workflow_id for one in bindings if one.is_default and one.enabled), None)
-        channel, _, account = definition.name.partition(":")
-        log.info(
-            "channel_binding.updated",
-            channel=channel,
-            account=account,
-            operation=operation.action,
-            workflow_id=default,
-            version=definition.version,
-        )
+    async def _tell(
+        self, changed: list[BindingRecord], left_out: list[BindingRecord], operation: Operation, *, version: int
+    ) -> None:
+        """Of every binding that is not as it was, also of one that another took the place of."""
+        for binding in changed + left_out:
+            is_left_out = binding in left_out
+            event = {
+                "channel": binding.channel,
+                "account": binding.account,
+                "workflowId": binding.workflow_id,
+                "bindingVersion": version,
+                "operation": "unbind" if is_left_out else operation.action,
+                "publishedVersion": await self._published_version(binding.workflow_id),
+                "enabled": binding.enabled and not is_left_out,
+            }
+            self._bus.publish(Topic.DEFINITIONS_CHANGED, event)
+            log.info("channel_binding.updated", **event)
+
+    async def _published_version(self, workflow_id: str) -> int | None:
+        try:
+            found = await self._definitions.version(Kind.PUBLISHED, workflow_id)
+        except Unavailable:
+            return None  # the change stands all the same, and is told
+        return None if found is None or found.body is None else workflow_of(found).version
 
 
 def _next(last: Definition | None) -> int:
     return 1 if last is None else last.version + 1
+
+
+def _left_out(known: list[BindingRecord], stamped: list[BindingRecord]) -> list[BindingRecord]:
+    kept = {one.workflow_id for one in stamped}
+    return [one for one in known if one.workflow_id not in kept]
 
 
 def _stamped(

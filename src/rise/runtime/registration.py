@@ -83,13 +83,13 @@ class TelegramRegistration:
             self._misses = 0
             return _judged(state)
         self._misses += 1
-        where = f"Telegram delivers to {_shown(state.url)}, not to {self._url}"
+        where = f"Telegram delivers to {shown_url(state.url)}, not to {self._url}"
         if self._has_set_anew:
             return CapabilityStatus.DEGRADED, f"{where}: another installation uses this bot"
         if self._misses > 1:
             await self._register()
             self._has_set_anew = True
-            log.warning("telegram.webhook_set_anew", was=_shown(state.url), consequence="not a second time")
+            log.warning("telegram.webhook_set_anew", was=shown_url(state.url), consequence="not a second time")
             return CapabilityStatus.AVAILABLE, f"delivering to {self._url} again"
         return CapabilityStatus.DEGRADED, where
 
@@ -123,7 +123,12 @@ def _judged(state: WebhookInfo) -> tuple[CapabilityStatus, str]:
     return CapabilityStatus.AVAILABLE, f"delivering to {state.url}"
 
 
-def _shown(url: str) -> str:
+def webhook_url(public_url: str, account: str) -> str:
+    """Where the bot's updates are to come."""
+    return f"{public_url.rstrip('/')}/telegram/webhook/{account}"
+
+
+def shown_url(url: str) -> str:
     """Where it is, without what could be a secret in it."""
     if not url:
         return "nobody (the webhook was removed: somebody polls, or removed it)"

@@ -31,7 +31,7 @@ from rise.runtime.overload import MEGABYTE, Overload, OverloadLimits
 from rise.runtime.pipeline import Pipeline, PipelineLimits
 from rise.runtime.probes import register_probes, run_needs
 from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, spare_the_collector, stop_on_signals
-from rise.runtime.registration import TelegramRegistration
+from rise.runtime.registration import TelegramRegistration, webhook_url
 from rise.runtime.supervisor import MEASURE_SECONDS, Duties, Supervisor
 from rise.service import Loop, Service, cancel_all, spawn, start_all, stop_all
 from rise.telemetry import keep_out_of_logs, log
@@ -70,6 +70,7 @@ async def serve(
         supervisor = build_supervisor(house, restart_worker=worker.restart, tell=posts.tell)
         services: list[Service] = [house.bus, *house.stores.services(), *_keepers(house), house.bindings, house.chats]
         services += [posts, supervisor, assembly.build_sender(house), worker, door, *_telegram_services(house)]
+        services += [assembly.build_binding_monitor(house)]
         await start_all(services, on_error=_report_stop)
         spare_the_collector()
         log.info("serve.started", port=door.port, data_dir=str(house.settings.data_dir))
@@ -229,7 +230,7 @@ def _registration(house: House, telegram: TelegramChannel, account: str) -> Tele
     return TelegramRegistration(
         telegram,
         account=account,
-        url=f"{public_url.rstrip('/')}/telegram/webhook/{account}",
+        url=webhook_url(public_url, account),
         secret=secret,
         directory=house.stores.directory,
         capabilities=house.capabilities,

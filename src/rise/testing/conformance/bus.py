@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pytest
 
 from rise.bus.port import Bus, Topic
+from rise.testing.waiting import eventually
 
 PATIENCE_SECONDS = 10
 """Until a test gives up; nothing here waits that long when it works."""
@@ -139,6 +140,16 @@ class BusConformance:
             while not any("after" in payload for payload in heard.payloads):
                 one.publish(Topic.RUN_ENDED, {"after": 1})
                 await asyncio.sleep(0)  # noqa: TID251 - a turn of the loop
+
+    async def test_what_was_told_is_not_queued(self, stage: BusStage) -> None:
+        one = await stage.member()
+        await stage.member()
+        one.publish(Topic.TASK_SETTLED, {"n": 1})
+
+        async def is_told() -> bool:
+            return not await one.has_queued()
+
+        await eventually(is_told)
 
     async def test_publishing_before_the_start_and_after_the_end_does_no_harm(self, stage: BusStage) -> None:
         bus = await stage.member()

@@ -70,6 +70,9 @@ class MemoryBus:
         self._listeners.append(subscription)
         return lambda: self._listeners.remove(subscription) if subscription in self._listeners else None
 
+    async def has_queued(self) -> bool:
+        return False
+
     def dead_members(self) -> list[str]:
         return [name for name, bus in self._state.members.items() if not bus._is_alive]
 

@@ -51,6 +51,9 @@ class SimBus:
         listeners.append(listener)
         return lambda: listeners.remove(listener) if listener in listeners else None
 
+    async def has_queued(self) -> bool:
+        return False
+
     def dead_members(self) -> list[str]:
         return [member for member, bus in self._world.members.items() if not bus.process.is_alive]
 
