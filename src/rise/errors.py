@@ -288,6 +288,13 @@ class Busy(Unavailable):
     capability = "admission"
 
 
+class BindingsUnknown(Unavailable):
+    """Which workflow serves what has not been read since the start, and its store does not answer."""
+
+    code = "bindings_unknown"
+    capability = "bindings"
+
+
 class ChannelUnavailable(Unavailable):
     """The platform cannot be reached. `sent_perhaps`: a request may have taken effect all the same."""
 

@@ -67,13 +67,13 @@ async def test_an_account_has_one_default_and_a_new_one_demotes_the_former_in_on
     for workflow_id in ("a", "b", "c"):
         await stage.editor.bind(binding(workflow_id), by="ann")
     await stage.editor.bind(binding("a", "8"), by="ann")
-    await stage.editor.bind(binding("d", is_default=False, config={"x": 1}), by="ann")
+    await stage.editor.bind(binding("d", is_default=False, timeout_message="soon"), by="ann")
     known = {(one.account, one.workflow_id): one for one in await stage.bindings()}
     assert [key for key, one in known.items() if one.is_default] == [("7", "c"), ("8", "a")]
     assert {key: one.version for key, one in known.items()} == {
         ("7", "a"): 2, ("7", "b"): 3, ("7", "c"): 3, ("7", "d"): 4, ("8", "a"): 1
     }  # fmt: skip
-    assert known["7", "d"].config == {"x": 1}
+    assert known["7", "d"].timeout_message == "soon"
 
 
 @pytest.mark.req("BND-2", "SEC-4")

@@ -54,6 +54,7 @@ class SuspendedFor(StrEnum):
     POISON = Reason.POISON
     STALE_REPLAY = Reason.STALE_REPLAY
     SCHEMA_NEWER = Reason.SCHEMA_NEWER
+    KILL_SWITCH = Reason.KILL_SWITCH
     REPLY_HELD = Reason.REPLY_HELD
 
 

@@ -422,7 +422,11 @@ def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> W
             history_turns=settings.history_turns,
             recovery_seconds=0.0 if house.stores.full is None else RECOVERY_SECONDS,
         ),
-        texts=Texts(workflow_missing=settings.workflow_missing_message, failed=settings.failed_message),
+        texts=Texts(
+            workflow_missing=settings.workflow_missing_message,
+            failed=settings.failed_message,
+            maintenance=settings.maintenance_message,
+        ),
     )
 
 

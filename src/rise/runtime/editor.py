@@ -19,6 +19,7 @@ from rise.definitions.records import (
     CODE,
     NEWER,
     BindingRecord,
+    BindingRoute,
     WorkflowRecord,
     account_name,
     bindings_of,
@@ -34,6 +35,15 @@ TRIES: Final = 5
 """To change what somebody else is changing at the same time."""
 
 BindingsChange = Callable[[list[BindingRecord]], list[BindingRecord]]
+BindingChange = Callable[[BindingRecord | None], BindingRecord]
+
+
+class Rebound(msgspec.Struct, frozen=True):
+    """A binding as it is from now on."""
+
+    binding: BindingRecord
+    demoted: str | None = None
+    """The workflow that was the account's default until then."""
 
 
 class Editor:
@@ -47,15 +57,44 @@ class Editor:
 
     async def bind(self, binding: BindingRecord, *, by: str, why: str = "") -> BindingRecord:
         """The account is served as this says. A new default demotes the former one in the same step."""
+        identity = (binding.channel, binding.account, binding.workflow_id)
+        return (await self.rebind(*identity, lambda _: binding, by=by, why=why)).binding
 
-        def change(known: list[BindingRecord]) -> list[BindingRecord]:
-            others = [one for one in known if one.workflow_id != binding.workflow_id]
+    async def rebind(
+        self,
+        channel: str,
+        account: str,
+        workflow_id: str,
+        change: BindingChange,
+        *,
+        by: str,
+        action: str = "bind",
+        why: str = "",
+        version: int | None = None,
+    ) -> Rebound:
+        """Change one binding, or make it. A new default demotes the former one in the same step.
+
+        `version`: the one that the change was made for, 0 before there is any. Raises `VersionStale` if that is not in
+        force, `StateConflict` if another binding of the account has one of its routes.
+        """
+        demoted: str | None = None
+
+        def changed(known: list[BindingRecord]) -> list[BindingRecord]:
+            nonlocal demoted
+            former = next((one for one in known if one.workflow_id == workflow_id), None)
+            if version is not None and version != (former.version if former else 0):
+                raise VersionStale.of(f"the binding of {workflow_id}", former.version if former else 0)
+            binding = change(former)
+            others = [one for one in known if one.workflow_id != workflow_id]
+            _refuse_taken_routes(binding, others)
+            demoted = None
             if binding.is_default:
+                demoted = next((one.workflow_id for one in others if one.is_default and one.enabled), None)
                 others = [msgspec.structs.replace(one, is_default=False) for one in others]
             return [*others, binding]
 
-        changed = await self._change_bindings(binding.channel, binding.account, change, by=by, action="bind", why=why)
-        return next(one for one in changed if one.workflow_id == binding.workflow_id)
+        bindings = await self._change_bindings(channel, account, changed, by=by, action=action, why=why)
+        return Rebound(next(one for one in bindings if one.workflow_id == workflow_id), demoted)
 
     async def unbind(self, channel: str, account: str, workflow_id: str, *, by: str, why: str = "") -> None:
         """Nothing is bound there by this name any more."""
@@ -122,7 +161,7 @@ class Editor:
             last = await self._definitions.version(Kind.BINDINGS, name)
             known = [] if last is None else bindings_of(last)
             changed = change(known)
-            if changed == known:
+            if _by_name(changed) == _by_name(known):
                 return known
             if any(one.updated_by == NEWER for one in known):
                 raise StateConflict(f"the bindings of {name} were written by {NEWER}: change them with that")
@@ -160,6 +199,20 @@ class Editor:
         )
 
 
+def _refuse_taken_routes(binding: BindingRecord, others: list[BindingRecord]) -> None:
+    """A message meets one workflow: no two bindings of an account that are on have a route in common."""
+    if not binding.enabled:
+        return
+    taken = {_folded(route): one.workflow_id for one in others if one.enabled for route in one.routes}
+    for route in binding.routes:
+        if (holder := taken.get(_folded(route))) is not None:
+            raise StateConflict(f"{route.by} {route.value} is {holder}'s already", field="routes")
+
+
+def _folded(route: BindingRoute) -> tuple[str, str]:
+    return route.by, route.value.casefold()
+
+
 def _next(last: Definition | None) -> int:
     return 1 if last is None else last.version + 1
 
@@ -175,5 +228,9 @@ def _stamped(
     moment = iso(from_epoch_ms(at_ms))
     return [
         one if one in known else msgspec.structs.replace(one, version=version, updated_at=moment, updated_by=by)
-        for one in sorted(changed, key=lambda one: one.workflow_id)
+        for one in _by_name(changed)
     ]
+
+
+def _by_name(bindings: list[BindingRecord]) -> list[BindingRecord]:
+    return sorted(bindings, key=lambda one: one.workflow_id)
