@@ -70,6 +70,7 @@ class Served:
             "account": [BOT],
             "chatId": [42],
             "workflowId": [None],
+            "workflow_id": ["wf_bot"],
         }
         parked = [await self._keep(house, f"parked {n}", Reason.POISON) for n in range(40)]
         self.known["task_id"] = deque([*parked, await self._keep(house, "answered", None)])

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from rise.api import webhooks
 from rise.api.answers import Border, add_error_answers
+from rise.api.bindings import build_bindings
 from rise.api.description import document
 from rise.api.operations import build_health, build_operations
 from rise.api.reading import Receive, Scope, Send
@@ -73,6 +74,7 @@ def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: 
     app.include_router(build_health(house))
     app.include_router(build_tasks(house, operations, broker))
     app.include_router(build_operations(house, operations))
+    app.include_router(build_bindings(assembly.build_channel_bindings(house)))
     app.include_router(build_webchat(house, watchers))
     app.include_router(_build_description())
     add_error_answers(app)

@@ -53,9 +53,11 @@ from rise.queue.redis import RedisQueue
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.retries import RetryPolicy
+from rise.runtime.channel_bindings import ChannelBindings
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.runtime.editor import Editor
 from rise.runtime.operations import Operations
+from rise.runtime.sealing import Seal
 from rise.service import Service
 from rise.settings import Settings
 from rise.telemetry import keep_out_of_logs
@@ -223,6 +225,11 @@ class House:
         return self.stores.ledger
 
     @property
+    def seal(self) -> Seal:
+        former = self.settings.secret_key_former
+        return Seal(self.secrets.secret_key, () if former is None else (former.get_secret_value(),))
+
+    @property
     def editor(self) -> Editor:
         return Editor(self.stores.definitions, self.stores.ledger, self.bus, self.clock)
 
@@ -357,6 +364,20 @@ def build_operations(house: House) -> Operations:
     if full is None:
         return Operations(house.queue, house.ledger, house.bus, house.clock)
     return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart, copies=full.shown)
+
+
+def build_channel_bindings(house: House) -> ChannelBindings:
+    return ChannelBindings(
+        definitions=house.stores.definitions,
+        editor=house.editor,
+        registry=house.bindings,
+        bus=house.bus,
+        clock=house.clock,
+        seal=house.seal,
+        accounts=house.channels.accounts(),
+        public_url=house.settings.public_url,
+        is_polling=house.settings.effective_telegram_mode == "polling",
+    )
 
 
 def build_sender(house: House) -> Sender:
