@@ -255,7 +255,7 @@ async def test_of_two_who_change_what_they_have_read_one_is_told_that_it_has_cha
 async def test_a_route_of_another_is_refused(admin: httpx.AsyncClient):
     route = [{"by": "command", "value": "/start"}]
     await put(admin, "wf_a", enabling(routes=route))
-    assert refused(await admin.put(f"{PATH}/wf_b", json=enabling(routes=route))) == (409, "state_conflict", "routes")
+    assert refused(await admin.put(f"{PATH}/wf_b", json=enabling(routes=route))) == (409, "route_taken", "routes")
 
 
 # --- kill switch, refresh ---------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ async def test_the_kill_switch_says_why_since_when_and_by_whom_and_is_recorded(
         ("olga", "kill switch on", "wf_a: it raves"),
         ("admin", "bind", ""),
     ]
-    assert refused(await admin.post(f"{PATH}/wf_b/kill-switch", json=on))[:2] == (409, "state_conflict")
+    assert refused(await admin.post(f"{PATH}/wf_b/kill-switch", json=on))[:2] == (409, "binding_missing")
     assert refused(await admin.post(f"{PATH}/wf_a/kill-switch", json={"reason": "x"})) == (
         422, "payload_invalid", "on"
     )  # fmt: skip

@@ -15,7 +15,7 @@ from rise.bindings import CHECK_SECONDS, KNOWN_SECONDS
 from rise.definitions.port import Kind
 from rise.definitions.records import BindingRecord, BindingRoute, ChannelOwn, KillSwitch, account_name, bindings_of
 from rise.envelope import Outcome, Reason, Status, TaskId
-from rise.errors import StateConflict, StoreUnavailable
+from rise.errors import RouteTaken, StoreUnavailable
 from rise.runtime.supervisor import Duties
 from rise.worker import Texts
 
@@ -170,7 +170,7 @@ async def test_what_waited_for_a_route_goes_before_what_comes_then_without_the_s
 async def test_no_two_bindings_of_an_account_have_a_route_in_common(stage: Stage):
     await stage.start_gateway()
     await stage.bind(orders, is_default=False, routes=command("/order"))
-    with pytest.raises(StateConflict, match="wf_orders's already"):
+    with pytest.raises(RouteTaken, match="wf_orders's already"):
         await stage.bind(vip, is_default=False, routes=command("/Order"))
     await stage.bind(orders, is_default=False, enabled=False, routes=command("/order"))
     await stage.bind(vip, is_default=False, routes=command("/Order"))

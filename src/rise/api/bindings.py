@@ -83,7 +83,7 @@ def _add_looking(router: APIRouter, bindings: ChannelBindings) -> None:
         account: Account = None,
     ) -> Response:
         """How a workflow is bound to an account, or that it is not."""
-        return answer(request, _shown(await bindings.one(workflow_id, channel, account)))
+        return answer(request, shown_binding(await bindings.one(workflow_id, channel, account)))
 
 
 def _add_changing(router: APIRouter, bindings: ChannelBindings) -> None:
@@ -102,10 +102,11 @@ def _add_changing(router: APIRouter, bindings: ChannelBindings) -> None:
     ) -> Response:
         """Bind a workflow to an account, change how, or switch it off. A new default takes the former one's place."""
         fields = read_object(await read_json_body(request.scope, request.receive))
-        change = _change(fields, principal)
+        change = read_change(fields)
+        _refuse_all_but_admins(fields, principal)
         named, why = _named(fields, channel, account), _why(fields)
         shown = await bindings.change(workflow_id, *named, change, by=principal.name, why=why)
-        return answer(request, _shown(shown), meta={"warnings": shown.warnings})
+        return answer(request, shown_binding(shown), meta={"warnings": shown.warnings})
 
     @router.post("/{workflow_id}/refresh", **description.route(description.BINDING, *description.FROM_STORE, 404, 422))
     async def refresh(
@@ -116,7 +117,7 @@ def _add_changing(router: APIRouter, bindings: ChannelBindings) -> None:
         account: Account = None,
     ) -> Response:
         """Have all processes take over what is in force now."""
-        return answer(request, _shown(await bindings.refresh(workflow_id, channel, account)))
+        return answer(request, shown_binding(await bindings.refresh(workflow_id, channel, account)))
 
     @router.post(
         "/{workflow_id}/kill-switch",
@@ -137,19 +138,18 @@ def _add_changing(router: APIRouter, bindings: ChannelBindings) -> None:
         if len(reason) > WHY_CHARS_MAX:
             raise PayloadInvalid(f"reason has more than {WHY_CHARS_MAX} characters", field="reason")
         shown = await bindings.switch(workflow_id, channel, account, on=on, reason=reason, by=principal.name)
-        return answer(request, _shown(shown), meta={"warnings": shown.warnings})
+        return answer(request, shown_binding(shown), meta={"warnings": shown.warnings})
 
 
 # --- what is asked for ------------------------------------------------------------------------------------
 
 
-def _change(fields: dict[str, Any], principal: Principal) -> BindingChange:
+def read_change(fields: dict[str, Any]) -> BindingChange:
+    """What is asked for, without whose binding it is. Raises `PayloadInvalid` with the field."""
     refuse_unknown(fields, _FIELDS)
     enabled = required(fields, "enabled", bool)
     config = optional(fields, "config", dict) or {}
     _refuse_unknown_in(config, _CONFIG)
-    if principal.role < Role.ADMIN and any(config.get(name) is not None for name in _ADMINS):
-        raise RoleInsufficient(f"to set {' or '.join(_ADMINS)} needs the role admin")
     is_default, routes = optional(fields, "isDefault", bool), optional(fields, "routes", list)
     return BindingChange(
         enabled=enabled,
@@ -161,6 +161,12 @@ def _change(fields: dict[str, Any], principal: Principal) -> BindingChange:
         notes=_notes(config),
         version=optional(fields, "bindingVersion", int),
     )
+
+
+def _refuse_all_but_admins(fields: dict[str, Any], principal: Principal) -> None:
+    config = fields.get("config") or {}
+    if principal.role < Role.ADMIN and any(name in config for name in _ADMINS):
+        raise RoleInsufficient(f"to set {' or '.join(_ADMINS)} needs the role admin")
 
 
 def _named(fields: dict[str, Any], channel: str | None, account: str | None) -> tuple[str, str | None]:
@@ -320,7 +326,8 @@ def _option(shown: BindingShown) -> dict[str, Any]:
     }
 
 
-def _shown(shown: BindingShown) -> dict[str, Any]:
+def shown_binding(shown: BindingShown) -> dict[str, Any]:
+    """As it is answered; the command line shows the same."""
     binding, own = shown.binding, shown.binding.own
     return _option(shown) | {
         "enabled": binding.enabled,

@@ -13,6 +13,7 @@ from rise.errors import (
     StoreLocked,
     StoreUnavailable,
     TaskUnknown,
+    WorkflowUnknown,
 )
 
 EXIT_PROBLEM = 1
@@ -20,6 +21,7 @@ EXIT_USAGE = 2
 
 REMEDIES: dict[type[RiseError], str] = {
     TaskUnknown: "`rise tasks` lists what is open; what has ended is kept for RISE_KEEP_FINISHED_DAYS",
+    WorkflowUnknown: "`rise bindings --unbound` lists those there are",
     StateConflict: "`rise tasks show TASK_ID` tells where it stands",
     StoreUnavailable: "`rise doctor` looks at the directory and says more",
 }
@@ -52,7 +54,7 @@ def _refuse_what_is_no_text(words: list[str]) -> None:
 
 
 def build_app() -> typer.Typer:
-    from rise.cli import bench, checking, drill, keeping, refilling, replay, running, simulate, standin, tasks
+    from rise.cli import bench, bindings, checking, drill, keeping, refilling, replay, running, simulate, standin, tasks
 
     app = typer.Typer(
         name="rise",
@@ -61,6 +63,6 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for commands in (running, tasks, replay, checking, keeping, refilling, standin, simulate, drill, bench):
+    for commands in (running, tasks, bindings, replay, checking, keeping, refilling, standin, simulate, drill, bench):
         commands.register(app)
     return app

@@ -34,7 +34,7 @@ from rise.definitions.records import (
     bindings_of,
     workflow_of,
 )
-from rise.errors import PayloadInvalid, StateConflict, WorkflowUnknown
+from rise.errors import BindingMissing, PayloadInvalid, WorkflowUnknown
 from rise.runtime.editor import Editor, Rebound
 from rise.runtime.sealing import Seal, masked
 
@@ -169,7 +169,7 @@ class ChannelBindings:
         self, workflow_id: str, channel: str, account: str | None, change: BindingChange, *, by: str, why: str = ""
     ) -> BindingShown:
         """Bind a workflow, change how, or switch it off. Raises `WorkflowUnknown`, `PayloadInvalid`, `VersionStale`,
-        or `StateConflict` if a route is another's."""
+        or `RouteTaken` if a route is another's."""
         published = await self._published(workflow_id)
         account = self._account_of(channel, account, change.bot_token)
         if change.enabled:
@@ -187,14 +187,14 @@ class ChannelBindings:
     async def switch(
         self, workflow_id: str, channel: str, account: str | None, *, on: bool, reason: str, by: str
     ) -> BindingShown:
-        """Turn the kill switch. Turned the way it is, it stays so. Raises `StateConflict` if nothing is bound there."""
+        """Turn the kill switch; turned the way it is, it stays so. Raises `BindingMissing` if nothing is bound."""
         published = await self._published(workflow_id)
         account = self.account(channel, account)
         switch = KillSwitch(reason, iso(self.clock.now()), by)
 
         def switched(former: BindingRecord | None) -> BindingRecord:
             if former is None:
-                raise StateConflict(f"{workflow_id} is not bound to {account_name(channel, account)}")
+                raise BindingMissing(f"{workflow_id} is not bound to {account_name(channel, account)}")
             if on == (former.kill_switch is not None):
                 return former
             return msgspec.structs.replace(former, kill_switch=switch if on else None)
@@ -212,7 +212,29 @@ class ChannelBindings:
         self.bus.publish(Topic.DEFINITIONS_CHANGED)
         return shown
 
+    async def seal_anew(self, *, by: str) -> tuple[int, list[str]]:
+        """Each token under the key that is in force: how many were under the former one, and which under neither."""
+        sealed, unreadable = 0, []
+        for one in await self.all():
+            binding, token = one.binding, one.binding.own.bot_token
+            if token is None:
+                continue
+            if self.seal.open(token) is None:
+                unreadable.append(f"{binding.workflow_id} at {account_name(binding.channel, binding.account)}")
+            elif self.seal.anew(token) is not None:
+                identity = (binding.channel, binding.account, binding.workflow_id)
+                await self.editor.rebind(*identity, self._sealed_anew, by=by, action="seal anew")
+                sealed += 1
+        return sealed, unreadable
+
     # --- details ---
+
+    def _sealed_anew(self, binding: BindingRecord | None) -> BindingRecord:
+        if binding is None:
+            raise BindingMissing("it has been unbound meanwhile")
+        anew = self.seal.anew(binding.own.bot_token)
+        own = binding.own if anew is None else msgspec.structs.replace(binding.own, bot_token=anew)
+        return msgspec.structs.replace(binding, own=own)
 
     def _unbound(self, workflow: WorkflowRecord, known: Sequence[BindingRecord]) -> list[BindingRecord]:
         bound = {binding.channel for binding in known}

@@ -27,7 +27,7 @@ from rise.definitions.records import (
     workflow_of,
 )
 from rise.envelope import encode_json
-from rise.errors import StateConflict, VersionStale
+from rise.errors import RouteTaken, StateConflict, VersionStale
 from rise.ledger.port import Ledger, Operation
 from rise.telemetry import log
 
@@ -75,7 +75,7 @@ class Editor:
         """Change one binding, or make it. A new default demotes the former one in the same step.
 
         `version`: the one that the change was made for, 0 before there is any. Raises `VersionStale` if that is not in
-        force, `StateConflict` if another binding of the account has one of its routes.
+        force, `RouteTaken` if another binding of the account has one of its routes.
         """
         demoted: str | None = None
 
@@ -206,7 +206,7 @@ def _refuse_taken_routes(binding: BindingRecord, others: list[BindingRecord]) ->
     taken = {_folded(route): one.workflow_id for one in others if one.enabled for route in one.routes}
     for route in binding.routes:
         if (holder := taken.get(_folded(route))) is not None:
-            raise StateConflict(f"{route.by} {route.value} is {holder}'s already", field="routes")
+            raise RouteTaken(f"{route.by} {route.value} is {holder}'s already", field="routes")
 
 
 def _folded(route: BindingRoute) -> tuple[str, str]:
