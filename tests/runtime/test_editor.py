@@ -10,7 +10,7 @@ import pytest
 
 from rise.bus.port import Topic
 from rise.definitions.port import Definition, Kind
-from rise.definitions.records import CODE, NEWER, BindingRecord, WorkflowRecord, bindings_of, workflow_of
+from rise.definitions.records import CODE, NEWER, BindingRecord, ChannelOwn, WorkflowRecord, bindings_of, workflow_of
 from rise.errors import StateConflict
 from rise.runtime.editor import Editor
 from rise.testing.clock import ManualClock
@@ -74,6 +74,24 @@ async def test_an_account_has_one_default_and_a_new_one_demotes_the_former_in_on
         ("7", "a"): 2, ("7", "b"): 3, ("7", "c"): 3, ("7", "d"): 4, ("8", "a"): 1
     }  # fmt: skip
     assert known["7", "d"].timeout_message == "soon"
+
+
+@pytest.mark.req("BND-2", "BND-3")
+async def test_what_is_the_accounts_is_the_same_in_all_its_bindings(stage: Stage):
+    def own(workflow_id: str, **fields: Any) -> BindingRecord:
+        return binding(workflow_id, is_default=False, own=ChannelOwn(**fields))
+
+    async def known() -> list[tuple[str | None, str | None, str | None]]:
+        return [(one.own.bot_token, one.own.webhook_url, one.own.locale) for one in await stage.bindings()]
+
+    await stage.editor.bind(own("a", bot_token="old", webhook_url="here", locale="de"), by="ann")
+    await stage.editor.bind(own("b"), by="ann")
+    assert await known() == [("old", "here", "de"), ("old", "here", None)]
+    await stage.editor.bind(own("b", bot_token="new", webhook_url="here"), by="ann")
+    assert await known() == [("new", "here", "de"), ("new", "here", None)]
+    await stage.editor.bind(own("a", bot_token="new"), by="ann")
+    assert await known() == [("new", None, None), ("new", None, None)]
+    assert [one.version for one in await stage.bindings()] == [4, 4]
 
 
 @pytest.mark.req("BND-2", "SEC-4")

@@ -9,6 +9,7 @@ field that cannot be used, before anything is written (422).
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from enum import StrEnum
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -20,11 +21,14 @@ from rise.api import description
 from rise.api.answers import answer
 from rise.api.reading import read_json_body
 from rise.api.security import Principal, Role, requires
+from rise.api.starting import refuse_while_starting
 from rise.bindings import is_command
 from rise.channels.http import CHAT_ID_CHARS_MAX, identifier, optional, read_object, refuse_unknown, required
 from rise.definitions.records import BindingRoute
 from rise.envelope import encode_json
-from rise.errors import PayloadInvalid, RoleInsufficient
+from rise.errors import PayloadInvalid, RoleInsufficient, WorkflowUnknown
+from rise.runtime import assembly
+from rise.runtime.assembly import House
 from rise.runtime.channel_bindings import BindingChange, BindingShown, ChannelBindings
 from rise.settings import CHANNELS, is_bot_token
 from rise.telemetry import keep_out_of_logs
@@ -59,9 +63,19 @@ class ChannelName(StrEnum):
     WEBCHAT = "webchat"
 
 
-def build_bindings(bindings: ChannelBindings) -> APIRouter:
+def build_bindings(house: House) -> APIRouter:
     """The routes under /api/channel-bindings."""
-    router = APIRouter(prefix="/api/channel-bindings")
+
+    async def starting() -> AsyncIterator[None]:
+        """A workflow is unknown only when the worker has said which there are."""
+        try:
+            yield
+        except WorkflowUnknown:
+            refuse_while_starting(house.capabilities, "whether this is among them")
+            raise
+
+    bindings = assembly.build_channel_bindings(house)
+    router = APIRouter(prefix="/api/channel-bindings", dependencies=[Depends(starting)])
     _add_looking(router, bindings)
     _add_changing(router, bindings)
     return router

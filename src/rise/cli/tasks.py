@@ -309,7 +309,7 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
 def _lacking(house: House, story: TaskStory) -> str | None:
     """The account that it cannot go on without, if that is not configured where this command runs."""
     head = story.task.head
-    if story.status.is_finished or house.channels.accounts().get(head.channel) == head.account:
+    if story.status.is_finished or head.account in house.channels.all_accounts().get(head.channel, ()):
         return None
     return f"account {head.account} of {head.channel}, which is not configured here (`rise doctor` has the remedy)"
 

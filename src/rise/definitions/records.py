@@ -52,10 +52,11 @@ class ChannelOwn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What only its channel makes something of, apart from what all bindings have."""
 
     bot_token: str | None = None
-    """Sealed (`runtime/sealing.py`); None: the account's other bindings or the settings have it."""
+    """Sealed (`runtime/sealing.py`); None: the settings have it."""
     webhook_url: str | None = None
     """Where the platform delivers; None: as the settings say."""
     use_polling: bool | None = None
+    """None: as the settings say. These three are the bot's, and the same in all bindings of an account."""
     allowed_chat_ids: tuple[str, ...] = ()
     """Only these are served; empty: all are."""
     rate_limit_per_min: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -63,6 +64,9 @@ class ChannelOwn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     locale: str | None = None
     metadata: dict[str, Any] = {}
     """What else somebody has noted here. Nothing is decided by it."""
+
+
+OF_THE_ACCOUNT: Final = ("bot_token", "webhook_url", "use_polling")
 
 
 class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):

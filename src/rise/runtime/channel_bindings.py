@@ -35,7 +35,7 @@ from rise.definitions.records import (
     workflow_of,
 )
 from rise.errors import BindingMissing, PayloadInvalid, WorkflowUnknown
-from rise.runtime.editor import Editor, Rebound
+from rise.runtime.editor import Editor, Rebound, shared
 from rise.runtime.sealing import Seal, masked
 
 Status = Literal["unbound", "bound", "degraded", "down", "disabled", "killed"]
@@ -118,6 +118,8 @@ class ChannelBindings:
     public_url: str | None
     """Where webhooks go unless a binding says otherwise."""
     is_polling: bool
+    served: frozenset[str] = frozenset((TELEGRAM,))
+    """The channels that were configured when this process was started: the others are from the next start on."""
     health: HealthOf = unwatched
 
     # --- looking ---
@@ -277,7 +279,17 @@ class ChannelBindings:
             warnings.append(f"{rebound.demoted} is no longer the default of its account")
         if rebound.binding.enabled and (shown.workflow is None or not shown.workflow.published):
             warnings.append("its workflow is not published: messages wait until it is")
+        warnings += self._of_its_bot(rebound.binding)
         return msgspec.structs.replace(shown, demoted=rebound.demoted, warnings=tuple(warnings))
+
+    def _of_its_bot(self, binding: BindingRecord) -> list[str]:
+        if binding.channel != TELEGRAM:
+            return []
+        if TELEGRAM not in self.served and binding.enabled:
+            return ["Telegram is not served here yet: it is from the next start of `rise serve` on, unless it is off"]
+        if self._is_configured(TELEGRAM, binding.account) and binding.own.bot_token is not None:
+            return ["RISE_TELEGRAM_TOKEN is this bot's, too, and goes before the token that is bound"]
+        return []
 
     def _account_of(self, channel: str, account: str | None, token: object) -> str:
         if channel != TELEGRAM or not isinstance(token, str):
@@ -319,24 +331,20 @@ class ChannelBindings:
         """Raises `PayloadInvalid` with the first of the fields that are missing, and all of them in its words."""
         known = await self._bindings(channel, account)
         former = next((one for one in known if one.workflow_id == workflow_id), None)
-        changed = self._changed(former or _none_yet(workflow_id, channel, account), change)
+        others = [one for one in known if one.workflow_id != workflow_id]
+        changed, _ = shared(self._changed(former or _none_yet(workflow_id, channel, account), change), former, others)
         if not changed.is_default and not changed.routes:
             raise PayloadInvalid("without routes it is the default, or it would serve nothing", field="isDefault")
         if channel != TELEGRAM:
             return
         missing = []
-        if not self._has_token(account, [changed, *known]):
+        if not self._is_configured(TELEGRAM, account) and self.seal.open(changed.own.bot_token) is None:
             missing.append("config.botToken")
         polls = self.is_polling if changed.own.use_polling is None else changed.own.use_polling
         if not polls and changed.own.webhook_url is None and self.public_url is None:
             missing.append("config.webhookUrl")
         if missing:
             raise PayloadInvalid(f"to serve telegram it needs {' and '.join(missing)}", field=missing[0])
-
-    def _has_token(self, account: str, bindings: Sequence[BindingRecord]) -> bool:
-        if self._is_configured(TELEGRAM, account):
-            return True
-        return any(self.seal.open(one.own.bot_token) is not None for one in bindings)
 
     def _is_configured(self, channel: str, account: str) -> bool:
         """Whether the settings have its token."""

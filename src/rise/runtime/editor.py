@@ -18,8 +18,10 @@ from rise.definitions.port import Definition, Definitions, Kind
 from rise.definitions.records import (
     CODE,
     NEWER,
+    OF_THE_ACCOUNT,
     BindingRecord,
     BindingRoute,
+    ChannelOwn,
     WorkflowRecord,
     account_name,
     bindings_of,
@@ -87,6 +89,7 @@ class Editor:
             binding = change(former)
             others = [one for one in known if one.workflow_id != workflow_id]
             _refuse_taken_routes(binding, others)
+            binding, others = shared(binding, former, others)
             demoted = None
             if binding.is_default:
                 demoted = next((one.workflow_id for one in others if one.is_default and one.enabled), None)
@@ -197,6 +200,24 @@ class Editor:
             workflow_id=default,
             version=definition.version,
         )
+
+
+def shared(
+    binding: BindingRecord, former: BindingRecord | None, others: list[BindingRecord]
+) -> tuple[BindingRecord, list[BindingRecord]]:
+    """With what is the account's alike in all of its bindings: as it was changed in this one, else as it was."""
+    own, was = binding.own, ChannelOwn() if former is None else former.own
+    for name in OF_THE_ACCOUNT:
+        value = getattr(own, name)
+        if value != getattr(was, name):
+            others = [_with_own(one, name, value) for one in others]
+        elif former is None and others:
+            own = msgspec.structs.replace(own, **{name: getattr(others[0].own, name)})
+    return msgspec.structs.replace(binding, own=own), others
+
+
+def _with_own(binding: BindingRecord, name: str, value: object) -> BindingRecord:
+    return msgspec.structs.replace(binding, own=msgspec.structs.replace(binding.own, **{name: value}))
 
 
 def _refuse_taken_routes(binding: BindingRecord, others: list[BindingRecord]) -> None:
