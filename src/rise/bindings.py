@@ -69,9 +69,10 @@ class Bound(msgspec.Struct, frozen=True):
 class _Account:
     """Who serves one account. Never changed once it is made, so that reading it needs no lock."""
 
-    __slots__ = ("by_chat", "by_command", "by_workflow", "default")
+    __slots__ = ("by_chat", "by_command", "by_workflow", "default", "version")
 
-    def __init__(self, bindings: Iterable[BindingRecord]) -> None:
+    def __init__(self, bindings: Iterable[BindingRecord], version: int) -> None:
+        self.version = version
         self.by_workflow = {one.workflow_id: one for one in bindings}
         usable = [one for one in self.by_workflow.values() if one.enabled]
         self.default = next((one for one in usable if one.is_default), None)
@@ -159,15 +160,15 @@ class BindingRegistry:
             return
         latest = await self._definitions.latest([Kind.PUBLISHED, Kind.BINDINGS])
         workflows: list[WorkflowRecord] = []
-        accounts: dict[tuple[str, str], list[BindingRecord]] = {}
+        accounts: dict[tuple[str, str], _Account] = {}
         for definition in latest.definitions:
             if definition.kind is Kind.PUBLISHED:
                 workflows.append(workflow_of(definition))
                 continue
-            for binding in bindings_of(definition):
-                accounts.setdefault((binding.channel, binding.account), []).append(binding)
+            if bindings := bindings_of(definition):
+                accounts[bindings[0].channel, bindings[0].account] = _Account(bindings, definition.version)
         self._workflows = {workflow.workflow_id: workflow for workflow in workflows}
-        self._accounts = {account: _Account(bindings) for account, bindings in accounts.items()}
+        self._accounts = accounts
         self._version = latest.changes
 
     async def known(self) -> None:
@@ -183,6 +184,11 @@ class BindingRegistry:
     def is_asked_for(self, channel: str, account: str) -> bool:
         """Whether somebody has bound a workflow there, usable or not, switched off or on."""
         return (channel, account) in self._accounts
+
+    def version_of(self, channel: str, account: str) -> int:
+        """Of the account's bindings; 0 if there are none."""
+        bound = self._accounts.get((channel, account))
+        return 0 if bound is None else bound.version
 
     def binding(self, message: Message) -> BindingRecord | None:
         """Whose it is, whether or not that can serve it now. Of what asks for a workflow by name, that one's."""

@@ -305,7 +305,7 @@ class Worker:
             Reason.WORKFLOW_PENDING,
             f"no usable workflow for {head.channel}:{head.account}",
             tell=(binding and binding.workflow_missing_message) or self._texts.workflow_missing,
-            cause=str(self._bindings.version),
+            cause=str(self._bindings.version_of(head.channel, head.account)),
         )
 
     def _left_to_others(self, bound: Bound) -> Ending:

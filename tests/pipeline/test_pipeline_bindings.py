@@ -13,7 +13,15 @@ from pipeline_stage import Gateway, Stage, WorkerProcess
 import rise
 from rise.bindings import CHECK_SECONDS, KNOWN_SECONDS
 from rise.definitions.port import Kind
-from rise.definitions.records import BindingRecord, BindingRoute, ChannelOwn, KillSwitch, account_name, bindings_of
+from rise.definitions.records import (
+    BindingRecord,
+    BindingRoute,
+    ChannelOwn,
+    KillSwitch,
+    WorkflowRecord,
+    account_name,
+    bindings_of,
+)
 from rise.envelope import Outcome, Reason, Status, TaskId
 from rise.errors import RouteTaken, StoreUnavailable
 from rise.runtime.supervisor import Duties
@@ -451,3 +459,17 @@ async def test_a_binding_words_that_it_takes_long_or_says_that_nobody_waits(
     if told:
         await stage.said(1)
     assert stage.texts() == told
+
+
+@pytest.mark.req("BND-9")
+async def test_that_nothing_is_bound_is_said_again_when_its_bindings_have_changed_and_for_nothing_else(stage: Stage):
+    gateway, worker = await start(stage)
+    await stage.suspended(*await stage.write("one"), Reason.WORKFLOW_PENDING)
+    await stage.editor.publish(WorkflowRecord(workflow_id="wf_other", name="other"), by="Ann")
+    await agree(gateway, worker)
+    await stage.suspended(*await stage.write("two"), Reason.WORKFLOW_PENDING)
+    assert await stage.said(1) == [MISSING]
+    await stage.bind(general, enabled=False, workflow_missing_message="Back on Monday.")
+    await agree(gateway, worker)
+    await stage.suspended(*await stage.write("three"), Reason.WORKFLOW_PENDING)
+    assert await stage.said(2) == [MISSING, MISSING]
