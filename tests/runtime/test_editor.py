@@ -10,7 +10,16 @@ import pytest
 
 from rise.bus.port import Topic
 from rise.definitions.port import Definition, Kind
-from rise.definitions.records import CODE, NEWER, BindingRecord, ChannelOwn, WorkflowRecord, bindings_of, workflow_of
+from rise.definitions.records import (
+    CODE,
+    NEWER,
+    BindingRecord,
+    ChannelOwn,
+    KillSwitch,
+    WorkflowRecord,
+    bindings_of,
+    workflow_of,
+)
 from rise.errors import StateConflict
 from rise.runtime.editor import Editor
 from rise.testing.clock import ManualClock
@@ -127,6 +136,25 @@ async def test_the_code_binds_what_nobody_has_bound_and_takes_back_only_its_own(
     ]
     await stage.editor.follow_code([workflow("b"), workflow("c", "http")], ACCOUNTS)
     assert [(one.channel, one.workflow_id) for one in await stage.bindings()] == [("http", "c"), ("telegram", "a")]
+
+
+@pytest.mark.req("BND-7")
+async def test_the_code_leaves_alone_what_is_killed_and_follows_again_when_it_is_no_longer(stage: Stage):
+    async def switch(on: bool) -> None:
+        def change(known: BindingRecord | None) -> BindingRecord:
+            assert known is not None
+            return msgspec.structs.replace(known, kill_switch=KillSwitch("it raves", "now", "ann") if on else None)
+
+        await stage.editor.rebind("telegram", "7", "a", change, by="ann")
+
+    await stage.editor.follow_code([workflow("a", "telegram")], ACCOUNTS)
+    await switch(True)
+    await stage.editor.follow_code([workflow("b", "telegram")], ACCOUNTS)
+    [killed] = await stage.bindings()
+    assert (killed.workflow_id, killed.updated_by, killed.bound_by) == ("a", "ann", CODE)
+    await switch(False)
+    await stage.editor.follow_code([workflow("b", "telegram")], ACCOUNTS)
+    assert [(one.workflow_id, one.bound_by) for one in await stage.bindings()] == [("b", CODE)]
 
 
 async def test_what_is_bound_to_a_workflow_that_the_code_has_not_loaded_waits_for_it(stage: Stage):

@@ -90,6 +90,8 @@ class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Of its account's bindings, when it was changed last."""
     updated_at: str = ""
     updated_by: str = ""
+    bound_by: str = ""
+    """Who has decided what is bound: whoever changed it last, but for its kill switch."""
 
 
 def account_name(channel: str, account: str) -> str:

@@ -142,7 +142,7 @@ class Editor:
 
     async def _follow_channel(self, channel: str, account: str, asking: str | None, loaded: Container[str]) -> None:
         def change(known: list[BindingRecord]) -> list[BindingRecord]:
-            if any(one.updated_by != CODE for one in known):
+            if any((one.bound_by or one.updated_by) != CODE or one.kill_switch is not None for one in known):
                 return known  # a person has decided here, if only to switch it off
             if asking is None:
                 # What is bound to a workflow that is not here waits for it.
@@ -246,11 +246,17 @@ def _stamped(
     changed: list[BindingRecord], known: list[BindingRecord], *, version: int, at_ms: int, by: str
 ) -> list[BindingRecord]:
     """What is other than it was carries this version: whoever changes it on the strength of what it was is told."""
-    moment = iso(from_epoch_ms(at_ms))
-    return [
-        one if one in known else msgspec.structs.replace(one, version=version, updated_at=moment, updated_by=by)
-        for one in _by_name(changed)
-    ]
+    moment, former = iso(from_epoch_ms(at_ms)), {one.workflow_id: one for one in known}
+
+    def stamped(one: BindingRecord) -> BindingRecord:
+        was = former.get(one.workflow_id)
+        if one == was:
+            return one
+        is_only_switched = was is not None and one == msgspec.structs.replace(was, kill_switch=one.kill_switch)
+        bound_by = was.bound_by if was is not None and is_only_switched else by
+        return msgspec.structs.replace(one, version=version, updated_at=moment, updated_by=by, bound_by=bound_by)
+
+    return [stamped(one) for one in _by_name(changed)]
 
 
 def _by_name(bindings: list[BindingRecord]) -> list[BindingRecord]:
