@@ -323,7 +323,8 @@ class Worker:
         Each look sees what the one before it may have missed: what is resumed before the first waits in its lane at
         the second, and what is resumed later was among the first's.
         """
-        pending = Selection(reason=Reason.WORKFLOW_PENDING, lane=head.lane)
+        # Suspended by its own word: what a newer version has put aside nobody here could resume.
+        pending = Selection(status=Status.SUSPENDED, reason=Reason.WORKFLOW_PENDING, lane=head.lane)
         routes = await self._queue.suspended_routes(Reason.WORKFLOW_PENDING, lane=head.lane)
         known = self._bindings.routed(routes)
         waiting = await self._all_of(pending) if known else []

@@ -174,6 +174,21 @@ async def test_what_waited_for_a_route_goes_before_what_comes_then_without_the_s
     assert stage.texts(1) == [MISSING, "orders /order 1", "orders /order 2", "orders /order 3"]
 
 
+@pytest.mark.req("BND-4", "SUS-2")
+@pytest.mark.failure("D12", "D15")
+async def test_what_a_newer_version_has_put_aside_in_a_routed_chat_holds_nobody_up(stage: Stage):
+    gateway, worker = await start(stage)
+    aside, waits, *others = await stage.write("/order 1", "hello", "/order 2", chat=1)
+    for task_id in (aside, waits, *others):
+        await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    await stage.rewrite("tasks", aside, status="resting")
+    await stage.bind(orders, is_default=False, routes=command("/order"))
+    await agree(gateway, worker)
+    assert await gateway.supervisor.resume() <= len(others)
+    await stage.ended(*others, *await stage.write("/order 3", chat=1))
+    assert stage.texts(1) == [MISSING, "orders /order 2", "orders /order 3"]
+
+
 @pytest.mark.req("BND-4")
 async def test_no_two_bindings_of_an_account_have_a_route_in_common(stage: Stage):
     await stage.start_gateway()
