@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rise.testing.servers import RabbitServer, RedisServer, has_rabbitmq, has_redis
+from rise.testing.servers import MongoServer, RabbitServer, RedisServer, has_mongodb, has_rabbitmq, has_redis
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -94,6 +94,26 @@ def empty_rabbit(running_rabbit: RabbitServer) -> RabbitServer:
     """A real RabbitMQ without any of Rise's queues, shared by those that leave it running and settled."""
     running_rabbit.ctl("eval", REMOVE_EVERYTHING)
     return running_rabbit
+
+
+@pytest.fixture(scope="session")
+def running_mongodb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
+    """One for all that leave it running; each test takes a database of its own."""
+    if not has_mongodb():
+        pytest.skip("SecantusDB is not installed")
+    with MongoServer(tmp_path_factory.mktemp("mongodb")) as server:
+        yield server
+
+
+@pytest.fixture
+def mongodb_of_its_own(tmp_path: Path) -> Iterator[MongoServer]:
+    """For tests that kill it."""
+    if not has_mongodb():
+        pytest.skip("SecantusDB is not installed")
+    directory = tmp_path / "mongodb"
+    directory.mkdir()
+    with MongoServer(directory) as server:
+        yield server
 
 
 REMOVE_EVERYTHING = """

@@ -74,4 +74,4 @@ def test_the_units_say_what_systemd_reads():
 def test_the_image_installs_what_the_full_profile_needs():
     extras = re.search(r"\.\[([a-z,]+)\]", (DEPLOY / "Dockerfile").read_text())
     assert extras is not None
-    assert set(extras[1].split(",")) == {"redis", "rabbitmq"}
+    assert set(extras[1].split(",")) == {"redis", "rabbitmq", "mongodb"}

@@ -95,6 +95,17 @@ def test_pauses_that_fit_into_the_patience_of_their_chat_are_taken():
     assert settings().retry_seconds == DEFAULT_CURVE_SECONDS
 
 
+@pytest.mark.req("CPY-6")
+def test_a_ledger_on_mongodb_without_a_queue_to_go_with_it_is_refused():
+    problem = refusal(mongodb_url="mongodb://db/rise")
+    assert problem.startswith("RISE_MONGODB_URL is set without RISE_REDIS_URL")
+    assert "Set RISE_REDIS_URL, or unset RISE_MONGODB_URL" in problem
+    problem = refusal(mongodb_url="https://db/rise", redis_url="redis://db")
+    assert problem == "RISE_MONGODB_URL must begin with mongodb:// or mongodb+srv://."
+    taken = settings(mongodb_url="mongodb://rise:hunter2@db/rise", redis_url="redis://db")
+    assert "hunter2" not in repr(taken)
+
+
 @pytest.fixture
 def ours(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
     """Three settings in the environment, which are as before when the test has ended; and what is set at a time."""

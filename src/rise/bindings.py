@@ -18,7 +18,14 @@ import msgspec
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
 from rise.definitions.port import Definitions, Kind
-from rise.definitions.records import BindingRecord, WorkflowRecord, bindings_of, workflow_of
+from rise.definitions.records import (
+    BindingRecord,
+    PromptRecord,
+    WorkflowRecord,
+    bindings_of,
+    prompt_of,
+    workflow_of,
+)
 from rise.errors import BindingsUnknown, Unavailable
 from rise.queue.port import Route
 from rise.service import Loop, Signal
@@ -137,6 +144,7 @@ class BindingRegistry:
         self._version = -1
         self._workflows: dict[str, WorkflowRecord] = {}
         self._accounts: dict[tuple[str, str], _Account] = {}
+        self._prompts: dict[str, PromptRecord] = {}
         self._changed = Signal()
         self._unsubscribe = bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._changed.set())
         self._loop = Loop("bindings", self._follow, sleep=clock.sleep, on_error=_report)
@@ -158,16 +166,18 @@ class BindingRegistry:
         """Take over what is in force now."""
         if await self._definitions.changes() == self._version:
             return
-        latest = await self._definitions.latest([Kind.PUBLISHED, Kind.BINDINGS])
-        workflows: list[WorkflowRecord] = []
+        latest = await self._definitions.latest([Kind.PUBLISHED, Kind.BINDINGS, Kind.PROMPT])
+        workflows, prompts = [], []
         accounts: dict[tuple[str, str], _Account] = {}
         for definition in latest.definitions:
             if definition.kind is Kind.PUBLISHED:
                 workflows.append(workflow_of(definition))
-                continue
-            if bindings := bindings_of(definition):
+            elif definition.kind is Kind.PROMPT:
+                prompts.append(prompt_of(definition))
+            elif bindings := bindings_of(definition):
                 accounts[bindings[0].channel, bindings[0].account] = _Account(bindings, definition.version)
         self._workflows = {workflow.workflow_id: workflow for workflow in workflows}
+        self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
         self._accounts = accounts
         self._version = latest.changes
 
@@ -246,6 +256,9 @@ class BindingRegistry:
 
     def workflow(self, workflow_id: str) -> WorkflowRecord | None:
         return self._workflows.get(workflow_id)
+
+    def prompt(self, prompt_id: str) -> PromptRecord | None:
+        return self._prompts.get(prompt_id)
 
     async def _follow(self) -> None:
         await self._changed.wait(CHECK_SECONDS)

@@ -52,6 +52,7 @@ _WORTH: Final = {
 CONSEQUENCES: Final = {
     "disk": "nothing is accepted, nothing runs; senders are told to come again",
     "ledger": "messages are accepted and wait; nothing runs, replies wait",
+    "mongo": "messages are accepted and wait; nothing runs, replies wait",
     "redis": "messages are accepted by the other copies and wait",
     "rabbitmq": "messages are accepted by the other copies and run; the missing copy is made when it is back",
     "worker": "messages are accepted and wait",
@@ -66,6 +67,7 @@ CONSEQUENCES: Final = {
 
 REMEDIES: Final = {
     "disk": "make room on the disk of RISE_DATA_DIR, or have it mended",
+    "mongo": "see that MongoDB runs and RISE_MONGODB_URL names it; it goes on by itself",
     "ledger": "see that the database in RISE_DATA_DIR can be read and written",
     "redis": "start Redis, or see that RISE_REDIS_URL reaches it",
     "rabbitmq": "start RabbitMQ or end its alarm, and see that RISE_RABBITMQ_URL reaches it",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import secrets
 from collections.abc import Mapping
 from enum import StrEnum
@@ -126,6 +127,20 @@ def reply_id_of(run_id: RunId, chunk: int) -> ReplyId:
 def notice_id_of(*parts: str) -> ReplyId:
     """One notice per cause: the parts name the cause, and the ledger keeps the id unique."""
     return ReplyId("n_" + _base32("|".join(parts).encode()))
+
+
+def definition_id_of(kind: str, name: str) -> str:
+    """What a person has named, as it stands in addresses: the name itself where it can be an id, else what is left of
+    it, with a hash where letters of other scripts are not."""
+    if _ID.fullmatch(name):
+        return f"{kind}_{name}"
+    left = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:48]
+    if not left or any(not one.isascii() and one.isalnum() for one in name):
+        left = "-".join(filter(None, (left, _base32(name.encode())[:8])))
+    return f"{kind}_{left}"
+
+
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def _base32(named: bytes) -> str:

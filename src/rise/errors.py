@@ -124,9 +124,23 @@ class ChannelUnknown(Rejected):
 
 
 class WorkflowUnknown(Rejected):
-    """There is no published workflow with this id."""
+    """There is no workflow with this id, or none that is published."""
 
     code = "workflow_unknown"
+    http_status = 404
+
+
+class PromptUnknown(Rejected):
+    """There is no prompt with this id."""
+
+    code = "prompt_unknown"
+    http_status = 404
+
+
+class VersionUnknown(Rejected):
+    """It never had this version, or it is one of those that are no longer kept."""
+
+    code = "version_unknown"
     http_status = 404
 
 
@@ -145,7 +159,7 @@ class KeyReused(Rejected):
 
 
 class StateConflict(Rejected):
-    """The task is not in a state in which this can be done to it."""
+    """What this is to be done to is not in a state in which it can be."""
 
     code = "state_conflict"
     http_status = 409
@@ -270,6 +284,19 @@ class RabbitMisconfigured(RabbitUnavailable):
     code = "rabbitmq_misconfigured"
 
 
+class MongoUnavailable(Unavailable):
+    """MongoDB does not answer or takes no writes: gone, without a primary, or without a majority to confirm."""
+
+    code = "mongodb_unavailable"
+    capability = "mongo"
+
+
+class MongoMisconfigured(MongoUnavailable):
+    """An index that Rise relies on is there, but is another one. Waiting will not mend it."""
+
+    code = "mongodb_misconfigured"
+
+
 class RedisFull(RedisUnavailable):
     """Redis has no room for more; what is in it can be worked off all the same."""
 
@@ -346,6 +373,12 @@ class CapabilityClosed(Unavailable):
         self.name = name
         self.status = status
         self.detail = detail
+
+
+class RecordTooLarge(RiseError):
+    """What a run came to is more than its ledger keeps of one."""
+
+    code = "record_too_large"
 
 
 # --- within a run ----------------------------------------------------------------------------------------

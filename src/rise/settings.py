@@ -46,7 +46,6 @@ _OF_OTHERS: Final = ("RISE_TEST_", "RISE_RABBITMQ_PASSWORD")
 """What tests read, and `deploy/compose.yml`."""
 
 _NOT_YET = {
-    "mongodb_url": "MongoDB",
     "temporal_address": "Temporal",
 }
 
@@ -253,7 +252,10 @@ class Settings(BaseSettings):
     rabbitmq_url: SecretStr | None = Field(
         None, description="RabbitMQ holds another copy of open messages, `amqp://…`; needs RISE_REDIS_URL."
     )
-    mongodb_url: SecretStr | None = Field(None, description="MongoDB as the ledger.")
+    mongodb_url: SecretStr | None = Field(
+        None,
+        description="MongoDB is the ledger, `mongodb://…/rise`; needs RISE_REDIS_URL. Unset: SQLite in RISE_DATA_DIR.",
+    )
     temporal_address: str | None = Field(None, description="Temporal for conversations and follow-ups.")
 
     @field_validator("*", mode="before")
@@ -366,6 +368,7 @@ class Settings(BaseSettings):
         for name, url, schemes in (
             ("RISE_REDIS_URL", self.redis_url, ("redis", "rediss", "unix")),
             ("RISE_RABBITMQ_URL", self.rabbitmq_url, ("amqp", "amqps")),
+            ("RISE_MONGODB_URL", self.mongodb_url, ("mongodb", "mongodb+srv")),
         ):
             if url is not None and url.get_secret_value().partition("://")[0] not in schemes:
                 found.append(f"{name} must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}.")
@@ -379,6 +382,11 @@ class Settings(BaseSettings):
                 f"RISE_MIN_COPIES is {self.min_copies}, but there are {len(self.stores)} stores for a message "
                 f"({', '.join(self.stores)}): nothing would ever be accepted. Set it to {len(self.stores)} or less, or "
                 "leave it out."
+            )
+        if self.mongodb_url is not None and self.redis_url is None:
+            found.append(
+                "RISE_MONGODB_URL is set without RISE_REDIS_URL: without servers, queue and ledger are one file. "
+                "Set RISE_REDIS_URL, or unset RISE_MONGODB_URL to run embedded."
             )
         if self.journal_dir is not None and self.redis_url is None:
             found.append(

@@ -44,6 +44,7 @@ from rise.queue.port import Anew, Claim, Finished, OpenTask, Queue, Replying, Re
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import insist
 from rise.telemetry import in_words, log, redact
+from rise.workflows.building import StagedWorkflows
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.follow_ups import FOLLOW_UP, follow_up
 from rise.workflows.runner import RunLimits, Runner
@@ -158,8 +159,9 @@ class Worker:
         clock: Clock,
         limits: WorkerLimits | None = None,
         texts: Texts | None = None,
+        staged: StagedWorkflows | None = None,
     ) -> None:
-        """`accept`: the intake's, for the follow-ups that runs ask for."""
+        """`accept`: the intake's, for the follow-ups that runs ask for. `workflows`: those in the code."""
         self._queue = queue
         self._ledger = ledger
         self._bindings = bindings
@@ -171,7 +173,7 @@ class Worker:
         self._limits = limits or WorkerLimits()
         self._texts = texts or Texts()
         self._windows = Windows(MINUTE_SECONDS)
-        self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits.of_a_run())
+        self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits.of_a_run(), staged)
         self._claims = Claims(
             queue=queue,
             channels=list(channels),
@@ -195,7 +197,7 @@ class Worker:
         try:
             await self._claims.stop()
         finally:
-            self._runner.close()
+            await self._runner.close()
         log.info("task_worker.stop", member=self._bus.member)
 
     def wake(self) -> None:
@@ -256,12 +258,12 @@ class Worker:
             return ending
         if bound is None:
             return await self._without_workflow(task, channel)
-        if bound.workflow.workflow_id not in self._runner.workflows:
+        if self._runner.definition(bound.workflow) is None:
             return self._left_to_others(bound)
         if (seconds := self._too_soon_seconds(bound.binding, task)) > 0:
             return Retry(seconds, "more of its chat than its binding allows in a minute", counts=False, is_noted=False)
-        effects, value = await self._runner.run(task, bound, channel)
-        return _answered(task, channel, effects, value=value, bound=bound)
+        ran = await self._runner.run(task, bound, channel)
+        return _answered(task, channel, ran.effects, value=ran.value, bound=bound, stages=ran.stages)
 
     async def _ended_before(self, task: Task) -> Ending | None:
         """By its result, which a former worker saved; or because its time is over."""
@@ -535,12 +537,22 @@ def _understood(task: Task, channels: Mapping[str, Channel]) -> Task:
     return task if incoming.suspend else msgspec.structs.replace(task, head=understood(task.head, incoming))
 
 
-def _answered(task: Task, channel: Channel, effects: Sequence[Effect], *, value: Any, bound: Bound | None) -> Answered:
+def _answered(
+    task: Task,
+    channel: Channel,
+    effects: Sequence[Effect],
+    *,
+    value: Any,
+    bound: Bound | None,
+    stages: Sequence[Any] = (),
+) -> Answered:
     calls = channel.compose(task.head, [effect for effect in effects if effect.kind != FOLLOW_UP])
     said = "\n\n".join(call.text for call in calls if call.text)
     shown: dict[str, Any] = {"text": said, "replies": [call.params for call in calls], "value": value}
     if plans := [{"text": effect.text, **effect.params} for effect in effects if effect.kind == FOLLOW_UP]:
         shown["followUps"] = plans
+    if stages:
+        shown["stages"] = msgspec.to_builtins(stages)
     # Here, where it counts as the workflow's own error: what cannot be stored cannot be settled either.
     encode_json([shown, calls])
     result = RunResult(

@@ -13,13 +13,15 @@ import msgspec
 from api_house import ADMIN, BOT, VIEWER, as_, echo, opened
 
 from rise.api.app import App, build_app
+from rise.definitions.records import PromptRecord
 from rise.envelope import Reason
 from rise.errors import StoreUnavailable
-from rise.runtime.assembly import House, build_sender
+from rise.runtime.assembly import House, build_prompts, build_sender, build_workflows
 from rise.runtime.serving import InProcessWorker
 from rise.service import start_all, stop_all
 from rise.workflows.definition import WorkflowDefinition
 
+SAY = {"name": "say", "kind": "reply", "template": "hi {{ text }}"}
 Befall = Callable[[House], Awaitable[None]]
 
 
@@ -70,11 +72,25 @@ class Served:
             "account": [BOT],
             "chatId": [42],
             "workflowId": [None],
-            "workflow_id": ["wf_bot"],
+            "stages": [[SAY]],
+            "template": ["hi {{ text }}"],
+            "placeholders": [[]],
+            "version": [None, 1],
         }
+        self.known["workflow_id"] = deque(["wf_bot", *[await self._make(house, f"spare {n}") for n in range(20)]])
+        self.known["prompt_id"] = deque([await self._store(house, f"spare {n}") for n in range(20)])
         parked = [await self._keep(house, f"parked {n}", Reason.POISON) for n in range(40)]
         self.known["task_id"] = deque([*parked, await self._keep(house, "answered", None)])
         await self._befall(house)
+
+    async def _make(self, house: House, name: str) -> str:
+        workflows = build_workflows(house)
+        made = await workflows.create(name, [SAY], by="ann")
+        return (await workflows.publish(made.workflow_id, by="ann")).workflow_id
+
+    async def _store(self, house: House, name: str) -> str:
+        made = await build_prompts(house).create(PromptRecord(prompt_id="", name=name, template="hi"), by="ann")
+        return made.prompt_id
 
     async def _keep(self, house: House, text: str, suspend: Reason | None) -> str:
         incoming = house.channels.webchat.read_message(

@@ -65,6 +65,7 @@ async def test_every_workflow_that_may_be_bound_is_listed_and_no_other(admin: ht
         ("wf_a", "http", "default", False, "unbound"),
         ("wf_a", "telegram", BOT, True, "bound"),
         ("wf_b", "telegram", BOT, False, "unbound"),
+        ("wf_inner", "telegram", BOT, False, "unbound"),
     ]
     bound = options[1]
     assert bound["health"] == {

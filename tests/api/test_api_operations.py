@@ -452,7 +452,7 @@ async def test_what_the_framework_refuses_has_the_same_form(client: httpx.AsyncC
     missing = await client.get("/nowhere")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
     assert missing.json()["meta"]["status"] == "not_found"
-    wrong = await client.get(APPLY)
+    wrong = await client.get("/api/messages")
     assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
 
 

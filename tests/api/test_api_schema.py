@@ -109,12 +109,18 @@ def conforming(schema: Any, served: Served, caller: str, config: pytest.Config) 
         suppress_health_check=list(HealthCheck),
     )
     operations = [result.ok() for result in schema.get_all_operations()]
-    operations.sort(key=lambda operation: operation.label == "POST /internal/tasks/resume")  # leaves none suspended
+    operations.sort(key=_is_last)
     answered = {}
     for operation in operations:
-        served.known["task_id"].rotate()  # the same draws name others than those which the one before has changed
+        for name in ("task_id", "workflow_id", "prompt_id"):
+            served.known[name].rotate()  # the same draws name others than those which the one before has changed
         answered[operation.label] = ask(operation, served, caller, tried)
     return answered
+
+
+def _is_last(operation: Any) -> bool:
+    """What leaves nothing of its kind for others."""
+    return operation.label == "POST /internal/tasks/resume" or operation.label.startswith("DELETE /api/")
 
 
 def of(*befalls: Befall) -> pytest.MarkDecorator:
@@ -179,10 +185,14 @@ async def test_every_field_that_is_read_is_described_and_no_other(client: httpx.
     """A reader that meets a field it does not know says which it does."""
     document = (await client.get("/api/openapi.json")).json()
     session = house.channels.webchat.new_session()
-    for path, operations in document["paths"].items():
-        body = operations.get("post", {}).get("requestBody")
-        if body is not None:
-            headers = as_(session) if path.startswith("/webchat") else {}
-            refused = await client.post(path, json={"nonsense": 1}, headers=headers)
-            read = refused.json()["error"]["message"].partition("it has ")[2].split(", ")
-            assert sorted(body["content"]["application/json"]["schema"]["properties"]) == sorted(read), path
+    bodies = [
+        (path, method, operation["requestBody"])
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if "requestBody" in operation
+    ]
+    for path, method, body in bodies:
+        headers = as_(session) if path.startswith("/webchat") else {}
+        refused = await client.request(method, path, json={"nonsense": 1}, headers=headers)
+        read = refused.json()["error"]["message"].partition("it has ")[2].split(", ")
+        assert sorted(body["content"]["application/json"]["schema"]["properties"]) == sorted(read), path

@@ -74,7 +74,7 @@ def test_killing_needs_a_reason_and_is_undone_with_a_word_on_what_was_kept(rise:
 
 def test_what_is_refused_is_one_line_and_a_remedy(rise: Rise, bot: Directory):
     unknown = rise("bindings", "bind", "wf_x")
-    assert (unknown.code, "rise bindings --unbound" in unknown.err) == (1, True)
+    assert (unknown.code, "`rise workflows` lists" in unknown.err) == (1, True)
     assert "command: /start" in rise("bindings", "bind", "wf_a", "--command", "start").err
     assert rise("bindings", "bind", "wf_a", "--channel", "fax").code == 2
     assert rise("bindings", "bind", "wf_a", "--token-file", "nowhere").code == 2

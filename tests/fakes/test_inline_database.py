@@ -7,7 +7,8 @@ import pytest
 
 from rise.envelope import ReplyId, RunId, TaskId
 from rise.errors import StoreUnavailable
-from rise.ledger.sqlite import HISTORY_KEPT, SCHEMA, SqliteLedger
+from rise.ledger.kept import HISTORY_KEPT
+from rise.ledger.sqlite import SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import LedgerConformance
 from rise.testing.simulator.database import InlineDatabase, memory_disk

@@ -11,6 +11,7 @@ from agreement import answer, command, commands, compare, opened, picked, seldom
 from hypothesis import strategies as st
 
 from rise.envelope import Call, Outcome, Status, Task, run_id_of
+from rise.ledger.kept import HISTORY_KEPT
 from rise.ledger.port import (
     Again,
     Attempt,
@@ -30,7 +31,7 @@ from rise.ledger.port import (
     Sent,
     Turn,
 )
-from rise.ledger.sqlite import HISTORY_KEPT, SCHEMA, SqliteLedger
+from rise.ledger.sqlite import SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import answer as save_answer
 from rise.testing.conformance.ledger import chunks, notice, send, take_one, task

@@ -10,7 +10,8 @@ import pytest
 
 from rise.connections.sqlite import Database
 from rise.envelope import ReplyId, RunId, TaskId
-from rise.ledger.sqlite import HISTORY_KEPT, SCHEMA, SqliteLedger
+from rise.ledger.kept import HISTORY_KEPT
+from rise.ledger.sqlite import SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import LedgerConformance
 

@@ -48,12 +48,19 @@ from rise.runtime.editor import Editor
 from rise.runtime.operations import Operations
 from rise.runtime.overload import Overload, OverloadLimits
 from rise.runtime.pipeline import Pipeline, PipelineLimits
+from rise.runtime.publishing import Workflows
 from rise.runtime.supervisor import Duties, Supervisor
+from rise.runtime.versions import Versions
 from rise.testing.clock import ManualClock
 from rise.testing.telegram import SentMessage, TelegramStandIn, updates
 from rise.testing.telegram.rules.update_queue import QueuedUpdate
 from rise.worker import Texts, Worker, WorkerLimits
+from rise.workflows.building import StagedWorkflows
 from rise.workflows.definition import WorkflowDefinition
+from rise.workflows.fetching import GuardedFetch
+from rise.workflows.model import NoModel
+from rise.workflows.staged import Tools
+from rise.workflows.stages import read_stages
 
 Edge = Literal["before", "after"]
 UNLIMITED = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=1e6)
@@ -369,7 +376,10 @@ class Stage:
         self.bus = LocalBus(self.directory / "bus", SystemClock())
         await self.bus.start()
         self.bus.subscribe(Topic.TASK_SETTLED, self._hear)
-        self.editor = Editor(SqliteDefinitions(self.database), self.ledger, self.bus, self.clock)
+        definitions = SqliteDefinitions(self.database)
+        self.editor = Editor(definitions, self.ledger, self.bus, self.clock)
+        versions = Versions(definitions, self.ledger, self.bus, self.clock)
+        self.workflows = Workflows(definitions, versions, read_stages)
         self.operations = Operations(self.queue, self.ledger, self.bus, self.clock)
 
     async def close(self) -> None:
@@ -465,8 +475,13 @@ class Stage:
             clock=self.clock,
             limits=self.worker_limits,
             texts=self.wording,
+            staged=StagedWorkflows(self.tools(process)),
         )
         return process
+
+    def tools(self, process: Process) -> Tools:
+        """What the stages of published workflows work with: no model, and nothing that could be called."""
+        return Tools(model=NoModel(), fetch=GuardedFetch(), clock=self.clock)
 
     async def start_new_worker(
         self, process: WorkerProcess, *workflows: Callable[..., Any], follows_code: bool = True

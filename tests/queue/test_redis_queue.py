@@ -264,6 +264,18 @@ async def test_a_filling_that_spans_a_restart_begins_anew(redis_of_its_own: Redi
     await database.close()
 
 
+@pytest.mark.req("EMB-3")
+async def test_a_redis_of_which_nobody_knows_whose_it_is_is_not_used(redis_server: RedisServer):
+    database = RedisDatabase(redis_server.url, clock=ManualClock(), answer_seconds=PATIENCE_SECONDS)
+    database.await_owner()
+    with pytest.raises(RedisUnavailable, match="whether this Redis is ours"):
+        await RedisQueue(database, LIMITS).enqueue(delivery(1))
+    assert redis_server.ask("DBSIZE") == 0
+    database.belongs_to("this installation")
+    await RedisQueue(database, LIMITS).enqueue(delivery(1))
+    await database.close()
+
+
 @pytest.mark.failure("B15", "D12")
 async def test_a_task_that_was_deleted_by_hand_does_not_stop_its_lane(stage: RedisStage):
     [gone, _] = await enqueue(stage.queue, 1, 2)

@@ -7,12 +7,14 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 
 from rise.bus.port import Topic
 from rise.definitions.port import Definition, Kind
 from rise.definitions.records import (
     CODE,
     NEWER,
+    STAGES,
     BindingRecord,
     ChannelOwn,
     KillSwitch,
@@ -163,12 +165,47 @@ async def test_what_is_bound_to_a_workflow_that_the_code_has_not_loaded_waits_fo
     assert [(one.workflow_id, one.enabled) for one in await stage.bindings()] == [("a", True)]
 
 
-async def test_a_workflow_that_the_code_no_longer_has_is_switched_off_and_comes_back_with_it(stage: Stage):
+async def test_a_workflow_that_the_code_no_longer_has_runs_no_more_and_comes_back_with_it(stage: Stage):
     await stage.editor.follow_code([workflow("a"), workflow("b")], ACCOUNTS)
     await stage.editor.follow_code([workflow("b")], ACCOUNTS)
-    assert ((await stage.workflow("a")).enabled, (await stage.workflow("b")).enabled) == (False, True)
+    assert ((await stage.workflow("a")).published, (await stage.workflow("b")).published) == (False, True)
     await stage.editor.follow_code([workflow("a"), workflow("b")], ACCOUNTS)
+    assert (await stage.workflow("a")).published
+
+
+@pytest.mark.req("WFL-1", "WFL-3")
+async def test_what_a_person_has_switched_off_stays_off_whatever_the_code_does(stage: Stage):
+    await stage.editor.follow_code([workflow("a", "http")], ACCOUNTS)
+    off = msgspec.structs.replace(await stage.workflow("a"), enabled=False)
+    await stage.editor.publish(off, by="ann")
+    for loaded in ([workflow("a", "http")], [workflow("a", "http", "telegram")], [], [workflow("a")]):
+        await stage.editor.follow_code(loaded, ACCOUNTS)
+        assert not (await stage.workflow("a")).enabled
+        assert (await stage.workflow("a")).published is bool(loaded)
+    await stage.editor.publish(msgspec.structs.replace(await stage.workflow("a"), enabled=True), by="ann")
+    await stage.editor.follow_code([workflow("a", "http")], ACCOUNTS)
     assert (await stage.workflow("a")).enabled
+
+
+@pytest.mark.req("WFL-1")
+async def test_the_code_takes_no_id_that_a_person_has_given_to_stages(stage: Stage):
+    made = msgspec.structs.replace(workflow("a"), kind=STAGES, stages=[{"name": "say"}])
+    await stage.editor.publish(made, by="ann")
+    with structlog.testing.capture_logs() as logged:
+        await stage.editor.follow_code([workflow("a", "http"), workflow("b")], ACCOUNTS)
+    assert [(one["event"], one["workflow_id"]) for one in logged if one["log_level"] == "warning"] == [
+        ("workflow.name_taken", "a")
+    ]
+    kept = await stage.workflow("a")
+    assert (kept.kind, kept.stages, kept.updated_by) == (STAGES, [{"name": "say"}], "ann")
+    assert await stage.bindings() == []
+
+
+@pytest.mark.req("WFL-1")
+async def test_a_workflow_knows_which_version_it_is_and_who_wrote_it(stage: Stage):
+    await stage.editor.follow_code([workflow("a")], ACCOUNTS)
+    await stage.editor.follow_code([workflow("a", "http")], {})
+    assert ((await stage.workflow("a")).version, (await stage.workflow("a")).updated_by) == (2, CODE)
 
 
 @pytest.mark.req("SUS-1")

@@ -220,8 +220,8 @@ def a_run_that_does_not_ask_for_its_result(patch: pytest.MonkeyPatch) -> None:
         if not isinstance(ending, AlreadyRun) or bound is None or head.task_type is TaskType.MESSAGE_SEND:
             return ending
         channel = self._channels[head.channel]
-        effects, value = await self._runner.run(task, bound, channel)
-        return worker._answered(task, channel, effects, value=value, bound=bound)
+        ran = await self._runner.run(task, bound, channel)
+        return worker._answered(task, channel, ran.effects, value=ran.value, bound=bound)
 
     patch.setattr(Worker, "_attempt", attempt_anyhow)
 

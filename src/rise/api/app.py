@@ -14,12 +14,14 @@ from rise.api.answers import Border, add_error_answers
 from rise.api.bindings import build_bindings
 from rise.api.description import document
 from rise.api.operations import build_health, build_operations
+from rise.api.prompts import build_prompts
 from rise.api.reading import Receive, Scope, Send
 from rise.api.results import TaskResultBroker
 from rise.api.security import Credentials, Gate, Principal, Role, requires
 from rise.api.tasks import build_tasks
 from rise.api.webchat import Watchers, build_webchat
 from rise.api.webhooks import TelegramWebhook, answer_unconfigured
+from rise.api.workflows import build_workflows
 from rise.envelope import encode_json
 from rise.errors import CapabilityClosed
 from rise.runtime import assembly
@@ -73,6 +75,8 @@ def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: 
     operations = assembly.build_operations(house)
     app.include_router(build_health(house))
     app.include_router(build_tasks(house, operations, broker))
+    app.include_router(build_workflows(house))
+    app.include_router(build_prompts(house))
     app.include_router(build_operations(house, operations))
     app.include_router(build_bindings(house))
     app.include_router(build_webchat(house, watchers))

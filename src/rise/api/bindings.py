@@ -329,7 +329,7 @@ def _option(shown: BindingShown) -> dict[str, Any]:
         "channel": binding.channel,
         "account": binding.account or None,
         "isBound": bool(binding.version) and binding.enabled,
-        "isChannelEnabled": workflow is not None and binding.channel in workflow.channels,
+        "isChannelEnabled": workflow is not None and workflow.enabled,
         "isDefault": binding.is_default and binding.enabled,
         "status": shown.status,
         "health": _health(shown),

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from rise.capabilities import CapabilityStatus
 from rise.channels import http, telegram, webchat
 from rise.envelope import Outcome, Reason, Status, TaskType
 from rise.ledger.port import ReplyKind, ReplyState
+from rise.runtime import prompts, publishing
+from rise.runtime.differences import ChangeKind
+from rise.runtime.publishing import WorkflowStatus
 from rise.settings import CHANNELS
+from rise.workflows.stages import STAGES_MAX, Stage
+from rise.workflows.templates import TEMPLATE_CHARS_MAX
 
 Schema = Mapping[str, Any]
 
@@ -138,6 +143,21 @@ _REPLY: Final = _object(
         "error": _or_null(TEXT),
     }
 )
+_STAGE_RAN: Final = _object(
+    {
+        "runId": TEXT,
+        "attempt": _COUNT,
+        "number": _COUNT,
+        "name": TEXT,
+        "kind": TEXT,
+        "startedAtMs": _COUNT,
+        "durationMs": _SECONDS,
+        "tries": _COUNT,
+        "outcome": {"type": "string", "enum": ["done", "kept", "failed", "cut off"]},
+        "error": _or_null(TEXT),
+        "notes": _OPEN_OBJECT,
+    }
+)
 TASK: Final = _object(
     _ENVELOPE
     | {
@@ -148,6 +168,8 @@ TASK: Final = _object(
         "droppedBy": _or_null(TEXT),
         "droppedWhy": _or_null(TEXT),
         "workflowRun": _or_null(TEXT),
+        "workflowVersion": _or_null(_COUNT),
+        "stages": _list(_STAGE_RAN),
         "attempts": _list(_object({"at": _MOMENT, "error": TEXT, "counted": _BOOLEAN})),
         "replies": _list(_REPLY),
     }
@@ -249,6 +271,53 @@ BINDING: Final = _object(
         ),
     }
 )
+_WRITTEN: Final = {"updatedAt": _MOMENT, "updatedBy": TEXT}
+WORKFLOW: Final = _object(
+    {
+        "workflowId": TEXT,
+        "name": TEXT,
+        "kind": {"type": "string", "enum": ["code", "stages"]},
+        "stages": _or_null(_list(_ANYTHING)),
+        "version": _COUNT,
+        "publishedVersion": _or_null(_COUNT),
+        "status": _one_of(WorkflowStatus),
+        "hasUnpublishedChanges": _BOOLEAN,
+        "isChannelEnabled": _or_null(_BOOLEAN),
+        "boundTo": _list(TEXT),
+    }
+    | _WRITTEN
+)
+WORKFLOWS: Final = _list(WORKFLOW)
+REMOVED_WORKFLOW: Final = _object({"workflowId": TEXT, "isRemoved": _BOOLEAN})
+HISTORY: Final = _list(
+    _object(
+        {
+            "version": _COUNT,
+            "name": TEXT,
+            "isChannelEnabled": _BOOLEAN,
+            "isCurrent": _BOOLEAN,
+            "isRemoval": _BOOLEAN,
+            "comment": TEXT,
+        }
+        | _WRITTEN
+    )
+)
+DIFFERENCES: Final = _list(_object({"path": TEXT, "change": _one_of(ChangeKind), "old": _ANYTHING, "new": _ANYTHING}))
+_PROMPT: Final = {
+    "promptId": TEXT,
+    "name": TEXT,
+    "template": TEXT,
+    "system": _or_null(TEXT),
+    "placeholders": _list(TEXT),
+    "model": _or_null(TEXT),
+    "temperature": _or_null({"type": "number"}),
+    "maxTokens": _or_null(_COUNT),
+    "version": _COUNT,
+} | _WRITTEN
+PROMPT: Final = _object(_PROMPT | {"usedBy": _list(TEXT)})
+PROMPTS: Final = _list(PROMPT)
+REMOVED_PROMPT: Final = _object({"promptId": TEXT, "isRemoved": _BOOLEAN})
+PROMPT_HISTORY: Final = _list(_object(_PROMPT | {"comment": TEXT, "isRemoval": _BOOLEAN}))
 SESSION: Final = _object({"token": TEXT, "session": TEXT})
 SAID: Final = _object({"taskId": TEXT, "duplicate": _BOOLEAN})
 EVENT: Final = _object({"event": TEXT, "id": TEXT, "data": TEXT, "retry": _COUNT},
@@ -257,8 +326,11 @@ EVENT: Final = _object({"event": TEXT, "id": TEXT, "data": TEXT, "retry": _COUNT
 # --- what is asked ----------------------------------------------------------------------------------------
 
 
-def _asked(properties: Mapping[str, Any], *, required: tuple[str, ...] = ()) -> Schema:
+def _asked(
+    properties: Mapping[str, Any], *, required: tuple[str, ...] = (), examples: tuple[Schema, ...] = ()
+) -> Schema:
     return {
+        **({"examples": list(examples)} if examples else {}),
         "type": "object",
         "properties": {name: _or_null(schema) for name, schema in properties.items() if name not in required}
         | {name: properties[name] for name in required},
@@ -362,6 +434,52 @@ WORD: Final = _asked(
         "data": _words(webchat.DATA_CHARS_MAX),
     },
     required=("clientMessageId", "text"),
+)
+
+_NAME: Final = _words(publishing.NAME_CHARS_MAX)
+_VERSION: Final = {"type": "integer", "minimum": 1, "maximum": publishing.VERSION_MAX}
+_COMMENT: Final = {"type": "string", "maxLength": publishing.COMMENT_CHARS_MAX}
+_STAGES: Final = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": STAGES_MAX,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": TEXT,
+            "kind": {"type": "string", "enum": [kind.__struct_config__.tag for kind in get_args(Stage)]},
+        },
+        "required": ["name", "kind"],
+    },
+    "description": "Run in their order. What each kind has beside its name is said where it is missing or wrong.",
+}
+_SAY: Final = [{"name": "say", "kind": "reply", "template": "hi {{ text }}"}]
+NEW_WORKFLOW: Final = _asked(
+    {"name": _NAME, "stages": _STAGES}, required=("name", "stages"), examples=({"name": "greeter", "stages": _SAY},)
+)
+EDITED_WORKFLOW: Final = _asked(
+    {"name": _NAME, "stages": _STAGES, "isChannelEnabled": _BOOLEAN, "version": _VERSION, "comment": _COMMENT},
+    examples=({"version": 1, "stages": _SAY}, {"isChannelEnabled": False, "comment": "it answers nonsense"}),
+)
+PUBLICATION: Final = _asked({"comment": _COMMENT, "version": _VERSION}, examples=({"comment": "a warmer tone"},))
+ROLLBACK: Final = _asked({"version": _VERSION, "comment": _COMMENT}, required=("version",), examples=({"version": 1},))
+_WRITTEN_PROMPT: Final = {
+    "name": _NAME,
+    "template": _words(TEMPLATE_CHARS_MAX),
+    "system": {"type": "string", "maxLength": TEMPLATE_CHARS_MAX},
+    "placeholders": _list({"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,63}$"}),
+    "model": _words(prompts.MODEL_CHARS_MAX),
+    "temperature": {"type": "number", "minimum": 0, "maximum": prompts.TEMPERATURE_MAX},
+    "maxTokens": {"type": "integer", "minimum": 1, "maximum": prompts.TOKENS_MAX},
+}
+NEW_PROMPT: Final = _asked(
+    _WRITTEN_PROMPT,
+    required=("name", "template"),
+    examples=({"name": "greet", "template": "Greet {{ user.name }}: {{ tone }}", "placeholders": ["tone"]},),
+)
+EDITED_PROMPT: Final = _asked(
+    _WRITTEN_PROMPT | {"version": _VERSION, "comment": _COMMENT},
+    examples=({"version": 1, "template": "Greet {{ user.name }}.", "comment": "shorter"},),
 )
 
 _TRACE_PARENT: Final = {

@@ -205,7 +205,10 @@ def shown(story: TaskStory, policy: RetryPolicy) -> dict[str, Any]:
     task = msgspec.structs.replace(story.task, progress=progress)
     ended = run is not None and run.status.is_finished
     allowed = policy.retries_allowed(task.head)
-    whole = envelope(task, result=run.result if run else None, retry_max=allowed)
+    result = run.result if run else None
+    if isinstance(result, dict):
+        result = {name: part for name, part in result.items() if name != "stages"}  # said beside it
+    whole = envelope(task, result=result, retry_max=allowed)
     if story.copies is not None:
         whole["payload"]["telemetry"]["copies"] = story.copies
     return whole | {
@@ -216,6 +219,8 @@ def shown(story: TaskStory, policy: RetryPolicy) -> dict[str, Any]:
         "droppedBy": run.by if run else None,
         "droppedWhy": run.why if run else None,
         "workflowRun": run.workflow_id if run else None,
+        "workflowVersion": run.workflow_version if run else None,
+        "stages": story.stages,
         "attempts": [_shown_attempt(attempt) for attempt in story.attempts],
         "replies": [_shown_reply(reply) for reply in story.replies],
     }

@@ -7,12 +7,14 @@ import sys
 import typer
 
 from rise.errors import (
+    PromptUnknown,
     RiseError,
     SettingsInvalid,
     StateConflict,
     StoreLocked,
     StoreUnavailable,
     TaskUnknown,
+    VersionUnknown,
     WorkflowUnknown,
 )
 
@@ -21,8 +23,10 @@ EXIT_USAGE = 2
 
 REMEDIES: dict[type[RiseError], str] = {
     TaskUnknown: "`rise tasks` lists what is open; what has ended is kept for RISE_KEEP_FINISHED_DAYS",
-    WorkflowUnknown: "`rise bindings --unbound` lists those there are",
-    StateConflict: "`rise tasks show TASK_ID` tells where it stands",
+    StateConflict: "`rise tasks show TASK_ID`, or `rise workflows show WORKFLOW_ID`, tells where it stands",
+    WorkflowUnknown: "`rise workflows` lists what there is",
+    PromptUnknown: "`rise prompts` lists what there is",
+    VersionUnknown: "`rise workflows history WORKFLOW_ID` lists those that are kept",
     StoreUnavailable: "`rise doctor` looks at the directory and says more",
 }
 """Of errors that do not name their own, for who is at the keyboard."""
@@ -54,7 +58,20 @@ def _refuse_what_is_no_text(words: list[str]) -> None:
 
 
 def build_app() -> typer.Typer:
-    from rise.cli import bench, bindings, checking, drill, keeping, refilling, replay, running, simulate, standin, tasks
+    from rise.cli import (
+        bench,
+        bindings,
+        checking,
+        drill,
+        keeping,
+        refilling,
+        replay,
+        running,
+        simulate,
+        standin,
+        tasks,
+        workflows,
+    )
 
     app = typer.Typer(
         name="rise",
@@ -63,6 +80,19 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for commands in (running, tasks, bindings, replay, checking, keeping, refilling, standin, simulate, drill, bench):
+    for commands in (
+        running,
+        tasks,
+        bindings,
+        workflows,
+        replay,
+        checking,
+        keeping,
+        refilling,
+        standin,
+        simulate,
+        drill,
+        bench,
+    ):
         commands.register(app)
     return app

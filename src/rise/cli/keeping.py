@@ -49,6 +49,8 @@ def backup(
     )
     if "secret-key" not in contents.files or "admin-token" not in contents.files:
         say("RISE_ADMIN_TOKEN or RISE_SECRET_KEY come from the environment: keep them too", style="yellow")
+    if settings.mongodb_url is not None:
+        say("results, history and definitions are in MongoDB: back that up too, with its own tools", style="yellow")
 
 
 def restore(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rise.cli.opening import has_database
 from rise.runtime.directory import DEMO
 
 if TYPE_CHECKING:
@@ -61,16 +62,14 @@ def worker(
     from rise.errors import SettingsInvalid
     from rise.runtime import assembly
     from rise.runtime.processes import run
-    from rise.runtime.serving import work
+    from rise.runtime.serving import WITHOUT_CODE, work
     from rise.settings import load_settings
     from rise.telemetry import configure_logs
 
     settings = load_settings()
-    if settings.app is None and parent_fd is None:
+    if settings.app is None and parent_fd is None and not has_database(settings):
         # Before anything is built: that makes the directory and its secrets.
-        raise SettingsInvalid(
-            ["RISE_APP is not set: this worker would have nothing to run. Set it as `rise serve` has it."]
-        )
+        raise SettingsInvalid([WITHOUT_CODE])
     configure_logs(settings.log, level=settings.log_level)
     if parent_fd is None:  # else its parent has said so
         _warn_of_unknown_names()

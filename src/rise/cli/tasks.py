@@ -277,7 +277,7 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
             ("received as", f"{len(task.raw)} bytes, {head.raw_version}, sha256 {head.raw_sha256}"),
             ("delivery key", head.delivery_key),
             ("repeated", f"{receipt.duplicates} more deliveries" if receipt and receipt.duplicates else None),
-            ("workflow", (run.workflow_id if run else None) or head.workflow_id),
+            ("workflow", _workflow(head.workflow_id, run)),
             ("run", f"{task.run_id}, {progress.attempts} tries failed, {progress.deaths} processes died"),
             ("error", progress.error),
             ("label", head.idempotency_key),
@@ -304,6 +304,21 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
             for reply in story.replies
         ],
     )
+    if story.stages:
+        _tell_stages(story.stages)
+
+
+def _tell_stages(records: list[Any]) -> None:
+    """As they were written, perhaps by another version."""
+    names = ("attempt", "name", "kind", "outcome", "durationMs", "tries", "error")
+    rows = [tuple(record.get(name) for name in names) for record in records if isinstance(record, dict)]
+    show_table("stages", ("try", "stage", "kind", "outcome", "ms", "tries", "error"), rows)
+
+
+def _workflow(asked_for: str | None, run: Run | None) -> str | None:
+    if run is None or run.workflow_id is None:
+        return asked_for
+    return f"{run.workflow_id}, version {run.workflow_version}" if run.workflow_version else run.workflow_id
 
 
 def _lacking(house: House, story: TaskStory) -> str | None:

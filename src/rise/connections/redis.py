@@ -166,6 +166,7 @@ class RedisDatabase:
         self._on_trouble = on_trouble
         self._trouble: Unavailable | None = None
         self._owner: str | None = None
+        self._is_owner_awaited = False
         self._shared = _Link(url, self._greet)
         self._blocking = _Link(url, self._greet)
         self._waiting: list[_Call] = []
@@ -179,8 +180,15 @@ class RedisDatabase:
         """From the next connection on: a Redis that another installation uses is not used. The first to come owns it,
         until it is emptied."""
         self._owner = owner
+        self._is_owner_awaited = False
+
+    def await_owner(self) -> None:
+        """Until `belongs_to` says whose it is, it is not used: it may be another installation's."""
+        self._is_owner_awaited = True
 
     async def _greet(self, link: _Link) -> None:
+        if self._is_owner_awaited:
+            raise RedisUnavailable("it is not known yet whether this Redis is ours: the ledger has not been reached")
         if self._owner is None:
             return
         _, owner, server = await link.exchange([("SET", OWNER, self._owner, "NX"), ("GET", OWNER), ("INFO", "server")])

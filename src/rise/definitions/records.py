@@ -1,20 +1,23 @@
-"""What stands in definitions, as this version of Rise reads it: workflows as they run, and what they are bound to.
+"""What stands in definitions, as this version of Rise reads it: workflows as they are edited and as they run, prompts,
+and what is bound to what. Which version it is, and who wrote it when, is the definition's word, not the body's.
 
 Refuses: to let one that it cannot read hide the others. That one serves nobody, and code does not take it for its own.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from rise.clock import from_epoch_ms, iso
-from rise.definitions.port import Definition, Kind
+from rise.definitions.port import Definition
 from rise.envelope import encode_json
 
 CODE: Final = "code"
-"""Who changed it, where no person did."""
+"""Who changed it, where no person did; and of a workflow, that its function is in the code."""
+STAGES: Final = "stages"
+"""Of a workflow, that it is made of stages, which stand in its definition."""
 NEWER: Final = "a newer version of Rise"
 
 
@@ -27,7 +30,11 @@ class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 1
     channels: tuple[str, ...] = ()
     published: bool = True
+    """Of one in code: whether the code that was loaded last has it."""
     enabled: bool = True
+    """Whether it may serve channels: a person's switch, which code leaves as it is."""
+    stages: list[Any] | None = None
+    """As they were written; None if its function is in the code."""
     updated_at: str = ""
     updated_by: str = ""
 
@@ -69,6 +76,37 @@ class ChannelOwn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 OF_THE_ACCOUNT: Final = ("bot_token", "webhook_url", "use_polling")
 
 
+class DraftRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A workflow made of stages, as somebody edits it."""
+
+    workflow_id: str
+    name: str
+    stages: list[Any] = []
+    version: int = 0
+    updated_at: str = ""
+    updated_by: str = ""
+
+
+class PromptRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A text for a language model, which stages refer to by its id."""
+
+    prompt_id: str
+    name: str
+    template: str
+    system: str | None = None
+    placeholders: tuple[str, ...] = ()
+    """What the stage that uses it must give a value for, beside what every template has."""
+    model: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    version: int = 0
+    updated_at: str = ""
+    updated_by: str = ""
+
+
+Dated = TypeVar("Dated", WorkflowRecord, DraftRecord, PromptRecord)
+
+
 class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Which workflow serves a channel's account. Identity: (channel, account, workflow_id)."""
 
@@ -101,11 +139,36 @@ def account_name(channel: str, account: str) -> str:
 
 def workflow_of(definition: Definition) -> WorkflowRecord:
     """As it was published; one that cannot be read is switched off: what needs it waits."""
-    unusable = WorkflowRecord(workflow_id=definition.name, name=definition.name, enabled=False, updated_by=NEWER)
+    unusable = WorkflowRecord(workflow_id=definition.name, name=definition.name, enabled=False)
+    return _read(definition, WorkflowRecord, unusable)
+
+
+def draft_of(definition: Definition) -> DraftRecord:
+    """As it was left; one that cannot be read is a newer version's, and has no stages here."""
+    return _read(definition, DraftRecord, DraftRecord(workflow_id=definition.name, name=definition.name))
+
+
+def prompt_of(definition: Definition) -> PromptRecord:
+    """As it was stored; one that cannot be read is a newer version's, and says nothing here."""
+    return _read(definition, PromptRecord, PromptRecord(prompt_id=definition.name, name=definition.name, template=""))
+
+
+def _read(definition: Definition, kind: type[Dated], unreadable: Dated) -> Dated:
+    moment, by = iso(from_epoch_ms(definition.at_ms)), definition.by
     try:
-        return msgspec.json.decode(definition.body or b"", type=WorkflowRecord)
+        read = msgspec.json.decode(definition.body or b"", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return unusable
+        read, by = unreadable, NEWER
+    return msgspec.structs.replace(read, version=definition.version, updated_at=moment, updated_by=by)
+
+
+def body_of(record: WorkflowRecord | DraftRecord | PromptRecord) -> bytes:
+    """What is written of it, the same for all that say the same: neither its version nor who wrote it when."""
+    fields = msgspec.structs.asdict(record)
+    return encode_json({name: value for name, value in fields.items() if name not in _OF_THE_DEFINITION})
+
+
+_OF_THE_DEFINITION: Final = frozenset({"version", "updated_at", "updated_by"})
 
 
 def bindings_of(definition: Definition) -> list[BindingRecord]:
@@ -125,17 +188,3 @@ def _binding_of(channel: str, account: str, raw: msgspec.Raw) -> BindingRecord:
         return BindingRecord(
             channel=channel, account=account, workflow_id="", is_default=False, enabled=False, updated_by=NEWER
         )
-
-
-def published(record: WorkflowRecord, *, version: int, at_ms: int, by: str, comment: str = "") -> Definition:
-    """The next version of a workflow as it runs."""
-    dated = msgspec.structs.replace(record, updated_at=iso(from_epoch_ms(at_ms)), updated_by=by)
-    return Definition(
-        kind=Kind.PUBLISHED,
-        name=record.workflow_id,
-        version=version,
-        body=encode_json(dated),
-        at_ms=at_ms,
-        by=by,
-        comment=comment,
-    )

@@ -9,9 +9,9 @@ Refuses: another result for a run that has one; what a sender writes whose fence
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -74,6 +74,17 @@ CALL_UNREADABLE: Final = Call("unreadable", {})
 
 URGENT_CHATS: Final = "urgent:"
 """How the names of the outbox's chats begin in which urgent calls wait, those of each task in one of their own."""
+
+Account = tuple[str, str]
+"""Channel, account."""
+
+
+class AccountsHeld(NamedTuple):
+    """Whose chats are not taken from the outbox."""
+
+    excluded: Set[Account] = frozenset()
+    urgent_only: Set[Account] = frozenset()
+    """But for those of urgent calls."""
 
 
 def reply_of(
@@ -138,6 +149,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome | None
     result: Any
     workflow_id: str | None
+    workflow_version: int | None = None
     saved_at_ms: int
     finished_at_ms: int | None
     accepted_at_ms: int = 0
@@ -153,6 +165,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def follow_ups(self) -> list[Any]:
         """What it promised for later, as far as that can be read."""
         return (self.result.get("followUps") or []) if isinstance(self.result, dict) else []
+
+    @property
+    def stages(self) -> list[Any]:
+        """What the stages of its workflow did, in all tries, as far as that can be read."""
+        return (self.result.get("stages") or []) if isinstance(self.result, dict) else []
 
     def is_of_former(self, head: Head) -> bool:
         """Whether it is of another message than the head's, whose key had been forgotten when that one brought it."""

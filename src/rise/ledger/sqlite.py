@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import apsw
-import msgspec
 
 from rise.connections.sqlite import Database
 from rise.envelope import (
@@ -27,7 +26,9 @@ from rise.envelope import (
     encode_json,
 )
 from rise.ledger import sqlite_outbox as outbox
+from rise.ledger.kept import HISTORY_KEPT, known_word, read_result
 from rise.ledger.port import (
+    AccountsHeld,
     Attempt,
     ChatMove,
     Delivered,
@@ -42,7 +43,7 @@ from rise.ledger.port import (
     Turn,
 )
 from rise.ledger.sqlite_chats import first_id
-from rise.ledger.sqlite_rows import forget_workings, read_kept, word_kept
+from rise.ledger.sqlite_rows import forget_workings
 
 SCHEMA: Final = (
     """
@@ -163,15 +164,11 @@ SCHEMA: Final = (
     """,
 )
 
-HISTORY_KEPT: Final = 50
-"""Turns kept per chat."""
 
 _RUN_COLUMNS: Final = (
     "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why, accepted_at,"
-    " is_armed"
+    " is_armed, workflow_version"
 )
-
-_decode_json = msgspec.json.Decoder().decode
 
 
 class SqliteLedger:
@@ -372,7 +369,7 @@ class SqliteLedger:
         accounts_excluded: Sequence[tuple[str, str]] = (),
         accounts_urgent_only: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
-        held = outbox.AccountsHeld(frozenset(accounts_excluded), frozenset(accounts_urgent_only))
+        held = AccountsHeld(frozenset(accounts_excluded), frozenset(accounts_urgent_only))
         limits = {"limit": limit, "urgent_limit": urgent_limit}
         if not await self._database.read(lambda connection: outbox.has_due(connection, self._now(), held, **limits)):
             return []  # most looks find nothing; they must not cost an fsync
@@ -557,16 +554,17 @@ def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
 
 def _as_run(row: Sequence[Any]) -> Run:
     task_id, generation, status, outcome, stored, workflow_id, saved_at, finished_at, by, why = row[:10]
-    accepted_at, is_armed = row[10:]
-    result, unreadable = read_kept(stored, _decode_json, None)
-    known_status, newer = word_kept(Status, status, Status.REPLYING if finished_at is None else Status.COMPLETED)
+    accepted_at, is_armed, workflow_version = row[10:]
+    result, unreadable = read_result(stored)
+    known_status, newer = known_word(Status, status, Status.REPLYING if finished_at is None else Status.COMPLETED)
     return Run(
         task_id=TaskId(task_id),
         generation=generation,
         status=known_status,
-        outcome=word_kept(Outcome, outcome, None)[0] if outcome else None,
+        outcome=known_word(Outcome, outcome, None)[0] if outcome else None,
         result=result,
         workflow_id=workflow_id,
+        workflow_version=workflow_version,
         saved_at_ms=saved_at,
         finished_at_ms=finished_at,
         accepted_at_ms=accepted_at,

@@ -33,15 +33,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from itertools import islice, takewhile
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import apsw
-import msgspec
 
-from rise.envelope import Call, Outcome, ReplyId, RunId, Status, TaskId, clean_text, encode_json
+from rise.envelope import Call, ReplyId, RunId, TaskId, clean_text, encode_json
 from rise.errors import ClaimLost
+from rise.ledger.kept import end_of, known_word, read_call
 from rise.ledger.port import (
-    CALL_UNREADABLE,
+    Account,
+    AccountsHeld,
     Again,
     Delivered,
     Delivery,
@@ -56,26 +57,13 @@ from rise.ledger.port import (
     Sent,
 )
 from rise.ledger.sqlite_chats import Chat, first_id, join_chats
-from rise.ledger.sqlite_rows import count, forget_workings, read_kept, value_of, word_kept
-
-Account = tuple[str, str]
-"""Channel, account."""
+from rise.ledger.sqlite_rows import count, forget_workings, value_of
 
 REPLY_COLUMNS: Final = (
     "sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, call, workflow_id, accepted_at,"
     " deadline_at, state, tries, resends, platform_ref, error"
 )
 _OPEN: Final = "state IN ('ready', 'sending') AND held = 0"
-
-_decode_call = msgspec.json.Decoder(Call).decode
-
-
-class AccountsHeld(NamedTuple):
-    """Whose chats are not taken."""
-
-    excluded: Set[Account] = frozenset()
-    urgent_only: Set[Account] = frozenset()
-    """But for those of urgent calls."""
 
 
 # --- what a sender does -----------------------------------------------------------------------------------
@@ -325,7 +313,7 @@ def _close_continuations(connection: apsw.Connection, reply: Reply, why: str) ->
         "SELECT reply_id, call FROM replies WHERE run_id = ? AND kind = ? AND sequence > ? ORDER BY sequence",
         (reply.run_id, reply.kind, reply.sequence),
     )
-    continuing = takewhile(lambda row: read_kept(row[1], _decode_call, CALL_UNREADABLE)[0].continues, following)
+    continuing = takewhile(lambda row: read_call(row[1])[0].continues, following)
     for reply_id, _ in list(continuing):
         connection.execute(
             "UPDATE replies SET state = 'failed', error = ? WHERE reply_id = ? AND state = 'ready'",
@@ -342,10 +330,10 @@ def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | 
     endings = set(
         connection.execute("SELECT state, too_late FROM replies WHERE run_id = ? AND kind = 'answer'", (reply.run_id,))
     )
-    # None at all: the run ended while this was out, and has been forgotten since.
-    if not endings or not {state for state, _ in endings} <= {"sent", "failed"}:
-        return None
-    status, outcome = _end_of(endings)
+    ending = end_of(endings)
+    if ending is None:
+        return None  # perhaps it ended while this was out, and has been forgotten since
+    status, outcome = ending
     connection.execute(
         "UPDATE runs SET status = ?, outcome = ?, finished_at = ? WHERE run_id = ? AND status = 'replying'",
         (status, outcome, now, reply.run_id),
@@ -358,15 +346,6 @@ def _end_run(connection: apsw.Connection, reply: Reply, now: int) -> RunEnded | 
         (reply.run_id, status, outcome),
     ).fetchone()
     return RunEnded(TaskId(row[0]), row[1], outcome, status) if row else None
-
-
-def _end_of(endings: Set[tuple[str, int]]) -> tuple[Status, Outcome | None]:
-    """What a run came to whose replies ended like that: their states, and whether they came too late."""
-    if endings == {("sent", 0)}:
-        return Status.COMPLETED, Outcome.ANSWERED
-    if endings == {("failed", 1)}:
-        return Status.EXPIRED, None
-    return Status.COMPLETED, Outcome.UNDELIVERABLE
 
 
 # --- whose turn it is ---------------------------------------------------------------------------------------
@@ -477,9 +456,9 @@ def _check_fence(connection: apsw.Connection, fence: int) -> None:
 def as_reply(row: Sequence[Any], *, claim: int = 0) -> Reply:
     sequence, reply_id, run_id, task_id, channel, account, chat_id, kind, stored, workflow_id = row[:10]
     accepted_at, deadline_at, state, tries, resends, platform_ref, error = row[10:]
-    call, unreadable = read_kept(stored, _decode_call, CALL_UNREADABLE)
-    known_kind, kind_newer = word_kept(ReplyKind, kind, ReplyKind.ANSWER)  # that it waits is seen; a notice's is not
-    known_state, state_newer = word_kept(ReplyState, state, ReplyState.UNKNOWN)
+    call, unreadable = read_call(stored)
+    known_kind, kind_newer = known_word(ReplyKind, kind, ReplyKind.ANSWER)  # that it waits is seen; a notice's is not
+    known_state, state_newer = known_word(ReplyState, state, ReplyState.UNKNOWN)
     return Reply(
         reply_id=ReplyId(reply_id),
         run_id=RunId(run_id),

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rise.admission import Admission
 from rise.bindings import BindingRegistry
@@ -42,7 +42,7 @@ from rise.definitions.records import WorkflowRecord
 from rise.definitions.sqlite import SCHEMA as DEFINITIONS_SCHEMA
 from rise.definitions.sqlite import SqliteDefinitions
 from rise.delivery import DeliveryLimits, Sender
-from rise.errors import RedisForeign, StoreLocked, Unavailable
+from rise.errors import RedisForeign, SettingsInvalid, StoreLocked, Unavailable
 from rise.intake import Intake
 from rise.ledger.port import Ledger, Office
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
@@ -52,18 +52,32 @@ from rise.queue.port import Queue, QueueLimits, RefillableQueue
 from rise.queue.redis import RedisQueue
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
+from rise.reachable import read_allowed
 from rise.retries import RetryPolicy
 from rise.runtime.bots import Bot, Bots, BotSettings
 from rise.runtime.channel_bindings import ChannelBindings
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.runtime.editor import Editor
+from rise.runtime.ledger_name import LedgerName
 from rise.runtime.operations import Operations
+from rise.runtime.prompts import Prompts
+from rise.runtime.publishing import Workflows
 from rise.runtime.sealing import Seal
+from rise.runtime.versions import Versions
 from rise.service import Service
 from rise.settings import Settings
 from rise.telemetry import keep_out_of_logs
 from rise.worker import Texts, Worker, WorkerLimits
+from rise.workflows.building import StagedWorkflows
 from rise.workflows.definition import WorkflowDefinition
+from rise.workflows.fetching import GuardedFetch
+from rise.workflows.model import model_of
+from rise.workflows.staged import Tools
+from rise.workflows.stages import VALUES, Prompt, read_stages
+from rise.workflows.templates import placeholders
+
+if TYPE_CHECKING:
+    from rise.connections.mongodb import MongoDatabase
 
 DEFAULT_ACCOUNT = "default"
 RECOVERY_SECONDS: Final = 5 * CATCH_UP_SECONDS
@@ -123,6 +137,17 @@ class Stores:
     ledger: Ledger
     definitions: Definitions
     full: FullProfile | None = None
+    mongo: MongoDatabase | None = None
+    """Where the ledger is then; else it is in the database."""
+    ledger_name: LedgerName | None = None
+    """Whose Redis it is, if that has to be asked of a server."""
+
+    @property
+    def ledger_capability(self) -> str:
+        """Without which nothing is run, beside the queue."""
+        if self.full is None:
+            return "disk"
+        return "ledger" if self.mongo is None else "mongo"
 
     async def open(self) -> None:
         """Raises `StoreUnavailable` if the directory or the database cannot be used, `StoreCorrupt` if what was kept in
@@ -135,7 +160,10 @@ class Stores:
 
     async def _open_redis(self, redis: RedisDatabase) -> None:
         """One that is away is waited for elsewhere. Raises `StoreLocked` if it is another installation's."""
-        redis.belongs_to(await self.ledger.identity())
+        if self.ledger_name is not None:
+            await self.ledger_name.open()
+        else:
+            redis.belongs_to(await self.ledger.identity())
         try:
             await redis.open()
         except RedisForeign as error:
@@ -149,12 +177,15 @@ class Stores:
 
     def services(self) -> list[Service]:
         """What has to run for messages to be kept and found in all stores."""
-        return [] if self.full is None else self.full.services()
+        naming: list[Service] = [] if self.ledger_name is None else [self.ledger_name]
+        return naming if self.full is None else [*naming, *self.full.services()]
 
     async def close(self) -> None:
         await self.database.close()
         if self.full is not None:
             await self.full.redis.close()
+        if self.mongo is not None:
+            await self.mongo.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,14 +281,45 @@ def build_stores(settings: Settings, clock: Clock, bus: Bus | None = None, on_tr
     directory = DataDirectory(settings.data_dir)
     schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA, "definitions": DEFINITIONS_SCHEMA}
     name = "disk" if settings.redis_url is None else "ledger"
-    marker, heard = directory.marker, on_trouble(name)
+    # With MongoDB it holds nothing and is there for the command line to find: to lose it is no loss.
+    has_mongo = settings.mongodb_url is not None
+    marker, heard = (None, _ignoring(name)) if has_mongo else (directory.marker, on_trouble(name))
     database = Database(directory.database, clock=clock, schema=schema, marker=marker, on_trouble=heard)
-    ledger, definitions = SqliteLedger(database), SqliteDefinitions(database)
     if settings.redis_url is None:
+        ledger, definitions = SqliteLedger(database), SqliteDefinitions(database)
         return Stores(directory, database, SqliteQueue(database, _limits(settings)), ledger, definitions)
     bus, redis_url = bus or LocalBus(directory.bus, clock), settings.redis_url.get_secret_value()
-    full = _build_full_profile(settings, redis_url, ledger, bus, clock, on_trouble)
-    return Stores(directory, database, full.queue, ledger, definitions, full)
+    if settings.mongodb_url is None:
+        kept = _Kept(SqliteLedger(database), SqliteDefinitions(database))
+    else:
+        kept = _on_mongodb(settings.mongodb_url.get_secret_value(), directory, clock, on_trouble)
+    full = _build_full_profile(settings, redis_url, kept.ledger, bus, clock, on_trouble)
+    ledger_name = LedgerName(kept.ledger, directory, full.redis, clock) if kept.mongo is not None else None
+    return Stores(directory, database, full.queue, kept.ledger, kept.definitions, full, kept.mongo, ledger_name)
+
+
+class _Kept(NamedTuple):
+    """What became of everything, and what is configured: in the same place."""
+
+    ledger: Ledger
+    definitions: Definitions
+    mongo: MongoDatabase | None = None
+
+
+def _on_mongodb(url: str, directory: DataDirectory, clock: Clock, on_trouble: OnTrouble) -> _Kept:
+    try:
+        # Here, because an installation without MongoDB need not have its driver.
+        from rise.connections.mongodb import MongoDatabase
+        from rise.definitions.mongodb import INDEXES as DEFINITIONS_INDEXES
+        from rise.definitions.mongodb import MongoDefinitions
+        from rise.ledger.mongodb import INDEXES as LEDGER_INDEXES
+        from rise.ledger.mongodb import MongoLedger
+    except ImportError as error:
+        missing = "RISE_MONGODB_URL is set, but its driver is not installed: pip install 'rise-gateway[mongodb]'"
+        raise SettingsInvalid([f"{missing}, or unset it."]) from error
+    indexes = {**LEDGER_INDEXES, **DEFINITIONS_INDEXES}
+    mongo = MongoDatabase(url, clock=clock, indexes=indexes, on_trouble=on_trouble("mongo"))
+    return _Kept(MongoLedger(mongo, clock, remembered=directory.known_ledger), MongoDefinitions(mongo), mongo)
 
 
 def _limits(settings: Settings) -> QueueLimits:
@@ -468,7 +530,10 @@ async def learn_bots(house: House) -> None:
         await bots.learn()
 
 
-def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> Worker:
+def build_worker(
+    house: House, workflows: Mapping[str, WorkflowDefinition], functions: Mapping[str, Callable[..., Any]] | None = None
+) -> Worker:
+    """`functions`: what `python` stages may call."""
     settings = house.settings
     # Not the door's admission: what its runs plan for later is part of the work that is too much. Refused, none of
     # it would ever end.
@@ -497,7 +562,41 @@ def build_worker(house: House, workflows: Mapping[str, WorkflowDefinition]) -> W
             failed=settings.failed_message,
             maintenance=settings.maintenance_message,
         ),
+        staged=_staged_workflows(house, functions or {}),
     )
+
+
+def _staged_workflows(house: House, functions: Mapping[str, Callable[..., Any]]) -> StagedWorkflows:
+    settings = house.settings
+
+    def prompt(prompt_id: str) -> Prompt | None:
+        kept = house.bindings.prompt(prompt_id)
+        if kept is None:
+            return None
+        return Prompt(
+            template=kept.template,
+            system=kept.system,
+            model=kept.model,
+            temperature=kept.temperature,
+            max_tokens=kept.max_tokens,
+        )
+
+    fetch = GuardedFetch(read_allowed(settings.http_stage_allow))
+    return StagedWorkflows(
+        Tools(model=model_of(settings), fetch=fetch, clock=house.clock, functions=functions, prompts=prompt)
+    )
+
+
+def build_workflows(house: House) -> Workflows:
+    return Workflows(house.stores.definitions, _versions(house), read_stages)
+
+
+def build_prompts(house: House) -> Prompts:
+    return Prompts(house.stores.definitions, _versions(house), placeholders, given=VALUES)
+
+
+def _versions(house: House) -> Versions:
+    return Versions(house.stores.definitions, house.ledger, house.bus, house.clock)
 
 
 def workflow_records(workflows: Mapping[str, WorkflowDefinition]) -> list[WorkflowRecord]:

@@ -240,7 +240,8 @@ class ChannelBindings:
 
     def _unbound(self, workflow: WorkflowRecord, known: Sequence[BindingRecord]) -> list[BindingRecord]:
         bound = {binding.channel for binding in known}
-        asked = [channel for channel in workflow.channels if channel not in bound]
+        # What asks for no channel by itself may be bound where people write.
+        asked = [channel for channel in workflow.channels or (TELEGRAM,) if channel not in bound]
         return [_none_yet(workflow.workflow_id, channel, self.accounts.get(channel, "")) for channel in asked]
 
     async def _published(self, workflow_id: str) -> Definition | None:

@@ -21,6 +21,7 @@ from rise.envelope import new_secret
 from rise.errors import Rejected, RestoreUnfinished, StoreCorrupt, StoreLocked, StoreUnavailable
 
 DATABASE = "rise.db"
+LEDGER = "mongodb-ledger"
 MARKER = "ledger-identity"
 DEMO = Path(".rise-demo")
 """Where `rise demo` keeps its conversation, unless told otherwise."""
@@ -163,6 +164,26 @@ class DataDirectory:
                 "guessed. Put the one of a backup there, or remove the file: another is made at the next start."
             )
         return secret
+
+    def known_ledger(self) -> str | None:
+        """The name of the ledger that was last heard of; None if none ever was."""
+        try:
+            return (self.path / LEDGER).read_text().strip() or None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreUnavailable(f"{self.path / LEDGER} cannot be read: {error.strerror}") from error
+
+    def remember_ledger(self, name: str) -> None:
+        """For a start while the ledger is away. Raises `StoreUnavailable` if it cannot be written."""
+        path = self.path / LEDGER
+        if self.known_ledger() == name:
+            return
+        try:
+            path.unlink(missing_ok=True)
+            write_once(path, name)
+        except OSError as error:
+            raise StoreUnavailable(f"{path} cannot be written: {error.strerror}") from error
 
     def has_verified(self, account: str) -> bool:
         """Whether Telegram has known this bot, and taken its webhook, at least once since the directory was made."""

@@ -34,7 +34,7 @@ from rise.capabilities import CONSEQUENCES, REMEDIES, CapabilityStatus, meaning_
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
 from rise.definitions.port import Kind
-from rise.definitions.records import BindingRecord, bindings_of
+from rise.definitions.records import STAGES, BindingRecord, WorkflowRecord, bindings_of, workflow_of
 from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, StoreUnavailable, Unavailable
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
@@ -103,6 +103,7 @@ class Doctor:
             "directory": self._directory,
             "disk": self._disk,
             "database": self._database,
+            "mongo": self._mongo,
             "app": self._app,
             "bindings": self._bindings,
             "open work": self._open_work,
@@ -142,11 +143,14 @@ class Doctor:
 
     async def _app(self) -> list[Finding]:
         if self.settings.app is None:
+            staged = sorted(name for name, one in (await self._published()).items() if one.kind == STAGES)
+            if staged:
+                return [_ok("app", f"RISE_APP is not set; made of stages: {', '.join(staged)}")]
             return [
                 _warn(
                     "app",
                     "RISE_APP is not set: what comes in is kept and waits (workflow_pending)",
-                    "set RISE_APP to the file or module with your workflows",
+                    "set RISE_APP to the file or module with your workflows, or publish one made of stages",
                 )
             ]
         workflows = self._workflows()
@@ -166,8 +170,10 @@ class Doctor:
         except RiseError:
             workflows = {}  # said by the check of the app
         asked = {channel: workflow_id for workflow_id, known in workflows.items() for channel in known.channels}
+        published = await self._published()
         return [
-            _binding(channel, account, known, workflows, asked.get(channel)) for channel, account in self._accounts()
+            _binding(channel, account, known, workflows, published, asked.get(channel))
+            for channel, account in self._accounts()
         ]
 
     def _accounts(self) -> list[tuple[str, str]]:
@@ -182,6 +188,13 @@ class Doctor:
                 return []
             latest = await stores.definitions.latest([Kind.BINDINGS])
             return [binding for definition in latest.definitions for binding in bindings_of(definition)]
+
+    async def _published(self) -> dict[str, WorkflowRecord]:
+        async with self._stores() as stores:
+            if stores is None:
+                return {}
+            latest = await stores.definitions.latest([Kind.PUBLISHED])
+            return {definition.name: workflow_of(definition) for definition in latest.definitions}
 
     async def _open_work(self) -> list[Finding]:
         """Messages of a bot that is not configured: nobody takes them up, and none of them fails."""
@@ -235,6 +248,8 @@ class Doctor:
             yield stores
         finally:
             await stores.database.close()
+            if stores.mongo is not None:
+                await stores.mongo.close()
 
     # --- what is there ---
 
@@ -329,6 +344,20 @@ class Doctor:
         schema = await self._schema_problem() or _ok("schema", versions)
         return [_ok("database", detail), schema]
 
+    async def _mongo(self) -> list[Finding]:
+        """The ledger, where it is on a server."""
+        stores = assembly.build_stores(self.settings, self.clock)
+        if stores.mongo is None:
+            return []
+        try:
+            await stores.mongo.ping()
+        except Unavailable as error:
+            meaning = meaning_of("mongo")
+            return [_fail("mongo", f"{error.public_message}: {meaning['consequence']}", meaning["remedy"])]
+        finally:
+            await stores.mongo.close()
+        return [_ok("mongo", "answers; its indexes are in place")]
+
     async def _schema_problem(self) -> Finding | None:
         there = await self._versions_there()
         for part, version in (await self._versions_of_this_rise()).items():
@@ -354,7 +383,9 @@ class Doctor:
     async def _versions_of_this_rise(self) -> dict[str, int]:
         """As it would make a new directory."""
         with tempfile.TemporaryDirectory(prefix="rise-doctor-") as path:
-            elsewhere = self.settings.model_copy(update={"data_dir": Path(path), "redis_url": None})
+            elsewhere = self.settings.model_copy(
+                update={"data_dir": Path(path), "redis_url": None, "mongodb_url": None}
+            )
             stores = assembly.build_stores(elsewhere, self.clock)
             await stores.open()
             try:
@@ -551,6 +582,7 @@ def _binding(
     account: str,
     known: list[BindingRecord],
     workflows: Mapping[str, WorkflowDefinition],
+    published: Mapping[str, WorkflowRecord],
     asked: str | None,
 ) -> Finding:
     """What serves the account; `asked`: the workflow of RISE_APP that wants the channel, if one does."""
@@ -576,13 +608,22 @@ def _binding(
             f"the kill switch of {bound[0].workflow_id} is on: what comes in is kept",
             "turn it off with `rise bindings unkill`, then let what was kept go on with `rise suspended resume`",
         )
-    if workflows and bound[0].workflow_id not in workflows:
+    workflow_id = bound[0].workflow_id
+    known_as = published.get(workflow_id)
+    if known_as is not None and not known_as.enabled:
         return _warn(
             name,
-            f"bound to {bound[0].workflow_id}, which RISE_APP does not hold",
+            f"bound to {workflow_id}, which is switched off: what comes in is kept and waits (workflow_pending)",
+            f"`rise workflows enable {workflow_id}`, or bind another",
+        )
+    is_staged = known_as is not None and known_as.kind == STAGES
+    if workflows and workflow_id not in workflows and not is_staged:
+        return _warn(
+            name,
+            f"bound to {workflow_id}, which RISE_APP does not hold",
             "add the workflow to RISE_APP, or bind another",
         )
-    return _ok(name, f"served by {bound[0].workflow_id}")
+    return _ok(name, f"served by {workflow_id}")
 
 
 async def _open_by_account(queue: Queue) -> Counter[tuple[str, str]]:

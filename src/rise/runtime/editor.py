@@ -8,7 +8,6 @@ Refuses: to change what a newer version of Rise has written (`StateConflict`); c
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import Final
 
 import msgspec
 
@@ -19,22 +18,21 @@ from rise.definitions.records import (
     CODE,
     NEWER,
     OF_THE_ACCOUNT,
+    STAGES,
     BindingRecord,
     BindingRoute,
     ChannelOwn,
     WorkflowRecord,
     account_name,
     bindings_of,
-    published,
+    body_of,
     workflow_of,
 )
 from rise.envelope import encode_json
 from rise.errors import RouteTaken, StateConflict, VersionStale
 from rise.ledger.port import Ledger, Operation
+from rise.runtime.versions import TRIES, Versions
 from rise.telemetry import log
-
-TRIES: Final = 5
-"""To change what somebody else is changing at the same time."""
 
 BindingsChange = Callable[[list[BindingRecord]], list[BindingRecord]]
 BindingChange = Callable[[BindingRecord | None], BindingRecord]
@@ -56,6 +54,7 @@ class Editor:
         self._ledger = ledger
         self._bus = bus
         self._clock = clock
+        self._versions = Versions(definitions, ledger, bus, clock)
 
     async def bind(self, binding: BindingRecord, *, by: str, why: str = "") -> BindingRecord:
         """The account is served as this says. A new default demotes the former one in the same step."""
@@ -109,36 +108,52 @@ class Editor:
 
     async def publish(self, workflow: WorkflowRecord, *, by: str, comment: str = "") -> None:
         """It runs like this from now on. What changes nothing is no new version."""
-        for _ in range(TRIES):
-            last = await self._definitions.version(Kind.PUBLISHED, workflow.workflow_id)
-            if last is not None and last.body is not None and _undated(workflow_of(last)) == _undated(workflow):
-                return
-            version = _next(last)
-            now_ms = epoch_ms(self._clock.now())
-            try:
-                await self._definitions.put(published(workflow, version=version, at_ms=now_ms, by=by, comment=comment))
-            except VersionStale:
-                continue
-            self._bus.publish(Topic.DEFINITIONS_CHANGED)
-            return
-        raise VersionStale(f"{workflow.workflow_id} is being published by somebody else over and over; try again")
+        body = body_of(workflow)
+        await self._versions.change(
+            Kind.PUBLISHED, workflow.workflow_id, lambda _: body, by=by, action="publish", why=comment
+        )
 
     async def follow_code(self, workflows: Iterable[WorkflowRecord], accounts: Mapping[str, str]) -> None:
         """Make the definitions agree with the code that was loaded.
 
         Each workflow is listed; each channel it asks for is bound to it where nobody else has decided.
-        Bindings made by code follow the code; those made by a person are left alone.
+        Bindings made by code follow the code; those made by a person are left alone, and so is what a person
+        has switched off, or made of stages under the same id.
         """
-        loaded = {workflow.workflow_id: workflow for workflow in workflows}
+        loaded = {one.workflow_id: one for one in workflows}
+        for workflow_id in sorted(loaded.keys() & await self._made_of_stages()):
+            theirs = "the one made of stages stays; give the one in the code another name"
+            log.warning("workflow.name_taken", workflow_id=workflow_id, consequence=theirs)
+            del loaded[workflow_id]
         for workflow in loaded.values():
-            await self.publish(workflow, by=CODE)
+            await self._follow_workflow(workflow)
         for definition in (await self._definitions.latest([Kind.PUBLISHED])).definitions:
             known = workflow_of(definition)
             if known.kind == CODE and known.workflow_id not in loaded and known.updated_by != NEWER:
-                await self.publish(msgspec.structs.replace(known, enabled=False), by=CODE)
+                await self._follow_workflow(msgspec.structs.replace(known, published=False))
         for channel, account in accounts.items():
             asking = next((one.workflow_id for one in loaded.values() if channel in one.channels), None)
             await self._follow_channel(channel, account, asking, loaded)
+
+    async def _follow_workflow(self, workflow: WorkflowRecord) -> None:
+        """Listed as the code has it; whether it may serve channels is left as it is."""
+
+        def change(last: Definition | None) -> bytes | None:
+            if last is None or last.body is None:
+                return body_of(workflow)
+            known = workflow_of(last)
+            if known.kind == STAGES:
+                return last.body  # a person was faster
+            is_known = known.updated_by != NEWER
+            return body_of(msgspec.structs.replace(workflow, enabled=known.enabled) if is_known else workflow)
+
+        action = "publish" if workflow.published else "unpublish"
+        await self._versions.change(Kind.PUBLISHED, workflow.workflow_id, change, by=CODE, action=action)
+
+    async def _made_of_stages(self) -> set[str]:
+        """What people have made, which code cannot have as well."""
+        latest = await self._definitions.latest([Kind.PUBLISHED, Kind.WORKFLOW])
+        return {one.name for one in latest.definitions if one.kind is Kind.WORKFLOW or workflow_of(one).kind == STAGES}
 
     async def _follow_channel(self, channel: str, account: str, asking: str | None, loaded: Container[str]) -> None:
         def change(known: list[BindingRecord]) -> list[BindingRecord]:
@@ -236,10 +251,6 @@ def _folded(route: BindingRoute) -> tuple[str, str]:
 
 def _next(last: Definition | None) -> int:
     return 1 if last is None else last.version + 1
-
-
-def _undated(workflow: WorkflowRecord) -> WorkflowRecord:
-    return msgspec.structs.replace(workflow, updated_at="", updated_by="")
 
 
 def _stamped(

@@ -21,6 +21,7 @@ from rise.errors import StateConflict, TaskUnknown
 from rise.ledger.port import Attempt, Ledger, Operation, Reply, Run
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection
 from rise.telemetry import log, raw_truncated_total, workflow_pending_total
+from rise.workflows.building import records_among
 
 RESUME_MAX = 10_000
 """Tasks that one command resumes; what is beyond waits for the next."""
@@ -36,6 +37,8 @@ class TaskStory(msgspec.Struct, frozen=True):
     replies: list[Reply]
     copies: list[str] | None = None
     """The stores that hold it now. None: there is only the one."""
+    stages: list[Any] = []
+    """What the stages of its workflow did, in all tries so far, if it has any."""
 
     @property
     def status(self) -> Status:
@@ -95,7 +98,7 @@ class Operations:
         # Neither what the former message of its key was answered: that may have been another chat's.
         replies = [one for one in await self._ledger.replies(task_id=task_id) if not one.is_of_former(task.head)]
         copies = None if self._copies is None else await self._copies.of(task_id)
-        return TaskStory(task, run, attempts, replies, copies)
+        return TaskStory(task, run, attempts, replies, copies, await self._stages(task, run, attempts))
 
     async def suspended(
         self, *, channel: str | None = None, reason: Reason | None = None, limit: int = 100, after: str = ""
@@ -231,6 +234,12 @@ class Operations:
         return restarted
 
     # --- details ---
+
+    async def _stages(self, task: Task, run: Run | None, attempts: Sequence[Attempt]) -> list[Any]:
+        """Until there is a result, which has them, they stand among the steps of the run."""
+        if run is not None and run.stages:
+            return run.stages
+        return records_among(await self._ledger.steps(task.run_id))[1] if attempts else []
 
     async def _named_anew(self, task: Task) -> Task:
         """The task; where a former message of its key has its name in the ledger, as the worker would name it anew."""

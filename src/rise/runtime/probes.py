@@ -7,11 +7,16 @@ Refuses: to call a Redis a copy that may throw away what it holds.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rise.capabilities import Acceptance, CapabilityRegistry, CapabilityStatus
 from rise.connections.redis import RedisDatabase
 from rise.copies.journals import Journals
 from rise.copies.port import Mirror
 from rise.runtime.assembly import FullProfile, House
+
+if TYPE_CHECKING:
+    from rise.connections.mongodb import MongoDatabase
 
 Answer = tuple[CapabilityStatus, str]
 
@@ -30,13 +35,18 @@ def register_probes(house: House) -> None:
 
 def run_needs(house: House) -> tuple[str, ...]:
     """The capabilities without which nothing is run."""
-    return ("disk", "worker") if house.stores.full is None else ("redis", "ledger", "worker")
+    ledger = house.stores.ledger_capability
+    return (ledger, "worker") if house.stores.full is None else ("redis", ledger, "worker")
 
 
 def _register_full(house: House, full: FullProfile) -> None:
     capabilities, mirror = house.capabilities, full.mirror
     capabilities.acceptance = _acceptance(capabilities, house.settings.copies_min, has_mirror=mirror is not None)
-    capabilities.register_capability_probe("ledger", lambda: _database(house), hard=True, good_in_a_row=1)
+    mongo = house.stores.mongo
+    if mongo is None:
+        capabilities.register_capability_probe("ledger", lambda: _database(house), hard=True, good_in_a_row=1)
+    else:
+        capabilities.register_capability_probe("mongo", lambda: _mongo(mongo), hard=True, good_in_a_row=1)
     capabilities.register_capability_probe("disk", lambda: _journal(full.journals), hard=True, good_in_a_row=1)
     capabilities.register_capability_probe("redis", lambda: _redis(full.redis), hard=True, good_in_a_row=1)
     if mirror is not None:
@@ -73,6 +83,11 @@ async def _redis(redis: RedisDatabase) -> Answer:
         return CapabilityStatus.UNAVAILABLE, "it is full: raise maxmemory"
     kept = "its log" if facts.get("aof_enabled") == "1" else "no log of its own (appendonly no)"
     return CapabilityStatus.AVAILABLE, f"answers; over a restart it has {kept}, and the other copies"
+
+
+async def _mongo(mongo: MongoDatabase) -> Answer:
+    await mongo.ping()
+    return CapabilityStatus.AVAILABLE, "answers; its indexes are in place"
 
 
 async def _rabbitmq(mirror: Mirror) -> Answer:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from rise.bus.port import Topic
 from rise.capabilities import REMEDIES, CapabilityStatus
 from rise.channels.telegram import TelegramChannel
+from rise.definitions.port import Kind
+from rise.definitions.records import CODE, workflow_of
 from rise.envelope import Reason
-from rise.errors import Unavailable
+from rise.errors import SettingsInvalid, Unavailable
 from rise.queue.port import Selection
 from rise.runtime import assembly
 from rise.runtime.alert_posts import AlertPosts, Post, SignedWebhook, TelegramChat
@@ -34,12 +36,14 @@ from rise.runtime.registration import WEBHOOK, TelegramRegistration
 from rise.runtime.supervisor import MEASURE_SECONDS, Duties, Supervisor
 from rise.service import Loop, Service, cancel_all, spawn, start_all, stop_all
 from rise.telemetry import keep_out_of_logs, log
-from rise.workflows.definition import WorkflowDefinition, load_workflows
+from rise.workflows.definition import App, WorkflowDefinition, load_app
 
 STORE_RETRY_SECONDS: Final = 2.0
 HINT_SECONDS: Final = 10.0
 DEFINED_SECONDS_MAX: Final = 30.0
 """How long an added worker waits for serve's own to say what there is."""
+
+WITHOUT_CODE: Final = "RISE_APP is not set: this worker would have nothing to run. Set it as `rise serve` has it."
 
 
 class Door(Service, Protocol):
@@ -84,7 +88,10 @@ async def serve(
 
 
 async def work(house: House, *, parent_fd: int | None = None) -> int:
-    """Run a worker until told to stop, or its parent is gone. Returns the exit code."""
+    """Run a worker until told to stop, or its parent is gone. Returns the exit code.
+
+    Raises `SettingsInvalid` for a worker of its own that has no code where workflows are in code.
+    """
     stop = asyncio.Event()
     stop_on_signals(stop)
     parent = None
@@ -95,15 +102,20 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
         # Before anything that waits: an orphan ends, even while its store is away.
         parent = Parent(parent_fd, house.clock)
         parent.watch(stop.set, grace_seconds=house.settings.stop_seconds)
-    workflows = load_workflows(house.settings.app)
+    app = load_app(house.settings.app)
     await open_stores(house, until=stop)
-    if parent is None:
-        await _until_defined(house, stop)
-    if not stop.is_set():
-        await assembly.learn_bots(house)
-        await _work_until(stop, InProcessWorker(house, workflows, defines=parent is not None), house, parent)
-    await house.channels.close()
-    await house.stores.close()
+    try:
+        if parent is None:
+            await _until_defined(house, stop)
+        if not stop.is_set():
+            if parent is None and house.settings.app is None:
+                await _refuse_without_code(house)
+            await assembly.learn_bots(house)
+            worker = InProcessWorker(house, app.workflows, functions=app.functions, defines=parent is not None)
+            await _work_until(stop, worker, house, parent)
+    finally:
+        await house.channels.close()
+        await house.stores.close()
     return 0 if stop.is_set() else EXIT_WORN_OUT
 
 
@@ -128,13 +140,21 @@ class InProcessWorker:
     name = "worker"
 
     def __init__(
-        self, house: House, workflows: dict[str, WorkflowDefinition] | None = None, *, defines: bool = True
+        self,
+        house: House,
+        workflows: dict[str, WorkflowDefinition] | None = None,
+        *,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+        defines: bool = True,
     ) -> None:
-        """`defines`: what it has loaded is what there is. Only serve's own worker says so; others add hands."""
+        """`workflows`, `functions`: of the module that is configured, unless they are given.
+
+        `defines`: what it has loaded is what there is. Only serve's own worker says so; others add hands."""
         self._house = house
         self._defines = defines
-        self._workflows = load_workflows(house.settings.app) if workflows is None else workflows
-        self._worker = assembly.build_worker(house, self._workflows)
+        app = load_app(house.settings.app) if workflows is None else App(workflows, dict(functions or {}))
+        self._app = app
+        self._worker = assembly.build_worker(house, app.workflows, app.functions)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._has_begun = False
         self._hints = Loop("worker.hints", self._follow_hints, sleep=house.clock.sleep, on_error=_ignore_hint)
@@ -161,7 +181,7 @@ class InProcessWorker:
         """It has been seen to do nothing: a new one takes its place."""
         self._has_begun = False
         await self._worker.stop()
-        self._worker = assembly.build_worker(self._house, self._workflows)
+        self._worker = assembly.build_worker(self._house, self._app.workflows, self._app.functions)
         await self.start()
 
     async def _follow_hints(self) -> None:
@@ -180,7 +200,7 @@ class InProcessWorker:
     async def _begin(self) -> None:
         house = self._house
         if self._defines:
-            records = assembly.workflow_records(self._workflows)
+            records = assembly.workflow_records(self._app.workflows)
             await house.editor.follow_code(records, house.channels.accounts())
             await house.bindings.refresh()
         else:
@@ -320,7 +340,7 @@ async def open_stores(house: House, *, until: asyncio.Event | None = None) -> No
             await house.stores.open()
             return
         except Unavailable as error:
-            store = "disk" if house.stores.full is None else "ledger"
+            store = "ledger" if house.stores.ledger_capability == "ledger" else "disk"
             house.capabilities.set(store, CapabilityStatus.UNAVAILABLE, error.public_message, error.remedy)
             log.error(
                 "store.unavailable",
@@ -343,6 +363,14 @@ async def _until_defined(house: House, stop: asyncio.Event) -> None:
         except Unavailable:
             pass  # asked again in a moment
         await _wait(stop, 0.5)
+
+
+async def _refuse_without_code(house: House) -> None:
+    """A worker that has no code takes up messages of workflows in code only to hand them back, and holds them up."""
+    latest = await house.stores.definitions.latest([Kind.PUBLISHED])
+    published = [workflow for workflow in map(workflow_of, latest.definitions) if workflow.published]
+    if not published or any(workflow.kind == CODE for workflow in published):
+        raise SettingsInvalid([WITHOUT_CODE])
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

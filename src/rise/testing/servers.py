@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +30,10 @@ def has_redis() -> bool:
 
 def has_rabbitmq() -> bool:
     return _rabbit_programs() is not None
+
+
+def has_mongodb() -> bool:
+    return importlib.util.find_spec("secantus") is not None
 
 
 def _rabbit_programs() -> Path | None:
@@ -126,6 +132,41 @@ class RedisServer(_Server):
     def info(self, section: str) -> dict[str, str]:
         lines = self.ask("INFO", section).decode().splitlines()
         return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+class MongoServer(_Server):
+    """A server that speaks MongoDB's protocol, from a Python package, to be killed, frozen and started again.
+
+    `with MongoServer(tmp_path) as server:` starts it and leaves nothing running behind. One server, no replicas: it
+    cannot show an election.
+    """
+
+    program = "secantus"
+    ready_line = "secantus listening on"
+    ready_seconds = READY_SECONDS
+
+    def __init__(self, directory: Path) -> None:
+        self._held_port = hold_port()
+        self.port = int(self._held_port.getsockname()[1])
+        self.url = f"mongodb://127.0.0.1:{self.port}/rise?directConnection=true"
+        super().__init__()
+        self._directory = directory
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
+        self._held_port.close()
+
+    def start(self) -> None:
+        """Until it accepts connections, its data read. What it has answered it has synced."""
+        place = ("--host", "127.0.0.1", "--port", str(self.port), "--storage-path", str(self._directory))
+        self._process = subprocess.Popen(  # noqa: S603 - our own arguments
+            [sys.executable, "-m", "secantus", *place, "--sync-on-commit"],
+            cwd=self._directory,  # where it would look for a configuration
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._until_ready(self._process)
 
 
 class RabbitServer(_Server):

@@ -8,21 +8,27 @@ Refuses: to wait, beyond a moment, for a function that goes on after its time; t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+
 from rise.bindings import Bound
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Channel, is_pushed
 from rise.clock import TICK_SECONDS, Clock
-from rise.envelope import Effect, Task, notice_id_of
-from rise.errors import PayloadInvalid, RunTimedOut
+from rise.definitions.records import CODE, STAGES, WorkflowRecord
+from rise.envelope import Effect, Task, encode_json, notice_id_of
+from rise.errors import PayloadInvalid, RunTimedOut, Unavailable
 from rise.ledger.port import Ledger, ReplyKind, reply_of
 from rise.service import spawn
+from rise.telemetry import log
+from rise.workflows.building import StagedWorkflows, records_among, step_of_try
 from rise.workflows.definition import WorkflowDefinition
+from rise.workflows.staged import StageRecord
 from rise.workflows.turn import BlockingTurn, Turn, in_bounds
 
 CLEAN_UP_SECONDS: Final = 5.0
@@ -38,6 +44,16 @@ class RunLimits:
     """Runs at once of what is bound to an account, by `channel:account`."""
 
 
+class Ran(msgspec.Struct, frozen=True):
+    """What came of a run that ended well."""
+
+    effects: list[Effect]
+    """Which it noted."""
+    value: Any
+    stages: Sequence[Any] = ()
+    """What its stages did, and those of its first tries that did not end well, if it has any."""
+
+
 class Runner:
     """Runs one workflow function for one task, within its time."""
 
@@ -49,7 +65,9 @@ class Runner:
         bus: Bus,
         clock: Clock,
         limits: RunLimits,
+        staged: StagedWorkflows | None = None,
     ) -> None:
+        """`staged`: those that are not in the code."""
         self.workflows = workflows
         self.abandoned = 0
         self._running: set[asyncio.Task[Any]] = set()
@@ -58,6 +76,7 @@ class Runner:
         self._bus = bus
         self._clock = clock
         self._limits = limits
+        self._staged = staged
         self._threads = ThreadPoolExecutor(max_workers=limits.threads, thread_name_prefix="rise-workflow")
         self._places = {
             workflow_id: asyncio.Semaphore(definition.concurrency)
@@ -66,9 +85,10 @@ class Runner:
         }
         self._places_bound = {name: asyncio.Semaphore(count) for name, count in limits.concurrency_for.items()}
 
-    async def run(self, task: Task, bound: Bound, channel: Channel) -> tuple[list[Effect], Any]:
-        """The effects it noted and the value it returned. Raises what the workflow raises, or `RunTimedOut`."""
-        definition = self.workflows[bound.workflow.workflow_id]
+    async def run(self, task: Task, bound: Bound, channel: Channel) -> Ran:
+        """Raises what the workflow raises, or `RunTimedOut`."""
+        definition = self.definition(bound.workflow)
+        assert definition is not None
         if not definition.answers_callbacks:
             await self.acknowledge(task, channel)
         memory = _RunMemory(self._ledger, task, self._channels[task.head.channel])
@@ -76,15 +96,23 @@ class Runner:
         self._bus.publish(Topic.RUN_STARTED, _running(task))
         try:
             async with self._place_bound(bound), self._place(definition):
-                value = await self._call(definition, turn, memory)
+                value, stages = await self._watched(definition, turn, memory, bound.workflow)
         finally:
             effects = turn.close()
             self._bus.publish(Topic.RUN_ENDED, {"run_id": task.run_id})
-        return effects, value
+        return Ran(effects, value, stages)
 
-    def close(self) -> None:
+    def definition(self, workflow: WorkflowRecord) -> WorkflowDefinition | None:
+        """What runs for it here; None if this worker does not have it, or cannot read it."""
+        if workflow.kind == CODE:
+            return self.workflows.get(workflow.workflow_id)
+        return self._staged.definition(workflow) if self._staged and workflow.kind == STAGES else None
+
+    async def close(self) -> None:
         # Not waited for: a function that never returns must not keep the process from ending.
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._staged is not None:
+            await self._staged.close()
 
     async def _turn(self, task: Task, definition: WorkflowDefinition, memory: _RunMemory) -> Turn:
         head = task.head
@@ -95,6 +123,7 @@ class Runner:
             )
             history = [{"role": turn.role, "text": turn.text} for turn in kept]
         steps = await self._ledger.steps(task.run_id)
+        memory.former_tries, memory.former_records = records_among(steps)
         if definition.is_async:
             return Turn(task, memory, steps=steps, history=history)
         return BlockingTurn(task, memory, steps=steps, history=history, loop=asyncio.get_running_loop())
@@ -113,6 +142,20 @@ class Runner:
         finally:
             await self._end(running)
         raise RunTimedOut(f"the workflow {definition.name} did not return within {seconds:g} s")
+
+    async def _watched(
+        self, definition: WorkflowDefinition, turn: Turn, memory: _RunMemory, workflow: WorkflowRecord
+    ) -> tuple[Any, Sequence[Any]]:
+        """With what its stages did. Of a try that fails that is kept as a step; one that is handed back is no try."""
+        if self._staged is None or workflow.kind != STAGES:
+            return await self._call(definition, turn, memory), ()
+        with self._staged.recording(memory.task.run_id) as records:
+            try:
+                value = await self._call(definition, turn, memory)
+            except Exception:
+                await memory.keep_records(records)
+                raise
+        return value, [*memory.former_records, *records]
 
     def _begin(self, definition: WorkflowDefinition, turn: Turn) -> asyncio.Future[Any]:
         if definition.is_async:
@@ -165,6 +208,9 @@ class _RunMemory:
     ledger: Ledger
     task: Task
     channel: Channel
+    former_tries: int = 0
+    former_records: Sequence[Any] = ()
+    """What their stages did, of as many as that is kept of."""
     _waiting: int = 0
     _since: float = 0.0
     _waited: float = 0.0
@@ -179,6 +225,16 @@ class _RunMemory:
             raise PayloadInvalid(f"the channel {channel.name} keeps no files", field="file_id")
         with self._wait():
             return await channel.download(self.task.head.account, file_id)
+
+    async def keep_records(self, records: Sequence[StageRecord]) -> None:
+        """To look at, not to depend on: the try ends as it ends, whether they can be kept or not."""
+        step = step_of_try(self.former_tries)
+        if step is None:
+            return
+        try:
+            await self.ledger.save_step(self.task.run_id, step, encode_json(records))
+        except Unavailable as error:
+            log.debug("stages.unrecorded", task_id=self.task.task_id, error=error)
 
     def waited_seconds(self) -> float:
         return self._waited + (_now() - self._since if self._waiting else 0.0)

@@ -186,6 +186,7 @@ class MemoryLedger(MemoryStore):
             outcome=outcome,
             result=_as_stored(result.value, Any),
             workflow_id=result.workflow_id,
+            workflow_version=result.workflow_version,
             saved_at_ms=now,
             finished_at_ms=now if status.is_finished else None,
             accepted_at_ms=task.head.accepted_at_ms,

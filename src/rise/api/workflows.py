@@ -1,0 +1,229 @@
+"""What people do with workflows: look, edit, publish, compare, go back, switch off and on, remove.
+
+Only translates: what may be done, and what is refused, is in `rise.runtime.publishing`, for the command line too. A
+viewer looks, an operator changes, an admin removes.
+
+Refuses: a change that says nothing, and a field that it does not know (422).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from rise.api import description
+from rise.api.answers import answer
+from rise.api.reading import read_json_body
+from rise.api.security import Principal, Role, requires
+from rise.channels.http import identifier, optional, read_object, refuse_unknown, required
+from rise.clock import from_epoch_ms, iso
+from rise.definitions.port import VERSIONS_KEPT, Definition
+from rise.definitions.records import CODE, STAGES, workflow_of
+from rise.errors import PayloadInvalid
+from rise.runtime import assembly
+from rise.runtime.assembly import House
+from rise.runtime.publishing import COMMENT_CHARS_MAX, NAME_CHARS_MAX, VERSION_MAX, Workflow
+
+Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
+Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
+Admin = Annotated[Principal, Depends(requires(Role.ADMIN))]
+
+Version = Annotated[int | None, Query(ge=1, le=VERSION_MAX, description="The one that is meant; another is 409.")]
+Limit = Annotated[int, Query(ge=1, le=VERSIONS_KEPT)]
+From = Annotated[
+    int | None, Query(alias="from", ge=1, le=VERSION_MAX, description="Published; left out: the one that runs.")
+]
+To = Annotated[int | None, Query(ge=1, le=VERSION_MAX, description="Published; left out: the draft.")]
+
+_CREATE: Final = ("name", "stages")
+_EDIT: Final = ("name", "stages", "isChannelEnabled", "version", "comment")
+_PUBLISH: Final = ("comment", "version")
+_ROLLBACK: Final = ("version", "comment")
+
+
+def build_workflows(house: House) -> APIRouter:
+    """The routes under /api/workflows that do not run one."""
+    router = APIRouter(prefix="/api/workflows")
+    _add_looking(router, house)
+    _add_editing(router, house)
+    _add_publishing(router, house)
+    return router
+
+
+def _add_looking(router: APIRouter, house: House) -> None:
+    workflows = assembly.build_workflows(house)
+
+    @router.get("", **description.route(description.WORKFLOWS, *description.FROM_STORE))
+    async def list_workflows(request: Request, principal: Viewer) -> Response:
+        """All of them, in code and of stages."""
+        return answer(request, [shown(one) for one in await workflows.list()])
+
+    @router.get("/{workflow_id}", **description.route(description.WORKFLOW, *description.FROM_STORE, 404, 422))
+    async def read(request: Request, workflow_id: str, principal: Viewer) -> Response:
+        """What somebody is at, what runs, and where."""
+        return answer(request, shown(await workflows.get(workflow_id)))
+
+    @router.get("/{workflow_id}/history", **description.route(description.HISTORY, *description.FROM_STORE, 404, 422))
+    async def history(request: Request, workflow_id: str, principal: Viewer, limit: Limit = 50) -> Response:
+        """The versions that ran, newest first."""
+        versions = await workflows.history(workflow_id, limit=limit)
+        return answer(request, [shown_version(one, is_current=one is versions[0]) for one in versions])
+
+    @router.get("/{workflow_id}/diff", **description.route(description.DIFFERENCES, *description.FROM_STORE, 404, 422))
+    async def diff(
+        request: Request, workflow_id: str, principal: Viewer, from_version: From = None, to: To = None
+    ) -> Response:
+        """What is other in one version than in another."""
+        found = await workflows.difference(workflow_id, old=from_version, new=to)
+        return answer(request, found)
+
+
+def _add_editing(router: APIRouter, house: House) -> None:
+    workflows = assembly.build_workflows(house)
+
+    @router.post(
+        "",
+        **description.route(
+            description.WORKFLOW,
+            *description.FROM_STORE,
+            *description.WITH_BODY,
+            409,
+            takes=description.NEW_WORKFLOW,
+        ),
+    )
+    async def create(request: Request, principal: Operator) -> Response:
+        """Make a draft. Its id comes from its name."""
+        fields = read_object(await read_json_body(request.scope, request.receive))
+        refuse_unknown(fields, _CREATE)
+        name, stages = name_in(fields), required(fields, "stages", list)
+        return answer(request, shown(await workflows.create(name, stages, by=principal.name)))
+
+    @router.put(
+        "/{workflow_id}",
+        **description.route(
+            description.WORKFLOW,
+            *description.FROM_STORE,
+            *description.WITH_BODY,
+            404,
+            409,
+            takes=description.EDITED_WORKFLOW,
+        ),
+    )
+    async def edit(request: Request, workflow_id: str, principal: Operator) -> Response:
+        """Change the draft, or whether channels may be served, which holds at once. What is left out stays."""
+        fields = read_object(await read_json_body(request.scope, request.receive))
+        refuse_unknown(fields, _EDIT)
+        name = None if fields.get("name") is None else name_in(fields)
+        stages, enabled = optional(fields, "stages", list), optional(fields, "isChannelEnabled", bool)
+        if name is None and stages is None and enabled is None:
+            raise PayloadInvalid("name what is to be changed: name, stages or isChannelEnabled", field="stages")
+        edited = await workflows.edit(
+            workflow_id,
+            by=principal.name,
+            name=name,
+            stages=stages,
+            enabled=enabled,
+            version=optional(fields, "version", int),
+            why=comment_in(fields),
+        )
+        return answer(request, shown(edited))
+
+    @router.delete(
+        "/{workflow_id}", **description.route(description.REMOVED_WORKFLOW, *description.FROM_STORE, 404, 409, 422)
+    )
+    async def remove(request: Request, workflow_id: str, principal: Admin, version: Version = None) -> Response:
+        """Remove it, unless something is bound to it."""
+        await workflows.remove(workflow_id, by=principal.name, version=version)
+        return answer(request, {"workflowId": workflow_id, "isRemoved": True})
+
+
+def _add_publishing(router: APIRouter, house: House) -> None:
+    workflows = assembly.build_workflows(house)
+
+    @router.post(
+        "/{workflow_id}/publish",
+        **description.route(
+            description.WORKFLOW,
+            *description.FROM_STORE,
+            *description.WITH_BODY,
+            404,
+            409,
+            takes=description.PUBLICATION,
+        ),
+    )
+    async def publish(request: Request, workflow_id: str, principal: Operator) -> Response:
+        """The draft runs from the next message on, and so does what has waited for it."""
+        fields = read_object(await read_json_body(request.scope, request.receive))
+        refuse_unknown(fields, _PUBLISH)
+        version, comment = optional(fields, "version", int), comment_in(fields)
+        published = await workflows.publish(workflow_id, by=principal.name, comment=comment, version=version)
+        return answer(request, shown(published))
+
+    @router.post(
+        "/{workflow_id}/rollback",
+        **description.route(
+            description.WORKFLOW,
+            *description.FROM_STORE,
+            *description.WITH_BODY,
+            404,
+            409,
+            takes=description.ROLLBACK,
+        ),
+    )
+    async def rollback(request: Request, workflow_id: str, principal: Operator) -> Response:
+        """A former version runs again, as the next one."""
+        fields = read_object(await read_json_body(request.scope, request.receive))
+        refuse_unknown(fields, _ROLLBACK)
+        version, comment = required(fields, "version", int), comment_in(fields)
+        return answer(
+            request, shown(await workflows.roll_back(workflow_id, version, by=principal.name, comment=comment))
+        )
+
+
+def name_in(fields: dict[str, Any]) -> str:
+    """What a person calls it. Raises `PayloadInvalid`."""
+    return identifier(required(fields, "name", str), "name", chars_max=NAME_CHARS_MAX)
+
+
+def comment_in(fields: dict[str, Any]) -> str:
+    """Why it is changed. Raises `PayloadInvalid`."""
+    comment = optional(fields, "comment", str) or ""
+    if len(comment) > COMMENT_CHARS_MAX:
+        raise PayloadInvalid(f"comment has more than {COMMENT_CHARS_MAX} characters", field="comment")
+    return str(comment)
+
+
+def shown(workflow: Workflow) -> dict[str, Any]:
+    """As the API shows it."""
+    edited, published, updated = workflow.shown, workflow.published, workflow.updated
+    return {
+        "workflowId": workflow.workflow_id,
+        "name": edited.name,
+        "kind": CODE if workflow.draft is None else STAGES,
+        "stages": edited.stages,
+        "version": edited.version,
+        "publishedVersion": published.version if published else None,
+        "status": workflow.status,
+        "hasUnpublishedChanges": workflow.has_unpublished_changes,
+        "isChannelEnabled": published.enabled if published else None,
+        "boundTo": workflow.bound_to,
+        "updatedAt": updated.updated_at,
+        "updatedBy": updated.updated_by,
+    }
+
+
+def shown_version(version: Definition, *, is_current: bool) -> dict[str, Any]:
+    """One of those that ran."""
+    record = workflow_of(version)
+    is_removal = version.body is None
+    return {
+        "version": version.version,
+        "name": record.name,
+        "isChannelEnabled": record.enabled and not is_removal,
+        "isCurrent": is_current,
+        "isRemoval": is_removal,
+        "comment": version.comment,
+        "updatedAt": iso(from_epoch_ms(version.at_ms)),
+        "updatedBy": version.by,
+    }

@@ -1,0 +1,60 @@
+"""What every ledger does alike with what it keeps: how much of it, what it comes to, and how it is read.
+
+Promises: whoever wrote it, a damaged disk or a newer version: one thing that cannot be read hides no other, says why it
+cannot be read, and is shown as what does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from rise.envelope import Call, Outcome, Status
+from rise.ledger.port import CALL_UNREADABLE, ReplyState
+
+T = TypeVar("T")
+
+HISTORY_KEPT: Final = 50
+"""Turns kept per chat."""
+
+_decode_call = msgspec.json.Decoder(Call).decode
+_decode_json = msgspec.json.Decoder().decode
+
+
+def end_of(endings: Set[tuple[str, bool]]) -> tuple[Status, Outcome | None] | None:
+    """What a run comes to whose replies are like that: their states, and whether they came too late. None: it goes on,
+    or there are none."""
+    if not endings or not {state for state, _ in endings} <= {ReplyState.SENT, ReplyState.FAILED}:
+        return None
+    if endings == {(ReplyState.SENT, False)}:
+        return Status.COMPLETED, Outcome.ANSWERED
+    if endings == {(ReplyState.FAILED, True)}:
+        return Status.EXPIRED, None
+    return Status.COMPLETED, Outcome.UNDELIVERABLE
+
+
+def read_result(stored: bytes) -> tuple[Any, str | None]:
+    """What a run came to; if this version cannot read it, None, and why."""
+    return _read(stored, _decode_json, None)
+
+
+def read_call(stored: bytes) -> tuple[Call, str | None]:
+    return _read(stored, _decode_call, CALL_UNREADABLE)
+
+
+def known_word(words: Callable[[str], T], stored: str, stand_in: T) -> tuple[T, str | None]:
+    """The same with one word, which a newer version may have added."""
+    try:
+        return words(stored), None
+    except ValueError:
+        return stand_in, f"a newer version of Rise says of it: {stored}"
+
+
+def _read(stored: Any, decode: Callable[[Any], T], stand_in: T) -> tuple[T, str | None]:
+    """What is kept; if this version cannot read it, the stand-in, and why. One such row must not hide the others."""
+    try:
+        return decode(stored), None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
+        return stand_in, f"what is kept of it is unreadable: {error}"

@@ -1,0 +1,165 @@
+"""Prompts: texts for a language model that several workflows may ask with, kept with all their versions.
+
+A prompt says which placeholders it has beside what every template has a value for; the stage that uses it fills them. A
+change holds at once, in every workflow that uses it.
+
+Refuses: a placeholder that is not declared; a change that would leave a published workflow without a value for one; to
+remove what a published workflow uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from rise.definitions.port import Definition, Definitions, Kind
+from rise.definitions.records import NEWER, PromptRecord, body_of, prompt_of, workflow_of
+from rise.envelope import definition_id_of
+from rise.errors import PayloadInvalid, PromptUnknown, StateConflict, VersionStale
+from rise.runtime.publishing import prompt_used, unfilled
+from rise.runtime.versions import Versions
+
+Placeholders = Callable[[str], Collection[str]]
+"""The names that a template needs values for. Raises `PayloadInvalid` where it is none."""
+
+PLACEHOLDERS_MAX: Final = 100
+MODEL_CHARS_MAX: Final = 200
+TEMPERATURE_MAX: Final = 2
+TOKENS_MAX: Final = 1_000_000
+TEMPLATES: Final = ("template", "system")
+
+
+class Prompts:
+    """Look, write, remove."""
+
+    def __init__(
+        self, definitions: Definitions, versions: Versions, placeholders: Placeholders, given: Collection[str]
+    ) -> None:
+        """`given`: what every template has a value for."""
+        self._definitions = definitions
+        self._versions = versions
+        self._placeholders = placeholders
+        self._given = frozenset(given)
+
+    # --- looking ---
+
+    async def list(self) -> list[PromptRecord]:
+        """All there are, in the order of their ids."""
+        return [prompt_of(one) for one in (await self._definitions.latest([Kind.PROMPT])).definitions]
+
+    async def get(self, prompt_id: str) -> PromptRecord:
+        """Raises `PromptUnknown`."""
+        return _known(prompt_id, await self._versions.last(Kind.PROMPT, prompt_id))
+
+    async def history(self, prompt_id: str, *, limit: int) -> Sequence[Definition]:
+        """Newest first. Raises `PromptUnknown`."""
+        await self.get(prompt_id)
+        return await self._definitions.versions(Kind.PROMPT, prompt_id, limit=limit)
+
+    async def used_by(self) -> dict[str, Sequence[str]]:
+        """Of each prompt that is used, the workflows that run with it."""
+        used: dict[str, dict[str, None]] = {}
+        for workflow_id, stage in await self._running():
+            if prompt_id := prompt_used(stage):
+                used.setdefault(prompt_id, {})[workflow_id] = None
+        return {prompt_id: [*workflow_ids] for prompt_id, workflow_ids in used.items()}
+
+    def unused(self, prompt: PromptRecord) -> Sequence[str]:
+        """What it declares and does not use."""
+        return sorted(set(prompt.placeholders) - {name for used in self._used(prompt).values() for name in used})
+
+    # --- changing ---
+
+    async def create(self, prompt: PromptRecord, *, by: str) -> PromptRecord:
+        """Under the id that its name gives. Raises `PayloadInvalid`, or `StateConflict` where another has it."""
+        self._check(prompt)
+        prompt_id = definition_id_of("pr", prompt.name)
+        prompt = msgspec.structs.replace(prompt, prompt_id=prompt_id)
+
+        def change(last: Definition | None) -> bytes:
+            if last is not None and last.body is not None:
+                raise StateConflict(f"there is a prompt {prompt_id} already: take another name", field="name")
+            return body_of(prompt)
+
+        return prompt_of(await self._versions.change(Kind.PROMPT, prompt_id, change, by=by, action="create"))
+
+    async def edit(
+        self,
+        prompt_id: str,
+        edit: Callable[[PromptRecord], PromptRecord],
+        *,
+        by: str,
+        comment: str = "",
+        version: int | None = None,
+    ) -> PromptRecord:
+        """Written as `edit` makes it of what it was. `version`: the one that was changed.
+
+        Raises `PromptUnknown`, `PayloadInvalid`, `VersionStale`, or `StateConflict` if what uses it could not go on.
+        """
+        edited = edit(await self.get(prompt_id))
+        for workflow_id, stage in await self._users(prompt_id):
+            if missing := unfilled(stage, edited):
+                lacking = f"{workflow_id} uses it and gives no value for {', '.join(missing)}"
+                raise StateConflict(f"{lacking}: publish that with one first", field="placeholders")
+
+        def change(last: Definition | None) -> bytes:
+            known = _known(prompt_id, last)
+            if known.updated_by == NEWER:
+                raise StateConflict(f"{prompt_id} was written by {NEWER}: change it with that")
+            changed = edit(known)  # somebody else may have changed the rest of it since
+            self._check(changed)
+            return body_of(changed)
+
+        return prompt_of(
+            await self._versions.change(
+                Kind.PROMPT, prompt_id, change, by=by, action="edit", why=comment, expected=version
+            )
+        )
+
+    async def remove(self, prompt_id: str, *, by: str, version: int | None = None) -> None:
+        """Raises `PromptUnknown`, `VersionStale`, or `StateConflict` that names the workflows that run with it."""
+        known = await self.get(prompt_id)
+        if version is not None and version != known.version:
+            raise VersionStale.of(prompt_id, known.version)
+        if users := sorted({workflow_id for workflow_id, _ in await self._users(prompt_id)}):
+            raise StateConflict(f"{prompt_id} is used by {', '.join(users)}: publish them without it first")
+        await self._versions.change(Kind.PROMPT, prompt_id, lambda _: None, by=by, action="remove")
+
+    # --- details ---
+
+    def _check(self, prompt: PromptRecord) -> None:
+        """Raises `PayloadInvalid` with the field for what is no template, or names what nothing has a value for."""
+        if taken := sorted(self._given & set(prompt.placeholders)):
+            there = f"placeholders has {', '.join(taken)}, which every template has a value for anyway"
+            raise PayloadInvalid(there, field="placeholders")
+        for field, used in self._used(prompt).items():
+            if unknown := sorted(set(used) - self._given - set(prompt.placeholders)):
+                given = ", ".join(sorted(self._given))
+                wrong = f"{field} names {', '.join(unknown)}: declare it in placeholders, or use one of {given}"
+                raise PayloadInvalid(wrong, field=field)
+
+    def _used(self, prompt: PromptRecord) -> dict[str, Collection[str]]:
+        return {field: self._placeholders_of(field, getattr(prompt, field) or "") for field in TEMPLATES}
+
+    def _placeholders_of(self, field: str, text: str) -> Collection[str]:
+        try:
+            return self._placeholders(text)
+        except PayloadInvalid as error:
+            raise PayloadInvalid(f"{field}: {error.public_message}", field=field) from error
+
+    async def _users(self, prompt_id: str) -> Sequence[tuple[str, Any]]:
+        """The workflows that run and use it, each with the stage."""
+        return [(name, stage) for name, stage in await self._running() if prompt_used(stage) == prompt_id]
+
+    async def _running(self) -> Sequence[tuple[str, Any]]:
+        """Every stage of what is published, with its workflow."""
+        published = [workflow_of(one) for one in (await self._definitions.latest([Kind.PUBLISHED])).definitions]
+        return [(one.workflow_id, stage) for one in published for stage in one.stages or ()]
+
+
+def _known(prompt_id: str, last: Definition | None) -> PromptRecord:
+    if last is None or last.body is None:
+        raise PromptUnknown(f"there is no prompt {ascii(prompt_id)[1:-1][:80]}", field="promptId")
+    return prompt_of(last)

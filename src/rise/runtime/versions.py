@@ -1,0 +1,98 @@
+"""The next version of one definition, whoever else writes at the same time.
+
+Promises: a change is one version, which says who made it and why; all processes are told. The audit log has it before
+it is made: a crash between the two leaves a record of something that was not done, never a change without a record.
+What changes nothing is no new version.
+
+Refuses: a change that was made for another version than the last (`VersionStale`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from rise.bus.port import Bus, Topic
+from rise.clock import Clock, epoch_ms
+from rise.definitions.port import Definition, Definitions, Kind
+from rise.definitions.records import workflow_of
+from rise.errors import VersionStale
+from rise.ledger.port import Ledger, Operation
+from rise.telemetry import log
+
+TRIES: Final = 5
+"""To change what somebody else is changing at the same time."""
+
+Change = Callable[[Definition | None], bytes | None]
+"""From the last version, None if there never was one, to the body of the next; None removes it. May be asked again."""
+
+
+class Versions:
+    """Writes definitions, each change in one step."""
+
+    def __init__(self, definitions: Definitions, ledger: Ledger, bus: Bus, clock: Clock) -> None:
+        self._definitions = definitions
+        self._ledger = ledger
+        self._bus = bus
+        self._clock = clock
+
+    async def last(self, kind: Kind, name: str) -> Definition | None:
+        """What is in force; None if there is nothing, or nothing any more."""
+        last = await self._definitions.version(kind, name)
+        return None if last is None or last.body is None else last
+
+    async def change(
+        self,
+        kind: Kind,
+        name: str,
+        change: Change,
+        *,
+        by: str,
+        action: str,
+        why: str = "",
+        expected: int | None = None,
+    ) -> Definition:
+        """Write what `change` makes of the last version, and return what is in force then.
+
+        `expected`: the version that the change was made for. Raises `VersionStale`, and what `change` raises.
+        """
+        is_recorded = False
+        for _ in range(TRIES):
+            last = await self._definitions.version(kind, name)
+            version = 0 if last is None else last.version
+            if expected is not None and expected != version:
+                raise VersionStale.of(name, version)
+            body = change(last)
+            if last is not None and last.body == body:
+                return last
+            now_ms = epoch_ms(self._clock.now())
+            if not is_recorded:
+                operation = Operation(at_ms=now_ms, who=by, action=action, target=name, why=why)
+                await self._ledger.record_operation(operation)
+                is_recorded = True
+            following = Definition(
+                kind=kind, name=name, version=version + 1, body=body, at_ms=now_ms, by=by, comment=why
+            )
+            try:
+                await self._definitions.put(following)
+            except VersionStale:
+                continue
+            self._bus.publish(Topic.DEFINITIONS_CHANGED, _told_of(following, action))
+            log.info("definition.changed", kind=kind, name=name, version=version + 1, operation=action, by=by)
+            return following
+        raise VersionStale(f"{name} is being changed by somebody else over and over; try again")
+
+
+def _told_of(definition: Definition, action: str) -> dict[str, Any] | None:
+    """Of what runs, in the words of a binding's event: whoever is bound to it is served otherwise from now on."""
+    if definition.kind is not Kind.PUBLISHED:
+        return None
+    workflow = workflow_of(definition)
+    return {
+        "channel": None,
+        "workflowId": definition.name,
+        "bindingVersion": None,
+        "operation": action,
+        "publishedVersion": definition.version,
+        "enabled": definition.body is not None and workflow.enabled and workflow.published,
+    }

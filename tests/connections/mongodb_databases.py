@@ -1,0 +1,120 @@
+"""Databases on MongoDB for tests: each in one of its own, by the test's clock, and with processes that die over it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pymongo import MongoClient
+from pymongo.uri_parser import parse_uri
+
+from rise.connections.mongodb import Document, Documents, Index, MongoDatabase, Query
+from rise.testing.clock import ManualClock
+
+REAL_URL = os.environ.get("RISE_TEST_MONGODB_URL", "")
+"""Of a real MongoDB, which is used beside the one that the suite starts."""
+PATIENCE_SECONDS = 30.0
+"""A busy machine's fsync may take long."""
+D = TypeVar("D", bound="StagedDatabase")
+_databases = itertools.count(1)
+
+
+class Died(BaseException):
+    """The process, right after a write."""
+
+
+class StagedDatabase(MongoDatabase):
+    """One whose server's clock is moved by the test, for all who use it."""
+
+    started_ms: int | None = None
+
+    async def now_ms(self) -> int:
+        heard_ms = await super().now_ms()
+        return heard_ms if self.started_ms is None else self.started_ms + int(self._clock.monotonic() * 1000)
+
+
+class MortalDatabase(StagedDatabase):
+    """One whose process ends after so many writes: what was written is there, and nothing else happens any more."""
+
+    writes_left: int | None = None
+    ending: type[BaseException] = Died
+
+    def __getitem__(self, name: str) -> Documents:
+        return _MortalDocuments(self, name)
+
+    def count_write(self) -> None:
+        if self.writes_left is None:
+            return
+        self.writes_left -= 1
+        if self.writes_left <= 0:
+            if self.ending is not Died:
+                self.writes_left = None
+            raise self.ending("the answer was lost")
+
+
+class _MortalDocuments(Documents):
+    async def insert(self, document: Document) -> bool:
+        return self._counted(await super().insert(document))
+
+    async def change(
+        self, query: Query, update: Query, *, fields: Query | None = None, upsert: bool = False
+    ) -> Document | None:
+        return self._counted(await super().change(query, update, fields=fields, upsert=upsert))
+
+    async def change_all(self, query: Query, update: Query) -> int:
+        return self._counted(await super().change_all(query, update))
+
+    async def remove(self, query: Query) -> int:
+        return self._counted(await super().remove(query))
+
+    def _counted(self, answer: Any) -> Any:
+        assert isinstance(self._database, MortalDatabase)
+        self._database.count_write()
+        return answer
+
+
+class MongoPlace:
+    """A database that is empty at first, and as many processes' ways to it as are asked for."""
+
+    indexes: Mapping[str, Sequence[Index]]
+
+    def __init__(self, url: str) -> None:
+        self.url = in_a_database_of_its_own(url)
+        self.clock = ManualClock()
+        self.databases: list[StagedDatabase] = []
+        self._started_ms: int | None = None
+
+    async def connect(self, kind: type[D]) -> D:
+        database = kind(self.url, clock=self.clock, indexes=self.indexes, answer_seconds=PATIENCE_SECONDS)
+        now_ms = await database.now_ms()
+        if self._started_ms is None:
+            self._started_ms = now_ms - int(self.clock.monotonic() * 1000)
+        database.started_ms = self._started_ms
+        self.databases.append(database)
+        return database
+
+    async def close(self) -> None:
+        for database in self.databases:
+            await database.close()
+        with MongoClient(self.url) as client:
+            client.drop_database(client.get_default_database().name)
+
+    # --- as somebody else reads and writes it ---
+
+    def read(self, collection: str, query: dict[str, Any]) -> dict[str, Any]:
+        with MongoClient(self.url) as client:
+            return client.get_default_database()[collection].find_one(query) or {}
+
+    def write(self, collection: str, key: str, fields: dict[str, Any]) -> None:
+        with MongoClient(self.url) as client:
+            client.get_default_database()[collection].update_one({"_id": key}, {"$set": fields})
+
+
+def in_a_database_of_its_own(url: str) -> str:
+    """The same server, another database."""
+    name = parse_uri(url)["database"] or ""
+    host, _, options = url.partition("?")
+    host = host.removesuffix(f"/{name}").rstrip("/")
+    return f"{host}/rise_test_{os.getpid()}_{next(_databases)}" + (f"?{options}" if options else "")
