@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rise.pacing import Bucket, Buckets, SlowStart
+from rise.pacing import Bucket, Buckets, SlowStart, Windows
 
 pytestmark = [pytest.mark.req("OUT-2"), pytest.mark.failure("G17")]
 
@@ -123,3 +123,24 @@ def test_a_hold_leaves_no_room_until_it_lapses_and_is_followed_by_a_slow_start()
     slow.hold(30, 20.0)  # said again
     assert rooms(slow, 32, 29.0, 31.0, 49.9) == [0, 0, 0]
     assert rooms(slow, 32, 50.0, 55.0, 60.0) == [2, 8, 32]
+
+
+@pytest.mark.req("BND-9")
+def test_of_a_window_so_many_go_within_any_of_its_seconds_and_one_that_is_named_again_counts_once():
+    windows = Windows(60.0)
+    assert [windows.enter("chat", name, most=2, now=now) for name, now in (("a", 0.0), ("b", 10.0), ("a", 11.0))] == [
+        0
+    ] * 3
+    assert windows.enter("chat", "c", most=2, now=20.0) == 40.0
+    assert windows.enter("other", "c", most=2, now=20.0) == 0.0
+    assert windows.enter("chat", "c", most=2, now=60.0) == 0.0
+    assert windows.enter("chat", "d", most=2, now=60.0) == 10.0
+    assert windows.enter("chat", "d", most=1, now=60.0) == 60.0, "it was lowered meanwhile"
+
+
+def test_windows_forget_the_key_that_was_unused_for_longest():
+    windows = Windows(60.0, keys_max=2)
+    for key in ("a", "b", "a", "c"):
+        windows.enter(key, f"first of {key}", most=1, now=0.0)
+    assert windows.enter("a", "next", most=1, now=1.0) == 59.0
+    assert windows.enter("b", "next", most=1, now=1.0) == 0.0

@@ -1,13 +1,18 @@
-"""Which workflow serves which channel and account. The only place that knows.
+"""Which workflow serves which message. The only place that knows.
+
+An account has any number of bindings. A message meets exactly one of them: that of its chat, else that of its command,
+else the default. A route whose workflow cannot be used leaves its messages waiting: they never fall to the default.
 
 Refuses: to hand out what is switched off, not published, or cannot be read: what needs it waits.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -23,8 +28,7 @@ from rise.definitions.records import (
     prompt_of,
     workflow_of,
 )
-from rise.envelope import Head
-from rise.errors import RiseError
+from rise.errors import BindingsUnknown, RiseError, Unavailable
 from rise.queue.port import Route
 from rise.service import Loop, Signal
 from rise.telemetry import log
@@ -34,6 +38,36 @@ CHECK_SECONDS = 4.5
 what is new has to be read, too."""
 WHOLE_CHECK_SECONDS = 600.0
 """How often everything is read again, whatever the version says: a store that was restored may have the same."""
+KNOWN_SECONDS = 1.0
+"""How long a run waits for bindings that were never read; then it waits as for any dependency."""
+
+# As Telegram finds one at the beginning of a text: what follows is neither of its name nor of a path.
+_COMMAND: Final = re.compile(r"/([A-Za-z0-9_]{1,64})(?:@([A-Za-z0-9_]{3,32}))?(?![\w/<>])")
+_WITH_COMMANDS: Final = frozenset(
+    {
+        *("message", "edited_message", "channel_post", "edited_channel_post"),
+        *("business_message", "edited_business_message", "guest_message"),
+    }
+)
+
+
+class Message(Protocol):
+    """What decides whose a message is, before it is accepted and after."""
+
+    @property
+    def channel(self) -> str: ...
+    @property
+    def account(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def chat_id(self) -> str | None: ...
+    @property
+    def first_chat_id(self) -> str | None: ...
+    @property
+    def workflow_id(self) -> str | None: ...
+    @property
+    def user_text(self) -> str: ...
 
 
 class Bound(msgspec.Struct, frozen=True):
@@ -44,13 +78,74 @@ class Bound(msgspec.Struct, frozen=True):
     """None when the caller named the workflow itself."""
 
 
+class _Account:
+    """Who serves one account. Never changed once it is made, so that reading it needs no lock."""
+
+    __slots__ = ("by_chat", "by_command", "by_workflow", "default", "version")
+
+    def __init__(self, bindings: Iterable[BindingRecord], version: int) -> None:
+        self.version = version
+        self.by_workflow = {one.workflow_id: one for one in bindings}
+        usable = [one for one in self.by_workflow.values() if one.enabled]
+        self.default = next((one for one in usable if one.is_default), None)
+        routes = [(route, one) for one in usable for route in one.routes]
+        self.by_chat = {route.value: one for route, one in routes if route.by == "chat"}
+        self.by_command = {route.value.casefold(): one for route, one in routes if route.by == "command"}
+
+    @property
+    def is_routed(self) -> bool:
+        return bool(self.by_chat or self.by_command)
+
+    def binding_of(self, message: Message) -> BindingRecord | None:
+        if self.by_chat:
+            # A group that became a supergroup is known by both its ids.
+            for chat_id in (message.chat_id, message.first_chat_id):
+                if chat_id is not None and (binding := self.by_chat.get(chat_id)) is not None:
+                    return binding
+        if self.by_command and (binding := self._by_command_of(message)) is not None:
+            return binding
+        return self.default
+
+    def _by_command_of(self, message: Message) -> BindingRecord | None:
+        """`/start@a_bot` is that bot's; a route that names no bot takes it, too, for Telegram brings commands that are
+        meant for another bot only to those that read everything."""
+        for command in commands_of(message):
+            if (binding := self.by_command.get(command)) is not None:
+                return binding
+        return None
+
+
+def commands_of(message: Message) -> list[str]:
+    """The routes by which the command at the beginning of a message is found, if there is one, the closest first."""
+    found = _COMMAND.match(message.user_text) if message.kind in _WITH_COMMANDS else None
+    if found is None:
+        return []
+    command, bot = f"/{found[1]}".casefold(), found[2]
+    return [command] if bot is None else [f"{command}@{bot.casefold()}", command]
+
+
+def is_command(value: str) -> bool:
+    """Whether it can be the value of a route."""
+    return _COMMAND.fullmatch(value) is not None
+
+
+def allows(binding: BindingRecord, message: Message, user_id: str | None = None) -> bool:
+    """Whether the binding serves its chat. Where there is no chat (an inline query), the person's own counts."""
+    allowed = binding.own.allowed_chat_ids
+    if not allowed:
+        return True
+    if message.chat_id is None:
+        return user_id in allowed
+    return message.chat_id in allowed or message.first_chat_id in allowed
+
+
 class BindingsSnapshot(msgspec.Struct, frozen=True):
     """What is bound at one moment, never half of one and half of another. Read by attribute, or by name."""
 
     version: int = -1
     """-1: nothing was read yet."""
     active: tuple[BindingRecord, ...] = ()
-    """Those that are switched on, and whose workflow can be used."""
+    """Those that are switched on and not killed, and whose workflow can be used."""
     options: tuple[WorkflowRecord, ...] = ()
     """The workflows that can be bound."""
     last_refresh: datetime | None = None
@@ -85,10 +180,8 @@ class BindingRegistry:
         self._listeners: list[Callable[[BindingsSnapshot], None]] = []
         self._version = -1
         self._workflows: dict[str, WorkflowRecord] = {}
+        self._accounts: dict[tuple[str, str], _Account] = {}
         self._prompts: dict[str, PromptRecord] = {}
-        self._defaults: dict[tuple[str, str], BindingRecord] = {}
-        self._asked_for: set[tuple[str, str]] = set()
-        self._bindings: list[BindingRecord] = []
         self._changed = Signal()
         self._unsubscribe = bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._changed.set())
         self._loop = Loop(
@@ -126,26 +219,23 @@ class BindingRegistry:
 
     async def _read(self) -> None:
         latest = await self._definitions.latest([Kind.PUBLISHED, Kind.BINDINGS, Kind.PROMPT])
-        workflows, bindings, prompts = [], [], []
+        workflows, prompts = [], []
+        accounts: dict[tuple[str, str], _Account] = {}
         for definition in latest.definitions:
             if definition.kind is Kind.PUBLISHED:
                 workflows.append(workflow_of(definition))
             elif definition.kind is Kind.PROMPT:
                 prompts.append(prompt_of(definition))
-            else:
-                bindings += bindings_of(definition)
+            elif bindings := bindings_of(definition):
+                accounts[bindings[0].channel, bindings[0].account] = _Account(bindings, definition.version)
         self._workflows = {workflow.workflow_id: workflow for workflow in workflows}
         self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
-        self._defaults = {
-            (binding.channel, binding.account): binding
-            for binding in bindings
-            if binding.is_default and binding.enabled
-        }
-        self._asked_for = {(binding.channel, binding.account) for binding in bindings}
-        self._bindings = bindings
+        self._accounts = accounts
         self._version = latest.changes
         usable = {one.workflow_id: one for one in workflows if one.published and one.enabled}
-        active = tuple(one for one in bindings if one.enabled and one.workflow_id in usable)
+        active = tuple(
+            one for one in self.bindings() if one.enabled and one.kill_switch is None and one.workflow_id in usable
+        )
         shown = BindingsSnapshot(self._version, active, tuple(usable.values()), self._clock.now())
         if shown.version == self._snapshot.version and _content(shown) != _content(self._snapshot):
             log.warning(
@@ -160,39 +250,78 @@ class BindingRegistry:
         for listener in list(self._listeners):
             listener(snapshot)
 
-    def bindings(self) -> list[BindingRecord]:
-        """All of them, of all accounts."""
-        return list(self._bindings)
+    async def known(self) -> None:
+        """They have been read at least once. Raises `BindingsUnknown`: nobody knows yet what there is."""
+        if self._version >= 0:
+            return
+        try:
+            async with asyncio.timeout(KNOWN_SECONDS):
+                await self.refresh()
+        except (TimeoutError, Unavailable) as error:
+            raise BindingsUnknown("the bindings have not been read yet, and their store does not answer") from error
 
     def is_asked_for(self, channel: str, account: str) -> bool:
         """Whether somebody has bound a workflow there, usable or not, switched off or on."""
-        return (channel, account) in self._asked_for
+        return (channel, account) in self._accounts
 
-    def lookup(self, channel: str, account: str, workflow_id: str | None = None) -> Bound | None:
-        """What serves the account now, or the workflow asked for by name; None if nothing usable does."""
-        binding = None
-        if workflow_id is None:
-            binding = self._defaults.get((channel, account))
-            if binding is None:
-                return None
-            workflow_id = binding.workflow_id
+    def version_of(self, channel: str, account: str) -> int:
+        """Of the account's bindings; 0 if there are none."""
+        bound = self._accounts.get((channel, account))
+        return 0 if bound is None else bound.version
+
+    def binding(self, message: Message) -> BindingRecord | None:
+        """Whose it is, whether or not that can serve it now. Of what asks for a workflow by name, that one's."""
+        account = self._accounts.get((message.channel, message.account))
+        if account is None:
+            return None
+        if message.workflow_id is not None:
+            return account.by_workflow.get(message.workflow_id)
+        return account.binding_of(message)
+
+    def lookup(self, message: Message) -> Bound | None:
+        """What serves it now; None if nothing usable does, or its kill switch is on."""
+        binding, named = self.binding(message), message.workflow_id
+        if binding is None and named is None:
+            return None
+        workflow = self._usable(named or (binding.workflow_id if binding else ""), binding)
+        return None if workflow is None else Bound(workflow, None if named else binding)
+
+    def why_not(self, message: Message) -> Literal["missing", "killed", "unknown"]:
+        """Why `lookup` finds nothing for it: nothing usable is bound, it is switched off, or nobody knows yet."""
+        if self._version < 0:
+            return "unknown"
+        binding = self.binding(message)
+        return "killed" if binding is not None and binding.kill_switch is not None else "missing"
+
+    def _usable(self, workflow_id: str, binding: BindingRecord | None) -> WorkflowRecord | None:
         workflow = self._workflows.get(workflow_id)
         if workflow is None or not workflow.published or not workflow.enabled:
             return None
-        return Bound(workflow, binding)
+        return None if binding is not None and binding.kill_switch is not None else workflow
 
     def served(self, routes: Iterable[Route]) -> tuple[Route, ...]:
-        """Of these, the ones for which there is a usable workflow now."""
-        return tuple(
-            route
-            for route in routes
-            if self.lookup(route.channel, route.account, route.workflow_id or None) is not None
-        )
+        """Of these, the ones of which every message can be served now. Not `routed` ones: see there."""
+        return tuple(route for route in routes if not self._is_routed(route) and self._serves(route))
 
-    def text(self, head: Head, name: str) -> str:
-        """A text that the binding of the task's account words its own way, usable or not; empty if it does not."""
-        binding = self._defaults.get((head.channel, head.account))
-        return str(binding.config.get(name) or "") if binding else ""
+    def routed(self, routes: Iterable[Route]) -> tuple[Route, ...]:
+        """Of these, the ones of which each message has to be looked up by itself."""
+        return tuple(route for route in routes if self._is_routed(route))
+
+    def _is_routed(self, route: Route) -> bool:
+        account = self._accounts.get((route.channel, route.account))
+        return account is not None and not route.workflow_id and account.is_routed
+
+    def _serves(self, route: Route) -> bool:
+        account = self._accounts.get((route.channel, route.account))
+        if route.workflow_id:
+            binding = None if account is None else account.by_workflow.get(route.workflow_id)
+            return self._usable(route.workflow_id, binding) is not None
+        default = None if account is None else account.default
+        return default is not None and self._usable(default.workflow_id, default) is not None
+
+    def bindings(self) -> list[BindingRecord]:
+        """All of them, of all accounts."""
+        return [one for account in self._accounts.values() for one in account.by_workflow.values()]
 
     def workflow(self, workflow_id: str) -> WorkflowRecord | None:
         return self._workflows.get(workflow_id)

@@ -197,6 +197,20 @@ class ModelRefused(Rejected):
     http_status = 422
 
 
+class BindingMissing(Rejected):
+    """That workflow is not bound to that account."""
+
+    code = "binding_missing"
+    http_status = 409
+
+
+class RouteTaken(Rejected):
+    """Another binding of the account that is on has that chat or command."""
+
+    code = "route_taken"
+    http_status = 409
+
+
 class VersionStale(Rejected):
     """It has been changed since the version that this change was made for."""
 
@@ -313,6 +327,13 @@ class Busy(Unavailable):
 
     code = "busy"
     capability = "admission"
+
+
+class BindingsUnknown(Unavailable):
+    """Which workflow serves what has not been read since the start, and its store does not answer."""
+
+    code = "bindings_unknown"
+    capability = "bindings"
 
 
 class ChannelUnavailable(Unavailable):

@@ -1,4 +1,4 @@
-"""How fast: token buckets, for sending and for the doors; a slow start, for what has come back.
+"""How fast: token buckets, for sending and the doors; windows, for what is run; a slow start, for what comes back.
 
 A token is one call or one request. Rates are in tokens per second, what is saved up in tokens; `now` is in seconds of
 a clock that never steps back, and is passed in.
@@ -8,13 +8,15 @@ Refuses: to wait for anybody, it only says how long; to be written down. Losing 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final
 
 ROUNDING_TOKENS: Final = 1e-4
 """The part of a token that counts for nothing."""
+ROUNDING_SECONDS: Final = 0.001
+"""What is lost in rounding must not make somebody ask again at once, over and over."""
 
 
 @dataclass(slots=True)
@@ -57,6 +59,33 @@ class Bucket:
                 self.tokens_max, self.tokens + max(0.0, now - self.refilled_at_seconds) * self.tokens_per_second
             )
         self.refilled_at_seconds = now
+
+
+class Windows:
+    """So many within any `seconds`, per key. What goes is named, so that one that is tried again counts once.
+
+    Beyond `keys_max` keys the one that was unused for longest is forgotten.
+    """
+
+    def __init__(self, seconds: float, *, keys_max: int = 50_000) -> None:
+        self._seconds = seconds
+        self._keys_max = keys_max
+        self._entries: OrderedDict[Hashable, deque[tuple[float, Hashable]]] = OrderedDict()
+
+    def enter(self, key: Hashable, name: Hashable, *, most: int, now: float) -> float:
+        """0.0 if it goes now; else the seconds after which it is worth asking again, and nothing was counted."""
+        entries = self._entries.setdefault(key, deque())
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._keys_max:
+            self._entries.popitem(last=False)
+        while entries and now - entries[0][0] >= self._seconds:
+            entries.popleft()
+        if any(entered == name for _, entered in entries):
+            return 0.0
+        if len(entries) >= most:
+            return max(entries[len(entries) - most][0] + self._seconds - now, ROUNDING_SECONDS)
+        entries.append((now, name))
+        return 0.0
 
 
 class SlowStart:

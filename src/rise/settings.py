@@ -81,6 +81,11 @@ class Settings(BaseSettings):
         None,
         description="Signs sessions and derives secrets; made and kept in `$RISE_DATA_DIR/secret-key` when unset.",
     )
+    secret_key_former: SecretStr | None = Field(
+        None,
+        description="The secret key until now: what it sealed can still be read. `rise secrets rotate` seals it with "
+        "RISE_SECRET_KEY; then unset this.",
+    )
     rate_per_source: Rate = Field(
         50.0,
         description="Requests per second a source without credentials may make; bursts of ten times that.",
@@ -221,6 +226,10 @@ class Settings(BaseSettings):
     workflow_missing_message: str = Field(
         "Your message is saved. It will be answered as soon as this bot is set up.",
         description="Said once to a chat whose channel has no workflow.",
+    )
+    maintenance_message: str = Field(
+        "This bot is being worked on. Your message is saved.",
+        description="Said once to a chat whose binding's kill switch is on.",
     )
     late_message: str = Field("Got it, running late. The answer will come.", description="Said when late.")
     failed_message: str = Field(

@@ -18,11 +18,12 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from rise.bindings import BindingRegistry, Bound
+from rise.bindings import BindingRegistry, Bound, allows
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Channel, Incoming, is_pushed, understood
 from rise.claims import ClaimLimits, Claims
 from rise.clock import Clock, epoch_ms
+from rise.definitions.records import BindingRecord
 from rise.envelope import (
     Call,
     Effect,
@@ -39,7 +40,8 @@ from rise.envelope import (
 )
 from rise.errors import ClaimLost
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
-from rise.queue.port import Anew, Claim, Finished, Queue, Replying, RetryIn, Selection, Settlement, Suspend
+from rise.pacing import Windows
+from rise.queue.port import Anew, Claim, Finished, OpenTask, Queue, Replying, RetryIn, Selection, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import insist
 from rise.telemetry import in_words, log, redact
@@ -54,7 +56,8 @@ Accept = Callable[[Incoming], Awaitable[object]]
 ELSEWHERE_SECONDS: Final = 2.0
 """How long a message is left to workers that have its workflow."""
 LOOK_AT_ONCE: Final = 1000
-_NEVER_RAN: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.RAW_PAYLOAD_INVALID})
+MINUTE_SECONDS: Final = 60.0
+_NEVER_RAN: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.RAW_PAYLOAD_INVALID, Reason.KILL_SWITCH})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ class Texts:
 
     workflow_missing: str = "Your message is saved. It will be answered as soon as this bot is set up."
     failed: str = "Sorry, your message could not be answered. A person has been told."
+    maintenance: str = "This bot is being worked on. Your message is saved."
 
 
 # --- how a run ends: a value, settled in one place --------------------------------------------------------
@@ -130,6 +134,8 @@ class Suspended(msgspec.Struct, frozen=True):
     reason: Reason
     error: str
     tell: str | None = None
+    cause: str | None = None
+    """What it has in common with others: of these a chat is told once. None: it is this run's alone."""
 
 
 Ending = Answered | AlreadyRun | KeyUsedAgain | TooLate | Retry | Suspended
@@ -167,6 +173,7 @@ class Worker:
         self._clock = clock
         self._limits = limits or WorkerLimits()
         self._texts = texts or Texts()
+        self._windows = Windows(MINUTE_SECONDS)
         self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits.of_a_run(), staged)
         self._claims = Claims(
             queue=queue,
@@ -237,21 +244,27 @@ class Worker:
         head, channel = task.head, self._channels[task.head.channel]
         if (ending := await self._ended_before(task)) is not None:
             return ending
+        if head.task_type is not TaskType.MESSAGE_SEND:
+            await self._bindings.known()
         if claim.has_suspended and await self._has_earlier(head):
             return Retry(0.0, "earlier messages of this chat go first", counts=False, is_noted=False)
         # Nothing is awaited between that look and this one: a workflow that appeared in between would let this
-        # message overtake the earlier ones that wait for it, too.
-        bound = self._bindings.lookup(head.channel, head.account, head.workflow_id)
+        # message overtake the earlier ones that wait for it, too. Here is decided which one workflow it meets.
+        binding, bound = self._bindings.binding(head), self._bindings.lookup(head)
         if head.is_unread:
             return Suspended(Reason.RAW_PAYLOAD_INVALID, task.progress.error or "its bytes cannot be read")
         if head.task_type is TaskType.CHANNEL_TEST:
             return _answered(task, channel, [], value=None, bound=None)
         if head.task_type is TaskType.MESSAGE_SEND:
             return _answered(task, channel, [Effect(kind="reply", **head.policy["reply"])], value=None, bound=None)
+        if binding is not None and (ending := await self._kept_from(binding, task, channel)) is not None:
+            return ending
         if bound is None:
             return await self._without_workflow(task, channel)
         if self._runner.definition(bound.workflow) is None:
             return self._left_to_others(bound)
+        if (seconds := self._too_soon_seconds(bound.binding, task)) > 0:
+            return Retry(seconds, "more of its chat than its binding allows in a minute", counts=False, is_noted=False)
         with self._telling_of_failure(task, bound):
             ran = await self._runner.run(task, bound, channel)
             return _answered(task, channel, ran.effects, value=ran.value, bound=bound, stages=ran.stages)
@@ -279,13 +292,40 @@ class Worker:
             return TooLate()
         return None
 
+    async def _kept_from(self, binding: BindingRecord, task: Task, channel: Channel) -> Ending | None:
+        """What keeps it from the workflow that it is meant for, if anything does: strangers are told nothing."""
+        head = task.head
+        if head.workflow_id is None and not allows(binding, head, head.user.get("user_id")):
+            return Answered(RunResult(outcome=Outcome.NOT_ALLOWED), [], "")
+        switch = binding.kill_switch
+        if switch is None:
+            return None
+        await self._runner.acknowledge(task, channel)
+        return Suspended(
+            Reason.KILL_SWITCH,
+            f"the kill switch of {binding.workflow_id} is on since {switch.since}: {switch.reason}",
+            tell=self._texts.maintenance,
+            cause=f"{binding.workflow_id} {switch.since}",
+        )
+
+    def _too_soon_seconds(self, binding: BindingRecord | None, task: Task) -> float:
+        """How long it has to wait for its chat's turn; a message counts once, however often it is tried."""
+        most = None if binding is None else binding.own.rate_limit_per_min
+        if binding is None or most is None:
+            return 0.0
+        head = task.head
+        chat = (head.channel, head.account, binding.workflow_id, head.conversation or head.lane)
+        return self._windows.enter(chat, task.run_id, most=most, now=self._clock.monotonic())
+
     async def _without_workflow(self, task: Task, channel: Channel) -> Ending:
         head = task.head
         await self._runner.acknowledge(task, channel)
+        binding = self._bindings.binding(head)
         return Suspended(
             Reason.WORKFLOW_PENDING,
             f"no usable workflow for {head.channel}:{head.account}",
-            tell=self._bindings.text(head, "workflowMissingMessage") or self._texts.workflow_missing,
+            tell=(binding and binding.workflow_missing_message) or self._texts.workflow_missing,
+            cause=str(self._bindings.version_of(head.channel, head.account)),
         )
 
     def _left_to_others(self, bound: Bound) -> Ending:
@@ -303,14 +343,30 @@ class Worker:
         Each look sees what the one before it may have missed: what is resumed before the first waits in its lane at
         the second, and what is resumed later was among the first's.
         """
-        pending = Reason.WORKFLOW_PENDING
-        routes = await self._queue.suspended_routes(pending, lane=head.lane)
+        # Suspended by its own word: what a newer version has put aside nobody here could resume.
+        pending = Selection(status=Status.SUSPENDED, reason=Reason.WORKFLOW_PENDING, lane=head.lane)
+        routes = await self._queue.suspended_routes(Reason.WORKFLOW_PENDING, lane=head.lane)
+        known = self._bindings.routed(routes)
+        waiting = await self._all_of(pending) if known else []
         if await self._is_behind(head):
             return True
-        served = self._bindings.served(routes)
-        if served:
-            await self._queue.resume(Selection(reason=pending, lane=head.lane, routes=served), limit=1)
-        return bool(served)  # also if somebody else has resumed it just now
+        served, routed = self._bindings.served(routes), self._bindings.routed(routes)
+        if routed != known:
+            return True  # its routes have changed meanwhile: look again
+        found = tuple(one.head.task_id for one in waiting if self._bindings.lookup(one.head) is not None)
+        if found:
+            await self._queue.resume(msgspec.structs.replace(pending, task_ids=found), limit=1)
+        elif served:
+            await self._queue.resume(msgspec.structs.replace(pending, routes=served), limit=1)
+        return bool(found or served)  # also if somebody else has resumed it just now
+
+    async def _all_of(self, selection: Selection) -> list[OpenTask]:
+        found: list[OpenTask] = []
+        while page := await self._queue.list_open(
+            selection, limit=LOOK_AT_ONCE, after=found[-1].head.task_id if found else ""
+        ):
+            found += page
+        return found
 
     async def _is_behind(self, head: Head) -> bool:
         waiting, after = Selection(status=Status.PENDING, lane=head.lane), ""
@@ -365,9 +421,9 @@ class Worker:
                 if is_noted:
                     await self._note_attempt(task, error, counts=counts)
                 return RetryIn(seconds, error, counts)
-            case Suspended(reason, error, tell):
+            case Suspended(reason, error, tell, cause):
                 await self._must_be_held(claim)
-                await self._tell(task, reason, tell)
+                await self._tell(task, reason, tell, cause or task.run_id)
                 if reason not in _NEVER_RAN:
                     # Last, because it is the one write here that repeating would do twice.
                     await self._note_attempt(task, error, counts=True)
@@ -385,7 +441,7 @@ class Worker:
             task,
             result,
             _replies(task, calls, result.workflow_id),
-            await self._history(task, said),
+            [] if result.outcome is Outcome.NOT_ALLOWED else await self._history(task, said),
             deliver=is_pushed(channel),
         )
         return await self._go_on(task, run, saved_at_ms=self._queue.now_ms())
@@ -438,15 +494,14 @@ class Worker:
             task.run_id, Attempt(at_ms=epoch_ms(self._clock.now()), error=error, counted=counts)
         )
 
-    async def _tell(self, task: Task, reason: Reason, text: str | None) -> None:
+    async def _tell(self, task: Task, reason: Reason, text: str | None, cause: str) -> None:
         """A notice to the sender: once per chat and cause, never where nobody wrote."""
         head = task.head
         channel = self._channels[head.channel]
         call = channel.notice(head, text) if text and head.notifiable else None
         if call is None or head.conversation is None:
             return
-        cause = (str(self._bindings.version),) if reason is Reason.WORKFLOW_PENDING else (task.run_id,)
-        reply_id = notice_id_of(head.channel, head.account, head.conversation, reason, *cause)
+        reply_id = notice_id_of(head.channel, head.account, head.conversation, reason, cause)
         notice = reply_of(head, task.run_id, reply_id, call, kind=ReplyKind.NOTICE)
         await self._ledger.add_notice(notice, deliver=is_pushed(channel))
         self._bus.publish(Topic.OUTBOX_READY)

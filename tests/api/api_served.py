@@ -77,7 +77,7 @@ class Served:
             "placeholders": [[]],
             "version": [None, 1],
         }
-        self.known["workflow_id"] = deque([await self._make(house, f"spare {n}") for n in range(20)])
+        self.known["workflow_id"] = deque(["wf_bot", *[await self._make(house, f"spare {n}") for n in range(20)]])
         self.known["prompt_id"] = deque([await self._store(house, f"spare {n}") for n in range(20)])
         parked = [await self._keep(house, f"parked {n}", Reason.POISON) for n in range(40)]
         self.known["task_id"] = deque([*parked, await self._keep(house, "answered", None)])

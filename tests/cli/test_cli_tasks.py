@@ -64,7 +64,7 @@ def test_the_reasons_offered_are_those_that_occur(rise: Rise, directory: Directo
     table = states.partition("| Reason of a suspension |")[2].partition("\n\n")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [reason.value for reason in SuspendedFor]
     assert set(SuspendedFor) <= set(Reason)
-    assert rise("suspended", "--reason", "kill_switch").code == 2
+    assert rise("suspended", "--reason", "nonsense").code == 2
     for reason in SuspendedFor:
         assert rise("suspended", "--reason", reason).code == 0
 

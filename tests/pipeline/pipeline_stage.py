@@ -502,14 +502,16 @@ class Stage:
     def accounts(self) -> dict[str, str]:
         return {"telegram": self.account, "http": "default"}
 
-    async def bind(self, workflow: Callable[..., Any], *, account: str | None = None, **config: Any) -> None:
+    async def bind(
+        self, workflow: Callable[..., Any], *, channel: str = "telegram", account: str | None = None, **fields: Any
+    ) -> BindingRecord:
         """A person binds it."""
         definition = definition_of(workflow)
         await self.editor.publish(record_of(definition), by="a person")
         binding = BindingRecord(
-            channel="telegram", account=account or self.account, workflow_id=definition.workflow_id, config=config
+            channel=channel, account=account or self.accounts[channel], workflow_id=definition.workflow_id, **fields
         )
-        await self.editor.bind(binding, by="a person")
+        return await self.editor.bind(binding, by="a person")
 
     # --- people write ---
 

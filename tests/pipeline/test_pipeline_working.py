@@ -692,7 +692,7 @@ async def test_a_binding_words_its_own_notice(stage: Stage):
     async def elsewhere(turn: rise.Turn) -> None: ...
 
     await stage.start_gateway()
-    await stage.bind(elsewhere, workflowMissingMessage="Back on Monday.")
+    await stage.bind(elsewhere, workflow_missing_message="Back on Monday.")
     switched_off = msgspec.structs.replace(record_of(definition_of(elsewhere)), enabled=False)
     await stage.editor.publish(switched_off, by="a person")
     await stage.start_worker(follows_code=False)

@@ -29,9 +29,9 @@ from rise.runtime.binding_health import (
     answering_look,
     webhook_look,
 )
+from rise.runtime.bots import delivery_url
 from rise.runtime.editor import Editor
 from rise.runtime.path_test import PathTested
-from rise.runtime.registration import webhook_url
 from rise.testing.clock import ManualClock
 from rise.testing.fakes.bus import MemoryBus, MemoryBusState
 from rise.testing.fakes.definitions import MemoryDefinitions, MemoryDefinitionsState
@@ -261,7 +261,7 @@ async def test_where_telegram_delivers_and_why_it_cannot_is_told(
     telegram: tuple[TelegramStandIn, TelegramChannel, str],
 ):
     standin, channel, account = telegram
-    look = webhook_look(channel, lambda account: webhook_url("http://127.0.0.1:1/", account))
+    look = webhook_look(channel, lambda account: delivery_url("http://127.0.0.1:1/", account))
     nowhere = await look(account)
     assert (nowhere.status, "nobody" in nowhere.detail) == ("degraded", True)
     await channel.set_webhook(account, f"http://127.0.0.1:1/telegram/webhook/{account}", "secret-of-the-tests")

@@ -11,7 +11,17 @@ import structlog
 
 from rise.bus.port import Topic
 from rise.definitions.port import Definition, Kind
-from rise.definitions.records import CODE, NEWER, STAGES, BindingRecord, WorkflowRecord, bindings_of, workflow_of
+from rise.definitions.records import (
+    CODE,
+    NEWER,
+    STAGES,
+    BindingRecord,
+    ChannelOwn,
+    KillSwitch,
+    WorkflowRecord,
+    bindings_of,
+    workflow_of,
+)
 from rise.errors import StateConflict
 from rise.runtime.editor import Editor
 from rise.testing.clock import ManualClock
@@ -68,13 +78,31 @@ async def test_an_account_has_one_default_and_a_new_one_demotes_the_former_in_on
     for workflow_id in ("a", "b", "c"):
         await stage.editor.bind(binding(workflow_id), by="ann")
     await stage.editor.bind(binding("a", "8"), by="ann")
-    await stage.editor.bind(binding("d", is_default=False, config={"x": 1}), by="ann")
+    await stage.editor.bind(binding("d", is_default=False, timeout_message="soon"), by="ann")
     known = {(one.account, one.workflow_id): one for one in await stage.bindings()}
     assert [key for key, one in known.items() if one.is_default] == [("7", "c"), ("8", "a")]
     assert {key: one.version for key, one in known.items()} == {
         ("7", "a"): 2, ("7", "b"): 3, ("7", "c"): 3, ("7", "d"): 4, ("8", "a"): 1
     }  # fmt: skip
-    assert known["7", "d"].config == {"x": 1}
+    assert known["7", "d"].timeout_message == "soon"
+
+
+@pytest.mark.req("BND-2", "BND-3")
+async def test_what_is_the_accounts_is_the_same_in_all_its_bindings(stage: Stage):
+    def own(workflow_id: str, **fields: Any) -> BindingRecord:
+        return binding(workflow_id, is_default=False, own=ChannelOwn(**fields))
+
+    async def known() -> list[tuple[str | None, str | None, str | None]]:
+        return [(one.own.bot_token, one.own.webhook_url, one.own.locale) for one in await stage.bindings()]
+
+    await stage.editor.bind(own("a", bot_token="old", webhook_url="here", locale="de"), by="ann")
+    await stage.editor.bind(own("b"), by="ann")
+    assert await known() == [("old", "here", "de"), ("old", "here", None)]
+    await stage.editor.bind(own("b", bot_token="new", webhook_url="here"), by="ann")
+    assert await known() == [("new", "here", "de"), ("new", "here", None)]
+    await stage.editor.bind(own("a", bot_token="new"), by="ann")
+    assert await known() == [("new", None, None), ("new", None, None)]
+    assert [one.version for one in await stage.bindings()] == [4, 4]
 
 
 @pytest.mark.req("BND-2", "SEC-4")
@@ -110,6 +138,25 @@ async def test_the_code_binds_what_nobody_has_bound_and_takes_back_only_its_own(
     ]
     await stage.editor.follow_code([workflow("b"), workflow("c", "http")], ACCOUNTS)
     assert [(one.channel, one.workflow_id) for one in await stage.bindings()] == [("http", "c"), ("telegram", "a")]
+
+
+@pytest.mark.req("BND-7")
+async def test_the_code_leaves_alone_what_is_killed_and_follows_again_when_it_is_no_longer(stage: Stage):
+    async def switch(on: bool) -> None:
+        def change(known: BindingRecord | None) -> BindingRecord:
+            assert known is not None
+            return msgspec.structs.replace(known, kill_switch=KillSwitch("it raves", "now", "ann") if on else None)
+
+        await stage.editor.rebind("telegram", "7", "a", change, by="ann")
+
+    await stage.editor.follow_code([workflow("a", "telegram")], ACCOUNTS)
+    await switch(True)
+    await stage.editor.follow_code([workflow("b", "telegram")], ACCOUNTS)
+    [killed] = await stage.bindings()
+    assert (killed.workflow_id, killed.updated_by, killed.bound_by) == ("a", "ann", CODE)
+    await switch(False)
+    await stage.editor.follow_code([workflow("b", "telegram")], ACCOUNTS)
+    assert [(one.workflow_id, one.bound_by) for one in await stage.bindings()] == [("b", CODE)]
 
 
 async def test_what_is_bound_to_a_workflow_that_the_code_has_not_loaded_waits_for_it(stage: Stage):

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from rise.api import webhooks
 from rise.api.answers import Border, add_error_answers
+from rise.api.bindings import build_bindings
 from rise.api.channels import build_channels
 from rise.api.description import document
 from rise.api.operations import build_health, build_operations
@@ -82,6 +83,7 @@ def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: 
     app.include_router(build_prompts(house))
     app.include_router(build_operations(house, operations))
     app.include_router(build_channels(house, path))
+    app.include_router(build_bindings(house))
     app.include_router(build_webchat(house, watchers))
     app.include_router(_build_description())
     add_error_answers(app)
@@ -103,21 +105,23 @@ def _build_description() -> APIRouter:
 
 
 def _build_webhook(house: House, gate: Gate) -> Any:
-    telegram, account = house.channels.telegram, house.channels.telegram_account
-    if telegram is None or account is None or house.secrets.telegram_webhook is None:
+    telegram, default = house.channels.telegram, house.channels.telegram_account
+    if telegram is None:
         return answer_unconfigured
+    is_pushed = house.settings.effective_telegram_mode == "webhook"
 
-    def require_verified() -> None:
-        if not house.stores.directory.has_verified(account):
+    def require_verified(account: str) -> None:
+        if (is_pushed or account != default) and not house.stores.directory.has_verified(account):
             refused_total.labels("telegram", CapabilityClosed.code).inc()
             raise house.capabilities.closed(WEBHOOK, "the bot has not been verified yet")
 
     return TelegramWebhook(
         telegram,
-        account=account,
+        account=default,
         secret=house.secrets.telegram_webhook,
         intake=house.intake,
         gate=gate,
         clock=house.clock,
-        require_verified=require_verified if house.settings.effective_telegram_mode == "webhook" else lambda: None,
+        require_verified=require_verified,
+        secret_of=house.webhook_secret,
     )

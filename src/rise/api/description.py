@@ -19,6 +19,7 @@ from rise.runtime import prompts, publishing
 from rise.runtime.binding_health import HealthStatus
 from rise.runtime.differences import ChangeKind
 from rise.runtime.publishing import WorkflowStatus
+from rise.settings import CHANNELS
 from rise.workflows.stages import STAGES_MAX, Stage
 from rise.workflows.templates import TEMPLATE_CHARS_MAX
 
@@ -37,7 +38,7 @@ _MEANINGS: Final = {
     403: "The token's role may not do this.",
     404: "There is none such.",
     408: "The body did not arrive in time.",
-    409: "Not in the state in which it is.",
+    409: "Not in the state in which it is, or it has changed meanwhile.",
     413: "The body is too large.",
     415: "Not `application/json`, or compressed.",
     422: "A field is missing, wrong or unknown; `error.field` names it.",
@@ -226,6 +227,51 @@ STATS: Final = _object(
     },
     optional=("streamDepth", "rabbitmqDepth"),
 )
+_HEALTH_OF_BINDING: Final = _object(
+    {
+        "status": {"type": "string", "enum": ["ok", "degraded", "down", "unknown"]},
+        "source": _or_null(TEXT),
+        "detail": TEXT,
+        "lastCheckedAt": _or_null(_MOMENT),
+    }
+)
+_BINDING_OPTION: Final = {
+    "workflowId": TEXT,
+    "workflowName": _or_null(TEXT),
+    "publishedVersion": _COUNT,
+    "channel": TEXT,
+    "account": _or_null(TEXT),
+    "isBound": _BOOLEAN,
+    "isChannelEnabled": _BOOLEAN,
+    "isDefault": _BOOLEAN,
+    "status": {"type": "string", "enum": ["unbound", "bound", "degraded", "down", "disabled", "killed"]},
+    "health": _HEALTH_OF_BINDING,
+    "killSwitch": _or_null(_object({"reason": TEXT, "since": _MOMENT, "by": TEXT})),
+    "bindingVersion": _COUNT,
+    "updatedAt": _or_null(_MOMENT),
+    "updatedBy": _or_null(TEXT),
+}
+BINDING_OPTIONS: Final = _list(_object(_BINDING_OPTION))
+BINDING: Final = _object(
+    _BINDING_OPTION
+    | {
+        "enabled": _BOOLEAN,
+        "routes": _list(_object({"by": {"type": "string", "enum": ["chat", "command"]}, "value": TEXT})),
+        "demoted": _or_null(TEXT),
+        "config": _object(
+            {
+                "botToken": _or_null(TEXT),
+                "webhookUrl": _or_null(TEXT),
+                "usePolling": _or_null(_BOOLEAN),
+                "waitForResult": _BOOLEAN,
+                "workflowMissingMessage": _or_null(TEXT),
+                "timeoutMessage": _or_null(TEXT),
+                "metadata": {"type": "object", "additionalProperties": True}
+                | {"properties": {"allowedChatIds": _list(TEXT)}},
+            }
+        ),
+    }
+)
 _WRITTEN: Final = {"updatedAt": _MOMENT, "updatedBy": TEXT}
 WORKFLOW: Final = _object(
     {
@@ -371,6 +417,46 @@ SELECTION: Final = _asked(
         "dryRun": _BOOLEAN,
     }
 )
+_CHAT_ROUTE: Final = _asked({"by": {"type": "string", "enum": ["chat"]}, "value": _ID}, required=("by", "value"))
+_COMMAND_ROUTE: Final = _asked(
+    {
+        "by": {"type": "string", "enum": ["command"]},
+        "value": {"type": "string", "pattern": "^/[A-Za-z0-9_]{1,64}(@[A-Za-z0-9_]{3,32})?$"},
+    },
+    required=("by", "value"),
+)
+_POLICY: Final = {
+    "allowedChatIds": _list(_ID),
+    "rateLimitPerMin": {"type": "integer", "minimum": 1, "maximum": 100_000},
+    "locale": _words(64),
+}
+BIND: Final = _asked(
+    {
+        "channel": {"type": "string", "enum": list(CHANNELS)},
+        "account": _words(http.CHAT_ID_CHARS_MAX),
+        "enabled": _BOOLEAN,
+        "isDefault": _BOOLEAN,
+        "routes": _list({"anyOf": [_CHAT_ROUTE, _COMMAND_ROUTE]}),
+        "bindingVersion": _COUNT,
+        "why": {"type": "string", "maxLength": 500},
+        "config": _asked(
+            {
+                "botToken": {"type": "string", "pattern": "^[0-9]{1,20}:[A-Za-z0-9_-]{1,100}$"},
+                "webhookUrl": {"type": "string", "maxLength": 2000},
+                "usePolling": _BOOLEAN,
+                "waitForResult": _BOOLEAN,
+                "workflowMissingMessage": _words(4096),
+                "timeoutMessage": _words(4096),
+                "metadata": {
+                    "type": "object",
+                    "properties": {name: _or_null(schema) for name, schema in _POLICY.items()},
+                },
+            }
+        ),
+    },
+    required=("channel", "enabled"),
+)
+KILL_SWITCH: Final = _asked({"on": _BOOLEAN, "reason": {"type": "string", "maxLength": 500}}, required=("on",))
 WORD: Final = _asked(
     {
         "clientMessageId": _words(webchat.MESSAGE_ID_CHARS_MAX),

@@ -116,7 +116,7 @@ class _Door:
         house = self._house
         asked = http.read_message(
             body,
-            accounts={channel: [account] for channel, account in house.channels.accounts().items()},
+            accounts=house.channels.all_accounts(),
             principal=principal.name,
             key=request.headers.get("idempotency-key"),
             request_id=request_id_of(request.scope),

@@ -32,35 +32,39 @@ from rise.telemetry import log, refused_total
 PATH: Final = "/telegram/webhook"
 SOURCE: Final = "telegram-bot"
 
+_NOBODYS: Final = b"no secret is as this one"
+"""Compared with, so that a path of nobody takes no less time to refuse."""
 _OK: Final[Message] = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
 _EMPTY: Final[Message] = {"type": "http.response.body"}
 _TRACE_PARENT: Final = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?", re.ASCII)
 
 
 class TelegramWebhook:
-    """Answers `POST /telegram/webhook` for the default bot, and `/telegram/webhook/{bot_id}`."""
+    """Answers `POST /telegram/webhook` for the default bot, and `/telegram/webhook/{bot_id}` for every bot."""
 
-    __slots__ = (
-        *("_account", "_clock", "_gate", "_intake", "_paths", "_refused", "_require_verified", "_secret"),
-        "_telegram",
-    )
+    __slots__ = ("_bots", "_clock", "_gate", "_intake", "_refused", "_require_verified", "_secret_of", "_telegram")
 
     def __init__(
         self,
         telegram: TelegramChannel,
         *,
-        account: str,
-        secret: str,
+        account: str | None,
+        secret: str | None,
         intake: Intake,
         gate: Gate,
         clock: Clock,
-        require_verified: Callable[[], None] = lambda: None,
+        require_verified: Callable[[str], None] = lambda account: None,
+        secret_of: Callable[[str], str] | None = None,
     ) -> None:
-        """`require_verified` raises `CapabilityClosed` as long as nobody knows whether there is such a bot."""
+        """`account`, `secret`: the default bot's, if there is one; `secret_of`: those of all others that are bound.
+
+        `require_verified` raises `CapabilityClosed` as long as nobody knows whether there is such a bot.
+        """
         self._telegram = telegram
-        self._account = account
-        self._paths = frozenset({PATH, f"{PATH}/{account}"})
-        self._secret = secret.encode()
+        self._bots: dict[str, tuple[str, bytes]] = {}
+        if account is not None and secret is not None:
+            self._bots |= dict.fromkeys((PATH, f"{PATH}/{account}"), (account, secret.encode()))
+        self._secret_of = secret_of
         self._intake = intake
         self._gate = gate
         self._clock = clock
@@ -79,14 +83,19 @@ class TelegramWebhook:
                 length = value
             elif name == b"traceparent":
                 trace_parent = value
-        if not hmac.compare_digest(secret, self._secret) or scope["path"] not in self._paths:
-            await self._refuse_forged(scope, send)
+        account, expected = self._bots.get(scope["path"]) or self._find_bot(scope["path"])
+        if not hmac.compare_digest(secret, expected) or not account:
+            await (
+                self._refuse_forged(scope, send)
+                if self._telegram.accounts
+                else answer_unconfigured(scope, receive, send)
+            )
             return
         try:
             body = await self._body(scope, receive, length)
             incoming = self._telegram.read_update(
                 body,
-                account=self._account,
+                account=account,
                 webhook=True,
                 now=self._intake.earliest_now(),
                 source=SOURCE,
@@ -100,9 +109,17 @@ class TelegramWebhook:
             return
         await self._accept(incoming, scope, send)
 
+    def _find_bot(self, path: str) -> tuple[str, bytes]:
+        """One that was bound since; without an account if there is none there."""
+        account = path.removeprefix(f"{PATH}/")
+        if self._secret_of is None or not self._telegram.serves(account):
+            return "", _NOBODYS
+        found = self._bots[path] = (account, self._secret_of(account).encode())
+        return found
+
     async def _accept(self, incoming: Incoming, scope: Scope, send: Send) -> None:
         try:
-            self._require_verified()
+            self._require_verified(incoming.account)
             await self._intake.accept(incoming)
         except Unavailable as error:
             await _refuse(send, 503, (b"retry-after", b"%d" % wait_seconds(error, incoming.lifetime_seconds)))

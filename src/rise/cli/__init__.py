@@ -60,6 +60,7 @@ def _refuse_what_is_no_text(words: list[str]) -> None:
 def build_app() -> typer.Typer:
     from rise.cli import (
         bench,
+        bindings,
         checking,
         drill,
         keeping,
@@ -79,6 +80,19 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for commands in (running, tasks, workflows, replay, checking, keeping, refilling, standin, simulate, drill, bench):
+    for commands in (
+        running,
+        tasks,
+        bindings,
+        workflows,
+        replay,
+        checking,
+        keeping,
+        refilling,
+        standin,
+        simulate,
+        drill,
+        bench,
+    ):
         commands.register(app)
     return app

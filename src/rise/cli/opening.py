@@ -67,6 +67,7 @@ async def _opened(settings: Settings) -> AsyncIterator[House]:
     await start_all([house.bus, *keeping], on_error=_report_stop)
     try:
         await house.bindings.refresh()
+        await assembly.learn_bots(house)
         await house.chats.refresh()
         yield house
         await house.clock.sleep(0)  # hints go out in the loop's next turn

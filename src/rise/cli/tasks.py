@@ -54,6 +54,7 @@ class SuspendedFor(StrEnum):
     POISON = Reason.POISON
     STALE_REPLAY = Reason.STALE_REPLAY
     SCHEMA_NEWER = Reason.SCHEMA_NEWER
+    KILL_SWITCH = Reason.KILL_SWITCH
     REPLY_HELD = Reason.REPLY_HELD
 
 
@@ -323,7 +324,7 @@ def _workflow(asked_for: str | None, run: Run | None) -> str | None:
 def _lacking(house: House, story: TaskStory) -> str | None:
     """The account that it cannot go on without, if that is not configured where this command runs."""
     head = story.task.head
-    if story.status.is_finished or house.channels.accounts().get(head.channel) == head.account:
+    if story.status.is_finished or head.account in house.channels.all_accounts().get(head.channel, ()):
         return None
     return f"account {head.account} of {head.channel}, which is not configured here (`rise doctor` has the remedy)"
 

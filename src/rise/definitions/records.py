@@ -6,7 +6,7 @@ Refuses: to let one that it cannot read hide the others. That one serves nobody,
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -37,6 +37,43 @@ class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
     """As they were written; None if its function is in the code."""
     updated_at: str = ""
     updated_by: str = ""
+
+
+class BindingRoute(msgspec.Struct, frozen=True):
+    """What is meant for this workflow and not for the account's default."""
+
+    by: Literal["chat", "command"]
+    value: str
+    """A chat's id; or a command, `/start`, for one bot of several in a group `/start@its_name`."""
+
+
+class KillSwitch(msgspec.Struct, frozen=True):
+    """It is on: nothing of this binding runs until a person turns it off."""
+
+    reason: str
+    since: str
+    by: str
+
+
+class ChannelOwn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What only its channel makes something of, apart from what all bindings have."""
+
+    bot_token: str | None = None
+    """Sealed (`runtime/sealing.py`); None: the settings have it."""
+    webhook_url: str | None = None
+    """Where the platform delivers; None: as the settings say."""
+    use_polling: bool | None = None
+    """None: as the settings say. These three are the bot's, and the same in all bindings of an account."""
+    allowed_chat_ids: tuple[str, ...] = ()
+    """Only these are served; empty: all are."""
+    rate_limit_per_min: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """So many messages of one chat are run within any minute; None: as many as come."""
+    locale: str | None = None
+    metadata: dict[str, Any] = {}
+    """What else somebody has noted here. Nothing is decided by it."""
+
+
+OF_THE_ACCOUNT: Final = ("bot_token", "webhook_url", "use_polling")
 
 
 class DraftRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,12 +114,22 @@ class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
     account: str
     workflow_id: str
     is_default: bool = True
+    """It serves what no route of the account names."""
     enabled: bool = True
+    routes: tuple[BindingRoute, ...] = ()
+    kill_switch: KillSwitch | None = None
+    waits_for_result: bool = True
+    """Whoever wrote is told when the answer takes long."""
+    workflow_missing_message: str | None = None
+    timeout_message: str | None = None
+    """Said when the answer takes long. Of both texts, None: as the settings word it."""
+    own: ChannelOwn = ChannelOwn()
     version: int = 0
     """Of its account's bindings, when it was changed last."""
-    config: dict[str, Any] = {}
     updated_at: str = ""
     updated_by: str = ""
+    bound_by: str = ""
+    """Who has decided what is bound: whoever changed it last, but for its kill switch."""
 
 
 def account_name(channel: str, account: str) -> str:

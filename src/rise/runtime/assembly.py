@@ -56,6 +56,8 @@ from rise.queue.sqlite import SqliteQueue
 from rise.reachable import read_allowed
 from rise.retries import RetryPolicy
 from rise.runtime.binding_health import BindingMonitor, HealthBook, Look, Pace, answering_look, webhook_look
+from rise.runtime.bots import Bot, Bots, BotSettings, bots_of
+from rise.runtime.channel_bindings import ChannelBindings
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.runtime.editor import Editor
 from rise.runtime.ledger_name import LedgerName
@@ -63,7 +65,7 @@ from rise.runtime.operations import Operations
 from rise.runtime.path_test import PathTest
 from rise.runtime.prompts import Prompts
 from rise.runtime.publishing import Workflows
-from rise.runtime.registration import webhook_url
+from rise.runtime.sealing import Seal
 from rise.runtime.versions import Versions
 from rise.service import Service
 from rise.settings import Settings
@@ -198,10 +200,8 @@ class Channels:
     """The default bot's number."""
 
     def by_name(self) -> dict[str, Channel]:
-        channels: dict[str, Channel] = {"http": self.http, "webchat": self.webchat}
-        if self.telegram is not None:
-            channels["telegram"] = self.telegram
-        return channels
+        """Those that are configured now; Telegram from the first bot on."""
+        return {"http": self.http, "webchat": self.webchat, **self.pushed()}
 
     @property
     def anonymous(self) -> tuple[str, ...]:
@@ -209,11 +209,18 @@ class Channels:
         return (self.webchat.name,)
 
     def pushed(self) -> dict[str, PushChannel]:
-        return {} if self.telegram is None else {"telegram": self.telegram}
+        return {"telegram": self.telegram} if self.telegram is not None and self.telegram.accounts else {}
 
     async def close(self) -> None:
         if self.telegram is not None:
             await self.telegram.close()
+
+    def all_accounts(self) -> dict[str, list[str]]:
+        """Every account that can be written from, by channel, the default first."""
+        known = {channel: [account] for channel, account in self.accounts().items()}
+        if self.telegram is not None and self.telegram.accounts:
+            known["telegram"] = list(dict.fromkeys([*known.get("telegram", ()), *self.telegram.accounts]))
+        return known
 
     def accounts(self) -> dict[str, str]:
         """The account each channel uses unless told otherwise."""
@@ -258,6 +265,17 @@ class House:
     @property
     def ledger(self) -> Ledger:
         return self.stores.ledger
+
+    @property
+    def seal(self) -> Seal:
+        former = self.settings.secret_key_former
+        return Seal(self.secrets.secret_key, () if former is None else (former.get_secret_value(),))
+
+    def webhook_secret(self, account: str) -> str:
+        """What Telegram shows with the updates of this bot."""
+        if account == self.channels.telegram_account and self.secrets.telegram_webhook is not None:
+            return self.secrets.telegram_webhook
+        return webhook_secret(self.secrets.secret_key, account)
 
     @property
     def editor(self) -> Editor:
@@ -456,10 +474,10 @@ def build_path_test(house: House) -> PathTest:
 
 
 def build_binding_monitor(house: House) -> BindingMonitor:
-    settings, telegram, public_url = house.settings, house.channels.telegram, house.settings.public_url
+    settings, telegram = house.settings, house.channels.telegram
     looks: dict[str, Look] = {name: answering_look(channel) for name, channel in house.channels.pushed().items()}
-    if telegram is not None and public_url is not None and settings.effective_telegram_mode == "webhook":
-        looks[telegram.name] = webhook_look(telegram, partial(webhook_url, public_url))
+    if telegram is not None:
+        looks[telegram.name] = webhook_look(telegram, partial(_webhook_url, house, telegram))
     return BindingMonitor(
         registry=house.bindings,
         book=house.health,
@@ -472,8 +490,35 @@ def build_binding_monitor(house: House) -> BindingMonitor:
     )
 
 
+def _webhook_url(house: House, telegram: TelegramChannel, account: str) -> str | None:
+    bot = bots_of(house.bindings.bindings(), _bot_settings(house), has_token=telegram.serves).get(account)
+    return None if bot is None else bot.webhook_url
+
+
+def _bot_settings(house: House) -> BotSettings:
+    settings = house.settings
+    is_polling = settings.effective_telegram_mode == "polling"
+    return BotSettings(house.channels.telegram_account, settings.public_url, is_polling)
+
+
 def _claim_examiner(house: House, on_taken: Callable[[], None]) -> OfficeClaim:
     return OfficeClaim(house.ledger, Office.EXAMINER, house.bus.member, house.clock, on_taken=on_taken)
+
+
+def build_channel_bindings(house: House) -> ChannelBindings:
+    return ChannelBindings(
+        definitions=house.stores.definitions,
+        editor=house.editor,
+        health=house.health,
+        registry=house.bindings,
+        bus=house.bus,
+        clock=house.clock,
+        seal=house.seal,
+        accounts=house.channels.accounts(),
+        public_url=house.settings.public_url,
+        is_polling=house.settings.effective_telegram_mode == "polling",
+        served=frozenset(house.channels.by_name()),
+    )
 
 
 def build_sender(house: House) -> Sender:
@@ -505,14 +550,48 @@ def build_polling(house: House) -> TelegramPolling | None:
     if telegram is None or account is None or not house.settings.telegram_is_polling:
         return None
 
+    return polling_of(house, telegram, account)
+
+
+def polling_of(house: House, telegram: TelegramChannel, account: str) -> TelegramPolling:
+    """Whatever the settings say."""
+    capability = capability_of(house, "telegram_polling", account)
+
     def report(works: bool, detail: str) -> None:
         status = CapabilityStatus.AVAILABLE if works else CapabilityStatus.DEGRADED
-        house.capabilities.set("telegram_polling", status, detail)
+        house.capabilities.set(capability, status, detail)
 
     office = OfficeClaim(house.ledger, Office.POLLER, house.bus.member, house.clock)
     return TelegramPolling(
         telegram, account, accept=house.intake.accept, clock=house.clock, on_state=report, office=office
     )
+
+
+def capability_of(house: House, name: str, account: str) -> str:
+    """The default bot's has the name alone."""
+    return name if account == house.channels.telegram_account else f"{name}_{account}"
+
+
+def build_bots(house: House, *, enter: Callable[[Bot], Service] | None = None) -> Bots | None:
+    """None: Telegram is off."""
+    if house.channels.telegram is None:
+        return None
+    return Bots(
+        house.channels.telegram,
+        house.bindings,
+        house.seal,
+        house.bus,
+        house.clock,
+        _bot_settings(house),
+        enter=enter,
+    )
+
+
+async def learn_bots(house: House) -> None:
+    """Before anything is built that needs to know whether there is one."""
+    bots = build_bots(house)
+    if bots is not None:
+        await bots.learn()
 
 
 def build_worker(
@@ -542,7 +621,11 @@ def build_worker(
             history_turns=settings.history_turns,
             recovery_seconds=0.0 if house.stores.full is None else RECOVERY_SECONDS,
         ),
-        texts=Texts(workflow_missing=settings.workflow_missing_message, failed=settings.failed_message),
+        texts=Texts(
+            workflow_missing=settings.workflow_missing_message,
+            failed=settings.failed_message,
+            maintenance=settings.maintenance_message,
+        ),
         staged=_staged_workflows(house, functions or {}),
     )
 
@@ -593,22 +676,28 @@ def _secrets(settings: Settings, directory: DataDirectory) -> Secrets:
     token = settings.telegram_token.get_secret_value() if settings.telegram_token else None
     webhook = settings.telegram_secret.get_secret_value() if settings.telegram_secret else None
     if webhook is None and token is not None:
-        webhook = derived_secret(key, f"telegram-webhook:{bot_id_of(token)}")
+        webhook = webhook_secret(key, bot_id_of(token))
     model_key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
     keep_out_of_logs([admin, key, token, webhook, model_key, *settings.tokens])
     return Secrets(admin_token=admin, secret_key=key, telegram_webhook=webhook)
 
 
+def webhook_secret(key: str, account: str) -> str:
+    secret = derived_secret(key, f"telegram-webhook:{account}")
+    keep_out_of_logs([secret])
+    return secret
+
+
 def _channels(settings: Settings, secrets: Secrets, clock: Clock, chats: ChatRegistry) -> Channels:
     telegram, account = None, None
-    if settings.telegram_token is not None and settings.effective_telegram_mode != "off":
-        token = settings.telegram_token.get_secret_value()
+    if settings.effective_telegram_mode != "off":
+        tokens = [] if settings.telegram_token is None else [settings.telegram_token.get_secret_value()]
         rates = TelegramRates(
             chat_per_second=settings.telegram_rate_chat,
             group_per_minute=settings.telegram_rate_group_minute,
             bot_per_second=settings.telegram_rate_bot,
         )
-        telegram = TelegramChannel([token], clock=clock, api_base=settings.telegram_api_base, rates=rates, chats=chats)
-        account = bot_id_of(token)
+        telegram = TelegramChannel(tokens, clock=clock, api_base=settings.telegram_api_base, rates=rates, chats=chats)
+        account = next(iter(telegram.accounts), None)
     webchat = WebChatChannel(derived_secret(secrets.secret_key, "webchat-sessions"))
     return Channels(HttpChannel(), webchat, telegram, account)

@@ -357,12 +357,16 @@ def _identity(event: Mapping[str, Any]) -> Identity:
 # --- what platforms say ---
 
 
-def webhook_look(telegram: TelegramChannel, url_of: Callable[[str], str]) -> Look:
-    """Whether Telegram delivers where it is to, and how well."""
+def webhook_look(telegram: TelegramChannel, url_of: Callable[[str], str | None]) -> Look:
+    """Whether Telegram delivers where it is to, and how well. `url_of`: None for a bot that is polled."""
+    answers = answering_look(telegram)
 
     async def look(account: str) -> Finding:
+        url = url_of(account)
+        if url is None:
+            return await answers(account)
         try:
-            return _judged_webhook(await telegram.webhook_info(account), url_of(account))
+            return _judged_webhook(await telegram.webhook_info(account), url)
         except RiseError as error:
             return Finding(HealthStatus.DEGRADED, WEBHOOK, error.public_message)
 

@@ -602,6 +602,12 @@ def _binding(
             "no workflow: what comes in is kept and waits (workflow_pending)",
             f'name the channel in a workflow: @rise.workflow("…", channels=["{channel}"])',
         )
+    if bound[0].kill_switch is not None:
+        return _warn(
+            name,
+            f"the kill switch of {bound[0].workflow_id} is on: what comes in is kept",
+            "turn it off with `rise bindings unkill`, then let what was kept go on with `rise suspended resume`",
+        )
     workflow_id = bound[0].workflow_id
     known_as = published.get(workflow_id)
     if known_as is not None and not known_as.enabled:

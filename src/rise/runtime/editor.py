@@ -17,8 +17,11 @@ from rise.definitions.port import Definition, Definitions, Kind
 from rise.definitions.records import (
     CODE,
     NEWER,
+    OF_THE_ACCOUNT,
     STAGES,
     BindingRecord,
+    BindingRoute,
+    ChannelOwn,
     WorkflowRecord,
     account_name,
     bindings_of,
@@ -26,12 +29,21 @@ from rise.definitions.records import (
     workflow_of,
 )
 from rise.envelope import encode_json
-from rise.errors import StateConflict, Unavailable, VersionStale
+from rise.errors import RouteTaken, StateConflict, Unavailable, VersionStale
 from rise.ledger.port import Ledger, Operation
 from rise.runtime.versions import TRIES, Versions
 from rise.telemetry import log
 
 BindingsChange = Callable[[list[BindingRecord]], list[BindingRecord]]
+BindingChange = Callable[[BindingRecord | None], BindingRecord]
+
+
+class Rebound(msgspec.Struct, frozen=True):
+    """A binding as it is from now on."""
+
+    binding: BindingRecord
+    demoted: str | None = None
+    """The workflow that was the account's default until then."""
 
 
 class Editor:
@@ -54,15 +66,45 @@ class Editor:
 
     async def bind(self, binding: BindingRecord, *, by: str, why: str = "") -> BindingRecord:
         """The account is served as this says. A new default demotes the former one in the same step."""
+        identity = (binding.channel, binding.account, binding.workflow_id)
+        return (await self.rebind(*identity, lambda _: binding, by=by, why=why)).binding
 
-        def change(known: list[BindingRecord]) -> list[BindingRecord]:
-            others = [one for one in known if one.workflow_id != binding.workflow_id]
+    async def rebind(
+        self,
+        channel: str,
+        account: str,
+        workflow_id: str,
+        change: BindingChange,
+        *,
+        by: str,
+        action: str = "bind",
+        why: str = "",
+        version: int | None = None,
+    ) -> Rebound:
+        """Change one binding, or make it. A new default demotes the former one in the same step.
+
+        `version`: the one that the change was made for, 0 before there is any. Raises `VersionStale` if that is not in
+        force, `RouteTaken` if another binding of the account has one of its routes.
+        """
+        demoted: str | None = None
+
+        def changed(known: list[BindingRecord]) -> list[BindingRecord]:
+            nonlocal demoted
+            former = next((one for one in known if one.workflow_id == workflow_id), None)
+            if version is not None and version != (former.version if former else 0):
+                raise VersionStale.of(f"the binding of {workflow_id}", former.version if former else 0)
+            binding = change(former)
+            others = [one for one in known if one.workflow_id != workflow_id]
+            _refuse_taken_routes(binding, others)
+            binding, others = shared(binding, former, others)
+            demoted = None
             if binding.is_default:
+                demoted = next((one.workflow_id for one in others if one.is_default and one.enabled), None)
                 others = [msgspec.structs.replace(one, is_default=False) for one in others]
             return [*others, binding]
 
-        changed = await self._change_bindings(binding.channel, binding.account, change, by=by, action="bind", why=why)
-        return next(one for one in changed if one.workflow_id == binding.workflow_id)
+        bindings = await self._change_bindings(channel, account, changed, by=by, action=action, why=why)
+        return Rebound(next(one for one in bindings if one.workflow_id == workflow_id), demoted)
 
     async def unbind(self, channel: str, account: str, workflow_id: str, *, by: str, why: str = "") -> None:
         """Nothing is bound there by this name any more."""
@@ -123,7 +165,7 @@ class Editor:
 
     async def _follow_channel(self, channel: str, account: str, asking: str | None, loaded: Container[str]) -> None:
         def change(known: list[BindingRecord]) -> list[BindingRecord]:
-            if any(one.updated_by != CODE for one in known):
+            if any((one.bound_by or one.updated_by) != CODE or one.kill_switch is not None for one in known):
                 return known  # a person has decided here, if only to switch it off
             if asking is None:
                 # What is bound to a workflow that is not here waits for it.
@@ -145,7 +187,7 @@ class Editor:
             last = await self._definitions.version(Kind.BINDINGS, name)
             known = [] if last is None else bindings_of(last)
             changed = change(known)
-            if changed == known:
+            if _by_name(changed) == _by_name(known):
                 return known
             if any(one.updated_by == NEWER for one in known):
                 raise StateConflict(f"the bindings of {name} were written by {NEWER}: change them with that")
@@ -197,6 +239,38 @@ class Editor:
         return None if found is None or found.body is None else workflow_of(found).version
 
 
+def shared(
+    binding: BindingRecord, former: BindingRecord | None, others: list[BindingRecord]
+) -> tuple[BindingRecord, list[BindingRecord]]:
+    """With what is the account's alike in all of its bindings: as it was changed in this one, else as it was."""
+    own, was = binding.own, ChannelOwn() if former is None else former.own
+    for name in OF_THE_ACCOUNT:
+        value = getattr(own, name)
+        if value != getattr(was, name):
+            others = [_with_own(one, name, value) for one in others]
+        elif former is None and others:
+            own = msgspec.structs.replace(own, **{name: getattr(others[0].own, name)})
+    return msgspec.structs.replace(binding, own=own), others
+
+
+def _with_own(binding: BindingRecord, name: str, value: object) -> BindingRecord:
+    return msgspec.structs.replace(binding, own=msgspec.structs.replace(binding.own, **{name: value}))
+
+
+def _refuse_taken_routes(binding: BindingRecord, others: list[BindingRecord]) -> None:
+    """A message meets one workflow: no two bindings of an account that are on have a route in common."""
+    if not binding.enabled:
+        return
+    taken = {_folded(route): one.workflow_id for one in others if one.enabled for route in one.routes}
+    for route in binding.routes:
+        if (holder := taken.get(_folded(route))) is not None:
+            raise RouteTaken(f"{route.by} {route.value} is {holder}'s already", field="routes")
+
+
+def _folded(route: BindingRoute) -> tuple[str, str]:
+    return route.by, route.value.casefold()
+
+
 def _next(last: Definition | None) -> int:
     return 1 if last is None else last.version + 1
 
@@ -210,8 +284,18 @@ def _stamped(
     changed: list[BindingRecord], known: list[BindingRecord], *, version: int, at_ms: int, by: str
 ) -> list[BindingRecord]:
     """What is other than it was carries this version: whoever changes it on the strength of what it was is told."""
-    moment = iso(from_epoch_ms(at_ms))
-    return [
-        one if one in known else msgspec.structs.replace(one, version=version, updated_at=moment, updated_by=by)
-        for one in sorted(changed, key=lambda one: one.workflow_id)
-    ]
+    moment, former = iso(from_epoch_ms(at_ms)), {one.workflow_id: one for one in known}
+
+    def stamped(one: BindingRecord) -> BindingRecord:
+        was = former.get(one.workflow_id)
+        if one == was:
+            return one
+        is_only_switched = was is not None and one == msgspec.structs.replace(was, kill_switch=one.kill_switch)
+        bound_by = was.bound_by if was is not None and is_only_switched else by
+        return msgspec.structs.replace(one, version=version, updated_at=moment, updated_by=by, bound_by=bound_by)
+
+    return [stamped(one) for one in _by_name(changed)]
+
+
+def _by_name(bindings: list[BindingRecord]) -> list[BindingRecord]:
+    return sorted(bindings, key=lambda one: one.workflow_id)

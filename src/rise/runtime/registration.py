@@ -1,8 +1,8 @@
 """Telegram is told where to deliver, and asked each minute whether it still does.
 
-What it says is the capability `telegram_webhook`. A webhook that was taken away or moved is set anew once, a
-minute after it was noticed; one that is moved again belongs to somebody else who would do the same, and a person
-has to say who is right.
+What it says is the capability `telegram_webhook`; of other bots than the default one, with their number. A webhook
+that was taken away or moved is set anew once, a minute after it was noticed; one that is moved again belongs to
+somebody else who would do the same, and a person has to say who is right.
 
 Refuses: to fight over a bot.
 """
@@ -42,7 +42,10 @@ class TelegramRegistration:
         directory: DataDirectory,
         capabilities: CapabilityRegistry,
         clock: Clock,
+        capability: str = WEBHOOK,
     ) -> None:
+        """`capability`: what it is called where there are several bots."""
+        self._capability = capability
         self._telegram = telegram
         self._account = account
         self._url = url
@@ -65,9 +68,9 @@ class TelegramRegistration:
 
     async def start(self) -> None:
         """Returns at once, whether or not Telegram can be reached."""
-        self._capabilities.set(WEBHOOK, CapabilityStatus.DEGRADED, self._trouble)
+        self._capabilities.set(self._capability, CapabilityStatus.DEGRADED, self._trouble)
         self._capabilities.register_capability_probe(
-            WEBHOOK, self.look, ttl_seconds=LOOK_SECONDS, timeout_seconds=LOOK_SECONDS_MAX
+            self._capability, self.look, ttl_seconds=LOOK_SECONDS, timeout_seconds=LOOK_SECONDS_MAX
         )
         await self._loop.start()
 
@@ -95,7 +98,7 @@ class TelegramRegistration:
 
     async def _register_and_rest(self) -> None:
         await self._register()
-        self._capabilities.set(WEBHOOK, CapabilityStatus.AVAILABLE, f"delivering to {self._url}")
+        self._capabilities.set(self._capability, CapabilityStatus.AVAILABLE, f"delivering to {self._url}")
         await asyncio.Event().wait()
 
     async def _register(self) -> None:
@@ -111,7 +114,7 @@ class TelegramRegistration:
 
     def _report(self, name: str, error: BaseException) -> None:
         self._trouble = error.public_message if isinstance(error, RiseError) else type(error).__name__
-        self._capabilities.set(WEBHOOK, CapabilityStatus.DEGRADED, self._trouble)
+        self._capabilities.set(self._capability, CapabilityStatus.DEGRADED, self._trouble)
         log.warning("telegram.registration_failed", error=error, consequence=CONSEQUENCES[WEBHOOK])
 
 
@@ -121,11 +124,6 @@ def _judged(state: WebhookInfo) -> tuple[CapabilityStatus, str]:
         detail = f"{waiting} updates wait at Telegram, whose last try failed: {state.last_error_message}"
         return CapabilityStatus.DEGRADED, detail
     return CapabilityStatus.AVAILABLE, f"delivering to {state.url}"
-
-
-def webhook_url(public_url: str, account: str) -> str:
-    """Where the bot's updates are to come."""
-    return f"{public_url.rstrip('/')}/telegram/webhook/{account}"
 
 
 def shown_url(url: str) -> str:

@@ -27,11 +27,12 @@ from rise.runtime import assembly
 from rise.runtime.alert_posts import AlertPosts, Post, SignedWebhook, TelegramChat
 from rise.runtime.alerts import AlertMessage, Alerts
 from rise.runtime.assembly import House
+from rise.runtime.bots import Bot
 from rise.runtime.overload import MEGABYTE, Overload, OverloadLimits
 from rise.runtime.pipeline import Pipeline, PipelineLimits
 from rise.runtime.probes import register_probes, run_needs
 from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, spare_the_collector, stop_on_signals
-from rise.runtime.registration import TelegramRegistration, webhook_url
+from rise.runtime.registration import WEBHOOK, TelegramRegistration
 from rise.runtime.supervisor import MEASURE_SECONDS, Duties, Supervisor
 from rise.service import Loop, Service, cancel_all, spawn, start_all, stop_all
 from rise.telemetry import keep_out_of_logs, log
@@ -64,6 +65,7 @@ async def serve(
     house.stores.directory.own(alone=house.stores.full is None)
     try:
         await open_stores(house)
+        await assembly.learn_bots(house)
         door = build_door(house)
         worker = InProcessWorker(house) if in_process else _worker_process(house)
         posts = build_alert_posts(house)
@@ -109,6 +111,7 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
         if not stop.is_set():
             if parent is None and house.settings.app is None:
                 await _refuse_without_code(house)
+            await assembly.learn_bots(house)
             worker = InProcessWorker(house, app.workflows, functions=app.functions, defines=parent is not None)
             await _work_until(stop, worker, house, parent)
     finally:
@@ -119,7 +122,8 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
 
 async def _work_until(stop: asyncio.Event, worker: InProcessWorker, house: House, parent: Parent | None) -> None:
     """Or until the worker is worn out."""
-    services: list[Service] = [house.bus, *house.stores.services(), house.bindings, house.chats, worker]
+    services: list[Service] = [house.bus, *house.stores.services(), house.bindings, house.chats]
+    services += [*_telegram_services(house, receives=False), worker]
     await start_all(services, on_error=_report_stop)
     spare_the_collector()
     if parent is not None:
@@ -216,25 +220,30 @@ def _keepers(house: House) -> list[Service]:
     return [] if keeper is None else [keeper]
 
 
-def _telegram_services(house: House) -> list[Service]:
-    telegram, account = house.channels.telegram, house.channels.telegram_account
-    if telegram is None or account is None:
-        return []
-    polling = assembly.build_polling(house)
-    return [polling] if polling is not None else [_registration(house, telegram, account)]
+def _telegram_services(house: House, *, receives: bool = True) -> list[Service]:
+    """`receives`: not only writes with the bots, as a worker does."""
+    telegram = house.channels.telegram
+
+    def enter(bot: Bot) -> Service:
+        assert telegram is not None
+        if bot.webhook_url is None:
+            return assembly.polling_of(house, telegram, bot.account)
+        return _registration(house, telegram, bot.account, bot.webhook_url)
+
+    bots = assembly.build_bots(house, enter=enter if receives else None)
+    return [] if bots is None else [bots]
 
 
-def _registration(house: House, telegram: TelegramChannel, account: str) -> TelegramRegistration:
-    public_url, secret = house.settings.public_url, house.secrets.telegram_webhook
-    assert public_url and secret
+def _registration(house: House, telegram: TelegramChannel, account: str, url: str) -> TelegramRegistration:
     return TelegramRegistration(
         telegram,
         account=account,
-        url=webhook_url(public_url, account),
-        secret=secret,
+        url=url,
+        secret=house.webhook_secret(account),
         directory=house.stores.directory,
         capabilities=house.capabilities,
         clock=house.clock,
+        capability=assembly.capability_of(house, WEBHOOK, account),
     )
 
 

@@ -18,10 +18,10 @@ from rise.bus.port import Bus, Topic
 from rise.capabilities import CapabilityRegistry
 from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
-from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, notice_id_of
+from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, TaskId, notice_id_of
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
-from rise.queue.port import OpenTask, Queue, QueueDepth, Selection, Suspend
+from rise.queue.port import OpenTask, Queue, QueueDepth, Route, Selection, Suspend
 from rise.runtime.pipeline import Pipeline, clocks_apart
 from rise.service import Loop, Signal
 from rise.telemetry import enqueue_to_reply_seconds, log, settled_total, workflow_pending_total
@@ -33,6 +33,8 @@ TELL_SECONDS: Final = 5.0
 MEASURE_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 1.0
 PAGE: Final = 500
+ROUTED_PAGES: Final = 10
+"""Looked at each time of what waits where chats and commands decide."""
 
 LATE: Final = "late"
 _CANNOT_BE_ANSWERED: Final = frozenset({Reason.POISON})
@@ -86,6 +88,7 @@ class Supervisor:
         self._told: set[ReplyId] = set()
         self._telling_after = ""
         self._comparing_after = ""
+        self._resuming_after: dict[Route, str] = {}
         self._loops = [
             self._every("supervisor.reap", REAP_SECONDS, self.reap),
             self._every("supervisor.sweep", SWEEP_SECONDS, self.sweep),
@@ -161,11 +164,15 @@ class Supervisor:
         In chats where somebody writes meanwhile, the worker does so by itself.
         """
         limit = max(1, int(self._duties.resume_per_second * RESUME_SECONDS))
-        served = self._bindings.served(await self._queue.suspended_routes(Reason.WORKFLOW_PENDING))
-        if not served:
-            return 0
-        # All at once: a chat may have waited for several workflows, and its order holds across them.
-        resumed = await self._queue.resume(Selection(reason=Reason.WORKFLOW_PENDING, routes=served), limit=limit)
+        routes = await self._queue.suspended_routes(Reason.WORKFLOW_PENDING)
+        resumed: list[TaskId] = []
+        if served := self._bindings.served(routes):
+            # All at once: a chat may have waited for several workflows, and its order holds across them.
+            resumed = await self._queue.resume(Selection(reason=Reason.WORKFLOW_PENDING, routes=served), limit=limit)
+        for route in self._bindings.routed(routes):
+            if len(resumed) >= limit:
+                break
+            resumed += await self._resume_routed(route, limit - len(resumed))
         if resumed:
             log.info("suspended.resumed", count=len(resumed), reason=Reason.WORKFLOW_PENDING)
             self._bus.publish(Topic.LANES_READY)
@@ -181,7 +188,7 @@ class Supervisor:
             self._telling_after = page[-1].head.task_id if len(page) == PAGE else ""
             for task in page:
                 if task.status in (Status.PENDING, Status.PROCESSING):
-                    await self._tell(task, LATE, self._duties.late_text, unless_run=task.run_id)
+                    await self._tell_late(task)
         for reason in _CANNOT_BE_ANSWERED:
             for task in await self._queue.list_open(Selection(status=Status.SUSPENDED, reason=reason), limit=PAGE):
                 run = await self._ledger.run(task.run_id)
@@ -198,6 +205,13 @@ class Supervisor:
 
     # --- details ---
 
+    async def _tell_late(self, task: OpenTask) -> None:
+        """In the words of its binding, unless that says that nobody waits."""
+        binding = self._bindings.binding(task.head)
+        if binding is None or binding.waits_for_result:
+            text = (binding and binding.timeout_message) or self._duties.late_text
+            await self._tell(task, LATE, text, unless_run=task.run_id)
+
     def _alert_on_suspended(self, depth: QueueDepth) -> None:
         count = depth.by_status.get(Status.SUSPENDED, 0)
         age_seconds = (depth.oldest_suspended_ms or 0) / 1000
@@ -209,6 +223,25 @@ class Supervisor:
             oldest_seconds=round(age_seconds),
             remedy="rise suspended shows them with their reasons; resume or drop",
         )
+
+    async def _resume_routed(self, route: Route, limit: int) -> list[TaskId]:
+        """Of an account where chats or commands decide, some are looked at each time. The worker keeps each chat's
+        order: it lets earlier ones go on first."""
+        waiting = Selection(
+            status=Status.SUSPENDED, reason=Reason.WORKFLOW_PENDING, channel=route.channel, account=route.account
+        )
+        found: list[TaskId] = []
+        for _ in range(ROUTED_PAGES):
+            page = await self._queue.list_open(waiting, limit=PAGE, after=self._resuming_after.get(route, ""))
+            self._resuming_after[route] = page[-1].head.task_id if len(page) == PAGE else ""
+            found += [one.head.task_id for one in page if self._bindings.lookup(one.head) is not None]
+            if len(page) < PAGE or len(found) >= limit:
+                break
+        if not found:
+            return []
+        # Perhaps somebody else has let one go on, and it is suspended for another reason by now.
+        selection = Selection(reason=Reason.WORKFLOW_PENDING, task_ids=tuple(found[:limit]))
+        return await self._queue.resume(selection, limit=limit)
 
     async def _bring_in_line(self) -> None:
         """A crash between ledger and queue leaves a task `replying` whose run has ended or is held."""

@@ -114,6 +114,10 @@ class TelegramChannel:
     def accounts(self) -> list[str]:
         return list(self._tokens)
 
+    def serves(self, account: str) -> bool:
+        """Whether the bot's token is known."""
+        return account in self._tokens
+
     def use_token(self, token: str) -> str:
         """Serve this bot too, or with a new token from now on. Returns its account."""
         account = bot_id_of(token)

@@ -1054,6 +1054,21 @@ class QueueConformance:
         assert await queue.suspended_routes(pending, lane=lane) == [routes[1]]
         assert await run_everything(queue) == [1, 4]
 
+    @pytest.mark.req("BND-4", "SUS-2")
+    async def test_of_what_one_lane_waits_for_only_the_named_are_looked_at_and_resumed(self, queue: Queue) -> None:
+        for number in (1, 2, 3):
+            await queue.enqueue(delivery(number, suspend=Reason.WORKFLOW_PENDING))
+        await queue.enqueue(delivery(4, suspend=Reason.STALE_REPLAY))
+        await queue.enqueue(delivery(5, chat="another", suspend=Reason.WORKFLOW_PENDING))
+        lane = delivery(1).head.lane
+        pending = Selection(reason=Reason.WORKFLOW_PENDING, lane=lane)
+        listed = await queue.list_open(pending, limit=10)
+        assert {one.head.task_id for one in listed} == {delivery(number).head.task_id for number in (1, 2, 3)}
+        named = tuple(delivery(number).head.task_id for number in (1, 3, 4, 5))
+        meant = Selection(reason=Reason.WORKFLOW_PENDING, lane=lane, task_ids=named)
+        assert len(await queue.resume(meant, limit=1)) == 2, "the whole lane, whatever the limit"
+        assert await run_everything(queue) == [1, 3]
+
     @pytest.mark.req("SUS-2")
     async def test_what_would_be_resumed_is_what_is_resumed(self, queue: Queue) -> None:
         for chat, first, second in (("young", 50, 51), ("old", 1, 60), ("middle", 20, 21)):
