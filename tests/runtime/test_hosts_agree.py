@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from rise.api.app import build_app
 from rise.bus.local import LocalBus
 from rise.bus.port import Topic
 from rise.definitions.records import BindingRecord, WorkflowRecord
@@ -109,3 +111,30 @@ async def test_a_frozen_redis_holds_up_no_change(hosts: tuple[House, House], red
 
 async def is_through(house: House) -> bool:
     return not await house.editor.event_is_queued()
+
+
+@pytest.mark.slow
+@pytest.mark.req("BND-6", "WFL-1")
+@pytest.mark.failure("H4")
+async def test_who_changes_something_while_redis_is_away_is_told_that_others_hear_of_it_later(
+    hosts: tuple[House, House], redis_of_its_own: RedisServer
+):
+    house, _ = hosts
+    token = {"Authorization": f"Bearer {house.secrets.admin_token}"}
+    draft = {"name": "greeter", "stages": [{"name": "say", "kind": "reply", "template": "hi"}]}
+    app = build_app(house)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://rise", headers=token) as client:
+        created = (await client.post("/api/workflows", json=draft)).json()
+        assert created["meta"]["warnings"] == []
+        redis_of_its_own.kill()
+        path = f"/api/workflows/{created['data']['workflowId']}"
+        binding = {"channel": "http", "enabled": True, "config": {}}
+        for change in (
+            client.post(f"{path}/publish", json={"comment": "at last"}),
+            client.put("/api/channel-bindings/wf_greeter?channel=http", json=binding),
+            client.post("/api/prompts", json={"name": "tone", "template": "Be kind."}),
+        ):
+            answered = await change
+            assert answered.status_code == 200, answered.text
+            assert "event_queued" in answered.json()["meta"]["warnings"]
+    app.close()

@@ -6,7 +6,7 @@ again; anything unexpected is a 500 with a request id and nothing of its cause, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
@@ -17,6 +17,7 @@ from rise.api.reading import Message, Receive, Scope, Send
 from rise.api.security import HEADERS
 from rise.envelope import encode_json, new_request_id
 from rise.errors import CapabilityClosed, RateExceeded, Rejected, RiseError, StoreCorrupt, Unavailable
+from rise.runtime.editor import EVENT_QUEUED, Editor
 from rise.telemetry import log, refused_total
 
 RETRY_AFTER_SECONDS: Final = 5
@@ -62,6 +63,12 @@ def answer(
     """`{"data": …, "meta": {"requestId", "status", "warnings"}}`"""
     body = {"data": data, "meta": _meta(request_id_of(request.scope), status) | dict(meta or {})}
     return Response(encode_json(body), status, dict(headers or {}), "application/json")
+
+
+async def answer_change(request: Request, editor: Editor, data: Any, *, warnings: Sequence[str] = ()) -> Response:
+    """The same for what was changed, which other hosts may not have heard of yet."""
+    queued = [EVENT_QUEUED] if await editor.event_is_queued() else []
+    return answer(request, data, meta={"warnings": [*warnings, *queued]})
 
 
 def answer_error(

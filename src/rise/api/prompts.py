@@ -16,7 +16,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from rise.api import description
-from rise.api.answers import answer
+from rise.api.answers import answer, answer_change
 from rise.api.reading import read_json_body
 from rise.api.security import Principal, Role, requires
 from rise.api.workflows import Limit, Version, comment_in, name_in
@@ -26,6 +26,7 @@ from rise.definitions.records import PromptRecord, prompt_of
 from rise.errors import PayloadInvalid
 from rise.runtime import assembly
 from rise.runtime.assembly import House
+from rise.runtime.editor import Editor
 from rise.runtime.prompts import MODEL_CHARS_MAX, PLACEHOLDERS_MAX, TEMPERATURE_MAX, TOKENS_MAX, Prompts
 
 Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
@@ -84,7 +85,7 @@ def _add_changing(router: APIRouter, house: House) -> None:
         refuse_unknown(fields, _CREATE)
         name, template = name_in(fields), required(fields, "template", str)
         prompt = _edited(PromptRecord(prompt_id="", name=name, template=template), fields)
-        return await _answer_changed(request, prompts, await prompts.create(prompt, by=principal.name))
+        return await _answer_changed(request, house.editor, prompts, await prompts.create(prompt, by=principal.name))
 
     @router.put(
         "/{prompt_id}",
@@ -108,7 +109,7 @@ def _add_changing(router: APIRouter, house: House) -> None:
             comment=comment_in(fields),
             version=optional(fields, "version", int),
         )
-        return await _answer_changed(request, prompts, edited)
+        return await _answer_changed(request, house.editor, prompts, edited)
 
     @router.delete(
         "/{prompt_id}", **description.route(description.REMOVED_PROMPT, *description.FROM_STORE, 404, 409, 422)
@@ -116,7 +117,7 @@ def _add_changing(router: APIRouter, house: House) -> None:
     async def remove(request: Request, prompt_id: str, principal: Admin, version: Version = None) -> Response:
         """Remove it, unless a published workflow uses it."""
         await prompts.remove(prompt_id, by=principal.name, version=version)
-        return answer(request, {"promptId": prompt_id, "isRemoved": True})
+        return await answer_change(request, house.editor, {"promptId": prompt_id, "isRemoved": True})
 
 
 def _edited(prompt: PromptRecord, fields: dict[str, Any]) -> PromptRecord:
@@ -158,11 +159,11 @@ def _number(fields: dict[str, Any], name: str, least: float, most: float, *types
     return number
 
 
-async def _answer_changed(request: Request, prompts: Prompts, prompt: PromptRecord) -> Response:
+async def _answer_changed(request: Request, editor: Editor, prompts: Prompts, prompt: PromptRecord) -> Response:
     """With a warning for what it declares and does not use."""
     used_by = (await prompts.used_by()).get(prompt.prompt_id, [])
     warnings = [f"placeholder_unused: {name}" for name in prompts.unused(prompt)]
-    return answer(request, shown(prompt, used_by), meta={"warnings": warnings})
+    return await answer_change(request, editor, shown(prompt, used_by), warnings=warnings)
 
 
 def shown(prompt: PromptRecord, used_by: Sequence[str]) -> dict[str, Any]:

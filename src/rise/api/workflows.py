@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from rise.api import description
-from rise.api.answers import answer
+from rise.api.answers import answer, answer_change
 from rise.api.reading import read_json_body
 from rise.api.security import Principal, Role, requires
 from rise.channels.http import identifier, optional, read_object, refuse_unknown, required
@@ -97,7 +97,9 @@ def _add_editing(router: APIRouter, house: House) -> None:
         fields = read_object(await read_json_body(request.scope, request.receive))
         refuse_unknown(fields, _CREATE)
         name, stages = name_in(fields), required(fields, "stages", list)
-        return answer(request, shown(await workflows.create(name, stages, by=principal.name)))
+        return await answer_change(
+            request, house.editor, shown(await workflows.create(name, stages, by=principal.name))
+        )
 
     @router.put(
         "/{workflow_id}",
@@ -127,7 +129,7 @@ def _add_editing(router: APIRouter, house: House) -> None:
             version=optional(fields, "version", int),
             why=comment_in(fields),
         )
-        return answer(request, shown(edited))
+        return await answer_change(request, house.editor, shown(edited))
 
     @router.delete(
         "/{workflow_id}", **description.route(description.REMOVED_WORKFLOW, *description.FROM_STORE, 404, 409, 422)
@@ -135,7 +137,7 @@ def _add_editing(router: APIRouter, house: House) -> None:
     async def remove(request: Request, workflow_id: str, principal: Admin, version: Version = None) -> Response:
         """Remove it, unless something is bound to it."""
         await workflows.remove(workflow_id, by=principal.name, version=version)
-        return answer(request, {"workflowId": workflow_id, "isRemoved": True})
+        return await answer_change(request, house.editor, {"workflowId": workflow_id, "isRemoved": True})
 
 
 def _add_publishing(router: APIRouter, house: House) -> None:
@@ -158,7 +160,7 @@ def _add_publishing(router: APIRouter, house: House) -> None:
         refuse_unknown(fields, _PUBLISH)
         version, comment = optional(fields, "version", int), comment_in(fields)
         published = await workflows.publish(workflow_id, by=principal.name, comment=comment, version=version)
-        return answer(request, shown(published))
+        return await answer_change(request, house.editor, shown(published))
 
     @router.post(
         "/{workflow_id}/rollback",
@@ -176,9 +178,8 @@ def _add_publishing(router: APIRouter, house: House) -> None:
         fields = read_object(await read_json_body(request.scope, request.receive))
         refuse_unknown(fields, _ROLLBACK)
         version, comment = required(fields, "version", int), comment_in(fields)
-        return answer(
-            request, shown(await workflows.roll_back(workflow_id, version, by=principal.name, comment=comment))
-        )
+        restored = await workflows.roll_back(workflow_id, version, by=principal.name, comment=comment)
+        return await answer_change(request, house.editor, shown(restored))
 
 
 def name_in(fields: dict[str, Any]) -> str:

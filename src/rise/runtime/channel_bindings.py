@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -36,11 +36,9 @@ from rise.definitions.records import (
 )
 from rise.errors import BindingMissing, PayloadInvalid, WorkflowUnknown
 from rise.runtime.binding_health import BindingHealth, HealthBook, HealthStatus
-from rise.runtime.editor import Editor, Rebound, shared
+from rise.runtime.editor import EVENT_QUEUED, Editor, Rebound, shared
 from rise.runtime.sealing import Seal, masked
 
-EVENT_QUEUED: Final = "event_queued"
-"""Other hosts hear of it when they can be reached, or find out by themselves within seconds."""
 Status = Literal["unbound", "bound", "degraded", "down", "disabled", "killed"]
 
 

@@ -8,6 +8,7 @@ Refuses: to change what a newer version of Rise has written (`StateConflict`); c
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Final
 
 import msgspec
 
@@ -33,6 +34,9 @@ from rise.errors import RouteTaken, StateConflict, Unavailable, VersionStale
 from rise.ledger.port import Ledger, Operation
 from rise.runtime.versions import TRIES, Versions
 from rise.telemetry import log
+
+EVENT_QUEUED: Final = "event_queued"
+"""A warning: other hosts hear of it when they can be reached, or find out by themselves within seconds."""
 
 BindingsChange = Callable[[list[BindingRecord]], list[BindingRecord]]
 BindingChange = Callable[[BindingRecord | None], BindingRecord]
