@@ -48,6 +48,18 @@ class App:
         self._webhook = _build_webhook(house, gate)
 
     @property
+    def routes(self) -> list[Any]:
+        """All but the webhook's."""
+        # Newer versions of the framework keep the routers that were included as they are.
+        routers = [getattr(one, "original_router", None) for one in self._behind.routes]
+        included = [route for router in routers if router is not None for route in router.routes]
+        return [*self._behind.routes, *included]
+
+    def description(self) -> dict[str, Any]:
+        """What there is, in OpenAPI."""
+        return document(self._behind.openapi())
+
+    @property
     def state(self) -> Any:
         """`house` and `capabilities`, as FastAPI's `app.state`."""
         return self._behind.state

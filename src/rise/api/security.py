@@ -122,7 +122,13 @@ def requires(role: Role) -> Callable[[Request], Coroutine[Any, Any, Principal]]:
         gate: Gate = request.app.state.gate
         return gate.admit(request.scope, role)
 
+    admitted.role = role  # type: ignore[attr-defined]  # for whoever describes the routes
     return admitted
+
+
+def role_asked(dependency: Callable[..., Any] | None) -> Role | None:
+    """The role that a dependency made by `requires` asks for."""
+    return getattr(dependency, "role", None)
 
 
 async def anonymous(request: Request) -> None:

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 from rise import errors
+from rise.cli import http_page
 from rise.errors import Rejected, RiseError
 from rise.settings import Settings
 
@@ -52,7 +53,11 @@ def errors_page() -> str:
 
 
 def main() -> None:
-    pages = {PAGES / "settings.md": settings_page(), PAGES / "errors.md": errors_page()}
+    pages = {
+        PAGES / "settings.md": settings_page(),
+        PAGES / "errors.md": errors_page(),
+        PAGES / "http.md": http_page.page(_MADE),
+    }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if "--check" not in sys.argv:
         for path, text in pages.items():

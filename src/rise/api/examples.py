@@ -1,0 +1,168 @@
+"""The API as a tour: every route once, in an order in which each request works. A page is made of it, a test plays it.
+
+Refuses: a route without an example (the test says which), and an example that is answered otherwise than it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+_SAY: Final = [{"name": "say", "kind": "reply", "template": "You said: {{ text }}"}]
+_SAY_MORE: Final = [{"name": "say", "kind": "reply", "template": "Hello {{ user.name | default('you') }}: {{ text }}"}]
+_HTTP: Final = {"channel": "http", "enabled": True, "why": "the shop asks it"}
+_ASK: Final = {"userText": "Where is my parcel?", "waitForResult": True, "waitTimeoutSeconds": 20}
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """One request. `{name}` in its path and body stands for what an earlier one was answered."""
+
+    method: str
+    path: str
+    query: str = ""
+    body: Any = None
+    headers: Mapping[str, str] = {}
+    whose: str = "token"
+    """Whose credentials: the `token` of an operator or admin, `session` of a web chat; empty for none."""
+    keeps: Mapping[str, str] = {}
+    """Name → where in the answer it is, as in `data.taskId`."""
+    uses: Mapping[str, str] = {}
+    """Name in the path → what was kept, where that has another name."""
+    is_stream: bool = False
+
+    @property
+    def route(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+class Chapter(msgspec.Struct, frozen=True):
+    title: str
+    text: str
+    examples: tuple[Example, ...]
+
+
+def _get(path: str, query: str = "", **fields: Any) -> Example:
+    return Example(method="GET", path=path, query=query, **fields)
+
+
+def _post(path: str, body: Any = None, **fields: Any) -> Example:
+    return Example(method="POST", path=path, body=body, **fields)
+
+
+def _put(path: str, body: Any, **fields: Any) -> Example:
+    return Example(method="PUT", path=path, body=body, **fields)
+
+
+def _delete(path: str, **fields: Any) -> Example:
+    return Example(method="DELETE", path=path, **fields)
+
+
+TOUR: Final = (
+    Chapter(
+        "Is it well?",
+        "For load balancers and people, without a token.",
+        (_get("/healthz", whose=""), _get("/healthz/startup", whose=""), _get("/healthz/readiness", whose="")),
+    ),
+    Chapter(
+        "Workflows",
+        "A workflow of stages is edited as a draft and runs as it was published. `docs/stages.md` says what stages "
+        "are. Workflows in code are listed beside them, with `stages: null`.",
+        (
+            _post("/api/workflows", {"name": "greeter", "stages": _SAY}, keeps={"workflow_id": "data.workflowId"}),
+            _post("/api/workflows/{workflow_id}/publish", {"comment": "the first one"}),
+            _put("/api/workflows/{workflow_id}", {"version": 1, "stages": _SAY_MORE, "comment": "warmer"}),
+            _get("/api/workflows/{workflow_id}"),
+            _post("/api/workflows/{workflow_id}/publish", {"comment": "a warmer tone"}),
+            _get("/api/workflows/{workflow_id}/history"),
+            _get("/api/workflows/{workflow_id}/diff", "?from=1&to=2"),
+            _post("/api/workflows/{workflow_id}/rollback", {"version": 1, "comment": "too warm"}),
+            _get("/api/workflows"),
+            _post("/api/workflows", {"name": "scrap", "stages": _SAY}, keeps={"scrap": "data.workflowId"}),
+            _delete("/api/workflows/{workflow_id}", uses={"workflow_id": "scrap"}),
+        ),
+    ),
+    Chapter(
+        "Prompts",
+        "Texts for a language model that `prompt` stages name. A change holds at once, in all workflows that use it.",
+        (
+            _post(
+                "/api/prompts",
+                {"name": "greet", "template": "Greet {{ user.name }}: {{ tone }}", "placeholders": ["tone"]},
+                keeps={"prompt_id": "data.promptId"},
+            ),
+            _put("/api/prompts/{prompt_id}", {"version": 1, "template": "Greet them kindly. {{ tone }}"}),
+            _get("/api/prompts/{prompt_id}"),
+            _get("/api/prompts/{prompt_id}/history"),
+            _get("/api/prompts"),
+            _delete("/api/prompts/{prompt_id}"),
+        ),
+    ),
+    Chapter(
+        "Bindings",
+        "Which workflow serves which channel and account, and how. `docs/bindings.md` explains routes, policy and the "
+        "kill switch. Which binding is meant: `?channel=` and `?account=`; left out, Telegram and its default bot.",
+        (
+            _get("/api/channel-bindings/options"),
+            _put("/api/channel-bindings/{workflow_id}", _HTTP),
+            _get("/api/channel-bindings/{workflow_id}", "?channel=http"),
+            _post("/api/channel-bindings/{workflow_id}/refresh", query="?channel=http"),
+            _get("/api/channels/{channel}/health"),
+            _post("/api/channels/{channel}/test"),
+        ),
+    ),
+    Chapter(
+        "Messages",
+        "What these answer with 2xx is durable, and is answered once. An `Idempotency-Key` makes repeating safe: the "
+        "same key is the same message.",
+        (
+            _post(
+                "/api/workflows/apply",
+                _ASK,
+                headers={"Idempotency-Key": "order-4711"},
+                keeps={"task_id": "data.taskId"},
+            ),
+            _get("/api/workflows/tasks/{task_id}"),
+            _post("/api/messages", {"channel": "telegram", "chatId": 42, "text": "Your parcel is there."}),
+        ),
+    ),
+    Chapter(
+        "What waits, and letting it go on",
+        "Suspended messages wait for a person or an event, each with its reason.",
+        (
+            _post(
+                "/api/channel-bindings/{workflow_id}/kill-switch",
+                {"on": True, "reason": "it answers nonsense"},
+                query="?channel=http",
+            ),
+            _post("/api/workflows/apply", {"userText": "Hello?"}, keeps={"waiting": "data.taskId"}),
+            _post("/api/workflows/apply", {"userText": "Spam"}, keeps={"unwanted": "data.taskId"}),
+            _get("/internal/tasks/suspended", "?reason=kill_switch"),
+            _post(
+                "/api/channel-bindings/{workflow_id}/kill-switch",
+                {"on": False, "reason": "mended"},
+                query="?channel=http",
+            ),
+            _delete("/internal/tasks/{task_id}", query="?why=spam", uses={"task_id": "unwanted"}),
+            _post("/internal/tasks/resume", {"reason": "kill_switch", "dryRun": True}),
+            _post("/internal/tasks/{task_id}/resume", query="?why=mended", uses={"task_id": "waiting"}),
+            _get("/internal/tasks/stats"),
+            _get("/internal/operations", "?limit=10"),
+            _post("/internal/capabilities/{name}/probe"),
+            _get("/metrics"),
+        ),
+    ),
+    Chapter(
+        "Web chat",
+        "What the page of the web chat asks; a program may do the same.",
+        (
+            _post("/webchat/session", whose="", keeps={"session": "data.token"}),
+            _post("/webchat/messages", {"clientMessageId": "m-1", "text": "Hello"}, whose="session"),
+            _get("/webchat/events", whose="session", is_stream=True),
+        ),
+    ),
+)
+
+STANDS_FOR: Final = {"channel": "http", "name": "disk"}
+"""Names in paths that no answer gives."""
