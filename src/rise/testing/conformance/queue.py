@@ -29,6 +29,7 @@ from rise.queue.port import (
     NewTask,
     OpenTask,
     Queue,
+    QueueLimits,
     Receipt,
     Replying,
     RetryIn,
@@ -43,6 +44,7 @@ CLAIM: Final = timedelta(seconds=30)
 TASKS_PER_CLAIM: Final = 3
 DEATHS_SUSPECT: Final = 2
 DEATHS_MAX: Final = 3
+LANE_MEMORY: Final = QueueLimits().lane_memory
 
 HOUR: Final = 3600
 RECEIPT_SECONDS: Final = 72 * HOUR
@@ -345,6 +347,18 @@ class QueueConformance:
             task_id_of(DeliveryKey("tg:7:u:3")), new=True, out_of_order=True
         )
         assert await run_everything(queue) == [3, 5]
+
+    @pytest.mark.req("QUE-2")
+    async def test_an_idle_lane_notices_for_its_time_what_comes_late(self, stage: QueueStage) -> None:
+        await enqueue(stage.queue, 5)
+        assert await run_everything(stage.queue) == [5]
+        stage.pass_time(LANE_MEMORY.total_seconds() - 1)
+        await stage.queue.sweep()
+        assert (await stage.queue.enqueue(delivery(3))).late
+        assert await run_everything(stage.queue) == [3]
+        stage.pass_time(LANE_MEMORY.total_seconds() + 1)
+        await stage.queue.sweep()
+        assert not (await stage.queue.enqueue(delivery(4))).out_of_order
 
     async def test_what_comes_in_the_same_moment_is_not_out_of_order(self, queue: Queue) -> None:
         for number in (1, 2):
