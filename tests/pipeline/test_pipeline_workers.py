@@ -13,6 +13,7 @@ import pytest
 from pipeline_stage import Gateway, Killed, Stage, WorkerProcess
 
 import rise
+from rise.channels.http import HttpChannel
 from rise.envelope import Outcome, Reason, Status, TaskId
 from rise.errors import Rejected, StoreUnavailable
 from rise.queue.port import KEY_GRACE_SECONDS, Claim, QueueLimits, Selection
@@ -32,7 +33,7 @@ class Bot:
         self._held: dict[str, asyncio.Event] = {}
         self._deadly: dict[str, Callable[[], None]] = {}
 
-        @rise.workflow("bot", channels=["telegram"], **options)
+        @rise.workflow("bot", **{"channels": ["telegram"], **options})
         async def bot(turn: rise.Turn) -> None:
             await self._run(turn)
 
@@ -125,6 +126,23 @@ async def test_the_places_of_one_account_are_no_others(stage: Stage):
     tasks = [task_id for chat in range(1, 21) for task_id in await stage.write("Hello", chat=chat)]
     await stage.ended(*tasks)
     assert bot.in_parallel_max > 1
+
+
+@pytest.mark.req("WRK-2")
+async def test_a_channel_without_a_place_left_keeps_no_other_waiting(stage: Stage):
+    stage.worker_limits = WorkerLimits(run_seconds=60, concurrency=1)
+    bot = Bot(channels=["telegram", "http"])
+    held = bot.hold("hold")
+    gateway, _ = await stage.start(bot.workflow)
+    [task_id] = await stage.write("hold")
+    await started(stage, bot, "hold")
+    asked = HttpChannel().read_apply(
+        b'{"userText": "Hello"}', principal="test", key=None, request_id="r", trace_id=None
+    )
+    await stage.ended((await gateway.intake.accept(asked.incoming)).task_id)
+    assert bot.running.total() == 1
+    held.set()
+    await stage.ended(task_id)
 
 
 @pytest.mark.req("WRK-2")
