@@ -17,6 +17,7 @@ from pipeline_stage import Stage, definition_of, record_of
 import rise
 from rise import telemetry
 from rise import worker as worker_module
+from rise.bus.port import Topic
 from rise.channels.telegram import updates
 from rise.definitions.port import Kind
 from rise.definitions.records import BindingRecord, account_name, bindings_of
@@ -267,6 +268,34 @@ async def test_a_process_that_has_left_too_many_functions_behind_says_that_it_is
 
 @pytest.mark.req("WRK-7")
 @pytest.mark.failure("E5")
+async def test_functions_that_were_left_behind_take_nobodys_thread(stage: Stage, release: threading.Event):
+    stage.worker_limits = WorkerLimits(run_seconds=30, concurrency=2)
+    both = threading.Barrier(2, timeout=20)
+
+    @rise.workflow("stuck", channels=["telegram"], run_seconds=0.05)
+    def stuck(turn: rise.Turn) -> None:
+        release.wait()
+
+    @rise.workflow("plain")
+    def plain(turn: rise.Turn) -> None:
+        both.wait()  # two at once, or never
+        turn.reply(f"echo {turn.text}")
+
+    gateway, worker = await stage.start(stuck, plain)
+    for chat in (1, 2):
+        [left_behind] = await stage.write("one", chat=chat)
+        await stage.waiting_for_retry(left_behind, attempts=1)
+    assert worker.worker._runner.abandoned == 2
+    tasks = []
+    for chat in (3, 4):
+        asked = msgspec.structs.replace(stage.incoming("two", chat=chat), workflow_id=definition_of(plain).workflow_id)
+        tasks.append((await gateway.intake.accept(asked)).task_id)
+    await stage.ended(*tasks)
+    assert (stage.texts(3), stage.texts(4)) == (["echo two"], ["echo two"])
+
+
+@pytest.mark.req("WRK-7")
+@pytest.mark.failure("E5")
 async def test_a_workflow_that_swallows_its_cancellation_does_not_keep_its_chat(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):
@@ -327,6 +356,7 @@ async def test_without_a_workflow_messages_wait_are_told_so_once_and_go_on_by_th
     assert sorted(await stage.said(2)) == [MISSING, MISSING]
     listed = await stage.operations.suspended(channel="telegram", reason=Reason.WORKFLOW_PENDING)
     assert {task.head.task_id for task in listed} == {*waiting, *other}
+    assert not any([await stage.ledger.attempts(run_id_of(task_id, 0)) for task_id in waiting]), "none was run"
     await worker.stop()
     await stage.start_worker(echo)
     await stage.ended(*waiting, *other)
@@ -389,9 +419,11 @@ async def test_what_could_not_be_read_is_read_again_when_it_is_resumed(stage: St
     with monkeypatch.context() as an_older_version:
         an_older_version.delitem(updates.KINDS, "message")
         task_id = (await gateway.intake.accept(stage.reading(queued.body))).task_id
-        await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)
+        before = await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)
         await stage.operations.resume(task_id, who="operator")
-        assert (await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)).attempts == 0
+        task = await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)
+        assert (task.attempts, task.error) == (0, before.error), "and why is not forgotten"
+        assert before.error
         assert stage.texts() == []
     await stage.operations.resume(task_id, who="operator")
     await stage.ended(task_id)
@@ -586,6 +618,18 @@ async def test_operators_hear_once_that_too_much_is_suspended(stage: Stage):
     assert len([event for event in stage.log if event["event"] == "alert.raised"]) == 1
     suspended, pending = (telemetry.tasks_open.labels(status) for status in (Status.SUSPENDED, Status.PENDING))
     assert (suspended._value.get(), pending._value.get()) == (2, 0)
+
+
+@pytest.mark.req("SUS-3")
+async def test_operators_hear_of_a_single_one_that_was_suspended_for_long(stage: Stage):
+    stage.duties = Duties(late_after_seconds=0, suspended_alert_seconds=3600)
+    gateway, _ = await stage.start()
+    [task_id] = await stage.write("Hello")
+    await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    for seconds, alerts in ((3599, 0), (1, 1)):
+        await stage.pass_time(seconds)
+        await gateway.supervisor.measure()
+        assert len([one for one in stage.log if one["event"] == "alert.raised"]) == alerts
 
 
 @pytest.mark.req("SUS-2")
@@ -1070,6 +1114,42 @@ async def test_what_is_accepted_is_counted_by_how_it_came(stage: Stage):
         await stage.ended(accepted.task_id)
     counted = [counter._value.get() - so_far for counter, so_far in zip(counters.values(), before, strict=True)]
     assert counted == [2, 1, 1, 1]
+
+
+@pytest.mark.req("TGM-5")
+async def test_every_ending_is_counted_by_what_came_of_it_and_an_answer_by_how_long_it_took(stage: Stage):
+    heard: list[Any] = []
+    release = asyncio.Event()
+
+    @rise.workflow("mixed", channels=["telegram"])
+    async def mixed(turn: rise.Turn) -> None:
+        await release.wait()
+        if turn.text == "fail":
+            raise ValueError("boom")
+        if turn.text == "answer":
+            await turn.reply("yes")
+
+    def hear(event: Any) -> None:
+        heard.append(event)
+        stage.touch()
+
+    stage.retry_policy = RetryPolicy(retry_max=0)
+    gateway, _ = await stage.start(mixed)
+    gateway.bus.subscribe(Topic.TASK_SETTLED, hear)  # after whoever counts
+    account, workflow_id = ("telegram", stage.account), definition_of(mixed).workflow_id
+    endings = [(workflow_id, "answered"), (workflow_id, "silent"), ("", "retries_exhausted"), ("", "workflow_pending")]
+    counters = [telemetry.settled_total.labels(*account, *ending) for ending in endings]
+    counters.append(telemetry.workflow_pending_total.labels(*account))
+    took = telemetry.enqueue_to_reply_seconds.labels(*account, workflow_id)
+    before, took_before = [counter._value.get() for counter in counters], took._sum.get()
+    for chat, text in enumerate(("answer", "silent", "fail"), start=1):
+        await stage.write(text, chat=chat)
+    await gateway.intake.accept(msgspec.structs.replace(stage.incoming("asks", chat=4), workflow_id="wf_never"))
+    await stage.pass_time(7)
+    release.set()
+    await stage.until(lambda: _true(len(heard) == 4))
+    assert [counter._value.get() for counter in counters] == [value + 1 for value in before]
+    assert took._sum.get() - took_before == pytest.approx(7)
 
 
 @pytest.mark.req("TGM-5")
