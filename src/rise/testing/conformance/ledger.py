@@ -459,7 +459,9 @@ class LedgerConformance:
         tries = [Attempt(at_ms=5, error="boom", counted=True), Attempt(at_ms=5, error="down", counted=False)]
         for one in tries:
             await ledger.add_attempt(task().run_id, one)
+        await ledger.add_attempt(task(2).run_id, tries[0])
         assert await ledger.attempts(task().run_id) == tries
+        assert await ledger.attempts(task(2).run_id) == tries[:1]
 
     # --- history ---
 
