@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 
 import msgspec
@@ -115,6 +116,16 @@ def test_what_is_asked_for_is_waited_for_and_at_most_a_fifth_more(retry_after_se
         seconds = verdict(RetryPolicy(), error, progress(), seed=seed)
         assert isinstance(seconds, float)
         assert retry_after_seconds <= seconds <= retry_after_seconds * (1 + JITTER)
+
+
+@pytest.mark.req("QUE-4")
+@pytest.mark.parametrize(
+    "error", [WaitsForDependency("later", retry_after_seconds=math.nan), StoreUnavailable("down")], ids=repr
+)
+def test_who_does_not_say_how_long_is_waited_for_as_long_as_before_a_second_try(error: Exception):
+    seconds = verdict(RetryPolicy(), error, progress())
+    assert isinstance(seconds, float)
+    assert DEFAULT_CURVE_SECONDS[0] <= seconds <= DEFAULT_CURVE_SECONDS[0] * (1 + JITTER)
 
 
 def test_an_empty_curve_is_the_default_one():
