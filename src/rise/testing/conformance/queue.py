@@ -1209,17 +1209,18 @@ class QueueConformance:
     async def test_a_suspended_task_whose_time_has_passed_comes_up_to_be_ended(self, stage: QueueStage) -> None:
         queue = stage.queue
         [task_id] = [(await queue.enqueue(delivery(1, deadline_at_ms=queue.now_ms() + 150_000))).task_id]
-        claim = await claim_one(queue)
-        await queue.settle(claim, claim.task, Suspend(Reason.WORKFLOW_PENDING))
+        await enqueue(queue, 2, chat="2")
+        for claim in await claim_all(queue):
+            await queue.settle(claim, claim.task, Suspend(Reason.WORKFLOW_PENDING))
         await queue.sweep()
         assert await claim_all(queue) == []
         stage.pass_time(151)
         await queue.sweep()
-        late = await claim_one(queue)
+        [late] = await claim_all(queue)
         assert late.task.task_id == task_id
         assert late.task.progress.deadline_at_ms is not None
         assert late.task.progress.deadline_at_ms < queue.now_ms()
-        assert (await queue.depth()).by_reason == {}, "it is not suspended any more"
+        assert (await queue.depth()).by_reason == {"workflow_pending": 1}, "it is not suspended any more"
 
     async def test_a_held_reply_waits_for_a_person_also_when_its_time_has_passed(self, stage: QueueStage) -> None:
         queue = stage.queue
@@ -1249,6 +1250,7 @@ class QueueConformance:
         [row] = await queue.list_open(Selection(), limit=10)
         assert (row.head.task_id, row.status, row.reason) == (unreadable, Status.SUSPENDED, Reason.SCHEMA_NEWER)
         assert row.head.lane == lane_of("1")
+        assert (row.head.channel, row.head.account, row.head.order) == ("telegram", "7", delivery(1).head.order)
         assert (await open_task(queue, unreadable)).raw == delivery(1).raw
         assert (await queue.depth()).by_reason == {"schema_newer": 1}
 
