@@ -290,6 +290,7 @@ async def test_a_revoked_token_holds_that_bot_only_and_says_so_until_it_works_ag
     await stage.ended(*held)
     assert (stage.texts(1), stage.texts(2)) == (["echo one", "echo two"], ["echo three"])
     assert heard[-1] == (stage.account, None)
+    assert heard.count(heard[-1]) == 1
 
 
 # --- perhaps sent -----------------------------------------------------------------------------------------
@@ -319,6 +320,11 @@ async def test_a_second_doubt_is_held_for_a_person_and_what_follows_waits_with_i
     await stage.start(says)
     [task_id] = await stage.write("Hello")
     await stage.suspended(task_id, Reason.REPLY_HELD)
+
+    async def is_announced() -> bool:
+        return (task_id, Reason.REPLY_HELD) in [(event["task_id"], event["reason"]) for event in stage.settled]
+
+    await stage.until(is_announced)
     assert stage.texts() == ["1", "2"]
     [unknown] = [reply for reply in await answers(stage, task_id) if reply.state is ReplyState.UNKNOWN]
     assert unknown.call.text.removeprefix(MARK) == "3"
