@@ -340,6 +340,19 @@ async def test_a_suspect_runs_alone_so_that_another_killer_is_not_counted_agains
 
 
 @pytest.mark.req("QUE-3")
+async def test_nobody_is_taken_for_a_suspect_for_having_been_claimed_alone(stage: Stage):
+    stage.queue_limits = QueueLimits(tasks_per_claim=1)
+    bot = Bot()
+    held = bot.hold("hold")
+    await stage.start(bot.workflow)
+    [first] = await stage.write("hold", chat=1)
+    await started(stage, bot, "hold")
+    await stage.ended(*await stage.write("beside it", chat=2))
+    held.set()
+    await stage.ended(first)
+
+
+@pytest.mark.req("QUE-3")
 @pytest.mark.failure("E4")
 async def test_a_suspect_gets_its_turn_however_much_else_there_is_to_do(stage: Stage):
     bot = Bot()
@@ -553,6 +566,7 @@ async def test_a_lane_whose_hint_was_lost_is_found_by_the_sweep(stage: Stage):
     await stage.let_go_on()
     assert bot.started == []
     await gateway.supervisor.sweep()
+    assert [one["lanes"] for one in stage.log if one["event"] == "queue.hints_remade"] == [5]
     await stage.ended(*tasks)
 
 
