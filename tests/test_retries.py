@@ -37,6 +37,12 @@ def test_own_errors_follow_the_curve_within_a_fifth(attempts: int, seed: int):
 
 
 @pytest.mark.req("QUE-4")
+def test_the_curve_is_what_is_promised_unless_said_otherwise():
+    policy = RetryPolicy()
+    assert (policy.curve_seconds, policy.retry_max, JITTER) == ((15.0, 60.0, 180.0), 3, 0.2)
+
+
+@pytest.mark.req("QUE-4")
 @pytest.mark.failure("H7")
 def test_what_failed_together_does_not_come_back_together():
     clock = ManualClock(seed=1)
