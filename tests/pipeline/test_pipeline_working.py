@@ -731,6 +731,7 @@ async def test_a_worker_without_the_workflow_leaves_it_to_one_that_has_it_and_th
         await stage.pass_time(2.1)
     await stage.ended(*tasks)
     assert stage.texts() == [f"echo {number}" for number in range(1, 7)], "and nobody was told that there is no bot"
+    assert not any([await stage.ledger.attempts(run_id_of(task_id, 0)) for task_id in tasks])
 
 
 @pytest.mark.req("WFL-4")
@@ -1181,6 +1182,7 @@ async def test_the_envelope_names_the_workflow_that_was_bound_when_it_came(stage
         return envelope(Task(head, b"{}", Progress(status=Status.PENDING)))["payload"]["workflowId"]
 
     assert [shown(head) for head in (bound, named, sent, nobodys)] == ["wf_echo", "wf_other", None, None]
+    assert [head.telemetry["binding"]["status"] for head in (bound, nobodys)] == ["bound", "missing"]
     assert bound.workflow_id is None, "what runs it is decided when it is claimed"
 
 
