@@ -142,6 +142,8 @@ class Finder(ast.NodeVisitor):
         line = self.source.count(b"\n", 0, start) + 1
         column = start - self.lines[line - 1]
         mutant = Mutant(self.file, start, end, new.encode(), what or f"`{old}` -> `{into}`", line, column)
+        if mutant.apply(self.source) == self.source:
+            return
         try:
             ast.parse(mutant.apply(self.source))
         except SyntaxError:
