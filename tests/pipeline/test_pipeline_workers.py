@@ -81,6 +81,13 @@ async def started(stage: Stage, bot: Bot, *texts: str) -> None:
     await stage.until(holds)
 
 
+async def renewed(stage: Stage, worker: WorkerProcess, times: int) -> None:
+    async def holds() -> bool:
+        return worker.steps.count("queue.renew") >= times
+
+    await stage.until(holds)
+
+
 # --- how many at once -------------------------------------------------------------------------------------
 
 
@@ -251,6 +258,34 @@ async def test_a_stop_lets_a_run_finish_and_begins_nothing_more(stage: Stage):
     await stage.start_worker(bot.workflow)
     await stage.ended(*tasks)
     assert stage.texts() == ["one", "two", "three"]
+
+
+@pytest.mark.req("WRK-6", "QUE-3")
+@pytest.mark.failure("D18")
+async def test_what_a_stop_leaves_unbegun_is_held_until_it_is_handed_back(stage: Stage):
+    """Let go of without a word it would lapse while the stop waits for others, and count as a death."""
+    stage.worker_limits = WorkerLimits(run_seconds=60, stop_seconds=60)
+    bot = Bot()
+    let_one_go, let_long_go = bot.hold("one"), bot.hold("long")
+    _, worker = await stage.start(bot.workflow)
+    tasks = [*await stage.write("one", "two", chat=1), *await stage.write("long", chat=2)]
+    await started(stage, bot, "one", "long")
+    stopping = asyncio.create_task(worker.stop())
+    await stage.let_go_on()
+    let_one_go.set()
+    await stage.ended(tasks[0])
+    beats = worker.steps.count("queue.renew")
+    for _ in range(4):
+        await stage.pass_time(10)
+        beats += 1
+        await renewed(stage, worker, beats)
+    await stage.start_worker(bot.workflow)
+    await stage.ended(*await stage.write("other", chat=3))
+    begun_meanwhile = list(bot.started)
+    let_long_go.set()
+    await stopping
+    await stage.ended(*tasks)
+    assert "two" not in begun_meanwhile
 
 
 # --- dying ------------------------------------------------------------------------------------------------
