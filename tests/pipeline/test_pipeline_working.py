@@ -1422,6 +1422,19 @@ async def test_a_sender_is_told_once_that_it_will_be_late_and_then_that_it_faile
 
 
 @pytest.mark.req("CHN-4")
+async def test_where_there_are_no_words_for_it_nobody_is_told(stage: Stage):
+    stage.duties = Duties(late_after_seconds=10, late_text="", failed_text="")
+    stage.wording = Texts(workflow_missing="", failed="")
+    gateway = await stage.start_gateway()
+    [task_id] = await stage.write("Hello")
+    await stage.pass_time(11)
+    await gateway.supervisor.tell()
+    await stage.start_worker()
+    await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    assert await stage.notices(task_id) == []
+
+
+@pytest.mark.req("CHN-4")
 @pytest.mark.failure("G16")
 @pytest.mark.parametrize(
     "fault", [Fault.commit_then_close(), Fault.server_error(), Fault.blocked(), Fault.bad_request("no such thing")]
