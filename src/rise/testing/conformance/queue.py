@@ -360,6 +360,10 @@ class QueueConformance:
         await stage.queue.sweep()
         assert not (await stage.queue.enqueue(delivery(4))).out_of_order
 
+    async def test_of_one_date_the_number_tells_what_is_out_of_order(self, queue: Queue) -> None:
+        one, two, three = (delivery(number, at=1000) for number in (1, 2, 3))
+        assert [(await queue.enqueue(each)).out_of_order for each in (one, three, two)] == [False, False, True]
+
     async def test_what_comes_in_the_same_moment_is_not_out_of_order(self, queue: Queue) -> None:
         for number in (1, 2):
             task = delivery(number)
