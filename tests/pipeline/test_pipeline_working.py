@@ -433,6 +433,14 @@ async def test_what_could_not_be_read_is_read_again_when_it_is_resumed(stage: St
     assert archived.head.chat_id == "42"
 
 
+@pytest.mark.req("WRK-3")
+async def test_what_was_understood_when_it_came_is_not_read_again(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    _, worker = await stage.start(echo)
+    monkeypatch.setattr(worker.telegram, "read_again", lambda head, raw: stage.incoming("something else"))
+    await stage.ended(*await stage.write("Hello"))
+    assert stage.texts() == ["echo Hello"]
+
+
 @pytest.mark.req("QUE-4", "WFL-3")
 @pytest.mark.failure("E3")
 async def test_a_result_that_cannot_be_stored_is_the_workflows_own_error(stage: Stage):
