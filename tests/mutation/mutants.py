@@ -73,7 +73,9 @@ CORE = {
     ),
     "worker.py": (30, SIMULATED, pipeline("follow_ups", "working", "workers")),
     "claims.py": (15, SIMULATED, pipeline("working", "workers")),
-    "delivery.py": (45, SIMULATED, pipeline("sending", "crash_points", "working")),
+    "delivery.py": (
+        45, tests("unit", "properties/test_limiting.py"), SIMULATED, pipeline("sending", "crash_points", "working"),
+    ),
     "runtime/supervisor.py": (25, SIMULATED, pipeline("workers", "working", "crash_points", "keys", "supervision")),
     "retries.py": (15, tests("unit", "test_retries.py"), SIMULATED, pipeline("working")),
     "intake.py": (10, SIMULATED, pipeline("working"), tests("doors", "api/test_api_tasks.py")),
