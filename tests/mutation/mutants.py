@@ -49,8 +49,8 @@ for seed in range(1, 13):
 SIMULATED = ("simulator", ["-c", SIMULATE])  # `rise simulate` would look for the shortest schedule of faults first
 
 
-def tests(stage: str, *paths: str) -> tuple[str, list[str]]:
-    options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+def tests(stage: str, *paths: str, marked: str = "not slow") -> tuple[str, list[str]]:
+    options = ["-q", "-x", "-m", marked, "-p", "no:cacheprovider"]
     return stage, ["-m", "pytest", *options, *(f"tests/{path}" for path in paths)]
 
 
@@ -74,7 +74,8 @@ CORE = {
     "worker.py": (30, SIMULATED, pipeline("follow_ups", "working", "workers")),
     "claims.py": (15, SIMULATED, pipeline("working", "workers")),
     "delivery.py": (
-        45, tests("unit", "properties/test_limiting.py"), SIMULATED, pipeline("sending", "crash_points", "working"),
+        45, tests("unit", "properties/test_limiting.py", marked=""), SIMULATED,
+        pipeline("sending", "crash_points", "working"),
     ),
     "runtime/supervisor.py": (25, SIMULATED, pipeline("workers", "working", "crash_points", "keys", "supervision")),
     "retries.py": (15, tests("unit", "test_retries.py"), SIMULATED, pipeline("working")),
