@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 
 import msgspec
@@ -33,6 +34,12 @@ def test_own_errors_follow_the_curve_within_a_fifth(attempts: int, seed: int):
     seconds = verdict(RetryPolicy(), ValueError("boom"), progress(attempts), seed=seed)
     assert isinstance(seconds, float)
     assert DEFAULT_CURVE_SECONDS[attempts] * (1 - JITTER) <= seconds <= DEFAULT_CURVE_SECONDS[attempts] * (1 + JITTER)
+
+
+@pytest.mark.req("QUE-4")
+def test_the_curve_is_what_is_promised_unless_said_otherwise():
+    policy = RetryPolicy()
+    assert (policy.curve_seconds, policy.retry_max, JITTER) == ((15.0, 60.0, 180.0), 3, 0.2)
 
 
 @pytest.mark.req("QUE-4")
@@ -115,6 +122,16 @@ def test_what_is_asked_for_is_waited_for_and_at_most_a_fifth_more(retry_after_se
         seconds = verdict(RetryPolicy(), error, progress(), seed=seed)
         assert isinstance(seconds, float)
         assert retry_after_seconds <= seconds <= retry_after_seconds * (1 + JITTER)
+
+
+@pytest.mark.req("QUE-4")
+@pytest.mark.parametrize(
+    "error", [WaitsForDependency("later", retry_after_seconds=math.nan), StoreUnavailable("down")], ids=repr
+)
+def test_who_does_not_say_how_long_is_waited_for_as_long_as_before_a_second_try(error: Exception):
+    seconds = verdict(RetryPolicy(), error, progress())
+    assert isinstance(seconds, float)
+    assert DEFAULT_CURVE_SECONDS[0] <= seconds <= DEFAULT_CURVE_SECONDS[0] * (1 + JITTER)
 
 
 def test_an_empty_curve_is_the_default_one():

@@ -21,6 +21,7 @@ from rise.envelope import TaskType
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.runtime.operations import Operations
+from rise.telemetry import refused_total
 from rise.testing.waiting import eventually
 
 APPLY = "/api/workflows/apply"
@@ -406,9 +407,12 @@ async def test_a_repeat_after_the_end_answers_what_the_first_came_to(client: htt
 @pytest.mark.req("CPY-2", "ENV-4")
 @pytest.mark.failure("C28")
 async def test_503_carries_the_key_with_which_repeating_is_safe(client: httpx.AsyncClient, house: House) -> None:
+    refused = refused_total.labels("http", "store_unavailable")
+    before = refused._value.get()
     await house.stores.close()
     response = await client.post(APPLY, json={"userText": "x"})
     assert response.status_code == 503
+    assert refused._value.get() == before + 1
     assert int(response.headers["Retry-After"]) > 0
     assert response.json()["data"]["idempotencyKey"] == response.headers["Idempotency-Key"]
     assert response.json()["error"]["code"] == "store_unavailable"

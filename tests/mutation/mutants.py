@@ -49,8 +49,8 @@ for seed in range(1, 13):
 SIMULATED = ("simulator", ["-c", SIMULATE])  # `rise simulate` would look for the shortest schedule of faults first
 
 
-def tests(stage: str, *paths: str) -> tuple[str, list[str]]:
-    options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+def tests(stage: str, *paths: str, marked: str = "not slow") -> tuple[str, list[str]]:
+    options = ["-q", "-x", "-m", marked, "-p", "no:cacheprovider"]
     return stage, ["-m", "pytest", *options, *(f"tests/{path}" for path in paths)]
 
 
@@ -73,8 +73,11 @@ CORE = {
     ),
     "worker.py": (30, SIMULATED, pipeline("follow_ups", "working", "workers")),
     "claims.py": (15, SIMULATED, pipeline("working", "workers")),
-    "delivery.py": (45, SIMULATED, pipeline("sending", "crash_points")),
-    "runtime/supervisor.py": (25, SIMULATED, pipeline("workers", "working", "crash_points")),
+    "delivery.py": (
+        45, tests("unit", "properties/test_limiting.py", marked=""), SIMULATED,
+        pipeline("sending", "crash_points", "working"),
+    ),
+    "runtime/supervisor.py": (25, SIMULATED, pipeline("workers", "working", "crash_points", "keys", "supervision")),
     "retries.py": (15, tests("unit", "test_retries.py"), SIMULATED, pipeline("working")),
     "intake.py": (10, SIMULATED, pipeline("working"), tests("doors", "api/test_api_tasks.py")),
 }  # fmt: skip
@@ -142,6 +145,8 @@ class Finder(ast.NodeVisitor):
         line = self.source.count(b"\n", 0, start) + 1
         column = start - self.lines[line - 1]
         mutant = Mutant(self.file, start, end, new.encode(), what or f"`{old}` -> `{into}`", line, column)
+        if mutant.apply(self.source) == self.source:
+            return
         try:
             ast.parse(mutant.apply(self.source))
         except SyntaxError:

@@ -13,6 +13,7 @@ import pytest
 from pipeline_stage import Gateway, Killed, Stage, WorkerProcess
 
 import rise
+from rise.channels.http import HttpChannel
 from rise.envelope import Outcome, Reason, Status, TaskId
 from rise.errors import Rejected, StoreUnavailable
 from rise.queue.port import KEY_GRACE_SECONDS, Claim, QueueLimits, Selection
@@ -32,7 +33,7 @@ class Bot:
         self._held: dict[str, asyncio.Event] = {}
         self._deadly: dict[str, Callable[[], None]] = {}
 
-        @rise.workflow("bot", channels=["telegram"], **options)
+        @rise.workflow("bot", **{"channels": ["telegram"], **options})
         async def bot(turn: rise.Turn) -> None:
             await self._run(turn)
 
@@ -76,6 +77,13 @@ def refuse() -> None:
 async def started(stage: Stage, bot: Bot, *texts: str) -> None:
     async def holds() -> bool:
         return set(texts) <= set(bot.started)
+
+    await stage.until(holds)
+
+
+async def renewed(stage: Stage, worker: WorkerProcess, times: int) -> None:
+    async def holds() -> bool:
+        return worker.steps.count("queue.renew") >= times
 
     await stage.until(holds)
 
@@ -125,6 +133,23 @@ async def test_the_places_of_one_account_are_no_others(stage: Stage):
     tasks = [task_id for chat in range(1, 21) for task_id in await stage.write("Hello", chat=chat)]
     await stage.ended(*tasks)
     assert bot.in_parallel_max > 1
+
+
+@pytest.mark.req("WRK-2")
+async def test_a_channel_without_a_place_left_keeps_no_other_waiting(stage: Stage):
+    stage.worker_limits = WorkerLimits(run_seconds=60, concurrency=1)
+    bot = Bot(channels=["telegram", "http"])
+    held = bot.hold("hold")
+    gateway, _ = await stage.start(bot.workflow)
+    [task_id] = await stage.write("hold")
+    await started(stage, bot, "hold")
+    asked = HttpChannel().read_apply(
+        b'{"userText": "Hello"}', principal="test", key=None, request_id="r", trace_id=None
+    )
+    await stage.ended((await gateway.intake.accept(asked.incoming)).task_id)
+    assert bot.running.total() == 1
+    held.set()
+    await stage.ended(task_id)
 
 
 @pytest.mark.req("WRK-2")
@@ -235,6 +260,34 @@ async def test_a_stop_lets_a_run_finish_and_begins_nothing_more(stage: Stage):
     assert stage.texts() == ["one", "two", "three"]
 
 
+@pytest.mark.req("WRK-6", "QUE-3")
+@pytest.mark.failure("D18")
+async def test_what_a_stop_leaves_unbegun_is_held_until_it_is_handed_back(stage: Stage):
+    """Let go of without a word it would lapse while the stop waits for others, and count as a death."""
+    stage.worker_limits = WorkerLimits(run_seconds=60, stop_seconds=60)
+    bot = Bot()
+    let_one_go, let_long_go = bot.hold("one"), bot.hold("long")
+    _, worker = await stage.start(bot.workflow)
+    tasks = [*await stage.write("one", "two", chat=1), *await stage.write("long", chat=2)]
+    await started(stage, bot, "one", "long")
+    stopping = asyncio.create_task(worker.stop())
+    await stage.let_go_on()
+    let_one_go.set()
+    await stage.ended(tasks[0])
+    beats = worker.steps.count("queue.renew")
+    for _ in range(4):
+        await stage.pass_time(10)
+        beats += 1
+        await renewed(stage, worker, beats)
+    await stage.start_worker(bot.workflow)
+    await stage.ended(*await stage.write("other", chat=3))
+    begun_meanwhile = list(bot.started)
+    let_long_go.set()
+    await stopping
+    await stage.ended(*tasks)
+    assert "two" not in begun_meanwhile
+
+
 # --- dying ------------------------------------------------------------------------------------------------
 
 
@@ -319,6 +372,19 @@ async def test_a_suspect_runs_alone_so_that_another_killer_is_not_counted_agains
     task = await stage.look(killer)
     assert task is not None and task.reason is not Reason.POISON
     assert stage.texts(1) == ["suspect"]
+
+
+@pytest.mark.req("QUE-3")
+async def test_nobody_is_taken_for_a_suspect_for_having_been_claimed_alone(stage: Stage):
+    stage.queue_limits = QueueLimits(tasks_per_claim=1)
+    bot = Bot()
+    held = bot.hold("hold")
+    await stage.start(bot.workflow)
+    [first] = await stage.write("hold", chat=1)
+    await started(stage, bot, "hold")
+    await stage.ended(*await stage.write("beside it", chat=2))
+    held.set()
+    await stage.ended(first)
 
 
 @pytest.mark.req("QUE-3")
@@ -535,6 +601,7 @@ async def test_a_lane_whose_hint_was_lost_is_found_by_the_sweep(stage: Stage):
     await stage.let_go_on()
     assert bot.started == []
     await gateway.supervisor.sweep()
+    assert [one["lanes"] for one in stage.log if one["event"] == "queue.hints_remade"] == [5]
     await stage.ended(*tasks)
 
 

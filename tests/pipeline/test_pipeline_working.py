@@ -18,6 +18,7 @@ from pipeline_stage import Stage, definition_of, record_of
 import rise
 from rise import telemetry
 from rise import worker as worker_module
+from rise.bus.port import Topic
 from rise.channels.telegram import updates
 from rise.definitions.port import Kind
 from rise.definitions.records import BindingRecord, account_name, bindings_of
@@ -291,6 +292,34 @@ async def test_a_process_that_has_left_too_many_functions_behind_says_that_it_is
 
 @pytest.mark.req("WRK-7")
 @pytest.mark.failure("E5")
+async def test_functions_that_were_left_behind_take_nobodys_thread(stage: Stage, release: threading.Event):
+    stage.worker_limits = WorkerLimits(run_seconds=30, concurrency=2)
+    both = threading.Barrier(2, timeout=20)
+
+    @rise.workflow("stuck", channels=["telegram"], run_seconds=0.05)
+    def stuck(turn: rise.Turn) -> None:
+        release.wait()
+
+    @rise.workflow("plain")
+    def plain(turn: rise.Turn) -> None:
+        both.wait()  # two at once, or never
+        turn.reply(f"echo {turn.text}")
+
+    gateway, worker = await stage.start(stuck, plain)
+    for chat in (1, 2):
+        [left_behind] = await stage.write("one", chat=chat)
+        await stage.waiting_for_retry(left_behind, attempts=1)
+    assert worker.worker._runner.abandoned == 2
+    tasks = []
+    for chat in (3, 4):
+        asked = msgspec.structs.replace(stage.incoming("two", chat=chat), workflow_id=definition_of(plain).workflow_id)
+        tasks.append((await gateway.intake.accept(asked)).task_id)
+    await stage.ended(*tasks)
+    assert (stage.texts(3), stage.texts(4)) == (["echo two"], ["echo two"])
+
+
+@pytest.mark.req("WRK-7")
+@pytest.mark.failure("E5")
 async def test_a_workflow_that_swallows_its_cancellation_does_not_keep_its_chat(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):
@@ -351,6 +380,7 @@ async def test_without_a_workflow_messages_wait_are_told_so_once_and_go_on_by_th
     assert sorted(await stage.said(2)) == [MISSING, MISSING]
     listed = await stage.operations.suspended(channel="telegram", reason=Reason.WORKFLOW_PENDING)
     assert {task.head.task_id for task in listed} == {*waiting, *other}
+    assert not any([await stage.ledger.attempts(run_id_of(task_id, 0)) for task_id in waiting]), "none was run"
     await worker.stop()
     await stage.start_worker(echo)
     await stage.ended(*waiting, *other)
@@ -413,9 +443,11 @@ async def test_what_could_not_be_read_is_read_again_when_it_is_resumed(stage: St
     with monkeypatch.context() as an_older_version:
         an_older_version.delitem(updates.KINDS, "message")
         task_id = (await gateway.intake.accept(stage.reading(queued.body))).task_id
-        await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)
+        before = await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)
         await stage.operations.resume(task_id, who="operator")
-        assert (await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)).attempts == 0
+        task = await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)
+        assert (task.attempts, task.error) == (0, before.error), "and why is not forgotten"
+        assert before.error
         assert stage.texts() == []
     await stage.operations.resume(task_id, who="operator")
     await stage.ended(task_id)
@@ -423,6 +455,14 @@ async def test_what_could_not_be_read_is_read_again_when_it_is_resumed(stage: St
     archived = await stage.ledger.archived(task_id)
     assert archived is not None
     assert archived.head.chat_id == "42"
+
+
+@pytest.mark.req("WRK-3")
+async def test_what_was_understood_when_it_came_is_not_read_again(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    _, worker = await stage.start(echo)
+    monkeypatch.setattr(worker.telegram, "read_again", lambda head, raw: stage.incoming("something else"))
+    await stage.ended(*await stage.write("Hello"))
+    assert stage.texts() == ["echo Hello"]
 
 
 @pytest.mark.req("QUE-4", "WFL-3")
@@ -612,6 +652,19 @@ async def test_operators_hear_once_that_too_much_is_suspended(stage: Stage):
     assert (suspended._value.get(), pending._value.get()) == (2, 0)
 
 
+@pytest.mark.req("SUS-3")
+async def test_operators_hear_of_a_single_one_that_was_suspended_for_long(stage: Stage):
+    stage.duties = Duties(late_after_seconds=0, suspended_alert_seconds=3600)
+    gateway, _ = await stage.start()
+    [task_id] = await stage.write("Hello")
+    await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    for seconds, alerts in ((3599, 0), (1, 1)):
+        await stage.pass_time(seconds)
+        await gateway.supervisor.measure()
+        raised = [one["alert"] for one in stage.log if one["event"] == "alert.raised"]
+        assert raised.count("suspended") == alerts
+
+
 @pytest.mark.req("SUS-2")
 async def test_what_waits_for_a_workflow_is_let_go_at_a_bounded_rate(stage: Stage):
     stage.duties = Duties(late_after_seconds=0, resume_per_second=1.0)
@@ -713,6 +766,7 @@ async def test_a_worker_without_the_workflow_leaves_it_to_one_that_has_it_and_th
         await stage.pass_time(2.1)
     await stage.ended(*tasks)
     assert stage.texts() == [f"echo {number}" for number in range(1, 7)], "and nobody was told that there is no bot"
+    assert not any([await stage.ledger.attempts(run_id_of(task_id, 0)) for task_id in tasks])
 
 
 @pytest.mark.req("WFL-4")
@@ -1099,6 +1153,42 @@ async def test_what_is_accepted_is_counted_by_how_it_came(stage: Stage):
 
 
 @pytest.mark.req("TGM-5")
+async def test_every_ending_is_counted_by_what_came_of_it_and_an_answer_by_how_long_it_took(stage: Stage):
+    heard: list[Any] = []
+    release = asyncio.Event()
+
+    @rise.workflow("mixed", channels=["telegram"])
+    async def mixed(turn: rise.Turn) -> None:
+        await release.wait()
+        if turn.text == "fail":
+            raise ValueError("boom")
+        if turn.text == "answer":
+            await turn.reply("yes")
+
+    def hear(event: Any) -> None:
+        heard.append(event)
+        stage.touch()
+
+    stage.retry_policy = RetryPolicy(retry_max=0)
+    gateway, _ = await stage.start(mixed)
+    gateway.bus.subscribe(Topic.TASK_SETTLED, hear)  # after whoever counts
+    account, workflow_id = ("telegram", stage.account), definition_of(mixed).workflow_id
+    endings = [(workflow_id, "answered"), (workflow_id, "silent"), ("", "retries_exhausted"), ("", "workflow_pending")]
+    counters = [telemetry.settled_total.labels(*account, *ending) for ending in endings]
+    counters.append(telemetry.workflow_pending_total.labels(*account))
+    took = telemetry.enqueue_to_reply_seconds.labels(*account, workflow_id)
+    before, took_before = [counter._value.get() for counter in counters], took._sum.get()
+    for chat, text in enumerate(("answer", "silent", "fail"), start=1):
+        await stage.write(text, chat=chat)
+    await gateway.intake.accept(msgspec.structs.replace(stage.incoming("asks", chat=4), workflow_id="wf_never"))
+    await stage.pass_time(7)
+    release.set()
+    await stage.until(lambda: _true(len(heard) == 4))
+    assert [counter._value.get() for counter in counters] == [value + 1 for value in before]
+    assert took._sum.get() - took_before == pytest.approx(7)
+
+
+@pytest.mark.req("TGM-5")
 async def test_a_workflow_that_only_its_caller_knows_is_nobodys_label(stage: Stage):
     gateway, _ = await stage.start(echo)
     before = telemetry.accepted_total.labels("telegram", stage.account, "")._value.get()
@@ -1127,6 +1217,7 @@ async def test_the_envelope_names_the_workflow_that_was_bound_when_it_came(stage
         return envelope(Task(head, b"{}", Progress(status=Status.PENDING)))["payload"]["workflowId"]
 
     assert [shown(head) for head in (bound, named, sent, nobodys)] == ["wf_echo", "wf_other", None, None]
+    assert [head.telemetry["binding"]["status"] for head in (bound, nobodys)] == ["bound", "missing"]
     assert bound.workflow_id is None, "what runs it is decided when it is claimed"
 
 
@@ -1227,9 +1318,9 @@ async def test_a_tap_that_comes_up_too_late_expires_without_a_run(stage: Stage):
     await stage.start_gateway()
     late, early = await stage.tap("late", chat=1), await stage.tap("early", chat=2)
     del early
-    await stage.pass_time(100)
+    await stage.pass_time(2)
     in_time = await stage.tap("in time", chat=3)
-    await stage.pass_time(51)
+    await stage.pass_time(149)
     await stage.start_worker(taps)
     [expired, answered] = await stage.ended(late, in_time)
     assert (expired.status, answered.status) == (Status.EXPIRED, Status.COMPLETED)
@@ -1363,6 +1454,19 @@ async def test_a_sender_is_told_once_that_it_will_be_late_and_then_that_it_faile
     for _ in range(6):
         await stage.pass_time(4)
     assert len(await stage.notices(task_id)) == 2
+
+
+@pytest.mark.req("CHN-4")
+async def test_where_there_are_no_words_for_it_nobody_is_told(stage: Stage):
+    stage.duties = Duties(late_after_seconds=10, late_text="", failed_text="")
+    stage.wording = Texts(workflow_missing="", failed="")
+    gateway = await stage.start_gateway()
+    [task_id] = await stage.write("Hello")
+    await stage.pass_time(11)
+    await gateway.supervisor.tell()
+    await stage.start_worker()
+    await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    assert await stage.notices(task_id) == []
 
 
 @pytest.mark.req("CHN-4")

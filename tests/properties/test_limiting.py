@@ -88,6 +88,14 @@ def test_no_bot_sends_faster_than_telegram_takes_it(wanted: list[tuple[float, st
     assert most_beyond(went, ACCOUNT_PER_SECOND, ACCOUNT_PER_SECOND * (1 + LONGEST_WAIT_OF_A_CHAT)) < 0.001
 
 
+def test_a_bot_sends_as_fast_as_telegram_takes_it():
+    clock = ManualClock()
+    began, count = clock.monotonic(), int(3 * ACCOUNT_PER_SECOND)
+    went = times_of_going(clock, [(0.0, str(chat)) for chat in range(count)])
+    last = max(at for times in went.values() for at in times)
+    assert last - began == pytest.approx((count - ACCOUNT_PER_SECOND) / ACCOUNT_PER_SECOND, abs=0.001)
+
+
 @pytest.mark.req("TGM-3")
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=100))
 @tried(100)

@@ -138,6 +138,25 @@ async def test_an_idle_lane_is_forgotten_after_a_while(stage: SqliteStage):
     assert await stage.count("lanes") == 0
 
 
+async def test_what_is_resumed_while_the_sweep_looks_is_left_alone(stage: SqliteStage, monkeypatch: pytest.MonkeyPatch):
+    queue, database = stage.queue, stage.databases[0]
+    too_late = delivery(1, suspend=Reason.WORKFLOW_PENDING, deadline_at_ms=queue.now_ms() + 1000)
+    await queue.enqueue(too_late)
+    stage.clock.advance(2)
+    look = database.read
+
+    async def look_and_resume(query):
+        found = await look(query)
+        await queue.resume(Selection(), limit=10)
+        return found
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(database, "read", look_and_resume)
+        await queue.sweep()
+    assert (await claim_one(queue)).task.task_id == too_late.head.task_id
+    assert await claim_all(queue) == []
+
+
 async def test_looking_for_work_that_is_not_there_writes_nothing(stage: SqliteStage):
     wal = stage.path.with_name("rise.db-wal")
     before = wal.stat().st_size

@@ -222,6 +222,7 @@ async def test_what_a_newer_version_wrote_hides_nothing_and_is_changed_by_nobody
         ("8", "a"): (True, "ann"),
         ("9", ""): (False, NEWER),
     }
+    assert not any(one.is_default for one in await stage.bindings() if one.updated_by == NEWER)
     await stage.editor.follow_code([workflow("b", "telegram")], ACCOUNTS)
     with pytest.raises(StateConflict, match="newer"):
         await stage.editor.bind(binding("b"), by="ann")

@@ -412,6 +412,21 @@ class LedgerConformance:
         assert sorted(await send_everything(ledger, fence)) == (["2.0"] if is_dropped else ["1.0", "2.0"])
         assert await states(ledger, former.run_id) == ["failed", "failed"]
 
+    @pytest.mark.req("ENV-3")
+    @pytest.mark.parametrize(("earlier_ms", "status"), [(0, Status.REPLYING), (1, Status.DROPPED)])
+    async def test_a_later_generation_ends_the_former_of_its_own_message_only(
+        self, ledger: Ledger, earlier_ms: int, status: Status
+    ) -> None:
+        """As long as a key is remembered, what comes under it is the same message."""
+        former, new = task(1), task(1, generation=1)
+        at_ms = former.head.accepted_at_ms + former.head.receipt_seconds * 1000 - earlier_ms
+        head = msgspec.structs.replace(new.head, accepted_at_ms=at_ms)
+        await answer(ledger, former)
+        await answer(ledger, msgspec.structs.replace(new, head=head))
+        known = await ledger.run(former.run_id)
+        assert known is not None
+        assert known.status is status
+
     @pytest.mark.req("WRK-5")
     @pytest.mark.failure("E2", "E9")
     async def test_words_of_a_newer_version_hide_nothing_else(self, stage: LedgerStage) -> None:
@@ -462,7 +477,9 @@ class LedgerConformance:
         tries = [Attempt(at_ms=5, error="boom", counted=True), Attempt(at_ms=5, error="down", counted=False)]
         for one in tries:
             await ledger.add_attempt(task().run_id, one)
+        await ledger.add_attempt(task(2).run_id, tries[0])
         assert await ledger.attempts(task().run_id) == tries
+        assert await ledger.attempts(task(2).run_id) == tries[:1]
 
     # --- history ---
 
@@ -494,13 +511,14 @@ class LedgerConformance:
 
     @pytest.mark.parametrize("elsewhere", [{"account": "8"}, {"channel": "another"}])
     async def test_history_is_of_one_account_and_channel(self, stage: LedgerStage, elsewhere: dict[str, str]) -> None:
-        here, there = task(1), task_elsewhere(2, **elsewhere)
-        for of in (there, here):
-            turns = [Turn(role="user", text=str(of.task_id), at_ms=n) for n in range(stage.history_kept)]
+        here, there, again = task(1), task_elsewhere(2, **elsewhere), task_elsewhere(3, **elsewhere)
+        for of, count in ((there, stage.history_kept), (here, stage.history_kept), (again, 1)):
+            turns = [Turn(role="user", text=str(of.task_id), at_ms=n) for n in range(count)]
             await stage.ledger.save_result(of, RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
-        for of in (there, here):
+        ours, theirs = [here.task_id] * stage.history_kept, [there.task_id] * (stage.history_kept - 1) + [again.task_id]
+        for of, texts in ((here, ours), (there, theirs)):
             kept = await stage.ledger.history(of.head.channel, of.head.account, "1", limit=10_000)
-            assert [turn.text for turn in kept] == [of.task_id] * stage.history_kept
+            assert [turn.text for turn in kept] == texts
 
     # --- outbox: order ---
 

@@ -29,6 +29,7 @@ from rise.queue.port import (
     NewTask,
     OpenTask,
     Queue,
+    QueueLimits,
     Receipt,
     Replying,
     RetryIn,
@@ -43,6 +44,7 @@ CLAIM: Final = timedelta(seconds=30)
 TASKS_PER_CLAIM: Final = 3
 DEATHS_SUSPECT: Final = 2
 DEATHS_MAX: Final = 3
+LANE_MEMORY: Final = QueueLimits().lane_memory
 
 HOUR: Final = 3600
 RECEIPT_SECONDS: Final = 72 * HOUR
@@ -345,6 +347,22 @@ class QueueConformance:
             task_id_of(DeliveryKey("tg:7:u:3")), new=True, out_of_order=True
         )
         assert await run_everything(queue) == [3, 5]
+
+    @pytest.mark.req("QUE-2")
+    async def test_an_idle_lane_notices_for_its_time_what_comes_late(self, stage: QueueStage) -> None:
+        await enqueue(stage.queue, 5)
+        assert await run_everything(stage.queue) == [5]
+        stage.pass_time(LANE_MEMORY.total_seconds() - 1)
+        await stage.queue.sweep()
+        assert (await stage.queue.enqueue(delivery(3))).late
+        assert await run_everything(stage.queue) == [3]
+        stage.pass_time(LANE_MEMORY.total_seconds() + 1)
+        await stage.queue.sweep()
+        assert not (await stage.queue.enqueue(delivery(4))).out_of_order
+
+    async def test_of_one_date_the_number_tells_what_is_out_of_order(self, queue: Queue) -> None:
+        one, two, three = (delivery(number, at=1000) for number in (1, 2, 3))
+        assert [(await queue.enqueue(each)).out_of_order for each in (one, three, two)] == [False, False, True]
 
     async def test_what_comes_in_the_same_moment_is_not_out_of_order(self, queue: Queue) -> None:
         for number in (1, 2):
@@ -1210,17 +1228,18 @@ class QueueConformance:
     async def test_a_suspended_task_whose_time_has_passed_comes_up_to_be_ended(self, stage: QueueStage) -> None:
         queue = stage.queue
         [task_id] = [(await queue.enqueue(delivery(1, deadline_at_ms=queue.now_ms() + 150_000))).task_id]
-        claim = await claim_one(queue)
-        await queue.settle(claim, claim.task, Suspend(Reason.WORKFLOW_PENDING))
+        await enqueue(queue, 2, chat="2")
+        for claim in await claim_all(queue):
+            await queue.settle(claim, claim.task, Suspend(Reason.WORKFLOW_PENDING))
         await queue.sweep()
         assert await claim_all(queue) == []
         stage.pass_time(151)
         await queue.sweep()
-        late = await claim_one(queue)
+        [late] = await claim_all(queue)
         assert late.task.task_id == task_id
         assert late.task.progress.deadline_at_ms is not None
         assert late.task.progress.deadline_at_ms < queue.now_ms()
-        assert (await queue.depth()).by_reason == {}, "it is not suspended any more"
+        assert (await queue.depth()).by_reason == {"workflow_pending": 1}, "it is not suspended any more"
 
     async def test_a_held_reply_waits_for_a_person_also_when_its_time_has_passed(self, stage: QueueStage) -> None:
         queue = stage.queue
@@ -1250,6 +1269,7 @@ class QueueConformance:
         [row] = await queue.list_open(Selection(), limit=10)
         assert (row.head.task_id, row.status, row.reason) == (unreadable, Status.SUSPENDED, Reason.SCHEMA_NEWER)
         assert row.head.lane == lane_of("1")
+        assert (row.head.channel, row.head.account, row.head.order) == ("telegram", "7", delivery(1).head.order)
         assert (await open_task(queue, unreadable)).raw == delivery(1).raw
         assert (await queue.depth()).by_reason == {"schema_newer": 1}
 
