@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +31,9 @@ class Ledger(MemoryLedger):
     is_away = False
     hangs = False
     asked = 0
+    looked = 0
+    on_looked: Callable[[], object] = staticmethod(lambda: None)
+    """When it has answered, and before that is heard."""
 
     async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
         self.asked += 1
@@ -40,9 +44,12 @@ class Ledger(MemoryLedger):
         await super().move_chat(channel, account, chat_id, moved_to)
 
     async def chat_moves(self, *, after: int = 0) -> list[ChatMove]:
+        self.looked += 1
         if self.is_away:
             raise StoreUnavailable("away")
-        return await super().chat_moves(after=after)
+        moves = await super().chat_moves(after=after)
+        self.on_looked()
+        return moves
 
 
 @pytest.fixture
@@ -55,8 +62,8 @@ def registry(ledger: Ledger) -> ChatRegistry:
     return new_registry(ledger)
 
 
-def new_registry(ledger: Ledger) -> ChatRegistry:
-    return ChatRegistry(ledger, MemoryBus(MemoryBusState()), ManualClock())
+def new_registry(ledger: Ledger, clock: ManualClock | None = None) -> ChatRegistry:
+    return ChatRegistry(ledger, MemoryBus(MemoryBusState()), clock or ManualClock())
 
 
 def read(update: dict[str, Any], registry: ChatRegistry, *, sent_at: int = DATE) -> Incoming:
@@ -171,4 +178,49 @@ async def test_a_ledger_that_is_away_or_hangs_keeps_nobody(
     ledger.hangs = False
     await registry.record()
     assert [move.first_id for move in await ledger.chat_moves()] == [str(OLD)]
+    await registry.stop()
+
+
+@pytest.mark.failure("A13", "B4")
+async def test_a_process_that_was_stopped_looks_once_before_it_reads_what_has_come(ledger: Ledger):
+    clock = ManualClock()
+    registry = new_registry(ledger, clock)
+    await registry.start()
+    await ledger.move_chat("telegram", "7", str(OLD), str(NEW))
+    clock.advance(chats.TRUSTED_SECONDS)
+    await registry.catch_up()
+    assert (registry.first_id("telegram", "7", str(NEW)), ledger.looked) == (None, 1), "it may not have heard yet"
+    clock.advance(0.1)
+    await asyncio.gather(*(registry.catch_up() for _ in range(3)))
+    assert (registry.first_id("telegram", "7", str(NEW)), ledger.looked) == (str(OLD), 2)
+    await registry.stop()
+
+
+@pytest.mark.failure("A13", "B4")
+async def test_an_answer_that_was_on_its_way_when_the_process_was_stopped_is_not_trusted(ledger: Ledger):
+    clock = ManualClock()
+    registry = new_registry(ledger, clock)
+    ledger.on_looked = lambda: clock.advance(2 * chats.TRUSTED_SECONDS)
+    await registry.refresh()
+    ledger.on_looked = lambda: None
+    await ledger.move_chat("telegram", "7", str(OLD), str(NEW))
+    await registry.catch_up()
+    assert registry.first_id("telegram", "7", str(NEW)) == str(OLD)
+
+
+@pytest.mark.failure("A13", "B4")
+async def test_a_ledger_that_is_away_is_asked_once_after_a_stop_and_then_waited_for_by_nobody(ledger: Ledger):
+    clock = ManualClock()
+    registry = new_registry(ledger, clock)
+    await registry.start()
+    await ledger.move_chat("telegram", "7", str(OLD), str(NEW))
+    ledger.is_away = True
+    clock.advance(2 * chats.TRUSTED_SECONDS)
+    await asyncio.gather(*(registry.catch_up() for _ in range(3)))
+    assert ledger.looked == 2
+    ledger.is_away = False
+    await registry.refresh()
+    clock.advance(2 * chats.TRUSTED_SECONDS)
+    await registry.catch_up()
+    assert ledger.looked == 4, "from then on it is trusted for a while only, as ever"
     await registry.stop()

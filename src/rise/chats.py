@@ -5,7 +5,8 @@ is still pending in them stays ahead of what comes under the new id. Replies go 
 sees to that.
 
 Promises: reading is a look in memory. What this process hears is known to it at once, so before it reads the next
-update; it is in the ledger before whoever said it is told that it was heard. Other processes know within seconds.
+update; it is in the ledger before whoever said it is told that it was heard. Other processes know within seconds; one
+that was stopped for longer looks before it reads what has come meanwhile.
 
 Refuses: to keep anybody waiting for the ledger. While that is away this process alone knows, and goes on trying to
 write it down; if it dies first, the run of the message that said so writes it. Until then, what others accept under the
@@ -15,7 +16,7 @@ new id has a lane of its own: it may be answered out of order with the old id's;
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import math
 from typing import Final
 
 from rise.bus.port import Bus, Topic
@@ -27,8 +28,10 @@ from rise.telemetry import log
 
 CHECK_SECONDS: Final = 5.0
 """How often the ledger is asked; makes up for lost events."""
+TRUSTED_SECONDS: Final = CHECK_SECONDS + 1.0
+"""So long after a look what is known may be gone by: longer than until the next one, unless the process was stopped."""
 RECORD_SECONDS_MAX: Final = 1.0
-"""How long a start waits for the ledger, and once per chat that moves, a message."""
+"""How long a start waits for the ledger and, once per chat that moves and per stop of the process, a message."""
 
 
 class ChatRegistry:
@@ -42,20 +45,37 @@ class ChatRegistry:
         self._first_ids: dict[tuple[str, str, str], str] = {}
         self._unrecorded: dict[tuple[str, str, str], ChatMove] = {}
         self._sequence = 0
+        self._clock = clock
+        self._trusted_until = math.inf
+        self._looking = asyncio.Lock()
         self._changed = Signal()
         self._unsubscribe = bus.subscribe(Topic.CHATS_MOVED, lambda _: self._changed.set())
         self._loop = Loop("chats", self._follow, sleep=clock.sleep, on_error=_report)
 
     async def start(self) -> None:
         # Before the doors open: the first message after a restart belongs where the last one before it went.
-        with suppress(Unavailable, TimeoutError):
-            async with asyncio.timeout(RECORD_SECONDS_MAX):
-                await self.refresh()
+        await self._look()
         await self._loop.start()
 
     async def stop(self) -> None:
         await self._loop.stop()
         self._unsubscribe()
+
+    async def catch_up(self) -> None:
+        """Wait for this before reading what has come. A process that goes on after a while has not heard what was said
+        meanwhile, and what came meanwhile is often the first that it reads."""
+        if self._clock.monotonic() <= self._trusted_until:
+            return
+        async with self._looking:  # one looks, for all who wait
+            if self._clock.monotonic() > self._trusted_until:
+                await self._look()
+
+    async def _look(self) -> None:
+        try:
+            async with asyncio.timeout(RECORD_SECONDS_MAX):
+                await self.refresh()
+        except (Unavailable, TimeoutError):
+            self._trusted_until = math.inf  # nobody else waits for it, until it has answered again
 
     def first_id(self, channel: str, account: str, chat_id: str) -> str | None:
         """The id that the chat goes by, if this is a later one."""
@@ -86,9 +106,11 @@ class ChatRegistry:
 
     async def refresh(self) -> None:
         """Take over what others have recorded since."""
+        asked_at = self._clock.monotonic()  # the answer is as old as that, if the process was stopped in between
         for move in await self._ledger.chat_moves(after=self._sequence):
             self._first_ids[move.channel, move.account, move.chat_id] = move.first_id
             self._sequence = move.sequence
+        self._trusted_until = asked_at + TRUSTED_SECONDS
 
     async def _follow(self) -> None:
         await self._changed.wait(CHECK_SECONDS)

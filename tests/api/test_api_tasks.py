@@ -466,6 +466,17 @@ async def test_a_message_enters_by_the_same_door_into_the_chats_own_lane(
     }
 
 
+@pytest.mark.failure("A13", "B4")
+async def test_a_message_that_came_while_the_process_was_stopped_is_in_the_lane_of_the_chats_first_id(
+    client: httpx.AsyncClient, house: House
+) -> None:
+    await house.ledger.move_chat("telegram", "7", "-500", "-1005")
+    house.chats._trusted_until = 0.0
+    await client.post("/api/messages", json=MESSAGE | {"chatId": -1005})
+    [task] = await open_tasks(house)
+    assert task.head.lane == "tg:7:-500:0"
+
+
 @pytest.mark.req("ENV-7")
 async def test_a_message_becomes_a_reply_in_the_outbox(client: httpx.AsyncClient, house: House, work: Work) -> None:
     await work(echo)

@@ -67,6 +67,17 @@ async def test_the_path_may_name_the_bot(nobody: httpx.AsyncClient) -> None:
     assert (await post(nobody, update(), f"{PATH}/{BOT}")).status_code == 200
 
 
+@pytest.mark.failure("A13", "B4")
+async def test_what_came_while_the_process_was_stopped_is_in_the_lane_of_the_chats_first_id(
+    nobody: httpx.AsyncClient, house: House
+) -> None:
+    await house.ledger.move_chat("telegram", BOT, "-500", "-1005")
+    house.chats._trusted_until = 0.0
+    await post(nobody, update(chat={"id": -1005, "type": "supergroup"}))
+    [task] = await house.queue.list_open(Selection(), limit=10)
+    assert task.head.lane == f"tg:{BOT}:-500:0"
+
+
 @pytest.mark.failure("A1", "A4")
 async def test_a_repeated_update_is_answered_200_and_creates_nothing(nobody: httpx.AsyncClient, house: House) -> None:
     for _ in range(3):

@@ -9,8 +9,11 @@ import pytest
 
 from rise.channels.port import Incoming
 from rise.channels.telegram import KINDS, TelegramChannel, TelegramPolling
+from rise.chats import ChatRegistry
 from rise.clock import SystemClock
 from rise.errors import CopiesInsufficient
+from rise.testing.fakes.bus import MemoryBus, MemoryBusState
+from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState
 from rise.testing.telegram import Fault, TelegramStandIn
 from rise.testing.waiting import eventually
 
@@ -105,6 +108,20 @@ async def test_updates_are_accepted_in_their_own_bytes_and_then_confirmed(telegr
     assert [incoming.delivery_key for incoming in intake.accepted] == [
         f"tg:{ACCOUNT}:u:{update.update_id}" for update in queued
     ]
+
+
+@pytest.mark.failure("A13", "B4")
+async def test_what_came_while_the_process_was_stopped_is_in_the_lane_of_the_chats_first_id(
+    telegram, polling, intake, clock
+):
+    ledger = MemoryLedger(MemoryLedgerState(), now_ms=lambda: 0)
+    await ledger.move_chat("telegram", ACCOUNT, "-500", "-1005")
+    polling._channel._chats = ChatRegistry(ledger, MemoryBus(MemoryBusState()), clock)
+    polling._channel._chats._trusted_until = 0.0
+    telegram.message("hello", chat_id=-1005)
+    await polling.start()
+    await until(lambda: not telegram.pending())
+    assert [incoming.lane for incoming in intake.accepted] == [f"tg:{ACCOUNT}:-500:0"]
 
 
 @pytest.mark.req("TGM-2")

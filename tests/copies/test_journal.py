@@ -124,7 +124,10 @@ async def test_a_store_that_lost_what_it_held_lacks_everything(journal: Journal)
     await journal.note([run(0), run(1)], "rabbitmq", "1")
     await journal.note([run(0)], "redis", "1")
     assert (await journal.noted("rabbitmq"), await journal.noted("redis")) == (2, 1)
+    asked = [run(0), run(1, generation=1), run(2), run(9)]
+    assert await journal.noted_among("rabbitmq", asked) == {run(0)}, "of these, and in this generation"
     await journal.note_lost("rabbitmq")
+    assert await journal.noted_among("rabbitmq", asked) == set()
     assert (await journal.noted("rabbitmq"), await journal.noted("redis")) == (0, 1)
     assert len(await lacking_in(journal, "rabbitmq", "1")) == 3
 

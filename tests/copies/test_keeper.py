@@ -12,8 +12,9 @@ from structlog.testing import capture_logs
 from rise.copies import keeper as keeper_module
 from rise.copies.journal import FIRST_LOOK_MS
 from rise.copies.keeper import COUNT_SECONDS, PATIENCE_SECONDS
-from rise.copies.reaper import HOLD_SECONDS
+from rise.copies.reaper import HOLD_SECONDS, PARKED_LOOK_SECONDS
 from rise.copies.relay import YOUNG_MS
+from rise.envelope import Progress, Status, Task
 from rise.errors import StoreUnavailable, Unavailable
 from rise.ledger.port import Office
 from rise.offices import LEASE_SECONDS
@@ -364,6 +365,52 @@ async def test_what_is_finished_and_still_in_a_journal_is_not_missed_in_the_mirr
     assert len(await in_journal(process.journals.own)) == 10, "it looks seldom"
     assert sum(installation.in_mirror().values()) == 2
     assert events(logs, "copies.lost") == []
+
+
+@pytest.mark.req("CPY-7", "CPY-1")
+@pytest.mark.failure("C22", "M10")
+async def test_what_no_journal_knows_of_hides_no_loss_and_is_not_missed_when_it_ends(
+    installation: Installation, process: Process
+):
+    known = await kept(process, installation, 1, 2)
+    await process.round()
+    own, process.journals._own = process.journals.own, None
+    [unknown] = await kept(process, installation, 3, chat="2")
+    process.journals._own = own
+    await rounds(process, 2, seconds=HOLD_SECONDS)
+    assert installation.mirror.count(parked=True) == 3
+    lost = known[0].head.task_id
+    installation.mirror.copies[:] = [copy for copy in installation.mirror.copies if copy.task_id != lost]
+    with capture_logs() as logs:
+        await rounds(process, 3, seconds=COUNT_SECONDS)
+    assert [said["count"] for said in events(logs, "copies.lost")] == [1]
+    await process.round()
+    await rounds(process, 2, seconds=PARKED_LOOK_SECONDS)
+    assert installation.in_mirror() == dict.fromkeys(ids([*known, unknown]), 1)
+    with capture_logs() as logs:
+        await installation.finish(Task(unknown.head, unknown.raw, Progress(status=Status.PENDING)))
+        await rounds(process, 3, seconds=COUNT_SECONDS)
+        await rounds(process, 3, seconds=PARKED_LOOK_SECONDS)
+    assert installation.in_mirror() == dict.fromkeys(ids(known), 1)
+    assert events(logs, "copies.lost") == []
+
+
+@pytest.mark.req("CPY-1")
+@pytest.mark.failure("I3", "M10")
+async def test_of_what_two_journals_know_one_copy_is_enough(installation: Installation, process: Process):
+    other = await installation.process()
+    messages = await kept(process, installation, 1, 2)
+    await other.keep(messages[0])
+    await other.asked()
+    await process.round()
+    await other.round()
+    with capture_logs() as logs:
+        await rounds(process, 4, seconds=COUNT_SECONDS)
+        assert installation.in_mirror() == dict.fromkeys(ids(messages), 1)
+        assert events(logs, "copies.lost") == []
+        installation.mirror.copies.pop()
+        await rounds(process, 2, seconds=COUNT_SECONDS)
+    assert [said["count"] for said in events(logs, "copies.lost")] == [1]
 
 
 @pytest.mark.failure("M10")

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from rise.chats import ChatRegistry
 from rise.testing.simulator.faults import Fault, FaultKind
-from rise.testing.simulator.people import Act, Doing
+from rise.testing.simulator.people import GROUP, SUPERGROUP, Act, Doing
 from rise.testing.simulator.run import Plan, draw_plan, shorten, simulate
 
 ONCE_BROKEN = {
@@ -25,6 +26,7 @@ ONCE_BROKEN = {
     217: "an answered message was taken for poison before what it promised for later was armed, and nobody went on",
     1063: "a run was out of time because the store took long to save its steps, and a try was counted",
     1001798: "a gateway that was frozen and did not send any more said for ever that the bot's token was refused",
+    1002225: "a gateway that had been frozen put what came meanwhile into the lane of an id that its chat had left",
 }
 """Seeds that found something once, and what."""
 
@@ -108,3 +110,39 @@ def test_a_worker_whose_store_takes_no_writes_at_its_start_waits_for_it_and_does
     outcome = simulate(Plan(1, 1, 1, False, "resend", doings, [away]))
     assert (outcome.violations, outcome.counts["kills"]) == ([], 0)
     assert outcome.steps["queue.settle"] == 1
+
+
+def a_group_that_moves_while_a_gateway_is_frozen(seed: int) -> Plan:
+    moves = Doing(act=Act.MIGRATE, at=6.0, name="moved", chat_id=GROUP)
+    after = [Doing(act=Act.WRITE, at=15.0 + n, name=f"m{n}", chat_id=SUPERGROUP) for n in range(8)]
+    frozen = Fault(kind=FaultKind.PAUSE, target="gateway-1", at=5.0, seconds=20.0)
+    return Plan(seed, 2, 1, False, "resend", [moves, *after], [frozen])
+
+
+@pytest.mark.req("QUE-3", "TST-2")
+@pytest.mark.failure("A13", "B4")
+def test_what_a_frozen_gateway_finds_when_it_goes_on_is_in_the_lane_of_the_chats_first_id(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    plans = [a_group_that_moves_while_a_gateway_is_frozen(seed) for seed in range(1, 5)]
+    assert [violation for plan in plans for violation in broken(plan)] == []
+
+    async def nothing(self: ChatRegistry) -> None:
+        return
+
+    monkeypatch.setattr(ChatRegistry, "catch_up", nothing)
+    assert any("the chat goes by" in violation for plan in plans for violation in broken(plan))
+
+
+@pytest.mark.req("TST-2")
+@pytest.mark.failure("A13")
+def test_what_was_read_before_everybody_had_to_know_of_a_move_may_be_written_late():
+    moves = Doing(act=Act.MIGRATE, at=6.0, name="moved", chat_id=GROUP)
+    after = [Doing(act=Act.WRITE, at=6.5 + 0.3 * n, name=f"m{n}", chat_id=SUPERGROUP) for n in range(12)]
+    faults = [
+        Fault(kind=FaultKind.BUS_SILENT, at=5.0, seconds=20.0),
+        Fault(kind=FaultKind.WRITES_SLOW, target="gateway-1", at=6.2, seconds=8.0),
+        Fault(kind=FaultKind.PAUSE, target="gateway-1", at=8.5, seconds=8.0),
+    ]
+    for seed in (2, 3, 5):
+        assert broken(Plan(seed, 2, 1, False, "resend", [moves, *after], faults)) == []

@@ -31,6 +31,7 @@ ONCE_BROKEN = {
     2: "a message that was delivered again after a later run of it had ended waited for a person, for ever",
     2000064: "a second copy of one message hid, in the count of what the mirror holds, that it had lost another's",
     3000284: "a run whose process was stopped for a while was out of time when it went on, and a try was counted",
+    4100190: "a copy that no journal knew of hid, in the same count, that the mirror had lost another's",
 }
 """Seeds that found something once, and what."""
 
@@ -40,7 +41,7 @@ READS = {
     *("mirror.depth", "queue.life", "queue.missing"),
     *("journal.lacking", "journal.open_tasks", "journal.due", "journal.receipts", "journal.entries", "journal.noted"),
     *("journal.has", "journal.copies_of", "journal.has_work", "journal.depth", "journal.last_number"),
-    *("journal.noted_runs", "journal.body_sha256"),
+    *("journal.noted_runs", "journal.noted_among", "journal.body_sha256"),
 }
 NO_STEPS = {"mirror.start", "mirror.stop", "journal.open", "journal.close"}
 

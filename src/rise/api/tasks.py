@@ -114,6 +114,7 @@ class _Door:
     async def send_message(self, request: Request, principal: Principal) -> Response:
         body = await read_json_body(request.scope, request.receive)
         house = self._house
+        await house.chats.catch_up()
         asked = http.read_message(
             body,
             accounts=house.channels.all_accounts(),

@@ -93,6 +93,7 @@ class TelegramWebhook:
             return
         try:
             body = await self._body(scope, receive, length)
+            await self._telegram.catch_up()
             incoming = self._telegram.read_update(
                 body,
                 account=account,

@@ -286,6 +286,11 @@ class Journal:
             lambda connection: [KeptRun(*row) for row in connection.execute(statement, (after or "", limit))]
         )
 
+    async def noted_among(self, copy: Copy, runs: Collection[Run]) -> set[Run]:
+        """Those of these that are open here, and that the store is known to hold, in whatever life."""
+        statement, named = _NOTED_AMONG.format(_COLUMNS[copy]), _named(runs)
+        return await self._read(lambda connection: {Run(*row) for row in connection.execute(statement, (named,))})
+
     async def noted(self, copy: Copy) -> int:
         """How many open tasks that store is known to hold, in whatever life."""
         statement = f"SELECT count(*) FROM tasks WHERE {_COLUMNS[copy]} <> ''"  # noqa: S608 - one of our own columns
@@ -425,6 +430,10 @@ _BODY: Final = (
 _NOTED_RUNS: Final = (
     "SELECT task_id, generation, accepted_at, receipt_ends_at FROM tasks WHERE {} <> '' AND task_id > ?"
     " ORDER BY task_id LIMIT ?"
+)
+_NOTED_AMONG: Final = (
+    "SELECT task_id, generation FROM json_each(?) AS run JOIN tasks"
+    " ON tasks.task_id = run.value ->> 0 AND tasks.generation = run.value ->> 1 WHERE {} <> ''"
 )
 _HAS: Final = "SELECT task_id FROM tasks WHERE task_id IN (SELECT value FROM json_each(?))"
 _COPIES_OF: Final = "SELECT redis, rabbitmq FROM tasks WHERE task_id = ?"

@@ -6,13 +6,13 @@ meanwhile, and so does everything else.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Final, TypeVar
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
-from rise.copies.journal import Journal
+from rise.copies.journal import Journal, KeptRun, Run
 from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, Mirror
 from rise.copies.reaper import Reaper
@@ -88,6 +88,7 @@ class Keeper:
         self._refilling_since, self._is_mirror_owed = None, False
         self._counted_at, self._counted_short = None, False
         if self._reaper is not None:
+            self._reaper.waiting.clear()
             await self._reaper.let_go()
         self._is_resting = True
 
@@ -202,10 +203,11 @@ class Keeper:
     async def _count(self) -> None:
         """A queue deleted or purged in the broker is short of what the journals know to be there."""
         assert self._mirror is not None
+        assert self._reaper is not None
         async with self._slots.every() as every:
             # One that cannot be read knows of nothing; at most that hides a loss.
             journals = [journal for journal in every if await _can_be_read(journal)]
-            missing = await self._count_missing(self._mirror, journals)
+            missing = await self._count_missing(self._mirror, self._reaper.waiting, journals)
             if missing > 0 and self._counted_short:  # once may be a moment between two counts
                 log.error(
                     "copies.lost",
@@ -215,24 +217,48 @@ class Keeper:
                 )
                 for journal in journals:
                     await journal.note_lost("rabbitmq")
+                self._reaper.waiting.clear()  # what of it was lost, too, nobody knows
             self._counted_short = missing > 0 and not self._counted_short
 
-    async def _count_missing(self, mirror: Mirror, journals: Sequence[Journal]) -> int:
+    async def _count_missing(self, mirror: Mirror, waiting: dict[Run, KeptRun], journals: Sequence[Journal]) -> int:
         # The journals first: what is kept in between is in the mirror and not in the sum, and hides at most a loss.
         noted = sum([await journal.noted("rabbitmq") for journal in journals])
         depth = await mirror.depth()
-        missing = noted - depth.fresh - depth.parked
-        if missing <= 0:
+        for journal in journals:
+            await _leave_unknown(waiting, journal)
+        if noted <= depth.fresh + depth.parked - len(waiting):
             return 0
-        # The mirror lets go of what is finished up to ten minutes before a journal looks at it.
-        return missing - sum([await self._count_finished(journal) for journal in journals])
+        noted = sum([await self._count_noted(journals[:n], journal) for n, journal in enumerate(journals)])
+        depth = await mirror.depth()
+        # What no journal knows of, having taken nothing when it was accepted, or being another host's, would hide the
+        # loss of as many others. What of it has ended may have left.
+        unknown = len(waiting) - await self._count_finished(list(waiting.values()))
+        return noted - max(0, depth.fresh + depth.parked - unknown)
 
-    async def _count_finished(self, journal: Journal) -> int:
+    async def _count_noted(self, others: Sequence[Journal], journal: Journal) -> int:
+        """Without what those others count, since of what came twice the mirror keeps one copy, and without what is
+        finished: the mirror lets go of that up to ten minutes before a journal looks at it."""
         count, after = 0, None
         while runs := await journal.noted_runs("rabbitmq", limit=PAGE, after=after):
-            count += len(await self._work.finished(runs))
             after = runs[-1].task_id
+            for other in others:
+                known = await other.noted_among("rabbitmq", [one.run for one in runs])
+                runs = [one for one in runs if one.run not in known]
+            count += len(runs) - await self._count_finished(runs)
         return count
+
+    async def _count_finished(self, runs: Sequence[KeptRun]) -> int:
+        return sum([len(await self._work.finished(page)) for page in _pages(runs)])
+
+
+async def _leave_unknown(waiting: dict[Run, KeptRun], journal: Journal) -> None:
+    for page in _pages(list(waiting)):
+        for run in await journal.noted_among("rabbitmq", page):
+            del waiting[run]
+
+
+def _pages(runs: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (runs[start : start + PAGE] for start in range(0, len(runs), PAGE))
 
 
 async def _can_be_read(journal: Journal) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from rise.clock import Clock, epoch_ms
-from rise.copies.journal import Run, run_of
+from rise.copies.journal import KeptRun, Run, run_of
 from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, REDIS, Look, Mirror
 from rise.errors import RabbitUnavailable, Unavailable
@@ -38,6 +38,8 @@ class Reaper:
         self._held: list[Look] = []
         """Fresh, and not finished when last looked at."""
         self._parked_due_at = 0.0
+        self.waiting: dict[Run, KeptRun] = {}
+        """What it has put back to wait and not let go since. Who counts takes out of it what a journal knows of."""
 
     async def look(self) -> None:
         """One round. Raises `Unavailable`, having given back what it held."""
@@ -149,6 +151,8 @@ class Reaper:
         ended, still_open = _split(looks, lambda look: look.task is not None and run_of(look.task).run in over)
         if ended:
             await self._mirror.forget(ended)
+            for run in over:
+                self.waiting.pop(run, None)
         return still_open
 
     async def _bring_if_possible(self, looks: Sequence[Look]) -> None:
@@ -177,6 +181,8 @@ class Reaper:
     async def _park(self, looks: Sequence[Look]) -> None:
         if looks:
             await self._mirror.park(looks)
+            kept = [run_of(look.task) for look in looks if look.task is not None]
+            self.waiting.update((one.run, one) for one in kept)
 
 
 def _is_new(run: Run, seen: set[Run]) -> bool:

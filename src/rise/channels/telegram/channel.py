@@ -124,6 +124,11 @@ class TelegramChannel:
         self._tokens[account] = token
         return account
 
+    async def catch_up(self) -> None:
+        """Wait for this before reading what has come: which chats have moved, if this process may not have heard."""
+        if self._chats is not None:
+            await self._chats.catch_up()
+
     def read_update(
         self,
         body: bytes,

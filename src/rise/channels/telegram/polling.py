@@ -146,6 +146,7 @@ class TelegramPolling:
 
     async def _take(self, bodies: Sequence[bytes]) -> None:
         """Accept all of them at once; confirm, with the next request, those before the first that failed."""
+        await self._channel.catch_up()
         now = self._clock.now()
         accepting = (
             self._accept(self._channel.read_update(body, account=self._account, webhook=False, now=now))

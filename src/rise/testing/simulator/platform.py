@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from rise.api.reading import Message
+from rise.channels.port import Incoming
 from rise.channels.telegram import TelegramChannel
 from rise.channels.telegram.outcomes import Answer, Unanswered
 from rise.testing.clock import START
@@ -61,6 +62,9 @@ class Listener(Protocol):
 
     def sent(self, method: str, params: Mapping[str, Any]) -> None:
         """A person sees it."""
+
+    def read(self, incoming: Incoming) -> None:
+        """A process has read it, and goes by what it knew in this moment."""
 
 
 class Platform:
@@ -172,6 +176,9 @@ class Platform:
         for hang_up in self._knocking.pop(process, []):
             self._world.timeline.after(RESET_SECONDS, hang_up)
 
+    def read(self, incoming: Incoming) -> None:
+        self._listener.read(incoming)
+
     # --- calls by gateways ---
 
     async def exchange(
@@ -266,6 +273,11 @@ class SimTelegramChannel(TelegramChannel):
         super().__init__([BOT], **options)
         self._platform = platform
         self._process = process
+
+    def read_update(self, body: bytes, **options: Any) -> Incoming:
+        incoming = super().read_update(body, **options)
+        self._platform.read(incoming)
+        return incoming
 
     async def exchange(
         self, account: str, method: str, params: Mapping[str, Any], *, timeout_seconds: float | None = None
