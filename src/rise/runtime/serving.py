@@ -33,7 +33,7 @@ from rise.runtime.pipeline import Pipeline, PipelineLimits
 from rise.runtime.probes import register_probes, run_needs
 from rise.runtime.processes import EXIT_WORN_OUT, Parent, WorkerProcess, spare_the_collector, stop_on_signals
 from rise.runtime.registration import WEBHOOK, TelegramRegistration
-from rise.runtime.supervisor import MEASURE_SECONDS, Duties, Supervisor
+from rise.runtime.supervisor import FORGET_AFTER_SECONDS, MEASURE_SECONDS, Duties, Supervisor
 from rise.service import Loop, Service, cancel_all, spawn, start_all, stop_all
 from rise.telemetry import keep_out_of_logs, log
 from rise.workflows.definition import App, WorkflowDefinition, load_app
@@ -252,8 +252,10 @@ def build_supervisor(
     *,
     restart_worker: Callable[[], Awaitable[None]] | None = None,
     tell: Callable[[AlertMessage], None] = lambda message: None,
+    forget_after_seconds: float = FORGET_AFTER_SECONDS,
 ) -> Supervisor:
-    """`restart_worker`: of the worker that belongs to this process; `tell`: where alerts go beside the log."""
+    """`restart_worker`: of the worker that belongs to this process; `tell`: where alerts go beside the log;
+    `forget_after_seconds`: as in `Duties`."""
     settings = house.settings
     register_probes(house)
     return Supervisor(
@@ -271,6 +273,7 @@ def build_supervisor(
             late_text=settings.late_message,
             failed_text=settings.failed_message,
             keep_finished_seconds=settings.keep_finished_days * 86400,
+            forget_after_seconds=forget_after_seconds,
             suspended_alert_count=settings.suspended_alert_count,
             suspended_alert_seconds=settings.suspended_alert_hours * 3600,
         ),

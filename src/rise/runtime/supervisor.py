@@ -33,6 +33,7 @@ TELL_SECONDS: Final = 5.0
 MEASURE_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 1.0
 PAGE: Final = 500
+FORGET_AFTER_SECONDS: Final = 900.0
 ROUTED_PAGES: Final = 10
 """Looked at each time of what waits where chats and commands decide."""
 
@@ -50,7 +51,7 @@ class Duties:
     late_text: str = "Got it, running late. The answer will come."
     failed_text: str = "Sorry, your message could not be answered. A person has been told."
     keep_finished_seconds: float = 30 * 86400.0
-    forget_after_seconds: float = 900.0
+    forget_after_seconds: float = FORGET_AFTER_SECONDS
     """For so long the store's clock and the wall clock have to agree before anything is forgotten by them."""
     suspended_alert_count: int = 100
     suspended_alert_seconds: float = 86400.0

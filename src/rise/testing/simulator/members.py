@@ -51,6 +51,8 @@ from rise.workflows.definition import WorkflowDefinition
 RESTART_SECONDS: Final = (0.05, 3.0)
 STOP_SECONDS: Final = 5.0
 _RATES: Final = TelegramRates(chat_per_second=2.0, group_per_minute=90.0, bot_per_second=60.0)
+FORGET_AFTER_SECONDS: Final = 20.0
+"""A world lasts some minutes."""
 _SCHEMA: Final = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA, "definitions": DEFINITIONS_SCHEMA}
 
 Workflows = Callable[[Process], dict[str, WorkflowDefinition]]
@@ -188,7 +190,10 @@ class Gateway(Member):
         self._webhook = TelegramWebhook(
             telegram, account=account, secret=WEBHOOK_WORD, intake=house.intake, gate=gate, clock=house.clock
         )
-        services: list[Service] = [serving.build_supervisor(house), assembly.build_sender(house)]
+        services: list[Service] = [
+            serving.build_supervisor(house, forget_after_seconds=FORGET_AFTER_SECONDS),
+            assembly.build_sender(house),
+        ]
         if (polling := assembly.build_polling(house)) is not None:
             services.append(polling)
         return services
