@@ -148,7 +148,7 @@ async def test_everything_that_is_said_is_shown_again_and_what_is_left_out_stays
         enabling(config={"timeoutMessage": None, "metadata": {"rateLimitPerMin": None, "team": None}}),
         account=OTHER,
     )
-    assert again["isDefault"] is False, "it has routes, and nobody has said that it is the default, too"
+    assert again["isDefault"] is True, "what is left out stays"
     assert again["config"] == whole["config"] | {
         "timeoutMessage": None,
         "metadata": {"allowedChatIds": ["1", "2"], "rateLimitPerMin": None, "locale": "de"},
@@ -232,6 +232,19 @@ async def test_a_new_default_demotes_the_former_one_and_says_so(admin: httpx.Asy
     former = (await admin.get(f"{PATH}/wf_a")).json()["data"]
     assert (former["isDefault"], former["bindingVersion"]) == (False, answered["data"]["bindingVersion"])
     assert (await put(admin, "wf_b", enabling()))["demoted"] is None
+
+
+@pytest.mark.req("BND-2")
+async def test_a_default_with_routes_stays_it_until_somebody_says_otherwise_and_is_told_what_that_means(
+    admin: httpx.AsyncClient,
+):
+    routes = [{"by": "command", "value": "/help"}]
+    await put(admin, "wf_a", enabling(routes=routes, isDefault=True))
+    limited = await put(admin, "wf_a", enabling(config={"metadata": {"rateLimitPerMin": 9}}))
+    assert (limited["isDefault"], limited["routes"]) == (True, routes)
+    routed = (await admin.put(f"{PATH}/wf_a", json=enabling(routes=[{"by": "command", "value": "/h"}]))).json()
+    assert routed["data"]["isDefault"] is False
+    assert routed["meta"]["warnings"] == ["its account has no default any more: what no route names waits"]
 
 
 @pytest.mark.req("BND-2")

@@ -48,6 +48,8 @@ class Rebound(msgspec.Struct, frozen=True):
     binding: BindingRecord
     demoted: str | None = None
     """The workflow that was the account's default until then."""
+    leaves_no_default: bool = False
+    """The account had one until then."""
 
 
 class Editor:
@@ -91,9 +93,10 @@ class Editor:
         force, `RouteTaken` if another binding of the account has one of its routes.
         """
         demoted: str | None = None
+        leaves_none = False
 
         def changed(known: list[BindingRecord]) -> list[BindingRecord]:
-            nonlocal demoted
+            nonlocal demoted, leaves_none
             former = next((one for one in known if one.workflow_id == workflow_id), None)
             if version is not None and version != (former.version if former else 0):
                 raise VersionStale.of(f"the binding of {workflow_id}", former.version if former else 0)
@@ -105,10 +108,11 @@ class Editor:
             if binding.is_default:
                 demoted = next((one.workflow_id for one in others if one.is_default and one.enabled), None)
                 others = [msgspec.structs.replace(one, is_default=False) for one in others]
+            leaves_none = _has_default(known) and not _has_default([*others, binding])
             return [*others, binding]
 
         bindings = await self._change_bindings(channel, account, changed, by=by, action=action, why=why)
-        return Rebound(next(one for one in bindings if one.workflow_id == workflow_id), demoted)
+        return Rebound(next(one for one in bindings if one.workflow_id == workflow_id), demoted, leaves_none)
 
     async def unbind(self, channel: str, account: str, workflow_id: str, *, by: str, why: str = "") -> None:
         """Nothing is bound there by this name any more."""
@@ -259,6 +263,10 @@ def shared(
 
 def _with_own(binding: BindingRecord, name: str, value: object) -> BindingRecord:
     return msgspec.structs.replace(binding, own=msgspec.structs.replace(binding.own, **{name: value}))
+
+
+def _has_default(bindings: list[BindingRecord]) -> bool:
+    return any(one.is_default and one.enabled for one in bindings)
 
 
 def _refuse_taken_routes(binding: BindingRecord, others: list[BindingRecord]) -> None:
