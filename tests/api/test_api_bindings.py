@@ -235,6 +235,14 @@ async def test_a_new_default_demotes_the_former_one_and_says_so(admin: httpx.Asy
 
 
 @pytest.mark.req("BND-2")
+async def test_what_is_switched_off_takes_the_default_from_nobody(admin: httpx.AsyncClient):
+    await put(admin, "wf_a", enabling())
+    off = await put(admin, "wf_b", enabling(isDefault=True) | {"enabled": False})
+    assert (off["status"], off["demoted"]) == ("disabled", None)
+    assert (await admin.get(f"{PATH}/wf_a")).json()["data"]["isDefault"] is True
+
+
+@pytest.mark.req("BND-2")
 async def test_a_default_with_routes_stays_it_until_somebody_says_otherwise_and_is_told_what_that_means(
     admin: httpx.AsyncClient,
 ):

@@ -105,7 +105,7 @@ class Editor:
             _refuse_taken_routes(binding, others)
             binding, others = shared(binding, former, others)
             demoted = None
-            if binding.is_default:
+            if binding.is_default and binding.enabled:
                 demoted = next((one.workflow_id for one in others if one.is_default and one.enabled), None)
                 others = [msgspec.structs.replace(one, is_default=False) for one in others]
             leaves_none = _has_default(known) and not _has_default([*others, binding])
