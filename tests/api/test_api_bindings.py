@@ -12,15 +12,17 @@ import httpx
 import msgspec
 import pytest
 import structlog
-from api_house import ADMIN, BOT, VIEWER, as_, client_of, opened
+from api_house import ADMIN, BOT, OPERATOR, VIEWER, as_, client_of, opened
 
 from rise.api.app import App, build_app
 from rise.definitions.port import Definition, Kind
 from rise.definitions.records import CODE, WorkflowRecord
 from rise.runtime.assembly import House
+from rise.telemetry import redact
 
 TOKEN = "8000000001:AAE-a-token-that-nobody-may-see-0123456789"
 OTHER = "8000000001"
+OPERATORS = "8000000009:AAE-a-token-that-only-an-admin-may-bind-0123"
 PATH = "/api/channel-bindings"
 
 
@@ -212,6 +214,20 @@ async def test_what_cannot_be_used_is_named_and_changes_nothing(
     before = await house.stores.definitions.changes()
     assert refused(await admin.put(f"{PATH}/wf_a", json=body)) == (422, "payload_invalid", field)
     assert await house.stores.definitions.changes() == before
+
+
+@pytest.mark.req("SEC-2", "SEC-4")
+@pytest.mark.parametrize("token", [OPERATOR, ADMIN], ids=["an operator", "an admin"])
+async def test_what_is_no_token_hides_nothing_in_the_log(app: App, admin: httpx.AsyncClient, token: str):
+    """Otherwise whoever may bind could have any word masked from then on, such as who did what."""
+    word = f"channel_binding.updated by {token[:5]}"
+    async with client_of(app, **as_(token)) as client:
+        answered = await client.put(f"{PATH}/wf_a", json=enabling(config={"botToken": word}))
+    assert answered.status_code == (403 if token == OPERATOR else 422)
+    assert redact(word) == word
+    async with client_of(app, **as_(OPERATOR)) as client:
+        assert (await client.put(f"{PATH}/wf_a", json=enabling(config={"botToken": OPERATORS}))).status_code == 403
+    assert redact(OPERATORS[11:]) == OPERATORS[11:]
 
 
 @pytest.mark.req("BND-2")
