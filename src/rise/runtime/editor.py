@@ -191,6 +191,7 @@ class Editor:
     ) -> list[BindingRecord]:
         """All of the account, as they are after it."""
         name = account_name(channel, account)
+        is_recorded = False
         for _ in range(TRIES):
             last = await self._definitions.version(Kind.BINDINGS, name)
             known = [] if last is None else bindings_of(last)
@@ -210,14 +211,16 @@ class Editor:
                 by=by,
                 comment=why,
             )
+            operation = Operation(at_ms=now_ms, who=by, action=action, target=name, why=why)
+            if not is_recorded:  # first, as all changes (`versions.py`): asked for again, it would change nothing any more
+                await self._ledger.record_operation(operation)
+                is_recorded = True
             try:
                 await self._definitions.put(definition)
             except VersionStale:
                 continue
-            operation = Operation(at_ms=now_ms, who=by, action=action, target=name, why=why)
             changed = [one for one in stamped if one not in known]
             await self._tell(changed, _left_out(known, stamped), operation, version=_next(last))
-            await self._ledger.record_operation(operation)
             return stamped
         raise VersionStale(f"the bindings of {name} are being changed by somebody else over and over; try again")
 
