@@ -45,7 +45,7 @@ from rise.workflows.stages import (
     seconds_at_most,
 )
 from rise.workflows.templates import template
-from rise.workflows.turn import Turn, in_bounds
+from rise.workflows.turn import Turn, in_a_thread
 
 VALUE_BYTES_MAX: Final = 1 << 20
 """Of what one stage comes to: it is kept with the run, and looked at by templates."""
@@ -396,7 +396,7 @@ def _named(stage: Stage) -> Iterator[None]:
 async def _called(function: Callable[..., Any], values: dict[str, Any]) -> Any:
     if inspect.iscoroutinefunction(function):
         return await function(values)
-    value = await asyncio.to_thread(in_bounds, function, values)
+    value = await in_a_thread(function, values)
     return await value if inspect.isawaitable(value) else value
 
 
