@@ -22,6 +22,7 @@ from rise.errors import (
     VersionUnknown,
     WorkflowUnknown,
 )
+from rise.ledger.port import Operation
 from rise.runtime.editor import Editor
 from rise.runtime.prompts import Prompts
 from rise.runtime.publishing import Workflows, WorkflowStatus
@@ -179,6 +180,30 @@ async def test_of_two_who_edit_the_same_version_at_once_one_is_told(stage: Stage
     edits = [stage.workflows.edit(workflow_id, name=name, version=1, by=name) for name in ("bob", "cid")]
     ended = await asyncio.gather(*edits, return_exceptions=True)
     assert sorted(isinstance(one, VersionStale) for one in ended) == [False, True]
+
+
+@pytest.mark.req("WFL-1")
+async def test_what_is_edited_while_its_former_version_is_removed_stays(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    await stage.workflows.create("hi", [SAY], by="ann")
+    await stage.prompts.create(GREET, by="ann")
+    record, moods = stage.ledger.record_operation, iter(("kind", "kinder"))
+
+    async def edited_meanwhile(operation: Operation) -> None:
+        await record(operation)
+        if operation.action == "remove":
+            await stage.workflows.edit("wf_hi", name="hello", by="cid")
+            system = f"Be {next(moods)}"
+            await stage.prompts.edit("pr_greet", lambda one: msgspec.structs.replace(one, system=system), by="cid")
+
+    monkeypatch.setattr(stage.ledger, "record_operation", edited_meanwhile)
+    with pytest.raises(VersionStale):
+        await stage.workflows.remove("wf_hi", by="bob", version=1)
+    monkeypatch.setattr(stage.ledger, "record_operation", record)
+    assert (await stage.workflows.get("wf_hi")).shown.name == "hello"
+    monkeypatch.setattr(stage.ledger, "record_operation", edited_meanwhile)
+    with pytest.raises(VersionStale):
+        await stage.prompts.remove("pr_greet", by="bob", version=2)
+    assert (await stage.prompts.get("pr_greet")).system == "Be kinder"
 
 
 @pytest.mark.req("WFL-1")

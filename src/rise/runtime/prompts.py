@@ -125,7 +125,7 @@ class Prompts:
             raise VersionStale.of(prompt_id, known.version)
         if users := sorted({workflow_id for workflow_id, _ in await self._users(prompt_id)}):
             raise StateConflict(f"{prompt_id} is used by {', '.join(users)}: publish them without it first")
-        await self._versions.change(Kind.PROMPT, prompt_id, lambda _: None, by=by, action="remove")
+        await self._versions.change(Kind.PROMPT, prompt_id, lambda _: None, by=by, action="remove", expected=version)
 
     # --- details ---
 

@@ -210,7 +210,11 @@ class Workflows:
         # What runs goes first: cut off between the two, it is a draft again, and can be removed once more.
         for kind, there in ((Kind.PUBLISHED, known.published), (Kind.WORKFLOW, known.draft)):
             if there is not None:
-                await self._versions.change(kind, workflow_id, lambda _: None, by=by, action="remove")
+                # With `version`, nothing that was written since it was looked at.
+                expected = None if version is None else there.version
+                await self._versions.change(
+                    kind, workflow_id, lambda _: None, by=by, action="remove", expected=expected
+                )
 
     # --- what runs ---
 
