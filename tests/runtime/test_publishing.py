@@ -31,7 +31,7 @@ from rise.testing.clock import ManualClock
 from rise.testing.fakes.bus import MemoryBus, MemoryBusState
 from rise.testing.fakes.definitions import MemoryDefinitions, MemoryDefinitionsState
 from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState
-from rise.workflows.templates import placeholders
+from rise.workflows.templates import placeholders, stages_named
 
 SAY = {"name": "say", "kind": "reply", "template": "hi {{ text }}"}
 SAY_IT_OTHERWISE = SAY | {"template": "hello {{ text }}"}
@@ -49,8 +49,10 @@ class Stage:
         self.bus.subscribe(Topic.DEFINITIONS_CHANGED, self.heard.append)
         self.editor = Editor(self.definitions, self.ledger, self.bus, self.clock)
         versions = Versions(self.definitions, self.ledger, self.bus, self.clock)
-        self.workflows = Workflows(self.definitions, versions, refuse_nameless)
-        self.prompts = Prompts(self.definitions, versions, placeholders, given=("text", "user"))
+        self.workflows = Workflows(self.definitions, versions, refuse_nameless, stages_named)
+        self.prompts = Prompts(
+            self.definitions, versions, placeholders, given=("text", "user", "stages"), stages_named=stages_named
+        )
 
     async def published(self, *stages: Any, name: str = "hi") -> str:
         made = await self.workflows.create(name, stages, by="ann")
@@ -436,3 +438,25 @@ async def test_a_prompt_that_runs_is_neither_removed_nor_changed_under_its_workf
     await stage.workflows.edit("wf_hi", stages=[SAY], by="ann")
     await stage.workflows.publish("wf_hi", by="ann")
     await stage.prompts.remove("pr_greet", by="ann")
+
+
+@pytest.mark.req("WFL-1")
+async def test_a_prompt_names_only_stages_that_its_workflows_have_before_it(stage: Stage):
+    """Otherwise a change of it, which holds at once, would have every message of theirs fail."""
+    await stage.prompts.create(GREET, by="ann")
+    await stage.published(SAY, ASK)
+    for named, is_there in (("say", True), ("look", False), ("ask", False)):
+        edit = stage.prompts.edit(
+            "pr_greet",
+            lambda one, named=named: msgspec.structs.replace(one, system=f"{{{{ stages.{named} }}}}"),
+            by="bob",
+        )
+        if is_there:
+            await edit
+        else:
+            with pytest.raises(StateConflict, match=rf"wf_hi .* {named} before"):
+                await edit
+    await stage.workflows.create("other", [ASK, SAY], by="ann")
+    with pytest.raises(PayloadInvalid) as refused:
+        await stage.workflows.publish("wf_other", by="ann")
+    assert refused.value.field == "stages[0].promptId"

@@ -122,6 +122,11 @@ def placeholders(source: str) -> set[str]:
     return set(template(source).names)
 
 
+def stages_named(source: str) -> set[str]:
+    """The stages whose results a template names. Raises `PayloadInvalid` where it is none."""
+    return set(template(source).stages)
+
+
 def check_template(source: str, field: str, *, known: Collection[str]) -> Template:
     """Read it for a field of a request. Raises `PayloadInvalid` that names the field, and what is wrong there."""
     try:
