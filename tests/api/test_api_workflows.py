@@ -321,7 +321,9 @@ async def test_a_viewer_is_shown_no_key_that_stands_in_a_header(app: App, client
     for headers in ({"Authorization": "Bearer key-2"}, {"X-Key": "key-3"}, None):
         await client.put(path, json={"stages": [look | {"headers": headers}, look | {"name": "more"}]})
         await client.post(f"{path}/publish", json={})
-    assert (await data(await client.get(f"{path}/diff", params={"to": 2})))[0]["new"] == {"Authorization": "Bearer key-2"}
+    assert (await data(await client.get(f"{path}/diff", params={"to": 2})))[0]["new"] == {
+        "Authorization": "Bearer key-2"
+    }
     async with client_of(app, **as_(VIEWER)) as viewer:
         looked = [await viewer.get(path), await viewer.get(WORKFLOWS)]
         for old, new in ((1, 2), (2, 3), (3, 4), (4, 1)):

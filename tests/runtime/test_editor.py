@@ -239,6 +239,14 @@ async def test_a_workflow_that_cannot_be_read_is_switched_off_until_it_is_publis
     assert (await stage.workflow("a")).enabled
 
 
+@pytest.mark.failure("D12")
+async def test_what_a_person_has_switched_off_stays_off_where_all_else_of_it_is_a_newer_versions(stage: Stage):
+    await stage.write_as_newer(Kind.PUBLISHED, "a", b'{"enabled":false,"name":{"of":"tomorrow"}}')
+    await stage.editor.follow_code([workflow("a")], ACCOUNTS)
+    known = await stage.workflow("a")
+    assert (known.updated_by, known.enabled) == (CODE, False)
+
+
 @pytest.mark.req("BND-2")
 async def test_two_who_change_an_account_at_once_both_count(stage: Stage):
     await asyncio.gather(*(stage.editor.bind(binding(name, is_default=False), by=name) for name in "abcd"))

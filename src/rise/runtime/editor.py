@@ -27,6 +27,7 @@ from rise.definitions.records import (
     account_name,
     bindings_of,
     body_of,
+    is_switched_on,
     workflow_of,
 )
 from rise.envelope import encode_json
@@ -160,8 +161,7 @@ class Editor:
             known = workflow_of(last)
             if known.kind == STAGES:
                 return last.body  # a person was faster
-            is_known = known.updated_by != NEWER
-            return body_of(msgspec.structs.replace(workflow, enabled=known.enabled) if is_known else workflow)
+            return body_of(msgspec.structs.replace(workflow, enabled=is_switched_on(last)))
 
         action = "publish" if workflow.published else "unpublish"
         await self._versions.change(Kind.PUBLISHED, workflow.workflow_id, change, by=CODE, action=action)

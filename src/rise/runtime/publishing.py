@@ -30,6 +30,7 @@ from rise.definitions.records import (
     bindings_of,
     body_of,
     draft_of,
+    is_switched_on,
     prompt_of,
     workflow_of,
 )
@@ -287,11 +288,9 @@ class Workflows:
             if last is None or last.body is None:
                 return body_of(record)
             former = workflow_of(last)
-            if former.updated_by == NEWER:
-                return body_of(record)
-            if former.kind != STAGES:
+            if former.kind != STAGES and former.updated_by != NEWER:
                 raise StateConflict(f"{draft.workflow_id} is in the code by now: give this one another name")
-            return body_of(msgspec.structs.replace(record, enabled=former.enabled))
+            return body_of(msgspec.structs.replace(record, enabled=is_switched_on(last)))
 
         await self._versions.change(Kind.PUBLISHED, draft.workflow_id, change, by=by, action=action, why=why)
 
