@@ -108,6 +108,8 @@ async def test_what_nobody_has_written_is_unknown_and_what_is_being_written_can_
     await house.stores.definitions.put(draft)
     answered = await admin.put(f"{PATH}/wf_new", json=enabling())
     assert answered.json()["meta"]["warnings"] == ["its workflow is not published: messages wait until it is"]
+    off = await admin.put(f"{PATH}/wf_off", json=enabling(isDefault=False, routes=[{"by": "chat", "value": 1}]))
+    assert off.json()["meta"]["warnings"] == ["its workflow is switched off: messages wait until it is on"]
 
 
 # --- switching on and off ---------------------------------------------------------------------------------

@@ -272,6 +272,8 @@ class ChannelBindings:
             warnings.append("its account has no default any more: what no route names waits")
         if rebound.binding.enabled and (shown.workflow is None or not shown.workflow.published):
             warnings.append("its workflow is not published: messages wait until it is")
+        elif rebound.binding.enabled and shown.workflow is not None and not shown.workflow.enabled:
+            warnings.append("its workflow is switched off: messages wait until it is on")
         warnings += self._of_its_bot(rebound.binding)
         if await self.editor.event_is_queued():
             warnings.append(EVENT_QUEUED)
