@@ -141,6 +141,32 @@ async def test_all_is_read_again_now_and_then_even_if_the_version_is_the_same(st
     assert [entry["event"] for entry in logged] == ["bindings.drifted"]
 
 
+@pytest.mark.req("BND-5", "BND-7")
+async def test_a_slow_look_does_not_put_back_what_was_in_force_before_a_change(stage: Stage, monkeypatch: Any):
+    """Otherwise what was just killed would run again until the next look."""
+    await stage.bind("wf_a")
+    read, may_return, looks = stage.definitions.latest, asyncio.Event(), []
+
+    async def first_is_slow(kinds: Any) -> Any:
+        found = await read(kinds)
+        looks.append(kinds)
+        if len(looks) == 1:
+            await may_return.wait()
+        return found
+
+    monkeypatch.setattr(stage.definitions, "latest", first_is_slow)
+    slow = asyncio.create_task(stage.registry.refresh())
+    while not looks:
+        await asyncio.sleep(0)
+    await stage.bind("wf_b")
+    quick = asyncio.create_task(stage.registry.refresh())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    may_return.set()
+    await asyncio.gather(slow, quick)
+    assert stage.bound() == ["wf_b"]
+
+
 @pytest.mark.req("BND-5")
 async def test_who_reads_while_it_is_refreshed_sees_one_state_or_the_other(stage: Stage):
     await stage.bind("wf_a")

@@ -176,6 +176,7 @@ class BindingRegistry:
         self._on_trouble = on_trouble
         self._trouble: str | None = "not read yet"
         self._whole_check_at = 0.0
+        self._refreshing = asyncio.Lock()
         self._snapshot = BindingsSnapshot()
         self._listeners: list[Callable[[BindingsSnapshot], None]] = []
         self._version = -1
@@ -213,8 +214,10 @@ class BindingRegistry:
 
     async def refresh(self, *, whole: bool = False) -> None:
         """Take over what is in force now. `whole`: read it even if it seems to be what is known."""
-        if whole or await self._definitions.changes() != self._version:
-            await self._read()
+        # One after the other: a slow look that began before a change would put back what was in force before it.
+        async with self._refreshing:
+            if whole or await self._definitions.changes() != self._version:
+                await self._read()
         self._show(msgspec.structs.replace(self._snapshot, last_refresh=self._clock.now()))
 
     async def _read(self) -> None:

@@ -12,15 +12,17 @@ import httpx
 import msgspec
 import pytest
 import structlog
-from api_house import ADMIN, BOT, VIEWER, as_, client_of, opened
+from api_house import ADMIN, BOT, OPERATOR, VIEWER, as_, client_of, opened
 
 from rise.api.app import App, build_app
 from rise.definitions.port import Definition, Kind
 from rise.definitions.records import CODE, WorkflowRecord
 from rise.runtime.assembly import House
+from rise.telemetry import redact
 
 TOKEN = "8000000001:AAE-a-token-that-nobody-may-see-0123456789"
 OTHER = "8000000001"
+OPERATORS = "8000000009:AAE-a-token-that-only-an-admin-may-bind-0123"
 PATH = "/api/channel-bindings"
 
 
@@ -106,6 +108,8 @@ async def test_what_nobody_has_written_is_unknown_and_what_is_being_written_can_
     await house.stores.definitions.put(draft)
     answered = await admin.put(f"{PATH}/wf_new", json=enabling())
     assert answered.json()["meta"]["warnings"] == ["its workflow is not published: messages wait until it is"]
+    off = await admin.put(f"{PATH}/wf_off", json=enabling(isDefault=False, routes=[{"by": "chat", "value": 1}]))
+    assert off.json()["meta"]["warnings"] == ["its workflow is switched off: messages wait until it is on"]
 
 
 # --- switching on and off ---------------------------------------------------------------------------------
@@ -148,7 +152,7 @@ async def test_everything_that_is_said_is_shown_again_and_what_is_left_out_stays
         enabling(config={"timeoutMessage": None, "metadata": {"rateLimitPerMin": None, "team": None}}),
         account=OTHER,
     )
-    assert again["isDefault"] is False, "it has routes, and nobody has said that it is the default, too"
+    assert again["isDefault"] is True, "what is left out stays"
     assert again["config"] == whole["config"] | {
         "timeoutMessage": None,
         "metadata": {"allowedChatIds": ["1", "2"], "rateLimitPerMin": None, "locale": "de"},
@@ -214,6 +218,20 @@ async def test_what_cannot_be_used_is_named_and_changes_nothing(
     assert await house.stores.definitions.changes() == before
 
 
+@pytest.mark.req("SEC-2", "SEC-4")
+@pytest.mark.parametrize("token", [OPERATOR, ADMIN], ids=["an operator", "an admin"])
+async def test_what_is_no_token_hides_nothing_in_the_log(app: App, admin: httpx.AsyncClient, token: str):
+    """Otherwise whoever may bind could have any word masked from then on, such as who did what."""
+    word = f"channel_binding.updated by {token[:5]}"
+    async with client_of(app, **as_(token)) as client:
+        answered = await client.put(f"{PATH}/wf_a", json=enabling(config={"botToken": word}))
+    assert answered.status_code == (403 if token == OPERATOR else 422)
+    assert redact(word) == word
+    async with client_of(app, **as_(OPERATOR)) as client:
+        assert (await client.put(f"{PATH}/wf_a", json=enabling(config={"botToken": OPERATORS}))).status_code == 403
+    assert redact(OPERATORS[11:]) == OPERATORS[11:]
+
+
 @pytest.mark.req("BND-2")
 async def test_channel_and_account_may_be_said_in_body_or_query_but_not_two_of_them(admin: httpx.AsyncClient):
     body = {"channel": "http", "enabled": True}
@@ -232,6 +250,27 @@ async def test_a_new_default_demotes_the_former_one_and_says_so(admin: httpx.Asy
     former = (await admin.get(f"{PATH}/wf_a")).json()["data"]
     assert (former["isDefault"], former["bindingVersion"]) == (False, answered["data"]["bindingVersion"])
     assert (await put(admin, "wf_b", enabling()))["demoted"] is None
+
+
+@pytest.mark.req("BND-2")
+async def test_what_is_switched_off_takes_the_default_from_nobody(admin: httpx.AsyncClient):
+    await put(admin, "wf_a", enabling())
+    off = await put(admin, "wf_b", enabling(isDefault=True) | {"enabled": False})
+    assert (off["status"], off["demoted"]) == ("disabled", None)
+    assert (await admin.get(f"{PATH}/wf_a")).json()["data"]["isDefault"] is True
+
+
+@pytest.mark.req("BND-2")
+async def test_a_default_with_routes_stays_it_until_somebody_says_otherwise_and_is_told_what_that_means(
+    admin: httpx.AsyncClient,
+):
+    routes = [{"by": "command", "value": "/help"}]
+    await put(admin, "wf_a", enabling(routes=routes, isDefault=True))
+    limited = await put(admin, "wf_a", enabling(config={"metadata": {"rateLimitPerMin": 9}}))
+    assert (limited["isDefault"], limited["routes"]) == (True, routes)
+    routed = (await admin.put(f"{PATH}/wf_a", json=enabling(routes=[{"by": "command", "value": "/h"}]))).json()
+    assert routed["data"]["isDefault"] is False
+    assert routed["meta"]["warnings"] == ["its account has no default any more: what no route names waits"]
 
 
 @pytest.mark.req("BND-2")

@@ -311,3 +311,22 @@ async def test_what_people_changed_is_in_the_audit_log(client: httpx.AsyncClient
         ("olga", "publish", workflow_id, "go"),
         ("olga", "create", workflow_id, ""),
     ]
+
+
+@pytest.mark.req("SEC-2")
+async def test_a_viewer_is_shown_no_key_that_stands_in_a_header(app: App, client: httpx.AsyncClient):
+    look = {"name": "look", "kind": "http", "url": "https://api.example", "headers": {"Authorization": "Bearer key-1"}}
+    path = f"{WORKFLOWS}/{await created(client, stages=[look])}"
+    await client.post(f"{path}/publish", json={})
+    for headers in ({"Authorization": "Bearer key-2"}, {"X-Key": "key-3"}, None):
+        await client.put(path, json={"stages": [look | {"headers": headers}, look | {"name": "more"}]})
+        await client.post(f"{path}/publish", json={})
+    assert (await data(await client.get(f"{path}/diff", params={"to": 2})))[0]["new"] == {
+        "Authorization": "Bearer key-2"
+    }
+    async with client_of(app, **as_(VIEWER)) as viewer:
+        looked = [await viewer.get(path), await viewer.get(WORKFLOWS)]
+        for old, new in ((1, 2), (2, 3), (3, 4), (4, 1)):
+            looked.append(await viewer.get(f"{path}/diff", params={"from": old, "to": new}))
+    assert all(one.status_code == 200 and "key-" not in one.text for one in looked)
+    assert looked[0].json()["data"]["stages"][1] == look | {"name": "more", "headers": {"Authorization": "***"}}

@@ -460,9 +460,11 @@ async def test_a_store_that_hangs_holds_a_lookup_up_for_a_second(stage: Stage):
         ({}, ["Late, as the settings say."]),
         ({"timeout_message": "Soon."}, ["Soon."]),
         ({"timeout_message": "Soon.", "waits_for_result": False}, []),
+        ({"own": ChannelOwn(allowed_chat_ids=("99",))}, []),
+        ({"kill_switch": KillSwitch("it raves", "now", "Ann")}, []),
     ],
 )
-async def test_a_binding_words_that_it_takes_long_or_says_that_nobody_waits(
+async def test_a_binding_words_that_it_takes_long_or_says_that_nobody_waits_or_will_be_answered(
     stage: Stage, fields: dict[str, Any], told: list[str]
 ):
     stage.duties = Duties(late_after_seconds=30.0, late_text="Late, as the settings say.")
@@ -474,6 +476,7 @@ async def test_a_binding_words_that_it_takes_long_or_says_that_nobody_waits(
     await gateway.supervisor.tell()
     if told:
         await stage.said(1)
+    assert len(gateway.supervisor._told) == len(told)
     assert stage.texts() == told
 
 

@@ -69,6 +69,8 @@ def test_an_address_that_names_the_path_is_taken_as_it_is():
         delivery_url("https://bot.example/telegram/webhook/8?x=1", "8") == "https://bot.example/telegram/webhook/8?x=1"
     )
     assert delivery_url("https://bot.example/behind", "8") == "https://bot.example/behind/telegram/webhook/8"
+    assert delivery_url("https://bot.example/telegram/webhook", "8") == "https://bot.example/telegram/webhook/8"
+    assert delivery_url("https://bot.example/?x=1", "8") == "https://bot.example/telegram/webhook/8?x=1"
     assert delivery_url(None, "8") is None
 
 

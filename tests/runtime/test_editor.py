@@ -22,7 +22,7 @@ from rise.definitions.records import (
     bindings_of,
     workflow_of,
 )
-from rise.errors import StateConflict
+from rise.errors import StateConflict, StoreUnavailable
 from rise.runtime.editor import Editor
 from rise.testing.clock import ManualClock
 from rise.testing.fakes.bus import MemoryBus, MemoryBusState
@@ -240,7 +240,35 @@ async def test_a_workflow_that_cannot_be_read_is_switched_off_until_it_is_publis
     assert (await stage.workflow("a")).enabled
 
 
+@pytest.mark.failure("D12")
+async def test_what_a_person_has_switched_off_stays_off_where_all_else_of_it_is_a_newer_versions(stage: Stage):
+    await stage.write_as_newer(Kind.PUBLISHED, "a", b'{"enabled":false,"name":{"of":"tomorrow"}}')
+    await stage.editor.follow_code([workflow("a")], ACCOUNTS)
+    known = await stage.workflow("a")
+    assert (known.updated_by, known.enabled) == (CODE, False)
+
+
 @pytest.mark.req("BND-2")
 async def test_two_who_change_an_account_at_once_both_count(stage: Stage):
     await asyncio.gather(*(stage.editor.bind(binding(name, is_default=False), by=name) for name in "abcd"))
     assert [one.workflow_id for one in await stage.bindings()] == list("abcd")
+
+
+@pytest.mark.req("SEC-4", "BND-7")
+async def test_a_binding_is_not_changed_without_a_record(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    await stage.editor.bind(binding("a"), by="ann")
+
+    async def refuse(operation: object) -> None:
+        raise StoreUnavailable("full")
+
+    def kill(former: BindingRecord | None) -> BindingRecord:
+        assert former is not None
+        return msgspec.structs.replace(former, kill_switch=KillSwitch("it raves", "now", "bob"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.ledger, "record_operation", refuse)
+        with pytest.raises(StoreUnavailable):
+            await stage.editor.rebind("telegram", "7", "a", kill, by="bob", action="kill switch on")
+    assert [one.kill_switch for one in await stage.bindings()] == [None]
+    await stage.editor.rebind("telegram", "7", "a", kill, by="bob", action="kill switch on")
+    assert [(one.who, one.action) for one in await stage.ledger.operations(limit=1)] == [("bob", "kill switch on")]

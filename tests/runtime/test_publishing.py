@@ -22,6 +22,7 @@ from rise.errors import (
     VersionUnknown,
     WorkflowUnknown,
 )
+from rise.ledger.port import Operation
 from rise.runtime.editor import Editor
 from rise.runtime.prompts import Prompts
 from rise.runtime.publishing import Workflows, WorkflowStatus
@@ -30,7 +31,7 @@ from rise.testing.clock import ManualClock
 from rise.testing.fakes.bus import MemoryBus, MemoryBusState
 from rise.testing.fakes.definitions import MemoryDefinitions, MemoryDefinitionsState
 from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState
-from rise.workflows.templates import placeholders
+from rise.workflows.templates import placeholders, stages_named
 
 SAY = {"name": "say", "kind": "reply", "template": "hi {{ text }}"}
 SAY_IT_OTHERWISE = SAY | {"template": "hello {{ text }}"}
@@ -48,8 +49,10 @@ class Stage:
         self.bus.subscribe(Topic.DEFINITIONS_CHANGED, self.heard.append)
         self.editor = Editor(self.definitions, self.ledger, self.bus, self.clock)
         versions = Versions(self.definitions, self.ledger, self.bus, self.clock)
-        self.workflows = Workflows(self.definitions, versions, refuse_nameless)
-        self.prompts = Prompts(self.definitions, versions, placeholders, given=("text", "user"))
+        self.workflows = Workflows(self.definitions, versions, refuse_nameless, stages_named)
+        self.prompts = Prompts(
+            self.definitions, versions, placeholders, given=("text", "user", "stages"), stages_named=stages_named
+        )
 
     async def published(self, *stages: Any, name: str = "hi") -> str:
         made = await self.workflows.create(name, stages, by="ann")
@@ -179,6 +182,30 @@ async def test_of_two_who_edit_the_same_version_at_once_one_is_told(stage: Stage
     edits = [stage.workflows.edit(workflow_id, name=name, version=1, by=name) for name in ("bob", "cid")]
     ended = await asyncio.gather(*edits, return_exceptions=True)
     assert sorted(isinstance(one, VersionStale) for one in ended) == [False, True]
+
+
+@pytest.mark.req("WFL-1")
+async def test_what_is_edited_while_its_former_version_is_removed_stays(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    await stage.workflows.create("hi", [SAY], by="ann")
+    await stage.prompts.create(GREET, by="ann")
+    record, moods = stage.ledger.record_operation, iter(("kind", "kinder"))
+
+    async def edited_meanwhile(operation: Operation) -> None:
+        await record(operation)
+        if operation.action == "remove":
+            await stage.workflows.edit("wf_hi", name="hello", by="cid")
+            system = f"Be {next(moods)}"
+            await stage.prompts.edit("pr_greet", lambda one: msgspec.structs.replace(one, system=system), by="cid")
+
+    monkeypatch.setattr(stage.ledger, "record_operation", edited_meanwhile)
+    with pytest.raises(VersionStale):
+        await stage.workflows.remove("wf_hi", by="bob", version=1)
+    monkeypatch.setattr(stage.ledger, "record_operation", record)
+    assert (await stage.workflows.get("wf_hi")).shown.name == "hello"
+    monkeypatch.setattr(stage.ledger, "record_operation", edited_meanwhile)
+    with pytest.raises(VersionStale):
+        await stage.prompts.remove("pr_greet", by="bob", version=2)
+    assert (await stage.prompts.get("pr_greet")).system == "Be kinder"
 
 
 @pytest.mark.req("WFL-1")
@@ -411,3 +438,25 @@ async def test_a_prompt_that_runs_is_neither_removed_nor_changed_under_its_workf
     await stage.workflows.edit("wf_hi", stages=[SAY], by="ann")
     await stage.workflows.publish("wf_hi", by="ann")
     await stage.prompts.remove("pr_greet", by="ann")
+
+
+@pytest.mark.req("WFL-1")
+async def test_a_prompt_names_only_stages_that_its_workflows_have_before_it(stage: Stage):
+    """Otherwise a change of it, which holds at once, would have every message of theirs fail."""
+    await stage.prompts.create(GREET, by="ann")
+    await stage.published(SAY, ASK)
+    for named, is_there in (("say", True), ("look", False), ("ask", False)):
+        edit = stage.prompts.edit(
+            "pr_greet",
+            lambda one, named=named: msgspec.structs.replace(one, system=f"{{{{ stages.{named} }}}}"),
+            by="bob",
+        )
+        if is_there:
+            await edit
+        else:
+            with pytest.raises(StateConflict, match=rf"wf_hi .* {named} before"):
+                await edit
+    await stage.workflows.create("other", [ASK, SAY], by="ann")
+    with pytest.raises(PayloadInvalid) as refused:
+        await stage.workflows.publish("wf_other", by="ann")
+    assert refused.value.field == "stages[0].promptId"

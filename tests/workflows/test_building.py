@@ -42,6 +42,14 @@ async def test_a_version_is_built_once_and_the_next_one_anew(staged: StagedWorkf
     assert following is not first
 
 
+@pytest.mark.req("BND-5")
+async def test_after_a_restore_another_version_may_have_the_same_number(staged: StagedWorkflows):
+    first = staged.definition(SAY)
+    same, other = msgspec.structs.replace(SAY), msgspec.structs.replace(SAY, stages=[{**SAY.stages[0], "name": "tell"}])  # type: ignore[index]
+    assert staged.definition(same) is first
+    assert staged.definition(other) is not first
+
+
 @pytest.mark.failure("D12")
 async def test_what_cannot_be_read_is_said_once_and_not_guessed_at(staged: StagedWorkflows):
     newer = msgspec.structs.replace(SAY, stages=[{"name": "say", "kind": "of tomorrow"}])

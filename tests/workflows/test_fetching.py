@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -329,3 +331,24 @@ def certified(directory: Path, name: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(directory / "certificate.pem", directory / "key.pem")
     return context
+
+
+@pytest.mark.req("SEC-3")
+async def test_names_that_nobody_answers_for_keep_nobody_else_from_looking_names_up(monkeypatch: pytest.MonkeyPatch):
+    """Whoever edits a workflow may name any host; the bot's own calls need the same threads."""
+    is_over, find = threading.Event(), socket.getaddrinfo
+
+    def find_slowly(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host == "slow.example":
+            is_over.wait(20)
+        return find(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_slowly)
+    try:
+        for _ in range((os.cpu_count() or 1) + 4):  # as many threads as a loop has
+            with pytest.raises(SiteUnavailable):
+                await fetched("http://slow.example/", seconds=0.01)
+        async with asyncio.timeout(5):
+            assert await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)
+    finally:
+        is_over.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -484,6 +485,32 @@ async def test_what_a_function_raises_is_tried_again_and_said(bench: Bench):
     with pytest.raises(LookupError):
         await bench.run(python("fail", name="once"))
     assert bench.records[-1].error == "LookupError: not there yet"
+
+
+@pytest.mark.req("WFL-2")
+async def test_what_a_stage_came_to_holds_until_it_or_one_before_it_is_written_otherwise(bench: Bench, site: Site):
+    """A message that failed is let go on with the corrected workflow."""
+    look, more = http(f"{site.url}/old"), http(f"{site.url}/more", "more")
+    with pytest.raises(StageRefused):
+        await bench.run(look, more, reply("{{ stages.look.nothing }}"))
+    with pytest.raises(StageRefused):
+        await bench.run(look | {"timeoutSeconds": 9}, more, reply("{{ stages.look.nowhere }}"))
+    assert [one["path"] for one in site.asked] == ["/old", "/more"]
+    await bench.run(look | {"url": f"{site.url}/new"}, more, reply("{{ stages.look.path }} {{ stages.more.n }}"))
+    assert bench.said == ["/new 4"]
+
+
+@pytest.mark.failure("D4")
+async def test_functions_that_never_return_keep_no_other_from_being_called(bench: Bench):
+    is_over = threading.Event()
+    bench.give(functions={"hang": lambda values: is_over.wait(20), "count": lambda values: 1})
+    try:
+        for _ in range((os.cpu_count() or 1) + 4):  # as many threads as a loop has
+            with pytest.raises(StageTimedOut):
+                await bench.run(python("hang", timeoutSeconds=0.01))
+        assert await bench.run(python(timeoutSeconds=5)) == 1
+    finally:
+        is_over.set()
 
 
 @pytest.mark.req("WFL-2")

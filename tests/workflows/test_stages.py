@@ -219,3 +219,14 @@ def test_deep_json_is_refused():
     with pytest.raises(PayloadInvalid, match="nested deeper"):
         read_stages([stage("http", json=deep)])
     assert isinstance(read_stages([stage("prompt")])[0], PromptStage)
+
+
+@pytest.mark.req("SEC-3")
+def test_templates_that_would_keep_a_process_from_all_else_are_refused():
+    """A body of a megabyte holds as many as take ten seconds to read, in the process that answers webhooks."""
+    text = "{{ text | upper }}{% if text %}{{ user }}{% endif %}"
+    rows = [[{"text": f"{text}{row}.{at}", "data": "x"} for at in range(50)] for row in range(50)]
+    with pytest.raises(PayloadInvalid) as refused:
+        read_stages([SAY | {"buttons": rows}])
+    assert refused.value.field == "stages"
+    read_stages([SAY | {"buttons": rows[:2]}])

@@ -116,8 +116,8 @@ def _add_changing(router: APIRouter, bindings: ChannelBindings) -> None:
     ) -> Response:
         """Bind a workflow to an account, change how, or switch it off. A new default takes the former one's place."""
         fields = read_object(await read_json_body(request.scope, request.receive))
+        _refuse_all_but_admins(fields, principal)  # first: what is read as a token is masked in every log from then on
         change = read_change(fields)
-        _refuse_all_but_admins(fields, principal)
         named, why = _named(fields, channel, account), _why(fields)
         shown = await bindings.change(workflow_id, *named, change, by=principal.name, why=why)
         return answer(request, shown_binding(shown), meta={"warnings": shown.warnings})
@@ -178,7 +178,7 @@ def read_change(fields: dict[str, Any]) -> BindingChange:
 
 
 def _refuse_all_but_admins(fields: dict[str, Any], principal: Principal) -> None:
-    config = fields.get("config") or {}
+    config = optional(fields, "config", dict) or {}
     if principal.role < Role.ADMIN and any(name in config for name in _ADMINS):
         raise RoleInsufficient(f"to set {' or '.join(_ADMINS)} needs the role admin")
 
@@ -228,9 +228,10 @@ def _bot_token(config: dict[str, Any]) -> str | msgspec.UnsetType | None:
     token: str | None = _in_config(config, "botToken", str)
     if token is None:
         return None if "botToken" in config else msgspec.UNSET
-    keep_out_of_logs([token])
+    # What is none is written nowhere, and must not be masked: it could be any word, or a megabyte.
     if not is_bot_token(token) or len(token) > TOKEN_CHARS_MAX:
         raise PayloadInvalid("config.botToken is no token as BotFather gives it", field="config.botToken")
+    keep_out_of_logs([token])
     return token
 
 

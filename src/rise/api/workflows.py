@@ -1,7 +1,7 @@
 """What people do with workflows: look, edit, publish, compare, go back, switch off and on, remove.
 
 Only translates: what may be done, and what is refused, is in `rise.runtime.publishing`, for the command line too. A
-viewer looks, an operator changes, an admin removes.
+viewer looks, without what stands in headers, an operator changes, an admin removes.
 
 Refuses: a change that says nothing, and a field that it does not know (422).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
+import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from rise.api import description
@@ -23,6 +24,7 @@ from rise.definitions.records import CODE, STAGES, workflow_of
 from rise.errors import PayloadInvalid
 from rise.runtime import assembly
 from rise.runtime.assembly import House
+from rise.runtime.differences import Difference
 from rise.runtime.publishing import COMMENT_CHARS_MAX, NAME_CHARS_MAX, VERSION_MAX, Workflow
 
 Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
@@ -36,6 +38,7 @@ From = Annotated[
 ]
 To = Annotated[int | None, Query(ge=1, le=VERSION_MAX, description="Published; left out: the draft.")]
 
+HIDDEN: Final = "***"
 _CREATE: Final = ("name", "stages")
 _EDIT: Final = ("name", "stages", "isChannelEnabled", "version", "comment")
 _PUBLISH: Final = ("comment", "version")
@@ -57,12 +60,12 @@ def _add_looking(router: APIRouter, house: House) -> None:
     @router.get("", **description.route(description.WORKFLOWS, *description.FROM_STORE))
     async def list_workflows(request: Request, principal: Viewer) -> Response:
         """All of them, in code and of stages."""
-        return answer(request, [shown(one) for one in await workflows.list()])
+        return answer(request, [_shown_to(principal, one) for one in await workflows.list()])
 
     @router.get("/{workflow_id}", **description.route(description.WORKFLOW, *description.FROM_STORE, 404, 422))
     async def read(request: Request, workflow_id: str, principal: Viewer) -> Response:
         """What somebody is at, what runs, and where."""
-        return answer(request, shown(await workflows.get(workflow_id)))
+        return answer(request, _shown_to(principal, await workflows.get(workflow_id)))
 
     @router.get("/{workflow_id}/history", **description.route(description.HISTORY, *description.FROM_STORE, 404, 422))
     async def history(request: Request, workflow_id: str, principal: Viewer, limit: Limit = 50) -> Response:
@@ -76,7 +79,9 @@ def _add_looking(router: APIRouter, house: House) -> None:
     ) -> Response:
         """What is other in one version than in another."""
         found = await workflows.difference(workflow_id, old=from_version, new=to)
-        return answer(request, found)
+        return answer(
+            request, found if principal.role >= Role.OPERATOR else [_without_headers_in(one) for one in found]
+        )
 
 
 def _add_editing(router: APIRouter, house: House) -> None:
@@ -212,6 +217,31 @@ def shown(workflow: Workflow) -> dict[str, Any]:
         "updatedAt": updated.updated_at,
         "updatedBy": updated.updated_by,
     }
+
+
+def _shown_to(principal: Principal, workflow: Workflow) -> dict[str, Any]:
+    """A viewer, who changes nothing, needs no key that stands in a header."""
+    whole = shown(workflow)
+    if principal.role < Role.OPERATOR:
+        whole["stages"] = _without_headers(whole["stages"])
+    return whole
+
+
+def _without_headers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_headers(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: _hidden(one) if name == "headers" else _without_headers(one) for name, one in value.items()}
+
+
+def _hidden(headers: Any) -> Any:
+    return dict.fromkeys(headers, HIDDEN) if isinstance(headers, dict) else None if headers is None else HIDDEN
+
+
+def _without_headers_in(found: Difference) -> Difference:
+    hide = _hidden if ".headers" in found.path else _without_headers
+    return msgspec.structs.replace(found, old=hide(found.old), new=hide(found.new))
 
 
 def shown_version(version: Definition, *, is_current: bool) -> dict[str, Any]:

@@ -77,7 +77,7 @@ from rise.workflows.fetching import GuardedFetch
 from rise.workflows.model import model_of
 from rise.workflows.staged import Tools
 from rise.workflows.stages import VALUES, Prompt, read_stages
-from rise.workflows.templates import placeholders
+from rise.workflows.templates import placeholders, stages_named
 
 if TYPE_CHECKING:
     from rise.connections.mongodb import MongoDatabase
@@ -652,11 +652,11 @@ def _staged_workflows(house: House, functions: Mapping[str, Callable[..., Any]])
 
 
 def build_workflows(house: House) -> Workflows:
-    return Workflows(house.stores.definitions, _versions(house), read_stages)
+    return Workflows(house.stores.definitions, _versions(house), read_stages, stages_named)
 
 
 def build_prompts(house: House) -> Prompts:
-    return Prompts(house.stores.definitions, _versions(house), placeholders, given=VALUES)
+    return Prompts(house.stores.definitions, _versions(house), placeholders, VALUES, stages_named)
 
 
 def _versions(house: House) -> Versions:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -163,8 +163,11 @@ def delivery_url(base: str | None, account: str) -> str | None:
     """Where Telegram delivers for this bot: below an address, or exactly where a whole one says."""
     if base is None:
         return None
-    is_whole = WEBHOOK_PATH in urlsplit(base).path
-    return base if is_whole else f"{base.rstrip('/')}{WEBHOOK_PATH}/{account}"
+    parts = urlsplit(base)
+    path = parts.path.rstrip("/")
+    if path.endswith(WEBHOOK_PATH):  # by itself that is the default bot's: updates of another would be refused there
+        return urlunsplit(parts._replace(path=f"{path}/{account}"))
+    return base if WEBHOOK_PATH in path else urlunsplit(parts._replace(path=f"{path}{WEBHOOK_PATH}/{account}"))
 
 
 def _report(name: str, error: BaseException) -> None:

@@ -47,7 +47,8 @@ class BindingChange(msgspec.Struct, frozen=True, kw_only=True):
 
     enabled: bool
     is_default: bool | msgspec.UnsetType = msgspec.UNSET
-    """UNSET: it is one if it has no routes, for then it is meant for everything."""
+    """UNSET: what it was, where its routes are left out, too; else it is one if it has no routes, for then it is meant
+    for everything."""
     routes: tuple[BindingRoute, ...] | msgspec.UnsetType = msgspec.UNSET
     bot_token: str | msgspec.UnsetType | None = msgspec.UNSET
     of_all_channels: Mapping[str, Any] = {}
@@ -267,8 +268,12 @@ class ChannelBindings:
         shown, warnings = self._shown(rebound.binding, published), []
         if rebound.demoted is not None:
             warnings.append(f"{rebound.demoted} is no longer the default of its account")
+        if rebound.binding.enabled and rebound.leaves_no_default:
+            warnings.append("its account has no default any more: what no route names waits")
         if rebound.binding.enabled and (shown.workflow is None or not shown.workflow.published):
             warnings.append("its workflow is not published: messages wait until it is")
+        elif rebound.binding.enabled and shown.workflow is not None and not shown.workflow.enabled:
+            warnings.append("its workflow is switched off: messages wait until it is on")
         warnings += self._of_its_bot(rebound.binding)
         if await self.editor.event_is_queued():
             warnings.append(EVENT_QUEUED)
@@ -302,7 +307,7 @@ class ChannelBindings:
         is_default = known.is_default
         if change.is_default is not msgspec.UNSET:
             is_default = change.is_default
-        elif change.enabled:
+        elif change.enabled and (change.routes is not msgspec.UNSET or not known.is_default):
             is_default = not routes
         return msgspec.structs.replace(
             known,

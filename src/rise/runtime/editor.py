@@ -27,6 +27,7 @@ from rise.definitions.records import (
     account_name,
     bindings_of,
     body_of,
+    is_switched_on,
     workflow_of,
 )
 from rise.envelope import encode_json
@@ -48,6 +49,8 @@ class Rebound(msgspec.Struct, frozen=True):
     binding: BindingRecord
     demoted: str | None = None
     """The workflow that was the account's default until then."""
+    leaves_no_default: bool = False
+    """The account had one until then."""
 
 
 class Editor:
@@ -91,9 +94,10 @@ class Editor:
         force, `RouteTaken` if another binding of the account has one of its routes.
         """
         demoted: str | None = None
+        leaves_none = False
 
         def changed(known: list[BindingRecord]) -> list[BindingRecord]:
-            nonlocal demoted
+            nonlocal demoted, leaves_none
             former = next((one for one in known if one.workflow_id == workflow_id), None)
             if version is not None and version != (former.version if former else 0):
                 raise VersionStale.of(f"the binding of {workflow_id}", former.version if former else 0)
@@ -102,13 +106,14 @@ class Editor:
             _refuse_taken_routes(binding, others)
             binding, others = shared(binding, former, others)
             demoted = None
-            if binding.is_default:
+            if binding.is_default and binding.enabled:
                 demoted = next((one.workflow_id for one in others if one.is_default and one.enabled), None)
                 others = [msgspec.structs.replace(one, is_default=False) for one in others]
+            leaves_none = _has_default(known) and not _has_default([*others, binding])
             return [*others, binding]
 
         bindings = await self._change_bindings(channel, account, changed, by=by, action=action, why=why)
-        return Rebound(next(one for one in bindings if one.workflow_id == workflow_id), demoted)
+        return Rebound(next(one for one in bindings if one.workflow_id == workflow_id), demoted, leaves_none)
 
     async def unbind(self, channel: str, account: str, workflow_id: str, *, by: str, why: str = "") -> None:
         """Nothing is bound there by this name any more."""
@@ -156,8 +161,7 @@ class Editor:
             known = workflow_of(last)
             if known.kind == STAGES:
                 return last.body  # a person was faster
-            is_known = known.updated_by != NEWER
-            return body_of(msgspec.structs.replace(workflow, enabled=known.enabled) if is_known else workflow)
+            return body_of(msgspec.structs.replace(workflow, enabled=is_switched_on(last)))
 
         action = "publish" if workflow.published else "unpublish"
         await self._versions.change(Kind.PUBLISHED, workflow.workflow_id, change, by=CODE, action=action)
@@ -187,6 +191,7 @@ class Editor:
     ) -> list[BindingRecord]:
         """All of the account, as they are after it."""
         name = account_name(channel, account)
+        is_recorded = False
         for _ in range(TRIES):
             last = await self._definitions.version(Kind.BINDINGS, name)
             known = [] if last is None else bindings_of(last)
@@ -206,14 +211,18 @@ class Editor:
                 by=by,
                 comment=why,
             )
+            operation = Operation(at_ms=now_ms, who=by, action=action, target=name, why=why)
+            if (
+                not is_recorded
+            ):  # first, as all changes (`versions.py`): asked for again, it would change nothing any more
+                await self._ledger.record_operation(operation)
+                is_recorded = True
             try:
                 await self._definitions.put(definition)
             except VersionStale:
                 continue
-            operation = Operation(at_ms=now_ms, who=by, action=action, target=name, why=why)
             changed = [one for one in stamped if one not in known]
             await self._tell(changed, _left_out(known, stamped), operation, version=_next(last))
-            await self._ledger.record_operation(operation)
             return stamped
         raise VersionStale(f"the bindings of {name} are being changed by somebody else over and over; try again")
 
@@ -259,6 +268,10 @@ def shared(
 
 def _with_own(binding: BindingRecord, name: str, value: object) -> BindingRecord:
     return msgspec.structs.replace(binding, own=msgspec.structs.replace(binding.own, **{name: value}))
+
+
+def _has_default(bindings: list[BindingRecord]) -> bool:
+    return any(one.is_default and one.enabled for one in bindings)
 
 
 def _refuse_taken_routes(binding: BindingRecord, others: list[BindingRecord]) -> None:

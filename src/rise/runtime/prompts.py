@@ -18,7 +18,7 @@ from rise.definitions.port import Definition, Definitions, Kind
 from rise.definitions.records import NEWER, PromptRecord, body_of, prompt_of, workflow_of
 from rise.envelope import definition_id_of
 from rise.errors import PayloadInvalid, PromptUnknown, StateConflict, VersionStale
-from rise.runtime.publishing import prompt_used, unfilled
+from rise.runtime.publishing import StagesNamed, not_before, prompt_used, unfilled
 from rise.runtime.versions import Versions
 
 Placeholders = Callable[[str], Collection[str]]
@@ -35,9 +35,15 @@ class Prompts:
     """Look, write, remove."""
 
     def __init__(
-        self, definitions: Definitions, versions: Versions, placeholders: Placeholders, given: Collection[str]
+        self,
+        definitions: Definitions,
+        versions: Versions,
+        placeholders: Placeholders,
+        given: Collection[str],
+        stages_named: StagesNamed = lambda text: (),
     ) -> None:
         """`given`: what every template has a value for."""
+        self._stages_named = stages_named
         self._definitions = definitions
         self._versions = versions
         self._placeholders = placeholders
@@ -61,7 +67,7 @@ class Prompts:
     async def used_by(self) -> dict[str, Sequence[str]]:
         """Of each prompt that is used, the workflows that run with it."""
         used: dict[str, dict[str, None]] = {}
-        for workflow_id, stage in await self._running():
+        for workflow_id, stage, _ in await self._running():
             if prompt_id := prompt_used(stage):
                 used.setdefault(prompt_id, {})[workflow_id] = None
         return {prompt_id: [*workflow_ids] for prompt_id, workflow_ids in used.items()}
@@ -99,7 +105,11 @@ class Prompts:
         Raises `PromptUnknown`, `PayloadInvalid`, `VersionStale`, or `StateConflict` if what uses it could not go on.
         """
         edited = edit(await self.get(prompt_id))
-        for workflow_id, stage in await self._users(prompt_id):
+        self._check(edited)
+        for workflow_id, stage, earlier in await self._users(prompt_id):
+            if absent := not_before(stage, earlier, edited, self._stages_named):
+                lacking = f"{workflow_id} uses it and has no stage {', '.join(absent)} before that"
+                raise StateConflict(f"{lacking}: publish it with one first", field="template")
             if missing := unfilled(stage, edited):
                 lacking = f"{workflow_id} uses it and gives no value for {', '.join(missing)}"
                 raise StateConflict(f"{lacking}: publish that with one first", field="placeholders")
@@ -123,9 +133,9 @@ class Prompts:
         known = await self.get(prompt_id)
         if version is not None and version != known.version:
             raise VersionStale.of(prompt_id, known.version)
-        if users := sorted({workflow_id for workflow_id, _ in await self._users(prompt_id)}):
+        if users := sorted({workflow_id for workflow_id, *_ in await self._users(prompt_id)}):
             raise StateConflict(f"{prompt_id} is used by {', '.join(users)}: publish them without it first")
-        await self._versions.change(Kind.PROMPT, prompt_id, lambda _: None, by=by, action="remove")
+        await self._versions.change(Kind.PROMPT, prompt_id, lambda _: None, by=by, action="remove", expected=version)
 
     # --- details ---
 
@@ -149,14 +159,18 @@ class Prompts:
         except PayloadInvalid as error:
             raise PayloadInvalid(f"{field}: {error.public_message}", field=field) from error
 
-    async def _users(self, prompt_id: str) -> Sequence[tuple[str, Any]]:
-        """The workflows that run and use it, each with the stage."""
-        return [(name, stage) for name, stage in await self._running() if prompt_used(stage) == prompt_id]
+    async def _users(self, prompt_id: str) -> Sequence[tuple[str, Any, Sequence[Any]]]:
+        """The workflows that run and use it, each with the stage, and those before it."""
+        return [one for one in await self._running() if prompt_used(one[1]) == prompt_id]
 
-    async def _running(self) -> Sequence[tuple[str, Any]]:
-        """Every stage of what is published, with its workflow."""
+    async def _running(self) -> Sequence[tuple[str, Any, Sequence[Any]]]:
+        """Every stage of what is published, with its workflow, and the stages before it."""
         published = [workflow_of(one) for one in (await self._definitions.latest([Kind.PUBLISHED])).definitions]
-        return [(one.workflow_id, stage) for one in published for stage in one.stages or ()]
+        return [
+            (one.workflow_id, stage, (one.stages or ())[:at])
+            for one in published
+            for at, stage in enumerate(one.stages or ())
+        ]
 
 
 def _known(prompt_id: str, last: Definition | None) -> PromptRecord:

@@ -12,7 +12,7 @@ has written, or somebody else since (`VersionStale`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Final
@@ -30,6 +30,7 @@ from rise.definitions.records import (
     bindings_of,
     body_of,
     draft_of,
+    is_switched_on,
     prompt_of,
     workflow_of,
 )
@@ -44,6 +45,9 @@ VERSION_MAX: Final = (1 << 31) - 1
 
 Check = Callable[[Any], object]
 """Raises `PayloadInvalid`, with the field, for stages that could not run."""
+
+StagesNamed = Callable[[str], Collection[str]]
+"""The stages whose results a template names."""
 
 _EVERYTHING = (Kind.WORKFLOW, Kind.PUBLISHED, Kind.BINDINGS)
 
@@ -93,7 +97,10 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True):
 class Workflows:
     """Look, edit, publish, go back, switch off and on, remove."""
 
-    def __init__(self, definitions: Definitions, versions: Versions, check: Check) -> None:
+    def __init__(
+        self, definitions: Definitions, versions: Versions, check: Check, stages_named: StagesNamed = lambda text: ()
+    ) -> None:
+        self._stages_named = stages_named
         self._definitions = definitions
         self._versions = versions
         self._check = check
@@ -210,7 +217,11 @@ class Workflows:
         # What runs goes first: cut off between the two, it is a draft again, and can be removed once more.
         for kind, there in ((Kind.PUBLISHED, known.published), (Kind.WORKFLOW, known.draft)):
             if there is not None:
-                await self._versions.change(kind, workflow_id, lambda _: None, by=by, action="remove")
+                # With `version`, nothing that was written since it was looked at.
+                expected = None if version is None else there.version
+                await self._versions.change(
+                    kind, workflow_id, lambda _: None, by=by, action="remove", expected=expected
+                )
 
     # --- what runs ---
 
@@ -277,11 +288,9 @@ class Workflows:
             if last is None or last.body is None:
                 return body_of(record)
             former = workflow_of(last)
-            if former.updated_by == NEWER:
-                return body_of(record)
-            if former.kind != STAGES:
+            if former.kind != STAGES and former.updated_by != NEWER:
                 raise StateConflict(f"{draft.workflow_id} is in the code by now: give this one another name")
-            return body_of(msgspec.structs.replace(record, enabled=former.enabled))
+            return body_of(msgspec.structs.replace(record, enabled=is_switched_on(last)))
 
         await self._versions.change(Kind.PUBLISHED, draft.workflow_id, change, by=by, action=action, why=why)
 
@@ -292,7 +301,12 @@ class Workflows:
         prompts = {one.name: prompt_of(one) for one in latest.definitions}
         for at, stage in enumerate(draft.stages):
             if prompt_id := prompt_used(stage):
-                _refuse_unfilled(f"stages[{at}]", stage, prompt_id, prompts.get(prompt_id))
+                prompt = _refuse_unfilled(f"stages[{at}]", stage, prompt_id, prompts.get(prompt_id))
+                if missing := not_before(stage, draft.stages[:at], prompt, self._stages_named):
+                    raise PayloadInvalid(
+                        f"stages[{at}].promptId: {prompt_id} names stages.{missing[0]}, which is not before it",
+                        field=f"stages[{at}].promptId",
+                    )
 
     async def _draft(self, workflow_id: str) -> DraftRecord:
         """To be changed. Raises `WorkflowUnknown` or `StateConflict`."""
@@ -319,13 +333,21 @@ def unfilled(stage: Any, prompt: PromptRecord) -> list[str]:
     return [name for name in prompt.placeholders if name not in (stage.get("values") or {})]
 
 
-def _refuse_unfilled(place: str, stage: Any, prompt_id: str, prompt: PromptRecord | None) -> None:
+def not_before(stage: Any, earlier: Iterable[Any], prompt: PromptRecord, stages_named: StagesNamed) -> list[str]:
+    """The stages that the prompt names and that are not before the one that asks with it."""
+    texts = [prompt.template, "" if stage.get("system") else prompt.system or ""]
+    named = {name for text in texts for name in stages_named(text)}
+    return sorted(named - {one.get("name") for one in earlier if isinstance(one, dict)})
+
+
+def _refuse_unfilled(place: str, stage: Any, prompt_id: str, prompt: PromptRecord | None) -> PromptRecord:
     if prompt is None:
         raise PayloadInvalid(f"{place}.promptId names {prompt_id}, which is no prompt here", field=f"{place}.promptId")
     if missing := unfilled(stage, prompt):
         raise PayloadInvalid(
             f"{place}.values lacks {', '.join(missing)}, which {prompt_id} needs", field=f"{place}.values"
         )
+    return prompt
 
 
 def _refuse_stale(known: Workflow, version: int | None) -> None:

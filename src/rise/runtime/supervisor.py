@@ -13,12 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rise.bindings import BindingRegistry
+from rise.bindings import BindingRegistry, allows
 from rise.bus.port import Bus, Topic
 from rise.capabilities import CapabilityRegistry
 from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
-from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, TaskId, notice_id_of
+from rise.definitions.records import BindingRecord
+from rise.envelope import Head, Outcome, Reason, ReplyId, RunId, Status, TaskId, notice_id_of
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Route, Selection, Suspend
@@ -207,11 +208,13 @@ class Supervisor:
     # --- details ---
 
     async def _tell_late(self, task: OpenTask) -> None:
-        """In the words of its binding, unless that says that nobody waits."""
-        binding = self._bindings.binding(task.head)
-        if binding is None or binding.waits_for_result:
-            text = (binding and binding.timeout_message) or self._duties.late_text
-            await self._tell(task, LATE, text, unless_run=task.run_id)
+        """In the words of its binding, unless that says that nobody waits, or that no answer will come."""
+        head = task.head
+        binding = self._bindings.binding(head)
+        if binding is not None and (not binding.waits_for_result or not _will_answer(binding, head)):
+            return
+        text = (binding and binding.timeout_message) or self._duties.late_text
+        await self._tell(task, LATE, text, unless_run=task.run_id)
 
     def _alert_on_suspended(self, depth: QueueDepth) -> None:
         count = depth.by_status.get(Status.SUSPENDED, 0)
@@ -321,6 +324,12 @@ class Supervisor:
             await self._clock.sleep(seconds)
 
         return Loop(name, body, sleep=self._clock.sleep, on_error=_report)
+
+
+def _will_answer(binding: BindingRecord, head: Head) -> bool:
+    """As the worker will find: strangers are told nothing, and what is killed waits for a person."""
+    is_a_strangers = head.workflow_id is None and not allows(binding, head, head.user.get("user_id"))
+    return binding.kill_switch is None and not is_a_strangers
 
 
 def _is_end_of(run: Run | None, task: OpenTask) -> bool:

@@ -34,17 +34,17 @@ class StagedWorkflows:
     def __init__(self, tools: Tools) -> None:
         """They are its to close."""
         self._tools = replace(tools, record=self._hear)
-        self._built: dict[str, tuple[int, WorkflowDefinition | None]] = {}
+        self._built: dict[str, tuple[WorkflowRecord, WorkflowDefinition | None]] = {}
         self._records: dict[str, list[StageRecord]] = {}
 
     def definition(self, workflow: WorkflowRecord) -> WorkflowDefinition | None:
         """As it is published; None if this version of Rise cannot read it."""
-        version, built = self._built.get(workflow.workflow_id, (None, None))
-        if version != workflow.version:
+        former, built = self._built.get(workflow.workflow_id, (None, None))
+        if former is None or not _is_same(former, workflow):
             if len(self._built) >= BUILT_MAX:
                 self._built.clear()  # those that were removed would stay for ever
             built = self._build(workflow)
-            self._built[workflow.workflow_id] = (workflow.version, built)
+            self._built[workflow.workflow_id] = (workflow, built)
         return built
 
     @contextmanager
@@ -78,6 +78,14 @@ class StagedWorkflows:
         heard = self._records.get(record.run_id)
         if heard is not None:
             heard.append(record)
+
+
+def _is_same(former: WorkflowRecord, workflow: WorkflowRecord) -> bool:
+    """By what it says, too: after a restore another version may have the same number."""
+    if former is workflow:
+        return True
+    said = (former.version, former.name, former.stages)
+    return said == (workflow.version, workflow.name, workflow.stages)
 
 
 def step_of_try(number: int) -> str | None:

@@ -16,7 +16,9 @@ import ipaddress
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 BYTES_MAX: Final = 1 << 20
 ADDRESSES_TRIED_MAX: Final = 3
 CONNECT_SECONDS_MAX: Final = 10.0
+LOOKUPS_MAX: Final = 32
+"""Of names at once, in all runs of a process."""
 _HOST: Final = re.compile(r"[A-Za-z0-9_.-]{1,253}|[0-9A-Fa-f:.]{2,45}")
 """A name, or an address of IPv6 without its brackets."""
 
@@ -63,9 +67,14 @@ class Fetch(Protocol):
     async def close(self) -> None: ...
 
 
+_LOOKUPS: Final = ThreadPoolExecutor(max_workers=LOOKUPS_MAX, thread_name_prefix="rise-lookup")
+
+
 async def resolve(host: str, port: int) -> list[str]:
-    """By the system."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    """By the system, in threads of its own: a name whose servers never answer keeps one for half a minute, and those of
+    the event loop are few. Everything else in this process looks its names up with them."""
+    lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_LOOKUPS, lookup)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from rise.workflows.stages import (
     PromptStage,
     PythonStage,
     ReplyStage,
+    Retries,
     RouterStage,
     Rule,
     Stage,
@@ -45,7 +47,7 @@ from rise.workflows.stages import (
     seconds_at_most,
 )
 from rise.workflows.templates import template
-from rise.workflows.turn import Turn, in_bounds
+from rise.workflows.turn import Turn, in_a_thread
 
 VALUE_BYTES_MAX: Final = 1 << 20
 """Of what one stage comes to: it is kept with the run, and looked at by templates."""
@@ -122,13 +124,22 @@ def staged_workflow(
 
 async def run_stages(turn: Turn, stages: Sequence[Stage], tools: Tools) -> Any:
     """Run them for one message. Raises what a stage raises, after its tries; nothing after it is run then."""
-    run = _Run(turn, tools)
+    run = _Run(turn, tools, _as_written(stages))
     places = {stage.name: at for at, stage in enumerate(stages)}
     at: int | None = 0
     while at is not None and at < len(stages):
         goes_to = await run.stage(stages[at], at)
         at = at + 1 if goes_to is _NEXT else None if goes_to is None else places[goes_to]
     return run.value
+
+
+def _as_written(stages: Iterable[Stage]) -> Sequence[str]:
+    """Of each stage, what it and those before it say, in short; how long they may take changes no result."""
+    said, found = hashlib.sha256(), []
+    for stage in stages:
+        said.update(msgspec.json.encode(msgspec.structs.replace(stage, timeout_seconds=0.0, retries=Retries())))
+        found.append(said.hexdigest()[:12])
+    return found
 
 
 _NEXT: Final = ""
@@ -138,8 +149,9 @@ _NEXT: Final = ""
 class _Run:
     """One run, as far as it has come."""
 
-    def __init__(self, turn: Turn, tools: Tools) -> None:
+    def __init__(self, turn: Turn, tools: Tools, written: Sequence[str]) -> None:
         self.value: Any = None
+        self._written = written
         self._turn = turn
         self._tools = tools
         self._values = _as_json(
@@ -158,18 +170,18 @@ class _Run:
         """Run it, and keep what it came to. Returns the stage that is next, `_NEXT` or None for the end."""
         trial = _Trial(stage, self._tools.clock)
         with self._recorded(trial, number), _named(stage):
-            value = await self._perform(stage, trial)
+            value = await self._perform(stage, trial, number)
         self._values["stages"][stage.name] = value
         return value if isinstance(stage, RouterStage) else _NEXT
 
-    async def _perform(self, stage: Stage, trial: _Trial) -> Any:
+    async def _perform(self, stage: Stage, trial: _Trial, number: int) -> Any:
         match stage:
             case PromptStage():
-                return await self._computed(stage, trial, lambda: self._prompt(stage, trial))
+                return await self._computed(stage, trial, number, lambda: self._prompt(stage, trial))
             case HttpStage():
-                return await self._computed(stage, trial, lambda: self._http(stage, trial))
+                return await self._computed(stage, trial, number, lambda: self._http(stage, trial))
             case PythonStage():
-                return await self._computed(stage, trial, lambda: self._python(stage))
+                return await self._computed(stage, trial, number, lambda: self._python(stage))
             case ReplyStage():
                 return self._reply(stage)
             case RouterStage():
@@ -177,7 +189,7 @@ class _Run:
             case FollowUpStage():
                 return self._follow_up(stage)
 
-    async def _computed(self, stage: Stage, trial: _Trial, attempt: Callable[[], Any]) -> Any:
+    async def _computed(self, stage: Stage, trial: _Trial, number: int, attempt: Callable[[], Any]) -> Any:
         """Once, however often the run is repeated: the result is kept before anything depends on it."""
 
         async def compute() -> Any:
@@ -185,8 +197,8 @@ class _Run:
             _refuse_what_cannot_be_kept(value)
             return value
 
-        # By kind as well: a workflow may have been changed between a crash and the run after it.
-        self.value = await self._turn.step(f"{stage.kind}:{stage.name}", compute)
+        # By what is written up to it as well: who corrects a workflow and lets a message go on means that.
+        self.value = await self._turn.step(f"{stage.kind}:{stage.name}:{self._written[number]}", compute)
         return self.value
 
     @contextmanager
@@ -396,7 +408,7 @@ def _named(stage: Stage) -> Iterator[None]:
 async def _called(function: Callable[..., Any], values: dict[str, Any]) -> Any:
     if inspect.iscoroutinefunction(function):
         return await function(values)
-    value = await asyncio.to_thread(in_bounds, function, values)
+    value = await in_a_thread(function, values)
     return await value if inspect.isawaitable(value) else value
 
 

@@ -50,6 +50,8 @@ RETRIES_MAX: Final = 10
 WAIT_SECONDS_MAX: Final = 60.0
 RUN_SECONDS_MAX: Final = 3600.0
 TOKENS_MAX: Final = 1_000_000
+TEMPLATE_PARTS_MAX: Final = 10_000
+"""Of all templates of a workflow: nothing else goes on in a process while it reads them."""
 
 VALUES: Final = ("text", "user", "chat_id", "channel", "metadata", "history", "stages")
 """What every template has a value for."""
@@ -187,7 +189,8 @@ def read_stages(fields: Any) -> tuple[Stage, ...]:
     names: list[str] = []
     for at, one in enumerate(fields):
         names.append(_name_of_its_own(_Fields(one, f"stages[{at}]"), names))
-    stages = tuple(_read_stage(one, at, names) for at, one in enumerate(fields))
+    work = _Work()
+    stages = tuple(_read_stage(one, at, names, work) for at, one in enumerate(fields))
     if (seconds := seconds_at_most(stages)) > RUN_SECONDS_MAX:
         raise PayloadInvalid(
             f"stages may take up to {seconds:g} s together, with all their tries; at most {RUN_SECONDS_MAX:g}",
@@ -223,8 +226,8 @@ def _name_of_its_own(fields: _Fields, taken: Sequence[str]) -> str:
     return name
 
 
-def _read_stage(value: Any, at: int, names: Sequence[str]) -> Stage:
-    fields = _Fields(value, f"stages[{at}]", stages=names[:at], later=names[at + 1 :])
+def _read_stage(value: Any, at: int, names: Sequence[str], work: _Work) -> Stage:
+    fields = _Fields(value, f"stages[{at}]", stages=names[:at], later=names[at + 1 :], work=work)
     fields.text("name")
     kind = fields.one_of("kind", tuple(_READERS))
     stage: Stage = _READERS[kind](fields, names[at])
@@ -442,22 +445,41 @@ _READERS: Final[dict[str, Any]] = {
 # --- reading fields ---------------------------------------------------------------------------------------
 
 
+class _Work:
+    """How much all templates of a workflow are to read."""
+
+    def __init__(self) -> None:
+        self._left = TEMPLATE_PARTS_MAX
+
+    def spend(self, parts: int) -> None:
+        self._left -= parts
+        if self._left < 0:
+            raise PayloadInvalid(f"stages hold templates of more than {TEMPLATE_PARTS_MAX} parts", field="stages")
+
+
 class _Fields:
     """A JSON object at its place; what is asked for is known, the rest is refused."""
 
-    def __init__(self, value: Any, place: str, *, stages: Sequence[str] = (), later: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        value: Any,
+        place: str,
+        *,
+        stages: Sequence[str] = (),
+        later: Sequence[str] = (),
+        work: _Work | None = None,
+    ) -> None:
         if type(value) is not dict:
             raise PayloadInvalid(f"{place} is {json_name(value)}, not an object", field=place)
         self.value: dict[str, Any] = value
         self.place = place
         self._stages = stages
         self._later = later
+        self._work = work or _Work()
         self._asked: dict[str, None] = {}
 
     def within(self, name: str, value: Any) -> _Fields:
-        inner = _Fields(value, f"{self.place}.{name}")
-        inner._stages, inner._later = self._stages, self._later
-        return inner
+        return _Fields(value, f"{self.place}.{name}", stages=self._stages, later=self._later, work=self._work)
 
     def wrong(self, name: str, why: str) -> PayloadInvalid:
         return PayloadInvalid(f"{self.place}.{name} {why}", field=f"{self.place}.{name}")
@@ -535,6 +557,7 @@ class _Fields:
     def read(self, name: str, text: str) -> Template:
         """As a template of a stage that has these before it."""
         read = check_template(text, f"{self.place}.{name}", known=VALUES)
+        self._work.spend(read.parts)
         for stage in sorted(read.stages - set(self._stages)):
             before = f"; before it are {', '.join(self._stages)}" if self._stages else "; there is none"
             raise self.wrong(name, f"names the stage {ascii(stage)[1:-1][:80]}, which is not before it{before}")

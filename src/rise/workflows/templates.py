@@ -67,7 +67,8 @@ class Template:
         if len(source) > TEMPLATE_CHARS_MAX:
             raise PayloadInvalid(f"the template has more than {TEMPLATE_CHARS_MAX} characters")
         tree = _parse(source)
-        _refuse_beyond_grammar(tree)
+        self.parts = _refuse_beyond_grammar(tree)
+        """How many it has: so much work is it to read."""
         self.names = frozenset(find_undeclared_variables(tree))
         """Which it needs a value for."""
         self.stages = frozenset(_stages_named(tree))
@@ -121,6 +122,11 @@ def placeholders(source: str) -> set[str]:
     return set(template(source).names)
 
 
+def stages_named(source: str) -> set[str]:
+    """The stages whose results a template names. Raises `PayloadInvalid` where it is none."""
+    return set(template(source).stages)
+
+
 def check_template(source: str, field: str, *, known: Collection[str]) -> Template:
     """Read it for a field of a request. Raises `PayloadInvalid` that names the field, and what is wrong there."""
     try:
@@ -145,7 +151,8 @@ def _parse(source: str) -> nodes.Template:
         raise PayloadInvalid("it is no template: nested too deep, or a number that is too long") from error
 
 
-def _refuse_beyond_grammar(tree: nodes.Template) -> None:
+def _refuse_beyond_grammar(tree: nodes.Template) -> int:
+    """How many parts it has."""
     waiting: list[tuple[nodes.Node, int, int]] = [(tree, 1, 0)]
     left = NODES_MAX
     while waiting:
@@ -159,6 +166,7 @@ def _refuse_beyond_grammar(tree: nodes.Template) -> None:
         if depth > DEPTH_MAX or loops > LOOPS_NESTED_MAX:
             raise PayloadInvalid(f"line {node.lineno}: it is nested too deep")
         waiting += [(child, depth + 1, loops) for child in node.iter_child_nodes()]
+    return NODES_MAX - left
 
 
 def _refuse_unknown(node: nodes.Node) -> None:

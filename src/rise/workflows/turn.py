@@ -11,7 +11,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from concurrent.futures import Executor, Future
+from contextvars import copy_context
 from datetime import datetime
+from functools import partial
+from threading import Thread
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -217,7 +221,7 @@ class Turn:
             if inspect.iscoroutinefunction(function):
                 value = await function(*args, **kwargs)
             else:
-                value = await asyncio.to_thread(in_bounds, function, *args, **kwargs)
+                value = await in_a_thread(function, *args, **kwargs)
                 if inspect.isawaitable(value):
                     value = await value
             self._steps[key] = await self._memory.save_step(key, encode_json(value))
@@ -242,6 +246,33 @@ class Turn:
         """The run is over: what it noted so far; whatever still runs of it can do nothing more."""
         self._open = False
         return self._effects
+
+
+async def in_a_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call it in a thread of its own: one that never returns takes none away from others, and the process ends without
+    it. The loop's own threads are few, and waited for."""
+    call = partial(copy_context().run, in_bounds, function, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_OWN_THREADS, call)
+
+
+class _OwnThreads(Executor):
+    """A thread for each call."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        outcome: Future[Any] = Future()
+        outcome.set_running_or_notify_cancel()  # it cannot be cancelled any more
+
+        def run() -> None:
+            try:
+                outcome.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 - border: whoever waits for it gets it
+                outcome.set_exception(error)
+
+        Thread(target=run, name="rise-function", daemon=True).start()
+        return outcome
+
+
+_OWN_THREADS: Final = _OwnThreads()
 
 
 def in_bounds(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
