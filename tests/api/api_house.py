@@ -64,6 +64,7 @@ async def opened(
         yield house
     finally:
         await house.bus.stop()
+        await house.channels.close()
         await house.stores.close()
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+import rise
+from rise.definitions.records import CODE, BindingRecord, WorkflowRecord
+from rise.runtime import assembly
+from rise.runtime.serving import _until_defined
+from rise.settings import load_settings
 from rise.testing.installation import ADMIN_TOKEN, Installation
 from rise.testing.telegram import TelegramStandIn
 from rise.testing.waiting import eventually
@@ -123,3 +129,28 @@ async def test_a_worker_without_an_app_is_refused_and_changes_nothing(tmp_path: 
             body = {"userText": "still there?", "waitForResult": True, "waitTimeoutSeconds": 20}
             async with session.post(f"{rise.url}/api/workflows/apply", json=body) as response:
                 assert (await response.json())["data"]["status"] == "completed"
+
+
+@rise.workflow("shop", channels=["http", "webchat"])
+async def shop(turn: rise.Turn) -> None: ...
+
+
+@pytest.mark.req("WRK-2", "SUS-1")
+async def test_an_added_worker_waits_until_all_that_its_code_asks_for_is_bound(tmp_path: Path):
+    """Else it would tell people that there is no bot, while the first worker of a new directory binds one account
+    after the other."""
+    house = assembly.build(load_settings(_env_file=None, data_dir=tmp_path))
+    await house.stores.open()
+    await house.bus.start()
+    definition = shop.__rise_workflow__  # type: ignore[attr-defined]
+    waiting = asyncio.ensure_future(_until_defined(house, {definition.workflow_id: definition}, asyncio.Event()))
+    record = WorkflowRecord(workflow_id=definition.workflow_id, name="shop", channels=definition.channels)
+    await house.editor.publish(record, by=CODE)
+    await house.editor.bind(BindingRecord(channel="http", account="default", workflow_id=record.workflow_id), by=CODE)
+    await asyncio.wait([waiting], timeout=1.2)  # it looks each half second
+    assert not waiting.done()
+    await house.editor.follow_code([record], house.channels.accounts())
+    async with asyncio.timeout(10):
+        await waiting
+    await house.bus.stop()
+    await house.stores.close()

@@ -107,7 +107,7 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
     await open_stores(house, until=stop)
     try:
         if parent is None:
-            await _until_defined(house, stop)
+            await _until_defined(house, app.workflows, stop)
         if not stop.is_set():
             if parent is None and house.settings.app is None:
                 await _refuse_without_code(house)
@@ -357,12 +357,16 @@ async def open_stores(house: House, *, until: asyncio.Event | None = None) -> No
             await house.clock.sleep(STORE_RETRY_SECONDS)
 
 
-async def _until_defined(house: House, stop: asyncio.Event) -> None:
-    """On a new directory, until serve's own worker is up, there is no workflow for anybody; people would be told so."""
+async def _until_defined(house: House, workflows: Mapping[str, WorkflowDefinition], stop: asyncio.Event) -> None:
+    """On a new directory, until serve's own worker has bound what its code asks for, there is no workflow for anybody;
+    people would be told so."""
+    asked = {channel for workflow in workflows.values() for channel in workflow.channels}
+    places = [place for place in house.channels.accounts().items() if place[0] in asked]
     give_up_at = house.clock.monotonic() + DEFINED_SECONDS_MAX
     while not stop.is_set() and house.clock.monotonic() < give_up_at:
         try:
-            if await house.stores.definitions.changes():
+            await house.bindings.refresh()
+            if house.bindings.version and all(house.bindings.is_asked_for(*place) for place in places):
                 return
         except Unavailable:
             pass  # asked again in a moment
