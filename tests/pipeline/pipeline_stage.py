@@ -337,7 +337,7 @@ class Stage:
     telegram: TelegramStandIn
     clock: ManualClock
     queue_limits: QueueLimits = field(default_factory=QueueLimits)
-    worker_limits: WorkerLimits = field(default_factory=lambda: WorkerLimits(run_seconds=5.0, stop_seconds=5.0))
+    worker_limits: WorkerLimits = field(default_factory=lambda: WorkerLimits(run_seconds=60.0, stop_seconds=5.0))
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     delivery_limits: DeliveryLimits = field(default_factory=lambda: DeliveryLimits(resend_seconds=0.0))
     duties: Duties = field(default_factory=lambda: Duties(late_after_seconds=0.0))

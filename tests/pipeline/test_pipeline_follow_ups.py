@@ -51,7 +51,7 @@ async def test_a_follow_up_does_not_hold_up_its_chat_until_then(stage: Stage):
 @pytest.mark.req("WFL-3", "QUE-2")
 @pytest.mark.failure("FU3")
 async def test_what_one_run_planned_is_said_in_the_order_of_its_moments_and_then_as_it_was_planned(stage: Stage):
-    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=8)
+    stage.worker_limits = WorkerLimits(run_seconds=60, concurrency=8)
 
     @rise.workflow("counts", channels=["telegram"])
     async def counts(turn: rise.Turn) -> None:

@@ -112,7 +112,7 @@ async def serves_at_once(stage: Stage, count: int) -> None:
 
 @pytest.mark.req("WRK-2")
 async def test_a_channel_serves_no_more_chats_at_once_than_allowed(stage: Stage):
-    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=3)
+    stage.worker_limits = WorkerLimits(run_seconds=60, concurrency=3)
     await serves_at_once(stage, 3)
 
 
@@ -120,14 +120,14 @@ async def test_a_channel_serves_no_more_chats_at_once_than_allowed(stage: Stage)
 @pytest.mark.parametrize("name", ["telegram", "telegram:{account}"])
 async def test_a_channel_and_what_is_bound_to_an_account_may_have_fewer_places(stage: Stage, name: str):
     of_telegram = {name.format(account=stage.account): 2}
-    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=10, concurrency_for=of_telegram)
+    stage.worker_limits = WorkerLimits(run_seconds=60, concurrency=10, concurrency_for=of_telegram)
     await serves_at_once(stage, 2)
 
 
 @pytest.mark.req("WRK-2")
 async def test_the_places_of_one_account_are_no_others(stage: Stage):
     limits = {"http": 1, "telegram:of-another-bot": 1}
-    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=10, concurrency_for=limits)
+    stage.worker_limits = WorkerLimits(run_seconds=60, concurrency=10, concurrency_for=limits)
     bot = Bot()
     await stage.start(bot.workflow)
     tasks = [task_id for chat in range(1, 21) for task_id in await stage.write("Hello", chat=chat)]
@@ -164,7 +164,7 @@ async def test_a_workflow_serves_no_more_chats_at_once_than_it_asks_for(stage: S
 @pytest.mark.req("QUE-2")
 @pytest.mark.failure("D13")
 async def test_a_chat_with_much_to_do_does_not_starve_the_others(stage: Stage):
-    stage.worker_limits = WorkerLimits(run_seconds=5, concurrency=1)
+    stage.worker_limits = WorkerLimits(run_seconds=60, concurrency=1)
     bot = Bot()
     await stage.start_gateway()
     many = await stage.write(*(f"many {n:03}" for n in range(50)), chat=1)
@@ -218,7 +218,7 @@ async def test_what_arrives_out_of_order_is_run_in_the_platforms_order(stage: St
 @pytest.mark.req("WRK-6")
 @pytest.mark.failure("D18")
 async def test_a_stop_hands_back_what_does_not_finish_with_its_tries_untouched(stage: Stage):
-    stage.worker_limits = WorkerLimits(run_seconds=5, stop_seconds=0.05)
+    stage.worker_limits = WorkerLimits(run_seconds=60, stop_seconds=0.05)
     bot = Bot()
     held = bot.hold("long")
     _, worker = await stage.start(bot.workflow)

@@ -1348,7 +1348,7 @@ async def test_a_tap_does_not_wait_behind_its_chat(stage: Stage):
 
 @pytest.mark.req("WFL-4")
 async def test_a_workflow_is_given_the_last_turns_of_its_own_chat_and_no_more(stage: Stage):
-    stage.worker_limits = WorkerLimits(run_seconds=5, history_turns=4)
+    stage.worker_limits = WorkerLimits(run_seconds=60, history_turns=4)
     given: dict[str, list[Any]] = {}
 
     @rise.workflow("remembers", channels=["telegram"])
