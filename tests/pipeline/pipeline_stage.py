@@ -36,7 +36,7 @@ from rise.definitions.sqlite import SqliteDefinitions
 from rise.delivery import DeliveryLimits, Sender
 from rise.envelope import Call, Reason, Status, TaskId, run_id_of
 from rise.intake import Intake
-from rise.ledger.port import Reply, ReplyKind, Run
+from rise.ledger.port import Reply, ReplyKind, ReplyState, Run
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
 from rise.queue.port import OpenTask, QueueLimits, Selection
@@ -661,9 +661,27 @@ class Stage:
             task = await self.look(task_id)
             return task if task is not None and task.reason is reason else None
 
+        if reason is Reason.REPLY_HELD:
+            await self._held(task_id, holds)
         found: OpenTask = await self.until(holds)
         assert found.status is Status.SUSPENDED
         return found
+
+    async def _held(self, task_id: TaskId, is_held: Callable[[], Awaitable[Any]]) -> None:
+        """The sender holds it, or the supervisor where the sender was quicker than the worker that settles it."""
+
+        async def is_in_doubt() -> bool:
+            return any(reply.state is ReplyState.UNKNOWN for reply in await self.ledger.replies(task_id=task_id))
+
+        await self.until(is_in_doubt)
+        for _ in range(60):
+            await self.let_go_on()
+            if await is_held():
+                return
+            for process in self._processes:
+                if isinstance(process, Gateway) and not process.is_dead:
+                    await process.supervisor.sweep()
+        raise AssertionError(f"it was never held; {await self.report()}")
 
     async def waiting_for_retry(self, task_id: TaskId, *, attempts: int | None = None) -> OpenTask:
         """Wait until it is due later."""
