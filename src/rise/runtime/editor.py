@@ -212,9 +212,8 @@ class Editor:
                 comment=why,
             )
             operation = Operation(at_ms=now_ms, who=by, action=action, target=name, why=why)
-            if (
-                not is_recorded
-            ):  # first, as all changes (`versions.py`): asked for again, it would change nothing any more
+            if not is_recorded:
+                # First, as all changes (`versions.py`): asked for again, it would change nothing any more.
                 await self._ledger.record_operation(operation)
                 is_recorded = True
             try:
