@@ -103,11 +103,12 @@ def write_once(path: Path, text: str) -> None:
         pass
     finally:
         nameless.unlink()
-    _sync_names(path.parent)
+    sync(path.parent)
 
 
-def _sync_names(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """On the disk: what is in a file, or which names are in a directory. Raises `OSError`."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

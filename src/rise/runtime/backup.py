@@ -29,6 +29,7 @@ from typing import IO, Any, Final
 import msgspec
 
 from rise.clock import Clock, epoch_ms
+from rise.connections.marker import sync
 from rise.connections.sqlite import Database
 from rise.errors import Rejected, StoreCorrupt, StoreLocked, StoreUnavailable
 from rise.runtime.directory import DATABASE, MARKER, DataDirectory
@@ -185,7 +186,7 @@ def _deliver(folder: Path, target: Path) -> None:
         os.link(_packed(folder), target)
     else:
         folder.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _packed(folder: Path) -> Path:
@@ -334,10 +335,10 @@ def _announce(directory: DataDirectory, staging: Path) -> None:
     else:
         if _contents(directory.path):
             _new_folder(staging / _FORMER)
-        _sync(staging)
+        sync(staging)
         staging.rename(unfinished)
-    _sync(unfinished)
-    _sync(directory.path)
+    sync(unfinished)
+    sync(directory.path)
 
 
 def _move_aside(directory: DataDirectory) -> Path | None:
@@ -347,13 +348,13 @@ def _move_aside(directory: DataDirectory) -> Path | None:
     for entry in _contents(path):
         if not os.path.lexists(former / entry.name):
             entry.rename(former / entry.name)
-    _sync(former)
+    sync(former)
     number = 1
     while os.path.lexists(aside := path / f"{_ASIDE}{number}"):
         number += 1
     former.rename(aside)
-    _sync(directory.unfinished)
-    _sync(path)
+    sync(directory.unfinished)
+    sync(path)
     return aside
 
 
@@ -370,11 +371,11 @@ def _put_in_place(directory: DataDirectory) -> None:
             (new / name).rename(path / name)
         else:
             (path / name).unlink(missing_ok=True)
-    _sync(path)
+    sync(path)
     shutil.rmtree(new)
     directory.unfinished.rmdir()
-    _sync(path)
-    _sync(path.parent)
+    sync(path)
+    sync(path.parent)
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -462,16 +463,8 @@ def _write_private(path: Path, content: IO[bytes] | None = None) -> None:
 def _sync_files(folder: Path) -> None:
     """On the disk: everything in it, and the directory that names it."""
     for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        sync(file)
+    sync(folder)
 
 
 @contextmanager
