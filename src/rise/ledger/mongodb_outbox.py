@@ -260,10 +260,11 @@ class Outbox:
         found = await self._runs.drawn(
             [
                 {"$match": {"replies": {"$elemMatch": is_open}}},
-                {"$project": {"replies.chat": 1, "replies.is_open": 1, "replies.sequence": 1, "replies.reply_id": 1}},
+                {"$project": {f"replies.{name}": 1 for name in ("chat", "is_open", "state", "sequence", "reply_id")}},
                 {"$unwind": "$replies"},
                 {"$match": {f"replies.{name}": value for name, value in is_open.items()}},
-                {"$sort": {"replies.sequence": 1}},
+                # One in doubt comes before all others, and 'sending' after 'ready' in the alphabet.
+                {"$sort": {"replies.state": -1, "replies.sequence": 1}},
                 {"$limit": 1},
             ]
         )

@@ -162,6 +162,12 @@ SCHEMA: Final = (
     DROP TABLE bindings;
     DELETE FROM ledger_counters WHERE name = 'definitions';
     """,
+    # What is in doubt first: in the order of this index 'sending' comes before 'ready'.
+    """
+    DROP INDEX replies_open;
+    CREATE INDEX replies_open ON replies (channel, account, chat_id, state DESC, sequence)
+        WHERE state IN ('ready', 'sending') AND held = 0;
+    """,
 )
 
 

@@ -374,11 +374,14 @@ def _take(
 ) -> Reply | None:
     """The chat's first open reply, and the chat with it; forgets the chat if there is none.
 
+    One in doubt comes before all others: what a person has let go on since may be older, and two would be out at once.
+
     `after`: the claim that this one goes on from. `claim`: the same taking once more.
     """
     row = connection.execute(
         f"SELECT {REPLY_COLUMNS} FROM replies INDEXED BY replies_open"
-        f" WHERE channel = ? AND account = ? AND chat_id = ? AND {_OPEN} ORDER BY sequence LIMIT 1",
+        f" WHERE channel = ? AND account = ? AND chat_id = ? AND {_OPEN}"
+        " ORDER BY state DESC, sequence LIMIT 1",
         chat,
     ).fetchone()
     if row is None:

@@ -1114,6 +1114,25 @@ class LedgerConformance:
         assert delivered.next is not None
         assert (delivered.next.call.text, delivered.next.state) == ("1.0", ReplyState.READY)
 
+    @pytest.mark.req("OUT-1")
+    @pytest.mark.failure("G2")
+    async def test_a_doubt_comes_before_an_older_reply_that_a_person_let_go_on(self, ledger: Ledger) -> None:
+        await answer(ledger, task(1))
+        await answer(ledger, task(2))
+        fence = await ledger.outbox_open()
+        first = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, first)
+        following = (await ledger.outbox_record(fence, first, HeldUnknown("it timed out"))).next
+        assert following is not None
+        await ledger.outbox_sending(fence, following)  # and then the process is killed
+        await ledger.outbox_rearm(task(1).run_id)
+        fence = await ledger.outbox_open()
+        in_doubt = await take_one(ledger, fence)
+        assert (in_doubt.call.text, in_doubt.state) == ("2.0", ReplyState.SENDING)
+        older = (await ledger.outbox_record(fence, in_doubt, Sent())).next
+        assert older is not None
+        assert (older.call.text, older.state, older.resends) == ("1.0", ReplyState.READY, 1)
+
     @pytest.mark.failure("G2")
     async def test_what_was_out_when_its_chat_was_let_go_comes_up_as_a_doubt(self, ledger: Ledger) -> None:
         await answer(ledger, task())

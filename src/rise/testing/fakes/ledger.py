@@ -423,8 +423,10 @@ class MemoryLedger(MemoryStore):
         return [(chat, due) for chat, due in self._state.chats.items() if due is not None]
 
     def _take(self, chat: Chat, *, after: int | None = None, claim: int | None = None) -> Reply | None:
-        """The chat's first open reply, and the chat with it; a chat without one is forgotten."""
-        reply = next((stored.reply for stored in self._replies_to(chat) if stored.is_open), None)
+        """The chat's first open reply, one in doubt before all others; a chat without one is forgotten."""
+        replies = [stored.reply for stored in self._replies_to(chat) if stored.is_open]
+        in_doubt = (reply for reply in replies if reply.state is ReplyState.SENDING)
+        reply = next(in_doubt, replies[0] if replies else None)
         if reply is None:
             self._forget_chat(chat)
             return None
