@@ -45,10 +45,13 @@ def read_call(stored: bytes) -> tuple[Call, str | None]:
 
 
 def is_of_chat(head: Head, channel: str, account: str, names: Set[str]) -> bool:
-    """Whether it was written to or in a chat that has these ids."""
-    return (head.channel, head.account) == (channel, account) and not names.isdisjoint(
-        (head.chat_id, head.first_chat_id)
-    )
+    """Whether it was written to or in a chat that has these ids. What has no chat is its sender's own: a person's
+    private chat goes by the same id as the person."""
+    if (head.channel, head.account) != (channel, account):
+        return False
+    if head.chat_id is None:
+        return str(head.user.get("user_id", "")) in names
+    return head.chat_id in names or head.first_chat_id in names
 
 
 def known_word(words: Callable[[str], T], stored: str, stand_in: T) -> tuple[T, str | None]:

@@ -1321,6 +1321,16 @@ class LedgerConformance:
         assert len(await ledger.history(of.head.channel, of.head.account, "1", limit=9)) == 1
 
     @pytest.mark.req("SEC-5")
+    async def test_what_somebody_asked_outside_of_any_chat_is_forgotten_with_his_own(self, ledger: Ledger) -> None:
+        asked = [task(number) for number in (1, 2)]
+        for of, user_id in zip(asked, (42, 43), strict=True):
+            head = msgspec.structs.replace(of.head, chat_id=None, user={"user_id": user_id})
+            await ledger.finish(msgspec.structs.replace(of, head=head), Status.EXPIRED)
+        assert (await ledger.forget_chat("telegram", "7", "42")).runs == 1
+        archived = [await ledger.archived(of.task_id) for of in asked]
+        assert [of is not None and of.has_bytes for of in archived] == [False, True]
+
+    @pytest.mark.req("SEC-5")
     async def test_what_is_not_over_is_not_forgotten(self, ledger: Ledger) -> None:
         promising = RunResult(outcome=Outcome.SILENT, value={"followUps": [{"text": "later"}]})
         await answer(ledger, task(1))
