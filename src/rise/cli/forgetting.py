@@ -165,15 +165,4 @@ def _tell(found: Forgotten, is_done: bool, traces: list[Trace]) -> None:
 
 
 def _for_programs(found: Forgotten, is_done: bool, traces: list[Trace]) -> dict[str, object]:
-    seen = found.seen
-    return {
-        "dryRun": not is_done,
-        "open": found.open,
-        "dropped": found.dropped,
-        "messages": seen.runs,
-        "replies": seen.replies,
-        "turns": seen.turns,
-        "unfinished": seen.unfinished,
-        "unreadable": seen.unreadable,
-        "traces": traces,
-    }
+    return {"dryRun": not is_done, **found.shown(), "traces": traces}

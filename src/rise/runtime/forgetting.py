@@ -50,6 +50,18 @@ class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
     is_compact: bool = False
     """Nothing of it is left in unused space of the database, nor in its log."""
 
+    def shown(self) -> dict[str, int]:
+        """For programs."""
+        return {
+            "open": self.open,
+            "dropped": self.dropped,
+            "messages": self.seen.runs,
+            "replies": self.seen.replies,
+            "turns": self.seen.turns,
+            "unfinished": self.seen.unfinished,
+            "unreadable": self.seen.unreadable,
+        }
+
 
 class Forgetting:
     def __init__(
