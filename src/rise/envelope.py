@@ -34,6 +34,7 @@ MOMENT_MS_MAX: Final = 253_402_300_799_999
 RAW_BYTES_MAX: Final = 1 << 20
 """The largest body any entry reads. Telegram sends at most 512 KiB."""
 RAW_SHOWN_BYTES_MAX: Final = 256 * 1024
+_FORGOTTEN: Final = LaneKey("forgotten")
 _NO_BYTES_SHA256: Final = hashlib.sha256(b"").hexdigest()
 
 
@@ -240,6 +241,11 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.first_chat_id or self.chat_id
 
     @property
+    def is_forgotten(self) -> bool:
+        """Whether only this is left of it: its chat was forgotten."""
+        return self.lane == _FORGOTTEN
+
+    @property
     def bound_workflow_id(self) -> str | None:
         """What would have run it when it was accepted; None if nothing would. What does run it, its claim decides."""
         bound = self.telemetry.get("binding")
@@ -334,7 +340,7 @@ def forgotten_head(head: Head) -> Head:
         channel=head.channel,
         account=head.account,
         source=head.source,
-        lane=LaneKey("forgotten"),
+        lane=_FORGOTTEN,
         order=head.order,
         accepted_at_ms=head.accepted_at_ms,
         request_id="",

@@ -64,6 +64,7 @@ class Forgetting:
             after=None if is_last else page[-1]["_id"],
         )
         if not dry_run:
+            await self._forget_workings([key for key, head in heads.items() if head and head.is_forgotten])
             await self._forget_runs(found)
             if is_last:
                 await self._histories.remove({"_id": {"$in": chats}})
@@ -73,11 +74,14 @@ class Forgetting:
         of_them = {"run_id": {"$in": list(found)}}
         # Before they go: whoever dies in between leaves too many counted, never too few.
         await self._keep_resent(list(found))
-        await self._steps.remove(of_them)
-        await self._attempts.remove({"_id": {"$in": list(found)}})
+        await self._forget_workings(list(found))
         await self._runs.remove(of_them | {"is_notice": True})
         for key, head in found.items():
             await self._runs.change(key, partial(documents.forget, head=head))
+
+    async def _forget_workings(self, run_ids: Sequence[str]) -> None:
+        await self._steps.remove({"run_id": {"$in": list(run_ids)}})
+        await self._attempts.remove({"_id": {"$in": list(run_ids)}})
 
     async def _count_replies(self, run_ids: Sequence[str]) -> int:
         if not run_ids:

@@ -521,7 +521,9 @@ class Ledger(Protocol):
 
         Of its runs that are over stays how they ended, and the checksum of their bytes (`forgotten_head`); their
         replies, results, steps, attempts and bytes go, and with the last step its history. Repeated, or begun anew
-        after a crash, it goes on with what is left. What ends meanwhile may be forgotten or not. `dry_run`: only count.
+        after a crash, it goes on with what is left; and of all runs of the channel that were forgotten before, what a
+        worker that was in the middle of one noted later goes, too. What ends meanwhile may be forgotten or not.
+        `dry_run`: only count.
 
         That its ids are one chat stays known.
         """

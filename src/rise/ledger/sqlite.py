@@ -497,11 +497,13 @@ class SqliteLedger:
         self, channel: str, account: str, chat_id: str, *, after: str = "", limit: int = 500, dry_run: bool = False
     ) -> ChatForgotten:
         chat = (channel, account, chat_id)
-        found, seen = await self._database.read(
+        found, late, seen = await self._database.read(
             lambda connection: forgetting.look_for(connection, chat, after, max(1, limit))
         )
         if dry_run:
             return seen
+        if late:
+            await self._database.write(lambda connection: forgetting.forget_late(connection, late))
         for bite in forgetting.bites(found):
             await self._database.write(partial(forgetting.forget_runs, bite=bite))
         if seen.after is None:

@@ -38,6 +38,8 @@ class Look(NamedTuple):
     """What a page of runs has of a chat."""
 
     found: list[Found]
+    late: list[RunId]
+    """Runs, of any chat, that were forgotten before, and of which something has come since."""
     seen: ChatForgotten
     """All of it, as if it had been forgotten."""
 
@@ -51,6 +53,7 @@ def look_for(connection: apsw.Connection, chat: Chat, after: str, limit: int) ->
         (after, limit),
     ).fetchall()
     found: list[Found] = []
+    late: list[RunId] = []
     unfinished = unreadable = 0
     for run_id, channel, status, finished_at, is_armed, stored, size_bytes in rows:
         if channel != chat[0]:
@@ -58,6 +61,8 @@ def look_for(connection: apsw.Connection, chat: Chat, after: str, limit: int) ->
         head = _read_head(stored)
         if head is None:
             unreadable += finished_at is not None
+        elif head.is_forgotten:
+            late += [run_id] if _has_workings(connection, run_id) else []
         elif is_of_chat(head, *chat[:2], names):
             if finished_at is not None and _is_over(connection, run_id, status, is_armed):
                 found.append(Found(run_id, head, size_bytes))
@@ -73,7 +78,7 @@ def look_for(connection: apsw.Connection, chat: Chat, after: str, limit: int) ->
         unreadable=unreadable,
         after=None if is_last else rows[-1][0],
     )
-    return Look(found, seen)
+    return Look(found, late, seen)
 
 
 def bites(found: Sequence[Found]) -> Iterator[list[Found]]:
@@ -96,8 +101,13 @@ def forget_runs(connection: apsw.Connection, bite: Sequence[Found]) -> None:
             "UPDATE runs SET head = ?, raw = x'', result = CAST('null' AS BLOB), why = NULL WHERE run_id = ?",
             (encode_head(forgotten_head(head)), run_id),
         )
-        for table in ("replies", "steps", "attempts"):
-            connection.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
+        connection.execute("DELETE FROM replies WHERE run_id = ?", (run_id,))
+        forget_late(connection, [run_id])
+
+
+def forget_late(connection: apsw.Connection, run_ids: Sequence[RunId]) -> None:
+    for table in ("steps", "attempts"):
+        connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", [(run_id,) for run_id in run_ids])
 
 
 def forget_turns(connection: apsw.Connection, chat: Chat) -> None:
@@ -194,6 +204,11 @@ def _is_over(connection: apsw.Connection, run_id: RunId, status: str, is_armed: 
     [(stored,)] = connection.execute("SELECT result FROM runs WHERE run_id = ?", (run_id,)).fetchall()
     result: Any = read_result(stored)[0]
     return not (isinstance(result, dict) and result.get("followUps"))
+
+
+def _has_workings(connection: apsw.Connection, run_id: RunId) -> bool:
+    either = "SELECT 1 FROM steps WHERE run_id = ?1 UNION ALL SELECT 1 FROM attempts WHERE run_id = ?1 LIMIT 1"
+    return connection.execute(either, (run_id,)).fetchone() is not None
 
 
 def _count_replies(connection: apsw.Connection, run_id: RunId) -> int:

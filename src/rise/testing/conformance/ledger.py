@@ -1367,6 +1367,18 @@ class LedgerConformance:
         assert len(await ledger.history("telegram", "7", "b", limit=9)) == 4
 
     @pytest.mark.req("SEC-5")
+    async def test_what_a_worker_noted_of_a_run_after_it_was_forgotten_goes_with_the_next(self, ledger: Ledger) -> None:
+        await ledger.finish(task(1, chat="a"), Status.DROPPED)
+        await ledger.forget_chat("telegram", "7", "a")
+        await ledger.save_step(task(1).run_id, "ask", b"1")
+        await ledger.add_attempt(task(1).run_id, Attempt(at_ms=1, error="boom", counted=True))
+        await ledger.forget_chat("telegram", "7", "b", dry_run=True)
+        assert await ledger.steps(task(1).run_id) == {"ask": b"1"}
+        assert (await ledger.forget_chat("telegram", "7", "b")).runs == 0
+        assert await ledger.steps(task(1).run_id) == {}
+        assert await ledger.attempts(task(1).run_id) == []
+
+    @pytest.mark.req("SEC-5")
     async def test_what_was_forgotten_while_it_was_out_lets_its_chat_go_on(self, ledger: Ledger) -> None:
         await answer(ledger, task(1))
         await answer(ledger, task(2))

@@ -702,6 +702,11 @@ class MemoryLedger(MemoryStore):
             after=None if is_last else page[-1],
         )
         if not dry_run:
+            for run_id in page:
+                head = state.runs[run_id].task.head
+                if head.channel == chat[0] and head.is_forgotten:
+                    state.steps.pop(run_id, None)
+                    state.attempts.pop(run_id, None)
             for run_id in found:
                 self._forget_content(run_id)
             for one in chats:
