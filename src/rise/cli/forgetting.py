@@ -65,8 +65,9 @@ def forget(
 
     async def work(house: House) -> tuple[Forgotten, bool, list[Trace]]:
         named = _named(house, channel, account, chat)
-        found, is_done = await _forget(house, named, drop_open=drop_open, why=why, compact=compact, yes=yes)
-        return found, is_done, _traces(house, found)
+        compacts = house.stores.database.size_bytes <= _COMPACTED_BYTES_MAX if compact is None else compact
+        found, is_done = await _forget(house, named, drop_open=drop_open, why=why, compacts=compacts, yes=yes)
+        return found, is_done, _traces(house, leaves_pieces=not (found.is_compact if is_done else compacts))
 
     found, is_done, traces = in_house(data_dir, work)
     if as_json:
@@ -79,7 +80,7 @@ def forget(
         complain("wait until they have ended, or add --drop-open to drop them first, unanswered")
     elif not is_done:
         say("Nothing was changed. Add --yes to do it.", style="yellow")
-    if is_refused or found.seen.unfinished > found.open or found.seen.unreadable:
+    if is_refused or (is_done and found.seen.unfinished) or found.seen.unreadable:
         raise problem_found()
 
 
@@ -95,7 +96,7 @@ def _named(house: House, channel: str, account: str | None, chat: str) -> ChatNa
 
 
 async def _forget(
-    house: House, chat: ChatNamed, *, drop_open: bool, why: str, compact: bool | None, yes: bool
+    house: House, chat: ChatNamed, *, drop_open: bool, why: str, compacts: bool, yes: bool
 ) -> tuple[Forgotten, bool]:
     """What was forgotten, or would be; and whether it was."""
     from rise.runtime import assembly
@@ -110,7 +111,6 @@ async def _forget(
         found = await forgetting.foresee(chat, on_step=step)
         if not yes or (found.open and not drop_open):
             return found, False
-        compacts = house.stores.database.size_bytes <= _COMPACTED_BYTES_MAX if compact is None else compact
         doing = forgetting.forget(chat, who=operator(), why=why, drops_open=drop_open, compacts=compacts, on_step=step)
         return await doing, True
 
@@ -118,7 +118,7 @@ async def _forget(
 # --- what is said -------------------------------------------------------------------------------------------
 
 
-def _traces(house: House, found: Forgotten) -> list[Trace]:
+def _traces(house: House, *, leaves_pieces: bool) -> list[Trace]:
     """What of it is elsewhere, or stays without content; also as docs/forgetting.md says it."""
     settings = house.settings
     days = f"{settings.keep_finished_days:g} days after its end (RISE_KEEP_FINISHED_DAYS)"
@@ -127,7 +127,7 @@ def _traces(house: House, found: Forgotten) -> list[Trace]:
         Trace("their delivery keys, by which a repeat is known", "3 days from Telegram, else 7"),
         Trace("the chat's id, in the names of its lanes", "an hour after its last message; if it ever moved, for good"),
     ]
-    if not found.is_compact:
+    if leaves_pieces:
         traces.append(Trace("pieces in unused space of rise.db and its log", "they are written over, or --compact"))
     if settings.redis_url is not None:
         traces.append(Trace("copies in the journals of all hosts", f"{_JOURNAL_MINUTES} min after each end"))
@@ -136,7 +136,7 @@ def _traces(house: House, found: Forgotten) -> list[Trace]:
     if settings.rabbitmq_url is not None:
         traces.append(Trace("copies in RabbitMQ", f"{_JOURNAL_MINUTES} min after each end"))
     if settings.mongodb_url is not None:
-        traces.append(Trace("MongoDB's own files: its oplog, and space that it has not used again", "it does"))
+        traces.append(Trace("MongoDB's oplog, and unused space of its files", "MongoDB writes them over"))
     aside = "before-restore-*, *.lost-*"
     traces.append(Trace(f"backups, and what was put aside in the data directory ({aside})", "you delete them"))
     traces.append(Trace("what the platform keeps of the chat", "its people delete it there"))
