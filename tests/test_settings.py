@@ -255,3 +255,16 @@ def test_what_http_stages_may_call_inside_is_named_by_hosts_and_networks():
     problem = refusal(http_stage_allow="10.1.0.0/16 https://intranet.example")
     assert "number 2 is no host, no address and no network" in problem
     assert "https://intranet.example" not in problem
+
+
+@pytest.mark.req("SEC-5")
+def test_bytes_that_would_be_kept_longer_than_their_messages_are_refused():
+    problem = refusal(keep_raw_days=31)
+    assert "RISE_KEEP_RAW_DAYS is 31" in problem
+    assert "Set it to 30 or less" in problem
+    assert settings(keep_raw_days=30).keep_raw_days == 30
+    assert settings(keep_raw_days=40, keep_finished_days=40).keep_raw_days == 40
+    kept = settings()
+    assert (kept.keep_raw_days, kept.keep_history_days) == (None, None)
+    for days in (0, -1):
+        assert "RISE_KEEP_HISTORY_DAYS" in refusal(keep_history_days=days)

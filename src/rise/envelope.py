@@ -34,6 +34,8 @@ MOMENT_MS_MAX: Final = 253_402_300_799_999
 RAW_BYTES_MAX: Final = 1 << 20
 """The largest body any entry reads. Telegram sends at most 512 KiB."""
 RAW_SHOWN_BYTES_MAX: Final = 256 * 1024
+_FORGOTTEN: Final = LaneKey("forgotten")
+_NO_BYTES_SHA256: Final = hashlib.sha256(b"").hexdigest()
 
 
 _INT64_MAX: Final = (1 << 63) - 1
@@ -129,6 +131,11 @@ def reply_id_of(run_id: RunId, chunk: int) -> ReplyId:
 def notice_id_of(*parts: str) -> ReplyId:
     """One notice per cause: the parts name the cause, and the ledger keeps the id unique."""
     return ReplyId("n_" + _base32("|".join(parts).encode()))
+
+
+def chat_mark_of(channel: str, account: str, chat_id: str) -> str:
+    """What the audit log calls a chat that was forgotten: who knows its id finds it, and it does not say the id."""
+    return "c_" + _base32("|".join(("chat", channel, account, chat_id)).encode())[:13]
 
 
 def definition_id_of(kind: str, name: str) -> str:
@@ -234,6 +241,11 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.first_chat_id or self.chat_id
 
     @property
+    def is_forgotten(self) -> bool:
+        """Whether only this is left of it: its chat was forgotten."""
+        return self.lane == _FORGOTTEN
+
+    @property
     def bound_workflow_id(self) -> str | None:
         """What would have run it when it was accepted; None if nothing would. What does run it, its claim decides."""
         bound = self.telemetry.get("binding")
@@ -271,6 +283,11 @@ class Task(msgspec.Struct, frozen=True):
     def run_id(self) -> RunId:
         return run_id_of(self.head.task_id, self.progress.generation)
 
+    @property
+    def has_bytes(self) -> bool:
+        """Whether the bytes that it came as are still there, be it that they were none."""
+        return bool(self.raw) or self.head.raw_sha256 in ("", _NO_BYTES_SHA256)
+
 
 _encode = msgspec.json.Encoder().encode
 _decode_head = msgspec.json.Decoder(Head).decode
@@ -307,6 +324,34 @@ def unreadable_head(
         request_id="",
         trace_id="",
         idempotency_key="",
+    )
+
+
+def forgotten_head(head: Head) -> Head:
+    """What stays of a message whose chat was forgotten: that there was one and when, neither whose nor what it said.
+
+    The checksum of its bytes stays: by it the same message is known again, should it be brought once more.
+    """
+    return Head(
+        schema=head.schema,
+        task_id=head.task_id,
+        delivery_key=DeliveryKey(""),
+        task_type=head.task_type,
+        channel=head.channel,
+        account=head.account,
+        source=head.source,
+        lane=_FORGOTTEN,
+        order=head.order,
+        accepted_at_ms=head.accepted_at_ms,
+        request_id="",
+        trace_id="",
+        idempotency_key="",
+        kind=head.kind,
+        workflow_id=head.workflow_id,
+        raw_version=head.raw_version,
+        raw_sha256=head.raw_sha256,
+        retry_max=head.retry_max,
+        receipt_seconds=head.receipt_seconds,
     )
 
 
@@ -360,7 +405,7 @@ def envelope(
     """The `TaskEnvelope` as the HTTP API shows it, `raw` spliced in untouched.
 
     A raw over the limit, or one that is not JSON, is shown as a string of its first part; the whole is
-    kept and is what the workflow gets.
+    kept and is what the workflow gets. One that has been forgotten is null, and so is its size.
     """
     head, progress = task.head, task.progress
     truncated = len(task.raw) > raw_shown_bytes_max
@@ -368,12 +413,14 @@ def envelope(
         "channel": head.channel,
         "requestId": head.request_id,
         "source": head.source,
-        "raw_size_bytes": len(task.raw),
+        "raw_size_bytes": len(task.raw) if task.has_bytes else None,
         "raw_truncated": truncated,
         "raw_sha256": head.raw_sha256,
     }
     shown: Any
-    if head.raw_is_json and not truncated:
+    if not task.has_bytes:
+        shown = None
+    elif head.raw_is_json and not truncated:
         shown = msgspec.Raw(task.raw)
     else:
         shown = task.raw[:raw_shown_bytes_max].decode("utf-8", "backslashreplace")

@@ -168,6 +168,15 @@ class Settings(BaseSettings):
     keep_finished_days: Annotated[float, Field(ge=8, le=SECONDS_MAX / 86400)] = Field(
         30.0, description="How long finished messages are kept; longer than delivery keys are remembered (7 days)."
     )
+    keep_raw_days: Annotated[float, Field(gt=0, le=SECONDS_MAX / 86400)] | None = Field(
+        None,
+        description="How long the bytes are kept that a finished message came as, and the results of its steps; it "
+        "cannot run again afterwards. Unset: as long as the message.",
+    )
+    keep_history_days: Annotated[float, Field(gt=0, le=SECONDS_MAX / 86400)] | None = Field(
+        None,
+        description="How long a chat's history is kept, turn by turn; never more than its last 50. Unset: for good.",
+    )
     binding_look_seconds: Seconds = Field(
         60.0, description="How often it is found out how well each binding serves: its platform is asked then."
     )
@@ -351,6 +360,7 @@ class Settings(BaseSettings):
         return (
             found
             + self._copies_problems()
+            + self._keeping_problems()
             + self._working_problems()
             + self._overload_problems()
             + self._alert_problems()
@@ -402,6 +412,15 @@ class Settings(BaseSettings):
                 "RISE_DATA_DIR. Set RISE_REDIS_URL, or unset it."
             )
         return found
+
+    def _keeping_problems(self) -> list[str]:
+        if self.keep_raw_days is None or self.keep_raw_days <= self.keep_finished_days:
+            return []
+        return [
+            f"RISE_KEEP_RAW_DAYS is {self.keep_raw_days:g}, but the messages themselves are forgotten after "
+            f"{self.keep_finished_days:g} (RISE_KEEP_FINISHED_DAYS). Set it to {self.keep_finished_days:g} or less, or "
+            "unset it to keep the bytes as long as the messages."
+        ]
 
     def _overload_problems(self) -> list[str]:
         found = []

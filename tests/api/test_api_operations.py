@@ -563,3 +563,29 @@ async def test_whoever_is_too_busy_says_so_at_the_door_and_in_all_that_is_asked_
             assert (asked.json()["error"]["code"], asked.headers["Retry-After"]) == ("busy", "30")
             assert asked.json()["capability"] == "admission"
     assert (await client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.req("SEC-5", "SEC-1")
+async def test_an_admin_forgets_a_chat_that_has_nothing_open(app: App, client: httpx.AsyncClient, work: Work) -> None:
+    await work(failing)
+    [waiting] = await suspend_some(client, 1)
+    asked = {"channel": "http", "chatId": 0, "why": "asked for it"}
+    assert (await client.post("/internal/forget", json=asked)).status_code == 403, "an operator may not"
+    async with client_of(app, **as_(ADMIN)) as admin:
+        refused = await admin.post("/internal/forget", json=asked)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "state_conflict")
+        foreseen = (await admin.post("/internal/forget", json=asked | {"dryRun": True})).json()["data"]
+        assert (foreseen["dryRun"], foreseen["open"], foreseen["messages"]) == (True, 1, 0)
+        forgotten = (await admin.post("/internal/forget", json=asked | {"dropOpen": True})).json()["data"]
+        assert (forgotten["dryRun"], forgotten["dropped"], forgotten["messages"]) == (False, 1, 1)
+        shown = (await admin.get(f"/api/workflows/tasks/{waiting}")).json()["data"]
+        assert (shown["status"], shown["payload"]["userText"], shown["attempts"]) == ("dropped", "", [])
+        log = (await admin.get("/internal/operations")).json()["data"]
+        assert [(entry["action"], entry["who"]) for entry in log[:2]] == [("drop", "admin"), ("forget", "admin")]
+        for wrong, field in (
+            ({"chatId": ""}, "chatId"),
+            ({"channel": "pigeon"}, "channel"),
+            ({"chatId": None}, "chatId"),
+        ):
+            answered = await admin.post("/internal/forget", json=asked | wrong)
+            assert (answered.status_code, answered.json()["error"]["field"]) == (422, field)

@@ -404,6 +404,34 @@ async def test_a_repeat_after_the_end_answers_what_the_first_came_to(client: htt
     assert again.json()["data"]["duplicate"] is True
 
 
+@pytest.mark.req("SEC-5")
+async def test_a_task_whose_chat_was_forgotten_is_shown_without_content_and_its_key_is_still_known(
+    client: httpx.AsyncClient, house: House, work: Work
+) -> None:
+    await work(echo)
+    asked = {"userText": "canary", "metadata": {"chat_id": 42}, "waitForResult": True}
+    key = {"Idempotency-Key": "once"}
+    first = (await client.post(APPLY, json=asked, headers=key)).json()["data"]
+    await eventually(lambda: _is_empty(house))
+    assert (await house.ledger.forget_chat("http", "default", "42")).runs == 1
+    response = await client.get(f"/api/workflows/tasks/{first['taskId']}")
+    assert response.status_code == 200
+    assert "canary" not in response.text
+    shown = response.json()["data"]
+    assert (shown["status"], shown["outcome"], shown["result"], shown["replies"]) == ("completed", "answered", None, [])
+    assert shown["payload"]["channelPayload"]["raw"] is None
+    again = (await client.post(APPLY, json=asked, headers=key)).json()["data"]
+    assert (again["taskId"], again["duplicate"], again["result"]) == (first["taskId"], True, None)
+    other = await client.post(APPLY, json=asked | {"userText": "another"}, headers=key)
+    assert other.status_code == 422
+    in_other_words = await client.post(APPLY, json=asked | {"waitForResult": False}, headers=key)
+    assert in_other_words.status_code == 422, "what it asked for, nobody knows any more"
+
+
+async def _is_empty(house: House) -> bool:
+    return not await open_tasks(house)
+
+
 @pytest.mark.req("CPY-2", "ENV-4")
 @pytest.mark.failure("C28")
 async def test_503_carries_the_key_with_which_repeating_is_safe(client: httpx.AsyncClient, house: House) -> None:

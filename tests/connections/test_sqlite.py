@@ -598,3 +598,51 @@ async def test_a_database_that_was_never_opened_says_so(path: Path):
     with pytest.raises(StoreUnavailable):
         database.now_ms()
     await database.close()
+
+
+# --- what was deleted -------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("SEC-5")
+async def test_of_what_was_deleted_nothing_is_left_in_a_file_written_anew(path: Path, database: Database):
+    another = await opened(path)
+    for number in range(300):
+        await note(database, number, f"keep {number}" if number % 3 else f"canary {'.' * (number * 20)}")
+    await database.write(lambda connection: list(connection.execute("DELETE FROM notes WHERE writer LIKE 'canary%'")))
+    assert await database.compact()
+    assert path.read_bytes().count(b"canary") == 0
+    assert Path(f"{path}-wal").read_bytes() == b""
+    await note(another, 1000, "another process goes on")
+    kept = await another.read(lambda connection: connection.execute("SELECT count(*) FROM notes").fetchone())
+    assert kept == (201,)
+    assert database.size_bytes == path.stat().st_size + Path(f"{path}-wal").stat().st_size
+    await another.close()
+
+
+@pytest.mark.req("SEC-5")
+async def test_a_file_written_anew_while_somebody_reads_an_older_state_says_that_its_log_has_that(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sqlite_connection, "EMPTY_LOG_MS", 1)
+    await note(database, 1)
+    reader = apsw.Connection(str(path))
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM notes").fetchall()
+    await note(database, 2)
+    assert not await database.compact()
+    reader.execute("COMMIT")
+    assert await database.compact()
+    reader.close()
+
+
+@pytest.mark.req("SEC-5")
+async def test_a_file_that_another_process_writes_to_all_the_time_is_not_written_anew_and_says_so(
+    path: Path, database: Database
+):
+    writer = apsw.Connection(str(path))
+    writer.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="locked"):
+        await database.compact()
+    writer.execute("ROLLBACK")
+    writer.close()
+    await note(database, 1)

@@ -107,6 +107,9 @@ COMMANDS = commands(
     command(4, "outbox_rearm", pick=PICKS),
     command(1, "record_operation", limit=LIMIT),
     command(1, "purge", seconds=st.sampled_from((0.0, 6.0))),
+    command(2, "forget_chat", chat=st.sampled_from("abc"), limit=st.integers(1, 3), dry_run=st.booleans()),
+    command(1, "forget_raw", seconds=st.sampled_from((0.0, 6.0)), limit=st.integers(1, 3)),
+    command(1, "forget_history", before_ms=st.sampled_from((1, 2)), limit=st.integers(1, 3)),
     command(1, "spoil_call", pick=PICKS),
     command(1, "spoil_result", pick=PICKS),
     command(2, "move_chat", chat=CHATS, moved_to=st.sampled_from("bc")),
@@ -136,6 +139,8 @@ class TwoLedgers:
         self.outbox_open()
 
     def look(self) -> None:
+        for chat in "abc":
+            self.agree(lambda ledger, chat=chat: ledger.history("telegram", "7", chat, limit=100))
         for number in TASKS:
             task_id = task(number).task_id
             self.agree(lambda ledger, task_id=task_id: ledger.archived(task_id))
@@ -175,7 +180,7 @@ class TwoLedgers:
         if is_first_urgent and replies:
             replies[0] = msgspec.structs.replace(replies[0], chat_id="urgent:1")
         result = RunResult(outcome=Outcome.ANSWERED if count else Outcome.SILENT, value={"n": number}, workflow_id="w")
-        turns = [Turn(role="user", text=f"{number}", at_ms=1, run_id=of.run_id)]
+        turns = [Turn(role="user", text=f"{number}", at_ms=1 + number % 2, run_id=of.run_id)]
         self.agree(lambda ledger: ledger.save_result(of, result, replies, turns, deliver=deliver))
 
     def finish(self, pick: int, status: Status, outcome: Outcome | None) -> None:
@@ -307,6 +312,29 @@ class TwoLedgers:
     def purge(self, seconds: float) -> None:
         before = self.database.now_ms() - int(seconds * 1000)
         self.agree(lambda ledger: ledger.purge(finished_before_ms=before))
+
+    def forget_chat(self, chat: str, limit: int, dry_run: bool) -> None:
+        after: str | None = ""
+        while after is not None:
+            step = {"after": after, "limit": limit, "dry_run": dry_run}
+            fake, _ = self.agree(lambda ledger, step=step: ledger.forget_chat("telegram", "7", chat, **step))
+            after = fake.after
+
+    def forget_raw(self, seconds: float, limit: int) -> None:
+        before, until = self.database.now_ms() - int(seconds * 1000), 0
+        while until is not None:
+            step = {"finished_before_ms": before, "after_ms": until, "limit": limit}
+            until, _ = self.agree(lambda ledger, step=step: ledger.forget_raw(**step))
+
+    def forget_history(self, before_ms: int, limit: int) -> None:
+        """Each names in its own way where it goes on."""
+
+        async def whole(ledger: Ledger) -> None:
+            after: str | None = ""
+            while after is not None:
+                after = await ledger.forget_history(said_before_ms=before_ms, after=after, limit=limit)
+
+        self.agree(whole)
 
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)

@@ -22,6 +22,7 @@ from rise.errors import MongoUnavailable, RecordTooLarge
 from rise.ledger.mongodb import MongoLedger
 from rise.ledger.port import (
     Again,
+    Attempt,
     Delivery,
     HeldUnknown,
     Reply,
@@ -445,3 +446,35 @@ async def test_what_was_sent_once_more_stays_counted_when_it_is_forgotten(stages
     await send(stage.ledger, fence, following, Sent())
     assert await stage.ledger.purge(finished_before_ms=10**15) == 1
     assert (await stage.ledger.outbox_depth()).resent == 1
+
+
+# --- forgetting ---
+
+
+@pytest.mark.req("SEC-5")
+async def test_a_chat_that_was_being_forgotten_is_forgotten_when_that_is_begun_anew(stages):
+    async def forget(ledger: MongoLedger) -> object:
+        return await ledger.forget_chat("telegram", "7", "1")
+
+    for writes in itertools.count(0):
+        stage = await stages()
+        for of in (task(1), task(2)):
+            await stage.ledger.add_notice(notice(of, f"late {of.task_id}"), deliver=False)
+            await stage.ledger.add_attempt(of.run_id, Attempt(at_ms=1, error="boom", counted=True))
+            await stage.ledger.save_result(of, ANSWERED, chunks(of, 2), TURNS, deliver=False)
+        await stage.ledger.save_result(task(3, chat="2"), ANSWERED, chunks(task(3, chat="2")), TURNS, deliver=False)
+        has_died = await interrupted(stage, forget, writes)
+        assert len(await stage.ledger.finished_among([task(n).task_id for n in (1, 2, 3)])) == 3, writes
+        await forget(stage.ledger)
+        for of in (task(1), task(2)):
+            archived = await stage.ledger.archived(of.task_id)
+            assert archived is not None
+            assert (archived.raw, archived.head.chat_id) == (b"", None), writes
+            assert await stage.ledger.replies(task_id=of.task_id) == []
+            assert await stage.ledger.attempts(of.run_id) == []
+        assert await stage.ledger.history("telegram", "7", "1", limit=9) == []
+        assert len(await stage.ledger.replies(task_id=task(3).task_id)) == 1
+        assert len(await stage.ledger.history("telegram", "7", "2", limit=9)) == 2
+        if not has_died:
+            break
+    assert writes > 5, "it is more than one write"

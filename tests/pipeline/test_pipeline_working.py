@@ -570,6 +570,60 @@ async def test_what_has_ended_is_kept_for_its_time_and_then_forgotten(stage: Sta
     assert await stage.ledger.latest_run(task_id) is None
 
 
+@pytest.mark.req("SEC-5")
+async def test_bytes_of_what_has_ended_are_kept_for_their_time_and_then_it_cannot_run_again(stage: Stage):
+    stage.duties = Duties(late_after_seconds=0, keep_raw_seconds=3600.0)
+    gateway, _ = await stage.start(echo)
+    [former] = await stage.write("Hello")
+    await stage.ended(former)
+    await stage.pass_time(3000)
+    [latter] = await stage.write("Hello again", chat=43)
+    await stage.ended(latter)
+    await stage.pass_time(900)
+    await gateway.supervisor.sweep()
+    kept = [(await stage.operations.story(task_id)).task for task_id in (former, latter)]
+    assert [task.has_bytes for task in kept] == [False, True]
+    assert [task.head.user_text for task in kept] == ["Hello", "Hello again"]
+    with pytest.raises(StateConflict, match="has been forgotten"):
+        await stage.operations.run_again(former, who="ann")
+    assert (await stage.operations.run_again(latter, who="ann", dry_run=True)).generation == 1
+    await stage.pass_time(3600)
+    await gateway.supervisor.sweep()
+    assert not (await stage.operations.story(latter)).task.has_bytes
+
+
+@pytest.mark.req("SEC-5")
+async def test_what_was_said_is_kept_for_its_time(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor, "PAGE", 1)
+    stage.duties = Duties(late_after_seconds=0, keep_history_seconds=3600.0)
+    gateway, _ = await stage.start(echo)
+    for chat in (42, 43, 44):
+        await stage.ended(*await stage.write("Hello", chat=chat))
+    await stage.pass_time(3000)
+    await stage.ended(*await stage.write("Hello again", chat=43))
+    await stage.pass_time(900)
+    await gateway.supervisor.sweep()
+    kept = {chat: await stage.ledger.history("telegram", stage.account, chat, limit=9) for chat in ("42", "43", "44")}
+    assert {chat: [turn.text for turn in turns] for chat, turns in kept.items()} == {
+        "42": [],
+        "43": ["Hello again", "echo Hello again"],
+        "44": [],
+    }
+
+
+@pytest.mark.req("SEC-5")
+async def test_nothing_is_forgotten_by_its_age_while_the_clocks_disagree(stage: Stage):
+    stage.duties = Duties(late_after_seconds=0, keep_raw_seconds=3600.0, keep_history_seconds=3600.0)
+    gateway, _ = await stage.start(echo)
+    [task_id] = await stage.write("Hello")
+    await stage.ended(task_id)
+    stage.clock.step_wall(-86_400)
+    await stage.pass_time(4000)
+    await gateway.supervisor.sweep()
+    assert (await stage.operations.story(task_id)).task.has_bytes
+    assert len(await stage.ledger.history("telegram", stage.account, "42", limit=9)) == 2
+
+
 @pytest.mark.failure("H8")
 async def test_what_a_crash_left_between_ledger_and_queue_is_found_however_much_it_is(
     stage: Stage, monkeypatch: pytest.MonkeyPatch

@@ -193,6 +193,18 @@ ACCEPTED: Final = _object(
 RESUMED: Final = _object({"count": _COUNT, "taskIds": _list(TEXT), "dryRun": _BOOLEAN})
 RESUMED_ONE: Final = _object({"taskId": TEXT, "status": _one_of(Status)})
 DROPPED: Final = _object({"taskId": TEXT, "status": _one_of(Status), "by": _or_null(TEXT), "why": _or_null(TEXT)})
+FORGOTTEN: Final = _object(
+    {
+        "dryRun": _BOOLEAN,
+        "open": _COUNT,
+        "dropped": _COUNT,
+        "messages": _COUNT,
+        "replies": _COUNT,
+        "turns": _COUNT,
+        "unfinished": _COUNT,
+        "unreadable": _COUNT,
+    }
+)
 OPERATIONS: Final = _list(_object({"at": _MOMENT, "who": TEXT, "action": TEXT, "target": TEXT, "why": TEXT}))
 STATS: Final = _object(
     {
@@ -416,6 +428,17 @@ SELECTION: Final = _asked(
         "why": TEXT,
         "dryRun": _BOOLEAN,
     }
+)
+FORGET: Final = _asked(
+    {
+        "channel": {"type": "string", "enum": list(CHANNELS)},
+        "account": TEXT,
+        "chatId": _ID,
+        "dropOpen": _BOOLEAN,
+        "why": TEXT,
+        "dryRun": _BOOLEAN,
+    },
+    required=("chatId",),
 )
 _CHAT_ROUTE: Final = _asked({"by": {"type": "string", "enum": ["chat"]}, "value": _ID}, required=("by", "value"))
 _COMMAND_ROUTE: Final = _asked(

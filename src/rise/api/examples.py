@@ -147,6 +147,7 @@ TOUR: Final = (
             _delete("/internal/tasks/{task_id}", query="?why=spam", uses={"task_id": "unwanted"}),
             _post("/internal/tasks/resume", {"reason": "kill_switch", "dryRun": True}),
             _post("/internal/tasks/{task_id}/resume", query="?why=mended", uses={"task_id": "waiting"}),
+            _post("/internal/forget", {"channel": "telegram", "chatId": 43, "why": "asked for it", "dryRun": True}),
             _get("/internal/tasks/stats"),
             _get("/internal/operations", "?limit=10"),
             _post("/internal/capabilities/{name}/probe"),

@@ -7,6 +7,7 @@ Refuses: to resume everything for a body that selects nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -18,24 +19,35 @@ from rise.api import description
 from rise.api.answers import answer
 from rise.api.reading import read_json_body
 from rise.api.security import Gate, Principal, Role, requires
-from rise.channels.http import optional, read_object, refuse_unknown
+from rise.channels.http import (
+    CHAT_ID_CHARS_MAX,
+    identifier,
+    optional,
+    read_object,
+    refuse_unknown,
+    required,
+)
 from rise.clock import from_epoch_ms, iso
 from rise.envelope import Progress, Reason, Status, Task, TaskId, encode_json, envelope
 from rise.errors import PayloadInvalid, Rejected
 from rise.ledger.port import Operation
 from rise.queue.port import OpenTask, Selection
-from rise.runtime.assembly import House
+from rise.runtime.assembly import House, build_forgetting
+from rise.runtime.forgetting import ChatNamed
 from rise.runtime.operations import RESUME_MAX, Operations
+from rise.settings import CHANNELS
 from rise.telemetry import registry
 
 Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
 Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
+Admin = Annotated[Principal, Depends(requires(Role.ADMIN))]
 
 LIMIT_MAX: Final = 500
 RAW_LIMIT_MAX: Final = 20
 """Rows of a list that is asked for with all its bytes."""
 WHY_CHARS_MAX: Final = 500
 
+_FORGET_FIELDS: Final = ("channel", "account", "chatId", "dropOpen", "why", "dryRun")
 _RESUME_FIELDS: Final = ("taskIds", "reason", "channel", "account", "limit", "why", "dryRun")
 
 _READY: Final = description.route(description.HEALTH, also={503: description.HEALTH}, enveloped=False)
@@ -126,6 +138,8 @@ def _add_looking(router: APIRouter, house: House, operations: Operations) -> Non
 
 
 def _add_changing(router: APIRouter, house: House, operations: Operations) -> None:
+    forgetting = build_forgetting(house)
+
     @router.post(
         "/internal/tasks/resume",
         **description.route(
@@ -155,6 +169,25 @@ def _add_changing(router: APIRouter, house: House, operations: Operations) -> No
         """End a task for good, unanswered."""
         run = await operations.drop(TaskId(task_id), who=principal.name, why=why)
         return answer(request, {"taskId": task_id, "status": run.status, "by": run.by, "why": run.why})
+
+    @router.post(
+        "/internal/forget",
+        **description.route(
+            description.FORGOTTEN, *description.FROM_STORE, *description.WITH_BODY, 409, takes=description.FORGET
+        ),
+    )
+    async def forget(request: Request, principal: Admin) -> Response:
+        """Remove what was written in a chat and answered there, for good. `docs/forgetting.md` says what stays."""
+        fields = read_object(await read_json_body(request.scope, request.receive))
+        chat, why, drops_open, dry_run = _chat_to_forget(fields, house.channels.accounts())
+        if dry_run:
+            forgotten = await forgetting.foresee(chat)
+        else:
+            # The database is not written anew: nobody would be answered meanwhile. The command does that.
+            forgotten = await forgetting.forget(
+                chat, who=principal.name, why=why, drops_open=drops_open, compacts=False
+            )
+        return answer(request, {"dryRun": dry_run} | forgotten.shown())
 
     @router.post(
         "/internal/capabilities/{name}/probe",
@@ -187,6 +220,20 @@ def _selection(fields: dict[str, Any]) -> tuple[Selection, str, bool, int]:
         raise PayloadInvalid(f"limit is 1 to {RESUME_MAX}", field="limit")
     why = optional(fields, "why", str) or ""
     return selection, why[:WHY_CHARS_MAX], bool(optional(fields, "dryRun", bool)), limit or RESUME_MAX
+
+
+def _chat_to_forget(fields: dict[str, Any], accounts: Mapping[str, str]) -> tuple[ChatNamed, str, bool, bool]:
+    refuse_unknown(fields, _FORGET_FIELDS)
+    channel = optional(fields, "channel", str) or "telegram"
+    if channel not in CHANNELS:
+        raise PayloadInvalid(f"channel is one of {', '.join(CHANNELS)}", field="channel")
+    account = optional(fields, "account", str) or accounts.get(channel)
+    if account is None:
+        raise PayloadInvalid("no bot is configured: say whose chat it is", field="account")
+    chat_id = identifier(required(fields, "chatId"), "chatId", chars_max=CHAT_ID_CHARS_MAX)
+    why = (optional(fields, "why", str) or "")[:WHY_CHARS_MAX]
+    drops_open, dry_run = (bool(optional(fields, name, bool)) for name in ("dropOpen", "dryRun"))
+    return ChatNamed(channel, account, chat_id), why, drops_open, dry_run
 
 
 def _reason(name: str | None) -> Reason | None:

@@ -179,6 +179,8 @@ class _Door:
             first = await self._operations.story(task_id_of(incoming.delivery_key))
         except TaskUnknown:
             return False
+        if not first.task.has_bytes:
+            return False  # in the same words it would not have come here; what others asked for, nobody knows any more
         return http.asked_for(first.task.raw) == http.asked_for(incoming.raw)
 
     async def _answer_accepted(self, request: Request, accepted: Accepted, key: str, status: int) -> Response:

@@ -24,7 +24,7 @@ from rise.cli.printing import (
     show_pairs,
     show_table,
 )
-from rise.envelope import Reason, Status, TaskId
+from rise.envelope import Reason, Status, Task, TaskId
 
 if TYPE_CHECKING:
     from rise.ledger.port import Run
@@ -220,6 +220,9 @@ async def _show(house: House, task_id: TaskId, raw: bool, as_json: bool) -> None
     from rise.runtime.audit import receipt_of
 
     story = await _operations(house).story(task_id)
+    if raw and not story.task.has_bytes:
+        complain("the bytes that it came as have been forgotten (RISE_KEEP_RAW_DAYS, or `rise forget`)")
+        raise problem_found()
     if raw:
         sys.stdout.buffer.write(story.task.raw)
         sys.stdout.buffer.flush()
@@ -274,7 +277,7 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
             ("channel", f"{head.channel}, account {head.account}, chat {head.chat_id or '-'}"),
             ("kind", head.kind),
             ("text", head.user_text),
-            ("received as", f"{len(task.raw)} bytes, {head.raw_version}, sha256 {head.raw_sha256}"),
+            ("received as", f"{_size(task)}, {head.raw_version}, sha256 {head.raw_sha256}"),
             ("delivery key", head.delivery_key),
             ("repeated", f"{receipt.duplicates} more deliveries" if receipt and receipt.duplicates else None),
             ("workflow", _workflow(head.workflow_id, run)),
@@ -306,6 +309,10 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
     )
     if story.stages:
         _tell_stages(story.stages)
+
+
+def _size(task: Task) -> str:
+    return f"{len(task.raw)} bytes" if task.has_bytes else "bytes that have been forgotten"
 
 
 def _tell_stages(records: list[Any]) -> None:

@@ -4,6 +4,9 @@ The promise: when `write` returns, the change is in the file and fsynced (WAL, `
 that waits at the same moment shares one transaction and so one fsync. When `write` raises `StoreUnavailable`
 the change is not promised; it may still be found done, so changes must be safe to repeat.
 
+What is deleted is overwritten where that costs nothing (`secure_delete=FAST`). Pieces of it stay in unused space of the
+file, and in the log beside it, until those are overwritten in their turn or `compact` writes the file anew.
+
 Refuses: to work on with a connection after an I/O error. It is closed, and before the next one is trusted
 the log is folded into the file and synced anew, because a failed fsync leaves pages that look written. And to make
 an empty file, or to use another, where a marker says that one was made.
@@ -37,6 +40,9 @@ PUT_BACK_REMEDY: Final = (
     "put the file back, and it goes on by itself; or stop Rise, `rise restore --force` a backup, and start it again"
 )
 BACKUP_PAGES_PER_STEP: Final = 1000
+
+EMPTY_LOG_MS: Final = 200
+EMPTY_LOG_TRIES: Final = 10
 
 SEEN_EVERY_MS: Final = 10_000
 """How exactly it is kept what time the store's clock has reached."""
@@ -185,6 +191,35 @@ class Database:
         """Copy one moment's state to `target`, a file that stands alone, while work goes on."""
         await self.read(lambda source: _copy_snapshot(source, target, on_progress))
 
+    @property
+    def size_bytes(self) -> int:
+        """With the log beside it."""
+        return sum(_size(file) for file in (self.path, Path(f"{self.path}-wal")))
+
+    async def compact(self) -> bool:
+        """Write the file anew, so that nothing is left in it of what was deleted, nor in its log.
+
+        Who writes waits for as long as that takes; whoever writes from another process gives up after `BUSY_SECONDS`.
+        It takes twice the file's size on its disk. False: the file is new, but somebody was reading an older state all
+        the time, which is still in the log.
+        """
+        if self._loop is None or self._closed:
+            raise StoreUnavailable("the database is not open")
+        return await self._loop.run_in_executor(self._readers, self._compact)
+
+    def _compact(self) -> bool:
+        with sqlite_errors():
+            connection = self._open_known(create=False)
+            try:
+                connection.execute("PRAGMA temp_store=FILE")  # the copy may be larger than the memory
+                connection.execute("VACUUM")
+                # Who writes waits for this, too: not for long, and rather once more.
+                connection.set_busy_timeout(EMPTY_LOG_MS)
+                connection.setlk_timeout(EMPTY_LOG_MS, 0)
+                return any(_is_log_emptied(connection) for _ in range(EMPTY_LOG_TRIES))
+            finally:
+                connection.close(True)
+
     # --- the writer thread ---
 
     def _write_batches(self) -> None:
@@ -278,6 +313,7 @@ class Database:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA wal_autocheckpoint=2000")
             connection.execute("PRAGMA journal_size_limit=67108864")
+            connection.execute("PRAGMA secure_delete=FAST")
             if self._distrusted:
                 _fold_log(connection)
             self._migrate(connection)
@@ -384,10 +420,14 @@ def _open(path: Path, *, create: bool = True) -> apsw.Connection:
     return connection
 
 
-def _fold_log(connection: apsw.Connection) -> None:
-    """Write everything in the log to the file itself, synced, and start the log anew."""
+def _is_log_emptied(connection: apsw.Connection) -> bool:
+    """Everything in the log is written to the file itself, synced, and the log begins anew; unless somebody reads."""
     [(is_busy, _, _)] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    if is_busy:
+    return not is_busy
+
+
+def _fold_log(connection: apsw.Connection) -> None:
+    if not _is_log_emptied(connection):
         raise StoreUnavailable("the log cannot be checked after an error while another process reads it")
 
 
@@ -404,6 +444,13 @@ def _copy_snapshot(source: apsw.Connection, target: Path, on_progress: Callable[
         copy.execute("PRAGMA journal_mode=DELETE").fetchall()
     finally:
         copy.close()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _inode(path: Path) -> int | None:

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 from rise.envelope import (
     Call,
+    Head,
     Outcome,
     Progress,
     ReplyId,
@@ -28,8 +29,9 @@ from rise.envelope import (
     decode_head,
     encode_head,
     encode_json,
+    forgotten_head,
 )
-from rise.errors import ClaimLost
+from rise.errors import ClaimLost, EnvelopeMalformed
 from rise.ledger.kept import end_of, known_word, read_call, read_result
 from rise.ledger.port import (
     Again,
@@ -186,6 +188,14 @@ def close_replies(document: Document, why: str) -> None:
             was_perhaps_sent = reply["state"] == ReplyState.UNKNOWN or reply["resends"] > 0
             prefix = "not sent again" if was_perhaps_sent else "not sent"
             reply.update(state=ReplyState.FAILED.value, error=f"{prefix}: {clean_text(why)}", is_held=False)
+
+
+def forget(document: Document, head: Head) -> None:
+    """Nothing of what was said is left of a run that is over; how it ended is. The bytes, too, though nobody has
+    read them."""
+    for name in ("replies", "history", "history_of", "owes", "why"):
+        document.pop(name, None)
+    document.update(head=encode_head(forgotten_head(head)), raw=b"", result=b"null")
 
 
 def number(document: Document, chat: str, first: int) -> None:
@@ -388,6 +398,14 @@ def as_ended(document: Document) -> RunEnded | None:
 def as_task(document: Document) -> Task:
     progress = Progress(status=_status_of(document)[0], generation=document["generation"])
     return Task(decode_head(document["head"]), document["raw"], progress)
+
+
+def head_of(document: Document) -> Head | None:
+    """None if this version cannot read it."""
+    try:
+        return decode_head(document["head"])
+    except EnvelopeMalformed:
+        return None
 
 
 def as_run(document: Document) -> Run:

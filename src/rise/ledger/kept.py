@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from rise.envelope import Call, Outcome, Status
+from rise.envelope import Call, Head, Outcome, Status
 from rise.ledger.port import CALL_UNREADABLE, ReplyState
 
 T = TypeVar("T")
@@ -42,6 +42,16 @@ def read_result(stored: bytes) -> tuple[Any, str | None]:
 
 def read_call(stored: bytes) -> tuple[Call, str | None]:
     return _read(stored, _decode_call, CALL_UNREADABLE)
+
+
+def is_of_chat(head: Head, channel: str, account: str, names: Set[str]) -> bool:
+    """Whether it was written to or in a chat that has these ids. What has no chat is its sender's own: a person's
+    private chat goes by the same id as the person."""
+    if (head.channel, head.account) != (channel, account):
+        return False
+    if head.chat_id is None:
+        return str(head.user.get("user_id", "")) in names
+    return head.chat_id in names or head.first_chat_id in names
 
 
 def known_word(words: Callable[[str], T], stored: str, stand_in: T) -> tuple[T, str | None]:

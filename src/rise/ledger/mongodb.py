@@ -34,11 +34,13 @@ from rise.errors import ClaimLost
 from rise.ledger import documents
 from rise.ledger.documents import Document, chat_key
 from rise.ledger.kept import HISTORY_KEPT
+from rise.ledger.mongodb_forgetting import Forgetting
 from rise.ledger.mongodb_outbox import Outbox
 from rise.ledger.mongodb_runs import WITHOUT_TASK, RunDocuments
 from rise.ledger.port import (
     AccountsHeld,
     Attempt,
+    ChatForgotten,
     ChatMove,
     Delivered,
     Delivery,
@@ -93,6 +95,7 @@ class MongoLedger:
         self._remembered = remembered
         self._runs = RunDocuments(database["runs"])
         self._outbox = Outbox(database, self._runs, clock, history_kept=HISTORY_KEPT)
+        self._forgetting = Forgetting(database, self._runs, self._outbox.moves, self._keep_resent)
         self._steps = database["steps"]
         self._attempts = database["attempts"]
         self._histories = database["histories"]
@@ -315,6 +318,11 @@ class MongoLedger:
             resent=forgotten["resent"] + await self._resent_among({}),
         )
 
+    async def _keep_resent(self, run_ids: Sequence[str]) -> None:
+        resent = await self._resent_among({"run_id": {"$in": list(run_ids)}})
+        if resent:
+            await self._ledger.change({"_id": "forgotten"}, {"$inc": {"resent": resent}}, upsert=True)
+
     async def _resent_among(self, which: Query) -> int:
         found = await self._runs.drawn(
             [{"$match": {"resent": {"$gte": 1}, **which}}, {"$group": {"_id": None, "count": {"$sum": "$resent"}}}]
@@ -387,9 +395,7 @@ class MongoLedger:
         )
         run_ids = [run["_id"] for run in old]
         # Before they go: whoever dies in between leaves too many counted, never too few.
-        resent = await self._resent_among({"run_id": {"$in": run_ids}})
-        if resent:
-            await self._ledger.change({"_id": "forgotten"}, {"$inc": {"resent": resent}}, upsert=True)
+        await self._keep_resent(run_ids)
         # The runs last: as long as they are there, what is left of theirs is found again.
         await self._steps.remove({"run_id": {"$in": run_ids}})
         await self._attempts.remove({"_id": {"$in": run_ids}})
@@ -397,6 +403,17 @@ class MongoLedger:
         await self._runs.remove({"_id": {"$in": run_ids}})
         await self._outbox.forget_chats(finished_before_ms)
         return len(old)
+
+    async def forget_raw(self, *, finished_before_ms: int, after_ms: int = 0, limit: int = 500) -> int | None:
+        return await self._forgetting.raw(finished_before_ms, after_ms, limit) if limit > 0 else None
+
+    async def forget_history(self, *, said_before_ms: int, after: str = "", limit: int = 500) -> str | None:
+        return await self._forgetting.history(said_before_ms, after, limit) if limit > 0 else None
+
+    async def forget_chat(
+        self, channel: str, account: str, chat_id: str, *, after: str = "", limit: int = 500, dry_run: bool = False
+    ) -> ChatForgotten:
+        return await self._forgetting.chat(channel, account, chat_id, after, max(1, limit), dry_run)
 
     async def finished_counts(self) -> Mapping[str, int]:
         counts = await self._runs.drawn(

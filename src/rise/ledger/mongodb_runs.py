@@ -59,6 +59,10 @@ class RunDocuments:
     async def remove(self, query: Query) -> int:
         return await self._documents.remove(query)
 
+    async def change_all(self, query: Query, update: Query) -> int:
+        """What no change is made of: nobody is told, and nobody has to look again."""
+        return await self._documents.change_all(query, update)
+
     async def has(self, key: str) -> bool:
         return await self._documents.one({"_id": key}, fields={"_id": 1}) is not None
 

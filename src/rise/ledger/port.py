@@ -162,6 +162,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """Why this version cannot read the result that is kept; `result` is None then."""
 
     @property
+    def is_over(self) -> bool:
+        """Whether it has ended, and nothing that it promised is still to be armed."""
+        return self.status.is_finished and (self.is_armed or not self.follow_ups or self.status is Status.DROPPED)
+
+    @property
     def follow_ups(self) -> list[Any]:
         """What it promised for later, as far as that can be read."""
         return (self.result.get("followUps") or []) if isinstance(self.result, dict) else []
@@ -278,6 +283,34 @@ class ChatMove(msgspec.Struct, frozen=True, kw_only=True):
     first_id: str
     sequence: int = 0
     """Grows with every move that is recorded."""
+
+
+class ChatForgotten(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step of forgetting a chat came to."""
+
+    looked_at: int = 0
+    """Runs, of all chats."""
+    runs: int = 0
+    """Runs that had something of it, and have nothing any more."""
+    replies: int = 0
+    turns: int = 0
+    unfinished: int = 0
+    """Runs of it that are not over: nothing of theirs was forgotten."""
+    unreadable: int = 0
+    """Finished runs of the channel of which this version cannot read whose they are: left alone."""
+    after: str | None = None
+    """Where the next step goes on. None: this was the last."""
+
+    def __add__(self, later: ChatForgotten) -> ChatForgotten:
+        return ChatForgotten(
+            looked_at=self.looked_at + later.looked_at,
+            runs=self.runs + later.runs,
+            replies=self.replies + later.replies,
+            turns=self.turns + later.turns,
+            unfinished=self.unfinished + later.unfinished,
+            unreadable=self.unreadable + later.unreadable,
+            after=later.after,
+        )
 
 
 class OutboxDepth(msgspec.Struct, frozen=True, kw_only=True):
@@ -470,6 +503,31 @@ class Ledger(Protocol):
 
     async def purge(self, *, finished_before_ms: int, limit: int = 5000) -> int:
         """Forget finished runs, with their bytes and replies, that ended before then."""
+        ...
+
+    async def forget_raw(self, *, finished_before_ms: int, after_ms: int = 0, limit: int = 500) -> int | None:
+        """Forget the bytes, and what is left of the steps, of about `limit` runs that ended after `after_ms` and before
+        then, in the order of their ends. Returns how far it came, for the next step; None: there are no more now."""
+        ...
+
+    async def forget_history(self, *, said_before_ms: int, after: str = "", limit: int = 500) -> str | None:
+        """Forget what was said before then in up to `limit` chats. Returns where the next step goes on; None: that was
+        the last."""
+        ...
+
+    async def forget_chat(
+        self, channel: str, account: str, chat_id: str, *, after: str = "", limit: int = 500, dry_run: bool = False
+    ) -> ChatForgotten:
+        """One step of forgetting a chat, whichever of its ids is named: looks at up to `limit` runs, of all chats.
+
+        Of its runs that are over stays how they ended, and the checksum of their bytes (`forgotten_head`); their
+        replies, results, steps, attempts and bytes go, and with the last step its history. Repeated, or begun anew
+        after a crash, it goes on with what is left; and of all runs of the channel that were forgotten before, what a
+        worker that was in the middle of one noted later goes, too. What ends meanwhile may be forgotten or not.
+        `dry_run`: only count.
+
+        That its ids are one chat stays known.
+        """
         ...
 
     async def finished_counts(self) -> Mapping[str, int]:

@@ -1,6 +1,6 @@
 """The embedded ledger: in the same SQLite file as the queue, behind its own port.
 
-Its outbox has a file of its own, `sqlite_outbox.py`.
+Its outbox has a file of its own, `sqlite_outbox.py`, and so has forgetting, `sqlite_forgetting.py`.
 
 Refuses: to change a result that is there; to touch the queue's tables, though they are in the same file.
 """
@@ -8,6 +8,7 @@ Refuses: to change a result that is there; to touch the queue's tables, though t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import apsw
@@ -25,11 +26,13 @@ from rise.envelope import (
     encode_head,
     encode_json,
 )
+from rise.ledger import sqlite_forgetting as forgetting
 from rise.ledger import sqlite_outbox as outbox
 from rise.ledger.kept import HISTORY_KEPT, known_word, read_result
 from rise.ledger.port import (
     AccountsHeld,
     Attempt,
+    ChatForgotten,
     ChatMove,
     Delivered,
     Delivery,
@@ -42,7 +45,7 @@ from rise.ledger.port import (
     RunResult,
     Turn,
 )
-from rise.ledger.sqlite_chats import first_id
+from rise.ledger.sqlite_chats import Chat, first_id
 from rise.ledger.sqlite_rows import forget_workings
 
 SCHEMA: Final = (
@@ -473,6 +476,45 @@ class SqliteLedger:
             return len(old)
 
         return await self._database.write(change)
+
+    async def forget_raw(self, *, finished_before_ms: int, after_ms: int = 0, limit: int = 500) -> int | None:
+        ended = await self._database.read(
+            lambda connection: forgetting.look_for_raw(connection, after_ms, finished_before_ms, limit)
+        )
+        if ended is None:
+            return None
+        if ended.is_anything_left:
+            await self._database.write(lambda connection: forgetting.forget_raw(connection, ended))
+        return ended.until_ms
+
+    async def forget_history(self, *, said_before_ms: int, after: str = "", limit: int = 500) -> str | None:
+        def query(connection: apsw.Connection) -> tuple[list[Chat], list[Chat]]:
+            chats = forgetting.chats_beyond(connection, after, limit)
+            return chats, [one for one in chats if forgetting.has_turns_before(connection, one, said_before_ms)]
+
+        chats, old = await self._database.read(query)
+        if old:
+            await self._database.write(
+                lambda connection: forgetting.forget_turns_before(connection, old, said_before_ms)
+            )
+        return encode_json(chats[-1]).decode() if 0 < limit <= len(chats) else None
+
+    async def forget_chat(
+        self, channel: str, account: str, chat_id: str, *, after: str = "", limit: int = 500, dry_run: bool = False
+    ) -> ChatForgotten:
+        chat = (channel, account, chat_id)
+        found, late, seen = await self._database.read(
+            lambda connection: forgetting.look_for(connection, chat, after, max(1, limit))
+        )
+        if dry_run:
+            return seen
+        if late:
+            await self._database.write(lambda connection: forgetting.forget_late(connection, late))
+        for bite in forgetting.bites(found):
+            await self._database.write(partial(forgetting.forget_runs, bite=bite))
+        if seen.after is None:
+            await self._database.write(lambda connection: forgetting.forget_turns(connection, chat))
+        return seen
 
     async def finished_counts(self) -> Mapping[str, int]:
         rows = await self._rows(

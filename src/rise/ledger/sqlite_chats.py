@@ -20,6 +20,16 @@ def first_id(connection: apsw.Connection, chat: Chat) -> str:
     return str(row[0]) if row else chat[2]
 
 
+def names_of(connection: apsw.Connection, chat: Chat) -> frozenset[str]:
+    """All ids that it ever had."""
+    channel, account, _ = chat
+    first = first_id(connection, chat)
+    others = connection.execute(
+        "SELECT chat_id FROM chat_moves WHERE channel = ? AND account = ? AND first_id = ?", (channel, account, first)
+    )
+    return frozenset([first, *(name for (name,) in others)])
+
+
 def join_chats(connection: apsw.Connection, old: Chat, moved_to: str) -> None:
     """From now on the new id is another name of the chat that had the old one."""
     channel, account, _ = old

@@ -224,9 +224,12 @@ def close_replies(connection: apsw.Connection, run_id: RunId, why: str) -> None:
 
 def _note(connection: apsw.Connection, reply: Reply, delivery: Delivery) -> float:
     """Write down what became of a call; returns for how many seconds its chat pauses."""
-    if isinstance(delivery, Again | Resend | HeldUnknown) and _is_ended(connection, reply):
-        # Dropped while the call was out: what was dropped is not answered, so it is not tried once more.
-        delivery = Failed(f"not tried again, the task had ended: {delivery.error}")
+    if isinstance(delivery, Again | Resend | HeldUnknown):
+        if not _is_known(connection, reply):
+            return 0.0  # forgotten while the call was out
+        if _is_ended(connection, reply):
+            # Dropped while the call was out: what was dropped is not answered, so it is not tried once more.
+            delivery = Failed(f"not tried again, the task had ended: {delivery.error}")
     match delivery:
         case Sent():
             _note_sent(connection, reply, delivery)
@@ -299,6 +302,10 @@ def _set_state(
             reply.reply_id,
         ),
     )
+
+
+def _is_known(connection: apsw.Connection, reply: Reply) -> bool:
+    return connection.execute("SELECT 1 FROM replies WHERE reply_id = ?", (reply.reply_id,)).fetchone() is not None
 
 
 def _is_ended(connection: apsw.Connection, reply: Reply) -> bool:

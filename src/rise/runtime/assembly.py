@@ -60,6 +60,7 @@ from rise.runtime.bots import Bot, Bots, BotSettings, bots_of
 from rise.runtime.channel_bindings import ChannelBindings
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.runtime.editor import Editor
+from rise.runtime.forgetting import Forgetting
 from rise.runtime.ledger_name import LedgerName
 from rise.runtime.operations import Operations
 from rise.runtime.path_test import PathTest
@@ -467,6 +468,11 @@ def build_operations(house: House) -> Operations:
     if full is None:
         return Operations(house.queue, house.ledger, house.bus, house.clock)
     return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart, copies=full.shown)
+
+
+def build_forgetting(house: House) -> Forgetting:
+    compact = house.stores.database.compact
+    return Forgetting(house.queue, house.ledger, build_operations(house), house.clock, compact=compact)
 
 
 def build_path_test(house: House) -> PathTest:

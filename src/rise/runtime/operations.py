@@ -3,7 +3,8 @@
 Everything changed here is in the audit log, written before the change: a crash between the two leaves a
 record of something that was not done, never a change without a record.
 
-Refuses: to resume what is not suspended, to drop what has ended otherwise, to run again what is still on its way.
+Refuses: to resume what is not suspended, to drop what has ended otherwise, to run again what is still on its way or
+of which nothing is left that could run.
 """
 
 from __future__ import annotations
@@ -208,13 +209,16 @@ class Operations:
     async def run_again(self, task_id: TaskId, *, who: str, why: str = "", dry_run: bool = False) -> Restarted:
         """Run a finished or suspended task once more, as a new generation that may answer again.
 
-        Raises `TaskUnknown`, or `StateConflict` while it is still on its way. `dry_run`: only say what would be.
+        Raises `TaskUnknown`, or `StateConflict` while it is still on its way, or if its bytes have been forgotten.
+        `dry_run`: only say what would be.
         """
         task = await self._queue.get(task_id)
         if task is None:
             task, _ = await self._archived(task_id)
         elif task.progress.status is not Status.SUSPENDED:
             raise StateConflict(f"the task is {task.progress.status}: it is still on its way")
+        if not task.has_bytes:
+            raise StateConflict("what it came as has been forgotten: there is nothing left that could run again")
         latest = await self._ledger.latest_run(task_id)
         generation = max(task.progress.generation, latest.generation if latest else 0) + 1
         restarted = Restarted(task_id, generation, task.progress.status)

@@ -273,11 +273,17 @@ def build_supervisor(
             late_text=settings.late_message,
             failed_text=settings.failed_message,
             keep_finished_seconds=settings.keep_finished_days * 86400,
+            keep_raw_seconds=_in_seconds(settings.keep_raw_days),
+            keep_history_seconds=_in_seconds(settings.keep_history_days),
             forget_after_seconds=forget_after_seconds,
             suspended_alert_count=settings.suspended_alert_count,
             suspended_alert_seconds=settings.suspended_alert_hours * 3600,
         ),
     )
+
+
+def _in_seconds(days: float | None) -> float | None:
+    return None if days is None else days * 86400
 
 
 def _pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] | None, alerts: Alerts) -> Pipeline:

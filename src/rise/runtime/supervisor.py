@@ -37,6 +37,8 @@ PAGE: Final = 500
 FORGET_AFTER_SECONDS: Final = 900.0
 ROUTED_PAGES: Final = 10
 """Looked at each time of what waits where chats and commands decide."""
+HISTORY_PAGES: Final = 20
+"""Of chats, looked at each time for what is too old: ten thousand chats in a sweep, a million in less than an hour."""
 
 LATE: Final = "late"
 _CANNOT_BE_ANSWERED: Final = frozenset({Reason.POISON})
@@ -52,6 +54,10 @@ class Duties:
     late_text: str = "Got it, running late. The answer will come."
     failed_text: str = "Sorry, your message could not be answered. A person has been told."
     keep_finished_seconds: float = 30 * 86400.0
+    keep_raw_seconds: float | None = None
+    """The bytes of finished messages; None: as long as these."""
+    keep_history_seconds: float | None = None
+    """What was said in a chat; None: for good."""
     forget_after_seconds: float = FORGET_AFTER_SECONDS
     """For so long the store's clock and the wall clock have to agree before anything is forgotten by them."""
     suspended_alert_count: int = 100
@@ -90,6 +96,8 @@ class Supervisor:
         self._told: set[ReplyId] = set()
         self._telling_after = ""
         self._comparing_after = ""
+        self._raw_forgotten_until_ms = 0
+        self._history_looked_at = ""
         self._resuming_after: dict[Route, str] = {}
         self._loops = [
             self._every("supervisor.reap", REAP_SECONDS, self.reap),
@@ -146,6 +154,8 @@ class Supervisor:
         await self._forget_ended()
         if may_forget:
             await self._purge()
+            await self._forget_raw()
+            await self._forget_history()
 
     def _trusts_the_clocks(self) -> bool:
         """Whether what is old may be forgotten, which cannot be undone. A host that starts with a wrong time is told
@@ -159,6 +169,29 @@ class Supervisor:
         old = self._queue.now_ms() - int(self._duties.keep_finished_seconds * 1000)
         while await self._ledger.purge(finished_before_ms=old, limit=PAGE) == PAGE:
             pass  # in small steps, because messages are accepted in between
+
+    async def _forget_raw(self) -> None:
+        """From where the last look came to; after a start from the beginning, which finds most of it done."""
+        if self._duties.keep_raw_seconds is None:
+            return
+        old = self._queue.now_ms() - int(self._duties.keep_raw_seconds * 1000)
+        while (
+            until := await self._ledger.forget_raw(
+                finished_before_ms=old, after_ms=self._raw_forgotten_until_ms, limit=PAGE
+            )
+        ) is not None:
+            self._raw_forgotten_until_ms = until
+
+    async def _forget_history(self) -> None:
+        """Some chats are looked at each time."""
+        if self._duties.keep_history_seconds is None:
+            return
+        old = self._queue.now_ms() - int(self._duties.keep_history_seconds * 1000)
+        for _ in range(HISTORY_PAGES):
+            after = await self._ledger.forget_history(said_before_ms=old, after=self._history_looked_at, limit=PAGE)
+            self._history_looked_at = after or ""
+            if after is None:
+                return
 
     async def resume(self) -> int:
         """Let go on what waited for a workflow that is there now, oldest first per chat, at a bounded rate.

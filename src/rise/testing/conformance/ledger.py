@@ -23,6 +23,7 @@ from rise.envelope import (
     Status,
     Task,
     TaskId,
+    forgotten_head,
     notice_id_of,
     reply_id_of,
     run_id_of,
@@ -1295,6 +1296,180 @@ class LedgerConformance:
         assert await stage.ledger.run(task(3).run_id) is None
         assert await stage.ledger.run(task(4).run_id) is not None
         assert await stage.ledger.purge(finished_before_ms=far, limit=3) == 2
+
+    # --- forgetting ---
+
+    @pytest.mark.req("SEC-5")
+    async def test_of_a_chat_that_is_forgotten_stays_how_its_runs_ended_and_nothing_else(self, ledger: Ledger) -> None:
+        of, other = task(1, chat="a"), task(2, chat="b")
+        await ledger.add_attempt(of.run_id, Attempt(at_ms=1, error="boom", counted=True))
+        await ledger.add_notice(notice(of, "late"), deliver=False)
+        for one in (of, other):
+            said = [Turn(role="user", text="secret", at_ms=1), Turn(role="assistant", text="well", at_ms=2)]
+            await ledger.save_result(one, ANSWERED, chunks(one, 2), said, deliver=False)
+        before = {one.task_id: await ledger.run(one.run_id) for one in (of, other)}
+        forgotten = await ledger.forget_chat("telegram", "7", "a")
+        assert (forgotten.runs, forgotten.replies, forgotten.turns) == (1, 3, 2)
+        assert (forgotten.looked_at, forgotten.unfinished, forgotten.unreadable, forgotten.after) == (2, 0, 0, None)
+        run, known = await ledger.run(of.run_id), before[of.task_id]
+        assert run is not None
+        assert known is not None
+        assert run == msgspec.structs.replace(known, result=None)
+        assert await ledger.finished_among([of.task_id]) == {of.task_id: run}
+        archived = await ledger.archived(of.task_id)
+        assert archived is not None
+        assert (archived.head, archived.raw, archived.has_bytes) == (forgotten_head(of.head), b"", False)
+        assert await ledger.replies(task_id=of.task_id) == []
+        assert await ledger.transcript("telegram", "7", "a", after=0, limit=9) == []
+        assert await ledger.attempts(of.run_id) == []
+        assert await ledger.history("telegram", "7", "a", limit=9) == []
+        assert await ledger.finished_counts() == {"completed.answered": 2}
+        assert await ledger.run(other.run_id) == before[other.task_id]
+        assert await ledger.archived(other.task_id) == msgspec.structs.replace(
+            other, progress=Progress(status=Status.COMPLETED)
+        )
+        assert len(await ledger.replies(task_id=other.task_id)) == 2
+        assert len(await ledger.history("telegram", "7", "b", limit=9)) == 2
+
+    @pytest.mark.req("SEC-5")
+    async def test_a_chat_is_forgotten_by_any_of_its_ids_whichever_it_was_written_in(self, ledger: Ledger) -> None:
+        await say(ledger, 1, "old")
+        await ledger.move_chat("telegram", "7", "old", "new")
+        await say(ledger, 2, "new")
+        await say(ledger, 3, "other")
+        assert (await ledger.forget_chat("telegram", "7", "new", dry_run=True)).runs == 2
+        forgotten = await ledger.forget_chat("telegram", "7", "old")
+        assert (forgotten.runs, forgotten.turns) == (2, 2)
+        for chat in ("old", "new"):
+            assert await ledger.history("telegram", "7", chat, limit=9) == []
+        assert len(await ledger.history("telegram", "7", "other", limit=9)) == 1
+
+    @pytest.mark.req("SEC-5")
+    @pytest.mark.parametrize("elsewhere", [{"account": "8"}, {"channel": "http"}], ids=str)
+    async def test_another_chat_of_the_same_name_is_not_forgotten(
+        self, ledger: Ledger, elsewhere: dict[str, str]
+    ) -> None:
+        of = task_elsewhere(2, **elsewhere)
+        turns = [Turn(role="user", text="hers", at_ms=1)]
+        await ledger.save_result(of, ANSWERED, chunks(of), turns, deliver=False)
+        forgotten = await ledger.forget_chat("telegram", "7", "1")
+        assert (forgotten.runs, forgotten.replies, forgotten.turns) == (0, 0, 0)
+        assert len(await ledger.replies(task_id=of.task_id)) == 1
+        assert len(await ledger.history(of.head.channel, of.head.account, "1", limit=9)) == 1
+
+    @pytest.mark.req("SEC-5")
+    async def test_what_somebody_asked_outside_of_any_chat_is_forgotten_with_his_own(self, ledger: Ledger) -> None:
+        asked = [task(number) for number in (1, 2)]
+        for of, user_id in zip(asked, (42, 43), strict=True):
+            head = msgspec.structs.replace(of.head, chat_id=None, user={"user_id": user_id})
+            await ledger.finish(msgspec.structs.replace(of, head=head), Status.EXPIRED)
+        assert (await ledger.forget_chat("telegram", "7", "42")).runs == 1
+        archived = [await ledger.archived(of.task_id) for of in asked]
+        assert [of is not None and of.has_bytes for of in archived] == [False, True]
+
+    @pytest.mark.req("SEC-5")
+    async def test_what_is_not_over_is_not_forgotten(self, ledger: Ledger) -> None:
+        promising = RunResult(outcome=Outcome.SILENT, value={"followUps": [{"text": "later"}]})
+        await answer(ledger, task(1))
+        await ledger.save_result(task(2), promising, [], [], deliver=False)
+        forgotten = await ledger.forget_chat("telegram", "7", "1")
+        assert (forgotten.runs, forgotten.unfinished) == (0, 2)
+        assert len(await ledger.replies(task_id=task(1).task_id)) == 1
+        run = await ledger.run(task(2).run_id)
+        assert run is not None
+        assert run.follow_ups
+        await ledger.note_armed(task(2).run_id)
+        await ledger.finish(task(1), Status.DROPPED, by="ann", why="she asked for it")
+        forgotten = await ledger.forget_chat("telegram", "7", "1")
+        assert (forgotten.runs, forgotten.unfinished) == (2, 0)
+        run = await ledger.run(task(1).run_id)
+        assert run is not None
+        assert (run.status, run.by, run.why) == (Status.DROPPED, "ann", None)
+
+    @pytest.mark.req("SEC-5")
+    async def test_a_chat_is_forgotten_in_steps_and_again_is_nothing(self, ledger: Ledger) -> None:
+        for number in range(1, 8):
+            await say(ledger, number, "ab"[number % 2])
+        steps, counted = [], await ledger.forget_chat("telegram", "7", "a", dry_run=True)
+        after: str | None = ""
+        while after is not None:
+            steps.append(await ledger.forget_chat("telegram", "7", "a", after=after, limit=2))
+            after = steps[-1].after
+        assert [step.looked_at for step in steps] == [2, 2, 2, 1]
+        assert sum(step.runs for step in steps) == counted.runs == 3
+        assert [step.turns for step in steps] == [0, 0, 0, 3]
+        assert counted.turns == 3
+        again = await ledger.forget_chat("telegram", "7", "a")
+        assert (again.runs, again.turns, again.looked_at) == (0, 0, 7)
+        assert len(await ledger.history("telegram", "7", "b", limit=9)) == 4
+
+    @pytest.mark.req("SEC-5")
+    async def test_what_a_worker_noted_of_a_run_after_it_was_forgotten_goes_with_the_next(self, ledger: Ledger) -> None:
+        await ledger.finish(task(1, chat="a"), Status.DROPPED)
+        await ledger.forget_chat("telegram", "7", "a")
+        await ledger.save_step(task(1).run_id, "ask", b"1")
+        await ledger.add_attempt(task(1).run_id, Attempt(at_ms=1, error="boom", counted=True))
+        await ledger.forget_chat("telegram", "7", "b", dry_run=True)
+        assert await ledger.steps(task(1).run_id) == {"ask": b"1"}
+        assert (await ledger.forget_chat("telegram", "7", "b")).runs == 0
+        assert await ledger.steps(task(1).run_id) == {}
+        assert await ledger.attempts(task(1).run_id) == []
+
+    @pytest.mark.req("SEC-5")
+    async def test_what_was_forgotten_while_it_was_out_lets_its_chat_go_on(self, ledger: Ledger) -> None:
+        await answer(ledger, task(1))
+        await answer(ledger, task(2))
+        fence = await ledger.outbox_open()
+        out = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, out)
+        await ledger.finish(task(1), Status.DROPPED)
+        assert (await ledger.forget_chat("telegram", "7", "1")).runs == 1
+        delivered = await ledger.outbox_record(fence, out, Again(5.0, "429"))
+        assert delivered.next is not None
+        assert delivered.next.run_id == task(2).run_id
+
+    @pytest.mark.req("SEC-5")
+    async def test_what_was_sent_once_more_stays_counted(self, ledger: Ledger) -> None:
+        await answer(ledger, task(1))
+        fence = await ledger.outbox_open()
+        following = await send(ledger, fence, await take_one(ledger, fence), Resend("timeout"))
+        assert following is not None
+        await send(ledger, fence, following, Sent())
+        await ledger.forget_chat("telegram", "7", "1")
+        assert (await ledger.outbox_depth()).resent == 1
+
+    @pytest.mark.req("SEC-5")
+    async def test_bytes_and_steps_are_forgotten_before_the_run_is(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        ends = []
+        for number in range(1, 6):
+            run = await ledger.finish(task(number), Status.EXPIRED)
+            ends.append(run.finished_at_ms or 0)
+            await ledger.save_step(task(number).run_id, "late", b"1")
+            stage.pass_time(1)
+        await answer(ledger, task(6))
+        assert await ledger.forget_raw(finished_before_ms=ends[4], limit=3) == ends[2]
+        assert await ledger.forget_raw(finished_before_ms=ends[4], after_ms=ends[2], limit=3) == ends[3]
+        assert await ledger.forget_raw(finished_before_ms=ends[4], after_ms=ends[3], limit=3) is None
+        for number in range(1, 7):
+            archived = await ledger.archived(task(number).task_id)
+            assert archived is not None
+            assert archived.head == task(number).head
+            assert archived.has_bytes == (number > 4)
+            assert await ledger.steps(task(number).run_id) == ({"late": b"1"} if number == 5 else {})
+        assert await ledger.forget_raw(finished_before_ms=ends[4], limit=9) == ends[3], "said again, it does no harm"
+
+    @pytest.mark.req("SEC-5")
+    async def test_what_was_said_long_ago_is_forgotten_in_some_chats_at_a_time(self, ledger: Ledger) -> None:
+        for number, chat in enumerate("abcab", start=1):
+            await say(ledger, number, chat)  # at that millisecond
+        after: str | None = ""
+        for _ in range(2):
+            assert after is not None
+            after = await ledger.forget_history(said_before_ms=4, after=after, limit=2)
+        assert after is None
+        kept = {chat: await ledger.history("telegram", "7", chat, limit=9) for chat in "abc"}
+        assert {chat: [turn.at_ms for turn in turns] for chat, turns in kept.items()} == {"a": [4], "b": [5], "c": []}
 
     async def test_endings_are_counted(self, ledger: Ledger) -> None:
         await ledger.save_result(task(1), RunResult(outcome=Outcome.SILENT), [], [], deliver=True)

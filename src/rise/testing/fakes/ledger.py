@@ -22,14 +22,17 @@ from rise.envelope import (
     decode_head,
     encode_head,
     encode_json,
+    forgotten_head,
     new_key,
 )
 from rise.errors import ClaimLost
+from rise.ledger.kept import is_of_chat
 from rise.ledger.port import (
     CALL_UNREADABLE,
     URGENT_CHATS,
     Again,
     Attempt,
+    ChatForgotten,
     ChatMove,
     Delivered,
     Delivery,
@@ -651,6 +654,79 @@ class MemoryLedger(MemoryStore):
         state.steps.pop(run_id, None)
         state.attempts.pop(run_id, None)
         state.replies = {key: stored for key, stored in state.replies.items() if stored.reply.run_id != run_id}
+
+    async def forget_raw(self, *, finished_before_ms: int, after_ms: int = 0, limit: int = 500) -> int | None:
+        return await self._through("forget_raw", lambda: self._forget_raw(finished_before_ms, after_ms, limit))
+
+    def _forget_raw(self, before_ms: int, after_ms: int, limit: int) -> int | None:
+        ends = {run_id: stored.run.finished_at_ms or 0 for run_id, stored in self._state.runs.items()}
+        old = sorted(at for at in ends.values() if after_ms < at < before_ms)[:limit]
+        if not old:
+            return None
+        for run_id, at in ends.items():
+            if after_ms < at <= old[-1]:
+                stored = self._state.runs[run_id]
+                stored.task = msgspec.structs.replace(stored.task, raw=b"")
+                self._state.steps.pop(run_id, None)
+        return old[-1]
+
+    async def forget_history(self, *, said_before_ms: int, after: str = "", limit: int = 500) -> str | None:
+        return await self._through("forget_history", lambda: self._forget_history(said_before_ms, after, limit))
+
+    def _forget_history(self, before_ms: int, after: str, limit: int) -> str | None:
+        history = self._state.history
+        keys = sorted(key for chat in history if (key := encode_json(chat).decode()) > after)[:limit]
+        for chat in [chat for chat in history if encode_json(chat).decode() in keys]:
+            history[chat] = [(number, turn) for number, turn in history[chat] if turn.at_ms >= before_ms]
+            if not history[chat]:
+                del history[chat]
+        return keys[-1] if 0 < limit == len(keys) else None
+
+    async def forget_chat(
+        self, channel: str, account: str, chat_id: str, *, after: str = "", limit: int = 500, dry_run: bool = False
+    ) -> ChatForgotten:
+        chat, limit = (channel, account, chat_id), max(1, limit)
+        return await self._through("forget_chat", lambda: self._forget_chat_step(chat, after, limit, dry_run))
+
+    def _forget_chat_step(self, chat: Chat, after: str, limit: int, dry_run: bool) -> ChatForgotten:
+        state, names = self._state, self._names(chat)
+        page = sorted(run_id for run_id in state.runs if run_id > after)[:limit]
+        of_chat = [one for one in page if is_of_chat(state.runs[one].task.head, *chat[:2], names)]
+        found = {run_id for run_id in of_chat if state.runs[run_id].run.is_over}
+        is_last = len(page) < limit
+        chats = [(*chat[:2], name) for name in names] if is_last else []
+        seen = ChatForgotten(
+            looked_at=len(page),
+            runs=len(found),
+            replies=sum(stored.reply.run_id in found for stored in state.replies.values()),
+            turns=sum(len(state.history.get(one, [])) for one in chats),
+            unfinished=len(of_chat) - len(found),
+            after=None if is_last else page[-1],
+        )
+        if not dry_run:
+            for run_id in page:
+                head = state.runs[run_id].task.head
+                if head.channel == chat[0] and head.is_forgotten:
+                    state.steps.pop(run_id, None)
+                    state.attempts.pop(run_id, None)
+            for run_id in found:
+                self._forget_content(run_id)
+            for one in chats:
+                state.history.pop(one, None)
+        return seen
+
+    def _forget_content(self, run_id: RunId) -> None:
+        stored = self._state.runs[run_id]
+        self._forget(run_id)
+        stored.task = Task(forgotten_head(stored.task.head), b"", stored.task.progress)
+        stored.run = msgspec.structs.replace(stored.run, result=None, why=None, unreadable=None)
+        self._state.runs[run_id] = stored
+
+    def _names(self, chat: Chat) -> frozenset[str]:
+        """All ids that it ever had."""
+        first = self._first(chat)
+        moved = (move.chat_id for move in self._state.moves if (*_chat_of(move)[:2], move.first_id) == first)
+        return frozenset([first[2], *moved])
 
     async def finished_counts(self) -> Mapping[str, int]:
         return await self._through("finished_counts", self._finished_counts)

@@ -1,0 +1,174 @@
+"""Forgetting a chat: everything that somebody wrote in it, and was answered, on a person's word.
+
+Promises: what was accepted stays accounted for, without content: that a key was there, so that a repeat is still a
+duplicate, and how its run ended, so that the audit is clean. It goes in small steps beside all other work; broken off
+anywhere, it is begun anew and goes on with what is left. That it was done is in the audit log before it is done, under
+a mark that does not say the chat's id.
+
+Refuses: while something of the chat is open, unless that may be dropped; drops are recorded like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from rise.clock import Clock, epoch_ms
+from rise.envelope import Head, TaskId, chat_mark_of
+from rise.errors import StateConflict, StoreUnavailable, TaskUnknown
+from rise.ledger.kept import is_of_chat
+from rise.ledger.port import ChatForgotten, Ledger, Operation
+from rise.queue.port import Queue, Selection
+from rise.runtime.operations import Operations
+from rise.telemetry import log
+
+PAGE: Final = 500
+DROP_ROUNDS: Final = 3
+"""Somebody may write on while his chat is dropped."""
+
+Looked = Callable[[ChatForgotten], None]
+"""Told after each step what all of them came to so far."""
+
+
+class ChatNamed(NamedTuple):
+    """A chat by any of its ids."""
+
+    channel: str
+    account: str
+    chat_id: str
+
+
+class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
+    """What was forgotten, or would be."""
+
+    open: int
+    """Open tasks of the chat, before."""
+    dropped: int
+    seen: ChatForgotten
+    is_compact: bool = False
+    """Nothing of it is left in unused space of the database, nor in its log."""
+
+    def shown(self) -> dict[str, int]:
+        """For programs."""
+        return {
+            "open": self.open,
+            "dropped": self.dropped,
+            "messages": self.seen.runs,
+            "replies": self.seen.replies,
+            "turns": self.seen.turns,
+            "unfinished": self.seen.unfinished,
+            "unreadable": self.seen.unreadable,
+        }
+
+
+class Forgetting:
+    def __init__(
+        self,
+        queue: Queue,
+        ledger: Ledger,
+        operations: Operations,
+        clock: Clock,
+        *,
+        compact: Callable[[], Awaitable[bool]],
+    ) -> None:
+        """`compact`: writes the database anew, and says whether all of it is."""
+        self._queue = queue
+        self._ledger = ledger
+        self._operations = operations
+        self._clock = clock
+        self._compact = compact
+
+    async def foresee(self, chat: ChatNamed, *, on_step: Looked = lambda seen: None) -> Forgotten:
+        """What is there to be forgotten. Changes nothing."""
+        still_open = await self._open_tasks(chat)
+        seen = await self._walk(chat, on_step, dry_run=True)
+        return Forgotten(open=len(still_open), dropped=0, seen=seen)
+
+    async def forget(
+        self,
+        chat: ChatNamed,
+        *,
+        who: str,
+        why: str,
+        drops_open: bool,
+        compacts: bool,
+        on_step: Looked = lambda seen: None,
+    ) -> Forgotten:
+        """Raises `StateConflict`, having forgotten nothing, while something of the chat is open that may not be
+        dropped, or cannot."""
+        # The queue before the ledger, which a task enters before it leaves the queue: what is open nowhere has ended
+        # there, and is found.
+        still_open = await self._open_tasks(chat)
+        if still_open and not drops_open:
+            raise StateConflict(f"{_counted(still_open)} of this chat still open")
+        mark = f"{chat.channel} {chat_mark_of(*chat)}"
+        operation = Operation(at_ms=epoch_ms(self._clock.now()), who=who, action="forget", target=mark, why=why)
+        await self._ledger.record_operation(operation)
+        log.info("operation.recorded", who=who, action="forget", target=mark, why=why)
+        dropped = await self._drop(chat, still_open, who=who, why=why or "rise forget")
+        seen = await self._walk(chat, on_step, dry_run=False)
+        log.info("chat.forgotten", chat=mark, runs=seen.runs, replies=seen.replies, turns=seen.turns)
+        is_compact = compacts and await self._compacted()
+        return Forgotten(open=len(still_open), dropped=dropped, seen=seen, is_compact=is_compact)
+
+    # --- details ---
+
+    async def _compacted(self) -> bool:
+        try:
+            return await self._compact()
+        except StoreUnavailable as error:
+            left = "nobody can ask for it any more; pieces of it are in unused space of the database"
+            log.warning("database.not_compacted", error=error, consequence=left)
+            return False
+
+    async def _walk(self, chat: ChatNamed, on_step: Looked, *, dry_run: bool) -> ChatForgotten:
+        seen = ChatForgotten(after="")
+        while seen.after is not None:
+            seen += await self._ledger.forget_chat(*chat, after=seen.after, limit=PAGE, dry_run=dry_run)
+            on_step(seen)
+        return seen
+
+    async def _drop(self, chat: ChatNamed, still_open: Sequence[TaskId], *, who: str, why: str) -> int:
+        dropped = 0
+        for _ in range(DROP_ROUNDS):
+            if not still_open:
+                return dropped
+            for task_id in still_open:
+                dropped += await self._drop_one(task_id, who=who, why=why)
+            still_open = await self._open_tasks(chat)
+        if still_open:
+            raise StateConflict(f"{_counted(still_open)} of this chat still open: try again in a moment")
+        return dropped
+
+    async def _drop_one(self, task_id: TaskId, *, who: str, why: str) -> bool:
+        try:
+            await self._operations.drop(task_id, who=who, why=why)
+        except (StateConflict, TaskUnknown):
+            return False  # it has ended meanwhile, and leaves the queue by itself
+        return True
+
+    async def _open_tasks(self, chat: ChatNamed) -> list[TaskId]:
+        names = await self._names(chat)
+        selection = Selection(channel=chat.channel, account=chat.account)
+        found: list[TaskId] = []
+        after = ""
+        while page := await self._queue.list_open(selection, limit=PAGE, after=after):
+            found += [task.head.task_id for task in page if _is_of(task.head, chat, names)]
+            after = page[-1].head.task_id
+        return found
+
+    async def _names(self, chat: ChatNamed) -> frozenset[str]:
+        """All ids that it ever had."""
+        moves = [move for move in await self._ledger.chat_moves() if (move.channel, move.account) == chat[:2]]
+        first = next((move.first_id for move in moves if move.chat_id == chat.chat_id), chat.chat_id)
+        return frozenset([first, *(move.chat_id for move in moves if move.first_id == first)])
+
+
+def _is_of(head: Head, chat: ChatNamed, names: frozenset[str]) -> bool:
+    return is_of_chat(head, chat.channel, chat.account, names)
+
+
+def _counted(task_ids: Sequence[TaskId]) -> str:
+    return "1 message is" if len(task_ids) == 1 else f"{len(task_ids)} messages are"

@@ -1,0 +1,147 @@
+"""A chat is forgotten whole, wherever it is broken off, and beside all that goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rise.channels.telegram import read_update
+from rise.envelope import Outcome, Status, TaskId
+from rise.errors import StateConflict, StoreUnavailable
+from rise.ledger.port import ChatForgotten, RunResult, Turn
+from rise.queue.port import Finished, Selection
+from rise.runtime import forgetting as forgetting_module
+from rise.runtime.assembly import House, build, build_forgetting
+from rise.runtime.audit import Audit
+from rise.runtime.forgetting import ChatNamed, Forgetting, Forgotten
+from rise.settings import load_settings
+from rise.testing.clock import ManualClock
+
+pytestmark = pytest.mark.req("SEC-5")
+
+BOT = "7"
+HERS = ChatNamed("telegram", BOT, "42")
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = build(load_settings(data_dir=tmp_path / "data", _env_file=None), ManualClock())
+    await house.stores.open()
+    yield house
+    await house.stores.close()
+
+
+async def accept(house: House, *numbers: int, chat: int = 42) -> list[TaskId]:
+    accepted = []
+    for number in numbers:
+        message = {"message_id": number, "date": 1_762_587_000, "chat": {"id": chat, "type": "private"}, "text": "Hi"}
+        body = json.dumps({"update_id": number, "message": message}).encode()
+        read = read_update(body, account=BOT, now=house.clock.now(), webhook=False)
+        accepted.append((await house.intake.accept(read)).task_id)
+    return accepted
+
+
+async def answer_all(house: House) -> None:
+    while claims := (await house.queue.claim("test", {"telegram": 100}, takes_suspects=True)).claims:
+        for first in claims:
+            claim: Any = first
+            while claim is not None:
+                turns = [Turn(role="user", text="Hi", at_ms=1)]
+                silent = RunResult(outcome=Outcome.SILENT, value={"said": "Hi"})
+                await house.ledger.save_result(claim.task, silent, [], turns, deliver=False)
+                claim = await house.queue.settle(claim, claim.task, Finished())
+
+
+async def forget(forgetting: Forgetting, **more: Any) -> Forgotten:
+    return await forgetting.forget(HERS, who="ann", why="", **{"drops_open": False, "compacts": True} | more)
+
+
+async def is_clean(house: House) -> bool:
+    report = await Audit(queue=house.queue, ledger=house.ledger, keep_finished_seconds=30 * 86400.0).run()
+    return report.is_clean and not report.notices
+
+
+@pytest.mark.parametrize("broken_off_after", range(6))
+async def test_broken_off_after_any_step_and_begun_anew_it_comes_to_the_same(
+    house: House, broken_off_after: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(forgetting_module, "PAGE", 2)
+    task_ids = [*await accept(house, 1, 2, 3, 4, 5, 6), *await accept(house, 7, 8, chat=43)]
+    await answer_all(house)
+    forgetting, steps = build_forgetting(house), 0
+
+    def die(seen: ChatForgotten) -> None:
+        nonlocal steps
+        steps += 1
+        if steps > broken_off_after:
+            raise StoreUnavailable("killed")
+
+    if broken_off_after < 5:
+        with pytest.raises(StoreUnavailable):
+            await forget(forgetting, on_step=die)
+        assert await is_clean(house)
+    await forget(forgetting)
+    kept = [await house.ledger.archived(task_id) for task_id in task_ids]
+    assert [task is not None and task.has_bytes for task in kept] == [False] * 6 + [True] * 2
+    runs = await house.ledger.finished_among(task_ids)
+    assert [runs[task_id].status for task_id in task_ids] == [Status.COMPLETED] * 8
+    assert await house.ledger.history(*HERS, limit=9) == []
+    assert await is_clean(house)
+
+
+async def test_messages_are_accepted_between_its_steps_and_stay(house: House, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(forgetting_module, "PAGE", 2)
+    await accept(house, 1, 2, 3, 4, 5)
+    await answer_all(house)
+    seen: list[ChatForgotten] = []
+    original = house.ledger.forget_chat
+
+    async def forget_chat(*words: Any, **more: Any) -> ChatForgotten:
+        seen.append(await original(*words, **more))
+        await accept(house, 10 + len(seen))
+        return seen[-1]
+
+    monkeypatch.setattr(house.ledger, "forget_chat", forget_chat)
+    assert (await forget(build_forgetting(house))).seen.runs == 5
+    assert len(await house.queue.list_open(Selection(), limit=10)) == len(seen) == 3
+
+
+async def test_what_comes_while_it_is_dropped_is_dropped_too_or_nothing_is_forgotten(
+    house: House, monkeypatch: pytest.MonkeyPatch
+):
+    [first] = await accept(house, 1)
+    await answer_all(house)
+    await accept(house, 2)
+    forgetting, original, numbers = build_forgetting(house), house.queue.cancel, iter(range(3, 99))
+
+    async def cancel(task_id: TaskId, **more: Any) -> Any:
+        cancelled = await original(task_id, **more)
+        if len(await house.ledger.operations(limit=99)) < 5:
+            await accept(house, next(numbers))
+        return cancelled
+
+    monkeypatch.setattr(house.queue, "cancel", cancel)
+    with pytest.raises(StateConflict, match="still open"):
+        await forget(forgetting, drops_open=True)
+    task = await house.ledger.archived(first)
+    assert task is not None
+    assert task.has_bytes
+    assert (await forget(forgetting, drops_open=True)).dropped == 1
+    assert await is_clean(house)
+
+
+async def test_a_database_that_cannot_be_written_anew_does_not_undo_it(house: House):
+    await accept(house, 1)
+    await answer_all(house)
+
+    async def fail() -> bool:
+        raise StoreUnavailable("the disk is full")
+
+    forgetting = build_forgetting(house)
+    forgetting._compact = fail
+    done = await forget(forgetting)
+    assert (done.seen.runs, done.is_compact) == (1, False)
