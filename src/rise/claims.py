@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from rise.bus.port import Bus, Topic
-from rise.clock import Clock
+from rise.clock import TICK_SECONDS, Clock
 from rise.errors import ClaimLost, Unavailable
 from rise.pacing import SlowStart
 from rise.quarantine import Quarantine
@@ -107,7 +107,7 @@ class Claims:
         for unsubscribe in self._unsubscribe:
             unsubscribe()
         give_up_at = self._clock.monotonic() + self._limits.stop_seconds
-        while self._tasks and (left := give_up_at - self._clock.monotonic()) > 0:
+        while self._tasks and (left := give_up_at - self._clock.monotonic()) > TICK_SECONDS:
             await asyncio.wait(set(self._tasks), timeout=left)
         await cancel_all(self._tasks)
         await self._heartbeat.stop()

@@ -242,6 +242,8 @@ class Worker:
     async def _attempt(self, claim: Claim, task: Task) -> Ending:
         """What has ended, or whose turn it is not, is not run. The order of these questions is part of the answer."""
         head, channel = task.head, self._channels[task.head.channel]
+        # Before it is asked whether it has ended: what has, has no steps any more, and would do them again.
+        steps = await self._ledger.steps(task.run_id)
         if (ending := await self._ended_before(task)) is not None:
             return ending
         if head.task_type is not TaskType.MESSAGE_SEND:
@@ -266,7 +268,7 @@ class Worker:
         if (seconds := self._too_soon_seconds(bound.binding, task)) > 0:
             return Retry(seconds, "more of its chat than its binding allows in a minute", counts=False, is_noted=False)
         with self._telling_of_failure(task, bound):
-            ran = await self._runner.run(task, bound, channel)
+            ran = await self._runner.run(task, bound, channel, steps)
             return _answered(task, channel, ran.effects, value=ran.value, bound=bound, stages=ran.stages)
 
     @contextmanager

@@ -1161,6 +1161,31 @@ async def test_dropping_what_runs_lets_its_chat_go_on_at_once(stage: Stage):
     assert await stage.said(1) == ["echo next"]
 
 
+@pytest.mark.req("SUS-3", "WFL-3")
+@pytest.mark.failure("E11")
+@pytest.mark.parametrize("read", ["ledger.steps", "ledger.run"])
+async def test_a_try_that_begins_as_its_message_is_dropped_repeats_no_step(stage: Stage, read: str):
+    """What has ended has no steps any more."""
+    paid: list[str] = []
+
+    @rise.workflow("pays", channels=["telegram"])
+    async def pays(turn: rise.Turn) -> None:
+        await turn.step("pay", lambda: paid.append(turn.text))
+        raise rise.WaitsForDependency("not yet", retry_after_seconds=20)
+
+    _, worker = await stage.start(pays)
+    [task_id] = await stage.write("one")
+    await stage.waiting_for_retry(task_id)
+    held = worker.hold_at(read, "before")
+    await stage.pass_time(25)
+    await held.reached()
+    await stage.operations.drop(task_id, who="operator")
+    held.open()
+    await stage.let_go_on()
+    await stage.ended(task_id)
+    assert paid == ["one"]
+
+
 # --- what is said -----------------------------------------------------------------------------------------
 
 

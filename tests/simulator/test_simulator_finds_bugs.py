@@ -198,10 +198,8 @@ def steps_that_do_not_outlive_a_death(patch: pytest.MonkeyPatch) -> None:
     def name_of(task: Task) -> Any:
         return f"{task.run_id}#{task.progress.deaths}"
 
-    async def turn_of_this_try(self: Runner, task: Task, definition: Any, memory: Any) -> Any:
-        turn = await turn_of(self, task, definition, memory)
-        turn._steps = dict(await self._ledger.steps(name_of(task)))
-        return turn
+    async def turn_of_this_try(self: Runner, task: Task, definition: Any, memory: Any, steps: Any) -> Any:
+        return await turn_of(self, task, definition, memory, await self._ledger.steps(name_of(task)))
 
     async def save_for_this_try(self: _RunMemory, step: str, value: bytes) -> bytes:
         with self._wait():
@@ -214,13 +212,13 @@ def steps_that_do_not_outlive_a_death(patch: pytest.MonkeyPatch) -> None:
 def a_run_that_does_not_ask_for_its_result(patch: pytest.MonkeyPatch) -> None:
     attempt = Worker._attempt
 
-    async def attempt_anyhow(self: Worker, task: Task) -> Any:
-        ending, head = await attempt(self, task), task.head
+    async def attempt_anyhow(self: Worker, claim: Claim, task: Task) -> Any:
+        ending, head = await attempt(self, claim, task), task.head
         bound = self._bindings.lookup(head)
         if not isinstance(ending, AlreadyRun) or bound is None or head.task_type is TaskType.MESSAGE_SEND:
             return ending
         channel = self._channels[head.channel]
-        ran = await self._runner.run(task, bound, channel)
+        ran = await self._runner.run(task, bound, channel, await self._ledger.steps(task.run_id))
         return worker._answered(task, channel, ran.effects, value=ran.value, bound=bound)
 
     patch.setattr(Worker, "_attempt", attempt_anyhow)

@@ -26,6 +26,8 @@ ONCE_BROKEN = {
     217: "an answered message was taken for poison before what it promised for later was armed, and nobody went on",
     1063: "a run was out of time because the store took long to save its steps, and a try was counted",
     1001798: "a gateway that was frozen and did not send any more said for ever that the bot's token was refused",
+    5001057: "that a group had become a supergroup was taken for a replay, dropped, and never known",
+    5002281: "a worker that was told to stop waited for the rest of its grace in ever smaller steps, for ever",
     1002225: "a gateway that had been frozen put what came meanwhile into the lane of an id that its chat had left",
 }
 """Seeds that found something once, and what."""

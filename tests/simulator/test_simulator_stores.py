@@ -32,6 +32,7 @@ ONCE_BROKEN = {
     2000064: "a second copy of one message hid, in the count of what the mirror holds, that it had lost another's",
     3000284: "a run whose process was stopped for a while was out of time when it went on, and a try was counted",
     4100190: "a copy that no journal knew of hid, in the same count, that the mirror had lost another's",
+    7000234: "a try that began as its message was dropped did again what the run had done and saved",
     6000468: "what a person let go on went out while a later reply of its chat was still in doubt",
 }
 """Seeds that found something once, and what."""

@@ -86,14 +86,14 @@ class Runner:
         }
         self._places_bound = {name: asyncio.Semaphore(count) for name, count in limits.concurrency_for.items()}
 
-    async def run(self, task: Task, bound: Bound, channel: Channel) -> Ran:
-        """Raises what the workflow raises, or `RunTimedOut`."""
+    async def run(self, task: Task, bound: Bound, channel: Channel, steps: Mapping[str, bytes]) -> Ran:
+        """`steps`: what former tries have saved. Raises what the workflow raises, or `RunTimedOut`."""
         definition = self.definition(bound.workflow)
         assert definition is not None
         if not definition.answers_callbacks:
             await self.acknowledge(task, channel)
         memory = _RunMemory(self._ledger, task, self._channels[task.head.channel])
-        turn = await self._turn(task, definition, memory)
+        turn = await self._turn(task, definition, memory, steps)
         self._bus.publish(Topic.RUN_STARTED, _running(task))
         try:
             async with self._place_bound(bound), self._place(definition):
@@ -115,7 +115,9 @@ class Runner:
         if self._staged is not None:
             await self._staged.close()
 
-    async def _turn(self, task: Task, definition: WorkflowDefinition, memory: _RunMemory) -> Turn:
+    async def _turn(
+        self, task: Task, definition: WorkflowDefinition, memory: _RunMemory, steps: Mapping[str, bytes]
+    ) -> Turn:
         head = task.head
         history: list[dict[str, Any]] = list(head.history_chunks)
         if not history and head.chat_id is not None and self._limits.history_turns:
@@ -123,7 +125,6 @@ class Runner:
                 head.channel, head.account, head.chat_id, limit=self._limits.history_turns
             )
             history = [{"role": turn.role, "text": turn.text} for turn in kept]
-        steps = await self._ledger.steps(task.run_id)
         memory.former_tries, memory.former_records = records_among(steps)
         if definition.is_async:
             return Turn(task, memory, steps=steps, history=history)

@@ -152,7 +152,9 @@ def read_update(
     suspend = read.suspension(now if webhook else None)
     moved = None
     if chats is not None:
-        moved = read.hear_of_a_move(account, chats) if suspend is None else None
+        # From one that is too old as well: a chat that has moved has moved, whoever says so when.
+        is_unread = suspend is Reason.RAW_PAYLOAD_INVALID
+        moved = None if is_unread else read.hear_of_a_move(account, chats)
         read.find_first_chat_id(account, chats)
     return Incoming(
         channel=CHANNEL,
