@@ -33,6 +33,7 @@ ONCE_BROKEN = {
     3000284: "a run whose process was stopped for a while was out of time when it went on, and a try was counted",
     4100190: "a copy that no journal knew of hid, in the same count, that the mirror had lost another's",
     7000234: "a try that began as its message was dropped did again what the run had done and saved",
+    7001055: "a queue that had lost its last writes had two tasks of a lane running, for a worker that had settled one",
     6000468: "what a person let go on went out while a later reply of its chat was still in doubt",
 }
 """Seeds that found something once, and what."""

@@ -286,6 +286,11 @@ class SqliteQueue:
             raise ClaimLost(f"the claim on {claim.lane} has passed to another worker")
         now = self.now_ms()
         _apply(connection, task.task_id, settlement, now)
+        # Whoever settles runs nothing else of the lane: a settle whose answer was lost has started it.
+        connection.execute(
+            "UPDATE tasks INDEXED BY tasks_processing SET status = 'pending' WHERE lane = ? AND status = 'processing'",
+            (claim.lane,),
+        )
         head = _head_of(connection, claim.lane)
         if head is None or head.progress.due_at_ms > now:
             _let_go(connection, claim.lane, head.progress.due_at_ms if head else None, now)

@@ -297,11 +297,7 @@ local function run(task, claim_ms)
   latest(task.lane, 'started', task.order)
   latest(task.lane, 'newest', task.order)
   prolong(task.lane, task.channel, claim_ms)
-  if task.status == 'processing' then
-    change(task, { updated = now }) -- a settle that is repeated because its answer was lost
-  else
-    set_status(task, 'processing', { updated = now })
-  end
+  set_status(task, 'processing', { updated = now })
   local row = whole(task)
   row[#row + 1] = call('EXISTS', SUSPENDED_IN .. task.lane)
   return row

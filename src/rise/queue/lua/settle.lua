@@ -30,6 +30,11 @@ if not holder or held ~= fence then return 'lost' end
 even_when_full()
 local task = load(id)
 if task and task.status == 'processing' then settle[settlement](task) end
+-- Whoever settles runs nothing else of the lane: what still is there as running was started by a settle whose answer
+-- was lost, or is what the store remembers that has forgotten the rest.
+local other = call('HGET', RUNNING, lane)
+other = other and other ~= id and load(other)
+if other then set_status(other, 'pending', {}) end
 local head = head_of(lane)
 -- Without a life half of the chat may be missing, which a restarted Redis has lost and the claim has outlived.
 local may_go_on = call('EXISTS', LIFE) == 1 and not is_owed(lane) and tasks_left > 0

@@ -937,6 +937,22 @@ class QueueConformance:
         assert (after and after.progress.attempts) == (before and before.progress.attempts)
         assert (after and after.progress.status) == (before and before.progress.status)
 
+    @pytest.mark.req("QUE-2")
+    @pytest.mark.failure("D16", "C13")
+    async def test_settling_again_runs_one_task_of_a_lane_and_counts_no_death_of_another(self, queue: Queue) -> None:
+        await enqueue(queue, 2, 4)
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, Finished())  # and the answer, that the next has been started, is lost
+        await enqueue(queue, 3)
+        again = await queue.settle(claim, claim.task, Finished())
+        assert again is not None
+        assert number_of(again.task) == 3
+        running = await queue.list_open(Selection(status=Status.PROCESSING), limit=10)
+        assert [number_of(one) for one in running] == [3]
+        following = await queue.settle(again, again.task, Finished())
+        assert following is not None
+        assert (number_of(following.task), following.task.progress.deaths) == (4, 0)
+
     # --- people's hands ---
 
     @pytest.mark.req("SUS-2")

@@ -266,6 +266,9 @@ class MemoryQueue(MemoryStore):
         running = self._state.tasks.get(task.task_id)
         if running is not None and running.progress.status is Status.PROCESSING:
             self._end(running, settlement, now)
+        for task_running in self._runnable(lane):
+            if task_running.progress.status is Status.PROCESSING:
+                task_running.change(status=Status.PENDING)
         head = self._head_of(lane)
         may_go_on = self._state.life is not None and not self._is_owed(lane, now) and claim.tasks_left > 0
         if not may_go_on or head is None or head.progress.due_at_ms > now or self._is_suspect(head):
