@@ -110,6 +110,8 @@ class Outcome(StrEnum):
     UNDELIVERABLE = "undeliverable"
     NOT_ALLOWED = "not_allowed"
     RATE_LIMITED = "rate_limited"
+    MERGED = "merged"
+    """An earlier message of the same burst was answered for it, too."""
 
 
 # --- names ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from rise.bindings import BindingRegistry, Bound, allows
+from rise.bursts import Burst, Bursts
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Channel, Incoming, is_pushed, understood
 from rise.claims import ClaimLimits, Claims
@@ -104,6 +105,8 @@ class Answered(msgspec.Struct, frozen=True):
     result: RunResult
     calls: list[Call]
     said: str
+    burst: Burst | None = None
+    """With whom it was answered; None: it did not get to a workflow."""
 
 
 class AlreadyRun(msgspec.Struct, frozen=True):
@@ -174,6 +177,7 @@ class Worker:
         self._limits = limits or WorkerLimits()
         self._texts = texts or Texts()
         self._windows = Windows(MINUTE_SECONDS)
+        self._bursts = Bursts(queue, ledger, bindings)
         self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits.of_a_run(), staged)
         self._claims = Claims(
             queue=queue,
@@ -265,11 +269,14 @@ class Worker:
             return await self._without_workflow(task, channel)
         if self._runner.definition(bound.workflow) is None:
             return self._left_to_others(bound)
+        if (seconds := await self._bursts.open_seconds(task, bound.binding, steps)) > 0:
+            return Retry(seconds, "more of its burst may still come", counts=False, is_noted=False)
         if (seconds := self._too_soon_seconds(bound.binding, task)) > 0:
             return Retry(seconds, "more of its chat than its binding allows in a minute", counts=False, is_noted=False)
+        burst = await self._bursts.freeze(task, bound.binding, steps)
         with self._telling_of_failure(task, bound):
-            ran = await self._runner.run(task, bound, channel, steps)
-            return _answered(task, channel, ran.effects, value=ran.value, bound=bound, stages=ran.stages)
+            ran = await self._runner.run(burst, bound, channel, steps)
+            return _answered(task, channel, ran.effects, value=ran.value, bound=bound, stages=ran.stages, burst=burst)
 
     @contextmanager
     def _telling_of_failure(self, task: Task, bound: Bound) -> Iterator[None]:
@@ -410,8 +417,10 @@ class Worker:
         Raises `ClaimLost` where that would tell the sender what is for another to say.
         """
         match ending:
-            case Answered(result, calls, said):
-                return await self._record_answer(task, result, calls, said)
+            case Answered(result, calls, said, burst):
+                if not await self._ends_with(claim, burst):
+                    return RetryIn(0.0, "a message of its burst was ended otherwise meanwhile", counts=False)
+                return await self._record_answer(task, result, calls, said, burst)
             case AlreadyRun(run):
                 return await self._go_on(task, run, saved_at_ms=min(run.saved_at_ms, self._queue.now_ms()))
             case KeyUsedAgain(generation):
@@ -437,32 +446,47 @@ class Worker:
         if await self._queue.renew([claim]):
             raise ClaimLost(f"the claim on {claim.lane} has passed to another worker")
 
-    async def _record_answer(self, task: Task, result: RunResult, calls: Sequence[Call], said: str) -> Settlement:
+    async def _ends_with(self, claim: Claim, burst: Burst | None) -> bool:
+        """Whether all that follow it end with it. A worker that was frozen must not end them: another may have gone on
+        without some."""
+        if burst is None or not burst.followers:
+            return True
+        await self._must_be_held(claim)
+        return await self._bursts.end_followers(burst)
+
+    async def _record_answer(
+        self, task: Task, result: RunResult, calls: Sequence[Call], said: str, burst: Burst | None
+    ) -> Settlement:
         channel = self._channels[task.head.channel]
         run = await self._ledger.save_result(
             task,
             result,
             _replies(task, calls, result.workflow_id),
-            [] if result.outcome is Outcome.NOT_ALLOWED else await self._history(task, said),
+            [] if result.outcome is Outcome.NOT_ALLOWED else await self._history(burst or Burst(task), said),
             deliver=is_pushed(channel),
         )
         return await self._go_on(task, run, saved_at_ms=self._queue.now_ms())
 
-    async def _history(self, task: Task, said: str) -> list[Turn]:
+    async def _history(self, burst: Burst, said: str) -> list[Turn]:
         """What the run adds to its chat's: what the person said, once however often it is run, and what it answers."""
-        head, turns = task.head, []
-        if _is_said_by_a_person(head) and not await self._is_in_history(task):
-            turns.append(Turn(role="user", text=head.user_text or "", at_ms=head.accepted_at_ms, run_id=task.run_id))
+        run_id, turns = burst.leader.run_id, []
+        is_again = burst.leader.progress.generation > 0
+        for task in burst.messages:
+            head = task.head
+            if _is_said_by_a_person(head) and not await self._is_in_history(task, is_again=is_again):
+                text = head.user_text or ""
+                turns.append(Turn(role="user", text=text, at_ms=head.accepted_at_ms, run_id=task.run_id))
         if said:
-            turns.append(Turn(role="assistant", text=said, at_ms=epoch_ms(self._clock.now()), run_id=task.run_id))
+            turns.append(Turn(role="assistant", text=said, at_ms=epoch_ms(self._clock.now()), run_id=run_id))
         return turns
 
-    async def _is_in_history(self, task: Task) -> bool:
-        """Whether a former generation has put it there; not one that was another message's, of the same key."""
+    async def _is_in_history(self, task: Task, *, is_again: bool) -> bool:
+        """Whether a former run has put it there; not one that was another message's, of the same key. `is_again`: what
+        leads it was run before, and perhaps with it."""
         head, generation = task.head, task.progress.generation
-        if not generation or head.chat_id is None:
+        if not (generation or is_again) or head.chat_id is None:
             return False
-        formers = {run_id_of(task.task_id, former) for former in range(generation)}
+        formers = {run_id_of(task.task_id, former) for former in range(generation + 1)}
         kept = await self._ledger.history(head.channel, head.account, head.chat_id, limit=LOOK_AT_ONCE)
         return any(
             turn.role == "user" and turn.run_id in formers and turn.at_ms == head.accepted_at_ms for turn in kept
@@ -474,6 +498,8 @@ class Worker:
         `saved_at_ms`: by the queue's clock, because the queue waits until then; the ledger's may be another.
         """
         if run.status is not Status.DROPPED:
+            if await self._bursts.is_unanswered(run):
+                return Anew(run.generation + 1)
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
             await self._arm(task, run, saved_at_ms)
@@ -525,7 +551,7 @@ class Worker:
             {
                 "task_id": task.task_id,
                 "status": status,
-                "outcome": ending.result.outcome if isinstance(ending, Answered) else None,
+                "outcome": _outcome_at_end(ending),
                 "reason": ending.reason if isinstance(ending, Suspended) else None,
                 "channel": head.channel,
                 "account": head.account,
@@ -565,6 +591,7 @@ def _answered(
     value: Any,
     bound: Bound | None,
     stages: Sequence[Any] = (),
+    burst: Burst | None = None,
 ) -> Answered:
     calls = channel.compose(task.head, [effect for effect in effects if effect.kind != FOLLOW_UP])
     said = "\n\n".join(call.text for call in calls if call.text)
@@ -573,6 +600,8 @@ def _answered(
         shown["followUps"] = plans
     if stages:
         shown["stages"] = msgspec.to_builtins(stages)
+    if burst is not None and burst.followers:
+        shown["merged"] = [follower.task_id for follower in burst.followers]
     # Here, where it counts as the workflow's own error: what cannot be stored cannot be settled either.
     encode_json([shown, calls])
     result = RunResult(
@@ -581,7 +610,7 @@ def _answered(
         workflow_id=bound.workflow.workflow_id if bound else None,
         workflow_version=bound.workflow.version if bound else None,
     )
-    return Answered(result, calls, said)
+    return Answered(result, calls, said, burst)
 
 
 def _status_at_end(ending: Ending) -> Status:
@@ -591,6 +620,15 @@ def _status_at_end(ending: Ending) -> Status:
         case AlreadyRun(run):
             return run.status
     return Status.COMPLETED
+
+
+def _outcome_at_end(ending: Ending) -> Outcome | None:
+    match ending:
+        case Answered(result):
+            return result.outcome
+        case AlreadyRun(run):
+            return run.outcome if run.merged_into else None
+    return None
 
 
 def _replies(task: Task, calls: Sequence[Call], workflow_id: str | None) -> list[Reply]:

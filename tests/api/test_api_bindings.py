@@ -44,6 +44,10 @@ def enabling(**fields: Any) -> dict[str, Any]:
     return {"channel": "telegram", "enabled": True} | fields
 
 
+def burst(**fields: Any) -> dict[str, Any]:
+    return {"quietSeconds": 3, "longestWaitSeconds": 20} | fields
+
+
 async def put(client: httpx.AsyncClient, workflow_id: str, body: dict[str, Any], **query: Any) -> Any:
     answered = await client.put(f"{PATH}/{workflow_id}", json=body, params=query)
     assert answered.status_code == 200, answered.text
@@ -115,7 +119,7 @@ async def test_what_nobody_has_written_is_unknown_and_what_is_being_written_can_
 # --- switching on and off ---------------------------------------------------------------------------------
 
 
-@pytest.mark.req("BND-2", "BND-3")
+@pytest.mark.req("BND-2", "BND-3", "CHN-3")
 async def test_everything_that_is_said_is_shown_again_and_what_is_left_out_stays(admin: httpx.AsyncClient):
     whole = await put(
         admin,
@@ -130,6 +134,7 @@ async def test_everything_that_is_said_is_shown_again_and_what_is_left_out_stays
                 "waitForResult": False,
                 "workflowMissingMessage": "Not yet.",
                 "timeoutMessage": "Soon.",
+                "burst": {"quietSeconds": 3, "longestWaitSeconds": 20.5},
                 "metadata": {"allowedChatIds": [1, "2", 1], "rateLimitPerMin": 60, "locale": "de", "team": "north"},
             },
         ),
@@ -143,6 +148,7 @@ async def test_everything_that_is_said_is_shown_again_and_what_is_left_out_stays
         "waitForResult": False,
         "workflowMissingMessage": "Not yet.",
         "timeoutMessage": "Soon.",
+        "burst": {"quietSeconds": 3, "longestWaitSeconds": 20.5},
         "metadata": {"allowedChatIds": ["1", "2"], "rateLimitPerMin": 60, "locale": "de", "team": "north"},
     }
     await put(admin, "wf_a", {"channel": "telegram", "enabled": False}, account=OTHER)
@@ -198,6 +204,14 @@ async def test_switching_on_names_all_that_is_missing_and_switching_off_needs_no
         (enabling(config={"webhookUrl": "https://[x"}), "config.webhookUrl"),
         (enabling(config={"usePolling": 1}), "config.usePolling"),
         (enabling(config={"timeoutMessage": " "}), "config.timeoutMessage"),
+        (enabling(config={"burst": 3}), "config.burst"),
+        (enabling(config={"burst": {"quietSeconds": 3}}), "config.burst.longestWaitSeconds"),
+        (enabling(config={"burst": burst(quietSeconds=True)}), "config.burst.quietSeconds"),
+        (enabling(config={"burst": burst(quietSeconds=0.01)}), "config.burst.quietSeconds"),
+        (enabling(config={"burst": burst(quietSeconds=31, longestWaitSeconds=40)}), "config.burst.quietSeconds"),
+        (enabling(config={"burst": burst(longestWaitSeconds=2)}), "config.burst.longestWaitSeconds"),
+        (enabling(config={"burst": burst(longestWaitSeconds=61)}), "config.burst.longestWaitSeconds"),
+        (enabling(config={"burst": burst(patience=1)}), "config.burst.patience"),
         (enabling(config={"metadata": {"rateLimitPerMin": 0}}), "config.metadata.rateLimitPerMin"),
         (enabling(config={"metadata": {"allowedChatIds": [True]}}), "config.metadata.allowedChatIds"),
         (enabling(config={"metadata": {"allowedChatIds": "1"}}), "config.metadata.allowedChatIds"),

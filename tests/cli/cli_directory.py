@@ -70,6 +70,18 @@ class Directory:
     def finish(self, *task_ids: TaskId) -> None:
         self._work_on(task_ids, lambda house, claim: self._complete(house, claim))
 
+    def merge(self, task_id: TaskId, leader: TaskId) -> None:
+        """The first was answered with the second."""
+
+        async def end(house: House, claim: Any) -> None:
+            merged = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader})
+            answered = RunResult(outcome=Outcome.SILENT, value={"merged": [task_id]})
+            result = merged if claim.task.task_id == task_id else answered
+            await house.ledger.save_result(claim.task, result, [], [], deliver=False)
+            await house.queue.settle(claim, claim.task, Finished())
+
+        self._work_on((task_id, leader), end)
+
     def suspend(self, suspend: Suspend, *task_ids: TaskId) -> None:
         self._work_on(task_ids, lambda house, claim: house.queue.settle(claim, claim.task, suspend))
 

@@ -101,6 +101,20 @@ def test_one_tasks_whole_life_is_told(rise: Rise, directory: Directory):
     assert (shown["deliveryKey"], shown["duplicates"]) == ("tg:7:u:1001", 1)
 
 
+@pytest.mark.req("CHN-3")
+def test_a_message_that_was_merged_says_which_one_answered_it_and_that_one_what_it_answered(
+    rise: Rise, directory: Directory
+):
+    first, second = directory.accept(1, 2)
+    directory.merge(second, first)
+    told = rise("tasks", "show", second).out
+    assert "merged" in told
+    assert re.search(rf"answered with +{first}", told)
+    assert re.search(rf"answers also +{second}", rise("tasks", "show", first).out)
+    shown = rise("tasks", "show", second, "--json").json
+    assert (shown["outcome"], shown["result"]) == ("merged", {"mergedInto": first})
+
+
 def test_a_task_that_is_not_due_yet_says_when_it_is(rise: Rise, directory: Directory):
     later, now = directory.accept(1, 2)
     due = "2096-02-03T04:05:06"

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from rise import delivery, worker
+from rise.bursts import Burst
 from rise.channels.port import Incoming
 from rise.channels.telegram import updates
 from rise.delivery import Sender
@@ -198,8 +199,8 @@ def steps_that_do_not_outlive_a_death(patch: pytest.MonkeyPatch) -> None:
     def name_of(task: Task) -> Any:
         return f"{task.run_id}#{task.progress.deaths}"
 
-    async def turn_of_this_try(self: Runner, task: Task, definition: Any, memory: Any, steps: Any) -> Any:
-        return await turn_of(self, task, definition, memory, await self._ledger.steps(name_of(task)))
+    async def turn_of_this_try(self: Runner, definition: Any, memory: Any, steps: Any) -> Any:
+        return await turn_of(self, definition, memory, await self._ledger.steps(name_of(memory.task)))
 
     async def save_for_this_try(self: _RunMemory, step: str, value: bytes) -> bytes:
         with self._wait():
@@ -218,7 +219,7 @@ def a_run_that_does_not_ask_for_its_result(patch: pytest.MonkeyPatch) -> None:
         if not isinstance(ending, AlreadyRun) or bound is None or head.task_type is TaskType.MESSAGE_SEND:
             return ending
         channel = self._channels[head.channel]
-        ran = await self._runner.run(task, bound, channel, await self._ledger.steps(task.run_id))
+        ran = await self._runner.run(Burst(task), bound, channel, await self._ledger.steps(task.run_id))
         return worker._answered(task, channel, ran.effects, value=ran.value, bound=bound)
 
     patch.setattr(Worker, "_attempt", attempt_anyhow)

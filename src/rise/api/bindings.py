@@ -24,7 +24,7 @@ from rise.api.security import Principal, Role, requires
 from rise.api.starting import refuse_while_starting
 from rise.bindings import is_command
 from rise.channels.http import CHAT_ID_CHARS_MAX, identifier, optional, read_object, refuse_unknown, required
-from rise.definitions.records import BindingRoute
+from rise.definitions.records import BindingRoute, BurstPolicy
 from rise.envelope import encode_json
 from rise.errors import PayloadInvalid, RoleInsufficient, WorkflowUnknown
 from rise.runtime import assembly
@@ -41,6 +41,9 @@ WHY_CHARS_MAX: Final = 500
 URL_CHARS_MAX: Final = 2000
 TOKEN_CHARS_MAX: Final = 200
 RATE_MAX: Final = 100_000
+QUIET_SECONDS_MIN: Final = 0.1
+QUIET_SECONDS_MAX: Final = 30.0
+LONGEST_WAIT_SECONDS_MAX: Final = 60.0
 CHATS_MAX: Final = 10_000
 ROUTES_MAX: Final = 1000
 NOTES_BYTES_MAX: Final = 16 * 1024
@@ -48,7 +51,7 @@ NOTES_BYTES_MAX: Final = 16 * 1024
 _FIELDS: Final = ("channel", "account", "enabled", "isDefault", "routes", "config", "bindingVersion", "why")
 _CONFIG: Final = (
     *("botToken", "webhookUrl", "usePolling", "waitForResult", "workflowMissingMessage", "timeoutMessage"),
-    "metadata",
+    *("burst", "metadata"),
 )
 _ADMINS: Final = ("botToken", "webhookUrl")
 
@@ -246,7 +249,29 @@ def _of_all_channels(config: dict[str, Any]) -> dict[str, Any]:
     ):
         if name in config:
             found[known_as] = _text(_in_config(config, name, str), f"config.{name}")
+    if "burst" in config:
+        found["burst"] = _burst(_in_config(config, "burst", dict))
     return found
+
+
+def _burst(burst: dict[str, Any] | None) -> BurstPolicy | None:
+    if burst is None:
+        return None
+    fields = {f"config.burst.{name}": seconds for name, seconds in burst.items()}
+    refuse_unknown(fields, (_QUIET, _LONGEST_WAIT))
+    quiet, longest = (float(required(fields, field, int, float)) for field in (_QUIET, _LONGEST_WAIT))
+    if not QUIET_SECONDS_MIN <= quiet <= QUIET_SECONDS_MAX:
+        between = f"{QUIET_SECONDS_MIN:g} to {QUIET_SECONDS_MAX:g}"
+        raise PayloadInvalid(f"{_QUIET} is {between}; with null as burst nobody waits", field=_QUIET)
+    if not quiet <= longest <= LONGEST_WAIT_SECONDS_MAX:
+        # Shorter, no burst could ever be quiet for so long, and each would be cut.
+        between = f"at least quietSeconds and at most {LONGEST_WAIT_SECONDS_MAX:g}"
+        raise PayloadInvalid(f"{_LONGEST_WAIT} is {between}", field=_LONGEST_WAIT)
+    return BurstPolicy(quiet, longest)
+
+
+_QUIET: Final = "config.burst.quietSeconds"
+_LONGEST_WAIT: Final = "config.burst.longestWaitSeconds"
 
 
 def _own(config: dict[str, Any]) -> dict[str, Any]:
@@ -355,6 +380,7 @@ def shown_binding(shown: BindingShown) -> dict[str, Any]:
             "waitForResult": binding.waits_for_result,
             "workflowMissingMessage": binding.workflow_missing_message,
             "timeoutMessage": binding.timeout_message,
+            "burst": _shown_burst(binding.burst),
             "metadata": own.metadata
             | {
                 "allowedChatIds": own.allowed_chat_ids,
@@ -363,6 +389,12 @@ def shown_binding(shown: BindingShown) -> dict[str, Any]:
             },
         },
     }
+
+
+def _shown_burst(burst: BurstPolicy | None) -> dict[str, Any] | None:
+    if burst is None:
+        return None
+    return {"quietSeconds": burst.quiet_seconds, "longestWaitSeconds": burst.longest_wait_seconds}
 
 
 def _health(shown: BindingShown) -> dict[str, Any]:

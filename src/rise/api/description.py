@@ -278,6 +278,7 @@ BINDING: Final = _object(
                 "waitForResult": _BOOLEAN,
                 "workflowMissingMessage": _or_null(TEXT),
                 "timeoutMessage": _or_null(TEXT),
+                "burst": _or_null(_object({"quietSeconds": _SECONDS, "longestWaitSeconds": _SECONDS})),
                 "metadata": {"type": "object", "additionalProperties": True}
                 | {"properties": {"allowedChatIds": _list(TEXT)}},
             }
@@ -453,6 +454,13 @@ _POLICY: Final = {
     "rateLimitPerMin": {"type": "integer", "minimum": 1, "maximum": 100_000},
     "locale": _words(64),
 }
+_BURST: Final = _asked(
+    {
+        "quietSeconds": {"type": "number", "minimum": 0.1, "maximum": 30},
+        "longestWaitSeconds": {"type": "number", "minimum": 0.1, "maximum": 60},
+    },
+    required=("quietSeconds", "longestWaitSeconds"),
+)
 BIND: Final = _asked(
     {
         "channel": {"type": "string", "enum": list(CHANNELS)},
@@ -470,6 +478,7 @@ BIND: Final = _asked(
                 "waitForResult": _BOOLEAN,
                 "workflowMissingMessage": _words(4096),
                 "timeoutMessage": _words(4096),
+                "burst": _BURST,
                 "metadata": {
                     "type": "object",
                     "properties": {name: _or_null(schema) for name, schema in _POLICY.items()},

@@ -274,6 +274,8 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
             ("status", _state(story.status, progress.reason, progress.due_at_ms, house.queue.now_ms())),
             ("waits for", _lacking(house, story)),
             ("outcome", run.outcome if run else None),
+            ("answered with", run.merged_into if run else None),
+            ("answers also", ", ".join(run.merged) if run else None),
             ("channel", f"{head.channel}, account {head.account}, chat {head.chat_id or '-'}"),
             ("kind", head.kind),
             ("text", head.user_text),

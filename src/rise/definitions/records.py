@@ -55,6 +55,15 @@ class KillSwitch(msgspec.Struct, frozen=True):
     by: str
 
 
+class BurstPolicy(msgspec.Struct, frozen=True):
+    """Short messages that one person writes one after the other are one turn."""
+
+    quiet_seconds: Annotated[float, msgspec.Meta(gt=0)]
+    """So long after a message the next one is still of its burst."""
+    longest_wait_seconds: Annotated[float, msgspec.Meta(gt=0)]
+    """So long after its first message a burst is answered, whether or not more of it comes."""
+
+
 class ChannelOwn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What only its channel makes something of, apart from what all bindings have."""
 
@@ -123,6 +132,8 @@ class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
     workflow_missing_message: str | None = None
     timeout_message: str | None = None
     """Said when the answer takes long. Of both texts, None: as the settings word it."""
+    burst: BurstPolicy | None = None
+    """None: each message is a turn of its own."""
     own: ChannelOwn = ChannelOwn()
     version: int = 0
     """Of its account's bindings, when it was changed last."""

@@ -172,6 +172,17 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return (self.result.get("followUps") or []) if isinstance(self.result, dict) else []
 
     @property
+    def merged(self) -> list[TaskId]:
+        """The later messages of a burst that it answers with its own, in their order."""
+        return (self.result.get("merged") or []) if isinstance(self.result, dict) else []
+
+    @property
+    def merged_into(self) -> TaskId | None:
+        """The message with which it was taken along: that one's run says whether it was answered with it."""
+        is_merged = self.outcome is Outcome.MERGED and isinstance(self.result, dict)
+        return self.result.get("mergedInto") if is_merged else None
+
+    @property
     def stages(self) -> list[Any]:
         """What the stages of its workflow did, in all tries, as far as that can be read."""
         return (self.result.get("stages") or []) if isinstance(self.result, dict) else []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rise.bindings import BindingRegistry, allows
+from rise.bursts import may_be_open
 from rise.bus.port import Bus, Topic
 from rise.capabilities import CapabilityRegistry
 from rise.channels.port import Channel, is_pushed
@@ -241,9 +242,12 @@ class Supervisor:
     # --- details ---
 
     async def _tell_late(self, task: OpenTask) -> None:
-        """In the words of its binding, unless that says that nobody waits, or that no answer will come."""
+        """In the words of its binding, unless that says that nobody waits, or that no answer will come. What may be
+        waiting for the rest of its burst is not late."""
         head = task.head
         binding = self._bindings.binding(head)
+        if binding is not None and may_be_open(binding, head, self._queue.now_ms()):
+            return
         if binding is not None and (not binding.waits_for_result or not _will_answer(binding, head)):
             return
         text = (binding and binding.timeout_message) or self._duties.late_text

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from rise.bindings import Bound
+from rise.bursts import Burst
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Channel, is_pushed
 from rise.clock import TICK_SECONDS, Clock
@@ -86,14 +87,15 @@ class Runner:
         }
         self._places_bound = {name: asyncio.Semaphore(count) for name, count in limits.concurrency_for.items()}
 
-    async def run(self, task: Task, bound: Bound, channel: Channel, steps: Mapping[str, bytes]) -> Ran:
+    async def run(self, burst: Burst, bound: Bound, channel: Channel, steps: Mapping[str, bytes]) -> Ran:
         """`steps`: what former tries have saved. Raises what the workflow raises, or `RunTimedOut`."""
+        task = burst.leader
         definition = self.definition(bound.workflow)
         assert definition is not None
         if not definition.answers_callbacks:
             await self.acknowledge(task, channel)
-        memory = _RunMemory(self._ledger, task, self._channels[task.head.channel])
-        turn = await self._turn(task, definition, memory, steps)
+        memory = _RunMemory(self._ledger, burst, self._channels[task.head.channel])
+        turn = await self._turn(definition, memory, steps)
         self._bus.publish(Topic.RUN_STARTED, _running(task))
         try:
             async with self._place_bound(bound), self._place(definition):
@@ -115,9 +117,9 @@ class Runner:
         if self._staged is not None:
             await self._staged.close()
 
-    async def _turn(
-        self, task: Task, definition: WorkflowDefinition, memory: _RunMemory, steps: Mapping[str, bytes]
-    ) -> Turn:
+    async def _turn(self, definition: WorkflowDefinition, memory: _RunMemory, steps: Mapping[str, bytes]) -> Turn:
+        burst = memory.burst
+        task, followers = burst.leader, burst.followers
         head = task.head
         history: list[dict[str, Any]] = list(head.history_chunks)
         if not history and head.chat_id is not None and self._limits.history_turns:
@@ -126,9 +128,11 @@ class Runner:
             )
             history = [{"role": turn.role, "text": turn.text} for turn in kept]
         memory.former_tries, memory.former_records = records_among(steps)
+        steps = burst.steps(steps)
         if definition.is_async:
-            return Turn(task, memory, steps=steps, history=history)
-        return BlockingTurn(task, memory, steps=steps, history=history, loop=asyncio.get_running_loop())
+            return Turn(task, memory, steps=steps, history=history, followers=followers)
+        loop = asyncio.get_running_loop()
+        return BlockingTurn(task, memory, steps=steps, history=history, followers=followers, loop=loop)
 
     async def _call(self, definition: WorkflowDefinition, turn: Turn, memory: _RunMemory) -> Any:
         """Its time is its own: what it has to wait for a store or a platform is not counted, nor for how long the
@@ -212,7 +216,7 @@ class _RunMemory:
     """What a turn may ask for while it runs, and how long that has kept it waiting."""
 
     ledger: Ledger
-    task: Task
+    burst: Burst
     channel: Channel
     former_tries: int = 0
     former_records: Sequence[Any] = ()
@@ -221,9 +225,13 @@ class _RunMemory:
     _since: float = 0.0
     _waited: float = 0.0
 
+    @property
+    def task(self) -> Task:
+        return self.burst.leader
+
     async def save_step(self, step: str, value: bytes) -> bytes:
         with self._wait():
-            return await self.ledger.save_step(self.task.run_id, step, value)
+            return await self.ledger.save_step(self.task.run_id, self.burst.step(step), value)
 
     async def download(self, file_id: str) -> bytes:
         channel = self.channel

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextvars import copy_context
 from datetime import datetime
@@ -49,13 +49,41 @@ class Memory(Protocol):
     async def download(self, file_id: str) -> bytes: ...
 
 
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the messages that a turn answers."""
+
+    task_id: str
+    text: str
+    raw: bytes
+    """Exactly the bytes the platform sent, always whole."""
+    message_id: str | None
+    """The platform's own, to reply to; None where it has none."""
+    metadata: dict[str, Any]
+
+    @property
+    def update(self) -> Any:
+        """`raw` as JSON."""
+        return msgspec.json.decode(self.raw)
+
+
 class Turn:
-    """One message, and the means to answer it."""
+    """One message, or several that came in a burst as one, and the means to answer it.
+
+    Of a burst, `text` is all that was written; whatever else is said here of the message is said of the first.
+    """
 
     def __init__(
-        self, task: Task, memory: Memory, *, steps: Mapping[str, bytes], history: list[dict[str, Any]]
+        self,
+        task: Task,
+        memory: Memory,
+        *,
+        steps: Mapping[str, bytes],
+        history: list[dict[str, Any]],
+        followers: Sequence[Task] = (),
     ) -> None:
+        """`followers`: what was written after it and is answered with it."""
         self._task = task
+        self._followers = followers
         self._memory = memory
         self._steps = dict(steps)
         self._steps_used: dict[str, int] = {}
@@ -68,7 +96,14 @@ class Turn:
 
     @property
     def text(self) -> str:
-        return self._task.head.user_text
+        """What the person wrote; of a burst all of it, in its order, a line for each message."""
+        return "\n".join(message.head.user_text for message in (self._task, *self._followers))
+
+    @property
+    def messages(self) -> list[Message]:
+        """Each message by itself, in the order of the chat; one, unless they came in a burst and its binding merges
+        these."""
+        return [_message(message) for message in (self._task, *self._followers)]
 
     @property
     def raw(self) -> bytes:
@@ -140,7 +175,8 @@ class Turn:
         reply_to: str | None = None,
         parse_mode: str | None = None,
     ) -> Awaitable[None]:
-        """Answer in the chat. `buttons`: rows of `{"text": …, "data": … | "url": …}`."""
+        """Answer in the chat. `buttons`: rows of `{"text": …, "data": … | "url": …}`. `reply_to`: the id of a message,
+        such as the last of a burst: `turn.messages[-1].message_id`; without it the answer is a reply to none."""
         return self._note(
             Effect(
                 kind="reply",
@@ -281,6 +317,18 @@ def in_bounds(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     except (StopIteration, SystemExit) as error:
         raise RuntimeError(f"{type(error).__name__} came out of {getattr(function, '__name__', 'it')}") from error
+
+
+def _message(task: Task) -> Message:
+    metadata = task.head.metadata
+    message_id = metadata.get("message_id")
+    return Message(
+        task_id=task.task_id,
+        text=task.head.user_text,
+        raw=task.raw,
+        message_id=None if message_id is None else str(message_id),
+        metadata=metadata,
+    )
 
 
 def _is_number(value: object) -> bool:

@@ -84,7 +84,7 @@ class SimBot:
 
     async def _serve(self, process: Process, turn: rise.Turn) -> Any:
         self._witness.ran(process, turn)
-        name, _, asked = turn.text.partition(" ")
+        name, _, asked = turn.messages[0].text.partition(" ")  # of a burst the first says what is done
         self.runs[name] += 1
         run = self.runs[name]
         if asked in _IN_STEPS:
@@ -110,8 +110,9 @@ class SimBot:
                 return None
             case Behaviour.LATER:
                 turn.follow_up(f"{name}.later", in_seconds=3.0)
-        for number in range(3 if asked == Behaviour.THREE else 1):
-            turn.reply(f"{name}.{number}")
+        for message in turn.messages:
+            for number in range(3 if asked == Behaviour.THREE else 1):
+                turn.reply(f"{message.text.partition(' ')[0]}.{number}")
         return name if turn.channel == "http" else None
 
     async def _die(self, process: Process, name: str) -> None:

@@ -7,8 +7,10 @@ hold in the end is asked at rest.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import inf
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -23,10 +25,11 @@ from rise.runtime.audit import AuditReport, NoticeKind
 from rise.runtime.pipeline import CLOCKS_APART
 from rise.testing.simulator.bot import OWN_ERRORS
 from rise.testing.simulator.loop import Process
-from rise.testing.simulator.people import GROUP, SUPERGROUP, Written, is_same_chat, place_of
+from rise.testing.simulator.people import GROUP, SUPERGROUP, Written, is_same_chat, place_of, program_chat_of
 from rise.testing.simulator.world import World
 from rise.testing.telegram.rules.update_queue import QueuedUpdate
 from rise.workflows.follow_ups import FOLLOW_UP
+from rise.workflows.turn import Message
 
 MARK: Final = "↻ "
 RESENDS_MAX: Final = 1
@@ -148,6 +151,8 @@ class Checker:
         """When it was on disk that the group has another id."""
         self._read_before: set[str] = set()
         """Tasks read under the new id when not everybody had to know of the other."""
+        self.asked_again: set[str] = set()
+        """Tasks that an operator wanted run again: they may have several answers."""
         self._steps_saved: set[tuple[str, int, str]] = set()
 
     def watch_disk(self) -> None:
@@ -195,15 +200,38 @@ class Checker:
         generation = self._generation(turn.task_id)
         if self._one(has_result, turn.task_id, generation) and not self._world.may_have_lost_claims(process):
             self._world.violate("I4", f"{turn.text!r} has its result, and is run again")
-        name = turn.text.partition(" ")[0]
+        for message in turn.messages:
+            self._is_as_it_was_written(message)
+        self._is_one_burst(process, turn)
+
+    def _is_as_it_was_written(self, message: Message) -> None:
+        name = message.text.partition(" ")[0]
         written = self.written.get(name)
         if written is None:
-            self._world.violate("I12", f"a workflow saw {turn.text!r}, which nobody wrote")
+            self._world.violate("I12", f"a workflow saw {message.text!r}, which nobody wrote")
             return
-        if turn.raw != written.body:
+        if message.raw != written.body:
             self._world.violate("I12", f"{name}: the bytes are not those received")
-        if not written.is_genuine and turn.task_id not in self.resumed:
+        if not written.is_genuine and message.task_id not in self.resumed:
             self._world.violate("I11", f"{name} is not genuine, and was run")
+
+    def _is_one_burst(self, process: Process, turn: rise.Turn) -> None:
+        """I4, I7, I15: what is merged is in its order, of one chat, and has no answer of its own."""
+        first, *others = [self.written.get(message.text.partition(" ")[0]) for message in turn.messages]
+        answered = (
+            "SELECT 1 FROM runs WHERE task_id = ? AND generation = ? AND status IN ('replying', 'completed')"
+            " AND outcome IS NOT 'merged'"
+        )
+        for before, after in pairwise([first, *others]):
+            if before is None or after is None or first is None:
+                continue
+            if not _are_of_one_chat(first, after):
+                self._world.violate("I15", f"{after.name} is answered with {first.name}, of another chat")
+            if (place_of(before.body) or (0, 0)) > (place_of(after.body) or (inf, inf)):
+                self._world.violate("I7", f"{after.name} was written before {before.name}, and is said after it")
+            has_result = self._one(answered, after.task_id, self._generation(after.task_id))
+            if has_result and not self._world.may_have_lost_claims(process):
+                self._world.violate("I4", f"{after.name} has its result, and is run with {first.name}")
 
     def step_begins(self, process: Process, turn: rise.Turn, step: str) -> None:
         """I4: what has been done and saved is not done again, however often the run is repeated."""
@@ -255,6 +283,7 @@ class Checker:
         self._everything_is_said_to_work(houses)
         self._everything_ended_or_waits_with_a_reason()
         self._nobody_was_told_too_often()
+        self._everything_was_answered_once()
         self._nothing_is_left_behind()
         self._a_chat_with_two_ids_is_one()
         # Forged and stale updates have numbers of their own, between which others never came.
@@ -305,6 +334,30 @@ class Checker:
             text = msgspec.json.decode(call)["text"].removeprefix(MARK)
             if text and not self.said[text]:
                 self._world.violate("I6", f"{text!r} of {run_id} counts as sent, and nobody has seen it")
+
+    def _everything_was_answered_once(self) -> None:
+        """I4, I9: with its own result or with that of the message it was merged into; and if that, really with it. A
+        result that a person has dropped is one: with it goes whatever it was for."""
+        answers: defaultdict[str, list[str]] = defaultdict(list)
+        latest: dict[str, tuple[str, Any]] = {}
+        for task_id, outcome, stored in self._world.disk.execute(
+            "SELECT task_id, outcome, result FROM runs ORDER BY task_id, generation"
+        ).fetchall():
+            result = msgspec.json.decode(stored)
+            latest[task_id] = (outcome, result)
+            if result is not None and outcome != "merged":
+                for answered in (task_id, *result.get("merged", ())):
+                    answers[answered].append(task_id)
+        for task_id, (outcome, result) in latest.items():
+            by = answers[task_id]
+            if not self.asked_again.isdisjoint({task_id, *by}):
+                continue
+            if len(by) > 1:
+                self._world.violate("I4", f"{task_id} was answered {len(by)} times, with {by}")
+            if outcome == "merged" and result["mergedInto"] not in {*by, *self.asked_again}:
+                self._world.violate("I4", f"{task_id} is merged into {result['mergedInto']}, which did not answer it")
+            if result is None and by:
+                self._world.violate("I9", f"{task_id} ended without an answer, and is answered with {by}")
 
     def _a_chat_with_two_ids_is_one(self) -> None:
         for written in self.written.values():
@@ -361,7 +414,8 @@ class Checker:
         )
 
     def _step(self, turn: rise.Turn, step: str) -> tuple[str, int, str]:
-        return turn.task_id, self._generation(turn.task_id) or 0, step
+        messages = " ".join(message.task_id for message in turn.messages)
+        return messages, self._generation(turn.task_id) or 0, step
 
     def _written_of(self, task_id: str) -> Written | None:
         return next((written for written in self.written.values() if written.task_id == task_id), None)
@@ -399,6 +453,11 @@ class Checker:
     def _one(self, sql: str, *values: Any) -> Any:
         row = self._world.disk.execute(sql, values).fetchone()
         return None if row is None else row[0]
+
+
+def _are_of_one_chat(one: Written, other: Written) -> bool:
+    program, other_program = program_chat_of(one), program_chat_of(other)
+    return program == other_program and (program is not None or is_same_chat(one.chat_id, other.chat_id))
 
 
 def _is_moving(task: Seen) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from rise.definitions.records import BurstPolicy
 from rise.envelope import DeliveryKey, TaskId, task_id_of
 from rise.testing.simulator.bot import Behaviour, draw_behaviour
 from rise.testing.telegram import updates
@@ -37,6 +38,8 @@ class Act(StrEnum):
     DROP = "drops"
     AGAIN = "runs again"
     REFILL = "has Redis filled again"
+    MERGE = "has bursts merged"
+    PART = "has bursts merged no more"
 
 
 class Doing(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +99,25 @@ def with_migration(dice: random.Random, doings: Sequence[Doing], *, seconds: flo
         for doing in doings
     ]
     return sorted([*there, moves], key=lambda doing: doing.at)
+
+
+def with_bursts(dice: random.Random, doings: Sequence[Doing], *, seconds: float) -> list[Doing]:
+    """In most runs bursts are merged, from the beginning or some moment on; at times for a while only."""
+    if dice.random() < 0.25:
+        return list(doings)
+    at = dice.choice((0.0, 0.0, dice.uniform(0.0, seconds * 0.6)))
+    changes = [Doing(act=Act.MERGE, at=round(at, 2), name="bursts", pick=dice.random())]
+    if dice.random() < 0.3:
+        changes.append(Doing(act=Act.PART, at=round(dice.uniform(at, seconds), 2), name="bursts"))
+    return sorted([*doings, *changes], key=lambda doing: doing.at)
+
+
+def burst_policy_of(doing: Doing) -> BurstPolicy | None:
+    """What is said of bursts from then on."""
+    if doing.act is Act.PART:
+        return None
+    quiet = round(0.3 + 2.0 * doing.pick, 1)
+    return BurstPolicy(quiet, round(quiet * (1.5 + 2.0 * doing.pick), 1))
 
 
 def is_same_chat(one: int, other: int) -> bool:
@@ -173,6 +195,12 @@ def apply_body(doing: Doing) -> bytes:
     """The body of a program's call."""
     fields: dict[str, Any] = {"userText": doing.text, "metadata": {"chat_id": f"program-{abs(doing.chat_id) % 3}"}}
     return json.dumps(fields).encode()
+
+
+def program_chat_of(written: Written) -> str | None:
+    """The chat that a program called for; None if a person wrote."""
+    is_called = written.key.startswith("http:")
+    return json.loads(written.body)["metadata"]["chat_id"] if is_called else None
 
 
 def is_at_large(doing: Doing) -> bool:

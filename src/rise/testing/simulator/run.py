@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from rise.copies import journal, journals, keeper, reaper
-from rise.definitions.records import BindingRecord
+from rise.definitions.records import BindingRecord, BurstPolicy
 from rise.envelope import TaskId
 from rise.errors import RiseError, StateConflict, TaskUnknown
 from rise.queue.port import Selection
@@ -43,12 +43,14 @@ from rise.testing.simulator.people import (
     Doing,
     Written,
     apply_body,
+    burst_policy_of,
     draw_doings,
     draw_refills,
     is_at_large,
     pick,
     texts_of,
     update_of,
+    with_bursts,
     with_migration,
 )
 from rise.testing.simulator.platform import WEBHOOK_WORD, Platform
@@ -66,6 +68,9 @@ STALE_SECONDS: Final = 20 * 86_400
 EDITED_SECONDS_MAX: Final = 3 * 86_400
 """How old a message may be that somebody edits."""
 WORKFLOW: Final = "wf_bot"
+BURSTS_FROM: Final = 10_000_000
+"""The first seed in whose run bursts may be merged. Those below were tried, and some are kept, from before that was
+possible: with it they would be other runs."""
 COMPLETE_SECONDS_MAX: Final = 120.0
 """Within which all copies are there again, and those of what is finished are gone."""
 
@@ -126,7 +131,10 @@ def draw_plan(seed: int, profile: Profile = Profile.EMBEDDED) -> Plan:
     )
     plan = plan if is_embedded else _with_losses(plan, dice, names)
     own_dice = random.Random(f"{seed}: {profile} migration")  # what was drawn before stays as it was
-    return msgspec.structs.replace(plan, doings=with_migration(own_dice, plan.doings, seconds=BUSY_SECONDS))
+    doings = with_migration(own_dice, plan.doings, seconds=BUSY_SECONDS)
+    if seed >= BURSTS_FROM:
+        doings = with_bursts(random.Random(f"{seed}: {profile} bursts"), doings, seconds=BUSY_SECONDS)
+    return msgspec.structs.replace(plan, doings=doings)
 
 
 def _with_losses(plan: Plan, dice: random.Random, names: Sequence[str]) -> Plan:
@@ -180,6 +188,8 @@ class _Run:
             for n in range(1, plan.workers + 1)
         ]
         self.callers_waiting = 0
+        self.is_bound = True
+        self.burst: BurstPolicy | None = None
         self.counts: Counter[str] = Counter()
 
     # --- the run ---
@@ -297,6 +307,9 @@ class _Run:
                 self._intrude(doing)
             case Act.UNBIND | Act.BIND:
                 self._bind(is_enabled=doing.act is Act.BIND)
+            case Act.MERGE | Act.PART:
+                self.burst = burst_policy_of(doing)
+                self._bind(is_enabled=self.is_bound)
             case Act.REFILL:
                 self._command(doing.act, lambda house, _: Refilling(house).refill())
             case Act.RESUME | Act.DROP | Act.AGAIN:
@@ -398,6 +411,7 @@ class _Run:
                 case Act.DROP:
                     await operations.drop(task_id, who="operator")
                 case Act.AGAIN:
+                    self.checker.asked_again.add(task_id)
                     again = await operations.run_again(task_id, who="operator")
                     self.checker.runs_again(again.task_id, again.generation)
         except (StateConflict, TaskUnknown):
@@ -415,9 +429,13 @@ class _Run:
         return None if task is None else TaskId(task.head.task_id)
 
     def _bind(self, *, is_enabled: bool) -> None:
+        self.is_bound, burst = is_enabled, self.burst
+
         async def bind(house: House, _: Operations) -> None:
             for channel, account in house.channels.accounts().items():
-                binding = BindingRecord(channel=channel, account=account, workflow_id=WORKFLOW, enabled=is_enabled)
+                binding = BindingRecord(
+                    channel=channel, account=account, workflow_id=WORKFLOW, enabled=is_enabled, burst=burst
+                )
                 await house.editor.bind(binding, by="operator")
 
         self._command("bind" if is_enabled else "unbind", bind)

@@ -1,0 +1,220 @@
+"""Short messages that a person writes in a burst, as one turn: the first of them leads, the others follow it.
+
+Promises: which messages are a burst is said by when they were accepted, not by how busy the workers are. Before a
+workflow begins, its burst is frozen as a step of the leader's run: every try has the same messages, never more, and
+fewer only if one was ended otherwise meanwhile; what was computed for all of them counts for nothing then. A follower
+ends in the ledger before its leader has a result, under the name of its own run, of which there is one result: so it is
+answered with its leader or by itself, never both. Where its leader comes to no result that names it, it is run alone.
+
+Refuses: to put together what is not a short text of one person for one binding, or what was tried by itself before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from rise.bindings import BindingRegistry, commands_of
+from rise.definitions.records import BindingRecord, BurstPolicy
+from rise.envelope import Head, Outcome, Progress, Status, Task, TaskId, TaskType, encode_json, run_id_of
+from rise.ledger.port import Ledger, Run, RunResult
+from rise.queue.port import OpenTask, Queue, Selection
+from rise.telemetry import log
+
+MESSAGES_MAX: Final = 20
+CHARS_MAX: Final = 4096
+"""What is longer is not short: it is a turn of its own. Telegram cuts a longer one in several, which are a burst."""
+PAGE: Final = 1000
+
+_FROZEN: Final = "burst:messages"
+"""The step of the leader's run that says which messages are answered with it."""
+_KINDS: Final = frozenset({"message", "business_message"})
+
+
+class Burst(msgspec.Struct, frozen=True):
+    """The messages of one turn. The first is what is run, tried again, or suspended."""
+
+    leader: Task
+    followers: tuple[Task, ...] = ()
+
+    @property
+    def messages(self) -> tuple[Task, ...]:
+        return (self.leader, *self.followers)
+
+    def step(self, name: str) -> str:
+        """What a step is called in the ledger: what was computed for other messages is not taken for these."""
+        return self._mark + name
+
+    def steps(self, kept: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """Of the run's steps those that were computed for just these messages."""
+        mark = self._mark
+        return {name.removeprefix(mark): value for name, value in kept.items() if name.startswith(mark)}
+
+    @property
+    def _mark(self) -> str:
+        if not self.followers:
+            return ""
+        named = "|".join(message.task_id for message in self.messages)
+        return f"burst:{hashlib.sha256(named.encode()).hexdigest()[:12]}:"
+
+
+@dataclass(frozen=True, slots=True)
+class Bursts:
+    """Waits for the rest of a burst, gathers it, ends it."""
+
+    queue: Queue
+    ledger: Ledger
+    bindings: BindingRegistry
+
+    async def open_seconds(self, task: Task, binding: BindingRecord | None, steps: Mapping[str, bytes]) -> float:
+        """For how long more of its burst may still come. 0: it is whole, or the task leads none."""
+        policy = _policy_of(binding, task.head)
+        if policy is None or _was_begun(task, steps):
+            return 0.0
+        heads, is_whole = await self._gathered(task.head, policy)
+        if is_whole:
+            return 0.0
+        accepted = [head.accepted_at_ms for head in heads]
+        quiet_at_ms = max(accepted) + policy.quiet_seconds * 1000
+        answered_at_ms = min(accepted) + policy.longest_wait_seconds * 1000
+        return max(0.0, min(quiet_at_ms, answered_at_ms) - self.queue.now_ms()) / 1000
+
+    async def freeze(self, task: Task, binding: BindingRecord | None, steps: Mapping[str, bytes]) -> Burst:
+        """What is answered with the task from now on, in every try of its run."""
+        names = await self._frozen(task, binding, steps)
+        followers = [await self._follower(name, task) for name in names if name != task.task_id]
+        return Burst(task, tuple(follower for follower in followers if follower is not None))
+
+    async def end_followers(self, burst: Burst) -> bool:
+        """Before their leader's result is saved. False: one was ended otherwise meanwhile, and an answer that speaks of
+        it must not be given."""
+        merged = RunResult(outcome=Outcome.MERGED, value={"mergedInto": burst.leader.task_id})
+        for follower in burst.followers:
+            run = await self.ledger.save_result(follower, merged, [], [], deliver=False)
+            if run.merged_into != burst.leader.task_id:
+                return False
+            log.info("task.merged", task_id=follower.task_id, into=burst.leader.task_id)
+        return True
+
+    async def is_unanswered(self, run: Run) -> bool:
+        """Whether it was taken along by a message that has come to no result which names it."""
+        if run.merged_into is None:
+            return False
+        leader = await self.ledger.latest_run(run.merged_into)
+        return leader is None or run.task_id not in leader.merged
+
+    # --- which messages ---
+
+    async def _frozen(self, task: Task, binding: BindingRecord | None, steps: Mapping[str, bytes]) -> Sequence[TaskId]:
+        kept = steps.get(_FROZEN)
+        if kept is None:
+            names = await self._merged_before(task)
+            policy = _policy_of(binding, task.head)
+            if not names and policy is not None and not _was_begun(task, steps):
+                heads, _ = await self._gathered(task.head, policy)
+                names = [head.task_id for head in heads]
+            if not names:
+                return ()
+            # Of one alone as well: what comes while it waits for its next try is another turn.
+            kept = await self.ledger.save_step(task.run_id, _FROZEN, encode_json(names))
+        return msgspec.json.decode(kept, type=list[TaskId])
+
+    async def _merged_before(self, task: Task) -> Sequence[TaskId]:
+        """A message that is run again answers what it answered before: nothing else would."""
+        for generation in reversed(range(task.progress.generation)):
+            former = await self.ledger.run(run_id_of(task.task_id, generation))
+            if former is not None and former.merged and not former.is_of_former(task.head):
+                return former.merged
+        return ()
+
+    async def _gathered(self, leader: Head, policy: BurstPolicy) -> tuple[list[Head], bool]:
+        """Those of its burst that are there by now, in their order, and whether no more can come."""
+        heads = [leader]
+        earliest_ms = latest_ms = leader.accepted_at_ms
+        for one in await self._waiting_behind(leader):
+            head = one.head
+            is_in_time = (
+                head.accepted_at_ms - latest_ms <= policy.quiet_seconds * 1000
+                and head.accepted_at_ms - earliest_ms <= policy.longest_wait_seconds * 1000
+            )
+            if len(heads) == MESSAGES_MAX or not (is_in_time and self._follows(one, leader)):
+                return heads, True
+            heads.append(head)
+            earliest_ms, latest_ms = min(earliest_ms, head.accepted_at_ms), max(latest_ms, head.accepted_at_ms)
+        return heads, len(heads) == MESSAGES_MAX
+
+    async def _waiting_behind(self, leader: Head) -> list[OpenTask]:
+        waiting = Selection(status=Status.PENDING, lane=leader.lane)
+        page = found = await self.queue.list_open(waiting, limit=PAGE)
+        while len(page) == PAGE:
+            page = await self.queue.list_open(waiting, limit=PAGE, after=page[-1].head.task_id)
+            found = found + page
+        behind = [one for one in found if _place(one.head) > _place(leader)]
+        return sorted(behind, key=lambda one: _place(one.head))
+
+    def _follows(self, one: OpenTask, leader: Head) -> bool:
+        """Whether it goes on with what the leader says."""
+        head, binding, leaders = one.head, self.bindings.binding(one.head), self.bindings.binding(leader)
+        return (
+            _is_short_text(head)
+            and head.user["user_id"] == leader.user["user_id"]
+            and not _was_tried(one)
+            and (binding and binding.workflow_id) == (leaders and leaders.workflow_id)
+        )
+
+    async def _follower(self, task_id: TaskId, leader: Task) -> Task | None:
+        """As it is now; None if it has ended otherwise, or somebody has to decide about it."""
+        task = await self.queue.get(task_id)
+        if task is None:
+            run = await self.ledger.latest_run(task_id)
+            is_leaders = run is not None and run.merged_into == leader.task_id
+            return await self.ledger.archived(task_id) if is_leaders else None
+        if task.progress.status is not Status.PENDING:
+            return None
+        run = await self.ledger.run(task.run_id)
+        if run is None:
+            return None if _was_tried(task.progress) else task
+        return task if run.merged_into == leader.task_id and not run.is_of_former(task.head) else None
+
+
+def may_be_open(binding: BindingRecord, head: Head, now_ms: int) -> bool:
+    """Whether it may wait for the rest of its burst: then it is not late."""
+    policy = _policy_of(binding, head)
+    return policy is not None and now_ms - head.accepted_at_ms < policy.longest_wait_seconds * 1000
+
+
+def _policy_of(binding: BindingRecord | None, head: Head) -> BurstPolicy | None:
+    return binding.burst if binding is not None and _is_short_text(head) else None
+
+
+def _is_short_text(head: Head) -> bool:
+    """What a person has written in a chat, and asks for nothing but an answer."""
+    return (
+        head.kind in _KINDS
+        and head.task_type is TaskType.WORKFLOW_EXECUTE
+        and head.workflow_id is None
+        and head.chat_id is not None
+        and head.user.get("user_id") is not None
+        and bool(head.user_text.strip())
+        and len(head.user_text) <= CHARS_MAX
+        and not (head.is_unread or head.moved or head.policy or head.history_chunks)
+        and not commands_of(head)
+    )
+
+
+def _was_begun(task: Task, steps: Mapping[str, bytes]) -> bool:
+    """Also under no policy. Not by its deaths: its worker may have died before that was frozen."""
+    return bool(steps or task.progress.attempts)
+
+
+def _was_tried(one: OpenTask | Progress) -> bool:
+    """What was tried by itself goes on by itself: it has its own steps, and perhaps its own faults."""
+    return bool(one.attempts or one.deaths)
+
+
+def _place(head: Head) -> tuple[object, ...]:
+    return head.order, head.task_id
