@@ -267,6 +267,11 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     accepted_at_ms: int = 0
     error: str | None = None
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nobody has begun to run it, as far as the queue knows."""
+        return not (self.generation or self.attempts or self.deaths) and self.error is None
+
 
 class Task(msgspec.Struct, frozen=True):
     """One message's work: what it is, the bytes it came as, how far it is."""

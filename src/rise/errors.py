@@ -297,6 +297,13 @@ class MongoMisconfigured(MongoUnavailable):
     code = "mongodb_misconfigured"
 
 
+class LedgerSilent(MongoUnavailable):
+    """What was done of a message before is not known now: the ledger does not answer. What it is given meanwhile is
+    kept, and written back when it does."""
+
+    code = "ledger_silent"
+
+
 class RedisFull(RedisUnavailable):
     """Redis has no room for more; what is in it can be worked off all the same."""
 

@@ -296,6 +296,9 @@ oldest_waiting_seconds = Gauge(
     ("what",),
     registry=registry,
 )
+ledger_writes_waiting = Gauge(
+    "rise_ledger_writes_waiting", "Writes that wait in Redis until the ledger answers", registry=registry
+)
 alert_raised = Gauge("rise_alert_raised", "1 while the condition lasts", ("alert",), registry=registry)
 alert_posts_total = Counter(
     "rise_alert_posts_total", "Alerts told, by where and how that ended", ("post", "ending"), registry=registry

@@ -38,7 +38,7 @@ from rise.envelope import (
     reply_id_of,
     run_id_of,
 )
-from rise.errors import ClaimLost
+from rise.errors import ClaimLost, LedgerSilent
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
 from rise.pacing import Windows
 from rise.queue.port import Anew, Claim, Finished, OpenTask, Queue, Replying, RetryIn, Selection, Settlement, Suspend
@@ -242,9 +242,8 @@ class Worker:
     async def _attempt(self, claim: Claim, task: Task) -> Ending:
         """What has ended, or whose turn it is not, is not run. The order of these questions is part of the answer."""
         head, channel = task.head, self._channels[task.head.channel]
-        # Before it is asked whether it has ended: what has, has no steps any more, and would do them again.
-        steps = await self._ledger.steps(task.run_id)
-        if (ending := await self._ended_before(task)) is not None:
+        steps, known = await self._begun_before(task)
+        if (ending := self._ended_before(task, known)) is not None:
             return ending
         if head.task_type is not TaskType.MESSAGE_SEND:
             await self._bindings.known()
@@ -285,9 +284,21 @@ class Worker:
             failed = {"workflow_id": bound.workflow.workflow_id, "error": redact(in_words(error))[:200]}
             self._bus.publish(Topic.RUN_FAILED, {"channel": head.channel, "account": head.account} | failed)
 
-    async def _ended_before(self, task: Task) -> Ending | None:
+    async def _begun_before(self, task: Task) -> tuple[Mapping[str, bytes], Run | None]:
+        """The steps and the result of former tries. A ledger that cannot say so, but keeps what it is given, need not
+        be asked for what nobody has begun."""
+        try:
+            # In this order: what has ended has no steps any more, and would do them again.
+            steps = await self._ledger.steps(task.run_id)
+            return steps, await self._ledger.run(task.run_id)
+        except LedgerSilent:
+            if not task.progress.is_untouched:
+                raise
+            return {}, None
+
+    def _ended_before(self, task: Task, known: Run | None) -> Ending | None:
         """By its result, which a former worker saved; or because its time is over."""
-        known, deadline_at_ms = await self._ledger.run(task.run_id), task.progress.deadline_at_ms
+        deadline_at_ms = task.progress.deadline_at_ms
         if known is not None:
             return KeyUsedAgain(known.generation + 1) if known.is_of_former(task.head) else AlreadyRun(known)
         if deadline_at_ms is not None and deadline_at_ms < self._queue.now_ms():
@@ -417,8 +428,8 @@ class Worker:
             case KeyUsedAgain(generation):
                 return Anew(generation)
             case TooLate():
-                await self._ledger.finish(task, Status.EXPIRED)
-                return Finished()
+                run = await self._ledger.finish(task, Status.EXPIRED)
+                return Finished() if run.status.is_finished else Replying()
             case Retry(seconds, error, counts, is_noted):
                 if is_noted:
                     await self._note_attempt(task, error, counts=counts)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from rise.admission import Admission
 from rise.bindings import BindingRegistry
@@ -45,6 +45,9 @@ from rise.definitions.sqlite import SqliteDefinitions
 from rise.delivery import DeliveryLimits, Sender
 from rise.errors import RedisForeign, SettingsInvalid, StoreLocked, Unavailable
 from rise.intake import Intake
+from rise.ledger.late import LateWrites
+from rise.ledger.late_ledger import LateLedger
+from rise.ledger.late_redis import RedisLateWrites
 from rise.ledger.port import Ledger, Office
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
@@ -68,6 +71,7 @@ from rise.runtime.prompts import Prompts
 from rise.runtime.publishing import Workflows
 from rise.runtime.sealing import Seal
 from rise.runtime.versions import Versions
+from rise.runtime.writing_back import WriteBack
 from rise.service import Service
 from rise.settings import Settings
 from rise.telemetry import keep_out_of_logs
@@ -132,6 +136,15 @@ class FullProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """What a ledger that is away is owed."""
+
+    writes: LateWrites
+    ledger: Ledger
+    """Itself, without what waits."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stores:
     """Where everything is kept: shared by the gateway, workers and the command line."""
 
@@ -145,6 +158,8 @@ class Stores:
     """Where the ledger is then; else it is in the database."""
     ledger_name: LedgerName | None = None
     """Whose Redis it is, if that has to be asked of a server."""
+    late: Late | None = None
+    """Where results wait for a ledger that is away; else they wait in the hands of their workers."""
 
     @property
     def ledger_capability(self) -> str:
@@ -319,8 +334,17 @@ def build_stores(
     else:
         kept = _on_mongodb(settings.mongodb_url.get_secret_value(), directory, clock, on_trouble)
     full = _build_full_profile(settings, redis, kept.ledger, bus, clock, on_trouble)
-    ledger_name = LedgerName(kept.ledger, directory, full.redis, clock) if kept.mongo is not None else None
-    return Stores(directory, database, full.queue, kept.ledger, kept.definitions, full, kept.mongo, ledger_name)
+    stores = Stores(directory, database, full.queue, kept.ledger, kept.definitions, full)
+    if kept.mongo is None:
+        return stores
+    ledger_name = LedgerName(kept.ledger, directory, redis, clock)
+    return replace(with_late_writes(stores, RedisLateWrites(redis), clock), mongo=kept.mongo, ledger_name=ledger_name)
+
+
+def with_late_writes(stores: Stores, writes: LateWrites, clock: Clock) -> Stores:
+    """Results wait there while the ledger is away, and messages are run meanwhile."""
+    ledger = cast(Ledger, LateLedger(stores.ledger, writes, clock))
+    return replace(stores, ledger=ledger, late=Late(writes, stores.ledger))
 
 
 class _Kept(NamedTuple):
@@ -461,6 +485,14 @@ def build_keeper(house: House) -> Keeper | None:
     if full is None:
         return None
     return Keeper(slots=full.slots, work=full.work, mirror=full.mirror, bus=house.bus, clock=house.clock)
+
+
+def build_write_back(house: House) -> list[WriteBack]:
+    """Whoever brings the ledger what waits for it, where anything can."""
+    late = house.stores.late
+    if late is None:
+        return []
+    return [WriteBack(late=late.writes, ledger=late.ledger, queue=house.queue, bus=house.bus, clock=house.clock)]
 
 
 def build_operations(house: House) -> Operations:

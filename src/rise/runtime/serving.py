@@ -71,6 +71,7 @@ async def serve(
         posts = build_alert_posts(house)
         supervisor = build_supervisor(house, restart_worker=worker.restart, tell=posts.tell)
         services: list[Service] = [house.bus, *house.stores.services(), *_keepers(house), house.bindings, house.chats]
+        services += assembly.build_write_back(house)
         services += [posts, supervisor, assembly.build_sender(house), worker, door, *_telegram_services(house)]
         services += [assembly.build_binding_monitor(house)]
         await start_all(services, on_error=_report_stop)

@@ -34,6 +34,8 @@ TELL_SECONDS: Final = 5.0
 MEASURE_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 1.0
 PAGE: Final = 500
+LOST_SECONDS: Final = 60.0
+"""Longer than a result is on its way to where it is kept."""
 FORGET_AFTER_SECONDS: Final = 900.0
 ROUTED_PAGES: Final = 10
 """Looked at each time of what waits where chats and commands decide."""
@@ -281,7 +283,8 @@ class Supervisor:
         return await self._queue.resume(selection, limit=limit)
 
     async def _bring_in_line(self) -> None:
-        """A crash between ledger and queue leaves a task `replying` whose run has ended or is held."""
+        """A crash between ledger and queue leaves a task `replying` whose run has ended or is held; the loss of what
+        the ledger had, or of what waited for it, leaves one without a run."""
         after = ""
         while True:
             page = await self._queue.list_open(Selection(status=Status.REPLYING), limit=PAGE, after=after)
@@ -292,6 +295,8 @@ class Supervisor:
                 elif await self._is_held(task):
                     held = Suspend(Reason.REPLY_HELD, "it is not known whether the reply was sent")
                     await self._queue.hold(task.head.task_id, task.generation, held)
+                elif await self._is_lost(task):
+                    await self._run_again(task)
             if len(page) < PAGE:
                 return
             after = page[-1].head.task_id
@@ -320,6 +325,18 @@ class Supervisor:
     async def _is_held(self, task: OpenTask) -> bool:
         replies = await self._ledger.replies(run_id=task.run_id)  # a former generation's are nobody's concern
         return any(reply.kind is ReplyKind.ANSWER and reply.state is ReplyState.UNKNOWN for reply in replies)
+
+    async def _is_lost(self, task: OpenTask) -> bool:
+        """Whether nobody knows what it replies with, and is not about to."""
+        if self._queue.now_ms() - task.updated_at_ms < LOST_SECONDS * 1000:
+            return False
+        return await self._ledger.run(task.run_id) is None
+
+    async def _run_again(self, task: OpenTask) -> None:
+        lost = Suspend(Reason.RETRIES_EXHAUSTED, "its result was lost before it was sent")
+        if await self._queue.hold(task.head.task_id, task.generation, lost):
+            log.warning("task.result_lost", task_id=task.head.task_id, consequence="it is run again")
+            await self._queue.resume(Selection(task_ids=(task.head.task_id,)), limit=1)
 
     async def _resume_when_defined(self) -> None:
         await self._defined.wait(RESUME_SECONDS)
