@@ -266,11 +266,13 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     updated_at_ms: int = 0
     accepted_at_ms: int = 0
     error: str | None = None
+    is_restored: bool = False
+    """It was brought back from another copy: what had become of it before is not known here."""
 
     @property
     def is_untouched(self) -> bool:
-        """Whether nobody has begun to run it, as far as the queue knows."""
-        return not (self.generation or self.attempts or self.deaths) and self.error is None
+        """Whether nobody has begun to run it."""
+        return not (self.generation or self.attempts or self.deaths or self.is_restored) and self.error is None
 
 
 class Task(msgspec.Struct, frozen=True):

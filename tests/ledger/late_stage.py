@@ -55,7 +55,8 @@ class LateStage:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.redis = MemoryQueueState(life="the first")
-        self.own = MemoryLedger(MemoryLedgerState(), now_ms=self.now_ms)
+        self.kept = MemoryLedgerState()
+        self.own = MemoryLedger(self.kept, now_ms=self.now_ms)
         self.way = Way(self.own, MongoUnavailable)
         self.late_way = Way(MemoryLateWrites(self.redis), RedisUnavailable)
         self.queue_way = Way(MemoryQueue(self.redis, now_ms=self.now_ms, limits=QueueLimits()), RedisUnavailable)

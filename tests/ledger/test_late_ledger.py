@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import msgspec
 import pytest
-from test_fake_ledger import MemoryStage
 from late_stage import LateStage
 
-from rise.envelope import Outcome, Reason, RunId, Status, Task, TaskId, reply_id_of, run_id_of
+from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, Task, TaskId, reply_id_of, run_id_of
 from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUnavailable
 from rise.ledger.late import Waiting, decode_late, encode_late
-from rise.ledger.late_ledger import LOOK_SECONDS, LateLedger
+from rise.ledger.late_ledger import LOOK_SECONDS
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn
 from rise.queue.port import Finished, Replying, Selection
 from rise.testing.conformance.ledger import LedgerConformance, chunks, notice
 from rise.testing.conformance.queue import claim_one
-from rise.testing.fakes.late import MemoryLateWrites
-from rise.testing.fakes.queue import MemoryQueueState
+from rise.testing.fakes.ledger import HISTORY_KEPT
 
 ANSWERED = RunResult(outcome=Outcome.ANSWERED, value={"text": "yes"}, workflow_id="greeter")
 SILENT = RunResult(outcome=Outcome.SILENT)
 
 
-class _StageThroughLate(MemoryStage):
+class _StageThroughLate(LateStage):
     """Nothing is away."""
+
+    history_kept = HISTORY_KEPT
 
     def __init__(self) -> None:
         super().__init__()
-        self.redis = MemoryQueueState()
-        self.ledger = self.through()
+        self.ledger = self.process()
 
-    def through(self) -> Ledger:  # type: ignore[override]
-        return cast(Ledger, LateLedger(self.open(), MemoryLateWrites(self.redis), self.clock))
+    async def another(self) -> Ledger:
+        return self.process()
 
-    async def another(self) -> Ledger:  # type: ignore[override]
-        return self.through()
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    async def spoil_call(self, reply_id: ReplyId) -> None:
+        self.kept.spoil_call(reply_id)
+
+    async def spoil_result(self, run_id: RunId) -> None:
+        self.kept.spoil_result(run_id)
+
+    async def overwrite_words(self, task_id: TaskId, *, kind: str, state: str, status: str, outcome: str) -> None:
+        self.kept.overwrite_words(task_id, state=state)
 
 
 @pytest.mark.req("CPY-6", "TST-3")

@@ -581,6 +581,7 @@ class MemoryQueue(MemoryStore):
             remembered = RememberedKey(task_id, new.head.raw_sha256, new.head.accepted_at_ms, ends)
             self._state.keys[new.head.delivery_key] = remembered
         self._state.tasks[task_id] = stored = _as_stored(new, now)
+        stored.change(is_restored=True)
         if not new.suspend:
             lane = self._announce(stored.head, now)
             self._state.out_of_order += stored.head.order < lane.started

@@ -12,6 +12,7 @@ from typing import Final
 
 import rise
 from rise.envelope import DeliveryKey, Status, TaskId, run_id_of, task_id_of
+from rise.ledger.late import LateStep, decode_late, key_of_run
 from rise.queue.port import NewTask
 from rise.runtime.assembly import House
 from rise.runtime.audit import AuditReport
@@ -68,6 +69,11 @@ class CopiesChecker(Checker):
         """I4: nor when a later run of it has ended, and an emptied queue has got a former one again."""
         super().ran(process, turn)
         generation = self._generation(turn.task_id)
+        waits = (
+            generation is not None and key_of_run(run_id_of(TaskId(turn.task_id), generation)) in self._world.redis.late
+        )
+        if waits and not self._world.may_have_lost_claims(process):
+            self._world.violate("I4", f"the result of {turn.text!r} waits for the ledger, and it is run again")
         if generation is not None and self._is_over(turn.task_id, generation + 1):
             self._world.violate("I4", f"{turn.text!r} is run as {generation}, and a later run has ended")
 
@@ -97,6 +103,8 @@ class CopiesChecker(Checker):
     def lost(self, store: str) -> None:
         """I2: whatever a store has just lost, what was promised is in another."""
         self._world.note(store, "has lost something")
+        if store == "redis":
+            self._forget_lost_steps()
         if store == "redis":
             self._world.doubt_claims(self._world.host.processes)
         for task_id, generation in self._promised.items():
@@ -145,6 +153,19 @@ class CopiesChecker(Checker):
         super().at_rest(audit, houses)
         if self._world.redis.life is None:
             self._world.violate("I18", "the emptied queue hands out nothing, for ever")
+        for key in self._world.redis.late:
+            self._world.violate("I21", f"{key!r} waits for the ledger, for ever")
+
+    def _forget_lost_steps(self) -> None:
+        """What waited in Redis for the ledger is not saved any more."""
+        late = map(decode_late, (kept.write for kept in self._world.redis.late.values()))
+        saved = {(one.run_id, one.step) for one in late if isinstance(one, LateStep)}
+        saved |= set(self._world.disk.execute("SELECT run_id, step FROM steps").fetchall())
+        self._steps_saved = {
+            (task_id, generation, step)
+            for task_id, generation, step in self._steps_saved
+            if (run_id_of(TaskId(task_id), generation), step) in saved
+        }
 
     def look(self) -> None:
         """I10: nobody has a copy in hand for long without saying what becomes of it."""

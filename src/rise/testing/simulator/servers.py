@@ -23,6 +23,7 @@ from rise.envelope import TaskId
 from rise.errors import RabbitUnavailable, RedisFull, RedisUnavailable, Unavailable
 from rise.queue.port import Enqueued, NewTask, QueueLimits, RetryIn, Settlement
 from rise.testing.clock import START
+from rise.testing.fakes.late import MemoryLateWrites
 from rise.testing.fakes.mirror import MemoryMirror, StoredCopy
 from rise.testing.fakes.queue import Lane, MemoryQueue, MemoryQueueState, StoredTask
 from rise.testing.simulator.faults import FaultKind
@@ -257,6 +258,17 @@ class SimQueue(MemoryQueue):
         if not was_filled and life is not None:
             self._witness.life_begun()
         return life
+
+
+class SimLateWrites(MemoryLateWrites):
+    """`rise.ledger.late.LateWrites`, over the queue's way to Redis."""
+
+    def __init__(self, world: World, queue: SimQueue) -> None:
+        super().__init__(world.redis)
+        self._queue = queue
+
+    async def _through(self, name: str, operation: Callable[[], T]) -> T:
+        return await self._queue.ask(f"late_{name}", operation)
 
 
 class SimRedis:
