@@ -66,6 +66,9 @@ class Witness(Protocol):
     def life_begun(self) -> None:
         """Work is handed out from here on."""
 
+    def waits(self, key: str) -> None:
+        """It is kept for a ledger that is away."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -265,10 +268,16 @@ class SimLateWrites(MemoryLateWrites):
 
     def __init__(self, world: World, queue: SimQueue) -> None:
         super().__init__(world.redis)
+        self._world = world
         self._queue = queue
 
     async def _through(self, name: str, operation: Callable[[], T]) -> T:
         return await self._queue.ask(f"late_{name}", operation)
+
+    def _put(self, key: str, about: str, write: bytes) -> bytes:
+        standing = super()._put(key, about, write)
+        self._world.witness.waits(key)
+        return standing
 
 
 class SimRedis:

@@ -72,8 +72,10 @@ class SimDatabase(InlineDatabase):
         self._answer(done, outcome)
 
     def _absence(self) -> MongoUnavailable | None:
-        is_gone = self.gone_while is not None and self._world.is_struck(self.gone_while, self._process)
-        return MongoUnavailable("it cannot be reached") if is_gone else None
+        if self.gone_while is None or not self._world.is_struck(self.gone_while, self._process):
+            return None
+        self._world.ledger_missed_at = self._world.now
+        return MongoUnavailable("it cannot be reached")
 
     def _refusal(self) -> Unavailable | None:
         if (absence := self._absence()) is not None:

@@ -85,6 +85,8 @@ class World:
         self.errors_at_death: dict[Process, int] = {}
         self.on_death: list[Callable[[Process], None]] = []
         self.lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self.ledger_missed_at = float("-inf")
+        """When somebody last asked a ledger that was away."""
         self._cut_off_until: dict[Process, float] = {}
         self._weather = Weather(faults)
         self._tripwires = Tripwires(faults)
