@@ -46,6 +46,7 @@ class CopiesChecker(Checker):
         """By task: the latest generation of which somebody was told that it is kept."""
         self._was_queued: set[str] = set()
         """What Redis had when it was emptied."""
+        self._life_ended_at = 0.0
         self._waited: set[str] = set()
         """What was kept for a ledger that was away, and has not been lost."""
         self._redis_forgot = False
@@ -144,6 +145,10 @@ class CopiesChecker(Checker):
             if task_id not in self._world.redis.tasks and is_in_journal and not self._is_over(task_id, 0):
                 self._world.violate("I7", f"the emptied queue hands out work, and {task_id} is not in it")
         self._was_queued.clear()
+        self._world.doubt_still(self._life_ended_at)
+
+    def life_ended(self) -> None:
+        self._life_ended_at = self._world.now
 
     def started(self, lane: Lane, task: StoredTask) -> None:
         """I7: a lane's first, and only one at a time."""

@@ -66,6 +66,9 @@ class Witness(Protocol):
     def life_begun(self) -> None:
         """Work is handed out from here on."""
 
+    def life_ended(self) -> None:
+        """Nothing is handed out from here on."""
+
     def waits(self, key: str) -> None:
         """It is kept for a ledger that is away."""
 
@@ -254,6 +257,11 @@ class SimQueue(MemoryQueue):
     def _forget(self, task: StoredTask) -> None:
         super()._forget(task)
         self._witness.left_queue(task.head.task_id, task.progress.generation)
+
+    def _end_life(self) -> None:
+        if self._state.life is not None:
+            self._witness.life_ended()
+        super()._end_life()
 
     def _begin_life(self, refill: str) -> str | None:
         was_filled = self._state.life is not None

@@ -137,6 +137,12 @@ class World:
         for process in processes:
             self._cut_off_until[process] = max(self.now, self._cut_off_until.get(process, 0.0))
 
+    def doubt_still(self, since: float) -> None:
+        """What was doubtful then has stayed as it was until now: nobody could claim anything."""
+        for process, until in self._cut_off_until.items():
+            if until > since - 2 * CLAIM_SECONDS:
+                self._cut_off_until[process] = max(self.now, until)
+
     def begin_step(self, process: Process, name: str) -> Step:
         """Before a write or call has its effect."""
         self.steps[name] += 1
