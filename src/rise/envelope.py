@@ -128,6 +128,11 @@ def reply_id_of(run_id: RunId, chunk: int) -> ReplyId:
     return ReplyId(f"{run_id}.{chunk}")
 
 
+def callback_id_of(run_id: RunId, occasion: str) -> ReplyId:
+    """One callback per run and occasion, however often somebody means to post it."""
+    return ReplyId(f"{run_id}.callback.{occasion}")
+
+
 def notice_id_of(*parts: str) -> ReplyId:
     """One notice per cause: the parts name the cause, and the ledger keeps the id unique."""
     return ReplyId("n_" + _base32("|".join(parts).encode()))
@@ -234,6 +239,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Accepted without being understood; to be read again before it is run."""
     receipt_seconds: int = 7 * 24 * 3600
     """How long its delivery key is remembered after the first receipt."""
+    callback_url: str | None = None
+    """Where its result is to be posted."""
 
     @property
     def conversation(self) -> str | None:
