@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final, NewType
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -409,7 +410,7 @@ def envelope(
     raw_shown_bytes_max: int = RAW_SHOWN_BYTES_MAX,
     retry_max: int = 3,
 ) -> dict[str, Any]:
-    """The `TaskEnvelope` as the HTTP API shows it, `raw` spliced in untouched.
+    """The `TaskEnvelope` as the HTTP API shows it, `raw` spliced in untouched but for where its result is posted to.
 
     A raw over the limit, or one that is not JSON, is shown as a string of its first part; the whole is
     kept and is what the workflow gets. One that has been forgotten is null, and so is its size.
@@ -425,12 +426,13 @@ def envelope(
         "raw_sha256": head.raw_sha256,
     }
     shown: Any
+    raw = task.raw if head.callback_url is None else _with_masked_callback(task.raw, head.callback_url)
     if not task.has_bytes:
         shown = None
     elif head.raw_is_json and not truncated:
-        shown = msgspec.Raw(task.raw)
+        shown = msgspec.Raw(raw)
     else:
-        shown = task.raw[:raw_shown_bytes_max].decode("utf-8", "backslashreplace")
+        shown = raw[:raw_shown_bytes_max].decode("utf-8", "backslashreplace")
     return {
         "taskId": head.task_id,
         "taskType": head.task_type,
@@ -462,6 +464,17 @@ def envelope(
         "result": result,
         "error": progress.error,
     }
+
+
+def masked_url(url: str) -> str:
+    """Whom a URL leads to: the rest of it may be a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…"
+
+
+def _with_masked_callback(raw: bytes, url: str) -> bytes:
+    """Whoever may look at a request must not therefore learn a key that its caller put into the URL."""
+    return encode_json(msgspec.json.decode(raw) | {"callbackUrl": masked_url(url)}) if raw else raw
 
 
 # --- what a workflow may do -------------------------------------------------------------------------------

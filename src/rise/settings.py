@@ -119,8 +119,13 @@ class Settings(BaseSettings):
     llm_seconds: Seconds = Field(120.0, description="No answer is waited for longer, whatever its stage allows.")
     http_stage_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Hosts, addresses and networks that `http` stages may call although they are not public, such as "
-        "`intranet.example 10.1.0.0/16`, separated by spaces.",
+        description="Hosts, addresses and networks that `http` stages and callbacks may call although they are not "
+        "public, such as `intranet.example 10.1.0.0/16`, separated by spaces.",
+    )
+    callback_secret: SecretStr | None = Field(
+        None,
+        description="Signs what is posted to a `callbackUrl` as alerts are signed: HMAC-SHA256 over "
+        "`X-Rise-Timestamp`, a full stop and the body. Unset: nobody may ask for a callback.",
     )
 
     # keeping and retrying
@@ -558,6 +563,8 @@ class Settings(BaseSettings):
 
     def _access_problems(self) -> list[str]:
         found = []
+        if self.callback_secret is not None and len(self.callback_secret.get_secret_value()) < 16:
+            found.append("RISE_CALLBACK_SECRET has fewer than 16 characters; use a longer one, or unset it.")
         for name, secret, least in (
             ("RISE_ADMIN_TOKEN", self.admin_token, 16),
             ("RISE_SECRET_KEY", self.secret_key, 32),
