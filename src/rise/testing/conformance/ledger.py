@@ -1561,6 +1561,22 @@ class LedgerConformance:
         assert await ledger.forget_raw(finished_before_ms=ends[4], limit=9) == ends[3], "said again, it does no harm"
 
     @pytest.mark.req("SEC-5")
+    async def test_of_those_that_ended_at_one_moment_the_bytes_are_forgotten_though_fewer_are_looked_at(
+        self, stage: LedgerStage
+    ) -> None:
+        ledger = stage.ledger
+        # One without bytes among them, first or last.
+        for number in range(1, 6):
+            await ledger.finish(task(number, raw=b"" if number in (1, 5) else b'{"n":1}'), Status.EXPIRED)
+        stage.pass_time(1)
+        last = await ledger.finish(task(6), Status.EXPIRED)
+        after: int | None = 0
+        while after is not None:
+            after = await ledger.forget_raw(finished_before_ms=last.finished_at_ms or 0, after_ms=after, limit=1)
+        archived = [await ledger.archived(task(number).task_id) for number in range(1, 7)]
+        assert [one is not None and one.raw for one in archived] == [b""] * 5 + [b'{"n":1}']
+
+    @pytest.mark.req("SEC-5")
     async def test_what_was_said_long_ago_is_forgotten_in_some_chats_at_a_time(self, ledger: Ledger) -> None:
         for number, chat in enumerate("abcab", start=1):
             await say(ledger, number, chat)  # at that millisecond
