@@ -164,14 +164,14 @@ class _Door:
             http.refuse_unsayable(channel, self._intake.head_of(incoming))
 
     def _check_callback(self, url: str) -> None:
-        callbacks = self._house.channels.callbacks
-        if callbacks is None:
+        receiver = self._house.channels.callback_receiver
+        if receiver is None:
             raise PayloadInvalid(
                 "callbackUrl needs RISE_CALLBACK_SECRET, with which results are signed: have it set, wait for the "
                 "result, or read it later",
                 field="callbackUrl",
             )
-        callbacks.refuse_unusable(url)
+        receiver.refuse_unusable(url)
 
     async def _check_workflow(self, workflow_id: str) -> None:
         bindings = self._house.bindings

@@ -200,7 +200,7 @@ class Channels:
     telegram: TelegramChannel | None
     telegram_account: str | None
     """The default bot's number."""
-    callbacks: CallbackReceiver | None = None
+    callback_receiver: CallbackReceiver | None = None
     """Whoever asked for results to be posted. None: there is nothing to sign them with."""
 
     def by_name(self) -> dict[str, Channel]:
@@ -218,13 +218,14 @@ class Channels:
     def receivers(self) -> dict[str, Receiver]:
         """Who is called with what is in the outbox."""
         called: dict[str, Receiver] = {**self.pushed()}
-        return called if self.callbacks is None else called | {self.callbacks.name: self.callbacks}
+        receiver = self.callback_receiver
+        return called if receiver is None else called | {receiver.name: receiver}
 
     async def close(self) -> None:
         if self.telegram is not None:
             await self.telegram.close()
-        if self.callbacks is not None:
-            await self.callbacks.close()
+        if self.callback_receiver is not None:
+            await self.callback_receiver.close()
 
     def all_accounts(self) -> dict[str, list[str]]:
         """Every account that can be written from, by channel, the default first."""
