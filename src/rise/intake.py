@@ -172,6 +172,7 @@ class Intake:
             raw_is_json=incoming.raw_is_json,
             raw_sha256=hashlib.sha256(incoming.raw).hexdigest(),
             retry_max=incoming.retry_max,
+            callback_url=incoming.callback_url,
             notifiable=incoming.notifiable,
             is_unread=incoming.suspend is Reason.RAW_PAYLOAD_INVALID,
             receipt_seconds=incoming.receipt_seconds,

@@ -283,6 +283,9 @@ replies_total = Counter(
     ("channel", "account", "ending"),
     registry=registry,
 )
+callbacks_given_up_total = Counter(
+    "rise_callbacks_given_up_total", "Results that nobody took where they were to be posted", registry=registry
+)
 capability_available = Gauge(
     "rise_capability_available",
     "1 available, 0.5 degraded, 0 unavailable",

@@ -20,6 +20,7 @@ import msgspec
 
 from rise.bindings import BindingRegistry, Bound, allows
 from rise.bus.port import Bus, Topic
+from rise.callbacks import Callbacks
 from rise.channels.port import Channel, Incoming, is_pushed, understood
 from rise.claims import ClaimLimits, Claims
 from rise.clock import Clock, epoch_ms
@@ -174,6 +175,7 @@ class Worker:
         self._limits = limits or WorkerLimits()
         self._texts = texts or Texts()
         self._windows = Windows(MINUTE_SECONDS)
+        self._callbacks = Callbacks(queue, ledger, retry_policy)
         self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits.of_a_run(), staged)
         self._claims = Claims(
             queue=queue,
@@ -428,7 +430,8 @@ class Worker:
             case KeyUsedAgain(generation):
                 return Anew(generation)
             case TooLate():
-                run = await self._ledger.finish(task, Status.EXPIRED)
+                callback = await self._callbacks.of_end(task, Status.EXPIRED)
+                run = await self._ledger.finish(task, Status.EXPIRED, callback=callback)
                 return Finished() if run.status.is_finished else Replying()
             case Retry(seconds, error, counts, is_noted):
                 if is_noted:
@@ -437,6 +440,7 @@ class Worker:
             case Suspended(reason, error, tell, cause):
                 await self._must_be_held(claim)
                 await self._tell(task, reason, tell, cause or task.run_id)
+                await self._callbacks.tell_suspended(task, reason, error)
                 if reason not in _NEVER_RAN:
                     # Last, because it is the one write here that repeating would do twice.
                     await self._note_attempt(task, error, counts=True)
@@ -450,10 +454,11 @@ class Worker:
 
     async def _record_answer(self, task: Task, result: RunResult, calls: Sequence[Call], said: str) -> Settlement:
         channel = self._channels[task.head.channel]
+        replies = _replies(task, calls, result.workflow_id)
         run = await self._ledger.save_result(
             task,
             result,
-            _replies(task, calls, result.workflow_id),
+            replies + await self._callbacks.of_result(task, result, replies),
             [] if result.outcome is Outcome.NOT_ALLOWED else await self._history(task, said),
             deliver=is_pushed(channel),
         )
@@ -521,6 +526,8 @@ class Worker:
 
     def _announce(self, task: Task, ending: Ending, settlement: Settlement) -> None:
         head = task.head
+        if head.callback_url is not None:
+            self._bus.publish(Topic.OUTBOX_READY)
         match settlement:
             case Replying():
                 self._bus.publish(Topic.OUTBOX_READY)

@@ -35,7 +35,7 @@ ONCE_BROKEN = {
     7000234: "a try that began as its message was dropped did again what the run had done and saved",
     7001055: "a queue that had lost its last writes had two tasks of a lane running, for a worker that had settled one",
     9000068: "the power went in the very first moment, and the world could not be played",
-    13000162: "a queue that handed out nothing for long, and claims that nobody knew of: the checker saw deaths in them",
+    13000162: "a queue that handed out nothing for long, and claims that nobody knew of: deaths, it seemed",
     6000468: "what a person let go on went out while a later reply of its chat was still in doubt",
 }
 """Seeds that found something once, and what."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, get_args
 
+from rise.callbacks import URL_CHARS_MAX
 from rise.capabilities import CapabilityStatus
 from rise.channels import http, telegram, webchat
 from rise.envelope import Outcome, Reason, Status, TaskType
@@ -403,6 +404,7 @@ APPLY: Final = _asked(
         "retryMax": {"type": "integer", "minimum": 0, "maximum": http.RETRY_MAX_MAX},
         "waitForResult": _BOOLEAN,
         "waitTimeoutSeconds": {"type": "number", "exclusiveMinimum": 0, "maximum": http.WAIT_SECONDS_MAX},
+        "callbackUrl": _words(URL_CHARS_MAX),
     }
 )
 MESSAGE: Final = _asked(

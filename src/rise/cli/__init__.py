@@ -71,6 +71,7 @@ def build_app() -> typer.Typer:
         simulate,
         standin,
         tasks,
+        tokens,
         workflows,
     )
 
@@ -85,6 +86,7 @@ def build_app() -> typer.Typer:
         running,
         tasks,
         bindings,
+        tokens,
         workflows,
         replay,
         checking,

@@ -47,6 +47,7 @@ class LateEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     accepted_at_ms: int
     status: Status
     outcome: Outcome | None
+    callback: Reply | None = None
 
     @property
     def run_id(self) -> RunId:

@@ -79,6 +79,14 @@ class LateLedger:
         except Unavailable as error:
             raise LedgerSilent(error.public_message) from error
 
+    async def attempts(self, run_id: RunId) -> list[Attempt]:
+        """While the ledger is away: as far as they wait."""
+        waiting = [one.attempt for one in await self._about(run_id) if isinstance(one, LateAttempt)]
+        kept: list[Attempt] = []
+        with suppress(Unavailable):
+            kept = await self._ask(lambda: self._ledger.attempts(run_id))
+        return kept + [attempt for attempt in waiting if attempt not in kept]
+
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
         """While the ledger is away: as this process has last read it, and what waits."""
         chat = (channel, account, chat_id)
@@ -116,12 +124,23 @@ class LateLedger:
         return await self._as_run(await self._put(late, _chat_of(task)))
 
     async def finish(
-        self, task: Task, status: Status, outcome: Outcome | None = None, *, by: str = "", why: str = ""
+        self,
+        task: Task,
+        status: Status,
+        outcome: Outcome | None = None,
+        *,
+        by: str = "",
+        why: str = "",
+        callback: Reply | None = None,
     ) -> Run:
         """What a person ends does not wait: they are told whether it has ended."""
+
+        def finish() -> Awaitable[Run]:
+            return self._ledger.finish(task, status, outcome, by=by, why=why, callback=callback)
+
         if status is Status.DROPPED:
-            return await self._ledger.finish(task, status, outcome, by=by, why=why)
-        ended = await self._unless_late(lambda: self._ledger.finish(task, status, outcome, by=by, why=why))
+            return await finish()
+        ended = await self._unless_late(finish)
         if ended is not None:
             return ended
         late = LateEnd(
@@ -131,6 +150,7 @@ class LateLedger:
             accepted_at_ms=task.head.accepted_at_ms,
             status=status,
             outcome=outcome,
+            callback=callback,
         )
         return await self._as_run(await self._put(late, _chat_of(task)))
 

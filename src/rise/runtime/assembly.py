@@ -19,9 +19,10 @@ from rise.bindings import BindingRegistry
 from rise.bus.local import LocalBus
 from rise.bus.port import Bus
 from rise.bus.redis import RedisBus
+from rise.callbacks import CallbackReceiver, Callbacks
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.http import HttpChannel
-from rise.channels.port import Channel, PushChannel
+from rise.channels.port import Channel, PushChannel, Receiver
 from rise.channels.telegram import CALL_SECONDS, TelegramChannel, TelegramPolling, TelegramRates, bot_id_of
 from rise.channels.webchat import WebChatChannel
 from rise.chats import ChatRegistry
@@ -214,6 +215,8 @@ class Channels:
     telegram: TelegramChannel | None
     telegram_account: str | None
     """The default bot's number."""
+    callback_receiver: CallbackReceiver | None = None
+    """Whoever asked for results to be posted. None: there is nothing to sign them with."""
 
     def by_name(self) -> dict[str, Channel]:
         """Those that are configured now; Telegram from the first bot on."""
@@ -227,9 +230,17 @@ class Channels:
     def pushed(self) -> dict[str, PushChannel]:
         return {"telegram": self.telegram} if self.telegram is not None and self.telegram.accounts else {}
 
+    def receivers(self) -> dict[str, Receiver]:
+        """Who is called with what is in the outbox."""
+        called: dict[str, Receiver] = {**self.pushed()}
+        receiver = self.callback_receiver
+        return called if receiver is None else called | {receiver.name: receiver}
+
     async def close(self) -> None:
         if self.telegram is not None:
             await self.telegram.close()
+        if self.callback_receiver is not None:
+            await self.callback_receiver.close()
 
     def all_accounts(self) -> dict[str, list[str]]:
         """Every account that can be written from, by channel, the default first."""
@@ -273,6 +284,10 @@ class House:
             curve_seconds_for=settings.retry_seconds_for,
             retry_max_for=settings.retry_max_for,
         )
+
+    @property
+    def callbacks(self) -> Callbacks:
+        return Callbacks(self.queue, self.ledger, self.retry_policy)
 
     @property
     def queue(self) -> Queue:
@@ -497,9 +512,15 @@ def build_write_back(house: House) -> list[WriteBack]:
 
 def build_operations(house: House) -> Operations:
     full = house.stores.full
-    if full is None:
-        return Operations(house.queue, house.ledger, house.bus, house.clock)
-    return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart, copies=full.shown)
+    return Operations(
+        house.queue,
+        house.ledger,
+        house.bus,
+        house.clock,
+        restart=None if full is None else full.copies.restart,
+        copies=None if full is None else full.shown,
+        callbacks=house.callbacks,
+    )
 
 
 def build_forgetting(house: House) -> Forgetting:
@@ -569,7 +590,7 @@ def build_sender(house: House) -> Sender:
     return Sender(
         ledger=house.ledger,
         queue=house.queue,
-        channels=house.channels.pushed(),
+        channels=house.channels.receivers(),
         bus=house.bus,
         clock=house.clock,
         limits=delivery_limits(settings),
@@ -716,7 +737,8 @@ def _secrets(settings: Settings, directory: DataDirectory) -> Secrets:
     if webhook is None and token is not None:
         webhook = webhook_secret(key, bot_id_of(token))
     model_key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
-    keep_out_of_logs([admin, key, token, webhook, model_key, *settings.tokens])
+    callback = settings.callback_secret.get_secret_value() if settings.callback_secret else None
+    keep_out_of_logs([admin, key, token, webhook, model_key, callback, *settings.tokens])
     return Secrets(admin_token=admin, secret_key=key, telegram_webhook=webhook)
 
 
@@ -738,4 +760,11 @@ def _channels(settings: Settings, secrets: Secrets, clock: Clock, chats: ChatReg
         telegram = TelegramChannel(tokens, clock=clock, api_base=settings.telegram_api_base, rates=rates, chats=chats)
         account = next(iter(telegram.accounts), None)
     webchat = WebChatChannel(derived_secret(secrets.secret_key, "webchat-sessions"))
-    return Channels(HttpChannel(), webchat, telegram, account)
+    return Channels(HttpChannel(), webchat, telegram, account, _callback_receiver(settings, clock))
+
+
+def _callback_receiver(settings: Settings, clock: Clock) -> CallbackReceiver | None:
+    if settings.callback_secret is None:
+        return None
+    allowed = read_allowed(settings.http_stage_allow)
+    return CallbackReceiver(settings.callback_secret.get_secret_value(), GuardedFetch(allowed), allowed, clock)

@@ -280,6 +280,7 @@ def build_supervisor(
             suspended_alert_count=settings.suspended_alert_count,
             suspended_alert_seconds=settings.suspended_alert_hours * 3600,
         ),
+        callbacks=house.callbacks,
     )
 
 

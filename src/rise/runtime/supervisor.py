@@ -15,11 +15,12 @@ from typing import Any, Final
 
 from rise.bindings import BindingRegistry, allows
 from rise.bus.port import Bus, Topic
+from rise.callbacks import Callbacks
 from rise.capabilities import CapabilityRegistry
 from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
 from rise.definitions.records import BindingRecord
-from rise.envelope import Head, Outcome, Reason, ReplyId, RunId, Status, TaskId, notice_id_of
+from rise.envelope import Head, Outcome, Reason, ReplyId, RunId, Status, TaskId, callback_id_of, notice_id_of
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Route, Selection, Suspend
@@ -83,6 +84,7 @@ class Supervisor:
         pipeline: Pipeline,
         clock: Clock,
         duties: Duties | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self._queue = queue
         self._ledger = ledger
@@ -93,6 +95,7 @@ class Supervisor:
         self._pipeline = pipeline
         self._clock = clock
         self._duties = duties or Duties()
+        self._callbacks = callbacks or Callbacks(queue, ledger)
         self._agreeing_since = clock.monotonic()
         self._defined = Signal()
         self._told: set[ReplyId] = set()
@@ -232,6 +235,7 @@ class Supervisor:
                 if run is None or run.is_of_former(task.head):  # else it was answered
                     unless_run = task.run_id if run is None else None
                     await self._tell(task, reason, self._duties.failed_text, unless_run=unless_run)
+                    await self._call_back(task, reason)
 
     async def measure(self) -> None:
         """Count what there is; see that it moves, and that it is not too much."""
@@ -367,6 +371,17 @@ class Supervisor:
         if told:
             log.info("notice.added", task_id=head.task_id, cause=cause)
             self._bus.publish(Topic.OUTBOX_READY)
+
+    async def _call_back(self, waiting: OpenTask, reason: Reason) -> None:
+        """To whoever asked for its result, that it waits."""
+        callback_id = callback_id_of(waiting.run_id, reason)
+        if waiting.head.callback_url is None or callback_id in self._told:
+            return
+        task = await self._queue.get(waiting.head.task_id)
+        if task is not None and task.run_id == waiting.run_id:
+            if await self._callbacks.tell_suspended(task, reason, task.progress.error or ""):
+                self._bus.publish(Topic.OUTBOX_READY)
+            self._told.add(callback_id)
 
     def _every(self, name: str, seconds: float, duty: Callable[[], Awaitable[None]]) -> Loop:
         async def body() -> None:
