@@ -23,9 +23,11 @@ from rise.definitions.port import Definitions, Kind
 from rise.definitions.records import (
     BindingRecord,
     PromptRecord,
+    SecretRecord,
     WorkflowRecord,
     bindings_of,
     prompt_of,
+    secret_of,
     workflow_of,
 )
 from rise.errors import BindingsUnknown, RiseError, Unavailable
@@ -183,6 +185,7 @@ class BindingRegistry:
         self._workflows: dict[str, WorkflowRecord] = {}
         self._accounts: dict[tuple[str, str], _Account] = {}
         self._prompts: dict[str, PromptRecord] = {}
+        self._secrets: dict[str, SecretRecord] = {}
         self._changed = Signal()
         self._unsubscribe = bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._changed.set())
         self._loop = Loop(
@@ -221,18 +224,21 @@ class BindingRegistry:
         self._show(msgspec.structs.replace(self._snapshot, last_refresh=self._clock.now()))
 
     async def _read(self) -> None:
-        latest = await self._definitions.latest([Kind.PUBLISHED, Kind.BINDINGS, Kind.PROMPT])
-        workflows, prompts = [], []
+        latest = await self._definitions.latest([Kind.PUBLISHED, Kind.BINDINGS, Kind.PROMPT, Kind.SECRET])
+        workflows, prompts, secrets = [], [], []
         accounts: dict[tuple[str, str], _Account] = {}
         for definition in latest.definitions:
             if definition.kind is Kind.PUBLISHED:
                 workflows.append(workflow_of(definition))
             elif definition.kind is Kind.PROMPT:
                 prompts.append(prompt_of(definition))
+            elif definition.kind is Kind.SECRET:
+                secrets.append(secret_of(definition))
             elif bindings := bindings_of(definition):
                 accounts[bindings[0].channel, bindings[0].account] = _Account(bindings, definition.version)
         self._workflows = {workflow.workflow_id: workflow for workflow in workflows}
         self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
+        self._secrets = {secret.name: secret for secret in secrets}
         self._accounts = accounts
         self._version = latest.changes
         usable = {one.workflow_id: one for one in workflows if one.published and one.enabled}
@@ -331,6 +337,10 @@ class BindingRegistry:
 
     def prompt(self, prompt_id: str) -> PromptRecord | None:
         return self._prompts.get(prompt_id)
+
+    def secret(self, name: str) -> SecretRecord | None:
+        """Sealed, as it is kept."""
+        return self._secrets.get(name)
 
     async def _follow(self) -> None:
         await self._changed.wait(CHECK_SECONDS)

@@ -137,6 +137,13 @@ class PromptUnknown(Rejected):
     http_status = 404
 
 
+class SecretUnknown(Rejected):
+    """There is no secret of this name."""
+
+    code = "secret_unknown"
+    http_status = 404
+
+
 class VersionUnknown(Rejected):
     """It never had this version, or it is one of those that are no longer kept."""
 

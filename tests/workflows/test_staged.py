@@ -634,3 +634,42 @@ async def test_an_answer_that_is_none_is_said_to_nobody(bench: Bench, server: Mo
     with pytest.raises(ModelAnswerUnusable):
         await bench.run(prompt(), reply("{{ stages.ask }}"))
     assert bench.said == []
+
+
+SECRETS = {"KEY": "shop-key/0123456789", "PART": "part of:an address"}
+
+
+@pytest.mark.req("SEC-2", "WFL-2")
+async def test_a_secret_is_put_into_the_request_and_taken_out_of_the_answer(bench: Bench, site: Site):
+    bench.give(secrets=SECRETS.get)
+    site.answers = [web.json_response({SECRETS["KEY"]: [f"you sent {SECRETS['KEY']}", "part%20of%3Aan%20address"]})]
+    asked = http(
+        f"{site.url}/{{{{ secrets.PART }}}}",
+        headers={"Authorization": "Bearer {{ secrets.KEY }}"},
+        method="POST",
+        json={"key": "{{ secrets.KEY }}"},
+    )
+    value = await bench.run(asked, reply("{{ stages.look }}"))
+    assert site.asked[0]["headers"]["Authorization"] == f"Bearer {SECRETS['KEY']}"
+    assert (site.asked[0]["path"], site.asked[0]["body"]) == (
+        "/part%20of%3Aan%20address", json.dumps({"key": SECRETS["KEY"]}, separators=(",", ":"))
+    )  # fmt: skip
+    assert value == {"***": ["you sent ***", "***"]}
+    left = repr((value, bench.said, bench.records, bench.steps.kept))
+    assert not [secret for secret in SECRETS.values() if secret in left]
+
+
+@pytest.mark.req("SEC-2", "WFL-2")
+async def test_a_secret_that_is_not_there_or_cannot_be_opened_is_said_with_the_remedy(bench: Bench, site: Site):
+    with pytest.raises(StageRefused, match=r"no secret KEY .* `rise secrets set KEY`, with the same RISE_SECRET_KEY"):
+        await bench.run(http(site.url, headers={"Authorization": "{{ secrets.KEY }}"}))
+    assert not site.asked
+
+
+@pytest.mark.req("SEC-2")
+async def test_a_request_that_fails_does_not_say_its_secret(bench: Bench, site: Site):
+    bench.give(secrets=SECRETS.get)
+    site.answers = [web.json_response({"wrong": SECRETS["KEY"]}, status=401)]
+    with pytest.raises(StageRefused) as refused:
+        await bench.run(http(f"{site.url}/{{{{ secrets.KEY }}}}", headers={"X-Key": "{{ secrets.KEY }}"}))
+    assert SECRETS["KEY"] not in repr((str(refused.value), bench.records))

@@ -15,7 +15,7 @@ from rise.capabilities import CapabilityStatus
 from rise.channels import http, telegram, webchat
 from rise.envelope import Outcome, Reason, Status, TaskType
 from rise.ledger.port import ReplyKind, ReplyState
-from rise.runtime import prompts, publishing
+from rise.runtime import prompts, publishing, stage_secrets
 from rise.runtime.binding_health import HealthStatus
 from rise.runtime.differences import ChangeKind
 from rise.runtime.publishing import WorkflowStatus
@@ -331,6 +331,9 @@ PROMPT: Final = _object(_PROMPT | {"usedBy": _list(TEXT)})
 PROMPTS: Final = _list(PROMPT)
 REMOVED_PROMPT: Final = _object({"promptId": TEXT, "isRemoved": _BOOLEAN})
 PROMPT_HISTORY: Final = _list(_object(_PROMPT | {"comment": TEXT, "isRemoval": _BOOLEAN}))
+SECRET: Final = _object({"name": TEXT, "usedBy": _list(TEXT), "version": _COUNT} | _WRITTEN)
+SECRETS: Final = _list(SECRET)
+REMOVED_SECRET: Final = _object({"name": TEXT, "isRemoved": _BOOLEAN})
 CHANNEL_HEALTH: Final = _object(
     {
         "channel": TEXT,
@@ -533,6 +536,18 @@ NEW_PROMPT: Final = _asked(
 EDITED_PROMPT: Final = _asked(
     _WRITTEN_PROMPT | {"version": _VERSION, "comment": _COMMENT},
     examples=({"version": 1, "template": "Greet {{ user.name }}.", "comment": "shorter"},),
+)
+SET_SECRET: Final = _asked(
+    {
+        "value": {
+            "type": "string",
+            "pattern": "^[ -~]+$",
+            "minLength": stage_secrets.CHARS_MIN,
+            "maxLength": stage_secrets.CHARS_MAX,
+        }
+    },
+    required=("value",),
+    examples=({"value": "key-of-the-shop"},),
 )
 
 _TRACE_PARENT: Final = {

@@ -27,6 +27,8 @@ class Kind(StrEnum):
     BINDINGS = "bindings"
     """All of one account, so that which of them is the default changes in one step."""
     PROMPT = "prompt"
+    SECRET = "secret"  # noqa: S105 - a kind of definition, not one of them
+    """What stages put into their requests; its body has it sealed."""
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,5 +1,5 @@
 """What stands in definitions, as this version of Rise reads it: workflows as they are edited and as they run, prompts,
-and what is bound to what. Which version it is, and who wrote it when, is the definition's word, not the body's.
+secrets, and what is bound to what. Which version it is, and who wrote it when, is the definition's word, not its own.
 
 Refuses: to let one that it cannot read hide the others. That one serves nobody, and code does not take it for its own.
 """
@@ -104,7 +104,18 @@ class PromptRecord(msgspec.Struct, frozen=True, kw_only=True):
     updated_by: str = ""
 
 
-Dated = TypeVar("Dated", WorkflowRecord, DraftRecord, PromptRecord)
+class SecretRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that stages put into their requests and refer to by its name."""
+
+    name: str
+    sealed: str
+    """`runtime/sealing.py` opens it."""
+    version: int = 0
+    updated_at: str = ""
+    updated_by: str = ""
+
+
+Dated = TypeVar("Dated", WorkflowRecord, DraftRecord, PromptRecord, SecretRecord)
 
 
 class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +176,11 @@ def prompt_of(definition: Definition) -> PromptRecord:
     return _read(definition, PromptRecord, PromptRecord(prompt_id=definition.name, name=definition.name, template=""))
 
 
+def secret_of(definition: Definition) -> SecretRecord:
+    """As it was set; one that cannot be read is a newer version's, and opens with no key."""
+    return _read(definition, SecretRecord, SecretRecord(name=definition.name, sealed=""))
+
+
 def _read(definition: Definition, kind: type[Dated], unreadable: Dated) -> Dated:
     moment, by = iso(from_epoch_ms(definition.at_ms)), definition.by
     try:
@@ -174,7 +190,7 @@ def _read(definition: Definition, kind: type[Dated], unreadable: Dated) -> Dated
     return msgspec.structs.replace(read, version=definition.version, updated_at=moment, updated_by=by)
 
 
-def body_of(record: WorkflowRecord | DraftRecord | PromptRecord) -> bytes:
+def body_of(record: WorkflowRecord | DraftRecord | PromptRecord | SecretRecord) -> bytes:
     """What is written of it, the same for all that say the same: neither its version nor who wrote it when."""
     fields = msgspec.structs.asdict(record)
     return encode_json({name: value for name, value in fields.items() if name not in _OF_THE_DEFINITION})

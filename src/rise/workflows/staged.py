@@ -1,7 +1,8 @@
 """Running a workflow that is made of stages.
 
 Promises: a stage that was paid for is not paid for again: what `prompt`, `http` and `python` stages come to is kept as
-a step of the run, and a run that is repeated after a crash goes on at the first stage without. What `reply` and
+a step of the run, and a run that is repeated after a crash goes on at the first stage without. A secret is put in when
+the request is made, and taken out of what is answered: none stands in a result, a record or an error. What `reply` and
 `follow_up` say is noted like any effect, and becomes real with the run's result. Every stage leaves a record, also one
 that fails. A run's value is the last that a stage computed, for callers who read the result.
 
@@ -45,8 +46,9 @@ from rise.workflows.stages import (
     When,
     read_moment,
     seconds_at_most,
+    secrets_of,
 )
-from rise.workflows.templates import template
+from rise.workflows.templates import SECRETS, template
 from rise.workflows.turn import Turn, in_a_thread
 
 VALUE_BYTES_MAX: Final = 1 << 20
@@ -54,6 +56,8 @@ VALUE_BYTES_MAX: Final = 1 << 20
 WAITED_SECONDS_MAX: Final = 10.0
 SPARE_SECONDS: Final = 30.0
 """For what a run does beside its stages."""
+HIDDEN: Final = "***"
+"""What stands for a secret in what a site answered."""
 _NOT_NOW: Final = frozenset({408, 425, 429, 502, 503, 504})
 
 
@@ -91,6 +95,8 @@ class Tools:
     clock: Clock
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     prompts: Callable[[str], Prompt | None] = lambda prompt_id: None
+    secrets: Callable[[str], str | None] = lambda name: None
+    """Open. None: there is none of that name, or none that opens here."""
     record: Callable[[StageRecord], None] = forget
     """Told of every stage when it ends, whatever the end. Must neither wait nor raise."""
 
@@ -252,37 +258,30 @@ class _Run:
         return prompt, {**self._values, **given}
 
     async def _http(self, stage: HttpStage, trial: _Trial) -> Any:
-        headers = {name: self._text(text) for name, text in stage.headers.items()}
-        body = None if stage.body is None else self._text(stage.body).encode()
-        if stage.json is not None:
-            body = encode_json(self._filled(stage.json))
-            if not any(name.lower() == "content-type" for name in headers):
-                headers["Content-Type"] = "application/json"
-        request = HttpRequest(method=stage.method, url=self._address(stage.url), headers=headers, body=body)
+        secrets = {name: self._secret(name) for name in sorted(secrets_of(stage))}
+        request = self._request(stage, {**self._values, SECRETS: secrets})
         answer = await self._tools.fetch.fetch(request, timeout_seconds=stage.timeout_seconds)
         trial.notes = {"status": answer.status}
         _refuse_unexpected(answer, stage.expect, urlsplit(request.url).hostname)
-        return json_of(answer)
+        return _without(json_of(answer), [*secrets.values()])
 
-    def _address(self, text: str) -> str:
-        """What is put into it is one part of it, whatever it holds: it can change neither host nor path."""
-        read = template(text)
-        address = read.text(self._values, spelled=str if read.is_one_value else _as_part_of_address)
-        try:
-            path = urlsplit(address).path
-        except ValueError as error:
-            raise StageRefused("the address cannot be read") from error
-        if not read.is_one_value and {"..", "."} & set(path.split("/")):
-            raise StageRefused("the address leads up or nowhere: a part of its path is . or ..")
-        return address
+    def _secret(self, name: str) -> str:
+        secret = self._tools.secrets(name)
+        if secret is None:
+            raise StageRefused(
+                f"there is no secret {name} that can be opened here: set it with `rise secrets set {name}`, with the "
+                "same RISE_SECRET_KEY on all hosts"
+            )
+        return secret
 
-    def _filled(self, value: Any) -> Any:
-        """The JSON with its templates rendered; a text that is one placeholder becomes the value itself."""
-        if isinstance(value, str):
-            return template(value).value(self._values)
-        if isinstance(value, list):
-            return [self._filled(one) for one in value]
-        return {name: self._filled(one) for name, one in value.items()} if isinstance(value, dict) else value
+    def _request(self, stage: HttpStage, values: Mapping[str, Any]) -> HttpRequest:
+        headers = {name: self._text(text, values) for name, text in stage.headers.items()}
+        body = None if stage.body is None else self._text(stage.body, values).encode()
+        if stage.json is not None:
+            body = encode_json(_filled(stage.json, values))
+            if not any(name.lower() == "content-type" for name in headers):
+                headers["Content-Type"] = "application/json"
+        return HttpRequest(method=stage.method, url=_address(stage.url, values), headers=headers, body=body)
 
     async def _python(self, stage: PythonStage) -> Any:
         function = self._tools.functions.get(stage.function)
@@ -423,6 +422,44 @@ def _refuse_unexpected(answer: HttpAnswer, expected: Sequence[int], host: str | 
         raise SiteFailed(said)
     redirected = "; redirects are not followed" if 300 <= status < 400 else ""
     raise StageRefused(said + redirected)
+
+
+def _address(text: str, values: Mapping[str, Any]) -> str:
+    """What is put into it is one part of it, whatever it holds: it can change neither host nor path."""
+    read = template(text)
+    address = read.text(values, spelled=str if read.is_one_value else _as_part_of_address)
+    try:
+        path = urlsplit(address).path
+    except ValueError as error:
+        raise StageRefused("the address cannot be read") from error
+    if not read.is_one_value and {"..", "."} & set(path.split("/")):
+        raise StageRefused("the address leads up or nowhere: a part of its path is . or ..")
+    return address
+
+
+def _filled(value: Any, values: Mapping[str, Any]) -> Any:
+    """The JSON with its templates rendered; a text that is one placeholder becomes the value itself."""
+    if isinstance(value, str):
+        return template(value).value(values)
+    if isinstance(value, list):
+        return [_filled(one, values) for one in value]
+    return {name: _filled(one, values) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def _without(value: Any, secrets: Sequence[str]) -> Any:
+    """An answer in which what was asked with does not stand: some sites say back what they were told."""
+    if not secrets:
+        return value
+    if isinstance(value, str):
+        for secret in sorted(secrets, key=len, reverse=True):  # one may be the beginning of another
+            for spelled in (secret, _as_part_of_address(secret)):
+                value = value.replace(spelled, HIDDEN)
+        return value
+    if isinstance(value, list):
+        return [_without(one, secrets) for one in value]
+    if isinstance(value, dict):
+        return {_without(name, secrets): _without(one, secrets) for name, one in value.items()}
+    return value
 
 
 def _seconds(retry_after: str | None) -> int | None:
