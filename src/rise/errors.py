@@ -239,6 +239,8 @@ class Unavailable(RiseError):
     code = "unavailable"
     retryable = True
     capability: ClassVar[str] = "unknown"
+    is_closed: ClassVar[bool] = False
+    """Over HTTP it is said as any capability that is closed, `capability_unavailable`, and `capability` says which."""
 
     def __init__(self, public_message: str, *, retry_after_seconds: int | None = None, remedy: str = "") -> None:
         super().__init__(public_message)
@@ -251,6 +253,7 @@ class StoreUnavailable(Unavailable):
 
     code = "store_unavailable"
     capability = "disk"
+    is_closed = True
 
 
 class StoreCorrupt(StoreUnavailable):
@@ -276,6 +279,7 @@ class RedisUnavailable(Unavailable):
 
     code = "redis_unavailable"
     capability = "redis"
+    is_closed = True
 
 
 class RabbitUnavailable(Unavailable):
@@ -283,6 +287,7 @@ class RabbitUnavailable(Unavailable):
 
     code = "rabbitmq_unavailable"
     capability = "rabbitmq"
+    is_closed = True
 
 
 class RabbitMisconfigured(RabbitUnavailable):
@@ -296,6 +301,7 @@ class MongoUnavailable(Unavailable):
 
     code = "mongodb_unavailable"
     capability = "mongo"
+    is_closed = True
 
 
 class MongoMisconfigured(MongoUnavailable):
