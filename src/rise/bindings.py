@@ -1,7 +1,8 @@
 """Which workflow serves which message. The only place that knows.
 
 An account has any number of bindings. A message meets exactly one of them: that of its chat, else that of its command,
-else the default. A route whose workflow cannot be used leaves its messages waiting: they never fall to the default.
+else the default. A route whose workflow cannot be used leaves its messages waiting: they never fall to the default. Nor
+do those of a binding that a newer version of Rise has written.
 
 Refuses: to hand out what is switched off, not published, or cannot be read: what needs it waits.
 """
@@ -83,11 +84,13 @@ class Bound(msgspec.Struct, frozen=True):
 class _Account:
     """Who serves one account. Never changed once it is made, so that reading it needs no lock."""
 
-    __slots__ = ("by_chat", "by_command", "by_workflow", "default", "version")
+    __slots__ = ("by_chat", "by_command", "by_workflow", "default", "unread", "version")
 
     def __init__(self, bindings: Iterable[BindingRecord], version: int) -> None:
         self.version = version
         self.by_workflow = {one.workflow_id: one for one in bindings}
+        self.unread = next((one for one in self.by_workflow.values() if not one.workflow_id), None)
+        """Any message may be its: nobody here knows its routes."""
         usable = [one for one in self.by_workflow.values() if one.enabled]
         self.default = next((one for one in usable if one.is_default), None)
         routes = [(route, one) for one in usable for route in one.routes]
@@ -99,6 +102,11 @@ class _Account:
         return bool(self.by_chat or self.by_command)
 
     def binding_of(self, message: Message) -> BindingRecord | None:
+        """Of what asks for a workflow by name, that one's."""
+        if self.unread is not None:
+            return self.unread
+        if message.workflow_id is not None:
+            return self.by_workflow.get(message.workflow_id)
         if self.by_chat:
             # A group that became a supergroup is known by both its ids.
             for chat_id in (message.chat_id, message.first_chat_id):
@@ -243,7 +251,7 @@ class BindingRegistry:
         self._version = latest.changes
         usable = {one.workflow_id: one for one in workflows if one.published and one.enabled}
         active = tuple(
-            one for one in self.bindings() if one.enabled and one.kill_switch is None and one.workflow_id in usable
+            one for one in self.bindings() if one.enabled and _is_in_force(one) and one.workflow_id in usable
         )
         shown = BindingsSnapshot(self._version, active, tuple(usable.values()), self._clock.now())
         if shown.version == self._snapshot.version and _content(shown) != _content(self._snapshot):
@@ -281,11 +289,7 @@ class BindingRegistry:
     def binding(self, message: Message) -> BindingRecord | None:
         """Whose it is, whether or not that can serve it now. Of what asks for a workflow by name, that one's."""
         account = self._accounts.get((message.channel, message.account))
-        if account is None:
-            return None
-        if message.workflow_id is not None:
-            return account.by_workflow.get(message.workflow_id)
-        return account.binding_of(message)
+        return None if account is None else account.binding_of(message)
 
     def lookup(self, message: Message) -> Bound | None:
         """What serves it now; None if nothing usable does, or its kill switch is on."""
@@ -306,7 +310,7 @@ class BindingRegistry:
         workflow = self._workflows.get(workflow_id)
         if workflow is None or not workflow.published or not workflow.enabled:
             return None
-        return None if binding is not None and binding.kill_switch is not None else workflow
+        return None if binding is not None and not _is_in_force(binding) else workflow
 
     def served(self, routes: Iterable[Route]) -> tuple[Route, ...]:
         """Of these, the ones of which every message can be served now. Not `routed` ones: see there."""
@@ -322,6 +326,8 @@ class BindingRegistry:
 
     def _serves(self, route: Route) -> bool:
         account = self._accounts.get((route.channel, route.account))
+        if account is not None and account.unread is not None:
+            return False
         if route.workflow_id:
             binding = None if account is None else account.by_workflow.get(route.workflow_id)
             return self._usable(route.workflow_id, binding) is not None
@@ -363,6 +369,11 @@ class BindingRegistry:
         if trouble != self._trouble:
             self._trouble = trouble
             self._on_trouble(trouble)
+
+
+def _is_in_force(binding: BindingRecord) -> bool:
+    """Whether what it meets is run at all."""
+    return binding.kill_switch is None and binding.is_readable
 
 
 def _content(snapshot: BindingsSnapshot) -> object:

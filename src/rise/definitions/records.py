@@ -142,6 +142,11 @@ class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
     bound_by: str = ""
     """Who has decided what is bound: whoever changed it last, but for its kill switch."""
 
+    @property
+    def is_readable(self) -> bool:
+        """Or a newer version has written it: what is meant for it waits."""
+        return self.updated_by != NEWER
+
 
 def account_name(channel: str, account: str) -> str:
     """What the bindings of an account are called."""
@@ -199,8 +204,18 @@ def body_of(record: WorkflowRecord | DraftRecord | PromptRecord | SecretRecord) 
 _OF_THE_DEFINITION: Final = frozenset({"version", "updated_at", "updated_by"})
 
 
+class _Meets(msgspec.Struct, frozen=True):
+    """What of a binding says which messages it meets."""
+
+    workflow_id: str
+    is_default: bool = True
+    enabled: bool = True
+    routes: tuple[BindingRoute, ...] = ()
+
+
 def bindings_of(definition: Definition) -> list[BindingRecord]:
-    """Of one account, by workflow; of those that cannot be read, whatever is left of their names."""
+    """Of one account, by workflow; of those that cannot be read, what they meet. Where not even that can be read, the
+    workflow has no name: any message of the account may be its."""
     channel, _, account = definition.name.partition(":")
     try:
         kept = msgspec.json.decode(definition.body or b"[]", type=list[msgspec.Raw])
@@ -213,6 +228,20 @@ def _binding_of(channel: str, account: str, raw: msgspec.Raw) -> BindingRecord:
     try:
         return msgspec.json.decode(raw, type=BindingRecord)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return BindingRecord(
-            channel=channel, account=account, workflow_id="", is_default=False, enabled=False, updated_by=NEWER
-        )
+        meets = _met_by(raw)
+    return BindingRecord(
+        channel=channel,
+        account=account,
+        workflow_id=meets.workflow_id,
+        is_default=meets.is_default,
+        enabled=meets.enabled,
+        routes=meets.routes,
+        updated_by=NEWER,
+    )
+
+
+def _met_by(raw: msgspec.Raw) -> _Meets:
+    try:
+        return msgspec.json.decode(raw, type=_Meets)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Meets(workflow_id="", is_default=False, enabled=False)

@@ -26,7 +26,7 @@ from rise.capabilities import REMEDIES
 from rise.channels.port import PushChannel
 from rise.channels.telegram import TelegramChannel, WebhookInfo
 from rise.clock import Clock, from_epoch_ms, iso
-from rise.definitions.records import BindingRecord
+from rise.definitions.records import NEWER, BindingRecord
 from rise.envelope import Status
 from rise.errors import RiseError, Unavailable
 from rise.offices import OfficeClaim
@@ -42,6 +42,7 @@ LOOK_SECONDS_MAX: Final = 15.0
 TEST_SECONDS_MAX: Final = 30.0
 DETAIL_CHARS_MAX: Final = 500
 
+BINDING: Final = "binding"
 WORKFLOW: Final = "workflow"
 WEBHOOK: Final = "getWebhookInfo"
 BOT: Final = "getMe"
@@ -63,6 +64,7 @@ _CONSEQUENCES: Final = {
     HealthStatus.UNKNOWN: "nothing is known to be wrong, nor to be well",
 }
 _REMEDIES: Final = {
+    BINDING: "install that version here, too",
     WORKFLOW: "publish the workflow, switch it on, or bind another",
     WEBHOOK: REMEDIES["telegram_webhook"],
     BOT: REMEDIES["telegram_sending"],
@@ -311,6 +313,8 @@ class BindingMonitor:
         return msgspec.structs.replace(health, status=found.status, source=found.source, detail=detail)
 
     def _of_workflow(self, binding: BindingRecord) -> Finding | None:
+        if not binding.is_readable:
+            return Finding(HealthStatus.DOWN, BINDING, f"it was written by {NEWER}: what it meets waits")
         workflow = self._registry.workflow(binding.workflow_id)
         if workflow is not None and workflow.published and workflow.enabled:
             return None

@@ -34,7 +34,7 @@ from rise.capabilities import CONSEQUENCES, REMEDIES, CapabilityStatus, meaning_
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
 from rise.definitions.port import Kind
-from rise.definitions.records import STAGES, BindingRecord, WorkflowRecord, bindings_of, workflow_of
+from rise.definitions.records import NEWER, STAGES, BindingRecord, WorkflowRecord, bindings_of, workflow_of
 from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, StoreUnavailable, Unavailable
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
@@ -587,11 +587,14 @@ def _binding(
 ) -> Finding:
     """What serves the account; `asked`: the workflow of RISE_APP that wants the channel, if one does."""
     name = f"{channel}:{account}"
-    bound = [
-        binding
-        for binding in known
-        if (binding.channel, binding.account) == (channel, account) and binding.enabled and binding.is_default
-    ]
+    of_account = [one for one in known if (one.channel, one.account) == (channel, account)]
+    if not all(one.is_readable for one in of_account):
+        return _warn(
+            name,
+            f"a binding of its was written by {NEWER}: what it meets is kept and waits (workflow_pending)",
+            "install that version here, too",
+        )
+    bound = [one for one in of_account if one.enabled and one.is_default]
     if not bound and asked is not None:
         return _ok(name, f"{asked} asks for it; bound at the next start")
     if channel == "webchat" and not any(one.channel == channel for one in known):
