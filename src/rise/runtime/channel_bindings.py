@@ -34,6 +34,7 @@ from rise.definitions.records import (
     bindings_of,
     workflow_of,
 )
+from rise.envelope import is_in_digits
 from rise.errors import BindingMissing, PayloadInvalid, WorkflowUnknown
 from rise.runtime.binding_health import BindingHealth, HealthBook, HealthStatus
 from rise.runtime.editor import EVENT_QUEUED, Editor, Rebound, shared
@@ -148,7 +149,7 @@ class ChannelBindings:
         default = self.accounts.get(channel)
         if channel != TELEGRAM and account not in (None, default):
             raise PayloadInvalid(f"the channel {channel} has the account {default} only", field="account")
-        if account is not None and not account.isdecimal() and channel == TELEGRAM:
+        if account is not None and not is_in_digits(account) and channel == TELEGRAM:
             raise PayloadInvalid("an account of telegram is a bot's number", field="account")
         found = account or default
         if found is None:
