@@ -60,7 +60,8 @@ class Definitions(Protocol):
         ...
 
     async def latest(self, kinds: Collection[Kind]) -> Latest:
-        """The last version of each, in the order of their names, without what was removed."""
+        """The last version of each, in the order of their names, without what was removed: all that was in force at one
+        moment, and how many changes there had been then."""
         ...
 
     async def version(self, kind: Kind, name: str, version: int | None = None) -> Definition | None:
