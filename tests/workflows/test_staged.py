@@ -500,6 +500,41 @@ async def test_what_a_stage_came_to_holds_until_it_or_one_before_it_is_written_o
     assert bench.said == ["/new 4"]
 
 
+@pytest.mark.req("WFL-1", "WRK-5")
+async def test_what_a_model_said_to_a_stored_prompt_holds_until_that_is_written_otherwise(
+    bench: Bench, server: ModelStandIn
+):
+    """A message that failed is let go on after its prompt was corrected."""
+    stored = {"pr_1": Prompt(template="Old: {{ text }}"), "pr_2": Prompt(template="Then {{ stages.ask }}")}
+    bench.give(prompts=stored.get)
+    ask = {"name": "ask", "kind": "prompt", "promptId": "pr_1"}
+    more = {"name": "more", "kind": "prompt", "promptId": "pr_2"}
+    with pytest.raises(StageRefused):
+        await bench.run(ask, more, reply("{{ metadata.nothing }}"))
+    bench.history.append({"role": "user", "text": "written meanwhile"})
+    with pytest.raises(StageRefused):
+        await bench.run(ask, more, reply("{{ metadata.nowhere }}"))
+    assert server.asked == ["Old: Hello", "Then Old: Hello"], "paid for once"
+    stored["pr_1"] = Prompt(template="New: {{ text }}")
+    await bench.run(ask, more, reply("{{ stages.more }}"))
+    assert bench.said == ["Then New: Hello"]
+    stored["pr_2"] = Prompt(template="Then {{ stages.ask }}", system="Be brief.")
+    await bench.run(ask, more, reply("{{ stages.more }}"))
+    assert server.asked[4:] == ["Then New: Hello"], "what is before the corrected one is kept"
+
+
+@pytest.mark.req("WFL-1")
+async def test_a_run_asks_with_the_prompts_that_were_stored_when_it_began(bench: Bench, server: ModelStandIn):
+    stored = {"pr_1": Prompt(template="Old: {{ text }}")}
+
+    def store(values: dict[str, Any]) -> None:
+        stored["pr_1"] = Prompt(template="New: {{ text }}")
+
+    bench.give(prompts=stored.get, functions={"count": store})
+    await bench.run(python(), {"name": "ask", "kind": "prompt", "promptId": "pr_1"})
+    assert server.asked == ["Old: Hello"]
+
+
 @pytest.mark.failure("D4")
 async def test_functions_that_never_return_keep_no_other_from_being_called(bench: Bench):
     is_over = threading.Event()

@@ -130,7 +130,9 @@ def staged_workflow(
 
 async def run_stages(turn: Turn, stages: Sequence[Stage], tools: Tools) -> Any:
     """Run them for one message. Raises what a stage raises, after its tries; nothing after it is run then."""
-    run = _Run(turn, tools, _as_written(stages))
+    # Looked up once: what is asked and what it is kept under are the same, whatever somebody stores meanwhile.
+    prompts = {name: tools.prompts(name) for name in _prompts_named(stages)}
+    run = _Run(turn, tools, prompts, _as_written(stages, prompts))
     places = {stage.name: at for at, stage in enumerate(stages)}
     at: int | None = 0
     while at is not None and at < len(stages):
@@ -139,11 +141,19 @@ async def run_stages(turn: Turn, stages: Sequence[Stage], tools: Tools) -> Any:
     return run.value
 
 
-def _as_written(stages: Iterable[Stage]) -> Sequence[str]:
-    """Of each stage, what it and those before it say, in short; how long they may take changes no result."""
+def _prompts_named(stages: Iterable[Stage]) -> set[str]:
+    return {stage.prompt_id for stage in stages if isinstance(stage, PromptStage) and stage.prompt_id is not None}
+
+
+def _as_written(stages: Iterable[Stage], prompts: Mapping[str, Prompt | None]) -> Sequence[str]:
+    """Of each stage, what it and those before it say, in short, with the stored prompts that they name; how long they
+    may take changes no result. Not what was asked with the message's values: its history may have grown since, and
+    that is no reason to pay again."""
     said, found = hashlib.sha256(), []
     for stage in stages:
         said.update(msgspec.json.encode(msgspec.structs.replace(stage, timeout_seconds=0.0, retries=Retries())))
+        if isinstance(stage, PromptStage) and stage.prompt_id is not None:
+            said.update(msgspec.json.encode(prompts[stage.prompt_id]))
         found.append(said.hexdigest()[:12])
     return found
 
@@ -155,8 +165,9 @@ _NEXT: Final = ""
 class _Run:
     """One run, as far as it has come."""
 
-    def __init__(self, turn: Turn, tools: Tools, written: Sequence[str]) -> None:
+    def __init__(self, turn: Turn, tools: Tools, prompts: Mapping[str, Prompt | None], written: Sequence[str]) -> None:
         self.value: Any = None
+        self._prompts = prompts
         self._written = written
         self._turn = turn
         self._tools = tools
@@ -203,7 +214,7 @@ class _Run:
             _refuse_what_cannot_be_kept(value)
             return value
 
-        # By what is written up to it as well: who corrects a workflow and lets a message go on means that.
+        # By what is written up to it as well: who corrects a workflow or a prompt and lets a message go on means that.
         self.value = await self._turn.step(f"{stage.kind}:{stage.name}:{self._written[number]}", compute)
         return self.value
 
@@ -251,7 +262,7 @@ class _Run:
         """What is asked, and with which values: a stored prompt's own placeholders are filled by its stage."""
         if stage.prompt_id is None:
             return Prompt(template=stage.template or ""), self._values
-        prompt = self._tools.prompts(stage.prompt_id)
+        prompt = self._prompts[stage.prompt_id]
         if prompt is None:
             raise StageRefused(f"there is no prompt {stage.prompt_id}: store it, or name another")
         given = {name: template(text).value(self._values) for name, text in stage.values.items()}
