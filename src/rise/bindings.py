@@ -81,6 +81,17 @@ class Bound(msgspec.Struct, frozen=True):
     """None when the caller named the workflow itself."""
 
 
+class Met(msgspec.Struct, frozen=True):
+    """What a message meets at one moment."""
+
+    binding: BindingRecord | None
+    """Whose it is, whether or not that can serve it. Of what asks for a workflow by name, that one's."""
+    bound: Bound | None
+    """What serves it; None if nothing usable does."""
+    status: Literal["bound", "missing", "killed", "unknown"]
+    """If nothing does, why: nothing usable is bound, its kill switch is on, or nobody has read what there is."""
+
+
 class _Account:
     """Who serves one account. Never changed once it is made, so that reading it needs no lock."""
 
@@ -286,25 +297,17 @@ class BindingRegistry:
         bound = self._accounts.get((channel, account))
         return 0 if bound is None else bound.version
 
-    def binding(self, message: Message) -> BindingRecord | None:
-        """Whose it is, whether or not that can serve it now. Of what asks for a workflow by name, that one's."""
+    def met_by(self, message: Message) -> Met:
+        """Which one binding it meets now, and what serves it. Only looks in memory."""
         account = self._accounts.get((message.channel, message.account))
-        return None if account is None else account.binding_of(message)
-
-    def lookup(self, message: Message) -> Bound | None:
-        """What serves it now; None if nothing usable does, or its kill switch is on."""
-        binding, named = self.binding(message), message.workflow_id
-        if binding is None and named is None:
-            return None
+        binding = None if account is None else account.binding_of(message)
+        named = message.workflow_id
         workflow = self._usable(named or (binding.workflow_id if binding else ""), binding)
-        return None if workflow is None else Bound(workflow, None if named else binding)
-
-    def why_not(self, message: Message) -> Literal["missing", "killed", "unknown"]:
-        """Why `lookup` finds nothing for it: nothing usable is bound, it is switched off, or nobody knows yet."""
+        if workflow is not None:
+            return Met(binding, Bound(workflow, None if named else binding), "bound")
         if self._version < 0:
-            return "unknown"
-        binding = self.binding(message)
-        return "killed" if binding is not None and binding.kill_switch is not None else "missing"
+            return Met(None, None, "unknown")
+        return Met(binding, None, "killed" if binding is not None and binding.kill_switch is not None else "missing")
 
     def _usable(self, workflow_id: str, binding: BindingRecord | None) -> WorkflowRecord | None:
         workflow = self._workflows.get(workflow_id)
