@@ -237,7 +237,7 @@ async def test_where_the_routes_of_a_binding_cannot_be_read_either_all_of_its_ac
     for task_id in waiting:
         await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
     assert await gateway.supervisor.resume() == 0
-    assert stage.texts(1) == [MISSING]
+    assert await stage.said(1, chat=1) == [MISSING]
 
 
 @pytest.mark.req("BND-4")
