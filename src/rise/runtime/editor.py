@@ -41,6 +41,8 @@ EVENT_QUEUED: Final = "event_queued"
 
 BindingsChange = Callable[[list[BindingRecord]], list[BindingRecord]]
 BindingChange = Callable[[BindingRecord | None], BindingRecord]
+BindingCheck = Callable[[BindingRecord], None]
+"""Raises what speaks against a binding as it would be, with what is its account's."""
 
 
 class Rebound(msgspec.Struct, frozen=True):
@@ -86,11 +88,12 @@ class Editor:
         action: str = "bind",
         why: str = "",
         version: int | None = None,
+        check: BindingCheck = lambda binding: None,
     ) -> Rebound:
         """Change one binding, or make it. A new default demotes the former one in the same step.
 
         `version`: the one that the change was made for, 0 before there is any. Raises `VersionStale` if that is not in
-        force, `RouteTaken` if another binding of the account has one of its routes.
+        force, `RouteTaken` if another binding of the account has one of its routes, and what `check` raises.
         """
         demoted: str | None = None
         leaves_none = False
@@ -102,8 +105,9 @@ class Editor:
                 raise VersionStale.of(f"the binding of {workflow_id}", former.version if former else 0)
             binding = change(former)
             others = [one for one in known if one.workflow_id != workflow_id]
+            binding, others = _shared(binding, former, others)
+            check(binding)
             _refuse_taken_routes(binding, others)
-            binding, others = shared(binding, former, others)
             demoted = None
             if binding.is_default and binding.enabled:
                 demoted = next((one.workflow_id for one in others if one.is_default and one.enabled), None)
@@ -237,7 +241,7 @@ class Editor:
         return None if found is None or found.body is None else workflow_of(found).version
 
 
-def shared(
+def _shared(
     binding: BindingRecord, former: BindingRecord | None, others: list[BindingRecord]
 ) -> tuple[BindingRecord, list[BindingRecord]]:
     """With what is the account's alike in all of its bindings: as it was changed in this one, else as it was."""
