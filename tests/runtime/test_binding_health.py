@@ -19,19 +19,12 @@ from rise.envelope import Status, TaskId
 from rise.errors import CapabilityClosed, StoreUnavailable
 from rise.ledger.port import Office
 from rise.offices import OfficeClaim
-from rise.runtime.binding_health import (
-    BindingHealth,
-    BindingMonitor,
-    Finding,
-    HealthBook,
-    HealthStatus,
-    Pace,
-    answering_look,
-    webhook_look,
-)
+from rise.runtime.binding_health import BindingHealth, Finding, HealthBook, HealthStatus
+from rise.runtime.binding_monitor import BindingMonitor, Pace
 from rise.runtime.bots import delivery_url
 from rise.runtime.editor import Editor
 from rise.runtime.path_test import PathTested
+from rise.runtime.platform_looks import answering_look, webhook_look
 from rise.testing.clock import ManualClock
 from rise.testing.fakes.bus import MemoryBus, MemoryBusState
 from rise.testing.fakes.definitions import MemoryDefinitions, MemoryDefinitionsState

@@ -55,7 +55,8 @@ from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.reachable import read_allowed
 from rise.retries import RetryPolicy
-from rise.runtime.binding_health import BindingMonitor, HealthBook, Look, Pace, answering_look, webhook_look
+from rise.runtime.binding_health import HealthBook
+from rise.runtime.binding_monitor import BindingMonitor, Pace
 from rise.runtime.bots import Bot, Bots, BotSettings, bots_of
 from rise.runtime.channel_bindings import ChannelBindings
 from rise.runtime.directory import DataDirectory, derived_secret
@@ -64,6 +65,7 @@ from rise.runtime.forgetting import Forgetting
 from rise.runtime.ledger_name import LedgerName
 from rise.runtime.operations import Operations
 from rise.runtime.path_test import PathTest
+from rise.runtime.platform_looks import Look, answering_look, webhook_look
 from rise.runtime.prompts import Prompts
 from rise.runtime.publishing import Workflows
 from rise.runtime.sealing import Seal
