@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -692,6 +693,23 @@ async def test_a_secret_is_put_into_the_request_and_taken_out_of_the_answer(benc
     assert value == {"***": ["you sent ***", "***"]}
     left = repr((value, bench.said, bench.records, bench.steps.kept))
     assert not [secret for secret in SECRETS.values() if secret in left]
+
+
+@pytest.mark.req("SEC-2")
+async def test_an_answer_that_is_too_deep_to_take_a_secret_out_of_is_refused(bench: Bench, site: Site):
+    bench.give(secrets=SECRETS.get)
+    deep = next(depth for depth in range(950, 100, -50) if _is_readable("[" * depth + "]" * depth))
+    site.answers = [web.Response(text="[" * deep + "]" * deep, content_type="application/json")]
+    with pytest.raises(StageRefused, match="nested too deep"):
+        await bench.run(http(site.url, headers={"X-Key": "{{ secrets.KEY }}"}))
+
+
+def _is_readable(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except RecursionError:
+        return False
+    return True
 
 
 @pytest.mark.req("SEC-2", "WFL-2")

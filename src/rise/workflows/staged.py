@@ -274,7 +274,10 @@ class _Run:
         answer = await self._tools.fetch.fetch(request, timeout_seconds=stage.timeout_seconds)
         trial.notes = {"status": answer.status}
         _refuse_unexpected(answer, stage.expect, urlsplit(request.url).hostname)
-        return _without(json_of(answer), [*secrets.values()])
+        try:
+            return _without(json_of(answer), [*secrets.values()])
+        except RecursionError as error:
+            raise StageRefused("the answer is nested too deep") from error
 
     def _secret(self, name: str) -> str:
         secret = self._tools.secrets(name)
