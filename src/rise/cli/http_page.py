@@ -34,7 +34,8 @@ deletes and sets secrets. The whole description for programs is `GET /api/openap
 
 Any route may answer 401 (no token, or an unknown one), 403 (a lesser role), 429 (too many without one), 500 (a bug of
 ours; the log has it under the request id) and 503: that says in `capability` and `detail` what is down and, in
-`Retry-After`, when to try again, which is right and safe. What is asked with fields may be answered 422, with a body also 400, 408, 413 and 415.
+`Retry-After`, when to try again, which is right and safe. What is asked with fields may be answered 422, with a body
+also 400, 408, 413 and 415.
 
 The examples are one tour, in an order in which each works; a test plays it. `$TOKEN` is an operator's or admin's,
 `$SESSION` what opening a web chat was answered, and what stands in `{}` what a request before was."""
