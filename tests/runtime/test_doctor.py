@@ -17,6 +17,7 @@ from rise.bus.local import LocalBus
 from rise.capabilities import CONSEQUENCES
 from rise.channels.telegram import read_update
 from rise.clock import SystemClock
+from rise.definitions.port import Definition, Kind
 from rise.definitions.records import BindingRecord, ChannelOwn
 from rise.runtime.assembly import build, build_stage_secrets
 from rise.runtime.directory import DataDirectory
@@ -163,6 +164,20 @@ async def test_what_was_sealed_with_another_key_is_a_failure_that_names_it(data_
     assert "the token of telegram:8, secrets.SHOP" in lost.detail
     key = (data_dir / "secret-key").read_text().strip()
     assert [one.level for one in await doctor(data_dir, secret_key=key).probe("secrets")] == [Level.OK]
+
+
+@pytest.mark.req("BND-4")
+@pytest.mark.failure("D12")
+async def test_a_binding_that_a_newer_version_wrote_is_a_warning(data_dir: Path):
+    house = build(load_settings(data_dir=data_dir, _env_file=None))
+    await house.stores.open()
+    body = b'[{"workflow_id":"a","kill_switch":{"of":"tomorrow"}}]'
+    newer = Definition(kind=Kind.BINDINGS, name="http:default", version=1, body=body, at_ms=0, by="ann")
+    await house.stores.definitions.put(newer)
+    await house.stores.close()
+    [warned] = [one for one in await doctor(data_dir).probe("bindings") if one.name == "http:default"]
+    assert (warned.level, "a newer version of Rise" in warned.detail) == (Level.WARN, True)
+    assert "install that version" in warned.remedy
 
 
 async def test_a_damaged_database_is_a_failure(data_dir: Path):
