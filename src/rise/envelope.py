@@ -378,6 +378,11 @@ def encode_json(value: Any) -> bytes:
         return _encode(_without_surrogates(value))
 
 
+def is_in_digits(text: str) -> bool:
+    """As platforms write ids. Python takes the digits of every script for some."""
+    return text.isascii() and text.isdecimal()
+
+
 def fits_int64(number: int) -> bool:
     """Whether every store can hold it."""
     return -_INT64_MAX - 1 <= number <= _INT64_MAX

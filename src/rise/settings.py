@@ -82,7 +82,8 @@ class Settings(BaseSettings):
     )
     secret_key: SecretStr | None = Field(
         None,
-        description="Signs sessions and derives secrets; made and kept in `$RISE_DATA_DIR/secret-key` when unset.",
+        description="Signs sessions, seals and derives secrets; made and kept in `$RISE_DATA_DIR/secret-key` when "
+        "unset. With RISE_MONGODB_URL, set it to the same on all hosts.",
     )
     secret_key_former: SecretStr | None = Field(
         None,
@@ -623,6 +624,20 @@ def load_settings(**overrides: Any) -> Settings:
     if problems:
         raise SettingsInvalid(problems)
     return settings
+
+
+def unshared_key(settings: Settings) -> str | None:
+    """That other hosts cannot open what this one seals, if that is so. Nothing is refused for it: messages are kept and
+    answered all the same."""
+    if settings.mongodb_url is None or settings.secret_key is not None:
+        return None
+    return "RISE_MONGODB_URL is set without RISE_SECRET_KEY: what this host seals, no other can open"
+
+
+UNSHARED_KEY_REMEDY: Final = (
+    "set RISE_SECRET_KEY to the same on all hosts: to what is in the file secret-key of the data directory in which "
+    "tokens and secrets were sealed"
+)
 
 
 def unknown_names() -> Iterator[str]:

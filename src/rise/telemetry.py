@@ -24,6 +24,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from rise.clock import SystemClock, iso
+from rise.envelope import is_in_digits
 
 # What stands before the bot's number is of no account: in the address of every call the word "bot", and in a text
 # that was put together carelessly perhaps more digits.
@@ -51,7 +52,7 @@ def keep_out_of_logs(secrets: Iterable[str | None]) -> None:
 def _spellings_of_tail(token: str) -> Iterator[str]:
     """The number is public, the rest alone is the secret. A short one could be any word."""
     number, _, tail = token.partition(":")
-    if number.isdecimal() and len(tail) >= _TAIL_MIN:
+    if is_in_digits(number) and len(tail) >= _TAIL_MIN:
         yield from _spellings(tail)
 
 

@@ -253,7 +253,8 @@ class Worker:
             return Retry(0.0, "earlier messages of this chat go first", counts=False, is_noted=False)
         # Nothing is awaited between that look and this one: a workflow that appeared in between would let this
         # message overtake the earlier ones that wait for it, too. Here is decided which one workflow it meets.
-        binding, bound = self._bindings.binding(head), self._bindings.lookup(head)
+        met = self._bindings.met_by(head)
+        binding, bound = met.binding, met.bound
         if head.is_unread:
             return Suspended(Reason.RAW_PAYLOAD_INVALID, task.progress.error or "its bytes cannot be read")
         if head.task_type is TaskType.CHANNEL_TEST:
@@ -335,7 +336,7 @@ class Worker:
     async def _without_workflow(self, task: Task, channel: Channel) -> Ending:
         head = task.head
         await self._runner.acknowledge(task, channel)
-        binding = self._bindings.binding(head)
+        binding = self._bindings.met_by(head).binding
         return Suspended(
             Reason.WORKFLOW_PENDING,
             f"no usable workflow for {head.channel}:{head.account}",
@@ -368,7 +369,7 @@ class Worker:
         served, routed = self._bindings.served(routes), self._bindings.routed(routes)
         if routed != known:
             return True  # its routes have changed meanwhile: look again
-        found = tuple(one.head.task_id for one in waiting if self._bindings.lookup(one.head) is not None)
+        found = tuple(one.head.task_id for one in waiting if self._bindings.met_by(one.head).bound)
         if found:
             await self._queue.resume(msgspec.structs.replace(pending, task_ids=found), limit=1)
         elif served:

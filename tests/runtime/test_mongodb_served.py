@@ -128,7 +128,8 @@ async def test_mongodb_may_go_and_come_back_and_everything_is_answered_once(
             body = await refused.json()
             assert (refused.status, body["capability"], body["status"]) == (503, "mongo", "unavailable")
             assert int(refused.headers["Retry-After"]) > 0
-            assert body["error"]["code"] == "mongodb_unavailable"
+            assert body["error"] == {"code": "capability_unavailable"}
+            assert body.keys() == {"data", "capability", "status", "detail", "error", "meta"}
         async with served.http.get(f"{served.installation.url}/healthz/startup") as startup:
             assert startup.status == 200, "messages are accepted"
         mongodb_of_its_own.start()

@@ -123,6 +123,15 @@ TOUR: Final = (
         ),
     ),
     Chapter(
+        "Secrets",
+        "What `http` stages put into their requests as `{{ secrets.NAME }}`. They are kept sealed and shown nowhere.",
+        (
+            _put("/api/secrets/{secret}", {"value": "key-of-the-shop"}),
+            _get("/api/secrets"),
+            _delete("/api/secrets/{secret}"),
+        ),
+    ),
+    Chapter(
         "Bindings",
         "Which workflow serves which channel and account, and how. `docs/bindings.md` explains routes, policy and the "
         "kill switch. Which binding is meant: `?channel=` and `?account=`; left out, Telegram and its default bot.",
@@ -189,5 +198,5 @@ TOUR: Final = (
     ),
 )
 
-STANDS_FOR: Final = {"channel": "http", "name": "disk"}
+STANDS_FOR: Final = {"channel": "http", "name": "disk", "secret": "SHOP_KEY"}
 """Names in paths that no answer gives."""

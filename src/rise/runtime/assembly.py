@@ -59,7 +59,8 @@ from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.reachable import read_allowed
 from rise.retries import RetryPolicy
-from rise.runtime.binding_health import BindingMonitor, HealthBook, Look, Pace, answering_look, webhook_look
+from rise.runtime.binding_health import HealthBook
+from rise.runtime.binding_monitor import BindingMonitor, Pace
 from rise.runtime.bots import Bot, Bots, BotSettings, bots_of
 from rise.runtime.channel_bindings import ChannelBindings
 from rise.runtime.directory import DataDirectory, derived_secret
@@ -68,9 +69,11 @@ from rise.runtime.forgetting import Forgetting
 from rise.runtime.ledger_name import LedgerName
 from rise.runtime.operations import Operations
 from rise.runtime.path_test import PathTest
+from rise.runtime.platform_looks import Look, answering_look, webhook_look
 from rise.runtime.prompts import Prompts
 from rise.runtime.publishing import Workflows
 from rise.runtime.sealing import Seal
+from rise.runtime.stage_secrets import StageSecrets
 from rise.runtime.versions import Versions
 from rise.runtime.writing_back import WriteBack
 from rise.service import Service
@@ -82,7 +85,7 @@ from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.fetching import GuardedFetch
 from rise.workflows.model import model_of
 from rise.workflows.staged import Tools
-from rise.workflows.stages import VALUES, Prompt, read_stages
+from rise.workflows.stages import VALUES, Prompt, read_stages, secrets_asked_for
 from rise.workflows.templates import placeholders, stages_named
 
 if TYPE_CHECKING:
@@ -704,18 +707,34 @@ def _staged_workflows(house: House, functions: Mapping[str, Callable[..., Any]])
             max_tokens=kept.max_tokens,
         )
 
-    fetch = GuardedFetch(read_allowed(settings.http_stage_allow))
+    seal = house.seal
+
+    def secret(name: str) -> str | None:
+        kept = house.bindings.secret(name)
+        return None if kept is None else seal.open(kept.sealed)
+
     return StagedWorkflows(
-        Tools(model=model_of(settings), fetch=fetch, clock=house.clock, functions=functions, prompts=prompt)
+        Tools(
+            model=model_of(settings),
+            fetch=GuardedFetch(read_allowed(settings.http_stage_allow)),
+            clock=house.clock,
+            functions=functions,
+            prompts=prompt,
+            secrets=secret,
+        )
     )
 
 
 def build_workflows(house: House) -> Workflows:
-    return Workflows(house.stores.definitions, _versions(house), read_stages, stages_named)
+    return Workflows(house.stores.definitions, _versions(house), read_stages, stages_named, secrets_asked_for)
 
 
 def build_prompts(house: House) -> Prompts:
     return Prompts(house.stores.definitions, _versions(house), placeholders, VALUES, stages_named)
+
+
+def build_stage_secrets(house: House) -> StageSecrets:
+    return StageSecrets(house.stores.definitions, _versions(house), house.seal, secrets_asked_for)
 
 
 def _versions(house: House) -> Versions:

@@ -249,7 +249,7 @@ class Supervisor:
     async def _tell_late(self, task: OpenTask) -> None:
         """In the words of its binding, unless that says that nobody waits, or that no answer will come."""
         head = task.head
-        binding = self._bindings.binding(head)
+        binding = self._bindings.met_by(head).binding
         if binding is not None and (not binding.waits_for_result or not _will_answer(binding, head)):
             return
         text = (binding and binding.timeout_message) or self._duties.late_text
@@ -277,7 +277,7 @@ class Supervisor:
         for _ in range(ROUTED_PAGES):
             page = await self._queue.list_open(waiting, limit=PAGE, after=self._resuming_after.get(route, ""))
             self._resuming_after[route] = page[-1].head.task_id if len(page) == PAGE else ""
-            found += [one.head.task_id for one in page if self._bindings.lookup(one.head) is not None]
+            found += [one.head.task_id for one in page if self._bindings.met_by(one.head).bound]
             if len(page) < PAGE or len(found) >= limit:
                 break
         if not found:
