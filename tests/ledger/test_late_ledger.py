@@ -9,7 +9,7 @@ from late_stage import LateStage
 from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, Task, TaskId, reply_id_of, run_id_of
 from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUnavailable
 from rise.ledger.late import Waiting, decode_late, encode_late
-from rise.ledger.late_ledger import LOOK_SECONDS
+from rise.ledger.late_ledger import LOOK_SECONDS, REMEMBERED_SECONDS
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn
 from rise.queue.port import Finished, Replying, Selection
 from rise.testing.conformance.ledger import LedgerConformance, chunks, notice
@@ -154,6 +154,8 @@ async def test_what_waits_is_part_of_its_chats_history(stage: LateStage):
     assert await said(ledger) == [first, second]
     assert await said(stage.process()) == [second], "who has not read it since its start knows what waits"
     assert await ledger.history("telegram", "7", "2", limit=10) == []
+    stage.clock.advance(REMEMBERED_SECONDS)
+    assert await said(ledger) == [second], "a person may have had the rest forgotten"
     stage.come_back()
     assert await said(stage.process()) == [first, second]
     await stage.write_back().write_back()

@@ -41,6 +41,8 @@ LOOK_SECONDS: Final = 1.0
 """So often somebody waits for a ledger that does not answer; all others are told so at once."""
 CHATS_REMEMBERED: Final = 1000
 """Whose history is known while the ledger is away."""
+REMEMBERED_SECONDS: Final = 3600.0
+"""For so long: a person may have had a chat forgotten."""
 NOTICES: Final = "notices"
 
 
@@ -52,7 +54,7 @@ class LateLedger:
         self._late = late
         self._clock = clock
         self._look_at: float | None = None
-        self._histories: OrderedDict[tuple[str, str, str], list[Turn]] = OrderedDict()
+        self._histories: OrderedDict[tuple[str, str, str], tuple[float, list[Turn]]] = OrderedDict()
 
     def __getattr__(self, name: str) -> Any:
         """Whatever does not wait."""
@@ -94,7 +96,7 @@ class LateLedger:
         try:
             kept = await self._ask(lambda: self._ledger.history(channel, account, chat_id, limit=limit))
         except Unavailable:
-            kept = self._histories.get(chat, [])
+            kept = self._remembered(chat)
         else:
             self._remember(chat, kept)
         written = {turn.run_id for turn in kept}
@@ -243,8 +245,12 @@ class LateLedger:
             is_armed=await self._late.get(key_of_arming(late.run_id)) is not None,
         )
 
+    def _remembered(self, chat: tuple[str, str, str]) -> list[Turn]:
+        read_at, turns = self._histories.get(chat, (0.0, []))
+        return turns if self._clock.monotonic() - read_at < REMEMBERED_SECONDS else []
+
     def _remember(self, chat: tuple[str, str, str], turns: list[Turn]) -> None:
-        self._histories[chat] = turns
+        self._histories[chat] = (self._clock.monotonic(), turns)
         self._histories.move_to_end(chat)
         while len(self._histories) > CHATS_REMEMBERED:
             self._histories.popitem(last=False)
