@@ -52,6 +52,7 @@ class WriteBack:
         self._queue = queue
         self._bus = bus
         self._clock = clock
+        self._is_said = False
         self._loop = Loop(self.name, self._look, sleep=clock.sleep, on_error=_report)
 
     async def start(self) -> None:
@@ -63,6 +64,10 @@ class WriteBack:
     async def _look(self) -> None:
         waiting = await self._late.depth()
         ledger_writes_waiting.set(waiting)
+        if waiting and not self._is_said:
+            kept = "messages are run meanwhile, and answered when the ledger is back"
+            log.warning("ledger.writes_wait", writes=waiting, consequence=kept)
+        self._is_said = bool(waiting)
         if waiting:
             await self.write_back()
         await self._clock.sleep(LOOK_SECONDS)
@@ -156,4 +161,4 @@ async def _all(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 def _report(name: str, error: BaseException) -> None:
-    log.debug("ledger.writes_wait", error=error)  # that it is away is said by its capability
+    log.debug("ledger.not_written_back", error=error)  # that it is away is said by its capability
