@@ -1,7 +1,8 @@
 """Which workflow serves which message. The only place that knows.
 
 An account has any number of bindings. A message meets exactly one of them: that of its chat, else that of its command,
-else the default. A route whose workflow cannot be used leaves its messages waiting: they never fall to the default.
+else the default. A route whose workflow cannot be used leaves its messages waiting: they never fall to the default. Nor
+do those of a binding that a newer version of Rise has written.
 
 Refuses: to hand out what is switched off, not published, or cannot be read: what needs it waits.
 """
@@ -23,9 +24,11 @@ from rise.definitions.port import Definitions, Kind
 from rise.definitions.records import (
     BindingRecord,
     PromptRecord,
+    SecretRecord,
     WorkflowRecord,
     bindings_of,
     prompt_of,
+    secret_of,
     workflow_of,
 )
 from rise.errors import BindingsUnknown, RiseError, Unavailable
@@ -78,14 +81,27 @@ class Bound(msgspec.Struct, frozen=True):
     """None when the caller named the workflow itself."""
 
 
+class Met(msgspec.Struct, frozen=True):
+    """What a message meets at one moment."""
+
+    binding: BindingRecord | None
+    """Whose it is, whether or not that can serve it. Of what asks for a workflow by name, that one's."""
+    bound: Bound | None
+    """What serves it; None if nothing usable does."""
+    status: Literal["bound", "missing", "killed", "unknown"]
+    """If nothing does, why: nothing usable is bound, its kill switch is on, or nobody has read what there is."""
+
+
 class _Account:
     """Who serves one account. Never changed once it is made, so that reading it needs no lock."""
 
-    __slots__ = ("by_chat", "by_command", "by_workflow", "default", "version")
+    __slots__ = ("by_chat", "by_command", "by_workflow", "default", "unread", "version")
 
     def __init__(self, bindings: Iterable[BindingRecord], version: int) -> None:
         self.version = version
         self.by_workflow = {one.workflow_id: one for one in bindings}
+        self.unread = next((one for one in self.by_workflow.values() if not one.workflow_id), None)
+        """Any message may be its: nobody here knows its routes."""
         usable = [one for one in self.by_workflow.values() if one.enabled]
         self.default = next((one for one in usable if one.is_default), None)
         routes = [(route, one) for one in usable for route in one.routes]
@@ -97,6 +113,11 @@ class _Account:
         return bool(self.by_chat or self.by_command)
 
     def binding_of(self, message: Message) -> BindingRecord | None:
+        """Of what asks for a workflow by name, that one's."""
+        if self.unread is not None:
+            return self.unread
+        if message.workflow_id is not None:
+            return self.by_workflow.get(message.workflow_id)
         if self.by_chat:
             # A group that became a supergroup is known by both its ids.
             for chat_id in (message.chat_id, message.first_chat_id):
@@ -183,6 +204,7 @@ class BindingRegistry:
         self._workflows: dict[str, WorkflowRecord] = {}
         self._accounts: dict[tuple[str, str], _Account] = {}
         self._prompts: dict[str, PromptRecord] = {}
+        self._secrets: dict[str, SecretRecord] = {}
         self._changed = Signal()
         self._unsubscribe = bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._changed.set())
         self._loop = Loop(
@@ -221,23 +243,26 @@ class BindingRegistry:
         self._show(msgspec.structs.replace(self._snapshot, last_refresh=self._clock.now()))
 
     async def _read(self) -> None:
-        latest = await self._definitions.latest([Kind.PUBLISHED, Kind.BINDINGS, Kind.PROMPT])
-        workflows, prompts = [], []
+        latest = await self._definitions.latest([Kind.PUBLISHED, Kind.BINDINGS, Kind.PROMPT, Kind.SECRET])
+        workflows, prompts, secrets = [], [], []
         accounts: dict[tuple[str, str], _Account] = {}
         for definition in latest.definitions:
             if definition.kind is Kind.PUBLISHED:
                 workflows.append(workflow_of(definition))
             elif definition.kind is Kind.PROMPT:
                 prompts.append(prompt_of(definition))
+            elif definition.kind is Kind.SECRET:
+                secrets.append(secret_of(definition))
             elif bindings := bindings_of(definition):
                 accounts[bindings[0].channel, bindings[0].account] = _Account(bindings, definition.version)
         self._workflows = {workflow.workflow_id: workflow for workflow in workflows}
         self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
+        self._secrets = {secret.name: secret for secret in secrets}
         self._accounts = accounts
         self._version = latest.changes
         usable = {one.workflow_id: one for one in workflows if one.published and one.enabled}
         active = tuple(
-            one for one in self.bindings() if one.enabled and one.kill_switch is None and one.workflow_id in usable
+            one for one in self.bindings() if one.enabled and _is_in_force(one) and one.workflow_id in usable
         )
         shown = BindingsSnapshot(self._version, active, tuple(usable.values()), self._clock.now())
         if shown.version == self._snapshot.version and _content(shown) != _content(self._snapshot):
@@ -272,35 +297,23 @@ class BindingRegistry:
         bound = self._accounts.get((channel, account))
         return 0 if bound is None else bound.version
 
-    def binding(self, message: Message) -> BindingRecord | None:
-        """Whose it is, whether or not that can serve it now. Of what asks for a workflow by name, that one's."""
+    def met_by(self, message: Message) -> Met:
+        """Which one binding it meets now, and what serves it. Only looks in memory."""
         account = self._accounts.get((message.channel, message.account))
-        if account is None:
-            return None
-        if message.workflow_id is not None:
-            return account.by_workflow.get(message.workflow_id)
-        return account.binding_of(message)
-
-    def lookup(self, message: Message) -> Bound | None:
-        """What serves it now; None if nothing usable does, or its kill switch is on."""
-        binding, named = self.binding(message), message.workflow_id
-        if binding is None and named is None:
-            return None
+        binding = None if account is None else account.binding_of(message)
+        named = message.workflow_id
         workflow = self._usable(named or (binding.workflow_id if binding else ""), binding)
-        return None if workflow is None else Bound(workflow, None if named else binding)
-
-    def why_not(self, message: Message) -> Literal["missing", "killed", "unknown"]:
-        """Why `lookup` finds nothing for it: nothing usable is bound, it is switched off, or nobody knows yet."""
+        if workflow is not None:
+            return Met(binding, Bound(workflow, None if named else binding), "bound")
         if self._version < 0:
-            return "unknown"
-        binding = self.binding(message)
-        return "killed" if binding is not None and binding.kill_switch is not None else "missing"
+            return Met(None, None, "unknown")
+        return Met(binding, None, "killed" if binding is not None and binding.kill_switch is not None else "missing")
 
     def _usable(self, workflow_id: str, binding: BindingRecord | None) -> WorkflowRecord | None:
         workflow = self._workflows.get(workflow_id)
         if workflow is None or not workflow.published or not workflow.enabled:
             return None
-        return None if binding is not None and binding.kill_switch is not None else workflow
+        return None if binding is not None and not _is_in_force(binding) else workflow
 
     def served(self, routes: Iterable[Route]) -> tuple[Route, ...]:
         """Of these, the ones of which every message can be served now. Not `routed` ones: see there."""
@@ -316,6 +329,8 @@ class BindingRegistry:
 
     def _serves(self, route: Route) -> bool:
         account = self._accounts.get((route.channel, route.account))
+        if account is not None and account.unread is not None:
+            return False
         if route.workflow_id:
             binding = None if account is None else account.by_workflow.get(route.workflow_id)
             return self._usable(route.workflow_id, binding) is not None
@@ -331,6 +346,10 @@ class BindingRegistry:
 
     def prompt(self, prompt_id: str) -> PromptRecord | None:
         return self._prompts.get(prompt_id)
+
+    def secret(self, name: str) -> SecretRecord | None:
+        """Sealed, as it is kept."""
+        return self._secrets.get(name)
 
     async def _follow(self) -> None:
         await self._changed.wait(CHECK_SECONDS)
@@ -353,6 +372,11 @@ class BindingRegistry:
         if trouble != self._trouble:
             self._trouble = trouble
             self._on_trouble(trouble)
+
+
+def _is_in_force(binding: BindingRecord) -> bool:
+    """Whether what it meets is run at all."""
+    return binding.kill_switch is None and binding.is_readable
 
 
 def _content(snapshot: BindingsSnapshot) -> object:

@@ -100,6 +100,10 @@ class Bursts:
             log.info("task.merged", task_id=follower.task_id, into=burst.leader.task_id)
         return True
 
+    def may_follow(self, head: Head) -> bool:
+        """Whether it may have ended with another, although nobody has begun to run it."""
+        return _policy_of(self.bindings.met_by(head).binding, head) is not None
+
     async def is_unanswered(self, run: Run) -> bool:
         """Whether it was taken along by a message that has come to no result which names it."""
         if run.merged_into is None:
@@ -158,7 +162,7 @@ class Bursts:
 
     def _follows(self, one: OpenTask, leader: Head) -> bool:
         """Whether it goes on with what the leader says."""
-        head, binding, leaders = one.head, self.bindings.binding(one.head), self.bindings.binding(leader)
+        head, binding, leaders = one.head, self.bindings.met_by(one.head).binding, self.bindings.met_by(leader).binding
         return (
             _is_short_text(head)
             and head.user["user_id"] == leader.user["user_id"]
@@ -201,7 +205,7 @@ def _is_short_text(head: Head) -> bool:
         and head.user.get("user_id") is not None
         and bool(head.user_text.strip())
         and len(head.user_text) <= CHARS_MAX
-        and not (head.is_unread or head.moved or head.policy or head.history_chunks)
+        and not (head.is_unread or head.moved or head.policy or head.history_chunks or head.callback_url)
         and not commands_of(head)
     )
 

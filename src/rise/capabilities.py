@@ -52,7 +52,7 @@ _WORTH: Final = {
 CONSEQUENCES: Final = {
     "disk": "nothing is accepted, nothing runs; senders are told to come again",
     "ledger": "messages are accepted and wait; nothing runs, replies wait",
-    "mongo": "messages are accepted and wait; nothing runs, replies wait",
+    "mongo": "messages are accepted and run where their workflow is known; results wait in Redis, replies with them",
     "redis": "messages are accepted by the other copies and wait",
     "rabbitmq": "messages are accepted by the other copies and run; the missing copy is made when it is back",
     "worker": "messages are accepted and wait",

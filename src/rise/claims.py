@@ -214,6 +214,10 @@ class Claims:
             alive_until = now - self._limits.lapse.total_seconds()
             lost = {fence for fence, held in holding.items() if held.renewed_at < alive_until}
         else:
+            now = self._clock.monotonic()
+            if now - began >= self._limits.lapse.total_seconds():
+                # An answer that takes longer than a claim lasts is none: what was claimed meanwhile has lapsed.
+                self._store.fails(now)
             for held in holding.values():
                 held.renewed_at = began
         for fence in lost & self._held.keys():

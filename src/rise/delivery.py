@@ -16,13 +16,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from rise import callbacks
 from rise.bus.port import Bus, Topic
 from rise.channels.port import (
     AccountDown,
     Moved,
     NotSent,
     Paused,
-    PushChannel,
+    Receiver,
     Refused,
     SendOutcome,
     Succeeded,
@@ -51,7 +52,7 @@ from rise.outages import Outages
 from rise.pacing import Bucket, Buckets
 from rise.queue.port import Queue, Suspend
 from rise.service import Loop, Signal, cancel_all, insist, spawn
-from rise.telemetry import log, replies_total
+from rise.telemetry import callbacks_given_up_total, log, replies_total
 
 T = TypeVar("T")
 Account = tuple[str, str]
@@ -99,7 +100,7 @@ class Sender:
         *,
         ledger: Ledger,
         queue: Queue,
-        channels: Mapping[str, PushChannel],
+        channels: Mapping[str, Receiver],
         bus: Bus,
         clock: Clock,
         limits: DeliveryLimits | None = None,
@@ -247,7 +248,7 @@ class Sender:
         if reply.state is ReplyState.SENDING:
             return self._when_uncertain(reply, "the sender stopped while this was being sent, or a backup was restored")
         if reply.deadline_at_ms is not None and reply.deadline_at_ms < self._queue.now_ms():
-            return Failed("too late: the platform no longer takes it", too_late=True)
+            return Failed(_why_too_late(reply), too_late=True)
         channel = self._channels.get(reply.channel)
         if channel is None:
             return Again(ACCOUNT_RETRY_SECONDS, f"the channel {reply.channel} is not configured")
@@ -267,7 +268,7 @@ class Sender:
                 self._account_works(account)
                 return Sent(platform_ref)
             case NotSent(error):
-                return Again(self._backoff_seconds(reply.tries), error)
+                return Again(self._pause_seconds(reply, reply.tries), error)
             case Paused(seconds, error, whole_account):
                 if whole_account:
                     self._limited_until[account] = self._clock.monotonic() + min(seconds, LIMITED_SECONDS)
@@ -288,9 +289,12 @@ class Sender:
 
     def _when_uncertain(self, reply: Reply, error: str, *, pause_seconds: float = 0.0) -> Delivery:
         channel = self._channels.get(reply.channel)
+        if reply.kind is ReplyKind.CALLBACK:
+            # Whoever takes it knows a repetition by its id: it is one more try, and no doubt.
+            return Again(self._pause_seconds(reply, reply.tries), error)
         if channel is not None and channel.is_repeatable(reply.call):
             if reply.resends < self._limits.repeats_max:
-                return Resend(error, seconds=self._backoff_seconds(reply.resends))
+                return Resend(error, seconds=self._pause_seconds(reply, reply.resends))
             return Failed(error)
         if reply.kind is ReplyKind.NOTICE:
             return HeldUnknown(error)  # nobody is asked about a notice; it stays as it is
@@ -398,8 +402,12 @@ class Sender:
         for account in list(self._accounts_down):
             self._account_works(account)
 
-    def _backoff_seconds(self, tries: int) -> float:
-        return RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)] * self._clock.random.uniform(0.8, 1.2)
+    def _pause_seconds(self, reply: Reply, tries: int) -> float:
+        if reply.kind is ReplyKind.CALLBACK:
+            seconds = callbacks.pause_seconds(reply, self._queue.now_ms())
+        else:
+            seconds = RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)]
+        return seconds * self._clock.random.uniform(0.8, 1.2)
 
 
 class Pace:
@@ -412,7 +420,7 @@ class Pace:
     against its account all the same, so that everybody who has a time goes by so much later.
     """
 
-    def __init__(self, channels: Mapping[str, PushChannel], clock: Clock) -> None:
+    def __init__(self, channels: Mapping[str, Receiver], clock: Clock) -> None:
         self._channels = channels
         self._clock = clock
         self._accounts: dict[Account, Bucket] = {}
@@ -495,7 +503,7 @@ class Typing:
 
     def __init__(
         self,
-        channels: Mapping[str, PushChannel],
+        channels: Mapping[str, Receiver],
         bus: Bus,
         clock: Clock,
         *,
@@ -535,7 +543,7 @@ class Typing:
         if shown is not None:
             shown.cancel()
 
-    async def _show(self, channel: PushChannel, account: str, chat_id: str) -> None:
+    async def _show(self, channel: Receiver, account: str, chat_id: str) -> None:
         # Quick answers need no indicator, and each one is a call that counts against the account's rate.
         await self._clock.sleep(0.3)
         until = self._clock.monotonic() + TYPING_SECONDS_MAX
@@ -545,11 +553,20 @@ class Typing:
             await self._clock.sleep(TYPING_SECONDS)
 
 
+def _why_too_late(reply: Reply) -> str:
+    if reply.kind is ReplyKind.CALLBACK:
+        return f"given up after {callbacks.GIVE_UP_SECONDS / 3600:g} h: {reply.error or 'it was never tried'}"
+    return "too late: the platform no longer takes it"
+
+
 def _log_delivery(reply: Reply, delivery: Delivery) -> None:
     names = {"reply_id": reply.reply_id, "task_id": reply.task_id, "channel": reply.channel}
     match delivery:
         case Sent(platform_ref):
             log.info("reply.delivered", platform_ref=platform_ref, **names)
+        case Failed(error) if reply.kind is ReplyKind.CALLBACK:
+            callbacks_given_up_total.inc()
+            log.error("callback.given_up", error=error, consequence="the result can still be read", **names)
         case Failed(error):
             log.warning("reply.failed", error=error, consequence="it is not sent", **names)
         case Again(seconds, error):

@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final, NewType
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -130,6 +131,11 @@ def reply_id_of(run_id: RunId, chunk: int) -> ReplyId:
     return ReplyId(f"{run_id}.{chunk}")
 
 
+def callback_id_of(run_id: RunId, occasion: str) -> ReplyId:
+    """One callback per run and occasion, however often somebody means to post it."""
+    return ReplyId(f"{run_id}.callback.{occasion}")
+
+
 def notice_id_of(*parts: str) -> ReplyId:
     """One notice per cause: the parts name the cause, and the ledger keeps the id unique."""
     return ReplyId("n_" + _base32("|".join(parts).encode()))
@@ -236,6 +242,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Accepted without being understood; to be read again before it is run."""
     receipt_seconds: int = 7 * 24 * 3600
     """How long its delivery key is remembered after the first receipt."""
+    callback_url: str | None = None
+    """Where its result is to be posted."""
 
     @property
     def conversation(self) -> str | None:
@@ -268,6 +276,13 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     updated_at_ms: int = 0
     accepted_at_ms: int = 0
     error: str | None = None
+    is_restored: bool = False
+    """It was brought back from another copy: what had become of it before is not known here."""
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nobody has begun to run it."""
+        return not (self.generation or self.attempts or self.deaths or self.is_restored) and self.error is None
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -365,6 +380,11 @@ def encode_json(value: Any) -> bytes:
         return _encode(_without_surrogates(value))
 
 
+def is_in_digits(text: str) -> bool:
+    """As platforms write ids. Python takes the digits of every script for some."""
+    return text.isascii() and text.isdecimal()
+
+
 def fits_int64(number: int) -> bool:
     """Whether every store can hold it."""
     return -_INT64_MAX - 1 <= number <= _INT64_MAX
@@ -404,7 +424,7 @@ def envelope(
     raw_shown_bytes_max: int = RAW_SHOWN_BYTES_MAX,
     retry_max: int = 3,
 ) -> dict[str, Any]:
-    """The `TaskEnvelope` as the HTTP API shows it, `raw` spliced in untouched.
+    """The `TaskEnvelope` as the HTTP API shows it, `raw` spliced in untouched but for where its result is posted to.
 
     A raw over the limit, or one that is not JSON, is shown as a string of its first part; the whole is
     kept and is what the workflow gets. One that has been forgotten is null, and so is its size.
@@ -420,12 +440,13 @@ def envelope(
         "raw_sha256": head.raw_sha256,
     }
     shown: Any
+    raw = task.raw if head.callback_url is None else _with_masked_callback(task.raw, head.callback_url)
     if not task.has_bytes:
         shown = None
     elif head.raw_is_json and not truncated:
-        shown = msgspec.Raw(task.raw)
+        shown = msgspec.Raw(raw)
     else:
-        shown = task.raw[:raw_shown_bytes_max].decode("utf-8", "backslashreplace")
+        shown = raw[:raw_shown_bytes_max].decode("utf-8", "backslashreplace")
     return {
         "taskId": head.task_id,
         "taskType": head.task_type,
@@ -457,6 +478,17 @@ def envelope(
         "result": result,
         "error": progress.error,
     }
+
+
+def masked_url(url: str) -> str:
+    """Whom a URL leads to: the rest of it may be a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…"
+
+
+def _with_masked_callback(raw: bytes, url: str) -> bytes:
+    """Whoever may look at a request must not therefore learn a key that its caller put into the URL."""
+    return encode_json(msgspec.json.decode(raw) | {"callbackUrl": masked_url(url)}) if raw else raw
 
 
 # --- what a workflow may do -------------------------------------------------------------------------------

@@ -137,6 +137,13 @@ class PromptUnknown(Rejected):
     http_status = 404
 
 
+class SecretUnknown(Rejected):
+    """There is no secret of this name."""
+
+    code = "secret_unknown"
+    http_status = 404
+
+
 class VersionUnknown(Rejected):
     """It never had this version, or it is one of those that are no longer kept."""
 
@@ -232,6 +239,8 @@ class Unavailable(RiseError):
     code = "unavailable"
     retryable = True
     capability: ClassVar[str] = "unknown"
+    is_closed: ClassVar[bool] = False
+    """Over HTTP it is said as any capability that is closed, `capability_unavailable`, and `capability` says which."""
 
     def __init__(self, public_message: str, *, retry_after_seconds: int | None = None, remedy: str = "") -> None:
         super().__init__(public_message)
@@ -244,6 +253,7 @@ class StoreUnavailable(Unavailable):
 
     code = "store_unavailable"
     capability = "disk"
+    is_closed = True
 
 
 class StoreCorrupt(StoreUnavailable):
@@ -269,6 +279,7 @@ class RedisUnavailable(Unavailable):
 
     code = "redis_unavailable"
     capability = "redis"
+    is_closed = True
 
 
 class RabbitUnavailable(Unavailable):
@@ -276,6 +287,7 @@ class RabbitUnavailable(Unavailable):
 
     code = "rabbitmq_unavailable"
     capability = "rabbitmq"
+    is_closed = True
 
 
 class RabbitMisconfigured(RabbitUnavailable):
@@ -289,12 +301,19 @@ class MongoUnavailable(Unavailable):
 
     code = "mongodb_unavailable"
     capability = "mongo"
+    is_closed = True
 
 
 class MongoMisconfigured(MongoUnavailable):
     """An index that Rise relies on is there, but is another one. Waiting will not mend it."""
 
     code = "mongodb_misconfigured"
+
+
+class LedgerSilent(MongoUnavailable):
+    """What was done of a message before is not known: the ledger is away, and what is done is kept until it is back."""
+
+    code = "ledger_silent"
 
 
 class RedisFull(RedisUnavailable):

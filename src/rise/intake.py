@@ -134,7 +134,8 @@ class Intake:
         """What a task of this delivery, accepted now, would know of it."""
         now_ms = epoch_ms(self.now())  # a step of the wall clock must not change the order of a chat
         request_id = incoming.request_id or new_request_id()
-        bound = self.bindings.lookup(incoming)
+        met = self.bindings.met_by(incoming)
+        bound = met.bound
         workflow_id = bound.workflow.workflow_id if bound else "pending"
         runs = bound is not None and incoming.task_type is TaskType.WORKFLOW_EXECUTE
         return Head(
@@ -164,7 +165,7 @@ class Intake:
                 "copies": self.stores,
                 "bindingVersion": bound.binding.version if bound and bound.binding else None,
                 "binding": {
-                    "status": "bound" if bound else self.bindings.why_not(incoming),
+                    "status": met.status,
                     "workflowId": workflow_id if runs else None,
                 },
             },
@@ -172,6 +173,7 @@ class Intake:
             raw_is_json=incoming.raw_is_json,
             raw_sha256=hashlib.sha256(incoming.raw).hexdigest(),
             retry_max=incoming.retry_max,
+            callback_url=incoming.callback_url,
             notifiable=incoming.notifiable,
             is_unread=incoming.suspend is Reason.RAW_PAYLOAD_INVALID,
             receipt_seconds=incoming.receipt_seconds,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rise.channels.port import NotSent, PushChannel, SendOutcome, Uncertain
+from rise.channels.port import NotSent, Receiver, SendOutcome, Uncertain
 from rise.clock import Clock
 from rise.service import cancel_all, spawn
 from rise.telemetry import log
@@ -51,7 +51,7 @@ class Outages:
 
     def __init__(
         self,
-        channels: Mapping[str, PushChannel],
+        channels: Mapping[str, Receiver],
         clock: Clock,
         *,
         on_trouble: Callable[[Account, str | None], None],

@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from rise.envelope import TaskType, clean_text
 from rise.errors import SettingsInvalid
 from rise.reachable import read_allowed
+from rise.tokens import TOKEN_CHARS_MIN, as_digest, digest_of, is_spoilt_digest
 
 SECONDS_MAX: Final = 10 * 365 * 86400
 """Ten years. Infinity could be neither waited for nor written down."""
@@ -38,6 +39,7 @@ Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
 Rate = Annotated[float, Field(ge=0.001, le=1_000_000)]
 
 CHANNELS: Final = ("http", "telegram", "webchat")
+TOKEN_ROLES: Final = ("viewer", "operator", "admin")
 _RETRIED: Final = frozenset((*CHANNELS, *TaskType)) - {TaskType.CHANNEL_TEST}
 
 _PREFIX: Final = "RISE_"
@@ -75,11 +77,13 @@ class Settings(BaseSettings):
     tokens: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
         repr=False,
-        description="Further tokens, `name:role:token` separated by spaces; roles: viewer, operator, admin.",
+        description="Further tokens, `name:role:token` separated by spaces; roles: viewer, operator, admin. In the "
+        "place of a token its digest will do, `sha256:` and 64 hexadecimal digits: `rise tokens new` makes both.",
     )
     secret_key: SecretStr | None = Field(
         None,
-        description="Signs sessions and derives secrets; made and kept in `$RISE_DATA_DIR/secret-key` when unset.",
+        description="Signs sessions, seals and derives secrets; made and kept in `$RISE_DATA_DIR/secret-key` when "
+        "unset. With RISE_MONGODB_URL, set it to the same on all hosts.",
     )
     secret_key_former: SecretStr | None = Field(
         None,
@@ -119,8 +123,13 @@ class Settings(BaseSettings):
     llm_seconds: Seconds = Field(120.0, description="No answer is waited for longer, whatever its stage allows.")
     http_stage_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Hosts, addresses and networks that `http` stages may call although they are not public, such as "
-        "`intranet.example 10.1.0.0/16`, separated by spaces.",
+        description="Hosts, addresses and networks that `http` stages and callbacks may call although they are not "
+        "public, such as `intranet.example 10.1.0.0/16`, separated by spaces.",
+    )
+    callback_secret: SecretStr | None = Field(
+        None,
+        description="Signs what is posted to a `callbackUrl` as alerts are signed: HMAC-SHA256 over "
+        "`X-Rise-Timestamp`, a full stop and the body. Unset: nobody may ask for a callback.",
     )
 
     # keeping and retrying
@@ -329,14 +338,20 @@ class Settings(BaseSettings):
         """`name:role:token` → {token: "name:role"}."""
         if not isinstance(value, str):
             return value
-        tokens = {}
+        tokens: dict[str, str] = {}
         for at, part in enumerate(value.split(), start=1):
             name, _, following = part.partition(":")
             role, _, token = following.partition(":")
             # None of it is repeated: in another order, any of the three is the token.
-            if role not in ("viewer", "operator", "admin"):
+            if not name or role not in TOKEN_ROLES:
                 raise ValueError(f"number {at} is not name:role:token with the role viewer, operator or admin")
-            if token in tokens:
+            if is_spoilt_digest(token):
+                raise ValueError(
+                    f"number {at} looks like a digest and is none: write sha256: and the 64 hexadecimal digits in "
+                    "lower case, as `rise tokens new` prints them, also for a token that looks like a digest"
+                )
+            # Also if one of them is given as the digest: both would be let in by the same token.
+            if as_digest(token) in map(as_digest, tokens):
                 raise ValueError(f"number {at} has the token of another: whose it is could not be told")
             tokens[token] = f"{name}:{role}"
         return tokens
@@ -558,19 +573,38 @@ class Settings(BaseSettings):
 
     def _access_problems(self) -> list[str]:
         found = []
+        if self.callback_secret is not None and len(self.callback_secret.get_secret_value()) < 16:
+            found.append("RISE_CALLBACK_SECRET has fewer than 16 characters; use a longer one, or unset it.")
+        if self.callback_secret is not None and self.callback_secret == self.alert_webhook_secret:
+            found.append(
+                "RISE_CALLBACK_SECRET is RISE_ALERT_WEBHOOK_SECRET too: whoever takes results could forge alerts. "
+                "Use another for one of them."
+            )
         for name, secret, least in (
-            ("RISE_ADMIN_TOKEN", self.admin_token, 16),
+            ("RISE_ADMIN_TOKEN", self.admin_token, TOKEN_CHARS_MIN),
             ("RISE_SECRET_KEY", self.secret_key, 32),
         ):
             if secret is not None and len(secret.get_secret_value()) < least:
                 found.append(
                     f"{name} has fewer than {least} characters; use a longer one or unset it to have one made."
                 )
-        if any(len(token) < 16 for token in self.tokens):
-            found.append("RISE_TOKENS holds a token of fewer than 16 characters; use longer ones.")
-        if self.admin_token is not None and self.admin_token.get_secret_value() in self.tokens:
+        if any(len(token) < TOKEN_CHARS_MIN for token in self.tokens):
+            found.append(
+                f"RISE_TOKENS holds a token of fewer than {TOKEN_CHARS_MIN} characters; use longer ones, as "
+                "`rise tokens new` makes them."
+            )
+        if self.admin_token is not None and digest_of(self.admin_token.get_secret_value()) in map(
+            as_digest, self.tokens
+        ):
             found.append("RISE_TOKENS holds RISE_ADMIN_TOKEN too: whose it is could not be told. Use another there.")
         return found
+
+
+def token_entry(name: str, role: str, token: str) -> str:
+    """What stands in RISE_TOKENS for a token, without it. Raises `SettingsInvalid` if the name cannot stand there."""
+    if not name.isprintable() or not name or ":" in name or any(char.isspace() for char in name):
+        raise SettingsInvalid(["A token's name is printable, without blanks and colons: those separate RISE_TOKENS."])
+    return f"{name}:{role}:{digest_of(token)}"
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -590,6 +624,20 @@ def load_settings(**overrides: Any) -> Settings:
     if problems:
         raise SettingsInvalid(problems)
     return settings
+
+
+def unshared_key(settings: Settings) -> str | None:
+    """That other hosts cannot open what this one seals, if that is so. Nothing is refused for it: messages are kept and
+    answered all the same."""
+    if settings.mongodb_url is None or settings.secret_key is not None:
+        return None
+    return "RISE_MONGODB_URL is set without RISE_SECRET_KEY: what this host seals, no other can open"
+
+
+UNSHARED_KEY_REMEDY: Final = (
+    "set RISE_SECRET_KEY to the same on all hosts: to what is in the file secret-key of the data directory in which "
+    "tokens and secrets were sealed"
+)
 
 
 def unknown_names() -> Iterator[str]:

@@ -24,6 +24,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from rise.clock import SystemClock, iso
+from rise.envelope import is_in_digits
 
 # What stands before the bot's number is of no account: in the address of every call the word "bot", and in a text
 # that was put together carelessly perhaps more digits.
@@ -51,7 +52,7 @@ def keep_out_of_logs(secrets: Iterable[str | None]) -> None:
 def _spellings_of_tail(token: str) -> Iterator[str]:
     """The number is public, the rest alone is the secret. A short one could be any word."""
     number, _, tail = token.partition(":")
-    if number.isdecimal() and len(tail) >= _TAIL_MIN:
+    if is_in_digits(number) and len(tail) >= _TAIL_MIN:
         yield from _spellings(tail)
 
 
@@ -283,6 +284,9 @@ replies_total = Counter(
     ("channel", "account", "ending"),
     registry=registry,
 )
+callbacks_given_up_total = Counter(
+    "rise_callbacks_given_up_total", "Results that nobody took where they were to be posted", registry=registry
+)
 capability_available = Gauge(
     "rise_capability_available",
     "1 available, 0.5 degraded, 0 unavailable",
@@ -295,6 +299,9 @@ oldest_waiting_seconds = Gauge(
     "Age of the oldest work that should be moving",
     ("what",),
     registry=registry,
+)
+ledger_writes_waiting = Gauge(
+    "rise_ledger_writes_waiting", "Writes that wait in Redis until the ledger answers", registry=registry
 )
 alert_raised = Gauge("rise_alert_raised", "1 while the condition lasts", ("alert",), registry=registry)
 alert_posts_total = Counter(

@@ -21,6 +21,7 @@ import msgspec
 from rise.bindings import BindingRegistry, Bound, allows
 from rise.bursts import Burst, Bursts
 from rise.bus.port import Bus, Topic
+from rise.callbacks import Callbacks
 from rise.channels.port import Channel, Incoming, is_pushed, understood
 from rise.claims import ClaimLimits, Claims
 from rise.clock import Clock, epoch_ms
@@ -39,7 +40,7 @@ from rise.envelope import (
     reply_id_of,
     run_id_of,
 )
-from rise.errors import ClaimLost
+from rise.errors import ClaimLost, LedgerSilent
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
 from rise.pacing import Windows
 from rise.queue.port import Anew, Claim, Finished, OpenTask, Queue, Replying, RetryIn, Selection, Settlement, Suspend
@@ -178,6 +179,7 @@ class Worker:
         self._texts = texts or Texts()
         self._windows = Windows(MINUTE_SECONDS)
         self._bursts = Bursts(queue, ledger, bindings)
+        self._callbacks = Callbacks(queue, ledger, retry_policy)
         self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits.of_a_run(), staged)
         self._claims = Claims(
             queue=queue,
@@ -246,9 +248,8 @@ class Worker:
     async def _attempt(self, claim: Claim, task: Task) -> Ending:
         """What has ended, or whose turn it is not, is not run. The order of these questions is part of the answer."""
         head, channel = task.head, self._channels[task.head.channel]
-        # Before it is asked whether it has ended: what has, has no steps any more, and would do them again.
-        steps = await self._ledger.steps(task.run_id)
-        if (ending := await self._ended_before(task)) is not None:
+        steps, known = await self._begun_before(task)
+        if (ending := self._ended_before(task, known)) is not None:
             return ending
         if head.task_type is not TaskType.MESSAGE_SEND:
             await self._bindings.known()
@@ -256,7 +257,8 @@ class Worker:
             return Retry(0.0, "earlier messages of this chat go first", counts=False, is_noted=False)
         # Nothing is awaited between that look and this one: a workflow that appeared in between would let this
         # message overtake the earlier ones that wait for it, too. Here is decided which one workflow it meets.
-        binding, bound = self._bindings.binding(head), self._bindings.lookup(head)
+        met = self._bindings.met_by(head)
+        binding, bound = met.binding, met.bound
         if head.is_unread:
             return Suspended(Reason.RAW_PAYLOAD_INVALID, task.progress.error or "its bytes cannot be read")
         if head.task_type is TaskType.CHANNEL_TEST:
@@ -292,9 +294,21 @@ class Worker:
             failed = {"workflow_id": bound.workflow.workflow_id, "error": redact(in_words(error))[:200]}
             self._bus.publish(Topic.RUN_FAILED, {"channel": head.channel, "account": head.account} | failed)
 
-    async def _ended_before(self, task: Task) -> Ending | None:
+    async def _begun_before(self, task: Task) -> tuple[Mapping[str, bytes], Run | None]:
+        """The steps and the result of former tries. A ledger that cannot say so, but keeps what it is given, need not
+        be asked for what nobody has begun; but for what may have been answered with another of its burst."""
+        try:
+            # In this order: what has ended has no steps any more, and would do them again.
+            steps = await self._ledger.steps(task.run_id)
+            return steps, await self._ledger.run(task.run_id)
+        except LedgerSilent:
+            if not task.progress.is_untouched or self._bursts.may_follow(task.head):
+                raise
+            return {}, None
+
+    def _ended_before(self, task: Task, known: Run | None) -> Ending | None:
         """By its result, which a former worker saved; or because its time is over."""
-        known, deadline_at_ms = await self._ledger.run(task.run_id), task.progress.deadline_at_ms
+        deadline_at_ms = task.progress.deadline_at_ms
         if known is not None:
             return KeyUsedAgain(known.generation + 1) if known.is_of_former(task.head) else AlreadyRun(known)
         if deadline_at_ms is not None and deadline_at_ms < self._queue.now_ms():
@@ -329,7 +343,7 @@ class Worker:
     async def _without_workflow(self, task: Task, channel: Channel) -> Ending:
         head = task.head
         await self._runner.acknowledge(task, channel)
-        binding = self._bindings.binding(head)
+        binding = self._bindings.met_by(head).binding
         return Suspended(
             Reason.WORKFLOW_PENDING,
             f"no usable workflow for {head.channel}:{head.account}",
@@ -362,7 +376,7 @@ class Worker:
         served, routed = self._bindings.served(routes), self._bindings.routed(routes)
         if routed != known:
             return True  # its routes have changed meanwhile: look again
-        found = tuple(one.head.task_id for one in waiting if self._bindings.lookup(one.head) is not None)
+        found = tuple(one.head.task_id for one in waiting if self._bindings.met_by(one.head).bound)
         if found:
             await self._queue.resume(msgspec.structs.replace(pending, task_ids=found), limit=1)
         elif served:
@@ -426,8 +440,9 @@ class Worker:
             case KeyUsedAgain(generation):
                 return Anew(generation)
             case TooLate():
-                await self._ledger.finish(task, Status.EXPIRED)
-                return Finished()
+                callback = await self._callbacks.of_end(task, Status.EXPIRED)
+                run = await self._ledger.finish(task, Status.EXPIRED, callback=callback)
+                return Finished() if run.status.is_finished else Replying()
             case Retry(seconds, error, counts, is_noted):
                 if is_noted:
                     await self._note_attempt(task, error, counts=counts)
@@ -435,6 +450,7 @@ class Worker:
             case Suspended(reason, error, tell, cause):
                 await self._must_be_held(claim)
                 await self._tell(task, reason, tell, cause or task.run_id)
+                await self._callbacks.tell_suspended(task, reason, error)
                 if reason not in _NEVER_RAN:
                     # Last, because it is the one write here that repeating would do twice.
                     await self._note_attempt(task, error, counts=True)
@@ -458,10 +474,11 @@ class Worker:
         self, task: Task, result: RunResult, calls: Sequence[Call], said: str, burst: Burst | None
     ) -> Settlement:
         channel = self._channels[task.head.channel]
+        replies = _replies(task, calls, result.workflow_id)
         run = await self._ledger.save_result(
             task,
             result,
-            _replies(task, calls, result.workflow_id),
+            replies + await self._callbacks.of_result(task, result, replies),
             [] if result.outcome is Outcome.NOT_ALLOWED else await self._history(burst or Burst(task), said),
             deliver=is_pushed(channel),
         )
@@ -536,6 +553,8 @@ class Worker:
 
     def _announce(self, task: Task, ending: Ending, settlement: Settlement) -> None:
         head = task.head
+        if head.callback_url is not None:
+            self._bus.publish(Topic.OUTBOX_READY)
         match settlement:
             case Replying():
                 self._bus.publish(Topic.OUTBOX_READY)

@@ -16,7 +16,7 @@ from rise.api.app import App, build_app
 from rise.definitions.records import PromptRecord
 from rise.envelope import Reason
 from rise.errors import StoreUnavailable
-from rise.runtime.assembly import House, build_prompts, build_sender, build_workflows
+from rise.runtime.assembly import House, build_prompts, build_sender, build_stage_secrets, build_workflows
 from rise.runtime.serving import InProcessWorker
 from rise.service import start_all, stop_all
 from rise.workflows.definition import WorkflowDefinition
@@ -78,6 +78,7 @@ class Served:
             "version": [None, 1],
         }
         self.known["workflow_id"] = deque(["wf_bot", *[await self._make(house, f"spare {n}") for n in range(20)]])
+        self.known["secret"] = deque([await self._set_secret(house, f"spare_{n}") for n in range(20)])
         self.known["prompt_id"] = deque([await self._store(house, f"spare {n}") for n in range(20)])
         parked = [await self._keep(house, f"parked {n}", Reason.POISON) for n in range(40)]
         self.known["task_id"] = deque([*parked, await self._keep(house, "answered", None)])
@@ -91,6 +92,9 @@ class Served:
     async def _store(self, house: House, name: str) -> str:
         made = await build_prompts(house).create(PromptRecord(prompt_id="", name=name, template="hi"), by="ann")
         return made.prompt_id
+
+    async def _set_secret(self, house: House, name: str) -> str:
+        return (await build_stage_secrets(house).set(name, "key-of-the-shop", by="ann")).name
 
     async def _keep(self, house: House, text: str, suspend: Reason | None) -> str:
         incoming = house.channels.webchat.read_message(

@@ -200,6 +200,8 @@ async def test_switching_on_names_all_that_is_missing_and_switching_off_needs_no
         (enabling(config={"colour": "red"}), "config.colour"),
         (enabling(config={"botToken": "hunter2"}), "config.botToken"),
         (enabling(config={"botToken": TOKEN}, account="1"), "config.botToken"),
+        (enabling(account="٨٠٠٠"), "account"),
+        (enabling(account="8²"), "account"),
         (enabling(config={"webhookUrl": "ftp://x"}), "config.webhookUrl"),
         (enabling(config={"webhookUrl": "https://[x"}), "config.webhookUrl"),
         (enabling(config={"usePolling": 1}), "config.usePolling"),

@@ -55,7 +55,8 @@ async def page(turn: rise.Turn) -> None:
 @pytest.mark.slow
 @pytest.mark.req("WFL-1", "BND-2", "BND-7", "BND-8", "ENV-5", "ENV-7", "OPS-2")
 async def test_each_example_of_the_page_is_answered_as_a_new_user_would_have_it(tmp_path: Path):
-    async with opened(tmp_path / "data", has_webchat=False) as house:
+    secret = "callback-secret-of-the-tests"
+    async with opened(tmp_path / "data", has_webchat=False, callback_secret=secret) as house:
         definition: WorkflowDefinition = page.__rise_workflow__  # type: ignore[attr-defined]
         worker = InProcessWorker(house, {definition.workflow_id: definition})
         server = ApiServer(house)

@@ -13,7 +13,18 @@ import rise
 from rise.api.app import App, build_app
 from rise.capabilities import CapabilityStatus
 from rise.envelope import Status, TaskId
-from rise.errors import CapabilityClosed, StateConflict, StoreUnavailable, TaskUnknown
+from rise.errors import (
+    CapabilityClosed,
+    MongoMisconfigured,
+    MongoUnavailable,
+    RabbitUnavailable,
+    RedisUnavailable,
+    StateConflict,
+    StoreCorrupt,
+    StoreUnavailable,
+    TaskUnknown,
+    Unavailable,
+)
 from rise.queue.port import Selection
 from rise.runtime.alerts import Alerts
 from rise.runtime.assembly import House
@@ -68,7 +79,7 @@ async def test_the_write_that_fails_changes_what_health_says_and_so_does_the_nex
     refused = await client.post(APPLY, json={"userText": "x" * 500_000}, headers={"Idempotency-Key": "k"})
     assert refused.status_code == 503
     down = await disk()
-    assert (down["status"], down["detail"]) == ("unavailable", refused.json()["error"]["message"])
+    assert (down["status"], down["detail"]) == ("unavailable", refused.json()["detail"])
     assert (await client.get("/healthz/startup")).status_code == 503
     assert (await client.post(APPLY, json={"userText": "x"})).status_code == 200
     assert (await disk())["status"] == "available"
@@ -109,6 +120,43 @@ async def test_a_closed_capability_is_said_in_its_own_form(app: App, nobody: htt
     assert body == {
         "data": None,
         "capability": "mongo",
+        "status": "unavailable",
+        "detail": "one line",
+        "error": {"code": "capability_unavailable"},
+    }
+
+
+@pytest.mark.req("CAP-3")
+@pytest.mark.parametrize(
+    ("error", "capability", "seconds"),
+    [
+        (MongoUnavailable("one line"), "mongo", "30"),
+        (MongoUnavailable("one line", retry_after_seconds=7), "mongo", "7"),
+        (MongoMisconfigured("one line"), "mongo", "30"),
+        (StoreUnavailable("one line"), "disk", "5"),
+        (StoreCorrupt("one line"), "disk", "60"),
+        (RedisUnavailable("one line"), "redis", "30"),
+        (RabbitUnavailable("one line"), "rabbitmq", "30"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+async def test_a_store_that_does_not_answer_is_said_as_a_capability_that_is_closed(
+    app: App, nobody: httpx.AsyncClient, error: Unavailable, capability: str, seconds: str
+) -> None:
+    """Whether a request is the first to find it away, or the probe was before it."""
+
+    @app._behind.get("/api/needs-a-store")
+    async def needs() -> None:
+        raise error
+
+    response = await nobody.get("/api/needs-a-store")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, seconds)
+    body = response.json()
+    meta = body.pop("meta")
+    assert (meta["status"], meta["warnings"]) == ("service_unavailable", [])
+    assert body == {
+        "data": None,
+        "capability": capability,
         "status": "unavailable",
         "detail": "one line",
         "error": {"code": "capability_unavailable"},
@@ -537,7 +585,7 @@ async def test_a_crowd_before_a_store_that_is_away_is_refused_in_the_form_of_a_c
         body = response.json()
         assert (response.status_code, body["capability"], body["status"]) == (503, "disk", "unavailable")
         assert body["detail"] == "the disk is read-only"
-        assert body["error"]["code"] in ("store_unavailable", "capability_unavailable")
+        assert body["error"] == {"code": "capability_unavailable"}
         assert int(response.headers["Retry-After"]) >= 1
     house.stores.database.write = real  # type: ignore[method-assign]
     assert (await client.post(APPLY, json={"userText": "x"})).status_code == 200

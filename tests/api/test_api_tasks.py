@@ -443,7 +443,7 @@ async def test_503_carries_the_key_with_which_repeating_is_safe(client: httpx.As
     assert refused._value.get() == before + 1
     assert int(response.headers["Retry-After"]) > 0
     assert response.json()["data"]["idempotencyKey"] == response.headers["Idempotency-Key"]
-    assert response.json()["error"]["code"] == "store_unavailable"
+    assert (response.json()["capability"], response.json()["error"]) == ("disk", {"code": "capability_unavailable"})
 
 
 @pytest.mark.req("ENV-5")

@@ -330,3 +330,62 @@ async def test_a_viewer_is_shown_no_key_that_stands_in_a_header(app: App, client
             looked.append(await viewer.get(f"{path}/diff", params={"from": old, "to": new}))
     assert all(one.status_code == 200 and "key-" not in one.text for one in looked)
     assert looked[0].json()["data"]["stages"][1] == look | {"name": "more", "headers": {"Authorization": "***"}}
+
+
+@pytest.mark.req("SEC-2")
+async def test_a_key_that_stands_in_a_header_is_warned_of(client: httpx.AsyncClient):
+    look = {"name": "look", "kind": "http", "url": "https://api.example", "headers": {"Authorization": "Bearer key"}}
+    made = (await client.post(WORKFLOWS, json={"name": "shop", "stages": [look]})).json()
+    [warning] = made["meta"]["warnings"]
+    assert warning.startswith("stages[0].headers.Authorization stands in plain text")
+    assert "{{ secrets.NAME }}" in warning
+    path = f"{WORKFLOWS}/{made['data']['workflowId']}"
+    assert (await client.post(f"{path}/publish", json={})).json()["meta"]["warnings"] == [warning]
+    mended = [look | {"headers": {"Authorization": "Bearer {{ metadata.key }}"}}]
+    assert (await client.put(path, json={"stages": mended})).json()["meta"]["warnings"] == []
+    assert (await client.put(path, json={"name": "shop 2"})).json()["meta"]["warnings"] == []
+
+
+@pytest.mark.req("SEC-1", "SEC-2")
+async def test_secrets_are_an_admins_and_never_shown(client: httpx.AsyncClient):
+    secret, admin = {"value": "key-of-the-shop-4711"}, as_(ADMIN)
+    assert (await client.put("/api/secrets/SHOP", json=secret)).status_code == 403
+    assert (await client.get("/api/secrets")).status_code == 403
+    kept = await client.put("/api/secrets/SHOP", json=secret, headers=admin)
+    listed = await client.get("/api/secrets", headers=admin)
+    assert await data(listed) == [await data(kept)]
+    shown = await data(kept)
+    assert (shown["name"], shown["usedBy"], shown["version"]) == ("SHOP", [], 1)
+    short = await client.put("/api/secrets/SHOP", json={"value": "short"}, headers=admin)
+    assert refused(short) == (422, "payload_invalid", "value")
+    removed = await client.delete("/api/secrets/SHOP", headers=admin)
+    assert await data(removed) == {"name": "SHOP", "isRemoved": True}
+    gone = await client.delete("/api/secrets/SHOP", headers=admin)
+    assert refused(gone) == (404, "secret_unknown", "name")
+    assert not [one for one in (kept, listed, short, removed) if "4711" in one.text]
+
+
+@pytest.mark.req("SEC-2", "WFL-2")
+async def test_a_stage_is_run_with_the_secret_that_it_names(tmp_path: Path):
+    """Through the whole house, over a site that says back what it is told."""
+    key = "key-of-the-shop-4711"
+    async with ModelStandIn() as site, opened(tmp_path / "data", http_stage_allow="127.0.0.1") as house:
+        await house.editor.bind(BindingRecord(channel="http", account="default", workflow_id="wf_shop"), by="ann")
+        worker, app = InProcessWorker(house, {}), build_app(house)
+        async with client_of(app, **as_(ADMIN)) as admin:
+            await data(await admin.put("/api/secrets/SHOP", json={"value": key}))
+            said = {"messages": [{"role": "user", "content": "{{ secrets.SHOP }}"}]}
+            look = {"name": "look", "kind": "http", "url": f"{site.url}/chat/completions", "method": "POST",
+                    "headers": {"Authorization": "Bearer {{ secrets.SHOP }}"}, "json": said}  # fmt: skip
+            await data(await admin.post(WORKFLOWS, json={"name": "shop", "stages": [look]}))
+            await data(await admin.post(f"{WORKFLOWS}/wf_shop/publish", json={}))
+            await house.bindings.refresh()
+            await worker.start()
+            ran = await admin.post(f"{WORKFLOWS}/apply", json={"userText": "?", "waitForResult": True})
+            assert (await data(ran))["status"] == "completed", ran.text
+            told = [await admin.get(path) for path in (WORKFLOWS, f"{WORKFLOWS}/wf_shop/history", "/api/secrets")]
+            await worker.stop()
+        app.close()
+    assert (site.calls[0].authorization, site.asked) == (f"Bearer {key}", [key])
+    assert '"content":"***"' in ran.text
+    assert not [one for one in (ran, *told) if key in one.text]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rise.channels.port import Incoming, Succeeded, Unreadable
 from rise.channels.telegram import TelegramChannel, read_update
-from rise.channels.telegram.addresses import address_of, chat_id_of
+from rise.channels.telegram.addresses import address_of, chat_id_of, is_private
 from rise.clock import SystemClock
 from rise.envelope import Call, Effect, Head, Reason
 from rise.errors import PayloadInvalid
@@ -212,3 +212,11 @@ def test_two_chats_never_have_one_name_and_each_name_leads_back(pair):
     for name, (connection, chat) in zip(names, pair, strict=True):
         address = {"chat_id": str(chat)} | ({} if connection is None else {"business_connection_id": connection})
         assert address_of(name) == address
+
+
+@pytest.mark.parametrize(
+    ("chat_id", "is_one"),
+    [("42", True), ("-42", False), ("@news", False), ("b1:42", True), ("٤٢", False), ("4²", False)],
+)
+def test_a_chat_with_one_person_has_a_number_in_telegrams_digits(chat_id: str, is_one: bool):
+    assert is_private(chat_id) is is_one

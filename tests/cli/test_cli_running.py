@@ -56,3 +56,23 @@ def test_a_name_that_is_no_setting_is_told_at_the_start(
     assert [line["detail"] for line in logged if line["event"] == "settings.unknown"] == [
         "RISE_RETRY_MX is no setting, it changes nothing; is RISE_RETRY_MAX meant?"
     ]
+
+
+@pytest.mark.req("SEC-2", "EMB-3")
+@pytest.mark.parametrize("command", ["serve", "worker"])
+@pytest.mark.parametrize(("key", "count"), [(None, 1), ("k" * 32, 0)], ids=["its own", "shared"])
+def test_a_key_that_other_hosts_do_not_have_is_told_at_the_start_with_the_remedy(
+    rise: Rise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, key: str | None, count: int
+):
+    (tmp_path / "bot.py").write_text("")
+    servers = {"APP": "bot.py", "REDIS_URL": "redis://127.0.0.1:1", "MONGODB_URL": "mongodb://127.0.0.1:1/rise"}
+    for name, value in servers.items():
+        monkeypatch.setenv(f"RISE_{name}", value)
+    if key is not None:
+        monkeypatch.setenv("RISE_SECRET_KEY", key)
+    (tmp_path / "data" / "restore-unfinished").mkdir(parents=True)  # so that it ends at once
+    with structlog.testing.capture_logs() as logged:
+        rise(command)
+    told = [line for line in logged if line["event"] == "settings.key_unshared"]
+    assert len(told) == count
+    assert all("RISE_SECRET_KEY to the same on all hosts" in line["remedy"] for line in told)

@@ -11,7 +11,7 @@ from mongodb_databases import REAL_URL, Died, MongoPlace, MortalDatabase, Staged
 
 from rise.definitions.mongodb import INDEXES, MongoDefinitions
 from rise.definitions.port import VERSIONS_KEPT, Definition, Kind
-from rise.errors import VersionStale
+from rise.errors import MongoUnavailable, VersionStale
 from rise.testing.conformance.definitions import DefinitionsConformance, definition
 from rise.testing.servers import MongoServer
 
@@ -98,3 +98,16 @@ async def test_of_many_hosts_that_follow_one_version_one_succeeds_and_its_former
     assert [type(outcome) for outcome in outcomes].count(VersionStale) == 5
     last, former = await stage.definitions.versions(Kind.PROMPT, "greeting", limit=9)
     assert (last.version, former) == (2, definition(1))
+
+
+async def test_while_everything_changes_all_the_time_it_is_asked_for_again_later(
+    stage: MongoStage, monkeypatch: pytest.MonkeyPatch
+):
+    counts = itertools.count()
+
+    async def changes() -> int:
+        return next(counts)
+
+    monkeypatch.setattr(stage.definitions, "changes", changes)
+    with pytest.raises(MongoUnavailable, match="all the time"):
+        await stage.definitions.latest([Kind.PROMPT])

@@ -34,7 +34,7 @@ from rise.ledger.port import (
 from rise.ledger.sqlite import SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import answer as save_answer
-from rise.testing.conformance.ledger import chunks, notice, send, take_one, task
+from rise.testing.conformance.ledger import callback, chunks, notice, send, take_one, task
 from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState
 from rise.testing.simulator.database import InlineDatabase
 
@@ -44,6 +44,7 @@ GENERATIONS_KNOWN = (0, 1)
 NUMBERS = st.sampled_from(TASKS)
 GENERATIONS = st.sampled_from((0, 0, 0, 1))
 CHATS = st.sampled_from("aab")
+CALLED_BACK = st.sampled_from((False, False, True))
 PICKS = st.integers(0, 5)
 LIMIT = st.integers(0, 3)
 ACCOUNTS = st.sampled_from(("7", "8"))
@@ -71,6 +72,7 @@ COMMANDS = commands(
         deliver=st.sampled_from((True, True, True, False)),
         is_first_urgent=st.sampled_from((False, False, False, True)),
         is_one_text=st.booleans(),
+        is_called_back=CALLED_BACK,
     ),
     command(
         2,
@@ -78,6 +80,7 @@ COMMANDS = commands(
         pick=PICKS,
         status=st.sampled_from((Status.DROPPED, Status.EXPIRED, Status.COMPLETED)),
         outcome=seldom(st.just(Outcome.RATE_LIMITED)),
+        is_called_back=CALLED_BACK,
     ),
     command(1, "save_step", number=NUMBERS, step=st.sampled_from("xy"), value=st.sampled_from((b"1", b"2"))),
     command(1, "note_armed", pick=PICKS),
@@ -171,6 +174,7 @@ class TwoLedgers:
         deliver: bool,
         is_first_urgent: bool,
         is_one_text: bool,
+        is_called_back: bool,
     ) -> None:
         of = task(number, chat=chat, generation=generation)
         replies = [
@@ -179,13 +183,16 @@ class TwoLedgers:
         ]
         if is_first_urgent and replies:
             replies[0] = msgspec.structs.replace(replies[0], chat_id="urgent:1")
+        if is_called_back:
+            replies.append(callback(of))
         result = RunResult(outcome=Outcome.ANSWERED if count else Outcome.SILENT, value={"n": number}, workflow_id="w")
         turns = [Turn(role="user", text=f"{number}", at_ms=1 + number % 2, run_id=of.run_id)]
         self.agree(lambda ledger: ledger.save_result(of, result, replies, turns, deliver=deliver))
 
-    def finish(self, pick: int, status: Status, outcome: Outcome | None) -> None:
+    def finish(self, pick: int, status: Status, outcome: Outcome | None, is_called_back: bool) -> None:
         of = self._some_task(pick)
-        self.agree(lambda ledger: ledger.finish(of, status, outcome, by="ann", why=""))
+        meant = callback(of) if is_called_back else None
+        self.agree(lambda ledger: ledger.finish(of, status, outcome, by="ann", why="", callback=meant))
 
     def save_step(self, number: int, step: str, value: bytes) -> None:
         self.agree(lambda ledger: ledger.save_step(task(number).run_id, step, value))

@@ -32,7 +32,17 @@ from rise.ledger.port import (
     Sent,
     Turn,
 )
-from rise.testing.conformance.ledger import ANSWERED, answer, chunks, notice, send, send_everything, take_one, task
+from rise.testing.conformance.ledger import (
+    ANSWERED,
+    answer,
+    callback,
+    chunks,
+    notice,
+    send,
+    send_everything,
+    take_one,
+    task,
+)
 from rise.testing.servers import MongoServer
 
 pytestmark = pytest.mark.slow
@@ -113,6 +123,31 @@ async def test_what_comes_after_a_result_that_was_being_saved_does_not_overtake_
         assert [text for text in sent if text != "1.0"] == ["1.1", "1.2", "2.0"], writes
         if not has_died:
             break
+
+
+@pytest.mark.req("ENV-7", "OUT-1")
+@pytest.mark.failure("F1")
+@pytest.mark.parametrize("is_repeated", [True, False])
+@pytest.mark.parametrize("has_a_result", [True, False])
+async def test_a_callback_that_was_being_meant_goes_out_once(stages, has_a_result: bool, is_repeated: bool):
+    async def end(ledger: MongoLedger) -> object:
+        meant = callback(task())
+        if has_a_result:
+            return await ledger.save_result(task(), ANSWERED, [*chunks(task(), 2), meant], TURNS, deliver=False)
+        return await ledger.finish(task(), Status.DROPPED, callback=meant)
+
+    for writes in itertools.count(1):
+        stage = await stages()
+        has_died = await interrupted(stage, end, writes)
+        if is_repeated:
+            await end(stage.ledger)
+        assert await sent_by_a_new_sender(stage) == ["ended"], writes
+        run = await stage.ledger.run(task().run_id)
+        assert run is not None
+        assert run.status is (Status.COMPLETED if has_a_result else Status.DROPPED)
+        if not has_died:
+            break
+    assert writes > 2, "it is more than one write"
 
 
 @pytest.mark.req("WRK-4")

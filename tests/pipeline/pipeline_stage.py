@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import apsw
+import msgspec
 
 from rise.bindings import BindingRegistry
 from rise.bus.local import LocalBus
 from rise.bus.port import Topic
+from rise.callbacks import CallbackReceiver
 from rise.capabilities import CapabilityRegistry
 from rise.channels.http import HttpChannel, read_message
 from rise.channels.port import Incoming, SendOutcome
@@ -42,6 +44,7 @@ from rise.ledger.sqlite import SqliteLedger
 from rise.queue.port import OpenTask, QueueLimits, Selection
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
+from rise.reachable import read_allowed
 from rise.retries import RetryPolicy
 from rise.runtime.alerts import AlertMessage, Alerts
 from rise.runtime.editor import Editor
@@ -66,6 +69,7 @@ Edge = Literal["before", "after"]
 UNLIMITED = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=1e6)
 PATIENCE_SECONDS = 40.0
 MARK = "↻ "
+CALLBACK_SECRET = "a-secret-of-the-tests"
 OTHER_TOKEN = "7000000002:the-other-bot"
 
 _process: ContextVar[Process | None] = ContextVar("process", default=None)
@@ -151,6 +155,21 @@ class _WatchedTelegram(TelegramChannel):
             out[chat_id] -= 1
 
 
+class _WatchedCallbacks(CallbackReceiver):
+    """Goes past its process."""
+
+    def __init__(self, process: Process) -> None:
+        here = read_allowed(["127.0.0.1"])
+        super().__init__(CALLBACK_SECRET, GuardedFetch(here), here, process.stage.clock)
+        self._process = process
+
+    async def send(self, account: str, chat_id: str, call: Call) -> SendOutcome:
+        return await self._process.passing("callbacks.send", lambda: self._send(account, chat_id, call))
+
+    async def _send(self, account: str, chat_id: str, call: Call) -> SendOutcome:
+        return await super().send(account, chat_id, call)
+
+
 class Process:
     """One process's worth of parts. Start it through `Stage`."""
 
@@ -177,6 +196,7 @@ class Process:
             timeout_seconds=stage.call_seconds,
             chats=self.chats,
         )
+        self.callbacks = _WatchedCallbacks(self)
         self.bindings = BindingRegistry(self.definitions, self.bus, stage.clock)
         self.editor = Editor(self.definitions, self.ledger, self.bus, stage.clock)
         self.intake = Intake(self.queue, self.bindings, self.bus, stage.clock, chats=self.chats)
@@ -290,6 +310,7 @@ class Process:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.telegram.close()
+        await self.callbacks.close()
         await self.database.close()
 
 
@@ -445,7 +466,7 @@ class Stage:
         return Sender(
             ledger=process.ledger,
             queue=process.queue,
-            channels={"telegram": process.telegram},
+            channels={"telegram": process.telegram, "callback": process.callbacks},
             bus=process.bus,
             clock=self.clock,
             limits=self.delivery_limits,
@@ -561,6 +582,15 @@ class Stage:
             trace_id=None,
         )
         return (await self._a_living_process().intake.accept(request.incoming)).task_id
+
+    async def ask(self, text: str, *, callback_url: str | None = None, key: str = "k", **fields: Any) -> TaskId:
+        """A program asks over HTTP, through the same door."""
+        asked = {"userText": text} | ({} if callback_url is None else {"callbackUrl": callback_url})
+        request = HttpChannel().read_apply(
+            json.dumps(asked).encode(), principal="test", key=key, request_id="r", trace_id=None
+        )
+        incoming = msgspec.structs.replace(request.incoming, **fields)
+        return (await self._a_living_process().intake.accept(incoming)).task_id
 
     def _a_living_process(self) -> Process:
         return next(process for process in self._processes if not process.is_dead)

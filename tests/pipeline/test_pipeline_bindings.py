@@ -189,6 +189,57 @@ async def test_what_a_newer_version_has_put_aside_in_a_routed_chat_holds_nobody_
     assert stage.texts(1) == [MISSING, "orders /order 2", "orders /order 3"]
 
 
+async def write_as_newer(stage: Stage, worker: WorkerProcess, *newer: str, **changes: Any) -> None:
+    """These workflows' bindings, as another version of Rise might write them."""
+    name = account_name("telegram", stage.account)
+    last = await worker.definitions.version(Kind.BINDINGS, name)
+    assert last is not None and last.body is not None
+    kept = [one | changes if one["workflow_id"] in newer else one for one in msgspec.json.decode(last.body)]
+    body = msgspec.json.encode(kept)
+    await worker.definitions.put(msgspec.structs.replace(last, version=last.version + 1, body=body))
+
+
+@pytest.mark.req("BND-4", "BND-9", "SUS-2")
+@pytest.mark.failure("D12")
+async def test_what_is_meant_for_a_binding_that_a_newer_version_wrote_waits_and_goes_on_by_itself(stage: Stage):
+    """Its host may be updated later than the one that wrote it. Never a silent fallback."""
+    gateway, worker = await start(stage)
+    await stage.bind(general)
+    await stage.bind(orders, is_default=False, routes=command("/order"))
+    await stage.bind(vip, is_default=False, routes=chat(7))
+    await write_as_newer(stage, worker, "wf_orders", "wf_vip", kill_switch={"of": "tomorrow"})
+    await agree(gateway, worker)
+    ordered, told = await stage.write("/order 1", "hello", chat=1)
+    [of_vip] = await stage.write("hello", chat=7)
+    await stage.suspended(ordered, Reason.WORKFLOW_PENDING)
+    await stage.suspended(of_vip, Reason.WORKFLOW_PENDING)
+    await stage.ended(told)
+    assert await gateway.supervisor.resume() == 0, "it would only be parked again"
+    assert [one.workflow_id for one in worker.bindings.snapshot.active] == ["wf_general"]
+    await write_as_newer(stage, worker, "wf_orders", "wf_vip", kill_switch=None)
+    await agree(gateway, worker)
+    await gateway.supervisor.resume()
+    await stage.ended(ordered, of_vip)
+    assert (stage.texts(1), stage.texts(7)) == (
+        [MISSING, "general hello", "orders /order 1"], [MISSING, "vip hello"]
+    )  # fmt: skip
+
+
+@pytest.mark.req("BND-4", "BND-9")
+@pytest.mark.failure("D12")
+async def test_where_the_routes_of_a_binding_cannot_be_read_either_all_of_its_account_waits(stage: Stage):
+    gateway, worker = await start(stage)
+    await stage.bind(general)
+    await stage.bind(orders, is_default=False, routes=command("/order"))
+    await write_as_newer(stage, worker, "wf_orders", routes=[{"by": "mood", "value": "good"}])
+    await agree(gateway, worker)
+    waiting = await stage.write("/order 1", "hello", chat=1)
+    for task_id in waiting:
+        await stage.suspended(task_id, Reason.WORKFLOW_PENDING)
+    assert await gateway.supervisor.resume() == 0
+    assert await stage.said(1, chat=1) == [MISSING]
+
+
 @pytest.mark.req("BND-4")
 async def test_no_two_bindings_of_an_account_have_a_route_in_common(stage: Stage):
     await stage.start_gateway()

@@ -16,6 +16,7 @@ from rise.bursts import CHARS_MAX, MESSAGES_MAX
 from rise.channels.http import HttpChannel
 from rise.definitions.records import BindingRecord, BindingRoute, BurstPolicy, ChannelOwn, KillSwitch
 from rise.envelope import Outcome, Reason, Status, TaskId, run_id_of
+from rise.errors import LedgerSilent
 from rise.ledger.port import Run
 from rise.runtime.operations import Operations
 from rise.runtime.supervisor import Duties
@@ -463,6 +464,22 @@ async def test_a_worker_killed_anywhere_leaves_one_answer_for_the_whole_burst(
         ("assistant", "one + two + three"),
     ]
     assert await stage.open_count() == 0
+
+
+@pytest.mark.req("CHN-3", "CPY-6")
+async def test_a_follower_of_which_the_ledger_cannot_say_whether_it_was_answered_is_not_run(stage: Stage, talk: Talk):
+    await stage.bind(talk.workflow, burst=POLICY)
+    await stage.start_gateway()
+    one, two = await stage.write("one", "two")
+    await stage.pass_time(QUIET)
+    worker = stage.new_worker(talk.workflow)
+    worker.fail_at("ledger.steps", "before", LedgerSilent("MongoDB does not answer"), nth=2)
+    await stage.start_new_worker(worker, talk.workflow)
+    await stage.waiting_for_retry(two)
+    await stage.pass_time(60)
+    await stage.ended(one, two)
+    assert talk.seen == [["one", "two"]]
+    await talk.merged(one, two)
 
 
 @pytest.mark.req("CHN-3", "QUE-3")

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.runtime.processes import WorkerProcess
@@ -496,3 +497,44 @@ def fill(disk: Path) -> None:
 
 async def _exists(path: Path) -> bool:
     return path.exists()
+
+
+# --- results that are posted --------------------------------------------------------------------------------
+
+
+@pytest.mark.req("ENV-7", "CPY-7")
+@pytest.mark.failure("D1", "G3")
+async def test_a_result_is_posted_again_and_the_same_when_everything_is_killed_while_it_is(tmp_path: Path, bot: Path):
+    bodies: list[bytes] = []
+    held = asyncio.Event()
+
+    async def take(request: web.Request) -> web.Response:
+        bodies.append(await request.read())
+        if len(bodies) == 1:
+            await held.wait()  # taken, and nobody hears of it
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/", take)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    signing = {"callback_secret": "callback-secret-of-the-tests", "http_stage_allow": "127.0.0.1"}
+    try:
+        async with Installation(tmp_path / "data", app=bot, **signing) as rise, program(rise) as caller:
+            await caller.until_worker_is("available")
+            task = await caller.write("Hello", callbackUrl=url)
+            await caller.until(lambda: _true(len(bodies) == 1))
+            await rise.kill()
+            await rise.start()
+            await caller.until(lambda: _true(len(bodies) == 2))
+            assert await caller.result(task) == "Hello"
+    finally:
+        held.set()
+        await runner.cleanup()
+    assert bodies[0] == bodies[1], "by its id the receiver knows it again"
+
+
+async def _true(holds: bool) -> bool:
+    return holds

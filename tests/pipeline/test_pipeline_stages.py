@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from pipeline_stage import Stage
 
+import rise
 from rise.envelope import Outcome, Reason, Status
 from rise.reachable import read_allowed
 from rise.testing.clock import ManualClock
 from rise.testing.model_server import Fail, Hold, ModelStandIn, Nonsense, Say
+from rise.testing.waiting import eventually
+from rise.worker import WorkerLimits
 from rise.workflows.fetching import GuardedFetch
 from rise.workflows.model import NoModel, OpenAIModel
 from rise.workflows.staged import StageRecord, Tools, staged_workflow
@@ -155,3 +161,30 @@ async def test_an_answer_that_is_none_uses_up_a_try_and_what_came_before_is_kept
     await stage.pass_time(60)
     await stage.ended(task_id)
     assert server.asked == ["1 Hi", "2 Hello!", "2 Hello!"]
+
+
+@pytest.mark.req("WRK-7", "WFL-2")
+@pytest.mark.failure("E5")
+async def test_functions_of_stages_and_steps_that_do_not_return_wear_a_process_out_for_as_long_as_they_do_not(
+    stage: Stage, tools: Tools
+):
+    stage.worker_limits, release = WorkerLimits(abandoned_max=1, run_seconds=0.05), threading.Event()
+    give = replace(tools, functions={"stuck": lambda values: release.wait()})
+    staged = workflow(give, [{"name": "wait", "kind": "python", "function": "stuck", "timeoutSeconds": 0.05}])
+
+    @rise.workflow("stepping")
+    async def stepping(turn: rise.Turn) -> None:
+        await turn.step("wait", release.wait)
+
+    try:
+        gateway, worker = await stage.start(staged, stepping)
+        [first] = await stage.write("one", chat=1)
+        await stage.waiting_for_retry(first, attempts=1)
+        assert not worker.worker.is_worn_out
+        asked = msgspec.structs.replace(stage.incoming("two", chat=2), workflow_id="wf_stepping")
+        second = (await gateway.intake.accept(asked)).task_id
+        await stage.waiting_for_retry(second, attempts=1)
+        assert worker.worker.is_worn_out
+    finally:
+        release.set()
+    await eventually(lambda: not worker.worker.is_worn_out)

@@ -23,7 +23,7 @@ from rise.connections.sqlite import Database
 from rise.envelope import Order, Outcome, Progress, Reason, Status, Task
 from rise.ledger.port import Again, Failed, HeldUnknown, ReplyState, Resend, Run, RunResult, Sent
 from rise.ledger.sqlite import SCHEMA, SqliteLedger
-from rise.runtime.operations import TaskStory
+from rise.stories import TaskStory
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import chunks
 from rise.testing.conformance.queue import delivery

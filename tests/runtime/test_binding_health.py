@@ -14,24 +14,18 @@ from structlog.testing import capture_logs
 from rise.bindings import BindingRegistry
 from rise.bus.port import Topic
 from rise.channels.telegram import TelegramChannel
+from rise.definitions.port import Definition, Kind
 from rise.definitions.records import BindingRecord, WorkflowRecord
 from rise.envelope import Status, TaskId
 from rise.errors import CapabilityClosed, StoreUnavailable
 from rise.ledger.port import Office
 from rise.offices import OfficeClaim
-from rise.runtime.binding_health import (
-    BindingHealth,
-    BindingMonitor,
-    Finding,
-    HealthBook,
-    HealthStatus,
-    Pace,
-    answering_look,
-    webhook_look,
-)
+from rise.runtime.binding_health import BindingHealth, Finding, HealthBook, HealthStatus
+from rise.runtime.binding_monitor import BindingMonitor, Pace
 from rise.runtime.bots import delivery_url
 from rise.runtime.editor import Editor
 from rise.runtime.path_test import PathTested
+from rise.runtime.platform_looks import answering_look, webhook_look
 from rise.testing.clock import ManualClock
 from rise.testing.fakes.bus import MemoryBus, MemoryBusState
 from rise.testing.fakes.definitions import MemoryDefinitions, MemoryDefinitionsState
@@ -149,6 +143,21 @@ async def test_it_is_found_out_without_anybody_asking_and_all_processes_know(sta
     assert stage.platform.asked == 1, "one of them asks"
     assert other.health_of("telegram", "7", "wf_a").last_checked_at == stage.clock.now()
     assert other.health_of("telegram", "7", "wf_b") == BindingHealth("telegram", "7", "wf_b")
+
+
+@pytest.mark.req("BND-8", "BND-4")
+@pytest.mark.failure("D12")
+async def test_a_binding_that_a_newer_version_wrote_is_down_and_says_why(stage: Stage):
+    monitor, book, _ = await stage.process()
+    await eventually(lambda: of(book) == ("ok", "getWebhookInfo"))
+    definitions = MemoryDefinitions(stage.definitions)
+    body = b'[{"workflow_id":"wf_a","kill_switch":{"of":"tomorrow"}}]'
+    name = "telegram:7"
+    await definitions.put(Definition(kind=Kind.BINDINGS, name=name, version=2, body=body, at_ms=0, by="ann"))
+    await monitor._registry.refresh()
+    await eventually(lambda: of(book) == ("down", "binding"))
+    assert "a newer version of Rise" in book.health_of("telegram", "7", "wf_a").detail
+    assert stage.heard[-1]["source"] == "binding"
 
 
 @pytest.mark.req("BND-8")

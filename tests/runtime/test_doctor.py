@@ -17,7 +17,9 @@ from rise.bus.local import LocalBus
 from rise.capabilities import CONSEQUENCES
 from rise.channels.telegram import read_update
 from rise.clock import SystemClock
-from rise.runtime.assembly import build
+from rise.definitions.port import Definition, Kind
+from rise.definitions.records import BindingRecord, ChannelOwn
+from rise.runtime.assembly import build, build_stage_secrets
 from rise.runtime.directory import DataDirectory
 from rise.runtime.doctor import Doctor, Finding, Level
 from rise.settings import load_settings
@@ -132,6 +134,50 @@ async def test_a_secret_that_could_be_guessed_is_a_failure_and_not_shown(data_di
     assert "guess-me" not in found[0].detail
     configured = await doctor(data_dir, secret_key="k" * 32).probe("directory")
     assert not [finding for finding in configured if finding.level is Level.FAIL]
+
+
+SERVERS: dict[str, object] = {"redis_url": "redis://127.0.0.1:1", "mongodb_url": "mongodb://127.0.0.1:1/rise"}
+
+
+@pytest.mark.req("SEC-2", "EMB-3")
+async def test_on_mongodb_a_key_that_is_this_hosts_alone_is_a_failure(data_dir: Path):
+    [finding] = await doctor(data_dir, **SERVERS).probe("secrets")
+    assert (finding.level, "no other can open" in finding.detail) == (Level.FAIL, True)
+    assert "set RISE_SECRET_KEY to the same on all hosts" in finding.remedy
+    assert (data_dir / "secret-key").read_text().strip() not in finding.detail + finding.remedy
+    assert await doctor(data_dir, secret_key="k" * 32, **SERVERS).probe("secrets") == []
+    assert await doctor(data_dir).probe("secrets") == []
+
+
+@pytest.mark.req("SEC-2")
+async def test_what_was_sealed_with_another_key_is_a_failure_that_names_it(data_dir: Path):
+    house = build(load_settings(data_dir=data_dir, _env_file=None))
+    await house.stores.open()
+    await build_stage_secrets(house).set("SHOP", "key-of-the-shop", by="ann")
+    own = ChannelOwn(bot_token=house.seal.close(TOKEN))
+    await house.editor.bind(BindingRecord(channel="telegram", account="8", workflow_id="a", own=own), by="ann")
+    await house.stores.close()
+    [well] = await doctor(data_dir).probe("secrets")
+    assert (well.level, well.detail) == (Level.OK, "2 sealed, all of them open here")
+    [lost] = await doctor(data_dir, secret_key="k" * 32).probe("secrets")
+    assert lost.level is Level.FAIL
+    assert "the token of telegram:8, secrets.SHOP" in lost.detail
+    key = (data_dir / "secret-key").read_text().strip()
+    assert [one.level for one in await doctor(data_dir, secret_key=key).probe("secrets")] == [Level.OK]
+
+
+@pytest.mark.req("BND-4")
+@pytest.mark.failure("D12")
+async def test_a_binding_that_a_newer_version_wrote_is_a_warning(data_dir: Path):
+    house = build(load_settings(data_dir=data_dir, _env_file=None))
+    await house.stores.open()
+    body = b'[{"workflow_id":"a","kill_switch":{"of":"tomorrow"}}]'
+    newer = Definition(kind=Kind.BINDINGS, name="http:default", version=1, body=body, at_ms=0, by="ann")
+    await house.stores.definitions.put(newer)
+    await house.stores.close()
+    [warned] = [one for one in await doctor(data_dir).probe("bindings") if one.name == "http:default"]
+    assert (warned.level, "a newer version of Rise" in warned.detail) == (Level.WARN, True)
+    assert "install that version" in warned.remedy
 
 
 async def test_a_damaged_database_is_a_failure(data_dir: Path):

@@ -41,7 +41,8 @@ def test_what_was_opened_is_masked_wherever_it_is_written():
 
 
 @pytest.mark.parametrize(
-    ("token", "shown"), [(None, None), (TOKEN, "8000000002:***"), ("hunter2", "***"), ("hunter2:x", "***")]
+    ("token", "shown"),
+    [(None, None), (TOKEN, "8000000002:***"), ("hunter2", "***"), ("hunter2:x", "***"), ("٨٠٠٠:x", "***")],
 )
 def test_of_a_token_only_the_bots_number_is_shown(token: str | None, shown: str | None):
     assert masked(token) == shown

@@ -96,7 +96,7 @@ def dedupe_key_with_the_workflow_in_it(patch: pytest.MonkeyPatch) -> None:
     accept = Intake.accept
 
     async def accept_by_workflow(self: Intake, incoming: Incoming) -> Accepted:
-        bound = self.bindings.lookup(incoming)
+        bound = self.bindings.met_by(incoming).bound
         workflow_id = bound.workflow.workflow_id if bound else "pending"
         key = DeliveryKey(f"{incoming.delivery_key}:{workflow_id}")
         return await accept(self, msgspec.structs.replace(incoming, delivery_key=key))
@@ -215,7 +215,7 @@ def a_run_that_does_not_ask_for_its_result(patch: pytest.MonkeyPatch) -> None:
 
     async def attempt_anyhow(self: Worker, claim: Claim, task: Task) -> Any:
         ending, head = await attempt(self, claim, task), task.head
-        bound = self._bindings.lookup(head)
+        bound = self._bindings.met_by(head).bound
         if not isinstance(ending, AlreadyRun) or bound is None or head.task_type is TaskType.MESSAGE_SEND:
             return ending
         channel = self._channels[head.channel]

@@ -34,6 +34,8 @@ ONCE_BROKEN = {
     4100190: "a copy that no journal knew of hid, in the same count, that the mirror had lost another's",
     7000234: "a try that began as its message was dropped did again what the run had done and saved",
     7001055: "a queue that had lost its last writes had two tasks of a lane running, for a worker that had settled one",
+    9000068: "the power went in the very first moment, and the world could not be played",
+    13000162: "a queue that handed out nothing for long, and claims that nobody knew of: deaths, it seemed",
     6000468: "what a person let go on went out while a later reply of its chat was still in doubt",
 }
 """Seeds that found something once, and what."""
@@ -113,7 +115,7 @@ def test_a_seed_with_several_stores_is_the_same_run_in_another_interpreter():
 @pytest.mark.req("TST-2")
 def test_plans_with_several_stores_hold_what_they_should():
     plans = [draw_plan(seed, Profile.FULL) for seed in range(600)]
-    assert {fault.kind for plan in plans for fault in plan.faults} == set(FaultKind)
+    assert {fault.kind for plan in plans for fault in plan.faults} == set(FaultKind) - {FaultKind.LEDGER_GONE}
     assert {plan.last_blow for plan in plans} == set(LAST_BLOWS)
     assert not any(len(stores_that_lose(plan)) > 1 for plan in plans)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 
 from rise.errors import ModelAnswerUnusable, ModelRefused, ModelUnavailable, ModelUnconfigured
 from rise.retries import uses_a_try
 from rise.settings import load_settings
 from rise.telemetry import clean
 from rise.testing.model_server import CutOff, Fail, Hold, ModelStandIn, Nonsense, Say
-from rise.workflows.model import Message, ModelAnswer, ModelRequest, NoModel, OpenAIModel, model_of
+from rise.workflows.model import ANSWER_BYTES_MAX, Message, ModelAnswer, ModelRequest, NoModel, OpenAIModel, model_of
 
 KEY = "sk-CanaryCanaryCanary"
 HELLO = ModelRequest(messages=[Message("system", "Be kind."), Message("user", "Hello")])
@@ -233,3 +235,71 @@ async def test_the_stand_in_speaks_streams_too(server: ModelStandIn):
     assert len(parts) > 3
     assert [one.id async for one in client.models.list()] == ["stand-in"]
     await client.close()
+
+
+class Elsewhere:
+    """A server that answers as it is told, and counts."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.url = ""
+        self.answer = lambda: web.Response()
+        self.written = 0
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.asked += 1
+        if request.path == "/endless/chat/completions":
+            return await self._write_without_end(request)
+        return self.answer()
+
+    async def _write_without_end(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        while True:
+            await response.write(b" " * 65536)
+            self.written += 65536
+
+
+@pytest.fixture
+async def elsewhere() -> AsyncIterator[Elsewhere]:
+    elsewhere, app = Elsewhere(), web.Application()
+    app.router.add_route("*", "/{path:.*}", elsewhere.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    elsewhere.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield elsewhere
+    await runner.cleanup()
+
+
+@pytest.mark.req("WFL-2", "SEC-4")
+async def test_an_answer_without_end_is_read_no_further_than_one_that_can_be_used(elsewhere: Elsewhere):
+    model = OpenAIModel(f"{elsewhere.url}/endless", "small", key=KEY)
+    with pytest.raises(ModelAnswerUnusable, match=f"more than {ANSWER_BYTES_MAX} bytes"):
+        await asked(model)
+    assert elsewhere.written < 2 * ANSWER_BYTES_MAX
+    await model.close()
+
+
+@pytest.mark.req("WFL-2", "SEC-4")
+async def test_a_small_answer_that_would_unpack_to_a_large_one_is_not_unpacked(elsewhere: Elsewhere):
+    packed = gzip.compress(b" " * (ANSWER_BYTES_MAX + 1))
+    elsewhere.answer = lambda: web.Response(
+        body=packed, content_type="application/json", headers={"Content-Encoding": "gzip"}
+    )
+    model = OpenAIModel(elsewhere.url, "small", key=KEY)
+    with pytest.raises(ModelAnswerUnusable, match="compressed"):
+        await asked(model)
+    await model.close()
+
+
+@pytest.mark.req("WFL-2", "SEC-2", "SEC-3")
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_where_an_answer_leads_is_not_followed(server: ModelStandIn, elsewhere: Elsewhere, status: int):
+    """The key and what a person wrote would go there, to an address that nobody has looked at."""
+    elsewhere.answer = lambda: web.Response(status=status, headers={"Location": f"{server.url}/chat/completions"})
+    model = OpenAIModel(elsewhere.url, "small", key=KEY)
+    with pytest.raises(ModelRefused, match="RISE_LLM_BASE_URL"):
+        await asked(model)
+    assert (elsewhere.asked, server.calls) == (1, [])
+    await model.close()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -500,6 +501,41 @@ async def test_what_a_stage_came_to_holds_until_it_or_one_before_it_is_written_o
     assert bench.said == ["/new 4"]
 
 
+@pytest.mark.req("WFL-1", "WRK-5")
+async def test_what_a_model_said_to_a_stored_prompt_holds_until_that_is_written_otherwise(
+    bench: Bench, server: ModelStandIn
+):
+    """A message that failed is let go on after its prompt was corrected."""
+    stored = {"pr_1": Prompt(template="Old: {{ text }}"), "pr_2": Prompt(template="Then {{ stages.ask }}")}
+    bench.give(prompts=stored.get)
+    ask = {"name": "ask", "kind": "prompt", "promptId": "pr_1"}
+    more = {"name": "more", "kind": "prompt", "promptId": "pr_2"}
+    with pytest.raises(StageRefused):
+        await bench.run(ask, more, reply("{{ metadata.nothing }}"))
+    bench.history.append({"role": "user", "text": "written meanwhile"})
+    with pytest.raises(StageRefused):
+        await bench.run(ask, more, reply("{{ metadata.nowhere }}"))
+    assert server.asked == ["Old: Hello", "Then Old: Hello"], "paid for once"
+    stored["pr_1"] = Prompt(template="New: {{ text }}")
+    await bench.run(ask, more, reply("{{ stages.more }}"))
+    assert bench.said == ["Then New: Hello"]
+    stored["pr_2"] = Prompt(template="Then {{ stages.ask }}", system="Be brief.")
+    await bench.run(ask, more, reply("{{ stages.more }}"))
+    assert server.asked[4:] == ["Then New: Hello"], "what is before the corrected one is kept"
+
+
+@pytest.mark.req("WFL-1")
+async def test_a_run_asks_with_the_prompts_that_were_stored_when_it_began(bench: Bench, server: ModelStandIn):
+    stored = {"pr_1": Prompt(template="Old: {{ text }}")}
+
+    def store(values: dict[str, Any]) -> None:
+        stored["pr_1"] = Prompt(template="New: {{ text }}")
+
+    bench.give(prompts=stored.get, functions={"count": store})
+    await bench.run(python(), {"name": "ask", "kind": "prompt", "promptId": "pr_1"})
+    assert server.asked == ["Old: Hello"]
+
+
 @pytest.mark.failure("D4")
 async def test_functions_that_never_return_keep_no_other_from_being_called(bench: Bench):
     is_over = threading.Event()
@@ -634,3 +670,59 @@ async def test_an_answer_that_is_none_is_said_to_nobody(bench: Bench, server: Mo
     with pytest.raises(ModelAnswerUnusable):
         await bench.run(prompt(), reply("{{ stages.ask }}"))
     assert bench.said == []
+
+
+SECRETS = {"KEY": "shop-key/0123456789", "PART": "part of:an address"}
+
+
+@pytest.mark.req("SEC-2", "WFL-2")
+async def test_a_secret_is_put_into_the_request_and_taken_out_of_the_answer(bench: Bench, site: Site):
+    bench.give(secrets=SECRETS.get)
+    site.answers = [web.json_response({SECRETS["KEY"]: [f"you sent {SECRETS['KEY']}", "part%20of%3Aan%20address"]})]
+    asked = http(
+        f"{site.url}/{{{{ secrets.PART }}}}",
+        headers={"Authorization": "Bearer {{ secrets.KEY }}"},
+        method="POST",
+        json={"key": "{{ secrets.KEY }}"},
+    )
+    value = await bench.run(asked, reply("{{ stages.look }}"))
+    assert site.asked[0]["headers"]["Authorization"] == f"Bearer {SECRETS['KEY']}"
+    assert (site.asked[0]["path"], site.asked[0]["body"]) == (
+        "/part%20of%3Aan%20address", json.dumps({"key": SECRETS["KEY"]}, separators=(",", ":"))
+    )  # fmt: skip
+    assert value == {"***": ["you sent ***", "***"]}
+    left = repr((value, bench.said, bench.records, bench.steps.kept))
+    assert not [secret for secret in SECRETS.values() if secret in left]
+
+
+@pytest.mark.req("SEC-2")
+async def test_an_answer_that_is_too_deep_to_take_a_secret_out_of_is_refused(bench: Bench, site: Site):
+    bench.give(secrets=SECRETS.get)
+    deep = next(depth for depth in range(950, 100, -50) if _is_readable("[" * depth + "]" * depth))
+    site.answers = [web.Response(text="[" * deep + "]" * deep, content_type="application/json")]
+    with pytest.raises(StageRefused, match="nested too deep"):
+        await bench.run(http(site.url, headers={"X-Key": "{{ secrets.KEY }}"}))
+
+
+def _is_readable(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except RecursionError:
+        return False
+    return True
+
+
+@pytest.mark.req("SEC-2", "WFL-2")
+async def test_a_secret_that_is_not_there_or_cannot_be_opened_is_said_with_the_remedy(bench: Bench, site: Site):
+    with pytest.raises(StageRefused, match=r"no secret KEY .* `rise secrets set KEY`, with the same RISE_SECRET_KEY"):
+        await bench.run(http(site.url, headers={"Authorization": "{{ secrets.KEY }}"}))
+    assert not site.asked
+
+
+@pytest.mark.req("SEC-2")
+async def test_a_request_that_fails_does_not_say_its_secret(bench: Bench, site: Site):
+    bench.give(secrets=SECRETS.get)
+    site.answers = [web.json_response({"wrong": SECRETS["KEY"]}, status=401)]
+    with pytest.raises(StageRefused) as refused:
+        await bench.run(http(f"{site.url}/{{{{ secrets.KEY }}}}", headers={"X-Key": "{{ secrets.KEY }}"}))
+    assert SECRETS["KEY"] not in repr((str(refused.value), bench.records))

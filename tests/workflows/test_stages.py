@@ -15,7 +15,9 @@ from rise.workflows.stages import (
     ReplyStage,
     Retries,
     RouterStage,
+    keys_in_plain_text,
     read_stages,
+    secrets_asked_for,
     stages_as_json,
 )
 
@@ -183,6 +185,13 @@ WRONG: list[tuple[Any, str, str]] = [
     ([stage("follow_up", inSeconds=..., at="2026-01-31T09:00:00")], "stages[0].at", "a moment with its time zone"),
     ([stage("follow_up", inSeconds=..., at="tomorrow")], "stages[0].at", "a moment with its time zone"),
     ([stage("follow_up", text=...)], "stages[0].text", "is needed"),
+    ([SAY | {"template": "{{ secrets.KEY }}"}], "stages[0].template", "names secrets; there are text"),
+    ([stage("prompt", template="{{ secrets.KEY }}")], "stages[0].template", "names secrets"),
+    ([stage("http", url="{{ secrets.KEY }}")], "stages[0].url", "a secret as a whole"),
+    ([stage("http", headers={"X": "{{ secrets }}"})], "stages[0].headers.X", "stands by itself"),
+    ([stage("http", headers={"X": "{{ secrets.KEY | upper }}"})], "stages[0].headers.X", "stands by itself"),
+    ([stage("http", body="{{ metadata[secrets.KEY] }}")], "stages[0].body", "stands by itself"),
+    ([stage("http", body="{% set secrets = text %}")], "stages[0].body", "stands by itself"),
     ([stage("follow_up", workflow="a b")], "stages[0].workflow", "is the name of a workflow"),
 ]
 
@@ -230,3 +239,21 @@ def test_templates_that_would_keep_a_process_from_all_else_are_refused():
         read_stages([SAY | {"buttons": rows}])
     assert refused.value.field == "stages"
     read_stages([SAY | {"buttons": rows[:2]}])
+
+
+@pytest.mark.req("SEC-2")
+def test_the_secrets_that_requests_ask_for_are_known_with_their_fields():
+    look = stage("http", url="https://api.example/{{ secrets.PATH }}/x", headers={"X-Key": "Key {{ secrets.KEY }}"})
+    more = stage("http", name="more", json={"ask": ["{{ secrets.KEY }}", {"as": "{{ secrets.WHO }}"}]})
+    assert secrets_asked_for([SAY, look, more]) == [
+        ("stages[1].url", "PATH"), ("stages[1].headers.X-Key", "KEY"),
+        ("stages[2].json.ask[0]", "KEY"), ("stages[2].json.ask[1].as", "WHO"),
+    ]  # fmt: skip
+
+
+@pytest.mark.req("SEC-2")
+def test_a_key_in_plain_text_is_told_from_one_that_is_looked_up():
+    plain = {"authorization": "Bearer key", "X-Api-Key": "key", "X-Page": "1"}
+    looked_up = {"Authorization": "Bearer {{ secrets.KEY }}", "X-Api-Key": "{{ metadata.key }}"}
+    stages = [SAY, stage("http", headers=plain), stage("http", name="more", headers=looked_up)]
+    assert keys_in_plain_text(stages) == ["stages[1].headers.authorization", "stages[1].headers.X-Api-Key"]

@@ -16,11 +16,13 @@ from starlette.exceptions import HTTPException
 from rise.api.reading import Message, Receive, Scope, Send
 from rise.api.security import HEADERS
 from rise.envelope import encode_json, new_request_id
-from rise.errors import CapabilityClosed, RateExceeded, Rejected, RiseError, StoreCorrupt, Unavailable
+from rise.errors import CapabilityClosed, RateExceeded, Rejected, RiseError, StoreCorrupt, StoreUnavailable, Unavailable
 from rise.runtime.editor import EVENT_QUEUED, Editor
 from rise.telemetry import log, refused_total
 
 RETRY_AFTER_SECONDS: Final = 5
+"""Of the embedded store as well: every write finds out whether it works again."""
+RETRY_AFTER_SECONDS_OF_SERVERS: Final = 30
 RETRY_AFTER_SECONDS_CORRUPT: Final = 60
 """Waiting does not mend it; a person must come."""
 
@@ -79,6 +81,8 @@ def answer_error(
     match error:
         case CapabilityClosed():
             return _answer_closed(error, request_id, data, said)
+        case Unavailable(is_closed=True):
+            return _answer_closed(_closed(error), request_id, data, said)
         case Unavailable():
             status, wait = 503, retry_after_seconds(error)
             said["Retry-After"] = str(wait)
@@ -101,7 +105,9 @@ def retry_after_seconds(error: Unavailable) -> int:
     """Sized to what is down, where that is known."""
     if error.retry_after_seconds is not None:
         return error.retry_after_seconds
-    return RETRY_AFTER_SECONDS_CORRUPT if isinstance(error, StoreCorrupt) else RETRY_AFTER_SECONDS
+    if isinstance(error, StoreUnavailable):
+        return RETRY_AFTER_SECONDS_CORRUPT if isinstance(error, StoreCorrupt) else RETRY_AFTER_SECONDS
+    return RETRY_AFTER_SECONDS_OF_SERVERS if error.is_closed else RETRY_AFTER_SECONDS
 
 
 def request_id_of(scope: Scope) -> str:
@@ -110,6 +116,12 @@ def request_id_of(scope: Scope) -> str:
     if found is None:
         found = scope["rise.request_id"] = new_request_id()
     return found
+
+
+def _closed(error: Unavailable) -> CapabilityClosed:
+    """A store that did not answer this time is said as one that is known to be away."""
+    wait = retry_after_seconds(error)
+    return CapabilityClosed(error.capability, "unavailable", error.public_message, retry_after_seconds=wait)
 
 
 def _answer_closed(error: CapabilityClosed, request_id: str, data: Any, headers: dict[str, str]) -> Response:

@@ -18,6 +18,7 @@ from rise.api.operations import build_health, build_operations
 from rise.api.prompts import build_prompts
 from rise.api.reading import Receive, Scope, Send
 from rise.api.results import TaskResultBroker
+from rise.api.secrets import build_secrets
 from rise.api.security import Credentials, Gate, Principal, Role, requires
 from rise.api.tasks import build_tasks
 from rise.api.webchat import Watchers, build_webchat
@@ -93,6 +94,7 @@ def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: 
     app.include_router(build_tasks(house, operations, broker))
     app.include_router(build_workflows(house))
     app.include_router(build_prompts(house))
+    app.include_router(build_secrets(house))
     app.include_router(build_operations(house, operations))
     app.include_router(build_channels(house, path))
     app.include_router(build_bindings(house))

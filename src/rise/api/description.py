@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, get_args
 
+from rise.callbacks import URL_CHARS_MAX
 from rise.capabilities import CapabilityStatus
 from rise.channels import http, telegram, webchat
 from rise.envelope import Outcome, Reason, Status, TaskType
+from rise.errors import CapabilityClosed
 from rise.ledger.port import ReplyKind, ReplyState
-from rise.runtime import prompts, publishing
+from rise.runtime import prompts, publishing, stage_secrets
 from rise.runtime.binding_health import HealthStatus
 from rise.runtime.differences import ChangeKind
 from rise.runtime.publishing import WorkflowStatus
@@ -44,7 +46,7 @@ _MEANINGS: Final = {
     422: "A field is missing, wrong or unknown; `error.field` names it.",
     429: "Too many requests from this address.",
     500: "A bug of ours. What it was is in the log, under the request id.",
-    503: "Something that this needs does not answer. Trying again is right and safe.",
+    503: "Something that this needs does not answer; `capability` says what. Trying again is right and safe.",
 }
 
 
@@ -89,6 +91,18 @@ _ERROR: Final = _object(
     },
     optional=("capability", "status", "detail"),
 )
+
+_CLOSED: Final = _object(
+    {
+        "data": _ERROR["properties"]["data"],
+        "capability": TEXT,
+        "status": _one_of(CapabilityStatus),
+        "detail": TEXT,
+        "error": _object({"code": {"type": "string", "enum": [CapabilityClosed.code]}}),
+        "meta": _META,
+    }
+)
+"""Of what every probe watches, whoever finds it away."""
 
 _CAPABILITY: Final = {"status": _one_of(CapabilityStatus), "checked_at": _MOMENT, "detail": TEXT}
 _MEANING: Final = {"consequence": TEXT, "remedy": TEXT}
@@ -332,6 +346,9 @@ PROMPT: Final = _object(_PROMPT | {"usedBy": _list(TEXT)})
 PROMPTS: Final = _list(PROMPT)
 REMOVED_PROMPT: Final = _object({"promptId": TEXT, "isRemoved": _BOOLEAN})
 PROMPT_HISTORY: Final = _list(_object(_PROMPT | {"comment": TEXT, "isRemoval": _BOOLEAN}))
+SECRET: Final = _object({"name": TEXT, "usedBy": _list(TEXT), "version": _COUNT} | _WRITTEN)
+SECRETS: Final = _list(SECRET)
+REMOVED_SECRET: Final = _object({"name": TEXT, "isRemoved": _BOOLEAN})
 CHANNEL_HEALTH: Final = _object(
     {
         "channel": TEXT,
@@ -404,6 +421,7 @@ APPLY: Final = _asked(
         "retryMax": {"type": "integer", "minimum": 0, "maximum": http.RETRY_MAX_MAX},
         "waitForResult": _BOOLEAN,
         "waitTimeoutSeconds": {"type": "number", "exclusiveMinimum": 0, "maximum": http.WAIT_SECONDS_MAX},
+        "callbackUrl": _words(URL_CHARS_MAX),
     }
 )
 MESSAGE: Final = _asked(
@@ -543,6 +561,18 @@ EDITED_PROMPT: Final = _asked(
     _WRITTEN_PROMPT | {"version": _VERSION, "comment": _COMMENT},
     examples=({"version": 1, "template": "Greet {{ user.name }}.", "comment": "shorter"},),
 )
+SET_SECRET: Final = _asked(
+    {
+        "value": {
+            "type": "string",
+            "pattern": "^[ -~]+$",
+            "minLength": stage_secrets.CHARS_MIN,
+            "maxLength": stage_secrets.CHARS_MAX,
+        }
+    },
+    required=("value",),
+    examples=({"value": "key-of-the-shop"},),
+)
 
 _TRACE_PARENT: Final = {
     "name": "traceparent",
@@ -575,7 +605,7 @@ def route(
         for status, body in answers.items()
     }
     for status in sorted({*refusals, 500} - set(answers)):
-        responses[status] = _response({"$ref": "#/components/schemas/Error"}, _MEANINGS[status], status)
+        responses[status] = _response(_refusal(status), _MEANINGS[status], status)
     return {"responses": responses, "openapi_extra": _extra(refusals, takes, headers)}
 
 
@@ -588,9 +618,14 @@ def route_in_text(media_type: str, answer: Schema, *refusals: int) -> dict[str, 
 
 def document(made: dict[str, Any]) -> dict[str, Any]:
     """The whole description, from what the framework made of the routes."""
-    schemas = made.get("components", {}).get("schemas", {}) | {"Error": _ERROR}
+    schemas = made.get("components", {}).get("schemas", {}) | {"Error": _ERROR, "Closed": _CLOSED}
     schemes = {"token": {"type": "http", "scheme": "bearer"}, "session": {"type": "http", "scheme": "bearer"}}
     return made | {"components": {"schemas": schemas, "securitySchemes": schemes}}
+
+
+def _refusal(status: int) -> Schema:
+    error = {"$ref": "#/components/schemas/Error"}
+    return {"anyOf": [{"$ref": "#/components/schemas/Closed"}, error]} if status == 503 else error
 
 
 def _enveloped(data: Schema) -> Schema:

@@ -15,6 +15,29 @@ _SAY_MORE: Final = [{"name": "say", "kind": "reply", "template": "Hello {{ user.
 _HTTP: Final = {"channel": "http", "enabled": True, "why": "the shop asks it"}
 _ASK: Final = {"userText": "Where is my parcel?", "waitForResult": True, "waitTimeoutSeconds": 20}
 
+_ASK_LATER: Final = {"userText": "Where is my parcel?", "callbackUrl": "https://shop.example/rise?order=4711"}
+_CALLBACKS: Final = """\
+With a `callbackUrl`, what became of the task is posted there as well, as `{"data": …, "meta": {"callbackId"}}`. `data`
+is what `GET /api/workflows/tasks/{task_id}` shows at that moment; but `raw`, which its caller has, is null. That is
+posted once when the task has ended, whatever its `status` is then (`completed`, `expired`, `dropped`); and before,
+once for each `reason`, when it is `suspended`: it waits for a person or an event then, and may still end. What a person
+has run again is posted again, as another `generation`.
+
+- *Signed* with `RISE_CALLBACK_SECRET`, without which nobody may ask for it: `X-Rise-Signature` is `sha256=` and the
+  HMAC-SHA256, in hexadecimal, of `X-Rise-Timestamp`, a full stop and the body. Compare it, and refuse what is minutes
+  old.
+- *Until it is taken*, which 2xx says, within 10 s. Anything else, redirects too, is tried again, through crashes and
+  restarts: after 2 s, then after half as long as it has waited already, an hour at most; or as `Retry-After` says in
+  seconds, with 429 and 503.
+- *For a day*, or until it is answered 410. Then it is given up: the log says `callback.given_up`,
+  `rise_callbacks_given_up_total` counts it, and the task shows it as `failed` among its `replies`. The result can be
+  read all the same.
+- *Perhaps twice*, where an answer was lost: the body is the same to the byte then, its `callbackId` too. What is posted
+  of one task comes in order; of several, in any.
+- *Where to*: `https://` and a host, without a name or password. What is not public, and `http://`, only where
+  `RISE_HTTP_STAGE_ALLOW` names it. What can be seen to be otherwise is answered 422; a name that leads inside is not
+  posted to. Of the URL nothing but the host is shown or logged."""
+
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
     """One request. `{name}` in its path and body stands for what an earlier one was answered."""
@@ -100,6 +123,15 @@ TOUR: Final = (
         ),
     ),
     Chapter(
+        "Secrets",
+        "What `http` stages put into their requests as `{{ secrets.NAME }}`. They are kept sealed and shown nowhere.",
+        (
+            _put("/api/secrets/{secret}", {"value": "key-of-the-shop"}),
+            _get("/api/secrets"),
+            _delete("/api/secrets/{secret}"),
+        ),
+    ),
+    Chapter(
         "Bindings",
         "Which workflow serves which channel and account, and how. `docs/bindings.md` explains routes, policy and the "
         "kill switch. Which binding is meant: `?channel=` and `?account=`; left out, Telegram and its default bot.",
@@ -115,7 +147,7 @@ TOUR: Final = (
     Chapter(
         "Messages",
         "What these answer with 2xx is durable, and is answered once. An `Idempotency-Key` makes repeating safe: the "
-        "same key is the same message.",
+        "same key is the same message.\n\n" + _CALLBACKS,
         (
             _post(
                 "/api/workflows/apply",
@@ -124,6 +156,7 @@ TOUR: Final = (
                 keeps={"task_id": "data.taskId"},
             ),
             _get("/api/workflows/tasks/{task_id}"),
+            _post("/api/workflows/apply", _ASK_LATER),
             _post("/api/messages", {"channel": "telegram", "chatId": 42, "text": "Your parcel is there."}),
         ),
     ),
@@ -165,5 +198,5 @@ TOUR: Final = (
     ),
 )
 
-STANDS_FOR: Final = {"channel": "http", "name": "disk"}
+STANDS_FOR: Final = {"channel": "http", "name": "disk", "secret": "SHOP_KEY"}
 """Names in paths that no answer gives."""

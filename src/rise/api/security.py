@@ -8,7 +8,6 @@ requests (429).
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
 import math
@@ -22,6 +21,7 @@ from fastapi import Request
 from rise.clock import Clock
 from rise.errors import CredentialsMissing, RateExceeded, RoleInsufficient
 from rise.pacing import Buckets
+from rise.tokens import as_digest, digest_of
 
 BURST_SECONDS: Final = 10
 
@@ -59,15 +59,15 @@ class Credentials:
     """The tokens of this installation. Only their digests are held."""
 
     def __init__(self, admin_token: str, others: Mapping[str, str]) -> None:
-        """`others`: token → `name:role`."""
-        self._known = [(_digest(admin_token), Principal("admin", Role.ADMIN))]
-        for token, named in others.items():
+        """`others`: token, or its digest → `name:role`."""
+        self._known = [(digest_of(admin_token), Principal("admin", Role.ADMIN))]
+        for kept, named in others.items():
             name, _, role = named.rpartition(":")
-            self._known.append((_digest(token), Principal(name, Role[role.upper()])))
+            self._known.append((as_digest(kept), Principal(name, Role[role.upper()])))
 
     def principal(self, token: str) -> Principal | None:
         """Whose token it is. Takes as long for a wrong one as for the first or the last."""
-        shown = _digest(token)
+        shown = digest_of(token)
         found = None
         for digest, principal in self._known:
             if hmac.compare_digest(digest, shown):
@@ -157,7 +157,3 @@ def source_of(scope: Mapping[str, Any]) -> str:
     except ValueError:
         return host
     return str(address.ipv4_mapped or ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

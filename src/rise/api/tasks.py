@@ -1,8 +1,8 @@
 """What programs ask for: run a workflow, say something in a chat, read what became of it.
 
-Refuses at the door what a run would refuse later: a workflow that is not published (404; 503 as long as the worker
-has not said which are), what the channel cannot say (422); and a key that came before with another body (422). What
-was accepted once is never refused.
+Refuses at the door what would be refused later: a workflow that is not published (404; 503 as long as the worker
+has not said which are), what the channel cannot say and where no result can be posted (422); and a key that came
+before with another body (422). What was accepted once is never refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from rise.api import description
@@ -22,15 +21,13 @@ from rise.api.starting import refuse_while_starting
 from rise.api.webhooks import trace_id_of
 from rise.channels import http
 from rise.channels.port import Incoming
-from rise.clock import from_epoch_ms, iso
-from rise.envelope import TaskId, TaskType, envelope, task_id_of
-from rise.errors import CapabilityClosed, KeyReused, Rejected, TaskUnknown, Unavailable, WorkflowUnknown
+from rise.envelope import TaskId, TaskType, task_id_of
+from rise.errors import CapabilityClosed, KeyReused, PayloadInvalid, Rejected, TaskUnknown, Unavailable, WorkflowUnknown
 from rise.intake import Accepted, Intake
-from rise.ledger.port import Attempt, Reply
-from rise.retries import RetryPolicy
 from rise.runtime.assembly import House
 from rise.runtime.audit import receipt_of
-from rise.runtime.operations import Operations, TaskStory
+from rise.runtime.operations import Operations
+from rise.stories import shown
 
 Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
 Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
@@ -160,9 +157,21 @@ class _Door:
         `CapabilityClosed` while it is not known which workflows there are."""
         if incoming.workflow_id is not None:
             await self._check_workflow(incoming.workflow_id)
+        if incoming.callback_url is not None:
+            self._check_callback(incoming.callback_url)
         if incoming.task_type is TaskType.MESSAGE_SEND:
             channel = self._house.channels.by_name()[incoming.channel]
             http.refuse_unsayable(channel, self._intake.head_of(incoming))
+
+    def _check_callback(self, url: str) -> None:
+        receiver = self._house.channels.callback_receiver
+        if receiver is None:
+            raise PayloadInvalid(
+                "callbackUrl needs RISE_CALLBACK_SECRET, with which results are signed: have it set, wait for the "
+                "result, or read it later",
+                field="callbackUrl",
+            )
+        receiver.refuse_unusable(url)
 
     async def _check_workflow(self, workflow_id: str) -> None:
         bindings = self._house.bindings
@@ -199,58 +208,6 @@ class _Door:
 def requiring_same_body(house: House) -> Intake:
     """The intake, for callers who choose their own keys: a key that comes with another body is refused."""
     return replace(house.intake, same_body_required=frozenset(house.channels.by_name()))
-
-
-def shown(story: TaskStory, policy: RetryPolicy) -> dict[str, Any]:
-    """A task as the API shows it: the envelope, and what became of it."""
-    run = story.run
-    progress = msgspec.structs.replace(story.task.progress, status=story.status)
-    task = msgspec.structs.replace(story.task, progress=progress)
-    ended = run is not None and run.status.is_finished
-    allowed = policy.retries_allowed(task.head)
-    result = run.result if run else None
-    if isinstance(result, dict):
-        result = {name: part for name, part in result.items() if name != "stages"}  # said beside it
-    whole = envelope(task, result=result, retry_max=allowed)
-    if story.copies is not None:
-        whole["payload"]["telemetry"]["copies"] = story.copies
-    return whole | {
-        "outcome": run.outcome if run else None,
-        "generation": task.progress.generation,
-        "deaths": task.progress.deaths,
-        "finishedAt": _iso(run.finished_at_ms) if run and ended else None,
-        "droppedBy": run.by if run else None,
-        "droppedWhy": run.why if run else None,
-        "workflowRun": run.workflow_id if run else None,
-        "workflowVersion": run.workflow_version if run else None,
-        "stages": story.stages,
-        "attempts": [_shown_attempt(attempt) for attempt in story.attempts],
-        "replies": [_shown_reply(reply) for reply in story.replies],
-    }
-
-
-def _shown_attempt(attempt: Attempt) -> dict[str, Any]:
-    return {"at": _iso(attempt.at_ms), "error": attempt.error, "counted": attempt.counted}
-
-
-def _shown_reply(reply: Reply) -> dict[str, Any]:
-    return {
-        "replyId": reply.reply_id,
-        "kind": reply.kind,
-        "state": reply.state,
-        "chatId": reply.chat_id,
-        "method": reply.call.method,
-        "params": reply.call.params,
-        "text": reply.call.text,
-        "tries": reply.tries,
-        "resends": reply.resends,
-        "platformRef": reply.platform_ref,
-        "error": reply.error,
-    }
-
-
-def _iso(milliseconds: int | None) -> str | None:
-    return None if milliseconds is None else iso(from_epoch_ms(milliseconds))
 
 
 def trace_id_from(request: Request) -> str | None:

@@ -27,7 +27,7 @@ from rise.api.starting import refuse_while_starting
 from rise.api.tasks import requiring_same_body, trace_id_from
 from rise.bus.port import Bus, Topic
 from rise.channels.webchat import ACCOUNT, CHANNEL
-from rise.envelope import encode_json
+from rise.envelope import encode_json, is_in_digits
 from rise.errors import ChannelUnknown, CredentialsMissing, RateExceeded, Unavailable
 from rise.ledger.port import Reply
 from rise.runtime.assembly import House
@@ -219,7 +219,7 @@ def _add_conversation(router: APIRouter, house: House, watchers: Watchers) -> No
         """What is said in the chat beyond `after` (or `Last-Event-ID`), as it is said."""
         watchers.refuse_too_many(session)
         last = request.headers.get("last-event-id", "")
-        if last.isascii() and last.isdigit() and len(last) < 19:
+        if is_in_digits(last) and len(last) < 19:
             after = max(after, int(last))
         return StreamingResponse(
             _stream(house, watchers, session, after),

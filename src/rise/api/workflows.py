@@ -20,12 +20,13 @@ from rise.api.security import Principal, Role, requires
 from rise.channels.http import identifier, optional, read_object, refuse_unknown, required
 from rise.clock import from_epoch_ms, iso
 from rise.definitions.port import VERSIONS_KEPT, Definition
-from rise.definitions.records import CODE, STAGES, workflow_of
+from rise.definitions.records import CODE, STAGES, WorkflowRecord, workflow_of
 from rise.errors import PayloadInvalid
 from rise.runtime import assembly
 from rise.runtime.assembly import House
 from rise.runtime.differences import Difference
 from rise.runtime.publishing import COMMENT_CHARS_MAX, NAME_CHARS_MAX, VERSION_MAX, Workflow
+from rise.workflows.stages import keys_in_plain_text
 
 Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
 Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
@@ -103,7 +104,10 @@ def _add_editing(router: APIRouter, house: House) -> None:
         refuse_unknown(fields, _CREATE)
         name, stages = name_in(fields), required(fields, "stages", list)
         return await answer_change(
-            request, house.editor, shown(await workflows.create(name, stages, by=principal.name))
+            request,
+            house.editor,
+            shown(await workflows.create(name, stages, by=principal.name)),
+            warnings=plain_keys(stages),
         )
 
     @router.put(
@@ -134,7 +138,7 @@ def _add_editing(router: APIRouter, house: House) -> None:
             version=optional(fields, "version", int),
             why=comment_in(fields),
         )
-        return await answer_change(request, house.editor, shown(edited))
+        return await answer_change(request, house.editor, shown(edited), warnings=plain_keys(stages))
 
     @router.delete(
         "/{workflow_id}", **description.route(description.REMOVED_WORKFLOW, *description.FROM_STORE, 404, 409, 422)
@@ -165,7 +169,8 @@ def _add_publishing(router: APIRouter, house: House) -> None:
         refuse_unknown(fields, _PUBLISH)
         version, comment = optional(fields, "version", int), comment_in(fields)
         published = await workflows.publish(workflow_id, by=principal.name, comment=comment, version=version)
-        return await answer_change(request, house.editor, shown(published))
+        warnings = warnings_of(published.published)
+        return await answer_change(request, house.editor, shown(published), warnings=warnings)
 
     @router.post(
         "/{workflow_id}/rollback",
@@ -184,7 +189,22 @@ def _add_publishing(router: APIRouter, house: House) -> None:
         refuse_unknown(fields, _ROLLBACK)
         version, comment = required(fields, "version", int), comment_in(fields)
         restored = await workflows.roll_back(workflow_id, version, by=principal.name, comment=comment)
-        return await answer_change(request, house.editor, shown(restored))
+        warnings = warnings_of(restored.published)
+        return await answer_change(request, house.editor, shown(restored), warnings=warnings)
+
+
+def warnings_of(published: WorkflowRecord | None) -> list[str]:
+    """Of what was published this moment: what is better done otherwise."""
+    return [] if published is None else plain_keys(published.stages)
+
+
+def plain_keys(stages: list[Any] | None) -> list[str]:
+    """Of stages that were just read: a warning for each key that stands in them as it is."""
+    return [
+        f"{field} stands in plain text in the workflow and all its versions: if it is a key, keep it with "
+        "`rise secrets set NAME` and write {{ secrets.NAME }}"
+        for field in (keys_in_plain_text(stages) if stages else ())
+    ]
 
 
 def name_in(fields: dict[str, Any]) -> str:

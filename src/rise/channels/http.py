@@ -54,6 +54,7 @@ _APPLY_FIELDS: Final = (
     "retryMax",
     "waitForResult",
     "waitTimeoutSeconds",
+    "callbackUrl",
 )
 _MESSAGE_FIELDS: Final = (
     "channel",
@@ -105,9 +106,6 @@ class HttpChannel:
     ) -> ApplyRequest:
         """A body of `POST /api/workflows/apply`. Raises `PayloadMalformed` or `PayloadInvalid` with the field."""
         fields = read_object(body)
-        if "callbackUrl" in fields:
-            raise PayloadInvalid("callbackUrl is not supported yet: wait for the result, or read it later",
-                                 field="callbackUrl")  # fmt: skip
         refuse_unknown(fields, _APPLY_FIELDS)
         metadata = _metadata(fields)
         chat_id = metadata.get("chat_id")
@@ -131,6 +129,7 @@ class HttpChannel:
             policy=optional(fields, "policy", dict) or {},
             history_chunks=optional(fields, "historyChunks", list) or [],
             retry_max=_retry_max(fields),
+            callback_url=optional(fields, "callbackUrl", str),
             request_id=request_id,
             trace_id=trace_id,
         )

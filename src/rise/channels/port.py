@@ -53,6 +53,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     policy: dict[str, Any] = {}
     history_chunks: list[Any] = []
     retry_max: int | None = None
+    callback_url: str | None = None
+    """Where the result is to be posted."""
     request_id: str | None = None
     trace_id: str | None = None
     suspend: Reason | None = None
@@ -85,7 +87,8 @@ class Succeeded(msgspec.Struct, frozen=True):
 
 
 class NotSent(msgspec.Struct, frozen=True):
-    """Certainly without effect: no connection, or the request was not fully written. Try again."""
+    """Certainly without effect: no connection, or the request was not fully written; or whoever is called knows a
+    repetition for what it is. Try again."""
 
     error: str
 
@@ -159,9 +162,10 @@ class Channel(Protocol):
         ...
 
 
-@runtime_checkable
-class PushChannel(Channel, Protocol):
-    """A channel whose platform must be called. The others keep replies where their reader fetches them."""
+class Receiver(Protocol):
+    """Who takes calls out of the outbox: what delivery needs to know of a platform."""
+
+    name: str
 
     def marked(self, call: Call) -> Call:
         """The call as it is sent when an earlier one may have had its effect already (`↻ `).
@@ -172,17 +176,6 @@ class PushChannel(Channel, Protocol):
 
     def is_repeatable(self, call: Call) -> bool:
         """Whether having it take effect twice is the same as once. A mark changes nothing about it."""
-        ...
-
-    def acknowledgement(self, head: Head) -> Call | None:
-        """What tells the platform's client that its tap was received (an empty callback answer), if anything.
-
-        It says nothing to the person and is repeatable.
-        """
-        ...
-
-    def read_again(self, head: Head, raw: bytes) -> Incoming:
-        """What was accepted unread, as this version reads it. Never raises; marked to be suspended if it cannot."""
         ...
 
     def rates(self, chat_id: str) -> SendRates: ...
@@ -198,6 +191,22 @@ class PushChannel(Channel, Protocol):
 
     async def show_typing(self, account: str, chat_id: str) -> None:
         """Tell the person that an answer is on its way. Best effort; never raises for the platform's faults."""
+        ...
+
+
+@runtime_checkable
+class PushChannel(Channel, Receiver, Protocol):
+    """A channel whose platform must be called. The others keep replies where their reader fetches them."""
+
+    def acknowledgement(self, head: Head) -> Call | None:
+        """What tells the platform's client that its tap was received (an empty callback answer), if anything.
+
+        It says nothing to the person and is repeatable.
+        """
+        ...
+
+    def read_again(self, head: Head, raw: bytes) -> Incoming:
+        """What was accepted unread, as this version reads it. Never raises; marked to be suspended if it cannot."""
         ...
 
     async def download(self, account: str, file_id: str) -> bytes:

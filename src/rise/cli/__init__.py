@@ -9,6 +9,7 @@ import typer
 from rise.errors import (
     PromptUnknown,
     RiseError,
+    SecretUnknown,
     SettingsInvalid,
     StateConflict,
     StoreLocked,
@@ -26,6 +27,7 @@ REMEDIES: dict[type[RiseError], str] = {
     StateConflict: "`rise tasks show TASK_ID`, or `rise workflows show WORKFLOW_ID`, tells where it stands",
     WorkflowUnknown: "`rise workflows` lists what there is",
     PromptUnknown: "`rise prompts` lists what there is",
+    SecretUnknown: "`rise secrets list` tells what there is",
     VersionUnknown: "`rise workflows history WORKFLOW_ID` lists those that are kept",
     StoreUnavailable: "`rise doctor` looks at the directory and says more",
 }
@@ -68,9 +70,11 @@ def build_app() -> typer.Typer:
         refilling,
         replay,
         running,
+        secrets,
         simulate,
         standin,
         tasks,
+        tokens,
         workflows,
     )
 
@@ -85,7 +89,9 @@ def build_app() -> typer.Typer:
         running,
         tasks,
         bindings,
+        tokens,
         workflows,
+        secrets,
         replay,
         checking,
         keeping,

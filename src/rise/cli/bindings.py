@@ -1,4 +1,4 @@
-"""`rise bindings`, `rise secrets`: which workflow serves what, changing that, killing one; sealing tokens anew.
+"""`rise bindings`: which workflow serves what, changing that, killing one.
 
 Only asks and shows: what may be done, and what is refused, is in `rise.runtime.channel_bindings`, for the HTTP API too.
 
@@ -7,7 +7,6 @@ Refuses: a token among its words, where the shell and every process on the host 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rise.cli.opening import AsJson, DataDir, in_house, operator
-from rise.cli.printing import complain, problem_found, say, show_json, show_table
+from rise.cli.printing import complain, say, show_json, show_table
+from rise.cli.secrets import read_secret
 
 if TYPE_CHECKING:
     from rise.runtime.assembly import House
@@ -45,10 +45,6 @@ def register(app: typer.Typer) -> None:
     bindings.command("kill")(kill)
     bindings.command("unkill")(unkill)
     app.add_typer(bindings, name="bindings")
-    secrets = typer.Typer(help="Tokens that are kept among the definitions.", no_args_is_help=True)
-    secrets.callback()(lambda: None)
-    secrets.command("rotate")(rotate)
-    app.add_typer(secrets, name="secrets")
 
 
 # --- looking ----------------------------------------------------------------------------------------------
@@ -134,7 +130,8 @@ def bind(
 
     routes = [{"by": "chat", "value": value} for value in chats or ()]
     routes += [{"by": "command", "value": value} for value in commands or ()]
-    said = {"botToken": _token(token_file), "webhookUrl": webhook_url, "usePolling": polling}
+    token = None if token_file is None else read_secret(token_file)
+    said = {"botToken": token, "webhookUrl": webhook_url, "usePolling": polling}
     fields = {
         "enabled": True,
         "isDefault": default,
@@ -218,34 +215,6 @@ def _do(data_dir: Path | None, as_json: bool, work: Callable[[House], Coroutine[
     say(f"{binding.workflow_id} at {binding.channel}:{binding.account} is {shown.status}, version {binding.version}")
     for warning in shown.warnings:
         complain(warning)
-
-
-def _token(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    if str(path) == "-":
-        return sys.stdin.readline().strip()
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
-
-
-def rotate(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Seal every token with RISE_SECRET_KEY that is sealed with RISE_SECRET_KEY_FORMER. Unset that one then."""
-
-    async def work(house: House) -> tuple[int, list[str]]:
-        return await _bindings(house).seal_anew(by=operator())
-
-    sealed, unreadable = in_house(data_dir, work)
-    if as_json:
-        show_json({"sealedAnew": sealed, "unreadable": unreadable})
-    else:
-        say(f"{sealed} tokens are sealed anew")
-    for name in unreadable:
-        complain(f"the token of {name} was sealed with neither key: bind it again with its token")
-    if unreadable:
-        raise problem_found()
 
 
 def _bindings(house: House) -> ChannelBindings:

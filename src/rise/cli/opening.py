@@ -73,8 +73,7 @@ async def _opened(settings: Settings) -> AsyncIterator[House]:
         await house.clock.sleep(0)  # hints go out in the loop's next turn
     finally:
         await stop_all([house.bus, *keeping], on_error=_report_stop)
-        if house.channels.telegram is not None:
-            await house.channels.telegram.close()
+        await house.channels.close()
         await house.stores.close()
 
 

@@ -45,6 +45,7 @@ def errors_page() -> str:
 {_MADE}
 
 `code` is stable: programs may depend on it. *Retry* says whether the same request may succeed later.
+Where HTTP says one *as* another, the log and the metrics have its own.
 
 | Code | HTTP | Retry | Meaning |
 |---|---|---|---|
@@ -93,7 +94,7 @@ def _error(error: type[RiseError]) -> str:
     if issubclass(error, Rejected):
         status = str(error.http_status)
     elif issubclass(error, errors.Unavailable):
-        status = "503"
+        status = f"503, as `{errors.CapabilityClosed.code}`" if error.is_closed else "503"
     else:
         status = "–"
     meaning = (error.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")

@@ -72,7 +72,7 @@ def worker(
         raise SettingsInvalid([WITHOUT_CODE])
     configure_logs(settings.log, level=settings.log_level)
     if parent_fd is None:  # else its parent has said so
-        _warn_of_unknown_names()
+        _warn_of_settings(settings)
     code = run(work(assembly.build(settings), parent_fd=parent_fd))
     # Threads of functions that never returned must not keep the process from ending.
     atexit._run_exitfuncs()
@@ -87,7 +87,7 @@ def _serve(settings: Settings, *, in_process: bool = False, page: bool = False, 
     from rise.telemetry import configure_logs
 
     configure_logs(settings.log, level=settings.log_level)
-    _warn_of_unknown_names()
+    _warn_of_settings(settings)
 
     def ready(port: int) -> None:
         address = f"http://{settings.host}:{port}"
@@ -100,9 +100,12 @@ def _serve(settings: Settings, *, in_process: bool = False, page: bool = False, 
     run(serve_house(assembly.build(settings), ApiServer, in_process=in_process, on_ready=ready))
 
 
-def _warn_of_unknown_names() -> None:
-    from rise.settings import unknown_names
+def _warn_of_settings(settings: Settings) -> None:
+    from rise.settings import UNSHARED_KEY_REMEDY, unknown_names, unshared_key
     from rise.telemetry import log
 
     for unknown in unknown_names():
         log.warning("settings.unknown", detail=unknown, consequence="what it was meant to change is as by default")
+    if (unshared := unshared_key(settings)) is not None:
+        others = "on other hosts, bots that are bound are not served, and stages that name secrets are suspended"
+        log.warning("settings.key_unshared", detail=unshared, consequence=others, remedy=UNSHARED_KEY_REMEDY)

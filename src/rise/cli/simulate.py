@@ -54,7 +54,13 @@ def _search(profile: Profile, first: int, seeds: int, minutes: float | None, *, 
     began = clock.monotonic()
     with progress("simulating") as advance:
         while tally.seeds < seeds if minutes is None else clock.monotonic() - began < minutes * 60:
-            outcome = run(draw_plan(first + tally.seeds, profile))
+            plan = draw_plan(first + tally.seeds, profile)
+            try:
+                outcome = run(plan)
+            except Exception as error:  # noqa: BLE001 - border: one world that cannot be played ends no search
+                say(f"seed {plan.seed} cannot be played: {error!r}; again: {command_of(plan)}", style="fail")
+                tally.add_unplayed()
+                continue
             tally.add(outcome)
             if outcome.violations:
                 _show_violation(outcome)
@@ -79,6 +85,10 @@ class _Tally:
         self.broken += bool(outcome.violations)
         self.counts.update(outcome.counts)
         self.struck.update(outcome.struck)
+
+    def add_unplayed(self) -> None:
+        self.seeds += 1
+        self.broken += 1
 
 
 def _show_tally(tally: _Tally, first: int, seconds: float, *, as_json: bool) -> None:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from rise.ledger.port import Run
     from rise.queue.port import OpenTask, Queue, Receipt, Selection
     from rise.runtime.assembly import House
-    from rise.runtime.operations import Operations, TaskStory
+    from rise.runtime.operations import Operations
+    from rise.stories import TaskStory
 
 PAGE: Final = 1000
 
@@ -246,7 +247,7 @@ async def _earlier_runs(house: House, story: TaskStory) -> list[Run]:
 
 def _story_for_programs(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt | None) -> dict[str, Any]:
     """As the HTTP API shows it, and what only somebody on the spot needs to know."""
-    from rise.api.tasks import shown
+    from rise.stories import shown
 
     return shown(story, house.retry_policy) | {
         "earlierRuns": [

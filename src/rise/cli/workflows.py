@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rise.cli.opening import AsJson, DataDir, in_house, operator
-from rise.cli.printing import say, shortened, show_json, show_pairs, show_table
+from rise.cli.printing import complain, say, shortened, show_json, show_pairs, show_table
 
 if TYPE_CHECKING:
     from rise.definitions.records import PromptRecord
@@ -204,11 +204,13 @@ def _text_of(stage: dict[str, Any]) -> object:
 
 
 def _tell_version(workflow: Workflow, as_json: bool) -> None:
-    from rise.api.workflows import shown
+    from rise.api.workflows import shown, warnings_of
 
     if as_json:
         show_json(shown(workflow))
         return
+    for warning in warnings_of(workflow.published):
+        complain(warning)
     published = workflow.published
     off = "" if published is None or published.enabled else "; it is switched off, though (`rise workflows enable`)"
     say(f"{workflow.workflow_id} runs as version {published.version if published else '-'}{off}")

@@ -13,7 +13,10 @@ from typing import Any, Final
 from rise.connections.mongodb import Document, Index, MongoDatabase
 from rise.definitions.port import VERSIONS_KEPT, Definition, Kind, Latest
 from rise.envelope import encode_json
-from rise.errors import VersionStale
+from rise.errors import MongoUnavailable, VersionStale
+
+LOOKS: Final = 20
+"""Until one falls between two changes. People change things seldom; the code that was loaded, once at a start."""
 
 INDEXES: Final[Mapping[str, Sequence[Index]]] = {
     "definitions": (Index("kind", ("kind", "name")),),
@@ -34,11 +37,20 @@ class MongoDefinitions:
         return int(summed[0]["changes"]) if summed else 0
 
     async def latest(self, kinds: Collection[Kind]) -> Latest:
-        # Before the look: what changes in between is shown, and looked at once more.
+        # Versions only grow. If they add up to the same before and after the look, nothing has changed in between, so
+        # all that was found was in force at one moment. One query alone would not say that: it reads in portions.
         changes = await self.changes()
+        for _ in range(LOOKS):
+            found = await self._found(kinds)
+            before, changes = changes, await self.changes()
+            if changes == before:
+                return Latest(changes, found)
+        raise MongoUnavailable("what is configured is being changed all the time")
+
+    async def _found(self, kinds: Collection[Kind]) -> list[Definition]:
         asked = {"kind": {"$in": [kind.value for kind in kinds]}, "body": {"$ne": None}}
         found = [_as_definition(one) for one in await self._last.find(asked)]
-        return Latest(changes, sorted(found, key=lambda one: (one.kind, one.name)))
+        return sorted(found, key=lambda one: (one.kind, one.name))
 
     async def version(self, kind: Kind, name: str, version: int | None = None) -> Definition | None:
         last = await self._last.one({"_id": _key(kind, name)})

@@ -27,6 +27,8 @@ class Kind(StrEnum):
     BINDINGS = "bindings"
     """All of one account, so that which of them is the default changes in one step."""
     PROMPT = "prompt"
+    SECRET = "secret"  # noqa: S105 - a kind of definition, not one of them
+    """What stages put into their requests; its body has it sealed."""
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +60,8 @@ class Definitions(Protocol):
         ...
 
     async def latest(self, kinds: Collection[Kind]) -> Latest:
-        """The last version of each, in the order of their names, without what was removed."""
+        """The last version of each, in the order of their names, without what was removed: all that was in force at one
+        moment, and how many changes there had been then."""
         ...
 
     async def version(self, kind: Kind, name: str, version: int | None = None) -> Definition | None:

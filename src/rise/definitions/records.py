@@ -1,5 +1,5 @@
 """What stands in definitions, as this version of Rise reads it: workflows as they are edited and as they run, prompts,
-and what is bound to what. Which version it is, and who wrote it when, is the definition's word, not the body's.
+secrets, and what is bound to what. Which version it is, and who wrote it when, is the definition's word, not its own.
 
 Refuses: to let one that it cannot read hide the others. That one serves nobody, and code does not take it for its own.
 """
@@ -113,7 +113,18 @@ class PromptRecord(msgspec.Struct, frozen=True, kw_only=True):
     updated_by: str = ""
 
 
-Dated = TypeVar("Dated", WorkflowRecord, DraftRecord, PromptRecord)
+class SecretRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that stages put into their requests and refer to by its name."""
+
+    name: str
+    sealed: str
+    """`runtime/sealing.py` opens it."""
+    version: int = 0
+    updated_at: str = ""
+    updated_by: str = ""
+
+
+Dated = TypeVar("Dated", WorkflowRecord, DraftRecord, PromptRecord, SecretRecord)
 
 
 class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +152,11 @@ class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
     updated_by: str = ""
     bound_by: str = ""
     """Who has decided what is bound: whoever changed it last, but for its kill switch."""
+
+    @property
+    def is_readable(self) -> bool:
+        """Or a newer version has written it: what is meant for it waits."""
+        return self.updated_by != NEWER
 
 
 def account_name(channel: str, account: str) -> str:
@@ -176,6 +192,11 @@ def prompt_of(definition: Definition) -> PromptRecord:
     return _read(definition, PromptRecord, PromptRecord(prompt_id=definition.name, name=definition.name, template=""))
 
 
+def secret_of(definition: Definition) -> SecretRecord:
+    """As it was set; one that cannot be read is a newer version's, and opens with no key."""
+    return _read(definition, SecretRecord, SecretRecord(name=definition.name, sealed=""))
+
+
 def _read(definition: Definition, kind: type[Dated], unreadable: Dated) -> Dated:
     moment, by = iso(from_epoch_ms(definition.at_ms)), definition.by
     try:
@@ -185,7 +206,7 @@ def _read(definition: Definition, kind: type[Dated], unreadable: Dated) -> Dated
     return msgspec.structs.replace(read, version=definition.version, updated_at=moment, updated_by=by)
 
 
-def body_of(record: WorkflowRecord | DraftRecord | PromptRecord) -> bytes:
+def body_of(record: WorkflowRecord | DraftRecord | PromptRecord | SecretRecord) -> bytes:
     """What is written of it, the same for all that say the same: neither its version nor who wrote it when."""
     fields = msgspec.structs.asdict(record)
     return encode_json({name: value for name, value in fields.items() if name not in _OF_THE_DEFINITION})
@@ -194,8 +215,18 @@ def body_of(record: WorkflowRecord | DraftRecord | PromptRecord) -> bytes:
 _OF_THE_DEFINITION: Final = frozenset({"version", "updated_at", "updated_by"})
 
 
+class _Meets(msgspec.Struct, frozen=True):
+    """What of a binding says which messages it meets."""
+
+    workflow_id: str
+    is_default: bool = True
+    enabled: bool = True
+    routes: tuple[BindingRoute, ...] = ()
+
+
 def bindings_of(definition: Definition) -> list[BindingRecord]:
-    """Of one account, by workflow; of those that cannot be read, whatever is left of their names."""
+    """Of one account, by workflow; of those that cannot be read, what they meet. Where not even that can be read, the
+    workflow has no name: any message of the account may be its."""
     channel, _, account = definition.name.partition(":")
     try:
         kept = msgspec.json.decode(definition.body or b"[]", type=list[msgspec.Raw])
@@ -208,6 +239,20 @@ def _binding_of(channel: str, account: str, raw: msgspec.Raw) -> BindingRecord:
     try:
         return msgspec.json.decode(raw, type=BindingRecord)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return BindingRecord(
-            channel=channel, account=account, workflow_id="", is_default=False, enabled=False, updated_by=NEWER
-        )
+        meets = _met_by(raw)
+    return BindingRecord(
+        channel=channel,
+        account=account,
+        workflow_id=meets.workflow_id,
+        is_default=meets.is_default,
+        enabled=meets.enabled,
+        routes=meets.routes,
+        updated_by=NEWER,
+    )
+
+
+def _met_by(raw: msgspec.Raw) -> _Meets:
+    try:
+        return msgspec.json.decode(raw, type=_Meets)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Meets(workflow_id="", is_default=False, enabled=False)

@@ -86,21 +86,26 @@ def new_run(
         "is_armed": False,
     }
     if replies:
-        document["replies"] = [_new_reply(reply, now, state) for reply in replies]
+        document["replies"] = [
+            _new_reply(reply, now, ReplyState.READY if reply.kind is ReplyKind.CALLBACK else state) for reply in replies
+        ]
     if history and task.head.chat_id is not None:
         document["history"] = [_as_kept(turn, task.run_id, now) for turn in history]
         document["history_of"] = chat_key(task.head.channel, task.head.account, task.head.chat_id)
-    if not replies and "history" not in document:
+    if not _answers(document) and "history" not in document:
         end(document, Status.COMPLETED, result.outcome, now)
-    else:
+    if replies or "history" in document:
         document["owes"] = 1
     derive(document)
     return document
 
 
-def new_ended_run(task: Task, status: Status, outcome: Outcome | None, now: int, *, by: str, why: str) -> Document:
+def new_ended_run(
+    task: Task, status: Status, outcome: Outcome | None, now: int, *, by: str, why: str, callback: Reply | None
+) -> Document:
     """Of a task that ended without a result."""
-    document = new_run(task, RunResult(outcome=Outcome.SILENT), [], [], now, state=ReplyState.READY)
+    meant = [] if callback is None else [callback]
+    document = new_run(task, RunResult(outcome=Outcome.SILENT), meant, [], now, state=ReplyState.READY)
     end(document, status, outcome, now, by=by, why=why)
     return document
 
@@ -183,11 +188,17 @@ def end(document: Document, status: Status, outcome: Outcome | None, now: int, *
 
 def close_replies(document: Document, why: str) -> None:
     """What is not out is not sent any more, and not again if it was perhaps sent."""
-    for reply in document.get("replies", ()):
+    for reply in _answers(document):
         if reply["state"] in (ReplyState.READY, ReplyState.UNKNOWN):
             was_perhaps_sent = reply["state"] == ReplyState.UNKNOWN or reply["resends"] > 0
             prefix = "not sent again" if was_perhaps_sent else "not sent"
             reply.update(state=ReplyState.FAILED.value, error=f"{prefix}: {clean_text(why)}", is_held=False)
+
+
+def add_callback(document: Document, callback: Reply, now: int) -> None:
+    """To be posted because the run has ended."""
+    document["replies"] = [*document.get("replies", ()), _new_reply(callback, now, ReplyState.READY)]
+    document["owes"] = document["revision"] + 1
 
 
 def forget(document: Document, head: Head) -> None:
@@ -243,7 +254,8 @@ def record(document: Document, reply: Reply, delivery: Delivery, now: int) -> No
     if found is None or found["claim"] != reply.claim:
         return
     found["claim"] = None
-    if isinstance(delivery, Again | Resend | HeldUnknown) and "finished_at" in document:
+    is_over = found["kind"] == ReplyKind.ANSWER and "finished_at" in document
+    if is_over and isinstance(delivery, Again | Resend | HeldUnknown):
         # Dropped while the call was out: what was dropped is not answered, so it is not tried once more.
         delivery = Failed(f"not tried again, the task had ended: {delivery.error}")
     _record(document, found, delivery)
@@ -257,7 +269,7 @@ def _record(document: Document, reply: Document, delivery: Delivery) -> None:
         case Failed(error, chat_gone, too_late):
             reply.update(state=ReplyState.FAILED.value, platform_ref=None, error=clean_text(error))
             reply["is_too_late"] = too_late
-            if chat_gone and not document["is_notice"]:
+            if chat_gone and reply["kind"] == ReplyKind.ANSWER:
                 close_replies(document, error)
             _close_continuations(document, reply, f"not tried, what it continues was not taken: {error}")
         case Again(_, error, call, _):
@@ -287,10 +299,8 @@ def _make_ready(reply: Document, error: str, call: Call | None) -> None:
 
 def _hold_after(document: Document, held: Document) -> None:
     """What comes later in its run waits with it."""
-    if document["is_notice"]:
-        return
-    replies = document["replies"]
-    for reply in replies[replies.index(held) + 1 :]:
+    answers = _answers(document)
+    for reply in answers[answers.index(held) + 1 :] if held in answers else ():
         if reply["state"] == ReplyState.READY:
             reply["is_held"] = True
 
@@ -303,10 +313,8 @@ def _end_answered(document: Document, now: int) -> None:
 
 
 def _ending_of_replies(document: Document) -> tuple[Status, Outcome | None] | None:
-    """None: not all of them are final, or there are none. A notice ends nothing."""
-    if document["is_notice"]:
-        return None
-    return end_of({(reply["state"], reply["is_too_late"]) for reply in document.get("replies", ())})
+    """None: not all of them are final, or there are none. Notices and callbacks end nothing."""
+    return end_of({(reply["state"], reply["is_too_late"]) for reply in _answers(document)})
 
 
 def settle(document: Document, owed: int, now: int) -> bool:
@@ -322,13 +330,13 @@ def settle(document: Document, owed: int, now: int) -> bool:
 def _end_if_fetched(document: Document, now: int) -> None:
     """Of a run whose replies, if any, are where their reader fetches them."""
     is_open = not document["is_notice"] and "finished_at" not in document and document["status"] == Status.REPLYING
-    if is_open and all(reply["state"] in _FINAL for reply in document.get("replies", ())):
+    if is_open and all(reply["state"] in _FINAL for reply in _answers(document)):
         document.update(status=Status.COMPLETED.value, finished_at=now)
 
 
 def rearm(document: Document) -> int:
     """Send what was held after all. Returns how many replies wait for sending again."""
-    held = [reply for reply in document.get("replies", ()) if _waits_for_a_person(reply)]
+    held = [reply for reply in _answers(document) if _waits_for_a_person(reply)]
     for reply in held:
         reply["resends"] += reply["state"] == ReplyState.UNKNOWN
         reply.update(state=ReplyState.READY.value, is_held=False, claim=None)
@@ -344,6 +352,11 @@ def _waits_for_a_person(reply: Document) -> bool:
 
 def _is_sendable(reply: Document) -> bool:
     return reply["state"] in _SENDABLE and not reply["is_held"]
+
+
+def _answers(document: Document) -> list[Document]:
+    """The replies on which the end of the run depends."""
+    return [reply for reply in document.get("replies", ()) if reply["kind"] == ReplyKind.ANSWER]
 
 
 def _find(document: Document, reply_id: ReplyId) -> Document | None:
@@ -483,7 +496,7 @@ def difference(before: Document, after: Document) -> Document:
 
 def _changed_fields(before: Document, after: Document) -> Iterator[tuple[str, Any]]:
     for name, value in after.items():
-        if name == "replies":
+        if name == "replies" and len(before.get(name, ())) == len(value):
             for place, (old, new) in enumerate(zip(before["replies"], value, strict=True)):
                 yield from ((f"replies.{place}.{key}", new[key]) for key in new if old.get(key) != new[key])
         elif before.get(name) != value:

@@ -134,7 +134,14 @@ class MongoLedger:
         return await self.run(task.run_id) or _missing(task.run_id)
 
     async def finish(
-        self, task: Task, status: Status, outcome: Outcome | None = None, *, by: str = "", why: str = ""
+        self,
+        task: Task,
+        status: Status,
+        outcome: Outcome | None = None,
+        *,
+        by: str = "",
+        why: str = "",
+        callback: Reply | None = None,
     ) -> Run:
         assert status.is_finished
         now = await self._now()
@@ -142,12 +149,15 @@ class MongoLedger:
             await self._note_move(task)
             await self._drop_former(task)
             # Should another have been faster, it is ended below.
-            await self._runs.add(documents.new_ended_run(task, status, outcome, now, by=by, why=why))
+            ended = documents.new_ended_run(task, status, outcome, now, by=by, why=why, callback=callback)
+            await self._runs.add(ended)
 
         def end(run: Document) -> None:
             if "finished_at" not in run:
                 documents.close_replies(run, f"the task was {status}")
                 documents.end(run, status, outcome, now, by=by, why=why)
+                if callback is not None:
+                    documents.add_callback(run, callback, now)
 
         await self._runs.change(task.run_id, end)
         await self._outbox.forget_workings(task.run_id)

@@ -40,6 +40,7 @@ from rise.ledger.port import (
     Delivered,
     Delivery,
     Reply,
+    ReplyKind,
     Resend,
     RunEnded,
 )
@@ -284,7 +285,7 @@ class Outbox:
         # it again, or has the next fence, goes on from what the run's document says.
         change = partial(documents.record, reply=reply, delivery=delivery, now=now)
         run, _ = await self._runs.change_with(reply.reply_id, change)
-        ended = await self._ended(run)
+        ended = await self._ended(run, reply)
         is_again = run is not None and documents.is_ready(run, reply)
         pause = delivery.seconds if is_again and isinstance(delivery, Again | Resend) else 0.0
         if isinstance(delivery, Again) and delivery.chat_id is not None:
@@ -303,10 +304,11 @@ class Outbox:
             following = await self._take(chat, fence, claim=chat["claim"], after=reply.claim)
         if chat is not None and "moving" in chat:
             await self._carry_over(chat["_id"])
-        return Delivered(await self._ended(await self._runs.get_with(reply.reply_id)), following)
+        return Delivered(await self._ended(await self._runs.get_with(reply.reply_id), reply), following)
 
-    async def _ended(self, run: Document | None) -> RunEnded | None:
-        ended = documents.as_ended(run) if run is not None else None
+    async def _ended(self, run: Document | None, reply: Reply) -> RunEnded | None:
+        """The end of the run if this is one of its answers."""
+        ended = documents.as_ended(run) if run is not None and reply.kind is ReplyKind.ANSWER else None
         if run is not None and ended is not None:
             await self.forget_workings(run["_id"])
         return ended

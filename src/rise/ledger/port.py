@@ -32,6 +32,8 @@ class ReplyKind(StrEnum):
     """Part of a run's result; the task ends when all of them are final."""
     NOTICE = "notice"
     """Said beside it ("queued", "running late"); never holds anything up."""
+    CALLBACK = "callback"
+    """The result itself, posted to whoever asked for it; never holds anything up, and outlives the end of its run."""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -365,16 +367,25 @@ class Ledger(Protocol):
         written by it, too, if it is not known: the ledger may have been away when the message was accepted.
 
         `deliver=False`: the replies are where their reader fetches them; the run is completed at once, as it
-        is when there is nothing to send.
+        is when there is nothing to send. A callback among them goes out in either case, and the run does not wait
+        for it.
         """
         ...
 
     async def finish(
-        self, task: Task, status: Status, outcome: Outcome | None = None, *, by: str = "", why: str = ""
+        self,
+        task: Task,
+        status: Status,
+        outcome: Outcome | None = None,
+        *,
+        by: str = "",
+        why: str = "",
+        callback: Reply | None = None,
     ) -> Run:
         """Completed without a reply, expired, or dropped. Final: a finished run is returned unchanged.
 
-        What it still had in the outbox is not sent any more.
+        What it still had in the outbox is not sent any more, but for callbacks. `callback`: what is to be posted
+        because it ended, meant by the same step.
         """
         ...
 
@@ -427,7 +438,8 @@ class Ledger(Protocol):
     # outbox
 
     async def add_notice(self, reply: Reply, *, deliver: bool = True, unless_run: RunId | None = None) -> bool:
-        """Mean to send something beside a run. False if it was meant before: once per `reply_id`, ever.
+        """Mean to send something beside a run: a notice, or a callback that says what it waits for. False if it was
+        meant before: once per `reply_id`, ever.
 
         `deliver=False`: it is where its reader fetches it. `unless_run`: nor once this run has a result or an end,
         after which it would be wrong.

@@ -40,6 +40,7 @@ from rise.ledger.port import (
     Operation,
     OutboxDepth,
     Reply,
+    ReplyKind,
     ReplyState,
     Run,
     RunResult,
@@ -208,11 +209,11 @@ class SqliteLedger:
             if known is not None:
                 return known
             now = self._now()
-            open_replies = deliver and bool(replies)
+            open_replies = deliver and any(reply.kind is ReplyKind.ANSWER for reply in replies)
             status = Status.REPLYING if open_replies else Status.COMPLETED
             _insert_run(connection, task, head, status, result, value, now, finished=not open_replies)
             for reply, call in zip(replies, calls, strict=True):
-                state = ReplyState.READY if deliver else ReplyState.SENT
+                state = ReplyState.READY if deliver or reply.kind is ReplyKind.CALLBACK else ReplyState.SENT
                 outbox.add_reply(connection, reply, call, state, now)
             _append_history(connection, task, history)
             if not open_replies:
@@ -222,10 +223,18 @@ class SqliteLedger:
         return await self._database.write(change)
 
     async def finish(
-        self, task: Task, status: Status, outcome: Outcome | None = None, *, by: str = "", why: str = ""
+        self,
+        task: Task,
+        status: Status,
+        outcome: Outcome | None = None,
+        *,
+        by: str = "",
+        why: str = "",
+        callback: Reply | None = None,
     ) -> Run:
         assert status.is_finished
         head = encode_head(task.head)
+        call = None if callback is None else encode_json(callback.call)
 
         def change(connection: apsw.Connection) -> Run:
             now = self._now()
@@ -242,6 +251,8 @@ class SqliteLedger:
                 outbox.close_replies(connection, task.run_id, f"the task was {status}")
             else:
                 return known
+            if callback is not None and call is not None:
+                outbox.add_reply(connection, callback, call, ReplyState.READY, now)
             connection.execute(
                 "UPDATE runs SET by_whom = ?, why = ? WHERE run_id = ?",
                 (clean_text(by) or None, clean_text(why) or None, task.run_id),

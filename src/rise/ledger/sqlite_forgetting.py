@@ -141,12 +141,13 @@ def look_for_raw(connection: apsw.Connection, after_ms: int, before_ms: int, lim
         size_bytes += raw_bytes
     if until_ms is None:
         return None
-    steps = connection.execute(
-        "SELECT 1 FROM steps WHERE run_id IN (SELECT run_id FROM runs WHERE finished_at > ? AND finished_at <= ?)"
-        " LIMIT 1",
+    # Asked of all that ended by then: more may have ended in the last millisecond than were looked at.
+    left = connection.execute(
+        "SELECT 1 FROM runs WHERE finished_at > ?1 AND finished_at <= ?2"
+        " AND (length(raw) > 0 OR EXISTS (SELECT 1 FROM steps WHERE steps.run_id = runs.run_id)) LIMIT 1",
         (after_ms, until_ms),
     ).fetchone()
-    return Ended(after_ms, until_ms, bool(size_bytes or steps))
+    return Ended(after_ms, until_ms, left is not None)
 
 
 def forget_raw(connection: apsw.Connection, ended: Ended) -> None:

@@ -79,7 +79,7 @@ ROUTES: Final = "{rise}:queue:routes"
 
 _ROW: Final = (
     "id", "lane", "channel", "account", "order", "status", "reason", "generation", "attempts", "deaths", "due",
-    "deadline", "failing", "updated", "accepted", "error",
+    "deadline", "failing", "updated", "accepted", "error", "restored",
 )  # fmt: skip
 _SHOWN: Final = (*_ROW, "head")
 _WHOLE: Final = (*_SHOWN, "raw")
@@ -531,6 +531,7 @@ def _progress(columns: Mapping[str, Any]) -> Progress:
         updated_at_ms=int(columns["updated"]),
         accepted_at_ms=int(columns["accepted"]),
         error=error,
+        is_restored=columns["restored"] is not None,
     )
 
 

@@ -8,8 +8,6 @@ Refuses: to follow redirects with a signed body; to say an alert a second time w
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
@@ -18,11 +16,12 @@ import msgspec
 
 from rise.channels.port import AccountDown, Moved, NotSent, Paused, Refused, Succeeded, Uncertain, Unreadable
 from rise.channels.telegram import TelegramChannel
-from rise.clock import Clock, epoch_ms
+from rise.clock import Clock
 from rise.envelope import Call, encode_json
 from rise.errors import ChannelUnavailable, Rejected, Unavailable
 from rise.runtime.alerts import AlertMessage
 from rise.service import Loop, Signal
+from rise.signing import signed_headers
 from rise.telemetry import alert_posts_total, clean, log
 
 if TYPE_CHECKING:
@@ -115,15 +114,13 @@ class _Box:
 
 
 class SignedWebhook:
-    """A POST of JSON. `X-Rise-Signature` is `sha256=` and the HMAC-SHA256, in hexadecimal, of `X-Rise-Timestamp`, a
-    full stop and the body; the receiver compares it, and refuses timestamps that are minutes old.
-    """
+    """A POST of JSON, signed as `rise.signing` says."""
 
     name = "webhook"
 
     def __init__(self, url: str, secret: str, clock: Clock) -> None:
         self._url = url
-        self._secret = secret.encode()
+        self._secret = secret
         self._clock = clock
         self._client: httpx.AsyncClient | None = None
 
@@ -133,12 +130,7 @@ class SignedWebhook:
         if self._client is None:
             self._client = httpx.AsyncClient(timeout=POST_SECONDS_MAX, follow_redirects=False, trust_env=False)
         body = encode_json(msgspec.to_builtins(message))
-        timestamp = str(epoch_ms(self._clock.now()) // 1000)
-        headers = {
-            "Content-Type": "application/json",
-            "X-Rise-Timestamp": timestamp,
-            "X-Rise-Signature": f"sha256={signature(self._secret, timestamp, body)}",
-        }
+        headers = signed_headers(self._secret, body, self._clock.now())
         try:
             response = await self._client.post(self._url, content=body, headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
@@ -178,10 +170,6 @@ class TelegramChat:
 
     async def close(self) -> None:
         """The channel is the house's."""
-
-
-def signature(secret: bytes, timestamp: str, body: bytes) -> str:
-    return hmac.new(secret, timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
 def words(message: AlertMessage) -> str:

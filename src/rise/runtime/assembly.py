@@ -12,16 +12,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from rise.admission import Admission
 from rise.bindings import BindingRegistry
 from rise.bus.local import LocalBus
 from rise.bus.port import Bus
 from rise.bus.redis import RedisBus
+from rise.callbacks import CallbackReceiver, Callbacks
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.http import HttpChannel
-from rise.channels.port import Channel, PushChannel
+from rise.channels.port import Channel, PushChannel, Receiver
 from rise.channels.telegram import CALL_SECONDS, TelegramChannel, TelegramPolling, TelegramRates, bot_id_of
 from rise.channels.webchat import WebChatChannel
 from rise.chats import ChatRegistry
@@ -45,6 +46,9 @@ from rise.definitions.sqlite import SqliteDefinitions
 from rise.delivery import DeliveryLimits, Sender
 from rise.errors import RedisForeign, SettingsInvalid, StoreLocked, Unavailable
 from rise.intake import Intake
+from rise.ledger.late import LateWrites
+from rise.ledger.late_ledger import LateLedger
+from rise.ledger.late_redis import RedisLateWrites
 from rise.ledger.port import Ledger, Office
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
@@ -55,7 +59,8 @@ from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.reachable import read_allowed
 from rise.retries import RetryPolicy
-from rise.runtime.binding_health import BindingMonitor, HealthBook, Look, Pace, answering_look, webhook_look
+from rise.runtime.binding_health import HealthBook
+from rise.runtime.binding_monitor import BindingMonitor, Pace
 from rise.runtime.bots import Bot, Bots, BotSettings, bots_of
 from rise.runtime.channel_bindings import ChannelBindings
 from rise.runtime.directory import DataDirectory, derived_secret
@@ -64,10 +69,13 @@ from rise.runtime.forgetting import Forgetting
 from rise.runtime.ledger_name import LedgerName
 from rise.runtime.operations import Operations
 from rise.runtime.path_test import PathTest
+from rise.runtime.platform_looks import Look, answering_look, webhook_look
 from rise.runtime.prompts import Prompts
 from rise.runtime.publishing import Workflows
 from rise.runtime.sealing import Seal
+from rise.runtime.stage_secrets import StageSecrets
 from rise.runtime.versions import Versions
+from rise.runtime.writing_back import WriteBack
 from rise.service import Service
 from rise.settings import Settings
 from rise.telemetry import keep_out_of_logs
@@ -77,7 +85,7 @@ from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.fetching import GuardedFetch
 from rise.workflows.model import model_of
 from rise.workflows.staged import Tools
-from rise.workflows.stages import VALUES, Prompt, read_stages
+from rise.workflows.stages import VALUES, Prompt, read_stages, secrets_asked_for
 from rise.workflows.templates import placeholders, stages_named
 
 if TYPE_CHECKING:
@@ -132,6 +140,15 @@ class FullProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """What a ledger that is away is owed."""
+
+    writes: LateWrites
+    ledger: Ledger
+    """Itself, without what waits."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stores:
     """Where everything is kept: shared by the gateway, workers and the command line."""
 
@@ -145,6 +162,8 @@ class Stores:
     """Where the ledger is then; else it is in the database."""
     ledger_name: LedgerName | None = None
     """Whose Redis it is, if that has to be asked of a server."""
+    late: Late | None = None
+    """Where results wait for a ledger that is away; else they wait in the hands of their workers."""
 
     @property
     def ledger_capability(self) -> str:
@@ -199,6 +218,8 @@ class Channels:
     telegram: TelegramChannel | None
     telegram_account: str | None
     """The default bot's number."""
+    callback_receiver: CallbackReceiver | None = None
+    """Whoever asked for results to be posted. None: there is nothing to sign them with."""
 
     def by_name(self) -> dict[str, Channel]:
         """Those that are configured now; Telegram from the first bot on."""
@@ -212,9 +233,17 @@ class Channels:
     def pushed(self) -> dict[str, PushChannel]:
         return {"telegram": self.telegram} if self.telegram is not None and self.telegram.accounts else {}
 
+    def receivers(self) -> dict[str, Receiver]:
+        """Who is called with what is in the outbox."""
+        called: dict[str, Receiver] = {**self.pushed()}
+        receiver = self.callback_receiver
+        return called if receiver is None else called | {receiver.name: receiver}
+
     async def close(self) -> None:
         if self.telegram is not None:
             await self.telegram.close()
+        if self.callback_receiver is not None:
+            await self.callback_receiver.close()
 
     def all_accounts(self) -> dict[str, list[str]]:
         """Every account that can be written from, by channel, the default first."""
@@ -258,6 +287,10 @@ class House:
             curve_seconds_for=settings.retry_seconds_for,
             retry_max_for=settings.retry_max_for,
         )
+
+    @property
+    def callbacks(self) -> Callbacks:
+        return Callbacks(self.queue, self.ledger, self.retry_policy)
 
     @property
     def queue(self) -> Queue:
@@ -319,8 +352,17 @@ def build_stores(
     else:
         kept = _on_mongodb(settings.mongodb_url.get_secret_value(), directory, clock, on_trouble)
     full = _build_full_profile(settings, redis, kept.ledger, bus, clock, on_trouble)
-    ledger_name = LedgerName(kept.ledger, directory, full.redis, clock) if kept.mongo is not None else None
-    return Stores(directory, database, full.queue, kept.ledger, kept.definitions, full, kept.mongo, ledger_name)
+    stores = Stores(directory, database, full.queue, kept.ledger, kept.definitions, full)
+    if kept.mongo is None:
+        return stores
+    ledger_name = LedgerName(kept.ledger, directory, redis, clock)
+    return replace(with_late_writes(stores, RedisLateWrites(redis), clock), mongo=kept.mongo, ledger_name=ledger_name)
+
+
+def with_late_writes(stores: Stores, writes: LateWrites, clock: Clock) -> Stores:
+    """Results wait there while the ledger is away, and messages are run meanwhile."""
+    ledger = cast(Ledger, LateLedger(stores.ledger, writes, clock))
+    return replace(stores, ledger=ledger, late=Late(writes, stores.ledger))
 
 
 class _Kept(NamedTuple):
@@ -463,11 +505,25 @@ def build_keeper(house: House) -> Keeper | None:
     return Keeper(slots=full.slots, work=full.work, mirror=full.mirror, bus=house.bus, clock=house.clock)
 
 
+def build_write_back(house: House) -> list[WriteBack]:
+    """Whoever brings the ledger what waits for it, where anything can."""
+    late = house.stores.late
+    if late is None:
+        return []
+    return [WriteBack(late=late.writes, ledger=late.ledger, queue=house.queue, bus=house.bus, clock=house.clock)]
+
+
 def build_operations(house: House) -> Operations:
     full = house.stores.full
-    if full is None:
-        return Operations(house.queue, house.ledger, house.bus, house.clock)
-    return Operations(house.queue, house.ledger, house.bus, house.clock, restart=full.copies.restart, copies=full.shown)
+    return Operations(
+        house.queue,
+        house.ledger,
+        house.bus,
+        house.clock,
+        restart=None if full is None else full.copies.restart,
+        copies=None if full is None else full.shown,
+        callbacks=house.callbacks,
+    )
 
 
 def build_forgetting(house: House) -> Forgetting:
@@ -537,7 +593,7 @@ def build_sender(house: House) -> Sender:
     return Sender(
         ledger=house.ledger,
         queue=house.queue,
-        channels=house.channels.pushed(),
+        channels=house.channels.receivers(),
         bus=house.bus,
         clock=house.clock,
         limits=delivery_limits(settings),
@@ -651,18 +707,34 @@ def _staged_workflows(house: House, functions: Mapping[str, Callable[..., Any]])
             max_tokens=kept.max_tokens,
         )
 
-    fetch = GuardedFetch(read_allowed(settings.http_stage_allow))
+    seal = house.seal
+
+    def secret(name: str) -> str | None:
+        kept = house.bindings.secret(name)
+        return None if kept is None else seal.open(kept.sealed)
+
     return StagedWorkflows(
-        Tools(model=model_of(settings), fetch=fetch, clock=house.clock, functions=functions, prompts=prompt)
+        Tools(
+            model=model_of(settings),
+            fetch=GuardedFetch(read_allowed(settings.http_stage_allow)),
+            clock=house.clock,
+            functions=functions,
+            prompts=prompt,
+            secrets=secret,
+        )
     )
 
 
 def build_workflows(house: House) -> Workflows:
-    return Workflows(house.stores.definitions, _versions(house), read_stages, stages_named)
+    return Workflows(house.stores.definitions, _versions(house), read_stages, stages_named, secrets_asked_for)
 
 
 def build_prompts(house: House) -> Prompts:
     return Prompts(house.stores.definitions, _versions(house), placeholders, VALUES, stages_named)
+
+
+def build_stage_secrets(house: House) -> StageSecrets:
+    return StageSecrets(house.stores.definitions, _versions(house), house.seal, secrets_asked_for)
 
 
 def _versions(house: House) -> Versions:
@@ -684,7 +756,8 @@ def _secrets(settings: Settings, directory: DataDirectory) -> Secrets:
     if webhook is None and token is not None:
         webhook = webhook_secret(key, bot_id_of(token))
     model_key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
-    keep_out_of_logs([admin, key, token, webhook, model_key, *settings.tokens])
+    callback = settings.callback_secret.get_secret_value() if settings.callback_secret else None
+    keep_out_of_logs([admin, key, token, webhook, model_key, callback, *settings.tokens])
     return Secrets(admin_token=admin, secret_key=key, telegram_webhook=webhook)
 
 
@@ -706,4 +779,11 @@ def _channels(settings: Settings, secrets: Secrets, clock: Clock, chats: ChatReg
         telegram = TelegramChannel(tokens, clock=clock, api_base=settings.telegram_api_base, rates=rates, chats=chats)
         account = next(iter(telegram.accounts), None)
     webchat = WebChatChannel(derived_secret(secrets.secret_key, "webchat-sessions"))
-    return Channels(HttpChannel(), webchat, telegram, account)
+    return Channels(HttpChannel(), webchat, telegram, account, _callback_receiver(settings, clock))
+
+
+def _callback_receiver(settings: Settings, clock: Clock) -> CallbackReceiver | None:
+    if settings.callback_secret is None:
+        return None
+    allowed = read_allowed(settings.http_stage_allow)
+    return CallbackReceiver(settings.callback_secret.get_secret_value(), GuardedFetch(allowed), allowed, clock)

@@ -21,7 +21,7 @@ import msgspec
 
 from rise.clock import from_epoch_ms, iso
 from rise.copies.looking import CopiesShown
-from rise.envelope import DeliveryKey, ReplyId, Status, TaskId, run_id_of
+from rise.envelope import DeliveryKey, ReplyId, Status, TaskId, is_in_digits, run_id_of
 from rise.errors import RiseError
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run
 from rise.queue.port import OpenTask, Queue, Receipt, Selection
@@ -442,7 +442,7 @@ class _UpdateIds:
 
     def see(self, delivery_key: str) -> None:
         bot, is_update, digits = delivery_key.removeprefix("tg:").partition(":u:")
-        if not is_update or not delivery_key.startswith("tg:") or not digits.isdecimal():
+        if not is_update or not delivery_key.startswith("tg:") or not is_in_digits(digits):
             return
         update_id = int(digits)
         seen = self._by_length.setdefault((bot, len(digits)), _Ascending(update_id, update_id))

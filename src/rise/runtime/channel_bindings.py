@@ -34,9 +34,10 @@ from rise.definitions.records import (
     bindings_of,
     workflow_of,
 )
+from rise.envelope import is_in_digits
 from rise.errors import BindingMissing, PayloadInvalid, WorkflowUnknown
 from rise.runtime.binding_health import BindingHealth, HealthBook, HealthStatus
-from rise.runtime.editor import EVENT_QUEUED, Editor, Rebound, shared
+from rise.runtime.editor import EVENT_QUEUED, Editor, Rebound
 from rise.runtime.sealing import Seal, masked
 
 Status = Literal["unbound", "bound", "degraded", "down", "disabled", "killed"]
@@ -148,7 +149,7 @@ class ChannelBindings:
         default = self.accounts.get(channel)
         if channel != TELEGRAM and account not in (None, default):
             raise PayloadInvalid(f"the channel {channel} has the account {default} only", field="account")
-        if account is not None and not account.isdecimal() and channel == TELEGRAM:
+        if account is not None and not is_in_digits(account) and channel == TELEGRAM:
             raise PayloadInvalid("an account of telegram is a bot's number", field="account")
         found = account or default
         if found is None:
@@ -164,15 +165,21 @@ class ChannelBindings:
         or `RouteTaken` if a route is another's."""
         published = await self._published(workflow_id)
         account = self._account_of(channel, account, change.bot_token)
-        if change.enabled:
-            await self._refuse_unusable(workflow_id, channel, account, change)
 
         def changed(former: BindingRecord | None) -> BindingRecord:
             known = former or _none_yet(workflow_id, channel, account)
             return self._changed(known, change)
 
         rebound = await self.editor.rebind(
-            channel, account, workflow_id, changed, by=by, action=_verb(change.enabled), why=why, version=change.version
+            channel,
+            account,
+            workflow_id,
+            changed,
+            by=by,
+            action=_verb(change.enabled),
+            why=why,
+            version=change.version,
+            check=self._refuse_unusable,
         )
         return await self._told(rebound, published)
 
@@ -324,21 +331,19 @@ class ChannelBindings:
             return known if token is not None else None
         return self.seal.close(token)
 
-    async def _refuse_unusable(self, workflow_id: str, channel: str, account: str, change: BindingChange) -> None:
+    def _refuse_unusable(self, binding: BindingRecord) -> None:
         """Raises `PayloadInvalid` with the first of the fields that are missing, and all of them in its words."""
-        known = await self._bindings(channel, account)
-        former = next((one for one in known if one.workflow_id == workflow_id), None)
-        others = [one for one in known if one.workflow_id != workflow_id]
-        changed, _ = shared(self._changed(former or _none_yet(workflow_id, channel, account), change), former, others)
-        if not changed.is_default and not changed.routes:
+        if not binding.enabled:
+            return
+        if not binding.is_default and not binding.routes:
             raise PayloadInvalid("without routes it is the default, or it would serve nothing", field="isDefault")
-        if channel != TELEGRAM:
+        if binding.channel != TELEGRAM:
             return
         missing = []
-        if not self._is_configured(TELEGRAM, account) and self.seal.open(changed.own.bot_token) is None:
+        if not self._is_configured(TELEGRAM, binding.account) and self.seal.open(binding.own.bot_token) is None:
             missing.append("config.botToken")
-        polls = self.is_polling if changed.own.use_polling is None else changed.own.use_polling
-        if not polls and changed.own.webhook_url is None and self.public_url is None:
+        polls = self.is_polling if binding.own.use_polling is None else binding.own.use_polling
+        if not polls and binding.own.webhook_url is None and self.public_url is None:
             missing.append("config.webhookUrl")
         if missing:
             raise PayloadInvalid(f"to serve telegram it needs {' and '.join(missing)}", field=missing[0])

@@ -34,14 +34,15 @@ from rise.capabilities import CONSEQUENCES, REMEDIES, CapabilityStatus, meaning_
 from rise.clock import Clock
 from rise.connections.sqlite import UNTIL_THEN
 from rise.definitions.port import Kind
-from rise.definitions.records import STAGES, BindingRecord, WorkflowRecord, bindings_of, workflow_of
+from rise.definitions.records import NEWER, STAGES, BindingRecord, WorkflowRecord, bindings_of, secret_of, workflow_of
 from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, StoreUnavailable, Unavailable
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly
 from rise.runtime.backup import SECRETS, opened_to_read
 from rise.runtime.directory import DataDirectory
 from rise.runtime.pipeline import CLOCKS_CONSEQUENCE, CLOCKS_REMEDY, clocks_apart
-from rise.settings import Settings, unknown_names
+from rise.runtime.sealing import Seal
+from rise.settings import UNSHARED_KEY_REMEDY, Settings, unknown_names, unshared_key
 from rise.telemetry import keep_out_of_logs, redact
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Doctor:
             "disk": self._disk,
             "database": self._database,
             "mongo": self._mongo,
+            "secrets": self._secrets,
             "app": self._app,
             "bindings": self._bindings,
             "open work": self._open_work,
@@ -358,6 +360,46 @@ class Doctor:
             await stores.mongo.close()
         return [_ok("mongo", "answers; its indexes are in place")]
 
+    async def _secrets(self) -> list[Finding]:
+        """Whether what is sealed can be opened: here, and on all hosts that have it."""
+        unshared = unshared_key(self.settings)
+        findings = [] if unshared is None else [_fail("secrets", unshared, UNSHARED_KEY_REMEDY)]
+        sealed, seal = await self._sealed(), self._seal()
+        if seal is None or not sealed:
+            return findings
+        lost = [name for name, one in sealed.items() if seal.open(one) is None]
+        if lost:
+            named = f"{', '.join(lost)}: sealed with another key than this host has"
+            findings.append(_fail("secrets", named, f"{UNSHARED_KEY_REMEDY}; or set them again"))
+        return findings or [_ok("secrets", f"{len(sealed)} sealed, all of them open here")]
+
+    async def _sealed(self) -> dict[str, str]:
+        """What is kept sealed, by what it is called."""
+        async with self._stores() as stores:
+            if stores is None:
+                return {}
+            try:
+                latest = await stores.definitions.latest([Kind.BINDINGS, Kind.SECRET])
+            except Unavailable:
+                return {}  # said by the check of its store
+        bound = [binding for one in latest.definitions if one.kind is Kind.BINDINGS for binding in bindings_of(one)]
+        tokens = {f"the token of {one.channel}:{one.account}": one.own.bot_token for one in bound}
+        secrets = {
+            f"secrets.{one.name}": secret_of(one).sealed for one in latest.definitions if one.kind is Kind.SECRET
+        }
+        return {name: sealed for name, sealed in (tokens | secrets).items() if sealed is not None}
+
+    def _seal(self) -> Seal | None:
+        """None: there is no key yet, so nothing can be sealed with it."""
+        kept, former = self._place.path / "secret-key", self.settings.secret_key_former
+        if self.settings.secret_key is not None:
+            key = self.settings.secret_key.get_secret_value()
+        elif kept.exists():
+            key = kept.read_text().strip()
+        else:
+            return None
+        return Seal(key, () if former is None else (former.get_secret_value(),))
+
     async def _schema_problem(self) -> Finding | None:
         there = await self._versions_there()
         for part, version in (await self._versions_of_this_rise()).items():
@@ -587,11 +629,14 @@ def _binding(
 ) -> Finding:
     """What serves the account; `asked`: the workflow of RISE_APP that wants the channel, if one does."""
     name = f"{channel}:{account}"
-    bound = [
-        binding
-        for binding in known
-        if (binding.channel, binding.account) == (channel, account) and binding.enabled and binding.is_default
-    ]
+    of_account = [one for one in known if (one.channel, one.account) == (channel, account)]
+    if not all(one.is_readable for one in of_account):
+        return _warn(
+            name,
+            f"a binding of its was written by {NEWER}: what it meets is kept and waits (workflow_pending)",
+            "install that version here, too",
+        )
+    bound = [one for one in of_account if one.enabled and one.is_default]
     if not bound and asked is not None:
         return _ok(name, f"{asked} asks for it; bound at the next start")
     if channel == "webchat" and not any(one.channel == channel for one in known):

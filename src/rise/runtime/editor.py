@@ -32,8 +32,8 @@ from rise.definitions.records import (
 )
 from rise.envelope import encode_json
 from rise.errors import RouteTaken, StateConflict, Unavailable, VersionStale
-from rise.ledger.port import Ledger, Operation
-from rise.runtime.versions import TRIES, Versions
+from rise.ledger.port import Ledger
+from rise.runtime.versions import Versions
 from rise.telemetry import log
 
 EVENT_QUEUED: Final = "event_queued"
@@ -41,6 +41,8 @@ EVENT_QUEUED: Final = "event_queued"
 
 BindingsChange = Callable[[list[BindingRecord]], list[BindingRecord]]
 BindingChange = Callable[[BindingRecord | None], BindingRecord]
+BindingCheck = Callable[[BindingRecord], None]
+"""Raises what speaks against a binding as it would be, with what is its account's."""
 
 
 class Rebound(msgspec.Struct, frozen=True):
@@ -58,7 +60,6 @@ class Editor:
 
     def __init__(self, definitions: Definitions, ledger: Ledger, bus: Bus, clock: Clock) -> None:
         self._definitions = definitions
-        self._ledger = ledger
         self._bus = bus
         self._clock = clock
         self._versions = Versions(definitions, ledger, bus, clock)
@@ -87,11 +88,12 @@ class Editor:
         action: str = "bind",
         why: str = "",
         version: int | None = None,
+        check: BindingCheck = lambda binding: None,
     ) -> Rebound:
         """Change one binding, or make it. A new default demotes the former one in the same step.
 
         `version`: the one that the change was made for, 0 before there is any. Raises `VersionStale` if that is not in
-        force, `RouteTaken` if another binding of the account has one of its routes.
+        force, `RouteTaken` if another binding of the account has one of its routes, and what `check` raises.
         """
         demoted: str | None = None
         leaves_none = False
@@ -103,8 +105,9 @@ class Editor:
                 raise VersionStale.of(f"the binding of {workflow_id}", former.version if former else 0)
             binding = change(former)
             others = [one for one in known if one.workflow_id != workflow_id]
+            binding, others = _shared(binding, former, others)
+            check(binding)
             _refuse_taken_routes(binding, others)
-            binding, others = shared(binding, former, others)
             demoted = None
             if binding.is_default and binding.enabled:
                 demoted = next((one.workflow_id for one in others if one.is_default and one.enabled), None)
@@ -191,42 +194,29 @@ class Editor:
     ) -> list[BindingRecord]:
         """All of the account, as they are after it."""
         name = account_name(channel, account)
-        is_recorded = False
-        for _ in range(TRIES):
-            last = await self._definitions.version(Kind.BINDINGS, name)
-            known = [] if last is None else bindings_of(last)
+        known: list[BindingRecord] = []
+        stamped: list[BindingRecord] = []
+
+        def rewritten(last: Definition | None) -> bytes | None:
+            nonlocal known, stamped
+            known = stamped = [] if last is None else bindings_of(last)
             changed = change(known)
             if _by_name(changed) == _by_name(known):
-                return known
-            if any(one.updated_by == NEWER for one in known):
+                return None if last is None else last.body
+            if not all(one.is_readable for one in known):
                 raise StateConflict(f"the bindings of {name} were written by {NEWER}: change them with that")
             now_ms = epoch_ms(self._clock.now())
-            stamped = _stamped(changed, known, version=_next(last), at_ms=now_ms, by=by)
-            definition = Definition(
-                kind=Kind.BINDINGS,
-                name=name,
-                version=_next(last),
-                body=encode_json(stamped),
-                at_ms=now_ms,
-                by=by,
-                comment=why,
-            )
-            operation = Operation(at_ms=now_ms, who=by, action=action, target=name, why=why)
-            if not is_recorded:
-                # First, as all changes (`versions.py`): asked for again, it would change nothing any more.
-                await self._ledger.record_operation(operation)
-                is_recorded = True
-            try:
-                await self._definitions.put(definition)
-            except VersionStale:
-                continue
+            stamped = _stamped(changed, known, version=1 if last is None else last.version + 1, at_ms=now_ms, by=by)
+            return encode_json(stamped)
+
+        written = await self._versions.write(Kind.BINDINGS, name, rewritten, by=by, action=action, why=why)
+        if written.is_new and written.definition is not None:
             changed = [one for one in stamped if one not in known]
-            await self._tell(changed, _left_out(known, stamped), operation, version=_next(last))
-            return stamped
-        raise VersionStale(f"the bindings of {name} are being changed by somebody else over and over; try again")
+            await self._tell(changed, _left_out(known, stamped), action, version=written.definition.version)
+        return stamped
 
     async def _tell(
-        self, changed: list[BindingRecord], left_out: list[BindingRecord], operation: Operation, *, version: int
+        self, changed: list[BindingRecord], left_out: list[BindingRecord], action: str, *, version: int
     ) -> None:
         """Of every binding that is not as it was, also of one that another took the place of."""
         for binding in changed + left_out:
@@ -236,7 +226,7 @@ class Editor:
                 "account": binding.account,
                 "workflowId": binding.workflow_id,
                 "bindingVersion": version,
-                "operation": "unbind" if is_left_out else operation.action,
+                "operation": "unbind" if is_left_out else action,
                 "publishedVersion": await self._published_version(binding.workflow_id),
                 "enabled": binding.enabled and not is_left_out,
             }
@@ -251,7 +241,7 @@ class Editor:
         return None if found is None or found.body is None else workflow_of(found).version
 
 
-def shared(
+def _shared(
     binding: BindingRecord, former: BindingRecord | None, others: list[BindingRecord]
 ) -> tuple[BindingRecord, list[BindingRecord]]:
     """With what is the account's alike in all of its bindings: as it was changed in this one, else as it was."""
@@ -285,10 +275,6 @@ def _refuse_taken_routes(binding: BindingRecord, others: list[BindingRecord]) ->
 
 def _folded(route: BindingRoute) -> tuple[str, str]:
     return route.by, route.value.casefold()
-
-
-def _next(last: Definition | None) -> int:
-    return 1 if last is None else last.version + 1
 
 
 def _left_out(known: list[BindingRecord], stamped: list[BindingRecord]) -> list[BindingRecord]:

@@ -15,37 +15,19 @@ from typing import Any, NoReturn, Protocol
 import msgspec
 
 from rise.bus.port import Bus, Topic
+from rise.callbacks import Callbacks
 from rise.clock import Clock, epoch_ms
 from rise.copies.looking import CopiesShown
 from rise.envelope import Reason, Status, Task, TaskId, run_id_of
 from rise.errors import StateConflict, TaskUnknown
-from rise.ledger.port import Attempt, Ledger, Operation, Reply, Run
+from rise.ledger.port import Attempt, Ledger, Operation, Run
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection
+from rise.stories import TaskStory
 from rise.telemetry import log, raw_truncated_total, workflow_pending_total
 from rise.workflows.building import records_among
 
 RESUME_MAX = 10_000
 """Tasks that one command resumes; what is beyond waits for the next."""
-
-
-class TaskStory(msgspec.Struct, frozen=True):
-    """All that is known of one task."""
-
-    task: Task
-    run: Run | None
-    """The current run, once it has a result or an end."""
-    attempts: list[Attempt]
-    replies: list[Reply]
-    copies: list[str] | None = None
-    """The stores that hold it now. None: there is only the one."""
-    stages: list[Any] = []
-    """What the stages of its workflow did, in all tries so far, if it has any."""
-
-    @property
-    def status(self) -> Status:
-        if self.run is not None and self.run.status.is_finished:
-            return self.run.status  # the queue hears of it a moment later
-        return self.task.progress.status
 
 
 class Restarted(msgspec.Struct, frozen=True):
@@ -72,11 +54,13 @@ class Operations:
         *,
         restart: Restart | None = None,
         copies: CopiesShown | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         """With further stores, `restart` runs a task again in all of them, and `copies` tells what they hold."""
         self._queue = queue
         self._copies = copies
         self._restart = restart or queue.restart
+        self._callbacks = callbacks or Callbacks(queue, ledger)
         self._ledger = ledger
         self._bus = bus
         self._clock = clock
@@ -197,7 +181,9 @@ class Operations:
             await self._refuse_ended(task_id, "dropped")
         await self._record(who, "drop", task_id, why)
         # The ledger first: whatever still works on the task finds it ended there.
-        run = await self._ledger.finish(await self._named_anew(task), Status.DROPPED, by=who, why=why)
+        named = await self._named_anew(task)
+        callback = await self._callbacks.of_end(named, Status.DROPPED, by=who, why=why)
+        run = await self._ledger.finish(named, Status.DROPPED, by=who, why=why, callback=callback)
         if run.status is not Status.DROPPED:
             # It leaves the queue by itself, when what it promised for later is armed.
             raise StateConflict(f"the task is {run.status} already")
@@ -317,6 +303,8 @@ class Operations:
             },
         )
         self._bus.publish(Topic.LANES_READY)  # its chat goes on without it
+        if head.callback_url is not None:
+            self._bus.publish(Topic.OUTBOX_READY)
 
 
 def _of_generation(task: Task, generation: int) -> Task:

@@ -98,14 +98,14 @@ class Pipeline:
     async def measure(self) -> QueueDepth | None:
         """Count, and say what that means. None if nothing could be counted; what was known then still holds."""
         try:
-            depth, outbox = await self.queue.depth(), await self.ledger.outbox_depth()
+            depth = await self.queue.depth()
         except Unavailable:
             self._judge(0.0, 0.0)
             return None
         for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING, Status.SUSPENDED):
             tasks_open.labels(status).set(depth.by_status.get(status, 0))
         task_seconds = self._oldest_waiting_ms(depth) / 1000
-        reply_seconds = (outbox.oldest_waiting_ms or 0) / 1000
+        reply_seconds = await self._oldest_reply_seconds()
         oldest_waiting_seconds.labels("task").set(task_seconds)
         oldest_waiting_seconds.labels("reply").set(reply_seconds)
         self._backlog = _moving(depth)
@@ -115,6 +115,13 @@ class Pipeline:
         self._judge(task_seconds, reply_seconds)
         self._alert_on_channels_gone(depth)
         return depth
+
+    async def _oldest_reply_seconds(self) -> float:
+        """As far as is known: a ledger that is away must not keep anybody from seeing that there is too much."""
+        try:
+            return ((await self.ledger.outbox_depth()).oldest_waiting_ms or 0) / 1000
+        except Unavailable:
+            return 0.0
 
     async def assess(self) -> None:
         """At the start and on every change: what has been waiting goes on, or why it does not."""

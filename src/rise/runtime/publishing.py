@@ -49,6 +49,9 @@ Check = Callable[[Any], object]
 StagesNamed = Callable[[str], Collection[str]]
 """The stages whose results a template names."""
 
+SecretsNamed = Callable[[Any], Sequence[tuple[str, str]]]
+"""The secrets that stages name, each after its field."""
+
 _EVERYTHING = (Kind.WORKFLOW, Kind.PUBLISHED, Kind.BINDINGS)
 
 
@@ -98,9 +101,15 @@ class Workflows:
     """Look, edit, publish, go back, switch off and on, remove."""
 
     def __init__(
-        self, definitions: Definitions, versions: Versions, check: Check, stages_named: StagesNamed = lambda text: ()
+        self,
+        definitions: Definitions,
+        versions: Versions,
+        check: Check,
+        stages_named: StagesNamed = lambda text: (),
+        secrets_named: SecretsNamed = lambda stages: (),
     ) -> None:
         self._stages_named = stages_named
+        self._secrets_named = secrets_named
         self._definitions = definitions
         self._versions = versions
         self._check = check
@@ -295,10 +304,11 @@ class Workflows:
         await self._versions.change(Kind.PUBLISHED, draft.workflow_id, change, by=by, action=action, why=why)
 
     async def _check_whole(self, draft: DraftRecord) -> None:
-        """As they stand, and with the prompts that they ask for as these stand now."""
+        """As they stand, and with the prompts and secrets that they ask for as these stand now."""
         self._check(draft.stages)
-        latest = await self._definitions.latest([Kind.PROMPT])
-        prompts = {one.name: prompt_of(one) for one in latest.definitions}
+        latest = (await self._definitions.latest([Kind.PROMPT, Kind.SECRET])).definitions
+        self._refuse_unknown_secrets(draft, {one.name for one in latest if one.kind is Kind.SECRET})
+        prompts = {one.name: prompt_of(one) for one in latest if one.kind is Kind.PROMPT}
         for at, stage in enumerate(draft.stages):
             if prompt_id := prompt_used(stage):
                 prompt = _refuse_unfilled(f"stages[{at}]", stage, prompt_id, prompts.get(prompt_id))
@@ -307,6 +317,12 @@ class Workflows:
                         f"stages[{at}].promptId: {prompt_id} names stages.{missing[0]}, which is not before it",
                         field=f"stages[{at}].promptId",
                     )
+
+    def _refuse_unknown_secrets(self, draft: DraftRecord, known: Collection[str]) -> None:
+        for field, name in self._secrets_named(draft.stages):
+            if name not in known:
+                unknown = f"{field} names secrets.{name}, which is not there: `rise secrets set {name}` keeps it"
+                raise PayloadInvalid(unknown, field=field)
 
     async def _draft(self, workflow_id: str) -> DraftRecord:
         """To be changed. Raises `WorkflowUnknown` or `StateConflict`."""

@@ -17,6 +17,7 @@ from typing import Final
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from rise.envelope import is_in_digits
 from rise.telemetry import keep_out_of_logs
 
 _PURPOSE: Final = b"definitions"
@@ -60,7 +61,7 @@ def masked(token: str | None) -> str | None:
     if token is None:
         return None
     number, _, _ = token.partition(":")
-    return f"{number}:***" if number.isdecimal() else "***"
+    return f"{number}:***" if is_in_digits(number) else "***"
 
 
 def _fernet(key: str) -> Fernet:

@@ -71,6 +71,7 @@ async def serve(
         posts = build_alert_posts(house)
         supervisor = build_supervisor(house, restart_worker=worker.restart, tell=posts.tell)
         services: list[Service] = [house.bus, *house.stores.services(), *_keepers(house), house.bindings, house.chats]
+        services += assembly.build_write_back(house)
         services += [posts, supervisor, assembly.build_sender(house), worker, door, *_telegram_services(house)]
         services += [assembly.build_binding_monitor(house)]
         await start_all(services, on_error=_report_stop)
@@ -279,6 +280,7 @@ def build_supervisor(
             suspended_alert_count=settings.suspended_alert_count,
             suspended_alert_seconds=settings.suspended_alert_hours * 3600,
         ),
+        callbacks=house.callbacks,
     )
 
 

@@ -16,11 +16,12 @@ from typing import Any, Final
 from rise.bindings import BindingRegistry, allows
 from rise.bursts import may_be_open
 from rise.bus.port import Bus, Topic
+from rise.callbacks import Callbacks
 from rise.capabilities import CapabilityRegistry
 from rise.channels.port import Channel, is_pushed
 from rise.clock import Clock
 from rise.definitions.records import BindingRecord
-from rise.envelope import Head, Outcome, Reason, ReplyId, RunId, Status, TaskId, notice_id_of
+from rise.envelope import Head, Outcome, Reason, ReplyId, RunId, Status, TaskId, callback_id_of, notice_id_of
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Route, Selection, Suspend
@@ -35,6 +36,8 @@ TELL_SECONDS: Final = 5.0
 MEASURE_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 1.0
 PAGE: Final = 500
+LOST_SECONDS: Final = 60.0
+"""Longer than a result is on its way to where it is kept."""
 FORGET_AFTER_SECONDS: Final = 900.0
 ROUTED_PAGES: Final = 10
 """Looked at each time of what waits where chats and commands decide."""
@@ -82,6 +85,7 @@ class Supervisor:
         pipeline: Pipeline,
         clock: Clock,
         duties: Duties | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self._queue = queue
         self._ledger = ledger
@@ -92,6 +96,7 @@ class Supervisor:
         self._pipeline = pipeline
         self._clock = clock
         self._duties = duties or Duties()
+        self._callbacks = callbacks or Callbacks(queue, ledger)
         self._agreeing_since = clock.monotonic()
         self._defined = Signal()
         self._told: set[ReplyId] = set()
@@ -231,6 +236,7 @@ class Supervisor:
                 if run is None or run.is_of_former(task.head):  # else it was answered
                     unless_run = task.run_id if run is None else None
                     await self._tell(task, reason, self._duties.failed_text, unless_run=unless_run)
+                    await self._call_back(task, reason)
 
     async def measure(self) -> None:
         """Count what there is; see that it moves, and that it is not too much."""
@@ -245,7 +251,7 @@ class Supervisor:
         """In the words of its binding, unless that says that nobody waits, or that no answer will come. What may be
         waiting for the rest of its burst is not late."""
         head = task.head
-        binding = self._bindings.binding(head)
+        binding = self._bindings.met_by(head).binding
         if binding is not None and may_be_open(binding, head, self._queue.now_ms()):
             return
         if binding is not None and (not binding.waits_for_result or not _will_answer(binding, head)):
@@ -275,7 +281,7 @@ class Supervisor:
         for _ in range(ROUTED_PAGES):
             page = await self._queue.list_open(waiting, limit=PAGE, after=self._resuming_after.get(route, ""))
             self._resuming_after[route] = page[-1].head.task_id if len(page) == PAGE else ""
-            found += [one.head.task_id for one in page if self._bindings.lookup(one.head) is not None]
+            found += [one.head.task_id for one in page if self._bindings.met_by(one.head).bound]
             if len(page) < PAGE or len(found) >= limit:
                 break
         if not found:
@@ -285,7 +291,8 @@ class Supervisor:
         return await self._queue.resume(selection, limit=limit)
 
     async def _bring_in_line(self) -> None:
-        """A crash between ledger and queue leaves a task `replying` whose run has ended or is held."""
+        """A crash between ledger and queue leaves a task `replying` whose run has ended or is held; the loss of what
+        the ledger had, or of what waited for it, leaves one without a run."""
         after = ""
         while True:
             page = await self._queue.list_open(Selection(status=Status.REPLYING), limit=PAGE, after=after)
@@ -296,6 +303,8 @@ class Supervisor:
                 elif await self._is_held(task):
                     held = Suspend(Reason.REPLY_HELD, "it is not known whether the reply was sent")
                     await self._queue.hold(task.head.task_id, task.generation, held)
+                elif await self._is_lost(task):
+                    await self._run_again(task)
             if len(page) < PAGE:
                 return
             after = page[-1].head.task_id
@@ -324,6 +333,18 @@ class Supervisor:
     async def _is_held(self, task: OpenTask) -> bool:
         replies = await self._ledger.replies(run_id=task.run_id)  # a former generation's are nobody's concern
         return any(reply.kind is ReplyKind.ANSWER and reply.state is ReplyState.UNKNOWN for reply in replies)
+
+    async def _is_lost(self, task: OpenTask) -> bool:
+        """Whether nobody knows what it replies with, and is not about to."""
+        if self._queue.now_ms() - task.updated_at_ms < LOST_SECONDS * 1000:
+            return False
+        return await self._ledger.run(task.run_id) is None
+
+    async def _run_again(self, task: OpenTask) -> None:
+        lost = Suspend(Reason.RETRIES_EXHAUSTED, "its result was lost before it was sent")
+        if await self._queue.hold(task.head.task_id, task.generation, lost):
+            log.warning("task.result_lost", task_id=task.head.task_id, consequence="it is run again")
+            await self._queue.resume(Selection(task_ids=(task.head.task_id,)), limit=1)
 
     async def _resume_when_defined(self) -> None:
         await self._defined.wait(RESUME_SECONDS)
@@ -354,6 +375,17 @@ class Supervisor:
         if told:
             log.info("notice.added", task_id=head.task_id, cause=cause)
             self._bus.publish(Topic.OUTBOX_READY)
+
+    async def _call_back(self, waiting: OpenTask, reason: Reason) -> None:
+        """To whoever asked for its result, that it waits."""
+        callback_id = callback_id_of(waiting.run_id, reason)
+        if waiting.head.callback_url is None or callback_id in self._told:
+            return
+        task = await self._queue.get(waiting.head.task_id)
+        if task is not None and task.run_id == waiting.run_id:
+            if await self._callbacks.tell_suspended(task, reason, task.progress.error or ""):
+                self._bus.publish(Topic.OUTBOX_READY)
+            self._told.add(callback_id)
 
     def _every(self, name: str, seconds: float, duty: Callable[[], Awaitable[None]]) -> Loop:
         async def body() -> None:

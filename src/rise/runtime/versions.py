@@ -10,7 +10,7 @@ Refuses: a change that was made for another version than the last (`VersionStale
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock, epoch_ms
@@ -25,6 +25,12 @@ TRIES: Final = 5
 
 Change = Callable[[Definition | None], bytes | None]
 """From the last version, None if there never was one, to the body of the next; None removes it. May be asked again."""
+
+
+class Written(NamedTuple):
+    definition: Definition | None
+    """What is in force; None if there is nothing, and never was."""
+    is_new: bool
 
 
 class Versions:
@@ -52,10 +58,30 @@ class Versions:
         why: str = "",
         expected: int | None = None,
     ) -> Definition:
-        """Write what `change` makes of the last version, and return what is in force then.
+        """Write what `change` makes of the last version, tell everybody, and return what is in force then.
 
         `expected`: the version that the change was made for. Raises `VersionStale`, and what `change` raises.
         """
+        written = await self.write(kind, name, change, by=by, action=action, why=why, expected=expected)
+        definition = written.definition
+        assert definition is not None
+        if written.is_new:
+            self._bus.publish(Topic.DEFINITIONS_CHANGED, _told_of(definition, action))
+            log.info("definition.changed", kind=kind, name=name, version=definition.version, operation=action, by=by)
+        return definition
+
+    async def write(
+        self,
+        kind: Kind,
+        name: str,
+        change: Change,
+        *,
+        by: str,
+        action: str,
+        why: str = "",
+        expected: int | None = None,
+    ) -> Written:
+        """The same for who tells of it in words of their own."""
         is_recorded = False
         for _ in range(TRIES):
             last = await self._definitions.version(kind, name)
@@ -63,8 +89,8 @@ class Versions:
             if expected is not None and expected != version:
                 raise VersionStale.of(name, version)
             body = change(last)
-            if last is not None and last.body == body:
-                return last
+            if body == (None if last is None else last.body):
+                return Written(last, is_new=False)
             now_ms = epoch_ms(self._clock.now())
             if not is_recorded:
                 operation = Operation(at_ms=now_ms, who=by, action=action, target=name, why=why)
@@ -77,9 +103,7 @@ class Versions:
                 await self._definitions.put(following)
             except VersionStale:
                 continue
-            self._bus.publish(Topic.DEFINITIONS_CHANGED, _told_of(following, action))
-            log.info("definition.changed", kind=kind, name=name, version=version + 1, operation=action, by=by)
-            return following
+            return Written(following, is_new=True)
         raise VersionStale(f"{name} is being changed by somebody else over and over; try again")
 
 

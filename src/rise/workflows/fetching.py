@@ -1,4 +1,4 @@
-"""The client of `http` stages: one request out, to an address that was looked at first.
+"""The client of `http` stages and of callbacks: one request out, to an address that was looked at first.
 
 Promises: it connects to the very address that was checked, so that a name which means something else a moment later
 changes nothing; the name stays in `Host` and in the certificate that is asked for. Answers end within `BYTES_MAX` and
@@ -46,6 +46,8 @@ class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     body: bytes | None = None
+    wants_status_only: bool = False
+    """What the answer says beside it is neither read nor judged."""
 
 
 class HttpAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +92,7 @@ class GuardedFetch:
         self._transport: httpx.AsyncHTTPTransport | None = None
 
     async def fetch(self, request: HttpRequest, *, timeout_seconds: float) -> HttpAnswer:
-        url = _address(request.url)
+        url = read_address(request.url)
         async with _errors(url.host, timeout_seconds):
             addresses = await self._addresses(url)
             # One that swallows what it is sent leaves time for the next.
@@ -118,7 +120,7 @@ class GuardedFetch:
                     # Not which: whoever may edit a workflow may not therefore learn what the names in here mean.
                     raise AddressForbidden(
                         f"{_shown(host)} leads to an address that is not public: "
-                        "name it in RISE_HTTP_STAGE_ALLOW if stages may call it"
+                        "name it in RISE_HTTP_STAGE_ALLOW if it may be called"
                     )
         return addresses[:ADDRESSES_TRIED_MAX]
 
@@ -151,7 +153,7 @@ class GuardedFetch:
             return HttpAnswer(
                 status=response.status_code,
                 content_type=response.headers.get("content-type", ""),
-                body=await self._body(response),
+                body=b"" if request.wants_status_only else await self._body(response),
                 retry_after=response.headers.get("retry-after"),
             )
         finally:
@@ -179,7 +181,8 @@ class GuardedFetch:
         return self._transport
 
 
-def _address(text: str) -> httpx.URL:
+def read_address(text: str) -> httpx.URL:
+    """Where a request would go. Raises `StageRefused` for what is no such address."""
     import httpx
 
     try:

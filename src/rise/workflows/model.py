@@ -3,7 +3,8 @@
 Promises: one call, one request; tries are the stage's. Every error of the vendor's client becomes one of ours here, and
 what it says never holds the key: servers like to repeat it.
 
-Refuses: an answer that is empty or cannot be read (`ModelAnswerUnusable`), because it would be said to a person.
+Refuses: an answer that is empty, endless or cannot be read (`ModelAnswerUnusable`), because it would be said to a
+person; to follow where an answer leads, because the key and what a person wrote would go there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 WORDS_MAX: Final = 300
 """Of what a server says against a request."""
+ANSWER_BYTES_MAX: Final = 8 << 20
+"""Of an answer with all that is around its text. A stage keeps 1 MiB of that, and JSON may spell a byte with six."""
 RETRY_AFTER_SECONDS_MAX: Final = 86_400
 _BUSY: Final = frozenset({408, 409, 425, 429})
 """Statuses below 500 with which a server says: not now."""
@@ -145,7 +148,16 @@ class OpenAIModel:
                 raise ModelUnconfigured(
                     "the client for language models is not installed", remedy="pip install 'rise-gateway[llm]'"
                 ) from error
-            self._client = openai.AsyncOpenAI(api_key=self._key or _NO_KEY, base_url=self._base_url, max_retries=0)
+            self._client = openai.AsyncOpenAI(
+                api_key=self._key or _NO_KEY,
+                base_url=self._base_url,
+                max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(
+                    follow_redirects=False,
+                    headers={"Accept-Encoding": "identity"},
+                    event_hooks={"response": [_bound]},
+                ),
+            )
         return self._client
 
     @asynccontextmanager
@@ -163,6 +175,8 @@ class OpenAIModel:
         except openai.APITimeoutError as error:
             raise ModelUnavailable(f"the language model did not answer within {seconds:g} s") from error
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, ModelAnswerUnusable):
+                raise error.__cause__ from None
             # By its class alone: the words hold the address, and that may hold a key.
             raise ModelUnavailable(f"the language model cannot be reached: {type(error.__cause__).__name__}") from error
         except TimeoutError as error:
@@ -179,11 +193,47 @@ class OpenAIModel:
             return ModelUnavailable(
                 f"the language model {says}", retry_after_seconds=_retry_after_seconds(error.response.headers)
             )
+        if 300 <= status < 400:
+            return ModelRefused(
+                f"the language model's server leads elsewhere ({status}), which is not followed: "
+                "set RISE_LLM_BASE_URL to where it is"
+            )
         if status in _ABOUT_THE_KEY:
             # Without its words: they repeat the key.
             return ModelRefused(f"the language model's server refuses the key ({status}): correct RISE_LLM_API_KEY")
         words = clean(str(error.message)).replace(self._key or "\0", "***")[:WORDS_MAX]
         return ModelRefused(f"the language model's server refuses the request to {model} ({status}): {words}")
+
+
+async def _bound(response: Any) -> None:
+    """Before any of it is read."""
+    # Not unpacked: a kilobyte can be a gigabyte then, at once.
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ModelAnswerUnusable("the language model's answer is compressed, which was not asked for")
+    response.stream = _bounded(response.stream)
+
+
+def _bounded(stream: Any) -> Any:
+    kind: Any = type(stream)
+
+    class Bounded(kind):  # type: ignore[misc]
+        """A stream of whatever library the vendor's client is on: it takes no other."""
+
+        def __init__(self) -> None:
+            """It has nothing of its own."""
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left = ANSWER_BYTES_MAX
+            async for part in stream:
+                left -= len(part)
+                if left < 0:
+                    raise ModelAnswerUnusable(f"the language model's answer has more than {ANSWER_BYTES_MAX} bytes")
+                yield part
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    return Bounded()
 
 
 def _options(request: ModelRequest) -> dict[str, Any]:

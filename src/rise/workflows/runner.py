@@ -30,7 +30,7 @@ from rise.telemetry import log
 from rise.workflows.building import StagedWorkflows, records_among, step_of_try
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.staged import StageRecord
-from rise.workflows.turn import BlockingTurn, Turn, in_bounds
+from rise.workflows.turn import BlockingTurn, Turn, in_bounds, threads_left_behind
 
 LOOK_SECONDS: Final = 1.0
 CLEAN_UP_SECONDS: Final = 5.0
@@ -71,7 +71,7 @@ class Runner:
     ) -> None:
         """`staged`: those that are not in the code."""
         self.workflows = workflows
-        self.abandoned = 0
+        self._abandoned = 0
         self._running: set[asyncio.Task[Any]] = set()
         self._ledger = ledger
         self._channels = channels
@@ -86,6 +86,11 @@ class Runner:
             if definition.concurrency is not None
         }
         self._places_bound = {name: asyncio.Semaphore(count) for name, count in limits.concurrency_for.items()}
+
+    @property
+    def abandoned(self) -> int:
+        """Functions that went on after their time, and functions of steps and stages that still do."""
+        return self._abandoned + threads_left_behind()
 
     async def run(self, burst: Burst, bound: Bound, channel: Channel, steps: Mapping[str, bytes]) -> Ran:
         """`steps`: what former tries have saved. Raises what the workflow raises, or `RunTimedOut`."""
@@ -180,7 +185,7 @@ class Runner:
         running.cancel()
         await asyncio.wait({running}, timeout=CLEAN_UP_SECONDS)
         if not isinstance(running, asyncio.Task) or not running.done():
-            self.abandoned += 1  # it can do nothing more for this run
+            self._abandoned += 1  # it can do nothing more for this run
 
     async def acknowledge(self, task: Task, channel: Channel) -> None:
         """Answer a tap empty, so that the person's client stops waiting. Once, however often it is run."""

@@ -1,7 +1,8 @@
 """Running a workflow that is made of stages.
 
 Promises: a stage that was paid for is not paid for again: what `prompt`, `http` and `python` stages come to is kept as
-a step of the run, and a run that is repeated after a crash goes on at the first stage without. What `reply` and
+a step of the run, and a run that is repeated after a crash goes on at the first stage without. A secret is put in when
+the request is made, and taken out of what is answered: none stands in a result, a record or an error. What `reply` and
 `follow_up` say is noted like any effect, and becomes real with the run's result. Every stage leaves a record, also one
 that fails. A run's value is the last that a stage computed, for callers who read the result.
 
@@ -45,8 +46,9 @@ from rise.workflows.stages import (
     When,
     read_moment,
     seconds_at_most,
+    secrets_of,
 )
-from rise.workflows.templates import template
+from rise.workflows.templates import SECRETS, template
 from rise.workflows.turn import Turn, in_a_thread
 
 VALUE_BYTES_MAX: Final = 1 << 20
@@ -54,6 +56,8 @@ VALUE_BYTES_MAX: Final = 1 << 20
 WAITED_SECONDS_MAX: Final = 10.0
 SPARE_SECONDS: Final = 30.0
 """For what a run does beside its stages."""
+HIDDEN: Final = "***"
+"""What stands for a secret in what a site answered."""
 _NOT_NOW: Final = frozenset({408, 425, 429, 502, 503, 504})
 
 
@@ -91,6 +95,8 @@ class Tools:
     clock: Clock
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     prompts: Callable[[str], Prompt | None] = lambda prompt_id: None
+    secrets: Callable[[str], str | None] = lambda name: None
+    """Open. None: there is none of that name, or none that opens here."""
     record: Callable[[StageRecord], None] = forget
     """Told of every stage when it ends, whatever the end. Must neither wait nor raise."""
 
@@ -124,7 +130,9 @@ def staged_workflow(
 
 async def run_stages(turn: Turn, stages: Sequence[Stage], tools: Tools) -> Any:
     """Run them for one message. Raises what a stage raises, after its tries; nothing after it is run then."""
-    run = _Run(turn, tools, _as_written(stages))
+    # Looked up once: what is asked and what it is kept under are the same, whatever somebody stores meanwhile.
+    prompts = {name: tools.prompts(name) for name in _prompts_named(stages)}
+    run = _Run(turn, tools, prompts, _as_written(stages, prompts))
     places = {stage.name: at for at, stage in enumerate(stages)}
     at: int | None = 0
     while at is not None and at < len(stages):
@@ -133,11 +141,19 @@ async def run_stages(turn: Turn, stages: Sequence[Stage], tools: Tools) -> Any:
     return run.value
 
 
-def _as_written(stages: Iterable[Stage]) -> Sequence[str]:
-    """Of each stage, what it and those before it say, in short; how long they may take changes no result."""
+def _prompts_named(stages: Iterable[Stage]) -> set[str]:
+    return {stage.prompt_id for stage in stages if isinstance(stage, PromptStage) and stage.prompt_id is not None}
+
+
+def _as_written(stages: Iterable[Stage], prompts: Mapping[str, Prompt | None]) -> Sequence[str]:
+    """Of each stage, what it and those before it say, in short, with the stored prompts that they name; how long they
+    may take changes no result. Not what was asked with the message's values: its history may have grown since, and
+    that is no reason to pay again."""
     said, found = hashlib.sha256(), []
     for stage in stages:
         said.update(msgspec.json.encode(msgspec.structs.replace(stage, timeout_seconds=0.0, retries=Retries())))
+        if isinstance(stage, PromptStage) and stage.prompt_id is not None:
+            said.update(msgspec.json.encode(prompts[stage.prompt_id]))
         found.append(said.hexdigest()[:12])
     return found
 
@@ -149,8 +165,9 @@ _NEXT: Final = ""
 class _Run:
     """One run, as far as it has come."""
 
-    def __init__(self, turn: Turn, tools: Tools, written: Sequence[str]) -> None:
+    def __init__(self, turn: Turn, tools: Tools, prompts: Mapping[str, Prompt | None], written: Sequence[str]) -> None:
         self.value: Any = None
+        self._prompts = prompts
         self._written = written
         self._turn = turn
         self._tools = tools
@@ -197,7 +214,7 @@ class _Run:
             _refuse_what_cannot_be_kept(value)
             return value
 
-        # By what is written up to it as well: who corrects a workflow and lets a message go on means that.
+        # By what is written up to it as well: who corrects a workflow or a prompt and lets a message go on means that.
         self.value = await self._turn.step(f"{stage.kind}:{stage.name}:{self._written[number]}", compute)
         return self.value
 
@@ -245,44 +262,40 @@ class _Run:
         """What is asked, and with which values: a stored prompt's own placeholders are filled by its stage."""
         if stage.prompt_id is None:
             return Prompt(template=stage.template or ""), self._values
-        prompt = self._tools.prompts(stage.prompt_id)
+        prompt = self._prompts[stage.prompt_id]
         if prompt is None:
             raise StageRefused(f"there is no prompt {stage.prompt_id}: store it, or name another")
         given = {name: template(text).value(self._values) for name, text in stage.values.items()}
         return prompt, {**self._values, **given}
 
     async def _http(self, stage: HttpStage, trial: _Trial) -> Any:
-        headers = {name: self._text(text) for name, text in stage.headers.items()}
-        body = None if stage.body is None else self._text(stage.body).encode()
-        if stage.json is not None:
-            body = encode_json(self._filled(stage.json))
-            if not any(name.lower() == "content-type" for name in headers):
-                headers["Content-Type"] = "application/json"
-        request = HttpRequest(method=stage.method, url=self._address(stage.url), headers=headers, body=body)
+        secrets = {name: self._secret(name) for name in sorted(secrets_of(stage))}
+        request = self._request(stage, {**self._values, SECRETS: secrets})
         answer = await self._tools.fetch.fetch(request, timeout_seconds=stage.timeout_seconds)
         trial.notes = {"status": answer.status}
         _refuse_unexpected(answer, stage.expect, urlsplit(request.url).hostname)
-        return json_of(answer)
-
-    def _address(self, text: str) -> str:
-        """What is put into it is one part of it, whatever it holds: it can change neither host nor path."""
-        read = template(text)
-        address = read.text(self._values, spelled=str if read.is_one_value else _as_part_of_address)
         try:
-            path = urlsplit(address).path
-        except ValueError as error:
-            raise StageRefused("the address cannot be read") from error
-        if not read.is_one_value and {"..", "."} & set(path.split("/")):
-            raise StageRefused("the address leads up or nowhere: a part of its path is . or ..")
-        return address
+            return _without(json_of(answer), [*secrets.values()])
+        except RecursionError as error:
+            raise StageRefused("the answer is nested too deep") from error
 
-    def _filled(self, value: Any) -> Any:
-        """The JSON with its templates rendered; a text that is one placeholder becomes the value itself."""
-        if isinstance(value, str):
-            return template(value).value(self._values)
-        if isinstance(value, list):
-            return [self._filled(one) for one in value]
-        return {name: self._filled(one) for name, one in value.items()} if isinstance(value, dict) else value
+    def _secret(self, name: str) -> str:
+        secret = self._tools.secrets(name)
+        if secret is None:
+            raise StageRefused(
+                f"there is no secret {name} that can be opened here: set it with `rise secrets set {name}`, with the "
+                "same RISE_SECRET_KEY on all hosts"
+            )
+        return secret
+
+    def _request(self, stage: HttpStage, values: Mapping[str, Any]) -> HttpRequest:
+        headers = {name: self._text(text, values) for name, text in stage.headers.items()}
+        body = None if stage.body is None else self._text(stage.body, values).encode()
+        if stage.json is not None:
+            body = encode_json(_filled(stage.json, values))
+            if not any(name.lower() == "content-type" for name in headers):
+                headers["Content-Type"] = "application/json"
+        return HttpRequest(method=stage.method, url=_address(stage.url, values), headers=headers, body=body)
 
     async def _python(self, stage: PythonStage) -> Any:
         function = self._tools.functions.get(stage.function)
@@ -423,6 +436,44 @@ def _refuse_unexpected(answer: HttpAnswer, expected: Sequence[int], host: str | 
         raise SiteFailed(said)
     redirected = "; redirects are not followed" if 300 <= status < 400 else ""
     raise StageRefused(said + redirected)
+
+
+def _address(text: str, values: Mapping[str, Any]) -> str:
+    """What is put into it is one part of it, whatever it holds: it can change neither host nor path."""
+    read = template(text)
+    address = read.text(values, spelled=str if read.is_one_value else _as_part_of_address)
+    try:
+        path = urlsplit(address).path
+    except ValueError as error:
+        raise StageRefused("the address cannot be read") from error
+    if not read.is_one_value and {"..", "."} & set(path.split("/")):
+        raise StageRefused("the address leads up or nowhere: a part of its path is . or ..")
+    return address
+
+
+def _filled(value: Any, values: Mapping[str, Any]) -> Any:
+    """The JSON with its templates rendered; a text that is one placeholder becomes the value itself."""
+    if isinstance(value, str):
+        return template(value).value(values)
+    if isinstance(value, list):
+        return [_filled(one, values) for one in value]
+    return {name: _filled(one, values) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def _without(value: Any, secrets: Sequence[str]) -> Any:
+    """An answer in which what was asked with does not stand: some sites say back what they were told."""
+    if not secrets:
+        return value
+    if isinstance(value, str):
+        for secret in sorted(secrets, key=len, reverse=True):  # one may be the beginning of another
+            for spelled in (secret, _as_part_of_address(secret)):
+                value = value.replace(spelled, HIDDEN)
+        return value
+    if isinstance(value, list):
+        return [_without(one, secrets) for one in value]
+    if isinstance(value, dict):
+        return {_without(name, secrets): _without(one, secrets) for name, one in value.items()}
+    return value
 
 
 def _seconds(retry_after: str | None) -> int | None:

@@ -20,13 +20,14 @@ A rule's `when` is a template that gives `true`, or one comparison: `{"equals": 
 `"ignoreCase": true` means what it says. There are no regular expressions, because some of them never end.
 
 Refuses: a jump back, or onto itself, because such a run might never end; a name that is not there, a field that is not
-known, stages that together may take longer than `RUN_SECONDS_MAX`. Each with its field, such as `stages[2].url`.
+known, stages that together may take longer than `RUN_SECONDS_MAX`; a secret anywhere but in a request. Each with its
+field, such as `stages[2].url`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
@@ -36,7 +37,7 @@ from rise.channels.http import optional
 from rise.clock import epoch_ms
 from rise.envelope import json_name
 from rise.errors import PayloadInvalid
-from rise.workflows.templates import Template, check_template
+from rise.workflows.templates import SECRETS, Template, check_template, template
 from rise.workflows.turn import FOLLOW_UP_SECONDS_MAX, MOMENT_MS_MAX, MOMENT_MS_MIN
 
 STAGES_MAX: Final = 50
@@ -54,7 +55,7 @@ TEMPLATE_PARTS_MAX: Final = 10_000
 """Of all templates of a workflow: nothing else goes on in a process while it reads them."""
 
 VALUES: Final = ("text", "user", "chat_id", "channel", "metadata", "history", "stages")
-"""What every template has a value for."""
+"""What every template has a value for; those of a request have `secrets.NAME` besides."""
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 COMPARISONS: Final = ("equals", "contains", "startsWith", "matches")
 
@@ -75,6 +76,11 @@ _HEADERS_OF_OURS: Final = frozenset(
         "accept-encoding",
         "expect",
     }
+)
+
+
+_HEADERS_WITH_KEYS: Final = frozenset(
+    {"authorization", "proxy-authorization", "cookie", "api-key", "x-api-key", "x-auth-token", "x-access-token"}
 )
 
 
@@ -205,6 +211,55 @@ def stages_as_json(stages: Sequence[Stage]) -> list[dict[str, Any]]:
     return written
 
 
+def secrets_asked_for(fields: Any) -> list[tuple[str, str]]:
+    """Each secret that stages name, after its field, such as `stages[2].headers.Authorization`. Raises as `read_stages`
+    does."""
+    return [
+        (f"stages[{at}].{field}", name)
+        for at, stage in enumerate(read_stages(fields))
+        if isinstance(stage, HttpStage)
+        for field, text in _texts_of(stage)
+        for name in sorted(template(text).secrets)
+    ]
+
+
+def secrets_of(stage: HttpStage) -> set[str]:
+    """The names of those that it puts into its request."""
+    return {name for _, text in _texts_of(stage) for name in template(text).secrets}
+
+
+def keys_in_plain_text(fields: Any) -> list[str]:
+    """The headers that are for keys and hold no secret and nothing that is looked up, such as
+    `stages[2].headers.Authorization`. Raises as `read_stages` does."""
+    return [
+        f"stages[{at}].headers.{name}"
+        for at, stage in enumerate(read_stages(fields))
+        if isinstance(stage, HttpStage)
+        for name, text in stage.headers.items()
+        if name.lower() in _HEADERS_WITH_KEYS and not template(text).names
+    ]
+
+
+def _texts_of(stage: HttpStage) -> Iterator[tuple[str, str]]:
+    """Its templates, each after its field."""
+    yield "url", stage.url
+    yield from ((f"headers.{name}", text) for name, text in stage.headers.items())
+    yield from _texts_in("json", stage.json)
+    if stage.body is not None:
+        yield "body", stage.body
+
+
+def _texts_in(place: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, list):
+        for at, one in enumerate(value):
+            yield from _texts_in(f"{place}[{at}]", one)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from _texts_in(f"{place}.{name}", one)
+
+
 def seconds_at_most(stages: Sequence[Stage]) -> float:
     """How long they may take with all their tries and pauses."""
     return sum(
@@ -257,6 +312,7 @@ def _prompt(fields: _Fields, name: str) -> PromptStage:
 
 
 def _http(fields: _Fields, name: str) -> HttpStage:
+    fields.may_name_secrets()
     if fields.has("json") and fields.has("body"):
         raise fields.wrong("body", "and json are two bodies; a request has one")
     return HttpStage(
@@ -273,7 +329,10 @@ def _http(fields: _Fields, name: str) -> HttpStage:
 
 def _address(fields: _Fields) -> str:
     url = fields.template("url")
-    if not _ADDRESS.match(url) and not fields.read("url", url).is_one_value:
+    read = fields.read("url", url)
+    if read.is_one_value and read.secrets:
+        raise fields.wrong("url", "is a secret as a whole: write the host out, and put the secret into the rest")
+    if not _ADDRESS.match(url) and not read.is_one_value:
         raise fields.wrong(
             "url",
             "begins with http:// or https:// and a host that is written out, or is one placeholder that is all of it",
@@ -476,10 +535,14 @@ class _Fields:
         self._stages = stages
         self._later = later
         self._work = work or _Work()
+        self._known: Sequence[str] = VALUES
         self._asked: dict[str, None] = {}
 
     def within(self, name: str, value: Any) -> _Fields:
         return _Fields(value, f"{self.place}.{name}", stages=self._stages, later=self._later, work=self._work)
+
+    def may_name_secrets(self) -> None:
+        self._known = (*VALUES, SECRETS)
 
     def wrong(self, name: str, why: str) -> PayloadInvalid:
         return PayloadInvalid(f"{self.place}.{name} {why}", field=f"{self.place}.{name}")
@@ -556,7 +619,7 @@ class _Fields:
 
     def read(self, name: str, text: str) -> Template:
         """As a template of a stage that has these before it."""
-        read = check_template(text, f"{self.place}.{name}", known=VALUES)
+        read = check_template(text, f"{self.place}.{name}", known=self._known)
         self._work.spend(read.parts)
         for stage in sorted(read.stages - set(self._stages)):
             before = f"; before it are {', '.join(self._stages)}" if self._stages else "; there is none"

@@ -53,6 +53,8 @@ _GRAMMAR: Final = (
     nodes.CondExpr, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos,
     nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Concat,
 )  # fmt: skip
+SECRETS: Final = "secrets"
+"""`{{ secrets.NAME }}` stands for one, where its field may have any; nothing else can be done with it."""
 _OPERATORS: Final = frozenset({"+", "-", "*", "/", "//", "%"})
 _LOOP_NAMES: Final = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length", "depth"})
 _PURSE: Final = "the work that is left"
@@ -73,6 +75,7 @@ class Template:
         """Which it needs a value for."""
         self.stages = frozenset(_stages_named(tree))
         """Whose results it names."""
+        self.secrets = frozenset(_secrets_named(tree))
         self.is_one_value = _is_one_value(tree)
         """Whether it is nothing but one `{{ … }}`, so that it stands for the value itself, whatever that is."""
         _count_the_work(tree)
@@ -196,6 +199,19 @@ def _stages_named(tree: nodes.Template) -> set[str]:
         if _is_stages(node.node) and isinstance(node.arg, nodes.Const):
             named.add(str(node.arg.value))
     return named
+
+
+def _secrets_named(tree: nodes.Template) -> list[str]:
+    """Each is put out as it is: what is compared, cut up or looked for by it would show in results and errors."""
+    put_out = [part for output in tree.find_all(nodes.Output) for part in output.nodes]
+    named = [part.attr for part in put_out if isinstance(part, nodes.Getattr) and _is_secrets(part.node)]
+    if len(named) != sum(1 for node in tree.find_all(nodes.Name) if _is_secrets(node)):
+        raise PayloadInvalid(f"a secret stands by itself: {{{{ {SECRETS}.NAME }}}}")
+    return named
+
+
+def _is_secrets(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Name) and node.name == SECRETS
 
 
 def _is_stages(node: nodes.Node) -> bool:

@@ -287,8 +287,21 @@ class Turn:
 async def in_a_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call it in a thread of its own: one that never returns takes none away from others, and the process ends without
     it. The loop's own threads are few, and waited for."""
-    call = partial(copy_context().run, in_bounds, function, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_OWN_THREADS, call)
+    outcome = _OWN_THREADS.submit(partial(copy_context().run, in_bounds, function, *args, **kwargs))
+    try:
+        return await asyncio.wrap_future(outcome)
+    except asyncio.CancelledError:
+        _left_behind.add(outcome)
+        outcome.add_done_callback(_left_behind.discard)  # at once, if it has returned
+        raise
+
+
+def threads_left_behind() -> int:
+    """Of this process: how many still run a function for which nobody waits any more."""
+    return len(_left_behind)
+
+
+_left_behind: Final[set[Future[Any]]] = set()
 
 
 class _OwnThreads(Executor):

@@ -242,7 +242,8 @@ async function send(entry) {
     return Number(response.headers.get("Retry-After")) || 2;
   }
   entry.state = "refused";
-  entry.error = (await response.json().catch(() => null))?.error?.message || "the server does not take it";
+  const said = await response.json().catch(() => null);
+  entry.error = said?.error?.message || said?.detail || "the server does not take it";
   return null;
 }
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from rise.envelope import is_in_digits
+
 
 def chat_id_of(chat: str, business_connection_id: str | None) -> str:
     """The name of a chat, made from Telegram's number for it."""
@@ -31,7 +33,7 @@ def is_in_a_business(chat_id: str) -> bool:
 
 def is_private(chat_id: str) -> bool:
     """Whether it is a chat with one person. Groups and channels have negative numbers, or names."""
-    return str(address_of(chat_id)["chat_id"]).isdigit()
+    return is_in_digits(str(address_of(chat_id)["chat_id"]))
 
 
 _IN_A_BUSINESS: Final = re.compile(r"b(?P<connection>.+):(?P<chat>-?[0-9]+)", re.DOTALL)

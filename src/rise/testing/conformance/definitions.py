@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 import pytest
 
+from rise.clock import SystemClock
 from rise.definitions.port import VERSIONS_KEPT, Definition, Definitions, Kind
 from rise.errors import VersionStale
 
@@ -56,6 +57,32 @@ class DefinitionsConformance:
         latest = await other.latest([Kind.PROMPT, Kind.BINDINGS])
         assert latest.changes == counts[-1]
         assert latest.definitions == [definition(1, kind=Kind.BINDINGS), definition(1, name="another")]
+
+    @pytest.mark.req("BND-2", "BND-5")
+    async def test_what_is_in_force_is_seen_as_it_was_at_one_moment(self, stage: DefinitionsStage) -> None:
+        """Whoever sees the second of two changes sees the first, and the count is that of what is seen."""
+        definitions, clock, is_over = stage.definitions, SystemClock(), asyncio.Event()
+        seen: list[tuple[int, int, int]] = []
+
+        async def change() -> None:
+            try:
+                for version in range(1, 21):
+                    for name in ("one", "two"):
+                        await definitions.put(definition(version, name=name))
+                        await clock.sleep(0.01)
+            finally:
+                is_over.set()
+
+        async def look(process: Definitions) -> None:
+            while not is_over.is_set():
+                latest = await process.latest([Kind.PROMPT])
+                found = {one.name: one.version for one in latest.definitions}
+                seen.append((latest.changes, found.get("one", 0), found.get("two", 0)))
+                await clock.sleep(0)
+
+        await asyncio.gather(change(), *[look(await stage.another()) for _ in range(3)])
+        torn = [(changes, one, two) for changes, one, two in seen if changes != one + two or one - two not in (0, 1)]
+        assert not torn
 
     async def test_all_of_a_definition_comes_back_as_it_was(self, definitions: Definitions) -> None:
         whole = definition(body='{"text":"Grüß Gott 🙂"}'.encode(), by="Zoë", comment="friendlier\nand shorter")

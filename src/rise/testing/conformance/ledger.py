@@ -23,6 +23,7 @@ from rise.envelope import (
     Status,
     Task,
     TaskId,
+    callback_id_of,
     forgotten_head,
     notice_id_of,
     reply_id_of,
@@ -118,6 +119,22 @@ def notice(of: Task, cause: str) -> Reply:
         reply_id=notice_id_of(of.task_id, cause),
         kind=ReplyKind.NOTICE,
         call=Call("sendMessage", {"text": cause}, cause),
+    )
+
+
+def callback(of: Task, occasion: str = "ended") -> Reply:
+    """What becomes of the task, for whoever asked to be called."""
+    return Reply(
+        reply_id=callback_id_of(of.run_id, occasion),
+        run_id=of.run_id,
+        task_id=of.task_id,
+        channel="callback",
+        account="default",
+        chat_id=of.task_id,
+        call=Call("callback", {"url": "https://shop.example/"}, occasion),
+        kind=ReplyKind.CALLBACK,
+        accepted_at_ms=of.head.accepted_at_ms,
+        deadline_at_ms=of.head.accepted_at_ms + 86_400_000,
     )
 
 
@@ -1228,6 +1245,90 @@ class LedgerConformance:
             following = await send(ledger, fence, following, Sent())
         assert texts == ["1.0", "1.1"]
 
+    @pytest.mark.req("ENV-7")
+    async def test_a_callback_goes_out_though_its_run_is_over(self, ledger: Ledger) -> None:
+        for _ in range(2):
+            meant = [*chunks(task(), 2), callback(task())]
+            run = await ledger.save_result(task(), ANSWERED, meant, [], deliver=False)
+            assert (run.status, run.outcome) == (Status.COMPLETED, Outcome.ANSWERED)
+        assert await states(ledger, task().run_id) == ["sent", "sent", "ready"]
+        fence = await ledger.outbox_open()
+        taken = await take_one(ledger, fence)
+        assert (taken.kind, taken.deadline_at_ms) == (ReplyKind.CALLBACK, callback(task()).deadline_at_ms)
+        await ledger.outbox_sending(fence, taken)
+        assert await ledger.outbox_record(fence, taken, Sent()) == Delivered(None, None)
+        assert await states(ledger, task().run_id) == ["sent"] * 3
+        assert await ledger.outbox_take(fence, limit=10) == []
+
+    @pytest.mark.req("ENV-7")
+    @pytest.mark.parametrize(
+        "ending", [Again(0.0, "it answered 500"), Resend("timeout")], ids=lambda one: type(one).__name__
+    )
+    async def test_a_callback_is_tried_again_though_its_run_is_over(self, ledger: Ledger, ending: Delivery) -> None:
+        await ledger.save_result(task(), ANSWERED, [callback(task())], [], deliver=False)
+        fence = await ledger.outbox_open()
+        following = await send(ledger, fence, await take_one(ledger, fence), ending)
+        assert following is not None
+        assert (following.state, following.tries + following.resends) == (ReplyState.READY, 1)
+        assert await send(ledger, fence, following, Sent()) is None
+        assert await states(ledger, task().run_id) == ["sent"]
+
+    @pytest.mark.req("ENV-7")
+    @pytest.mark.parametrize(
+        "ending",
+        [Failed("given up", too_late=True), HeldUnknown("timeout"), Failed("410", chat_gone=True)],
+        ids=["given up", "held", "gone"],
+    )
+    async def test_whatever_becomes_of_a_callback_its_run_has_ended_as_it_did(
+        self, ledger: Ledger, ending: Delivery
+    ) -> None:
+        run = await ledger.save_result(task(), ANSWERED, [*chunks(task()), callback(task())], [], deliver=False)
+        fence = await ledger.outbox_open()
+        taken = await take_one(ledger, fence)
+        await ledger.outbox_sending(fence, taken)
+        assert await ledger.outbox_record(fence, taken, ending) == Delivered(None, None)
+        assert await ledger.run(task().run_id) == run
+        assert await ledger.outbox_rearm(task().run_id) == 0
+
+    @pytest.mark.req("ENV-7")
+    async def test_a_callback_does_not_hold_a_run_that_is_sent_out(self, ledger: Ledger) -> None:
+        await ledger.save_result(task(), ANSWERED, [*chunks(task()), callback(task())], [], deliver=True)
+        fence = await ledger.outbox_open()
+        taken = {reply.kind: reply for reply in await ledger.outbox_take(fence, limit=10)}
+        assert await send(ledger, fence, taken[ReplyKind.CALLBACK], Again(60.0, "it answered 500")) is None
+        answered = taken[ReplyKind.ANSWER]
+        await ledger.outbox_sending(fence, answered)
+        delivered = await ledger.outbox_record(fence, answered, Sent())
+        assert delivered.ended == RunEnded(task().task_id, 0, Outcome.ANSWERED)
+
+    @pytest.mark.req("ENV-7")
+    @pytest.mark.parametrize("status", [Status.EXPIRED, Status.DROPPED])
+    async def test_an_end_without_a_result_is_called_back_once(self, ledger: Ledger, status: Status) -> None:
+        for _ in range(2):
+            run = await ledger.finish(task(), status, by="ann", callback=callback(task()))
+            assert (run.status, run.by) == (status, "ann")
+        other = callback(task(), "another end")
+        assert await ledger.finish(task(), Status.COMPLETED, callback=other) == run
+        fence = await ledger.outbox_open()
+        assert await send_everything(ledger, fence) == ["ended"]
+        assert await ledger.run(task().run_id) == run
+
+    @pytest.mark.req("ENV-7")
+    async def test_dropping_what_still_answers_takes_that_back_and_calls_back(self, ledger: Ledger) -> None:
+        await answer(ledger, task(), 2)
+        await ledger.finish(task(), Status.DROPPED, callback=callback(task()))
+        assert await states(ledger, task().run_id) == ["failed", "failed", "ready"]
+        fence = await ledger.outbox_open()
+        assert await send_everything(ledger, fence) == ["ended"]
+
+    @pytest.mark.req("ENV-7")
+    async def test_that_a_task_waited_is_said_before_that_it_has_ended(self, ledger: Ledger) -> None:
+        assert await ledger.add_notice(callback(task(), "kill_switch"))
+        assert not await ledger.add_notice(callback(task(), "kill_switch"))
+        await ledger.finish(task(), Status.DROPPED, callback=callback(task()))
+        fence = await ledger.outbox_open()
+        assert await send_everything(ledger, fence) == ["kill_switch", "ended"]
+
     async def test_a_dropped_tasks_notice_still_goes_out(self, ledger: Ledger) -> None:
         await ledger.add_notice(notice(task(), "queued"))
         await ledger.finish(task(), Status.DROPPED)
@@ -1458,6 +1559,22 @@ class LedgerConformance:
             assert archived.has_bytes == (number > 4)
             assert await ledger.steps(task(number).run_id) == ({"late": b"1"} if number == 5 else {})
         assert await ledger.forget_raw(finished_before_ms=ends[4], limit=9) == ends[3], "said again, it does no harm"
+
+    @pytest.mark.req("SEC-5")
+    async def test_of_those_that_ended_at_one_moment_the_bytes_are_forgotten_though_fewer_are_looked_at(
+        self, stage: LedgerStage
+    ) -> None:
+        ledger = stage.ledger
+        # One without bytes among them, first or last.
+        for number in range(1, 6):
+            await ledger.finish(task(number, raw=b"" if number in (1, 5) else b'{"n":1}'), Status.EXPIRED)
+        stage.pass_time(1)
+        last = await ledger.finish(task(6), Status.EXPIRED)
+        after: int | None = 0
+        while after is not None:
+            after = await ledger.forget_raw(finished_before_ms=last.finished_at_ms or 0, after_ms=after, limit=1)
+        archived = [await ledger.archived(task(number).task_id) for number in range(1, 7)]
+        assert [one is not None and one.raw for one in archived] == [b""] * 5 + [b'{"n":1}']
 
     @pytest.mark.req("SEC-5")
     async def test_what_was_said_long_ago_is_forgotten_in_some_chats_at_a_time(self, ledger: Ledger) -> None:

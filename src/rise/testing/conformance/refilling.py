@@ -129,6 +129,15 @@ class RefillingConformance:
         assert await claim_all(queue) == [], "its time has not come"
 
     @pytest.mark.req("CPY-5")
+    async def test_of_what_was_brought_back_it_is_not_known_whether_anybody_has_begun_with_it(
+        self, queue: RefillableQueue
+    ) -> None:
+        await queue.enqueue(delivery(1, chat="a"))
+        await queue.restore([delivery(2, chat="b")])
+        await begin(queue)
+        claimed = {number_of(claim.task): claim.task.progress for claim in await claim_all(queue)}
+        assert {number: progress.is_untouched for number, progress in claimed.items()} == {1: True, 2: False}
+
     async def test_what_is_open_is_left_as_it_is(self, queue: RefillableQueue) -> None:
         await begin(queue)
         await queue.enqueue(delivery(1))

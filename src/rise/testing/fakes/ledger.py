@@ -169,10 +169,12 @@ class MemoryLedger(MemoryStore):
     ) -> Run:
         if task.run_id in self._state.runs:
             return self._state.runs[task.run_id].run
-        status = Status.REPLYING if deliver and replies else Status.COMPLETED
+        is_answered = any(reply.kind is ReplyKind.ANSWER for reply in replies)
+        status = Status.REPLYING if deliver and is_answered else Status.COMPLETED
         run = self._add_run(task, result, status, result.outcome)
         for reply in replies:
-            self._add_reply(reply, ReplyState.READY if deliver else ReplyState.SENT)
+            is_sent_out = deliver or reply.kind is ReplyKind.CALLBACK
+            self._add_reply(reply, ReplyState.READY if is_sent_out else ReplyState.SENT)
         self._add_history(task, history)
         return run
 
@@ -218,12 +220,21 @@ class MemoryLedger(MemoryStore):
             self._state.turns_ever += len(said)
 
     async def finish(
-        self, task: Task, status: Status, outcome: Outcome | None = None, *, by: str = "", why: str = ""
+        self,
+        task: Task,
+        status: Status,
+        outcome: Outcome | None = None,
+        *,
+        by: str = "",
+        why: str = "",
+        callback: Reply | None = None,
     ) -> Run:
         assert status.is_finished
-        return await self._through("finish", lambda: self._finish(task, status, outcome, by, why))
+        return await self._through("finish", lambda: self._finish(task, status, outcome, by, why, callback))
 
-    def _finish(self, task: Task, status: Status, outcome: Outcome | None, by: str, why: str) -> Run:
+    def _finish(
+        self, task: Task, status: Status, outcome: Outcome | None, by: str, why: str, callback: Reply | None
+    ) -> Run:
         known = self._state.runs.get(task.run_id)
         if known is None:
             self._add_run(task, RunResult(outcome=Outcome.SILENT), status, outcome)
@@ -231,6 +242,8 @@ class MemoryLedger(MemoryStore):
             return known.run
         else:
             self._take_back(task.run_id, f"the task was {status}")
+        if callback is not None:
+            self._add_reply(callback, ReplyState.READY)
         return self._end(task.run_id, status, outcome, by=clean_text(by) or None, why=clean_text(why) or None)
 
     def _end(self, run_id: RunId, status: Status, outcome: Outcome | None, **more: Any) -> Run:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -97,6 +97,12 @@ class Lane:
     touched_at_ms: int = 0
 
 
+class LateKept(NamedTuple):
+    number: int
+    about: str
+    write: bytes
+
+
 @dataclass(slots=True)
 class MemoryQueueState:
     """The store. What a process keeps of it is nothing, so all may die and others go on with it."""
@@ -116,6 +122,9 @@ class MemoryQueueState:
     refills: int = 0
     finished: dict[TaskId, int] = field(default_factory=dict)
     """Tombstones: the generation of a task that is known to be finished."""
+    late: dict[str, LateKept] = field(default_factory=dict)
+    """What waits for the ledger, which is kept and lost with the queue."""
+    late_ever: int = 0
 
     def empty(self) -> None:
         """Everything in it is lost."""
@@ -572,6 +581,7 @@ class MemoryQueue(MemoryStore):
             remembered = RememberedKey(task_id, new.head.raw_sha256, new.head.accepted_at_ms, ends)
             self._state.keys[new.head.delivery_key] = remembered
         self._state.tasks[task_id] = stored = _as_stored(new, now)
+        stored.change(is_restored=True)
         if not new.suspend:
             lane = self._announce(stored.head, now)
             self._state.out_of_order += stored.head.order < lane.started

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
+from math import isnan
 from typing import Final
 
 import rise
-from rise.envelope import DeliveryKey, Status, TaskId, run_id_of, task_id_of
+from rise.envelope import DeliveryKey, RunId, Status, TaskId, decode_head, run_id_of, task_id_of
+from rise.ledger.late import LateStep, decode_late, key_of_run
 from rise.queue.port import NewTask
 from rise.runtime.assembly import House
 from rise.runtime.audit import AuditReport
 from rise.testing.fakes.queue import Lane, StoredTask
 from rise.testing.simulator.faults import FaultKind
-from rise.testing.simulator.invariants import Checker, Seen
+from rise.testing.simulator.invariants import KNOWN_SECONDS_MAX, Checker, Seen
 from rise.testing.simulator.loop import Process
 from rise.testing.simulator.servers import SimMirror, run_in
 from rise.testing.simulator.world import World
 
 IN_HAND_SECONDS_MAX: Final = 60.0
+SILENT_SECONDS: Final = 2.0
+"""So soon after it did not answer a ledger counts as away, with whoever asks it."""
 _RUNNABLE: Final = (Status.PENDING, Status.PROCESSING)
 
 
@@ -41,6 +46,12 @@ class CopiesChecker(Checker):
         """By task: the latest generation of which somebody was told that it is kept."""
         self._was_queued: set[str] = set()
         """What Redis had when it was emptied."""
+        self._life_ended_at = 0.0
+        self._waited: set[str] = set()
+        """What was kept for a ledger that was away, and has not been lost."""
+        self._redis_forgot = False
+        self._last_ran: dict[RunId, float] = {}
+        """When each run was last begun; no number if another may have begun it as well."""
 
     # --- promises ---
 
@@ -68,6 +79,10 @@ class CopiesChecker(Checker):
         """I4: nor when a later run of it has ended, and an emptied queue has got a former one again."""
         super().ran(process, turn)
         generation = self._generation(turn.task_id)
+        run_id = run_id_of(TaskId(turn.task_id), generation or 0)
+        self._last_ran[run_id] = float("nan") if self._may_repeat(process) else self._world.now
+        if key_of_run(run_id) in self._waited and not self._may_repeat(process):
+            self._world.violate("I4", f"the result of {turn.text!r} was kept for the ledger, and it is run again")
         if generation is not None and self._is_over(turn.task_id, generation + 1):
             self._world.violate("I4", f"{turn.text!r} is run as {generation}, and a later run has ended")
 
@@ -98,6 +113,10 @@ class CopiesChecker(Checker):
         """I2: whatever a store has just lost, what was promised is in another."""
         self._world.note(store, "has lost something")
         if store == "redis":
+            self._redis_forgot = True
+            self._waited &= self._world.redis.late.keys()
+            self._forget_lost_steps()
+        if store == "redis":
             self._world.doubt_claims(self._world.host.processes)
         for task_id, generation in self._promised.items():
             if not self._is_over(task_id, generation) and not self._copies_of(task_id, generation):
@@ -126,6 +145,10 @@ class CopiesChecker(Checker):
             if task_id not in self._world.redis.tasks and is_in_journal and not self._is_over(task_id, 0):
                 self._world.violate("I7", f"the emptied queue hands out work, and {task_id} is not in it")
         self._was_queued.clear()
+        self._world.doubt_still(self._life_ended_at)
+
+    def life_ended(self) -> None:
+        self._life_ended_at = self._world.now
 
     def started(self, lane: Lane, task: StoredTask) -> None:
         """I7: a lane's first, and only one at a time."""
@@ -145,6 +168,47 @@ class CopiesChecker(Checker):
         super().at_rest(audit, houses)
         if self._world.redis.life is None:
             self._world.violate("I18", "the emptied queue hands out nothing, for ever")
+        if self._world.struck[FaultKind.LEDGER_GONE]:
+            self._answers_are_in_order()
+        for key in self._world.redis.late:
+            self._world.violate("I21", f"{key!r} waits for the ledger, for ever")
+
+    def _forget_lost_steps(self) -> None:
+        """What waited in Redis for the ledger is not saved any more."""
+        late = map(decode_late, (kept.write for kept in self._world.redis.late.values()))
+        saved = {(one.run_id, one.step) for one in late if isinstance(one, LateStep)}
+        saved |= set(self._world.disk.execute("SELECT run_id, step FROM steps").fetchall())
+        self._steps_saved = {
+            (task_id, generation, step)
+            for task_id, generation, step in self._steps_saved
+            if (run_id_of(TaskId(task_id), generation), step) in saved
+        }
+
+    def waits(self, key: str) -> None:
+        self._waited.add(key)
+
+    def _may_repeat(self, process: Process) -> bool:
+        """Nor can anybody say what has been done when both are lost who knew it: Redis its keys, and the ledger."""
+        is_silent = self._world.now - self._world.ledger_missed_at < SILENT_SECONDS
+        return super()._may_repeat(process) or (self._redis_forgot and is_silent)
+
+    def _is_known_by_all(self) -> bool:
+        """That a chat has moved is heard from the ledger."""
+        return super()._is_known_by_all() and self._world.now - self._world.ledger_missed_at > KNOWN_SECONDS_MAX
+
+    def _answers_are_in_order(self) -> None:
+        """I7: results that waited are written in the order in which their messages were run."""
+        meant = "SELECT run_id, min(sequence) FROM replies WHERE kind = 'answer' GROUP BY run_id"
+        lanes: defaultdict[str, list[tuple[float, int, str]]] = defaultdict(list)
+        heads = dict(self._world.disk.execute("SELECT run_id, head FROM runs").fetchall())
+        for run_id, sequence in self._world.disk.execute(meant).fetchall():
+            at = self._last_ran.get(run_id, float("nan"))
+            if not isnan(at) and run_id in heads:
+                lanes[decode_head(heads[run_id]).lane].append((at, sequence, run_id))
+        for answers in lanes.values():
+            for (_, before, _), (_, after, run_id) in pairwise(sorted(answers)):
+                if after < before:
+                    self._world.violate("I7", f"{run_id} is answered before what was run before it in its lane")
 
     def look(self) -> None:
         """I10: nobody has a copy in hand for long without saying what becomes of it."""

@@ -42,6 +42,7 @@ class FaultKind(StrEnum):
     RABBIT_EMPTIED = "RabbitMQ loses its queues"
     JOURNAL_FULL = "the journal takes no writes"
     JOURNAL_LOST = "the journal's disk is lost"
+    LEDGER_GONE = "MongoDB cannot be reached"
 
     UPDATES_LOST = "updates do not get to the gateway"
     ANSWERS_LOST = "the platform does not hear the gateway's answers"
@@ -171,6 +172,19 @@ def draw_full_redis(dice: random.Random, *, seconds: float) -> list[Fault]:
         return []
     at, lasting = round(dice.uniform(0.0, seconds), 2), dice.choice((3.0, 15.0, 70.0))
     return [Fault(kind=FaultKind.REDIS_FULL, at=at, seconds=lasting)]
+
+
+def draw_ledger_gone(dice: random.Random, *, members: Sequence[str], seconds: float) -> list[Fault]:
+    """Once to three times, for all or for one; now and then for longer than anything else lasts."""
+    return [
+        Fault(
+            kind=FaultKind.LEDGER_GONE,
+            target=EVERYBODY if dice.random() < 0.7 else dice.choice(members),
+            at=round(dice.uniform(0.0, seconds), 2),
+            seconds=round(dice.choice((0.1, 1.0, 4.0, 10.0)) * dice.uniform(0.5, 2.0), 2),
+        )
+        for _ in range(dice.choice((1, 1, 2, 3)))
+    ]
 
 
 def with_redis_rewound(dice: random.Random, faults: Iterable[Fault]) -> list[Fault]:

@@ -198,7 +198,7 @@ class Checker:
         """I4, I11, I12, I15: what a workflow sees is what its person wrote, and as long as there is no result."""
         has_result = "SELECT 1 FROM runs WHERE task_id = ? AND generation = ? AND status IN ('replying', 'completed')"
         generation = self._generation(turn.task_id)
-        if self._one(has_result, turn.task_id, generation) and not self._world.may_have_lost_claims(process):
+        if self._one(has_result, turn.task_id, generation) and not self._may_repeat(process):
             self._world.violate("I4", f"{turn.text!r} has its result, and is run again")
         for message in turn.messages:
             self._is_as_it_was_written(message)
@@ -235,7 +235,7 @@ class Checker:
 
     def step_begins(self, process: Process, turn: rise.Turn, step: str) -> None:
         """I4: what has been done and saved is not done again, however often the run is repeated."""
-        if self._step(turn, step) in self._steps_saved and not self._world.may_have_lost_claims(process):
+        if self._step(turn, step) in self._steps_saved and not self._may_repeat(process):
             self._world.violate("I4", f"the step {step} of {turn.text!r} is saved, and done again")
 
     def step_is_saved(self, turn: rise.Turn, step: str) -> None:
@@ -412,6 +412,10 @@ class Checker:
             msgspec.json.decode(call)["text"].removeprefix(MARK) == plain
             for (call,) in self._world.disk.execute("SELECT call FROM replies").fetchall()
         )
+
+    def _may_repeat(self, process: Process) -> bool:
+        """Whether it may do again what has been done: another may have done it, unseen by it."""
+        return self._world.may_have_lost_claims(process)
 
     def _step(self, turn: rise.Turn, step: str) -> tuple[str, int, str]:
         messages = " ".join(message.task_id for message in turn.messages)

@@ -15,7 +15,7 @@ import apsw
 
 from rise.copies.journal import SCHEMA, Journal
 from rise.copies.slots import Slots
-from rise.errors import StoreUnavailable
+from rise.errors import StoreUnavailable, Unavailable
 from rise.testing.simulator.database import memory_disk
 from rise.testing.simulator.faults import FaultKind
 from rise.testing.simulator.host import SimClock
@@ -43,6 +43,7 @@ class SimJournalFile(SimDatabase):
     """`rise.connections.sqlite.Database` on one of the world's journals, for one process."""
 
     refused_while = FaultKind.JOURNAL_FULL
+    gone_while = None
 
     def __init__(
         self, world: World, process: Process, witness: Any, number: int, *, clock: SimClock, on_trouble: OnTrouble
@@ -73,7 +74,7 @@ class SimJournalFile(SimDatabase):
         self._refuse_orphan()
         return await super().read(query)
 
-    def _refusal(self) -> StoreUnavailable | None:
+    def _refusal(self) -> Unavailable | None:
         try:
             if self._file is None:
                 self._connect_file()

@@ -51,7 +51,8 @@ class Losses:
                 world.redis.empty()
                 self.checker.lost("redis")
             case FaultKind.REDIS_REWOUND | FaultKind.POWER_CUT:
-                rewind(world.redis, self._synced.pop(fault))
+                # In the very first moment nothing has been synced, and nothing is there.
+                rewind(world.redis, self._synced.pop(fault) if fault in self._synced else snapshot_of(world.redis))
                 self.checker.lost("redis")
             case FaultKind.REDIS_RECORD_LOST:
                 self._lose_a_record()
@@ -76,7 +77,11 @@ class Losses:
 
     def _lose_a_record(self) -> None:
         """As somebody deletes a key by hand. It counts only if the message was promised."""
-        tasks = self._world.redis.tasks
+        tasks, late = self._world.redis.tasks, self._world.redis.late
+        if late and self._world.dice.random() < 0.5:
+            del late[self._world.dice.choice(list(late))]
+            self.checker.lost("redis")
+            return
         promised = [task_id for task_id in tasks if self.checker.is_promised(task_id)]
         if promised:
             del tasks[self._world.dice.choice(promised)]

@@ -43,7 +43,7 @@ from rise.testing.simulator.journals import SimSlots
 from rise.testing.simulator.loop import Process
 from rise.testing.simulator.platform import BOT, WEBHOOK_WORD, Platform, SimTelegramChannel
 from rise.testing.simulator.profile import Profile
-from rise.testing.simulator.servers import SimMirror, SimQueue, SimRedis
+from rise.testing.simulator.servers import SimLateWrites, SimMirror, SimQueue, SimRedis
 from rise.testing.simulator.store import SimDatabase
 from rise.testing.simulator.world import CLAIM_SECONDS, World
 from rise.workflows.definition import WorkflowDefinition
@@ -193,6 +193,7 @@ class Gateway(Member):
         services: list[Service] = [
             serving.build_supervisor(house, forget_after_seconds=FORGET_AFTER_SECONDS),
             assembly.build_sender(house),
+            *assembly.build_write_back(house),
         ]
         if (polling := assembly.build_polling(house)) is not None:
             services.append(polling)
@@ -293,7 +294,7 @@ def build_house(world: World, platform: Platform, settings: Settings, process: P
 
 def _build_stores(
     world: World, settings: Settings, process: Process, clock: SimClock, bus: SimBus, on_trouble: OnTrouble
-) -> SimStores:
+) -> Stores:
     database = SimDatabase(world, process, clock=clock, schema=_SCHEMA)
     ledger, definitions, directory = SqliteLedger(database), SqliteDefinitions(database), SimDirectory(world)
     limits = QueueLimits(claim=timedelta(seconds=settings.claim_seconds))
@@ -307,7 +308,10 @@ def _build_stores(
     slots = SimSlots(world, process, witness, clock=clock, on_trouble=on_trouble("disk"))
     redis: Any = SimRedis(queue)
     full = assembly.wire_copies(settings, redis, queue, mirror, slots, ledger, bus, clock)
-    return SimStores(directory, database, queue, ledger, definitions, full)
+    stores = SimStores(directory, database, queue, ledger, definitions, full)
+    if settings.mongodb_url is None:
+        return stores
+    return assembly.with_late_writes(stores, SimLateWrites(world, queue), clock)
 
 
 def _reporter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 
 class Profile(StrEnum):
@@ -12,7 +13,17 @@ class Profile(StrEnum):
     """Redis hands out the work, and a journal holds it."""
     FULL = "full"
     """RabbitMQ holds it, too."""
+    MONGO = "mongo"
+    """The ledger is a server of its own, too, that may be away: results wait in Redis."""
 
     @property
     def servers(self) -> tuple[str, ...]:
-        return {Profile.EMBEDDED: (), Profile.REDIS: ("redis",), Profile.FULL: ("redis", "rabbitmq")}[self]
+        return _SERVERS[self]
+
+
+_SERVERS: Final = {
+    Profile.EMBEDDED: (),
+    Profile.REDIS: ("redis",),
+    Profile.FULL: ("redis", "rabbitmq"),
+    Profile.MONGO: ("redis", "rabbitmq", "mongodb"),
+}

@@ -31,6 +31,7 @@ from rise.testing.simulator.faults import (
     draw_faults,
     draw_faults_of_stores,
     draw_full_redis,
+    draw_ledger_gone,
     with_redis_rewound,
 )
 from rise.testing.simulator.invariants import Checker
@@ -138,12 +139,15 @@ def draw_plan(seed: int, profile: Profile = Profile.EMBEDDED) -> Plan:
 
 
 def _with_losses(plan: Plan, dice: random.Random, names: Sequence[str]) -> Plan:
-    has_mirror = plan.profile is Profile.FULL
+    has_mirror = "rabbitmq" in plan.profile.servers
     faults = draw_faults_of_stores(dice, members=names, seconds=BUSY_SECONDS, has_mirror=has_mirror)
     faults = with_redis_rewound(dice, sorted([*plan.faults, *faults], key=lambda fault: fault.at))
     last_blow = dice.choice(LAST_BLOWS if has_mirror else LAST_BLOWS[:2])
     doings = sorted([*plan.doings, *draw_refills(dice, seconds=BUSY_SECONDS)], key=lambda doing: doing.at)
     faults = sorted([*faults, *draw_full_redis(dice, seconds=BUSY_SECONDS)], key=lambda fault: fault.at)
+    if plan.profile is Profile.MONGO:
+        faults += draw_ledger_gone(dice, members=names, seconds=BUSY_SECONDS)
+        faults.sort(key=lambda fault: fault.at)
     return msgspec.structs.replace(plan, doings=doings, faults=faults, last_blow=last_blow)
 
 

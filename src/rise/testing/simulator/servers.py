@@ -23,6 +23,7 @@ from rise.envelope import TaskId
 from rise.errors import RabbitUnavailable, RedisFull, RedisUnavailable, Unavailable
 from rise.queue.port import Enqueued, NewTask, QueueLimits, RetryIn, Settlement
 from rise.testing.clock import START
+from rise.testing.fakes.late import MemoryLateWrites
 from rise.testing.fakes.mirror import MemoryMirror, StoredCopy
 from rise.testing.fakes.queue import Lane, MemoryQueue, MemoryQueueState, StoredTask
 from rise.testing.simulator.faults import FaultKind
@@ -64,6 +65,12 @@ class Witness(Protocol):
 
     def life_begun(self) -> None:
         """Work is handed out from here on."""
+
+    def life_ended(self) -> None:
+        """Nothing is handed out from here on."""
+
+    def waits(self, key: str) -> None:
+        """It is kept for a ledger that is away."""
 
 
 @dataclass(frozen=True)
@@ -251,12 +258,34 @@ class SimQueue(MemoryQueue):
         super()._forget(task)
         self._witness.left_queue(task.head.task_id, task.progress.generation)
 
+    def _end_life(self) -> None:
+        if self._state.life is not None:
+            self._witness.life_ended()
+        super()._end_life()
+
     def _begin_life(self, refill: str) -> str | None:
         was_filled = self._state.life is not None
         life = super()._begin_life(refill)
         if not was_filled and life is not None:
             self._witness.life_begun()
         return life
+
+
+class SimLateWrites(MemoryLateWrites):
+    """`rise.ledger.late.LateWrites`, over the queue's way to Redis."""
+
+    def __init__(self, world: World, queue: SimQueue) -> None:
+        super().__init__(world.redis)
+        self._world = world
+        self._queue = queue
+
+    async def _through(self, name: str, operation: Callable[[], T]) -> T:
+        return await self._queue.ask(f"late_{name}", operation)
+
+    def _put(self, key: str, about: str, write: bytes) -> bytes:
+        standing = super()._put(key, about, write)
+        self._world.witness.waits(key)
+        return standing
 
 
 class SimRedis:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from rise.errors import StoreUnavailable
+from rise.errors import MongoUnavailable, StoreUnavailable, Unavailable
 from rise.testing.simulator.database import InlineDatabase
 from rise.testing.simulator.faults import FaultKind
 from rise.testing.simulator.host import SimClock
@@ -30,6 +30,7 @@ class SimDatabase(InlineDatabase):
     """`rise.connections.sqlite.Database` for one process of a world."""
 
     refused_while = FaultKind.WRITES_REFUSED
+    gone_while: FaultKind | None = FaultKind.LEDGER_GONE
 
     def __init__(self, world: World, process: Process, *, clock: SimClock, schema: Mapping[str, Sequence[str]]) -> None:
         super().__init__(world.disk, clock=clock, schema=schema)
@@ -46,6 +47,8 @@ class SimDatabase(InlineDatabase):
         return await done
 
     async def read(self, query: Callable[[apsw.Connection], T]) -> T:
+        if (absence := self._absence()) is not None:
+            raise absence
         return self._transact(query)
 
     def _perform(self, apply: Callable[[apsw.Connection], T], done: asyncio.Future[T]) -> None:
@@ -68,7 +71,15 @@ class SimDatabase(InlineDatabase):
             outcome = StoreUnavailable("the store did not say whether it was written")
         self._answer(done, outcome)
 
-    def _refusal(self) -> StoreUnavailable | None:
+    def _absence(self) -> MongoUnavailable | None:
+        if self.gone_while is None or not self._world.is_struck(self.gone_while, self._process):
+            return None
+        self._world.ledger_missed_at = self._world.now
+        return MongoUnavailable("it cannot be reached")
+
+    def _refusal(self) -> Unavailable | None:
+        if (absence := self._absence()) is not None:
+            return absence
         is_refused = self._world.is_struck(self.refused_while, self._process)
         return StoreUnavailable("the store takes no writes") if is_refused else None
 

@@ -85,6 +85,8 @@ class World:
         self.errors_at_death: dict[Process, int] = {}
         self.on_death: list[Callable[[Process], None]] = []
         self.lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self.ledger_missed_at = float("-inf")
+        """When somebody last asked a ledger that was away."""
         self._cut_off_until: dict[Process, float] = {}
         self._weather = Weather(faults)
         self._tripwires = Tripwires(faults)
@@ -134,6 +136,12 @@ class World:
         """Their store has forgotten some of them, or has some that they do not know of."""
         for process in processes:
             self._cut_off_until[process] = max(self.now, self._cut_off_until.get(process, 0.0))
+
+    def doubt_still(self, since: float) -> None:
+        """What was doubtful then has stayed as it was until now: nobody could claim anything."""
+        for process, until in self._cut_off_until.items():
+            if until > since - 2 * CLAIM_SECONDS:
+                self._cut_off_until[process] = max(self.now, until)
 
     def begin_step(self, process: Process, name: str) -> Step:
         """Before a write or call has its effect."""

@@ -1,0 +1,265 @@
+"""The ledger as those reach it who write results: while it does not answer, what they write waits in Redis.
+
+Promises: what is taken is kept, in order, and once: the ledger keeps the first of a run, and so does what waits. As
+long as anything waits, results and notices queue up behind it, so that no chat is answered out of its order; and what
+waits of a chat is part of its history.
+
+Refuses: to say of a message what only the ledger can know (`LedgerSilent`). Everything else is the ledger's own affair,
+its errors included: what is sent, what people look at, and what they drop.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from rise.clock import Clock, epoch_ms
+from rise.envelope import Outcome, RunId, Status, Task
+from rise.errors import EnvelopeMalformed, LedgerSilent, Unavailable
+from rise.ledger.late import (
+    LateArming,
+    LateAttempt,
+    LateEnd,
+    LateNotice,
+    LateResult,
+    LateStep,
+    LateWrite,
+    LateWrites,
+    decode_late,
+    encode_late,
+    key_of,
+    key_of_arming,
+    key_of_run,
+)
+from rise.ledger.port import Attempt, Ledger, Reply, Run, RunResult, Turn
+
+T = TypeVar("T")
+
+LOOK_SECONDS: Final = 1.0
+"""So often somebody waits for a ledger that does not answer; all others are told so at once."""
+CHATS_REMEMBERED: Final = 1000
+"""Whose history is known while the ledger is away."""
+REMEMBERED_SECONDS: Final = 3600.0
+"""For so long: a person may have had a chat forgotten."""
+NOTICES: Final = "notices"
+
+
+class LateLedger:
+    """`rise.ledger.port.Ledger`, but for what cannot wait."""
+
+    def __init__(self, ledger: Ledger, late: LateWrites, clock: Clock) -> None:
+        self._ledger = ledger
+        self._late = late
+        self._clock = clock
+        self._look_at: float | None = None
+        self._histories: OrderedDict[tuple[str, str, str], tuple[float, list[Turn]]] = OrderedDict()
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever does not wait."""
+        return getattr(self._ledger, name)
+
+    # --- what was done of a message ---
+
+    async def run(self, run_id: RunId) -> Run | None:
+        """Raises `LedgerSilent` unless its result waits here."""
+        waiting = await self._read(key_of_run(run_id))
+        try:
+            known = await self._ask(lambda: self._ledger.run(run_id))
+        except Unavailable as error:
+            if waiting is None:
+                raise LedgerSilent(error.public_message) from error
+            known = None
+        return known if known is not None or waiting is None else await self._as_run(waiting)
+
+    async def steps(self, run_id: RunId) -> dict[str, bytes]:
+        """Raises `LedgerSilent`, even if some wait here: there may be others."""
+        waiting = {one.step: one.value for one in await self._about(run_id) if isinstance(one, LateStep)}
+        try:
+            return await self._ask(lambda: self._ledger.steps(run_id)) | waiting
+        except Unavailable as error:
+            raise LedgerSilent(error.public_message) from error
+
+    async def attempts(self, run_id: RunId) -> list[Attempt]:
+        """While the ledger is away: as far as they wait."""
+        waiting = [one.attempt for one in await self._about(run_id) if isinstance(one, LateAttempt)]
+        kept: list[Attempt] = []
+        with suppress(Unavailable):
+            kept = await self._ask(lambda: self._ledger.attempts(run_id))
+        return kept + [attempt for attempt in waiting if attempt not in kept]
+
+    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
+        """While the ledger is away: as this process has last read it, and what waits."""
+        chat = (channel, account, chat_id)
+        waiting = [one for one in await self._about(_name_of(chat)) if isinstance(one, LateResult)]
+        try:
+            kept = await self._ask(lambda: self._ledger.history(channel, account, chat_id, limit=limit))
+        except Unavailable:
+            kept = self._remembered(chat)
+        else:
+            self._remember(chat, kept)
+        written = {turn.run_id for turn in kept}
+        return (kept + [turn for one in waiting if one.run_id not in written for turn in one.history])[-limit:]
+
+    # --- what is done ---
+
+    async def save_result(
+        self, task: Task, result: RunResult, replies: Sequence[Reply], history: Sequence[Turn], *, deliver: bool
+    ) -> Run:
+        """The run as it will be, if the result has to wait: replying, whatever it comes to."""
+        saved = await self._unless_late(
+            lambda: self._ledger.save_result(task, result, replies, history, deliver=deliver)
+        )
+        if saved is not None:
+            return saved
+        late = LateResult(
+            task_id=task.task_id,
+            generation=task.progress.generation,
+            lane=task.head.lane,
+            accepted_at_ms=task.head.accepted_at_ms,
+            result=result,
+            replies=list(replies),
+            history=list(history),
+            deliver=deliver,
+        )
+        return await self._as_run(await self._put(late, _chat_of(task)))
+
+    async def finish(
+        self,
+        task: Task,
+        status: Status,
+        outcome: Outcome | None = None,
+        *,
+        by: str = "",
+        why: str = "",
+        callback: Reply | None = None,
+    ) -> Run:
+        """What a person ends does not wait: they are told whether it has ended."""
+
+        def finish() -> Awaitable[Run]:
+            return self._ledger.finish(task, status, outcome, by=by, why=why, callback=callback)
+
+        if status is Status.DROPPED:
+            return await finish()
+        ended = await self._unless_late(finish)
+        if ended is not None:
+            return ended
+        late = LateEnd(
+            task_id=task.task_id,
+            generation=task.progress.generation,
+            lane=task.head.lane,
+            accepted_at_ms=task.head.accepted_at_ms,
+            status=status,
+            outcome=outcome,
+            callback=callback,
+        )
+        return await self._as_run(await self._put(late, _chat_of(task)))
+
+    async def save_step(self, run_id: RunId, step: str, value: bytes) -> bytes:
+        try:
+            return await self._ask(lambda: self._ledger.save_step(run_id, step, value))
+        except Unavailable:
+            standing = await self._put(LateStep(run_id=run_id, step=step, value=value), run_id)
+            return standing.value if isinstance(standing, LateStep) else value
+
+    async def add_attempt(self, run_id: RunId, attempt: Attempt) -> None:
+        try:
+            await self._ask(lambda: self._ledger.add_attempt(run_id, attempt))
+        except Unavailable:
+            await self._put(LateAttempt(run_id=run_id, attempt=attempt), run_id)
+
+    async def note_armed(self, run_id: RunId) -> None:
+        async def note() -> bool:
+            await self._ledger.note_armed(run_id)
+            return True
+
+        if not await self._unless_late(note):
+            await self._put(LateArming(run_id=run_id), run_id)
+
+    async def add_notice(self, reply: Reply, *, deliver: bool = True, unless_run: RunId | None = None) -> bool:
+        added = await self._unless_late(lambda: self._ledger.add_notice(reply, deliver=deliver, unless_run=unless_run))
+        if added is not None:
+            return added
+        await self._put(LateNotice(reply=reply, deliver=deliver, unless_run=unless_run), NOTICES)
+        return True
+
+    # --- details ---
+
+    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        """The ledger itself. Raises what it raises; `LedgerSilent` without asking, if it did not answer just now."""
+        if self._look_at is not None:
+            now = self._clock.monotonic()
+            if now < self._look_at:
+                raise LedgerSilent("MongoDB does not answer")
+            self._look_at = now + LOOK_SECONDS  # while this one looks, nobody else does
+        try:
+            answer = await question()
+        except Unavailable:
+            self._look_at = self._clock.monotonic() + LOOK_SECONDS
+            raise
+        self._look_at = None
+        return answer
+
+    async def _unless_late(self, write: Callable[[], Awaitable[T]]) -> T | None:
+        """Now, if nothing waits and the ledger answers. None: it has to queue up."""
+        if await self._late.depth():
+            return None
+        with suppress(Unavailable):
+            return await self._ask(write)
+        return None
+
+    async def _put(self, write: LateWrite, about: str) -> LateWrite:
+        """Returns the one that stands."""
+        return decode_late(await self._late.put(key_of(write), about, encode_late(write)))
+
+    async def _read(self, key: str) -> LateWrite | None:
+        with suppress(Unavailable, EnvelopeMalformed):
+            stored = await self._late.get(key)
+            return None if stored is None else decode_late(stored)
+        return None
+
+    async def _about(self, about: str) -> list[LateWrite]:
+        """What can be read of it; without Redis nothing can be run anyhow."""
+        found: list[LateWrite] = []
+        with suppress(Unavailable):
+            for stored in await self._late.about(about):
+                with suppress(EnvelopeMalformed):
+                    found.append(decode_late(stored))
+        return found
+
+    async def _as_run(self, late: LateWrite) -> Run:
+        assert isinstance(late, LateResult | LateEnd)
+        result = late.result if isinstance(late, LateResult) else None
+        return Run(
+            task_id=late.task_id,
+            generation=late.generation,
+            status=Status.REPLYING,
+            outcome=late.outcome if isinstance(late, LateEnd) else late.result.outcome,
+            result=None if result is None else result.value,
+            workflow_id=None if result is None else result.workflow_id,
+            workflow_version=None if result is None else result.workflow_version,
+            saved_at_ms=epoch_ms(self._clock.now()),
+            finished_at_ms=None,
+            accepted_at_ms=late.accepted_at_ms,
+            is_armed=await self._late.get(key_of_arming(late.run_id)) is not None,
+        )
+
+    def _remembered(self, chat: tuple[str, str, str]) -> list[Turn]:
+        read_at, turns = self._histories.get(chat, (0.0, []))
+        return turns if self._clock.monotonic() - read_at < REMEMBERED_SECONDS else []
+
+    def _remember(self, chat: tuple[str, str, str], turns: list[Turn]) -> None:
+        self._histories[chat] = (self._clock.monotonic(), turns)
+        self._histories.move_to_end(chat)
+        while len(self._histories) > CHATS_REMEMBERED:
+            self._histories.popitem(last=False)
+
+
+def _chat_of(task: Task) -> str:
+    head = task.head
+    return _name_of((head.channel, head.account, head.chat_id or head.lane))
+
+
+def _name_of(chat: tuple[str, str, str]) -> str:
+    return "chat:" + "\n".join(chat)

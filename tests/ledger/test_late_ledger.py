@@ -1,0 +1,365 @@
+"""While the ledger is away, what is written waits, and is written back once."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from late_stage import LateStage
+
+from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, Task, TaskId, reply_id_of, run_id_of
+from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUnavailable
+from rise.ledger.late import Waiting, decode_late, encode_late
+from rise.ledger.late_ledger import LOOK_SECONDS, REMEMBERED_SECONDS
+from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn
+from rise.queue.port import Finished, Replying, Selection
+from rise.testing.conformance.ledger import LedgerConformance, chunks, notice
+from rise.testing.conformance.queue import claim_one
+from rise.testing.fakes.ledger import HISTORY_KEPT
+
+ANSWERED = RunResult(outcome=Outcome.ANSWERED, value={"text": "yes"}, workflow_id="greeter")
+SILENT = RunResult(outcome=Outcome.SILENT)
+
+
+class _StageThroughLate(LateStage):
+    """Nothing is away."""
+
+    history_kept = HISTORY_KEPT
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = self.process()
+
+    async def another(self) -> Ledger:
+        return self.process()
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    async def spoil_call(self, reply_id: ReplyId) -> None:
+        self.kept.spoil_call(reply_id)
+
+    async def spoil_result(self, run_id: RunId) -> None:
+        self.kept.spoil_result(run_id)
+
+    async def overwrite_words(self, task_id: TaskId, *, kind: str, state: str, status: str, outcome: str) -> None:
+        self.kept.overwrite_words(task_id, state=state)
+
+
+@pytest.mark.req("CPY-6", "TST-3")
+class TestLedgerThroughLate(LedgerConformance):
+    @pytest.fixture
+    async def stage(self) -> _StageThroughLate:
+        return _StageThroughLate()
+
+
+@pytest.fixture
+def stage() -> LateStage:
+    return LateStage()
+
+
+async def work(stage: LateStage, ledger: Ledger, count: int = 1, *, result: RunResult = ANSWERED) -> Task:
+    """Claim a message, save its result, settle it as the worker does."""
+    claim = msgspec.structs.replace(await claim_one(stage.queue), tasks_left=0)
+    task = claim.task
+    history = [Turn(role="user", text=task.task_id, at_ms=1, run_id=task.run_id)]
+    run = await ledger.save_result(task, result, chunks(task, count), history, deliver=True)
+    await stage.queue.settle(claim, task, Finished() if run.status.is_finished else Replying())
+    return task
+
+
+async def sent_in_order(ledger: Ledger) -> list[str]:
+    fence, texts = await ledger.outbox_open(), []
+    while replies := await ledger.outbox_take(fence, limit=100):
+        for reply in replies:
+            texts.append(reply.call.text)
+            await ledger.outbox_sending(fence, reply)
+            await ledger.outbox_release(fence, reply, seconds=1e6)
+    return texts
+
+
+@pytest.mark.req("CPY-6")
+@pytest.mark.failure("F1")
+async def test_a_result_waits_for_the_ledger_and_is_written_back_once(stage: LateStage):
+    ledger = stage.process()
+    task_id = await stage.accept(1)
+    stage.leave()
+    task = await work(stage, ledger, 2)
+    assert (await stage.queue.list_open(Selection(), limit=9))[0].status is Status.REPLYING, "it stays open"
+    waiting = await ledger.run(task.run_id)
+    assert waiting is not None
+    assert (waiting.status, waiting.result, waiting.accepted_at_ms) == (
+        Status.REPLYING, ANSWERED.value, task.head.accepted_at_ms,
+    )  # fmt: skip
+    with pytest.raises(MongoUnavailable):
+        await stage.write_back().write_back()
+    stage.come_back()
+    assert await stage.write_back().write_back() == 1
+    assert await stage.write_back().write_back() == 0
+    run = await stage.own.run(task.run_id)
+    assert run is not None
+    assert (run.status, run.result) == (Status.REPLYING, ANSWERED.value)
+    assert [reply.reply_id for reply in await stage.own.replies(task_id=task_id)] == [
+        reply_id_of(task.run_id, chunk) for chunk in range(2)
+    ]
+    assert stage.redis.late == {}
+
+
+@pytest.mark.req("CPY-6")
+async def test_what_needs_no_reply_ends_when_it_is_written_back(stage: LateStage):
+    task_id = await stage.accept(1)
+    stage.leave()
+    task = await work(stage, stage.process(), 0, result=SILENT)
+    assert await stage.queue.get(task_id) is not None
+    stage.come_back()
+    await stage.write_back().write_back()
+    assert await stage.queue.get(task_id) is None
+    run = await stage.own.run(task.run_id)
+    assert run is not None
+    assert run.status is Status.COMPLETED
+
+
+@pytest.mark.req("CPY-6", "QUE-2")
+async def test_as_long_as_anything_waits_a_chats_next_result_waits_behind_it(stage: LateStage):
+    """Also by a process that does not know that the ledger was away."""
+    await stage.accept(1)
+    stage.leave()
+    await work(stage, stage.process())
+    stage.come_back()
+    await stage.accept(2)
+    second = await work(stage, stage.process())
+    assert await stage.own.run(second.run_id) is None
+    await stage.write_back().write_back()
+    assert await sent_in_order(stage.own) == ["1.0"], "the chat's first is out"
+    third = await stage.accept(3)
+    await work(stage, stage.process())
+    assert await stage.own.run(run_id_of(third, 0)) is not None, "nothing waits any more"
+    assert [reply.call.text for reply in await stage.own.transcript("telegram", "7", "1", after=0, limit=9)] == [
+        "1.0", "2.0", "3.0",
+    ]  # fmt: skip
+
+
+@pytest.mark.req("CPY-6", "WFL-4")
+async def test_what_waits_is_part_of_its_chats_history(stage: LateStage):
+    ledger = stage.process()
+    first = await stage.accept(1)
+    await work(stage, ledger)
+
+    async def said(by: Ledger) -> list[str]:
+        return [turn.text for turn in await by.history("telegram", "7", "1", limit=10)]
+
+    assert await said(ledger) == [first]
+    second = await stage.accept(2)
+    stage.leave()
+    await work(stage, ledger)
+    assert await said(ledger) == [first, second]
+    assert await said(stage.process()) == [second], "who has not read it since its start knows what waits"
+    assert await ledger.history("telegram", "7", "2", limit=10) == []
+    stage.clock.advance(REMEMBERED_SECONDS)
+    assert await said(ledger) == [second], "a person may have had the rest forgotten"
+    stage.come_back()
+    assert await said(stage.process()) == [first, second]
+    await stage.write_back().write_back()
+    assert await said(stage.process()) == [first, second]
+
+
+@pytest.mark.req("CPY-6", "WRK-4")
+async def test_steps_wait_too_and_the_first_stands(stage: LateStage):
+    ledger, run_id = stage.process(), RunId("run")
+    await ledger.save_step(run_id, "before", b"0")
+    stage.leave()
+    assert await ledger.save_step(run_id, "ask", b"1") == b"1"
+    assert await stage.process().save_step(run_id, "ask", b"2") == b"1"
+    with pytest.raises(LedgerSilent):
+        await ledger.steps(run_id)
+    stage.come_back()
+    assert await ledger.steps(run_id) == {"before": b"0", "ask": b"1"}
+    await stage.write_back().write_back()
+    assert await stage.own.steps(run_id) == {"before": b"0", "ask": b"1"}
+
+
+@pytest.mark.req("CPY-6")
+async def test_of_what_only_the_ledger_knows_nothing_is_said(stage: LateStage):
+    ledger = stage.process()
+    stage.leave()
+    with pytest.raises(LedgerSilent):
+        await ledger.run(RunId("unknown"))
+    with pytest.raises(MongoUnavailable):
+        await ledger.outbox_open()
+
+
+@pytest.mark.req("CPY-6", "SUS-3")
+async def test_what_a_person_drops_is_dropped_now_or_not_at_all(stage: LateStage):
+    ledger = stage.process()
+    task_id = await stage.accept(1)
+    stage.leave()
+    task = await work(stage, ledger)
+    with pytest.raises(MongoUnavailable):
+        await ledger.finish(task, Status.DROPPED, by="ada")
+    stage.come_back()
+    assert (await ledger.finish(task, Status.DROPPED, by="ada")).status is Status.DROPPED
+    await stage.queue.cancel(task_id)
+    await stage.write_back().write_back()
+    run = await stage.own.run(task.run_id)
+    assert run is not None
+    assert run.status is Status.DROPPED
+    assert await sent_in_order(stage.own) == []
+
+
+@pytest.mark.req("CPY-6")
+async def test_attempts_notices_ends_and_what_was_armed_wait_too(stage: LateStage):
+    ledger = stage.process()
+    task_id = await stage.accept(1)
+    stage.leave()
+    task = await work(stage, ledger)
+    tried = Attempt(at_ms=5, error="boom", counted=True)
+    for process in (ledger, stage.process()):
+        await process.add_attempt(task.run_id, tried)
+        await process.note_armed(task.run_id)
+        assert await process.add_notice(notice(task, "sorry"))
+        assert await process.add_notice(notice(task, "late"), unless_run=task.run_id)
+    known = await ledger.run(task.run_id)
+    assert known is not None
+    assert known.is_armed
+    too_late = await stage.accept(2)
+    claim = await claim_one(stage.queue)
+    assert not (await ledger.finish(claim.task, Status.EXPIRED)).status.is_finished, "not yet"
+    await stage.queue.settle(claim, claim.task, Replying())
+    stage.come_back()
+    await stage.write_back().write_back()
+    run = await stage.own.run(task.run_id)
+    assert run is not None
+    assert (run.is_armed, await stage.own.attempts(task.run_id)) == (True, [tried])
+    notices = [one.call.text for one in await stage.own.replies(task_id=task_id) if one.kind is ReplyKind.NOTICE]
+    assert notices == ["sorry"], "what is not true any more is not said"
+    ended = await stage.own.run(run_id_of(too_late, 0))
+    assert ended is not None
+    assert ended.status is Status.EXPIRED
+    assert await stage.queue.get(too_late) is None
+
+
+@pytest.mark.req("CPY-6")
+async def test_without_redis_a_result_is_not_taken(stage: LateStage):
+    """Written into the ledger past what may wait, it could overtake that."""
+    ledger = stage.process()
+    await stage.accept(1)
+    task = (await claim_one(stage.queue)).task
+    stage.late_way.is_cut = True
+    with pytest.raises(RedisUnavailable):
+        await ledger.save_result(task, ANSWERED, chunks(task), [], deliver=True)
+    assert await ledger.run(task.run_id) is None, "what people look at is shown all the same"
+
+
+@pytest.mark.req("CPY-6")
+@pytest.mark.failure("F7")
+async def test_one_waits_for_a_ledger_that_does_not_answer_and_all_others_are_told_at_once(stage: LateStage):
+    ledger = stage.process()
+    stage.leave()
+    for _ in range(10):
+        await ledger.save_step(RunId("run"), "ask", b"1")
+    assert stage.way.calls == 1
+    stage.clock.advance(LOOK_SECONDS + 0.1)
+    await ledger.save_step(RunId("run"), "next", b"1")
+    assert stage.way.calls == 2
+    stage.way.is_cut = False
+    stage.clock.advance(LOOK_SECONDS + 0.1)
+    await ledger.save_step(RunId("run"), "last", b"1")
+    await ledger.save_step(RunId("run"), "more", b"1")
+    assert stage.way.calls == 4
+
+
+@pytest.mark.req("CPY-6")
+@pytest.mark.failure("F1", "F3")
+@pytest.mark.parametrize("edge", ["before", "after"])
+@pytest.mark.parametrize("store", ["way", "late_way", "queue_way"])
+async def test_whoever_dies_while_writing_back_leaves_it_to_the_next(stage: LateStage, store: str, edge: str):
+    """At every call to every store: what is written is the same, and each once."""
+    ledger, ids = stage.process(), [await stage.accept(number, chat=str(number % 2)) for number in range(1, 5)]
+    stage.leave()
+    for _ in ids:
+        task = await work(stage, ledger)
+        await ledger.add_attempt(task.run_id, Attempt(at_ms=task.head.order.seq, error="boom", counted=True))
+    stage.come_back()
+    way, deaths = getattr(stage, store), 0
+    for call in range(1, 100):
+        way.calls, way.cut_at = 0, (call, edge)
+        try:
+            await stage.write_back().write_back()
+        except (MongoUnavailable, RedisUnavailable):
+            deaths += 1
+        else:
+            break
+    way.cut_at = None
+    assert deaths
+    assert await stage.write_back().write_back() == 0
+    for task_id in ids:
+        run_id = run_id_of(task_id, 0)
+        assert len(await stage.own.replies(task_id=task_id)) == 1
+        assert 1 <= len(await stage.own.attempts(run_id)) <= deaths + 1
+    assert {chat: await texts(stage.own, chat) for chat in "01"} == {"0": ["2.0", "4.0"], "1": ["1.0", "3.0"]}
+
+
+async def texts(ledger: Ledger, chat: str) -> list[str]:
+    replies: list[Reply] = await ledger.transcript("telegram", "7", chat, after=0, limit=99)
+    return [reply.call.text for reply in replies]
+
+
+@pytest.mark.req("CPY-6", "SUS-1")
+async def test_a_result_that_the_ledger_refuses_suspends_its_message_and_holds_nothing_up(
+    stage: LateStage, monkeypatch: pytest.MonkeyPatch
+):
+    task_id, other = await stage.accept(1, chat="1"), await stage.accept(2, chat="2")
+    stage.leave()
+    ledger = stage.process()
+    await work(stage, ledger)
+    await work(stage, ledger)
+    stage.come_back()
+    save = stage.own.save_result
+
+    async def refuse_one(task: Task, *args: object, **kwargs: object) -> object:
+        if task.task_id == task_id:
+            raise RecordTooLarge("over 16 MB")
+        return await save(task, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage.own, "save_result", refuse_one)
+    await stage.write_back().write_back()
+    [parked] = await stage.queue.list_open(Selection(status=Status.SUSPENDED), limit=9)
+    assert (parked.head.task_id, parked.reason) == (task_id, Reason.RETRIES_EXHAUSTED)
+    assert "over 16 MB" in str(parked.error)
+    assert await stage.own.run(run_id_of(other, 0)) is not None
+    assert stage.redis.late == {}
+
+
+@pytest.mark.req("CPY-6")
+async def test_the_result_of_a_run_that_was_begun_anew_is_not_written(stage: LateStage):
+    """Its message was brought back from another store, and cancelled here."""
+    task_id = await stage.accept(1)
+    stage.leave()
+    await work(stage, stage.process())
+    stage.come_back()
+    await stage.queue.cancel(task_id)
+    await stage.write_back().write_back()
+    assert await stage.own.latest_run(task_id) is None
+    assert stage.redis.late == {}
+
+
+@pytest.mark.req("CPY-6")
+async def test_what_a_newer_version_wrote_waits_for_one_and_holds_nothing_up(stage: LateStage):
+    await stage.late_way.put("of tomorrow", "chat", b'{"type":"tomorrow"}')
+    task_id = await stage.accept(1)
+    await work(stage, stage.process())
+    assert await stage.own.latest_run(task_id) is None, "it waits behind"
+    await stage.write_back().write_back()
+    assert await stage.own.latest_run(task_id) is not None
+    assert list(stage.redis.late) == ["of tomorrow"]
+
+
+async def test_what_waits_is_read_as_it_was_written(stage: LateStage):
+    await stage.accept(1)
+    stage.leave()
+    task = await work(stage, stage.process(), 3)
+    [waiting] = await stage.late_way.page(limit=9)
+    assert isinstance(waiting, Waiting)
+    write = decode_late(waiting.write)
+    assert encode_late(write) == waiting.write
+    assert msgspec.to_builtins(write)["replies"] == msgspec.to_builtins(chunks(task, 3))
+    assert TaskId(task.task_id) == task.task_id

@@ -1,0 +1,101 @@
+"""Worlds whose ledger is a server of its own: while it is away messages are run, and their results wait in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from test_simulator_crash_points import a_busy_plan, killed
+
+from rise.envelope import Progress
+from rise.ledger.late_ledger import LateLedger
+from rise.runtime.writing_back import WriteBack
+from rise.testing.simulator.faults import Fault, FaultKind
+from rise.testing.simulator.profile import Profile
+from rise.testing.simulator.run import Outcome, Plan, draw_plan, simulate
+
+pytestmark = pytest.mark.req("TST-2", "CPY-6")
+
+IN_CI = range(400, 403)
+BOUNDARIES = ("queue.late_put", "queue.late_remove")
+
+
+def broken(plan: Plan) -> list[str]:
+    return [str(violation) for violation in simulate(plan).violations]
+
+
+def a_busy_minute_without_the_ledger(*faults: Fault) -> Outcome:
+    away = [Fault(kind=FaultKind.LEDGER_GONE, at=at, seconds=3.0) for at in (5.0, 12.0, 20.0)]
+    return simulate(replace(a_busy_plan(*away, *faults), profile=Profile.MONGO))
+
+
+@pytest.mark.parametrize("seed", IN_CI)
+def test_no_seed_with_a_ledger_that_goes_away_breaks_a_promise(seed: int):
+    assert broken(draw_plan(seed, Profile.MONGO)) == []
+
+
+def test_results_wait_and_are_written_back():
+    outcome = a_busy_minute_without_the_ledger()
+    assert [str(violation) for violation in outcome.violations] == []
+    assert {step for step in BOUNDARIES if outcome.steps[step] < 3} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.failure("F1", "F3")
+@pytest.mark.parametrize("edge", ["before", "after"])
+@pytest.mark.parametrize("step", BOUNDARIES)
+def test_a_kill_at_what_waits_for_the_ledger_breaks_no_promise(step: str, edge: str):
+    outcome = a_busy_minute_without_the_ledger(killed(step, before=edge == "before"))
+    assert [str(violation) for violation in outcome.violations] == []
+    assert outcome.struck["KILL"] == 1, "nobody was killed"
+
+
+# --- bugs that are planted, and have to be found ----------------------------------------------------------
+
+SEEDS_MAX = 30
+
+
+def a_result_that_overtakes_what_waits(patch: pytest.MonkeyPatch) -> None:
+    async def now_if_it_answers(self: LateLedger, write: Callable[[], Any]) -> Any:
+        try:
+            return await write()
+        except Exception:
+            return None
+
+    patch.setattr(LateLedger, "_unless_late", now_if_it_answers)
+
+
+def a_write_that_is_forgotten_before_it_is_written(patch: pytest.MonkeyPatch) -> None:
+    write_lane = WriteBack._write_lane
+
+    async def forget_first(self: WriteBack, writes: Any) -> None:
+        await self._late.remove([key for key, _ in writes])
+        await write_lane(self, writes)
+
+    patch.setattr(WriteBack, "_write_lane", forget_first)
+
+
+def whatever_was_begun_is_begun_anew(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Progress, "is_untouched", property(lambda self: True))
+
+
+BUGS = [
+    a_result_that_overtakes_what_waits,
+    a_write_that_is_forgotten_before_it_is_written,
+    whatever_was_begun_is_begun_anew,
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
+def test_the_simulator_finds_in_worlds_whose_ledger_goes_away(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+):
+    plant(monkeypatch)
+    for seed in range(1, SEEDS_MAX + 1):
+        if violations := simulate(draw_plan(seed, Profile.MONGO)).violations:
+            print(f"found by seed {seed}: {violations[0]}")
+            return
+    pytest.fail(f"{SEEDS_MAX} seeds did not find it")
