@@ -90,9 +90,14 @@ async def test_a_result_waits_for_the_ledger_and_is_written_back_once(stage: Lat
     assert (waiting.status, waiting.result, waiting.accepted_at_ms) == (
         Status.REPLYING, ANSWERED.value, task.head.accepted_at_ms,
     )  # fmt: skip
+    assert await ledger.latest_run(task_id) == waiting
+    with pytest.raises(LedgerSilent):
+        await ledger.latest_run(TaskId("unknown"))
     with pytest.raises(MongoUnavailable):
         await stage.write_back().write_back()
     stage.come_back()
+    assert await stage.process().latest_run(task_id) == waiting
+    assert await stage.process().latest_run(TaskId("unknown")) is None
     assert await stage.write_back().write_back() == 1
     assert await stage.write_back().write_back() == 0
     run = await stage.own.run(task.run_id)

@@ -28,6 +28,7 @@ class LateResult(msgspec.Struct, frozen=True, kw_only=True, tag="result"):
     generation: int
     lane: LaneKey
     accepted_at_ms: int
+    saved_at_ms: int
     result: RunResult
     replies: list[Reply]
     history: list[Turn]
@@ -45,6 +46,7 @@ class LateEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     generation: int
     lane: LaneKey
     accepted_at_ms: int
+    saved_at_ms: int
     status: Status
     outcome: Outcome | None
     callback: Reply | None = None

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from rise.clock import Clock, epoch_ms
-from rise.envelope import Outcome, RunId, Status, Task
+from rise.envelope import Outcome, RunId, Status, Task, TaskId, run_id_of
 from rise.errors import EnvelopeMalformed, LedgerSilent, Unavailable
 from rise.ledger.late import (
     LateArming,
@@ -73,6 +73,21 @@ class LateLedger:
             known = None
         return known if known is not None or waiting is None else await self._as_run(waiting)
 
+    async def latest_run(self, task_id: TaskId) -> Run | None:
+        """Raises `LedgerSilent` unless a result waits here, which is later than what the ledger has."""
+        silent: LedgerSilent | None = None
+        known: Run | None = None
+        try:
+            known = await self._ask(lambda: self._ledger.latest_run(task_id))
+        except Unavailable as error:
+            silent = LedgerSilent(error.public_message)
+        generation = 0 if known is None else known.generation + 1
+        while (waiting := await self._read(key_of_run(run_id_of(task_id, generation)))) is not None:
+            known, generation = await self._as_run(waiting), generation + 1
+        if known is None and silent is not None:
+            raise silent
+        return known
+
     async def steps(self, run_id: RunId) -> dict[str, bytes]:
         """Raises `LedgerSilent`, even if some wait here: there may be others."""
         waiting = {one.step: one.value for one in await self._about(run_id) if isinstance(one, LateStep)}
@@ -118,6 +133,7 @@ class LateLedger:
             generation=task.progress.generation,
             lane=task.head.lane,
             accepted_at_ms=task.head.accepted_at_ms,
+            saved_at_ms=epoch_ms(self._clock.now()),
             result=result,
             replies=list(replies),
             history=list(history),
@@ -150,6 +166,7 @@ class LateLedger:
             generation=task.progress.generation,
             lane=task.head.lane,
             accepted_at_ms=task.head.accepted_at_ms,
+            saved_at_ms=epoch_ms(self._clock.now()),
             status=status,
             outcome=outcome,
             callback=callback,
@@ -239,7 +256,7 @@ class LateLedger:
             result=None if result is None else result.value,
             workflow_id=None if result is None else result.workflow_id,
             workflow_version=None if result is None else result.workflow_version,
-            saved_at_ms=epoch_ms(self._clock.now()),
+            saved_at_ms=late.saved_at_ms,
             finished_at_ms=None,
             accepted_at_ms=late.accepted_at_ms,
             is_armed=await self._late.get(key_of_arming(late.run_id)) is not None,
