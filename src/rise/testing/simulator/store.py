@@ -36,6 +36,8 @@ class SimDatabase(InlineDatabase):
         super().__init__(world.disk, clock=clock, schema=schema)
         self._world = world
         self._process = process
+        self._behind = 0.0
+        """Until then a write that takes seconds is under way."""
 
     async def write(self, apply: Callable[[apsw.Connection], T]) -> T:
         if not self._is_open:
@@ -43,7 +45,7 @@ class SimDatabase(InlineDatabase):
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         # Not a part of whoever waits: one who gives up waiting does not take back what was handed in.
-        loop.call_later(self._seconds(), self._perform, apply, done)
+        loop.call_later(self._seconds_in_line(), self._perform, apply, done)
         return await done
 
     async def read(self, query: Callable[[apsw.Connection], T]) -> T:
@@ -90,6 +92,14 @@ class SimDatabase(InlineDatabase):
 
     def _answer(self, done: asyncio.Future[Any], outcome: Any) -> None:
         self._process.loop.call_later(self._seconds(), _settle, done, outcome)
+
+    def _seconds_in_line(self) -> float:
+        """Until a write's turn has come: one thread writes, so nothing overtakes one that takes seconds."""
+        now, seconds = self._world.now, self._seconds()
+        at = max(now + seconds, self._behind)
+        if seconds >= SLOW_SECONDS[0]:
+            self._behind = at
+        return at - now
 
     def _seconds(self) -> float:
         world = self._world
