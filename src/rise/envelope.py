@@ -276,13 +276,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     updated_at_ms: int = 0
     accepted_at_ms: int = 0
     error: str | None = None
-    is_restored: bool = False
-    """It was brought back from another copy: what had become of it before is not known here."""
+    is_begun: bool = False
+    """Somebody may have begun to run it, in this generation: what of it is done only the ledger knows."""
 
     @property
     def is_untouched(self) -> bool:
-        """Whether nobody has begun to run it."""
-        return not (self.generation or self.attempts or self.deaths or self.is_restored) and self.error is None
+        return not self.is_begun and not self.generation
 
 
 class Task(msgspec.Struct, frozen=True):

@@ -132,6 +132,8 @@ class Retry(msgspec.Struct, frozen=True):
     counts: bool
     is_noted: bool = True
     """Whether it belongs in the task's history."""
+    has_begun: bool = True
+    """Whether its workflow may have done anything."""
 
 
 class Suspended(msgspec.Struct, frozen=True):
@@ -254,7 +256,7 @@ class Worker:
         if head.task_type is not TaskType.MESSAGE_SEND:
             await self._bindings.known()
         if claim.has_suspended and await self._has_earlier(head):
-            return Retry(0.0, "earlier messages of this chat go first", counts=False, is_noted=False)
+            return _later(0.0, "earlier messages of this chat go first")
         # Nothing is awaited between that look and this one: a workflow that appeared in between would let this
         # message overtake the earlier ones that wait for it, too. Here is decided which one workflow it meets.
         met = self._bindings.met_by(head)
@@ -272,9 +274,15 @@ class Worker:
         if self._runner.definition(bound.workflow) is None:
             return self._left_to_others(bound)
         if (seconds := await self._bursts.open_seconds(task, bound.binding, steps)) > 0:
-            return Retry(seconds, "more of its burst may still come", counts=False, is_noted=False)
+            return _later(seconds, "more of its burst may still come")
         if (seconds := self._too_soon_seconds(bound.binding, task)) > 0:
-            return Retry(seconds, "more of its chat than its binding allows in a minute", counts=False, is_noted=False)
+            return Retry(
+                seconds,
+                "more of its chat than its binding allows in a minute",
+                counts=False,
+                is_noted=False,
+                has_begun=False,
+            )
         burst = await self._bursts.freeze(task, bound.binding, steps)
         with self._telling_of_failure(task, bound):
             ran = await self._runner.run(burst, bound, channel, steps)
@@ -302,9 +310,11 @@ class Worker:
             steps = await self._ledger.steps(task.run_id)
             return steps, await self._ledger.run(task.run_id)
         except LedgerSilent:
-            if not task.progress.is_untouched or self._bursts.may_follow(task.head):
-                raise
-            return {}, None
+            if task.progress.is_untouched and not self._bursts.may_follow(task.head):
+                return {}, None
+            if (waiting := await self._ledger.run(task.run_id)) is None:
+                raise  # it answers again just now
+            return {}, waiting
 
     def _ended_before(self, task: Task, known: Run | None) -> Ending | None:
         """By its result, which a former worker saved; or because its time is over."""
@@ -356,7 +366,7 @@ class Worker:
         # Never at the same pace as the other's looks, which it could miss again and again.
         seconds = ELSEWHERE_SECONDS * self._clock.random.uniform(0.2, 1.0)
         why = f"this worker has not loaded the workflow {bound.workflow.name}"
-        return Retry(seconds, why, counts=False, is_noted=False)
+        return _later(seconds, why)
 
     async def _has_earlier(self, head: Head) -> bool:
         """Whether the task's chat goes on with others first; what waited in it for a workflow that is there now is
@@ -415,7 +425,8 @@ class Worker:
         )
         if isinstance(verdict, Reason):
             return Suspended(verdict, text, tell=self._texts.failed)
-        return Retry(verdict, text, counts)
+        # That the ledger is away is known where that is shown, and nothing was tried.
+        return Retry(verdict, text, counts, is_noted=not isinstance(error, LedgerSilent))
 
     # --- settling: the only code that ends a claim on a task ---
 
@@ -443,10 +454,10 @@ class Worker:
                 callback = await self._callbacks.of_end(task, Status.EXPIRED)
                 run = await self._ledger.finish(task, Status.EXPIRED, callback=callback)
                 return Finished() if run.status.is_finished else Replying()
-            case Retry(seconds, error, counts, is_noted):
+            case Retry(seconds, error, counts, is_noted, has_begun):
                 if is_noted:
                     await self._note_attempt(task, error, counts=counts)
-                return RetryIn(seconds, error, counts)
+                return RetryIn(seconds, error, counts, is_begun=has_begun or not task.progress.is_untouched)
             case Suspended(reason, error, tell, cause):
                 await self._must_be_held(claim)
                 await self._tell(task, reason, tell, cause or task.run_id)
@@ -591,6 +602,11 @@ class Worker:
                 consequence="the task runs again if this process stops now",
             ),
         )
+
+
+def _later(seconds: float, why: str) -> Retry:
+    """Before anything of it has been begun."""
+    return Retry(seconds, why, counts=False, is_noted=False, has_begun=False)
 
 
 def _understood(task: Task, channels: Mapping[str, Channel]) -> Task:

@@ -9,11 +9,12 @@ from late_stage import LateStage
 from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, Task, TaskId, reply_id_of, run_id_of
 from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUnavailable
 from rise.ledger.late import Waiting, decode_late, encode_late
-from rise.ledger.late_ledger import LOOK_SECONDS, REMEMBERED_SECONDS
+from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, REMEMBERED_SECONDS
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn
-from rise.queue.port import Finished, Replying, Selection
+from rise.queue.port import Finished, Replying, Selection, Suspend
+from rise.runtime.writing_back import PAGE
 from rise.testing.conformance.ledger import LedgerConformance, chunks, notice
-from rise.testing.conformance.queue import claim_one
+from rise.testing.conformance.queue import claim_one, delivery
 from rise.testing.fakes.ledger import HISTORY_KEPT
 
 ANSWERED = RunResult(outcome=Outcome.ANSWERED, value={"text": "yes"}, workflow_id="greeter")
@@ -251,7 +252,8 @@ async def test_without_redis_a_result_is_not_taken(stage: LateStage):
     stage.late_way.is_cut = True
     with pytest.raises(RedisUnavailable):
         await ledger.save_result(task, ANSWERED, chunks(task), [], deliver=True)
-    assert await ledger.run(task.run_id) is None, "what people look at is shown all the same"
+    with pytest.raises(RedisUnavailable):
+        await ledger.run(task.run_id)  # it may have a result that waits
 
 
 @pytest.mark.req("CPY-6")
@@ -368,3 +370,93 @@ async def test_what_waits_is_read_as_it_was_written(stage: LateStage):
     assert encode_late(write) == waiting.write
     assert msgspec.to_builtins(write)["replies"] == msgspec.to_builtins(chunks(task, 3))
     assert TaskId(task.task_id) == task.task_id
+
+
+@pytest.mark.req("CPY-6")
+async def test_what_is_refused_is_said_and_holds_up_nothing_behind_it(
+    stage: LateStage, monkeypatch: pytest.MonkeyPatch
+):
+    ledger = stage.process()
+    stage.leave()
+    for number in range(PAGE + 1):
+        await ledger.save_step(RunId(f"run {number}"), "ask", b"1")
+    task_id = await stage.accept(1)
+    await work(stage, ledger)
+    stage.come_back()
+
+    async def refuse(*_: object) -> bytes:
+        raise RecordTooLarge("over 16 MB")
+
+    monkeypatch.setattr(stage.own, "save_step", refuse)
+    await stage.write_back().write_back()
+    assert stage.redis.late == {}
+    assert await stage.own.run(run_id_of(task_id, 0)) is not None
+
+
+@pytest.mark.req("CPY-6")
+async def test_what_is_too_large_for_redis_waits_with_its_worker(stage: LateStage):
+    ledger = stage.process()
+    await stage.accept(1)
+    task = (await claim_one(stage.queue)).task
+    stage.leave()
+    large = msgspec.structs.replace(ANSWERED, value={"text": "x" * LATE_BYTES_MAX})
+    with pytest.raises(LedgerSilent):
+        await ledger.save_result(task, large, [], [], deliver=True)
+    assert stage.redis.late == {}
+    stage.come_back()
+    await ledger.save_result(task, large, [], [], deliver=True)
+    assert await stage.own.run(task.run_id) is not None
+
+
+@pytest.mark.req("CPY-6", "SUS-3", "SEC-5")
+async def test_what_was_dropped_is_neither_remembered_nor_written(stage: LateStage):
+    ledger = stage.process()
+    task_id = await stage.accept(1)
+    stage.leave()
+    claim = msgspec.structs.replace(await claim_one(stage.queue), tasks_left=0)
+    await ledger.save_step(claim.task.run_id, "ask", b"1")
+    said = [Turn(role="user", text="forget this", at_ms=1, run_id=claim.task.run_id)]
+    await ledger.save_result(claim.task, ANSWERED, chunks(claim.task), said, deliver=True)
+    await stage.queue.settle(claim, claim.task, Replying())
+    stage.come_back()
+    await ledger.finish(claim.task, Status.DROPPED, by="ada")
+    await stage.queue.cancel(task_id)
+    assert await stage.process().history("telegram", "7", "1", limit=10) == []
+    await stage.write_back().write_back()
+    assert await stage.own.steps(claim.task.run_id) == {}
+    assert stage.redis.late == {}
+
+
+@pytest.mark.req("CPY-6", "CHN-4")
+async def test_what_a_person_is_told_is_said_in_its_turn(stage: LateStage):
+    ledger = stage.process()
+    await stage.accept(1)
+    stage.leave()
+    claim = msgspec.structs.replace(await claim_one(stage.queue), tasks_left=0)
+    await ledger.add_notice(notice(claim.task, "sorry"))
+    await stage.queue.settle(claim, claim.task, Suspend(Reason.RETRIES_EXHAUSTED))
+    await stage.accept(2)
+    await work(stage, ledger)
+    stage.come_back()
+    await stage.write_back().write_back()
+    assert await texts(stage.own, "1") == ["sorry", "2.0"]
+
+
+@pytest.mark.req("CPY-6", "ENV-3")
+async def test_whose_key_was_that_of_a_former_message_is_left_to_be_run_again(stage: LateStage):
+    """A month later, when keys are forgotten."""
+    former = delivery(1).head
+    later = msgspec.structs.replace(former, accepted_at_ms=former.accepted_at_ms + 10**10)
+    task_id = (await stage.queue.enqueue(msgspec.structs.replace(delivery(1), head=later))).task_id
+    claim = msgspec.structs.replace(await claim_one(stage.queue), tasks_left=0)
+    await stage.own.save_result(msgspec.structs.replace(claim.task, head=former), SILENT, [], [], deliver=True)
+    stage.leave()
+    await stage.process().save_result(claim.task, ANSWERED, chunks(claim.task), [], deliver=True)
+    stage.come_back()
+    await stage.write_back().write_back()  # before its worker has settled it
+    await stage.queue.settle(claim, claim.task, Replying())
+    [task] = await stage.queue.list_open(Selection(), limit=9)
+    assert (task.head.task_id, task.status) == (task_id, Status.REPLYING)
+    known = await stage.process().run(claim.task.run_id)
+    assert known is not None
+    assert known.is_of_former(task.head), "so the supervisor takes its result for lost"

@@ -147,7 +147,7 @@ class LateWrites(Protocol):
         ...
 
     async def page(self, *, limit: int, after: int = 0) -> list[Waiting]:
-        """The first that wait with a number beyond `after`."""
+        """The first that wait with a number beyond `after`; fewer where they are large."""
         ...
 
     async def remove(self, keys: Sequence[str]) -> None:

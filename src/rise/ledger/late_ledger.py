@@ -43,6 +43,7 @@ CHATS_REMEMBERED: Final = 1000
 """Whose history is known while the ledger is away."""
 REMEMBERED_SECONDS: Final = 3600.0
 """For so long: a person may have had a chat forgotten."""
+LATE_BYTES_MAX: Final = 1 << 20
 NOTICES: Final = "notices"
 
 
@@ -63,7 +64,7 @@ class LateLedger:
     # --- what was done of a message ---
 
     async def run(self, run_id: RunId) -> Run | None:
-        """Raises `LedgerSilent` unless its result waits here."""
+        """Raises `LedgerSilent` unless its result waits here, and `RedisUnavailable` where that cannot be told."""
         waiting = await self._read(key_of_run(run_id))
         try:
             known = await self._ask(lambda: self._ledger.run(run_id))
@@ -157,7 +158,9 @@ class LateLedger:
             return self._ledger.finish(task, status, outcome, by=by, why=why, callback=callback)
 
         if status is Status.DROPPED:
-            return await finish()
+            dropped = await finish()
+            await self._late.remove([key_of_run(task.run_id)])
+            return dropped
         ended = await self._unless_late(finish)
         if ended is not None:
             return ended
@@ -227,23 +230,26 @@ class LateLedger:
         return None
 
     async def _put(self, write: LateWrite, about: str) -> LateWrite:
-        """Returns the one that stands."""
-        return decode_late(await self._late.put(key_of(write), about, encode_late(write)))
+        """Returns the one that stands. What is too large to wait in Redis waits with its worker."""
+        encoded = encode_late(write)
+        if len(encoded) > LATE_BYTES_MAX:
+            raise LedgerSilent("MongoDB does not answer, and this is too large to wait for it in Redis")
+        return self._decoded(await self._late.put(key_of(write), about, encoded))
 
     async def _read(self, key: str) -> LateWrite | None:
-        with suppress(Unavailable, EnvelopeMalformed):
-            stored = await self._late.get(key)
-            return None if stored is None else decode_late(stored)
-        return None
+        stored = await self._late.get(key)
+        return None if stored is None else self._decoded(stored)
 
     async def _about(self, about: str) -> list[LateWrite]:
-        """What can be read of it; without Redis nothing can be run anyhow."""
-        found: list[LateWrite] = []
-        with suppress(Unavailable):
-            for stored in await self._late.about(about):
-                with suppress(EnvelopeMalformed):
-                    found.append(decode_late(stored))
-        return found
+        return [self._decoded(stored) for stored in await self._late.about(about)]
+
+    @staticmethod
+    def _decoded(stored: bytes) -> LateWrite:
+        """What a newer version wrote is not known here, and must not be taken for nothing."""
+        try:
+            return decode_late(stored)
+        except EnvelopeMalformed as error:
+            raise LedgerSilent(f"a newer version of Rise has to write it back: {error}") from error
 
     async def _as_run(self, late: LateWrite) -> Run:
         assert isinstance(late, LateResult | LateEnd)

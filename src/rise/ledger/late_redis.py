@@ -8,6 +8,9 @@ from typing import Final
 from rise.connections.redis import RedisDatabase, Script
 from rise.ledger.late import Waiting
 
+PAGE_BYTES_MAX: Final = 2 << 20
+"""One pipeline carries it well within its deadline, with what others ask for."""
+
 _KEYS: Final = """
 local Q = '{rise}:late:'
 local ORDER = Q .. 'order'      -- keys by their number
@@ -16,11 +19,6 @@ local WRITES = Q .. 'writes'    -- key → write
 local ABOUTS = Q .. 'abouts'    -- key → what else it is found by
 local ABOUT = Q .. 'about:'     -- per such, its keys by their number
 local call = redis.call
-
-local function written(keys)
-  if #keys == 0 then return {} end
-  return call('HMGET', WRITES, unpack(keys))
-end
 
 local function forget(key)
   local about = call('HGET', ABOUTS, key)
@@ -53,16 +51,26 @@ return write
 """,
 )
 _GET: Final = _script("get", "return call('HGET', WRITES, ARGV[1])")
-_ABOUT: Final = _script("about", "return written(call('ZRANGE', ABOUT .. ARGV[1], 0, -1))")
+_ABOUT: Final = _script(
+    "about",
+    """
+local keys = call('ZRANGE', ABOUT .. ARGV[1], 0, -1)
+local writes = {}
+for i, key in ipairs(keys) do writes[i] = call('HGET', WRITES, key) end
+return writes
+""",
+)
 _PAGE: Final = _script(
     "page",
     """
 local found = call('ZRANGEBYSCORE', ORDER, '(' .. ARGV[2], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[1])
-local waiting = {}
+local waiting, size = {}, 0
 for i = 1, #found, 2 do
   local key, number = found[i], found[i + 1]
   local write = call('HGET', WRITES, key)
   if write then
+    size = size + #write
+    if size > tonumber(ARGV[3]) and #waiting > 0 then break end
     waiting[#waiting + 1] = { number, key, write }
   else
     forget(key) -- somebody deleted what was kept by hand: its message is run again
@@ -97,7 +105,7 @@ class RedisLateWrites:
         return [bytes(one) for one in await self._database.run(_ABOUT, about) if one is not None]
 
     async def page(self, *, limit: int, after: int = 0) -> list[Waiting]:
-        found = await self._database.run(_PAGE, limit, after)
+        found = await self._database.run(_PAGE, limit, after, PAGE_BYTES_MAX)
         return [Waiting(int(number), key.decode(), bytes(write)) for number, key, write in found]
 
     async def remove(self, keys: Sequence[str]) -> None:

@@ -108,6 +108,8 @@ class RetryIn(msgspec.Struct, frozen=True):
     counts: bool
     """Whether this used up one of the task's own tries; a dependency's fault never does. What follows it has not been
     failing since before: the time that the dependency was away is not held against the task either."""
+    is_begun: bool = True
+    """False: nothing of it has been begun, now or before."""
 
 
 class Suspend(msgspec.Struct, frozen=True):
@@ -231,7 +233,8 @@ class Queue(Protocol):
 
         A lane has at most one live claim. A task found running from a claim that was never settled has one
         more death counted; with `deaths_max` it is suspended as poison and the next is taken. A task with
-        `deaths_suspect` is given only to a holder that `takes_suspects`, and alone. Not `counts_deaths`: the store
+        `deaths_suspect` is given only to a holder that `takes_suspects`, and alone. From then on a task counts as
+        begun; what is claimed says whether it was so before. Not `counts_deaths`: the store
         could not be written to for a while, so that a claim which was not prolonged proves nobody's death.
         """
         ...

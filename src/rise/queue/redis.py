@@ -79,7 +79,7 @@ ROUTES: Final = "{rise}:queue:routes"
 
 _ROW: Final = (
     "id", "lane", "channel", "account", "order", "status", "reason", "generation", "attempts", "deaths", "due",
-    "deadline", "failing", "updated", "accepted", "error", "restored",
+    "deadline", "failing", "updated", "accepted", "error", "begun",
 )  # fmt: skip
 _SHOWN: Final = (*_ROW, "head")
 _WHOLE: Final = (*_SHOWN, "raw")
@@ -489,8 +489,8 @@ def _order(stored: bytes) -> Order:
 def _named(settlement: Settlement) -> tuple[Argument, ...]:
     name = type(settlement).__name__
     match settlement:
-        case RetryIn(seconds, error, counts):
-            return name, _ms(seconds), int(counts), clean_text(error)
+        case RetryIn(seconds, error, counts, is_begun):
+            return name, _ms(seconds), int(counts), clean_text(error), int(is_begun)
         case Anew(generation):
             return name, generation
         case Suspend(reason, error):
@@ -531,7 +531,7 @@ def _progress(columns: Mapping[str, Any]) -> Progress:
         updated_at_ms=int(columns["updated"]),
         accepted_at_ms=int(columns["accepted"]),
         error=error,
-        is_restored=columns["restored"] is not None,
+        is_begun=columns["begun"] is not None,
     )
 
 

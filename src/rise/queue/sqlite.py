@@ -123,13 +123,17 @@ SCHEMA: Final = (
     """
     CREATE INDEX tasks_suspended_in ON tasks (lane, reason, channel, account, workflow_id) WHERE status = 'suspended';
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN is_begun INTEGER NOT NULL DEFAULT 0;
+    UPDATE tasks SET is_begun = 1;
+    """,
 )
 
 FORGET_AT_ONCE: Final = 1000
 
 _COLUMNS: Final = (
     "head, raw, status, reason, generation, attempts, deaths, due_at, deadline_at, failing_since, updated_at, error,"
-    " accepted_at, task_id"
+    " accepted_at, is_begun, task_id"
 )
 _RUNNABLE: Final = "status IN ('pending', 'processing')"
 
@@ -733,6 +737,7 @@ def _task(row: Sequence[Any], head: Head) -> Task:
         updated_at,
         error,
         accepted_at,
+        is_begun,
         _,
     ) = row
     known_status, known_reason, error = words_of(status, reason, error)
@@ -750,6 +755,7 @@ def _task(row: Sequence[Any], head: Head) -> Task:
             failing_since_ms=since,
             updated_at_ms=updated_at,
             accepted_at_ms=accepted_at,
+            is_begun=bool(is_begun),
             error=error,
         ),
     )
@@ -764,7 +770,9 @@ def _mark_processing(connection: apsw.Connection, task: Task, claimed_until: int
         "UPDATE lanes SET started_at = ?, started_seq = ? WHERE lane = ? AND (started_at, started_seq) < (?, ?)",
         (order.at_ms, order.seq, task.head.lane, order.at_ms, order.seq),
     )
-    connection.execute("UPDATE tasks SET status = 'processing', updated_at = ? WHERE task_id = ?", (now, task.task_id))
+    connection.execute(
+        "UPDATE tasks SET status = 'processing', is_begun = 1, updated_at = ? WHERE task_id = ?", (now, task.task_id)
+    )
     progress = msgspec.structs.replace(task.progress, status=Status.PROCESSING, updated_at_ms=now)
     return msgspec.structs.replace(task, progress=progress)
 
@@ -782,11 +790,11 @@ def _apply(connection: apsw.Connection, task_id: TaskId, settlement: Settlement,
                 f"UPDATE tasks SET status = 'replying', reason = NULL, error = NULL, updated_at = ? WHERE {running}",
                 (now, task_id),
             )
-        case RetryIn(seconds, error, counts):
+        case RetryIn(seconds, error, counts, is_begun):
             connection.execute(
-                "UPDATE tasks SET status = 'pending', due_at = ?, error = ?, updated_at = ?,"
-                f" attempts = attempts + ?, failing_since = iif(?, coalesce(failing_since, ?), NULL) WHERE {running}",
-                (now + int(seconds * 1000), _storable(error), now, int(counts), counts, now, task_id),
+                "UPDATE tasks SET status = 'pending', due_at = ?, error = ?, updated_at = ?, attempts = attempts + ?,"
+                f" failing_since = iif(?, coalesce(failing_since, ?), NULL), is_begun = ? WHERE {running}",
+                (now + int(seconds * 1000), _storable(error), now, int(counts), counts, now, is_begun, task_id),
             )
         case Anew(generation):
             connection.execute(

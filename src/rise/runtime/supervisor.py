@@ -338,7 +338,8 @@ class Supervisor:
         """Whether nobody knows what it replies with, and is not about to."""
         if self._queue.now_ms() - task.updated_at_ms < LOST_SECONDS * 1000:
             return False
-        return await self._ledger.run(task.run_id) is None
+        run = await self._ledger.run(task.run_id)
+        return run is None or run.is_of_former(task.head)
 
     async def _run_again(self, task: OpenTask) -> None:
         lost = Suspend(Reason.RETRIES_EXHAUSTED, "its result was lost before it was sent")

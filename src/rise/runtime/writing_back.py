@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
-from rise.envelope import Reason, Task
-from rise.errors import EnvelopeMalformed, RiseError, Unavailable
+from rise.envelope import Reason, RunId, Task
+from rise.errors import EnvelopeMalformed, Unavailable
 from rise.ledger.late import (
     LateArming,
     LateAttempt,
@@ -36,6 +36,7 @@ from rise.service import Loop
 from rise.telemetry import in_words, ledger_writes_waiting, log, redact
 
 LOOK_SECONDS: Final = 1.0
+GIVEN_UP: Final = "what it belongs to goes on without it; a message whose result it is, is suspended"
 PAGE: Final = 100
 """Written at once: no more than the ledger has connections."""
 
@@ -73,7 +74,7 @@ class WriteBack:
         await self._clock.sleep(LOOK_SECONDS)
 
     async def write_back(self) -> int:
-        """Everything that waits now. Returns how much that was. Raises `Unavailable` where the ledger is away again."""
+        """Everything that waits now. Returns how much that was. Raises `Unavailable` where a store is away again."""
         written, after = 0, 0
         while page := await self._late.page(limit=PAGE, after=after):
             written += await self._write_page(page)
@@ -84,40 +85,54 @@ class WriteBack:
         return written
 
     async def _write_page(self, page: Sequence[Waiting]) -> int:
-        """Results first: what else was said of a run belongs behind."""
-        results: dict[str, list[tuple[str, LateResult | LateEnd]]] = defaultdict(list)
-        others: list[tuple[str, LateWrite]] = []
-        for one in page:
-            write = _read(one)
-            if isinstance(write, LateResult | LateEnd):
-                results[write.lane].append((one.key, write))
-            elif write is not None:
-                others.append((one.key, write))
-        await _all(self._write_lane(writes) for writes in results.values())
-        await _all(self._write_other(key, write) for key, write in others)
-        return len(others) + sum(map(len, results.values()))
+        """In the order of coming; but behind the results what may not be true any more, and what is only of a run."""
+        written, results, others = 0, list[_Late](), list[_Late]()
+        for late in filter(None, map(_read, page)):
+            written += 1
+            if isinstance(late.write, LateResult | LateEnd):
+                results.append(late)
+            elif isinstance(late.write, LateNotice) and late.write.unless_run is None:
+                await self._write_results(results)
+                results = []
+                await self._write(late)
+            else:
+                others.append(late)
+        await self._write_results(results)
+        await _all(self._write(late) for late in others)
+        return written
 
-    async def _write_lane(self, writes: Sequence[tuple[str, LateResult | LateEnd]]) -> None:
-        for key, write in writes:
-            await self._write_end(write)
-            await self._late.remove([key])
+    async def _write_results(self, results: Sequence[_Late]) -> None:
+        """Each lane's one after the other."""
+        lanes: dict[str, list[_Late]] = defaultdict(list)
+        for late in results:
+            assert isinstance(late.write, LateResult | LateEnd)
+            lanes[late.write.lane].append(late)
+        await _all(self._write_lane(lane) for lane in lanes.values())
+
+    async def _write_lane(self, results: Sequence[_Late]) -> None:
+        for late in results:
+            await self._write(late)
+
+    async def _write(self, late: _Late) -> None:
+        """One that the ledger refuses holds nothing else up."""
+        try:
+            if isinstance(late.write, LateResult | LateEnd):
+                await self._write_end(late.write)
+            else:
+                await self._write_other(late.write)
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - border: it is said, and its message is suspended
+            await self._give_up(late.write, error)
+        await self._late.remove([late.key])
 
     async def _write_end(self, write: LateResult | LateEnd) -> None:
         task = await self._queue.get(write.task_id)
         if task is None or task.progress.generation != write.generation:
             return  # dropped, or run again as another: nobody waits for this one
-        try:
-            run = await self._write_run(task, write)
-        except Unavailable:
-            raise
-        except RiseError as error:
-            why = f"its result could not be written: {redact(in_words(error))[:2000]}"
-            log.error("task.settle_failed", task_id=task.task_id, error=error, consequence="the task is suspended")
-            await self._queue.hold(task.task_id, write.generation, Suspend(Reason.RETRIES_EXHAUSTED, why))
-            return
-        if run.is_of_former(task.head):
-            await self._run_anew(task, run)
-        elif run.status.is_finished:
+        run = await self._write_run(task, write)
+        # That of a former message, whose key was used again, is nobody's: the supervisor finds that it has none.
+        if run.status.is_finished and not run.is_of_former(task.head):
             await self._queue.finish(task.task_id, write.generation)
 
     async def _write_run(self, task: Task, write: LateResult | LateEnd) -> Run:
@@ -125,31 +140,41 @@ class WriteBack:
             return await self._ledger.finish(task, write.status, write.outcome, callback=write.callback)
         return await self._ledger.save_result(task, write.result, write.replies, write.history, deliver=write.deliver)
 
-    async def _run_anew(self, task: Task, former: Run) -> None:
-        """Its key was forgotten and used again: the ledger has a former message's result under it."""
-        again = Suspend(Reason.RETRIES_EXHAUSTED, "its key is that of a former message: it is run as another")
-        await self._queue.hold(task.task_id, task.progress.generation, again)
-        await self._queue.restart(task, generation=former.generation + 1)
-        self._bus.publish(Topic.LANES_READY)
-
-    async def _write_other(self, key: str, write: LateWrite) -> None:
+    async def _write_other(self, write: LateWrite) -> None:
         match write:
             case LateStep(run_id=run_id, step=step, value=value):
-                await self._ledger.save_step(run_id, step, value)
+                if not await self._is_over(run_id):
+                    await self._ledger.save_step(run_id, step, value)
             case LateAttempt(run_id=run_id, attempt=attempt):
                 await self._ledger.add_attempt(run_id, attempt)
             case LateNotice(reply=reply, deliver=deliver, unless_run=unless_run):
                 await self._ledger.add_notice(reply, deliver=deliver, unless_run=unless_run)
             case LateArming(run_id=run_id):
                 await self._ledger.note_armed(run_id)
-        await self._late.remove([key])
+
+    async def _is_over(self, run_id: RunId) -> bool:
+        """What has ended has no steps, and a person may have had it forgotten."""
+        run = await self._ledger.run(run_id)
+        return run is not None and run.status.is_finished
+
+    async def _give_up(self, write: LateWrite, error: Exception) -> None:
+        what = f"it could not be written: {redact(in_words(error))[:2000]}"
+        log.error("ledger.write_refused", kind=type(write).__name__, error=error, exc_info=error, consequence=GIVEN_UP)
+        if isinstance(write, LateResult | LateEnd):
+            # Or, if its worker has not settled it yet, the supervisor finds that it has no result, and it is run again.
+            await self._queue.hold(write.task_id, write.generation, Suspend(Reason.RETRIES_EXHAUSTED, what))
 
 
-def _read(waiting: Waiting) -> LateWrite | None:
+class _Late(NamedTuple):
+    key: str
+    write: LateWrite
+
+
+def _read(waiting: Waiting) -> _Late | None:
     try:
-        return decode_late(waiting.write)
+        return _Late(waiting.key, decode_late(waiting.write))
     except EnvelopeMalformed as error:
-        log.error("ledger.write_unreadable", key=waiting.key, error=error, consequence="it waits for a newer version")
+        log.warning("ledger.write_unreadable", key=waiting.key, error=error, consequence="it waits for a newer version")
         return None
 
 
@@ -161,4 +186,7 @@ async def _all(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 def _report(name: str, error: BaseException) -> None:
-    log.debug("ledger.not_written_back", error=error)  # that it is away is said by its capability
+    if isinstance(error, Unavailable):
+        log.debug("ledger.not_written_back", error=error)  # that it is away is said by its capability
+    else:
+        log.error("ledger.not_written_back", error=error, exc_info=error, consequence="tried again after a pause")

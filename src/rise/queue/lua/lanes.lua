@@ -297,7 +297,9 @@ local function run(task, claim_ms)
   latest(task.lane, 'started', task.order)
   latest(task.lane, 'newest', task.order)
   prolong(task.lane, task.channel, claim_ms)
-  set_status(task, 'processing', { updated = now })
+  local was_begun = task.begun
+  set_status(task, 'processing', { updated = now, begun = 1 })
+  task.begun = was_begun -- what is said is how it was before
   local row = whole(task)
   row[#row + 1] = call('EXISTS', SUSPENDED_IN .. task.lane)
   return row

@@ -17,7 +17,7 @@ if receipt_ends > now and call('HEXISTS', RECEIPTS, key) == 0 then
   call('ZADD', RECEIPT_KEYS, 0, key)
   call('ZADD', RECEIPT_ENDS, receipt_ends, key)
 end
-task.body, task.generation, task.error, task.restored = body, generation, error, 1
+task.body, task.generation, task.error, task.begun = body, generation, error, 1
 task.due = due ~= '' and math.max(now, tonumber(due)) or now
 task.deadline = deadline ~= '' and deadline
 task.reason = suspended_for ~= '' and suspended_for

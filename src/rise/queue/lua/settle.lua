@@ -2,7 +2,7 @@
 -- task that is not being processed is left as it is: so a repeated settle finds nothing more to do.
 local lane, fence, tasks_left = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local claim_ms, deaths_suspect, tombstone_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
-local id, settlement, first, second, third = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local id, settlement, first, second, third, fourth = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 
 local settle = {
   Finished = function(task)
@@ -13,7 +13,7 @@ local settle = {
     set_status(task, 'replying', { error = false, updated = now })
   end,
   RetryIn = function(task)
-    local fields = { due = now + first, error = third, updated = now, failing = false }
+    local fields = { due = now + first, error = third, updated = now, failing = false, begun = fourth == '1' and 1 }
     if second == '1' then fields.attempts, fields.failing = task.attempts + 1, task.failing or now end
     set_status(task, 'pending', fields)
   end,

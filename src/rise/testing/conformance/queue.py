@@ -937,6 +937,32 @@ class QueueConformance:
         assert (after and after.progress.attempts) == (before and before.progress.attempts)
         assert (after and after.progress.status) == (before and before.progress.status)
 
+    @pytest.mark.req("CPY-6", "WRK-4")
+    async def test_whether_anybody_has_begun_a_task_is_known_to_whoever_claims_it(self, stage: QueueStage) -> None:
+        """Also to one that comes after a worker which was told to stop, and handed it back."""
+        queue = stage.queue
+        await enqueue(queue, 1)
+        claim = await claim_one(queue)
+        assert claim.task.progress.is_untouched
+        assert await queue.hand_back("w1") == 1
+        claim = await claim_one(queue)
+        assert not claim.task.progress.is_untouched
+        await queue.settle(claim, claim.task, Finished())
+        await enqueue(queue, 2, 3)
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, RetryIn(1.0, "others first", counts=False, is_begun=False))
+        stage.pass_time(CLAIM.total_seconds() + 1)
+        claim = await claim_one(queue, "w2")
+        following = await queue.settle(claim, claim.task, RetryIn(60.0, "boom", counts=True))
+        assert (claim.task.progress.is_untouched, following) == (True, None)
+        stage.pass_time(61)
+        claim = await claim_one(queue)
+        assert not claim.task.progress.is_untouched
+        following = await queue.settle(claim, claim.task, Finished())
+        assert following is not None
+        assert following.task.progress.is_untouched
+        assert not (await open_task(queue, following.task.task_id)).progress.is_untouched
+
     @pytest.mark.req("QUE-2")
     @pytest.mark.failure("D16", "C13")
     async def test_settling_again_runs_one_task_of_a_lane_and_counts_no_death_of_another(self, queue: Queue) -> None:

@@ -241,16 +241,20 @@ class MemoryQueue(MemoryStore):
     def _start(self, lane: Lane, holder: str, task: StoredTask, tasks: int, now: int) -> Claim:
         self._state.fences += 1
         lane.holder, lane.fence = holder, self._state.fences
-        self._run(lane, task, now)
+        started = self._run(lane, task, now)
         has_suspended = self._has_suspended(lane)
-        return Claim(lane.key, lane.channel, lane.fence, holder, task.as_task, tasks - 1, has_suspended)
+        return Claim(lane.key, lane.channel, lane.fence, holder, started, tasks - 1, has_suspended)
 
-    def _run(self, lane: Lane, task: StoredTask, now: int) -> None:
+    def _run(self, lane: Lane, task: StoredTask, now: int) -> Task:
+        """As it is now, but for whether it was begun before."""
         lane.ready_at_ms = now + self._claim_ms
         lane.touched_at_ms = now
         lane.started = max(lane.started, task.head.order)
         lane.newest = max(lane.newest, task.head.order)
         task.change(status=Status.PROCESSING, updated_at_ms=now)
+        started = task.as_task
+        task.change(is_begun=True)
+        return started
 
     async def renew(self, claims: Sequence[Claim]) -> set[int]:
         return await self._through("renew", lambda: self._renew(claims))
@@ -283,9 +287,9 @@ class MemoryQueue(MemoryStore):
         if not may_go_on or head is None or head.progress.due_at_ms > now or self._is_suspect(head):
             self._let_go(lane, now)
             return None
-        self._run(lane, head, now)
+        started = self._run(lane, head, now)
         left, has_suspended = claim.tasks_left - 1, self._has_suspended(lane)
-        return msgspec.structs.replace(claim, task=head.as_task, tasks_left=left, has_suspended=has_suspended)
+        return msgspec.structs.replace(claim, task=started, tasks_left=left, has_suspended=has_suspended)
 
     def _end(self, task: StoredTask, settlement: Settlement, now: int) -> None:
         progress = task.progress
@@ -296,11 +300,12 @@ class MemoryQueue(MemoryStore):
                 task.change(status=Status.REPLYING, reason=None, error=None, updated_at_ms=now)
                 if task.generation_answered == progress.generation:
                     self._bury(task)
-            case RetryIn(seconds, error, counts):
+            case RetryIn(seconds, error, counts, is_begun):
                 due = now + int(seconds * 1000)
                 since = now if progress.failing_since_ms is None else progress.failing_since_ms
                 task.change(status=Status.PENDING, due_at_ms=due, error=clean_text(error), updated_at_ms=now)
                 task.change(attempts=progress.attempts + counts, failing_since_ms=since if counts else None)
+                task.change(is_begun=is_begun)
             case Anew(generation):
                 task.change(status=Status.PENDING, generation=generation, updated_at_ms=now)
             case Suspend():
@@ -581,7 +586,7 @@ class MemoryQueue(MemoryStore):
             remembered = RememberedKey(task_id, new.head.raw_sha256, new.head.accepted_at_ms, ends)
             self._state.keys[new.head.delivery_key] = remembered
         self._state.tasks[task_id] = stored = _as_stored(new, now)
-        stored.change(is_restored=True)
+        stored.change(is_begun=True)
         if not new.suspend:
             lane = self._announce(stored.head, now)
             self._state.out_of_order += stored.head.order < lane.started

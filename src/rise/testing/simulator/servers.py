@@ -19,7 +19,7 @@ from rise.clock import epoch_ms
 from rise.copies.journal import Run, run_of
 from rise.copies.port import Look
 from rise.copies.record import decode_task
-from rise.envelope import TaskId
+from rise.envelope import Task, TaskId
 from rise.errors import RabbitUnavailable, RedisFull, RedisUnavailable, Unavailable
 from rise.queue.port import Enqueued, NewTask, QueueLimits, RetryIn, Settlement
 from rise.testing.clock import START
@@ -238,9 +238,9 @@ class SimQueue(MemoryQueue):
             self._witness.stands(new)
         return is_brought
 
-    def _run(self, lane: Lane, task: StoredTask, now: int) -> None:
+    def _run(self, lane: Lane, task: StoredTask, now: int) -> Task:
         self._witness.started(lane, task)
-        super()._run(lane, task, now)
+        return super()._run(lane, task, now)
 
     def _take_from_the_lost(self, lane: Lane, now: int, counts_deaths: bool) -> None:
         holder, deaths = lane.holder, {task.head.task_id: task.progress.deaths for task in self._runnable(lane)}
