@@ -33,6 +33,7 @@ from pymongo.errors import (
     PyMongoError,
     ServerSelectionTimeoutError,
     WriteConcernError,
+    WriteError,
     WTimeoutError,
 )
 from pymongo.read_concern import ReadConcern
@@ -59,6 +60,7 @@ DATABASE: Final = "rise"
 
 _UNAUTHENTICATED: Final = 18
 _UNAUTHORIZED: Final = 13
+_DUPLICATE: Final = 11000
 _INDEX_CONFLICTS: Final = (67, 85, 86)  # what it says cannot be made, has other options, or has another key
 _BY_CLASS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (ConfigurationError, "the URL of MongoDB cannot be used: correct RISE_MONGODB_URL"),
@@ -287,14 +289,15 @@ class Documents:
         return await self._ask(draw)
 
     async def insert(self, document: Document) -> bool:
-        """False: there is one with its id, or with what else is unique, and that one stays."""
+        """False: a majority has one with its id, or with what else is unique, and that one stays."""
 
         async def insert(documents: AsyncCollection[Document]) -> bool:
-            try:
-                await documents.insert_one(document)
-            except DuplicateKeyError:
-                return False
-            return True
+            # Not `insert_one`: of one that is there already it does not say that no majority has that one. Whoever
+            # repeats an insert finds what this primary may have alone, and the next one not at all.
+            answer = await documents.database.command(
+                "insert", documents.name, documents=[document], writeConcern=documents.write_concern.document
+            )
+            return _was_inserted(answer)
 
         return await self._ask(insert)
 
@@ -332,6 +335,17 @@ class Documents:
 
     async def _ask(self, work: Callable[[AsyncCollection[Document]], Awaitable[T]]) -> T:
         return await self._database.ask(self._name, work)
+
+
+def _was_inserted(answer: Document) -> bool:
+    """False: there was one already. Raises what the driver does with other answers."""
+    unconfirmed = answer.get("writeConcernError")
+    if unconfirmed is not None:
+        raise WriteConcernError(unconfirmed.get("errmsg"), unconfirmed["code"], unconfirmed)
+    for error in answer.get("writeErrors", ()):
+        if error["code"] != _DUPLICATE:
+            raise WriteError(error.get("errmsg"), error["code"], error)
+    return bool(answer["n"])
 
 
 def _client(url: str) -> AsyncMongoClient[Document]:
