@@ -18,7 +18,10 @@ from typing import Any
 import pytest
 from mongodb_databases import in_a_database_of_its_own
 from mongodb_replica_set import (
+    MAJORITY_UNKNOWN,
     READS,
+    STEP_DOWNS,
+    UNCONFIRMED,
     WRITES,
     Document,
     Forward,
@@ -398,6 +401,49 @@ async def test_what_is_found_there_is_not_taken_for_written_if_it_is_rolled_back
             await insist(lambda: step.do(house))
 
     await at_each_write(house, make, loses_majority, play)
+
+
+# --- what is said of it ---
+
+
+@pytest.mark.req("CPY-6", "CAP-2")
+@pytest.mark.failure("F2", "C16")
+@pytest.mark.parametrize("code", STEP_DOWNS, ids=STEP_DOWNS.get)
+@pytest.mark.parametrize("ending", ["before", "after", "confirming"])
+async def test_a_step_down_is_called_one_whenever_it_comes(house: House, code: int, ending: str):
+    scripts = {
+        "before": house.replicas.steps_down_before(code),
+        "after": house.replicas.steps_down_after(code),
+        "confirming": house.replicas.steps_down_before_it_is_confirmed(code, is_kept=True),
+    }
+    for make in (StepSaved, AttemptNoted):
+        house.replicas.script(1, scripts[ending])
+        with pytest.raises(MongoUnavailable, match="no primary any more; it goes on by itself after the election"):
+            await make().do(house)
+        await house.replicas.elect()
+        await insist(house.database.ping)
+
+
+@pytest.mark.req("CPY-6", "CAP-2")
+@pytest.mark.failure("F6")
+@pytest.mark.parametrize("code", UNCONFIRMED, ids=UNCONFIRMED.get)
+async def test_a_majority_that_is_missing_is_named(house: House, code: int):
+    await house.replicas.lose_majority(code)
+    with pytest.raises(MongoUnavailable, match="a majority has what was written"):
+        await StepSaved().do(house)
+    assert await house.ledger.steps(task().run_id) == {}, "what no majority has, nobody goes on from"
+    house.replicas.regain_majority()
+    await StepSaved().do(house)
+    assert house.told[-1] is None
+
+
+@pytest.mark.req("CPY-6", "CAP-2")
+@pytest.mark.parametrize("code", MAJORITY_UNKNOWN, ids=MAJORITY_UNKNOWN.get)
+async def test_one_that_does_not_know_yet_what_a_majority_has_is_waited_for(house: House, code: int):
+    house.replicas.script(1, house.replicas.refuses(code), kinds=READS)
+    with pytest.raises(MongoUnavailable, match="does not know yet what a majority has; it goes on by itself"):
+        await house.ledger.run(task().run_id)
+    await insist(partial(house.ledger.run, task().run_id))
 
 
 # --- what goes over the wire ---

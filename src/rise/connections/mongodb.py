@@ -61,10 +61,13 @@ DATABASE: Final = "rise"
 _UNAUTHENTICATED: Final = 18
 _UNAUTHORIZED: Final = 13
 _DUPLICATE: Final = 11000
+_MAJORITY_UNKNOWN: Final = 134  # after a start, until it has heard from the others
+_STEPPED_DOWN: Final = (91, 189, 10107, 11600, 11602)  # as a primary says it while it waits for the others
 _INDEX_CONFLICTS: Final = (67, 85, 86)  # what it says cannot be made, has other options, or has another key
+_IN_ELECTION: Final = "this MongoDB is no primary any more; it goes on by itself after the election"
 _BY_CLASS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (ConfigurationError, "the URL of MongoDB cannot be used: correct RISE_MONGODB_URL"),
-    (NotPrimaryError, "this MongoDB is no primary any more; it goes on by itself after the election"),
+    (NotPrimaryError, _IN_ELECTION),
     (ServerSelectionTimeoutError, "MongoDB cannot be reached, or has no primary now"),
     (WTimeoutError, "MongoDB does not confirm in time that a majority has what was written"),
     (WriteConcernError, "MongoDB does not confirm that a majority has what was written"),
@@ -74,6 +77,8 @@ _BY_CLASS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (OSError, "MongoDB cannot be reached"),
 )
 _BY_CODE: Final = {
+    **dict.fromkeys(_STEPPED_DOWN, _IN_ELECTION),
+    _MAJORITY_UNKNOWN: "MongoDB does not know yet what a majority has; it goes on by itself",
     _UNAUTHENTICATED: "MongoDB refuses the credentials in its URL",
     _UNAUTHORIZED: "the user of MongoDB may not do what Rise needs: give it the role readWrite on Rise's database",
 }
@@ -102,13 +107,15 @@ def translated(error: Exception) -> RiseError:
 def _meaning(error: Exception) -> RiseError:
     if isinstance(error, DocumentTooLarge):
         return RecordTooLarge("MongoDB keeps no record of more than 16 MB: let the run come to less")
-    for kind, meaning in _BY_CLASS:
-        if isinstance(error, kind):
-            return MongoUnavailable(meaning)
     code = error.code if isinstance(error, OperationFailure) else None
     if code in _INDEX_CONFLICTS:
         return MongoMisconfigured("an index of Rise's cannot be made in MongoDB: another is in its place")
-    return MongoUnavailable(_BY_CODE.get(code or 0, f"MongoDB refuses (code {code})"))
+    if code in _BY_CODE:
+        return MongoUnavailable(_BY_CODE[code])
+    for kind, meaning in _BY_CLASS:
+        if isinstance(error, kind):
+            return MongoUnavailable(meaning)
+    return MongoUnavailable(f"MongoDB refuses (code {code})")
 
 
 @contextmanager
