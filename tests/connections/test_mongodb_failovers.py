@@ -31,7 +31,7 @@ from mongodb_replica_set import (
 )
 
 from rise.clock import SystemClock
-from rise.connections.mongodb import MongoDatabase
+from rise.connections.mongodb import ANSWER_SECONDS, MongoDatabase
 from rise.definitions.mongodb import INDEXES as DEFINITIONS_INDEXES
 from rise.definitions.mongodb import MongoDefinitions
 from rise.definitions.port import Kind
@@ -422,6 +422,29 @@ async def test_a_step_down_is_called_one_whenever_it_comes(house: House, code: i
             await make().do(house)
         await house.replicas.elect()
         await insist(house.database.ping)
+
+
+@pytest.mark.req("CPY-6", "CAP-2", "CAP-5")
+@pytest.mark.failure("F2")
+async def test_until_another_is_elected_there_is_said_to_be_no_primary(house: House):
+    house.replicas.step_down()
+    async with asyncio.timeout(4 * ANSWER_SECONDS):
+        while "has no primary now" not in str(house.told[-1]):
+            with pytest.raises(MongoUnavailable):
+                await house.database.ping()
+    await house.replicas.elect()
+    await insist(house.database.ping)
+    assert house.told[-1] is None
+
+
+@pytest.mark.req("CPY-6", "CAP-2")
+async def test_a_member_asked_alone_that_is_no_primary_any_more_says_what_helps(house: House):
+    alone = MongoDatabase(house.replicas.url_of_one_member, clock=SystemClock(), indexes=INDEXES)
+    await alone.ping()
+    await house.replicas.elect()
+    with pytest.raises(MongoUnavailable, match="after the election if RISE_MONGODB_URL names the whole replica set"):
+        await alone.ping()
+    await alone.close()
 
 
 @pytest.mark.req("CPY-6", "CAP-2")

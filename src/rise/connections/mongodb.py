@@ -189,7 +189,7 @@ class MongoDatabase:
     async def ping(self) -> None:
         """Answered by a primary with the indexes in place, or raises."""
         await self._be_checked()
-        await self._bounded(lambda database: database.command("ping"))
+        await self._bounded(_hello_of_primary)
 
     async def now_ms(self) -> int:
         """The store's clock, as last heard and gone on with since; in one process it never steps back."""
@@ -228,9 +228,7 @@ class MongoDatabase:
         return self._checked_at is not None and self._clock.monotonic() - self._checked_at < self._checked_seconds
 
     async def _check(self, database: AsyncDatabase[Document]) -> None:
-        hello = await database.client.admin.command("hello")
-        if not hello.get("isWritablePrimary"):
-            raise MongoUnavailable("this MongoDB is a secondary: name the whole replica set in RISE_MONGODB_URL")
+        hello = await _hello_of_primary(database)
         heard_ms = hello["localTime"].replace(tzinfo=UTC).timestamp() * 1000
         self._offset_ms = heard_ms - self._clock.monotonic() * 1000
         for name, indexes in self._indexes.items():
@@ -366,6 +364,17 @@ def _client(url: str) -> AsyncMongoClient[Document]:
         socketTimeoutMS=int(ANSWER_SECONDS * 1000),
         waitQueueTimeoutMS=int(ANSWER_SECONDS * 1000),
     )
+
+
+async def _hello_of_primary(database: AsyncDatabase[Document]) -> Document:
+    hello = await database.client.admin.command("hello")
+    if not hello.get("isWritablePrimary"):
+        # Which the driver may not know yet; or it was told to ask this one, whatever it is.
+        raise MongoUnavailable(
+            "this MongoDB is a secondary: it goes on by itself after the election if RISE_MONGODB_URL names the whole "
+            "replica set"
+        )
+    return hello
 
 
 async def _check_indexes(documents: AsyncCollection[Document], indexes: Sequence[Index]) -> None:
