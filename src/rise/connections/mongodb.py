@@ -33,6 +33,7 @@ from pymongo.errors import (
     PyMongoError,
     ServerSelectionTimeoutError,
     WriteConcernError,
+    WriteError,
     WTimeoutError,
 )
 from pymongo.read_concern import ReadConcern
@@ -59,10 +60,14 @@ DATABASE: Final = "rise"
 
 _UNAUTHENTICATED: Final = 18
 _UNAUTHORIZED: Final = 13
+_DUPLICATE: Final = 11000
+_MAJORITY_UNKNOWN: Final = 134  # after a start, until it has heard from the others
+_STEPPED_DOWN: Final = (91, 189, 10107, 11600, 11602)  # as a primary says it while it waits for the others
 _INDEX_CONFLICTS: Final = (67, 85, 86)  # what it says cannot be made, has other options, or has another key
+_IN_ELECTION: Final = "this MongoDB is no primary any more; it goes on by itself after the election"
 _BY_CLASS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (ConfigurationError, "the URL of MongoDB cannot be used: correct RISE_MONGODB_URL"),
-    (NotPrimaryError, "this MongoDB is no primary any more; it goes on by itself after the election"),
+    (NotPrimaryError, _IN_ELECTION),
     (ServerSelectionTimeoutError, "MongoDB cannot be reached, or has no primary now"),
     (WTimeoutError, "MongoDB does not confirm in time that a majority has what was written"),
     (WriteConcernError, "MongoDB does not confirm that a majority has what was written"),
@@ -72,6 +77,8 @@ _BY_CLASS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (OSError, "MongoDB cannot be reached"),
 )
 _BY_CODE: Final = {
+    **dict.fromkeys(_STEPPED_DOWN, _IN_ELECTION),
+    _MAJORITY_UNKNOWN: "MongoDB does not know yet what a majority has; it goes on by itself",
     _UNAUTHENTICATED: "MongoDB refuses the credentials in its URL",
     _UNAUTHORIZED: "the user of MongoDB may not do what Rise needs: give it the role readWrite on Rise's database",
 }
@@ -100,13 +107,15 @@ def translated(error: Exception) -> RiseError:
 def _meaning(error: Exception) -> RiseError:
     if isinstance(error, DocumentTooLarge):
         return RecordTooLarge("MongoDB keeps no record of more than 16 MB: let the run come to less")
-    for kind, meaning in _BY_CLASS:
-        if isinstance(error, kind):
-            return MongoUnavailable(meaning)
     code = error.code if isinstance(error, OperationFailure) else None
     if code in _INDEX_CONFLICTS:
         return MongoMisconfigured("an index of Rise's cannot be made in MongoDB: another is in its place")
-    return MongoUnavailable(_BY_CODE.get(code or 0, f"MongoDB refuses (code {code})"))
+    if code in _BY_CODE:
+        return MongoUnavailable(_BY_CODE[code])
+    for kind, meaning in _BY_CLASS:
+        if isinstance(error, kind):
+            return MongoUnavailable(meaning)
+    return MongoUnavailable(f"MongoDB refuses (code {code})")
 
 
 @contextmanager
@@ -180,7 +189,7 @@ class MongoDatabase:
     async def ping(self) -> None:
         """Answered by a primary with the indexes in place, or raises."""
         await self._be_checked()
-        await self._bounded(lambda database: database.command("ping"))
+        await self._bounded(_hello_of_primary)
 
     async def now_ms(self) -> int:
         """The store's clock, as last heard and gone on with since; in one process it never steps back."""
@@ -219,9 +228,7 @@ class MongoDatabase:
         return self._checked_at is not None and self._clock.monotonic() - self._checked_at < self._checked_seconds
 
     async def _check(self, database: AsyncDatabase[Document]) -> None:
-        hello = await database.client.admin.command("hello")
-        if not hello.get("isWritablePrimary"):
-            raise MongoUnavailable("this MongoDB is a secondary: name the whole replica set in RISE_MONGODB_URL")
+        hello = await _hello_of_primary(database)
         heard_ms = hello["localTime"].replace(tzinfo=UTC).timestamp() * 1000
         self._offset_ms = heard_ms - self._clock.monotonic() * 1000
         for name, indexes in self._indexes.items():
@@ -287,14 +294,15 @@ class Documents:
         return await self._ask(draw)
 
     async def insert(self, document: Document) -> bool:
-        """False: there is one with its id, or with what else is unique, and that one stays."""
+        """False: a majority has one with its id, or with what else is unique, and that one stays."""
 
         async def insert(documents: AsyncCollection[Document]) -> bool:
-            try:
-                await documents.insert_one(document)
-            except DuplicateKeyError:
-                return False
-            return True
+            # Not `insert_one`: of one that is there already it does not say that no majority has that one. Whoever
+            # repeats an insert finds what this primary may have alone, and the next one not at all.
+            answer = await documents.database.command(
+                "insert", documents.name, documents=[document], writeConcern=documents.write_concern.document
+            )
+            return _was_inserted(answer)
 
         return await self._ask(insert)
 
@@ -334,6 +342,17 @@ class Documents:
         return await self._database.ask(self._name, work)
 
 
+def _was_inserted(answer: Document) -> bool:
+    """False: there was one already. Raises what the driver does with other answers."""
+    unconfirmed = answer.get("writeConcernError")
+    if unconfirmed is not None:
+        raise WriteConcernError(unconfirmed.get("errmsg"), unconfirmed["code"], unconfirmed)
+    for error in answer.get("writeErrors", ()):
+        if error["code"] != _DUPLICATE:
+            raise WriteError(error.get("errmsg"), error["code"], error)
+    return bool(answer["n"])
+
+
 def _client(url: str) -> AsyncMongoClient[Document]:
     return AsyncMongoClient(
         url,
@@ -345,6 +364,17 @@ def _client(url: str) -> AsyncMongoClient[Document]:
         socketTimeoutMS=int(ANSWER_SECONDS * 1000),
         waitQueueTimeoutMS=int(ANSWER_SECONDS * 1000),
     )
+
+
+async def _hello_of_primary(database: AsyncDatabase[Document]) -> Document:
+    hello = await database.client.admin.command("hello")
+    if not hello.get("isWritablePrimary"):
+        # Which the driver may not know yet; or it was told to ask this one, whatever it is.
+        raise MongoUnavailable(
+            "this MongoDB is a secondary: it goes on by itself after the election if RISE_MONGODB_URL names the whole "
+            "replica set"
+        )
+    return hello
 
 
 async def _check_indexes(documents: AsyncCollection[Document], indexes: Sequence[Index]) -> None:
