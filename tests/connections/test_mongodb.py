@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 from collections.abc import AsyncIterator, Iterator
@@ -154,6 +155,25 @@ async def test_where_nobody_listens_everybody_is_told_in_time():
         assert {type(answer) for answer in answers} == {MongoUnavailable}
         assert len(told) == 1
         await database.close()
+
+
+@pytest.mark.failure("F7")
+async def test_a_question_that_does_not_end_even_when_it_is_given_up_keeps_nobody_waiting(running_mongodb: MongoServer):
+    never = asyncio.Event()
+
+    async def deaf(_: object) -> None:
+        while not never.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await never.wait()
+
+    database = MongoDatabase(running_mongodb.url, clock=SystemClock(), indexes=INDEXES, answer_seconds=1.0)
+    await database.ping()
+    async with asyncio.timeout(5):
+        with pytest.raises(MongoUnavailable):
+            await database.ask("things", deaf)
+        await database.ping()
+    never.set()
+    await database.close()
 
 
 @pytest.mark.req("CAP-5")

@@ -40,6 +40,7 @@ from pymongo.read_concern import ReadConcern
 
 from rise.clock import Clock
 from rise.errors import MongoMisconfigured, MongoUnavailable, RecordTooLarge, RiseError, Unavailable
+from rise.service import spawn
 
 T = TypeVar("T")
 Document: TypeAlias = dict[str, Any]
@@ -51,6 +52,8 @@ ANSWER_SECONDS: Final = 5.0
 SELECT_SECONDS: Final = 2.0
 """To find a primary. An election takes longer; until it is over, callers are told that there is none."""
 CONNECT_SECONDS: Final = 2.0
+GIVE_UP_SECONDS: Final = 0.5
+"""For a question that was given up to end; one that does not is left behind."""
 CONFIRM_SECONDS: Final = 3.0
 """For a majority to have a write."""
 CHECKED_SECONDS: Final = 60.0
@@ -127,6 +130,10 @@ def mongo_errors() -> Iterator[None]:
         raise translated(error) from error
 
 
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
+
+
 @dataclass(frozen=True, slots=True)
 class Index:
     """One that Rise relies on. `is_sparse`: only documents that have the field are in it."""
@@ -174,6 +181,7 @@ class MongoDatabase:
         self._offset_ms = 0.0
         self._said_ms = 0
         self._is_closed = False
+        self._asking: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
         """Learn the time, and see that the indexes are there. Raises `MongoUnavailable`; whatever is asked later tries
@@ -183,6 +191,8 @@ class MongoDatabase:
     async def close(self) -> None:
         self._is_closed = True
         client, self._client = self._client, None
+        for asking in self._asking:
+            asking.cancel()
         if client is not None:
             await client.close()
 
@@ -239,13 +249,27 @@ class MongoDatabase:
     async def _bounded(self, work: Callable[[AsyncDatabase[Document]], Awaitable[T]]) -> T:
         try:
             with mongo_errors():
-                async with asyncio.timeout(self._answer_seconds):
-                    answer = await work(self._database())
+                answer = await self._in_time(work(self._database()))
         except Unavailable as error:
             self._checked_at = None  # it may come back as another: emptied, or restored from a backup
             self._report(error)
             raise
         self._report(None)
+        return answer
+
+    async def _in_time(self, work: Awaitable[T]) -> T:
+        """In a task of its own, which is left behind if it does not even end when it is told to: whatever the driver
+        waits for, nobody waits for the driver. Raises `TimeoutError`."""
+        asking = spawn(_awaited(work), name="mongodb", into=self._asking)
+        try:
+            await asyncio.wait({asking}, timeout=self._answer_seconds)
+            if not asking.done():
+                asking.cancel()
+                await asyncio.wait({asking}, timeout=GIVE_UP_SECONDS)
+                raise TimeoutError
+        finally:
+            asking.cancel()
+        answer: T = asking.result()
         return answer
 
     def _database(self) -> AsyncDatabase[Document]:
