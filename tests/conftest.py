@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rise import telemetry
 from rise.testing.servers import MongoServer, RabbitServer, RedisServer, has_mongodb, has_rabbitmq, has_redis
 
 
@@ -41,6 +42,15 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport, config: p
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"{reason}; with --no-skips that is a failure"
+
+
+@pytest.fixture(autouse=True)
+def _secrets_of_one_test() -> Iterator[None]:
+    """What one test keeps out of the logs, drawn at random perhaps, may be any word of another's."""
+    known = set(telemetry._known_secrets)
+    yield
+    telemetry._known_secrets.clear()
+    telemetry._known_secrets.update(known)
 
 
 @pytest.fixture(scope="session")

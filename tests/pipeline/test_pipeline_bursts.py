@@ -473,7 +473,9 @@ async def test_a_follower_of_which_the_ledger_cannot_say_whether_it_was_answered
     one, two = await stage.write("one", "two")
     await stage.pass_time(QUIET)
     worker = stage.new_worker(talk.workflow)
-    worker.fail_at("ledger.steps", "before", LedgerSilent("MongoDB does not answer"), nth=2)
+    # Of the run it is asked for the leader, for who follows it, and when that one's turn has come.
+    for question, nth in (("ledger.steps", 2), ("ledger.run", 3)):
+        worker.fail_at(question, "before", LedgerSilent("MongoDB does not answer"), nth=nth)
     await stage.start_new_worker(worker, talk.workflow)
     await stage.waiting_for_retry(two)
     await stage.pass_time(60)

@@ -63,11 +63,11 @@ def claim_without_a_fence(patch: pytest.MonkeyPatch) -> None:
 def reply_before_it_is_stored(patch: pytest.MonkeyPatch) -> None:
     record = Worker._record_answer
 
-    async def say_and_record(self: Worker, task: Task, result: Any, calls: Any, said: str) -> Any:
+    async def say_and_record(self: Worker, task: Task, result: Any, calls: Any, said: str, burst: Any) -> Any:
         channel: Any = self._channels[task.head.channel]
         for call in calls if hasattr(channel, "send") else []:
             await channel.send(task.head.account, task.head.chat_id, call)
-        return await record(self, task, result, calls, said)
+        return await record(self, task, result, calls, said, burst)
 
     patch.setattr(Worker, "_record_answer", say_and_record)
 
