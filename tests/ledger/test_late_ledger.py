@@ -9,7 +9,7 @@ from late_stage import LateStage
 from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, Task, TaskId, reply_id_of, run_id_of
 from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUnavailable
 from rise.ledger.late import Waiting, decode_late, encode_late
-from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, REMEMBERED_SECONDS
+from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, REMEMBERED_SECONDS, LateLedger
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn
 from rise.queue.port import Finished, Replying, Selection, Suspend
 from rise.runtime.writing_back import PAGE
@@ -460,3 +460,20 @@ async def test_whose_key_was_that_of_a_former_message_is_left_to_be_run_again(st
     known = await stage.process().run(claim.task.run_id)
     assert known is not None
     assert known.is_of_former(task.head), "so the supervisor takes its result for lost"
+
+
+@pytest.mark.req("CPY-6", "CHN-3")
+async def test_a_result_that_is_written_back_between_two_looks_is_seen(
+    stage: LateStage, monkeypatch: pytest.MonkeyPatch
+):
+    ledger, task_id = stage.process(), await stage.accept(1)
+    stage.leave()
+    await work(stage, ledger)
+    stage.come_back()
+
+    async def written_by_then(self: LateLedger, key: str) -> None:
+        monkeypatch.undo()
+        await stage.write_back().write_back()
+
+    monkeypatch.setattr(LateLedger, "_read", written_by_then)
+    assert await ledger.latest_run(task_id) is not None

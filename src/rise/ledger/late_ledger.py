@@ -85,6 +85,9 @@ class LateLedger:
         generation = 0 if known is None else known.generation + 1
         while (waiting := await self._read(key_of_run(run_id_of(task_id, generation)))) is not None:
             known, generation = await self._as_run(waiting), generation + 1
+        if known is None and silent is None:
+            # Once more, after what waits: a result may have been written back between the two looks.
+            return await self._ask(lambda: self._ledger.latest_run(task_id))
         if known is None and silent is not None:
             raise silent
         return known
