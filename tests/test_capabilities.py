@@ -300,3 +300,16 @@ async def test_two_who_ask_at_once_get_one_answer(capabilities: CapabilityRegist
     capabilities.register_capability_probe("redis", redis.check)
     await asyncio.gather(*(capabilities.probe("redis") for _ in range(5)))
     assert redis.asked == 1
+
+
+@pytest.mark.req("CAP-7", "OPS-3")
+def test_since_when_it_is_so_is_known_however_often_it_is_said(
+    capabilities: CapabilityRegistry, clock: ManualClock
+) -> None:
+    capabilities.set("disk", AVAILABLE)
+    began = clock.now()
+    clock.advance(60)
+    capabilities.set("disk", AVAILABLE, "written and synced")
+    assert capabilities.all()["disk"].since == began
+    capabilities.set("disk", UNAVAILABLE, "full")
+    assert capabilities.all()["disk"].since == clock.now()

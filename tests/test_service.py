@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
+import structlog
 
 from rise.service import Loop, Signal, cancel_all, spawn, start_all, stop_all
 from rise.testing.clock import ManualClock
@@ -54,6 +55,19 @@ async def test_a_part_that_fails_to_stop_keeps_no_other_from_it():
     await stop_all(parts, on_error=lambda name, error: heard.append(f"{name}: {type(error).__name__}"))
     assert log == ["-c", "-b", "-a"]
     assert heard == ["b: OSError"]
+
+
+async def test_what_serves_all_logs_in_nobodys_name():
+    seen: list[dict[str, object]] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def look() -> None:
+        seen.append(structlog.contextvars.get_contextvars())
+
+    with structlog.contextvars.bound_contextvars(trace_id="of the first"):
+        await spawn(look(), name="of the caller", into=tasks)
+        await spawn(look(), name="of all", into=tasks, for_all=True)
+    assert seen == [{"trace_id": "of the first"}, {}]
 
 
 # --- loops ------------------------------------------------------------------------------------------------

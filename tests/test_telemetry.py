@@ -176,6 +176,20 @@ def test_a_traceback_is_written_without_its_secrets(written, style: str):
     assert TOKEN.partition(":")[2] not in line
 
 
+@pytest.mark.failure("B7")
+def test_a_traceback_can_be_read_line_by_line_and_forges_none(written):
+    """What an error quotes of a message stays within its indentation."""
+    try:
+        raise ValueError("not a number: 1\n2025-11-08 [error] all is lost\x1b[2J")
+    except ValueError as error:
+        first, *trace = written("console", exc_info=error).splitlines()
+        machines = json.loads(written("json", exc_info=error))
+    assert "test.logged" in first
+    assert trace[0] == "  Traceback (most recent call last):"
+    assert trace[-2:] == ["  ValueError: not a number: 1", "  2025-11-08 [error] all is lost\\u001b[2J"]
+    assert machines["exception"].splitlines() == trace
+
+
 @pytest.mark.failure("B2", "B7")
 @pytest.mark.parametrize("style", ["json", "console"])
 def test_a_message_cannot_forge_a_line(written, style: str):

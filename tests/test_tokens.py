@@ -91,6 +91,31 @@ def test_the_first_admins_token_is_not_also_anothers(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.req("SEC-1")
+@pytest.mark.parametrize("kept", [TOKEN, DIGEST], ids=["token", "digest"])
+def test_the_first_admin_is_known_by_the_token_and_not_by_its_digest(monkeypatch: pytest.MonkeyPatch, kept: str):
+    monkeypatch.setenv("RISE_ADMIN_TOKEN", kept)
+    setting = load_settings(_env_file=None).admin_token
+    assert setting is not None
+    known = Credentials(setting.get_secret_value(), {})
+    assert known.principal(TOKEN) == Principal("admin", Role.ADMIN)
+    for shown in (DIGEST, DIGEST.removeprefix("sha256:"), digest_of(DIGEST)):
+        assert known.principal(shown) is None
+    for others in (TOKEN, DIGEST):
+        with pytest.raises(SettingsInvalid, match="RISE_ADMIN_TOKEN too"):
+            credentials_of(monkeypatch, f"ann:operator:{others}")
+
+
+@pytest.mark.req("SEC-1")
+@pytest.mark.parametrize("kept", SPOILT.values(), ids=SPOILT)
+def test_a_first_admins_token_that_may_be_meant_as_a_digest_is_refused(monkeypatch: pytest.MonkeyPatch, kept: str):
+    monkeypatch.setenv("RISE_ADMIN_TOKEN", kept)
+    with pytest.raises(SettingsInvalid) as refused:
+        load_settings(_env_file=None)
+    assert [one for one in refused.value.problems if "RISE_ADMIN_TOKEN looks like a digest and is none" in one]
+    assert not [one for one in refused.value.problems if HEX[:8] in one.lower() or "$" in one]
+
+
+@pytest.mark.req("SEC-1")
 def test_an_entry_names_somebody(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(SettingsInvalid, match="number 1 is not name:role:token"):
         credentials_of(monkeypatch, f":operator:{DIGEST}")

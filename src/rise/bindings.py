@@ -341,6 +341,11 @@ class BindingRegistry:
         """All of them, of all accounts."""
         return [one for account in self._accounts.values() for one in account.by_workflow.values()]
 
+    def binding(self, channel: str, account: str, workflow_id: str | None) -> BindingRecord | None:
+        """The one of that workflow, on or off."""
+        bound = self._accounts.get((channel, account))
+        return None if bound is None or workflow_id is None else bound.by_workflow.get(workflow_id)
+
     def workflow(self, workflow_id: str) -> WorkflowRecord | None:
         return self._workflows.get(workflow_id)
 

@@ -2,9 +2,12 @@
 
 Promises: which messages are a burst is said by when they were accepted, not by how busy the workers are. Before a
 workflow begins, its burst is frozen as a step of the leader's run: every try has the same messages, never more, and
-fewer only if one was ended otherwise meanwhile; what was computed for all of them counts for nothing then. A follower
-ends in the ledger before its leader has a result, under the name of its own run, of which there is one result: so it is
-answered with its leader or by itself, never both. Where its leader comes to no result that names it, it is run alone.
+fewer only if one was ended otherwise meanwhile; what was computed for all of them counts for nothing then.
+
+What follows is answered with its leader or by itself, never both, whoever is killed or frozen. Before its leader's
+result is saved, its own run has one that says whom it goes with, and is not over by that: it ends when a result of its
+leader names it and is in the ledger, and is run alone when its leader has come to one that does not. Until then it
+waits.
 
 Refuses: to put together what is not a short text of one person for one binding, or what was tried by itself before.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -78,10 +82,12 @@ class Bursts:
         heads, is_whole = await self._gathered(task.head, policy)
         if is_whole:
             return 0.0
-        accepted = [head.accepted_at_ms for head in heads]
+        accepted, now_ms = [head.accepted_at_ms for head in heads], self.queue.now_ms()
+        if not all(_is_recent(head, policy, now_ms) for head in heads):
+            return 0.0
         quiet_at_ms = max(accepted) + policy.quiet_seconds * 1000
         answered_at_ms = min(accepted) + policy.longest_wait_seconds * 1000
-        return max(0.0, min(quiet_at_ms, answered_at_ms) - self.queue.now_ms()) / 1000
+        return max(0.0, min(quiet_at_ms, answered_at_ms) - now_ms) / 1000
 
     async def freeze(self, task: Task, binding: BindingRecord | None, steps: Mapping[str, bytes]) -> Burst:
         """What is answered with the task from now on, in every try of its run."""
@@ -104,19 +110,13 @@ class Bursts:
         """Whether it may have ended with another, although nobody has begun to run it."""
         return _policy_of(self.bindings.met_by(head).binding, head) is not None
 
-    async def is_unanswered(self, run: Run) -> bool:
-        """Whether it was taken along by a message that has come to no result which names it."""
-        if run.merged_into is None:
-            return False
-        leader = await self.ledger.latest_run(run.merged_into)
-        return leader is None or run.task_id not in leader.merged
-
     # --- which messages ---
 
     async def _frozen(self, task: Task, binding: BindingRecord | None, steps: Mapping[str, bytes]) -> Sequence[TaskId]:
         kept = steps.get(_FROZEN)
         if kept is None:
-            names = await self._merged_before(task)
+            # A message that is run again answers what it answered before: nothing else would.
+            names = await merged_before(task.head, task.progress.generation, self.ledger)
             policy = _policy_of(binding, task.head)
             if not names and policy is not None and not _was_begun(task, steps):
                 heads, _ = await self._gathered(task.head, policy)
@@ -126,14 +126,6 @@ class Bursts:
             # Of one alone as well: what comes while it waits for its next try is another turn.
             kept = await self.ledger.save_step(task.run_id, _FROZEN, encode_json(names))
         return msgspec.json.decode(kept, type=list[TaskId])
-
-    async def _merged_before(self, task: Task) -> Sequence[TaskId]:
-        """A message that is run again answers what it answered before: nothing else would."""
-        for generation in reversed(range(task.progress.generation)):
-            former = await self.ledger.run(run_id_of(task.task_id, generation))
-            if former is not None and former.merged and not former.is_of_former(task.head):
-                return former.merged
-        return ()
 
     async def _gathered(self, leader: Head, policy: BurstPolicy) -> tuple[list[Head], bool]:
         """Those of its burst that are there by now, in their order, and whether no more can come."""
@@ -177,18 +169,68 @@ class Bursts:
             run = await self.ledger.latest_run(task_id)
             is_leaders = run is not None and run.merged_into == leader.task_id
             return await self.ledger.archived(task_id) if is_leaders else None
-        if task.progress.status is not Status.PENDING:
-            return None
         run = await self.ledger.run(task.run_id)
-        if run is None:
-            return None if _was_tried(task.progress) else task
-        return task if run.merged_into == leader.task_id and not run.is_of_former(task.head) else None
+        if run is not None:
+            return task if run.merged_into == leader.task_id and not run.is_of_former(task.head) else None
+        # Of what was tried and resumed only its steps tell.
+        was_tried = _was_tried(task.progress) or await self.ledger.steps(task.run_id)
+        return None if was_tried or task.progress.status is not Status.PENDING else task
+
+
+class Fate(StrEnum):
+    """Of a message that another has taken along."""
+
+    WAITS = "waits"
+    """Nobody knows yet: somebody may still save a result of its leader that names it, even if they have lost their
+    claim long ago; or there is one, and it may still be lost, because it waits for the ledger."""
+    ANSWERED = "answered"
+    ALONE = "alone"
+    """Its leader has come to a result that does not name it."""
+
+
+async def fate_of(run: Run, queue: Queue, ledger: Ledger) -> Fate:
+    """Of a run that has been merged into another."""
+    assert run.merged_into is not None
+    # The queue first: what it forgets between the two looks is in the ledger.
+    leader = await queue.get(run.merged_into)
+    latest = await ledger.latest_run(run.merged_into)
+    # A leader may have been run again since it has answered, whatever has become of that.
+    generations = range(latest.generation + 1) if latest else ()
+    results = [await ledger.run(run_id_of(run.merged_into, generation)) for generation in generations]
+    naming = [result for result in results if result is not None and run.task_id in result.merged]
+    if naming:
+        # What may still be lost ends nothing: its message would be run again, without this one.
+        is_firm = not run.is_late and any(not result.is_late for result in naming)
+        return Fate.ANSWERED if is_firm else Fate.WAITS
+    if leader is None or (latest is not None and _is_of(latest, leader)):
+        return Fate.ALONE
+    return Fate.WAITS
+
+
+def _is_of(run: Run, task: Task) -> bool:
+    """Whether it says what the task, as it is now, has come to."""
+    return run.generation >= task.progress.generation and not run.is_of_former(task.head)
+
+
+async def merged_before(leader: Head, generation: int, ledger: Ledger) -> Sequence[TaskId]:
+    """What it answered with itself when it was last answered, before this generation."""
+    for former in reversed(range(generation)):
+        run = await ledger.run(run_id_of(leader.task_id, former))
+        if run is not None and run.merged and not run.is_of_former(leader):
+            return run.merged
+    return ()
 
 
 def may_be_open(binding: BindingRecord, head: Head, now_ms: int) -> bool:
     """Whether it may wait for the rest of its burst: then it is not late."""
     policy = _policy_of(binding, head)
-    return policy is not None and now_ms - head.accepted_at_ms < policy.longest_wait_seconds * 1000
+    return policy is not None and _is_recent(head, policy, now_ms)
+
+
+def _is_recent(head: Head, policy: BurstPolicy, now_ms: int) -> bool:
+    """Neither longer ago than anything waits, nor in the future: what a clock that was wrong accepted is not waited
+    for until then."""
+    return abs(now_ms - head.accepted_at_ms) < policy.longest_wait_seconds * 1000
 
 
 def _policy_of(binding: BindingRecord | None, head: Head) -> BurstPolicy | None:

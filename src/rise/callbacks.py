@@ -26,7 +26,7 @@ from rise.channels.port import NotSent, Paused, Refused, SendOutcome, SendRates,
 from rise.clock import Clock
 from rise.envelope import Call, Reason, Status, Task, callback_id_of, encode_json, masked_url
 from rise.errors import PayloadInvalid, Rejected, SiteFailed, StageRefused, Unavailable
-from rise.ledger.port import Ledger, Reply, ReplyKind, ReplyState, Run, RunResult
+from rise.ledger.port import Ledger, Reply, ReplyKind, ReplyState, Run, RunResult, traced
 from rise.queue.port import Queue
 from rise.reachable import Address, Allowed, is_public
 from rise.retries import RetryPolicy
@@ -126,7 +126,7 @@ class Callbacks:
             account=ACCOUNT,
             # A line for each task: what one receiver does not take holds up nothing but what follows on it.
             chat_id=task.task_id,
-            call=Call("callback", {"url": url, "body": body.decode()}, masked_url(url)),
+            call=traced(Call("callback", {"url": url, "body": body.decode()}, masked_url(url)), task.head),
             kind=ReplyKind.CALLBACK,
             workflow_id=run.workflow_id if run else None,
             accepted_at_ms=task.head.accepted_at_ms,

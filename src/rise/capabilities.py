@@ -50,11 +50,15 @@ _WORTH: Final = {
 
 
 CONSEQUENCES: Final = {
-    "disk": "nothing is accepted, nothing runs; senders are told to come again",
+    "disk": "when it cannot be written, nothing is accepted and nothing runs, and senders are told to come again; "
+    "where there are Redis and RabbitMQ, these accept messages, which run",
     "ledger": "messages are accepted and wait; nothing runs, replies wait",
     "mongo": "messages are accepted and run where their workflow is known; results wait in Redis, replies with them",
     "redis": "messages are accepted by the other copies and wait",
     "rabbitmq": "messages are accepted by the other copies and run; the missing copy is made when it is back",
+    "temporal": "follow-ups are kept, moved and cancelled as ever; the queue fires them, a few seconds late; what is "
+    "bound to it waits, in the order of its chats",
+    "llm": "messages whose workflow asks the language model wait, each chat's in order; all others are answered",
     "worker": "messages are accepted and wait",
     "pipeline": "what was accepted is kept, and what cannot move waits",
     "bindings": "those known last stay in force; as long as none are known, what comes in is kept and waits",
@@ -67,11 +71,13 @@ CONSEQUENCES: Final = {
 """What it means for people while one of them is not available: log, `/healthz` and doctor say it in the same words."""
 
 REMEDIES: Final = {
-    "disk": "make room on the disk of RISE_DATA_DIR, or have it mended",
+    "disk": "make room on the disk of RISE_DATA_DIR (or RISE_JOURNAL_DIR), or have it mended",
     "mongo": "see that MongoDB runs and RISE_MONGODB_URL names it; it goes on by itself",
     "ledger": "see that the database in RISE_DATA_DIR can be read and written",
     "redis": "start Redis, or see that RISE_REDIS_URL reaches it",
     "rabbitmq": "start RabbitMQ or end its alarm, and see that RISE_RABBITMQ_URL reaches it",
+    "temporal": "start Temporal, or see that RISE_TEMPORAL_ADDRESS reaches it and has RISE_TEMPORAL_NAMESPACE",
+    "llm": "see that RISE_LLM_BASE_URL reaches the language model, which takes RISE_LLM_API_KEY and has RISE_LLM_MODEL",
     "worker": "see in the log why the worker ends or does nothing",
     "pipeline": "`rise tasks` shows what waits, and since when",
     "bindings": "see that the database in RISE_DATA_DIR can be read",
@@ -92,6 +98,8 @@ class CapabilityState:
     ttl_seconds: float = TTL_SECONDS
     remedy: str = ""
     """What helps this time, if it is not what helps otherwise."""
+    since: datetime | None = None
+    """When it became what it is, as far as this process knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +255,7 @@ class CapabilityRegistry:
             return self._states[name]
         if probe.asking is None:
             probe.asked_at = self._clock.monotonic()
-            probe.asking = spawn(self._ask(name, probe), name=f"probe {name}", into=self._tasks)
+            probe.asking = spawn(self._ask(name, probe), name=f"probe {name}", into=self._tasks, for_all=True)
             probe.asking.add_done_callback(lambda _: _forget(probe))
         done, _ = await asyncio.wait({probe.asking}, timeout=probe.timeout_seconds + _GRACE_SECONDS)
         if not done:
@@ -309,7 +317,9 @@ class CapabilityRegistry:
         probe = self._probes.get(name)
         detail = printable(redact(detail))
         ttl_seconds = probe.ttl_seconds if probe else TTL_SECONDS
-        state = CapabilityState(status, detail, self._clock.now(), ttl_seconds, printable(redact(remedy)))
+        now = self._clock.now()
+        since = before.since if before is not None and before.status is status else now
+        state = CapabilityState(status, detail, now, ttl_seconds, printable(redact(remedy)), since)
         self._states[name] = state
         capability_available.labels(name).set(_WORTH[status])
         if before is None:

@@ -10,7 +10,8 @@ that was stopped for longer looks before it reads what has come meanwhile.
 
 Refuses: to keep anybody waiting for the ledger. While that is away this process alone knows, and goes on trying to
 write it down; if it dies first, the run of the message that said so writes it. Until then, what others accept under the
-new id has a lane of its own: it may be answered out of order with the old id's; its history is joined all the same.
+new id, and what that plans for later, has a lane of its own: it may be answered out of order with the old id's; its
+history is joined all the same.
 """
 
 from __future__ import annotations

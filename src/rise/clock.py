@@ -61,6 +61,12 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+def is_hosts_own(zone: str) -> bool:
+    """Whether a time zone of this name is another one on each host, or is not there on some, or counts leap seconds,
+    which clocks do not show: files that lie beside those of IANA's zones."""
+    return zone.lower().startswith(("localtime", "posixrules", "posix/", "right/"))
+
+
 def epoch_ms(moment: datetime) -> int:
     """Milliseconds since 1970, as stored."""
     return int(moment.timestamp() * 1000)

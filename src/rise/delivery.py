@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from rise import callbacks
+from rise import callbacks, tracing
 from rise.bus.port import Bus, Topic
 from rise.channels.port import (
     AccountDown,
@@ -49,16 +48,12 @@ from rise.ledger.port import (
 )
 from rise.offices import ASK_SECONDS, OfficeClaim
 from rise.outages import Outages
-from rise.pacing import Bucket, Buckets
+from rise.pace import Account, Pace
 from rise.queue.port import Queue, Suspend
 from rise.service import Loop, Signal, cancel_all, insist, spawn
-from rise.telemetry import callbacks_given_up_total, log, replies_total
+from rise.telemetry import callbacks_given_up_total, log, platform_call_seconds, replies_total
 
 T = TypeVar("T")
-Account = tuple[str, str]
-"""Channel, account."""
-Chat = tuple[str, str, str]
-"""Channel, account, chat."""
 
 LOOK_SECONDS: Final = 1.0
 """How often the outbox is looked at without a hint; also how late a paused chat may go on."""
@@ -70,7 +65,6 @@ LIMITED_SECONDS: Final = 5.0
 """How long an account pauses that was asked to: then what is tried shows. Its chats pause as long as each was told."""
 URGENT_AT_ONCE: Final = 50
 """Places kept for urgent calls: all others may be taken by chats whose platform does not answer."""
-TIMES_KEPT: Final = 10_000
 TYPING_SECONDS: Final = 4.5
 """Platforms show the indicator for about five."""
 TYPING_SECONDS_MAX: Final = 120.0
@@ -157,6 +151,7 @@ class Sender:
             return
         if self._fence is None:
             self._fence = await self._ledger.outbox_open()
+            self._pace.forget_tickets()
         room = self._limits.chats_at_once - len(self._chats)
         replies = await self._due(self._fence, room)
         if replies is None:
@@ -214,14 +209,8 @@ class Sender:
                 # doubt, and no person is asked.
                 await self._give_place(fence, reply, ACCOUNT_RETRY_SECONDS)
                 return
-            seconds = self._pace.wait_seconds(reply)
-            if seconds > PLACE_SECONDS:
-                await self._give_place(fence, reply, seconds)
-                return
             try:
-                await self._clock.sleep(seconds)
-                if self._stopping or not self._may_go(reply):
-                    await self._give_place(fence, reply, 0.0)
+                if not await self._comes_up(fence, reply):
                     return
                 delivery = await self._deliver(fence, reply)
                 delivered = await self._record(fence, reply, delivery)
@@ -233,6 +222,18 @@ class Sender:
                 if reply is not None:
                     await self._let_go(fence, reply, error)
                 return
+
+    async def _comes_up(self, fence: int, reply: Reply) -> bool:
+        """Wait for its time, if that is soon: whatever goes meanwhile may put it off again. Else give its place."""
+        while not self._stopping and (seconds := self._pace.wait_seconds(reply)):
+            if seconds > PLACE_SECONDS:
+                await self._give_place(fence, reply, seconds)
+                return False
+            await self._clock.sleep(seconds)
+        if self._stopping or not self._may_go(reply):
+            await self._give_place(fence, reply, 0.0)
+            return False
+        return True
 
     def _may_go(self, reply: Reply) -> bool:
         """Not into an outage. Its chat is taken again as soon as it may."""
@@ -252,11 +253,13 @@ class Sender:
         channel = self._channels.get(reply.channel)
         if channel is None:
             return Again(ACCOUNT_RETRY_SECONDS, f"the channel {reply.channel} is not configured")
+        # Before anybody else can ask: there is no await between its coming up and this.
+        self._pace.count(reply)
         await self._ledger.outbox_sending(fence, reply)
-        self._pace.go(reply)
         began = self._clock.monotonic()
-        outcome = await channel.send(reply.account, reply.chat_id, reply.call)
+        outcome = await _sent(channel, reply)
         self._outages.note((reply.channel, reply.account), outcome, began)
+        platform_call_seconds.labels(reply.channel).observe(self._clock.monotonic() - began)
         replies_total.labels(reply.channel, reply.account, type(outcome).__name__).inc()
         return self._decide(reply, outcome)
 
@@ -410,91 +413,6 @@ class Sender:
         return seconds * self._clock.random.uniform(0.8, 1.2)
 
 
-class Pace:
-    """When a chat and its account may be sent to.
-
-    The first to ask is given the first time; whoever asks later, a later one. A chat keeps the time it was
-    given until it has used it, so that waiting elsewhere meanwhile does not send it to the end.
-
-    What is urgent goes at once: its platform waits for seconds, and times may be given out for minutes. It counts
-    against its account all the same, so that everybody who has a time goes by so much later.
-    """
-
-    def __init__(self, channels: Mapping[str, Receiver], clock: Clock) -> None:
-        self._channels = channels
-        self._clock = clock
-        self._accounts: dict[Account, Bucket] = {}
-        self._per_second: dict[float, Buckets] = {}
-        self._per_minute: dict[float, Buckets] = {}
-        self._times: dict[Chat, float] = {}
-        """Given out; `_put_off` of the account comes on top."""
-        self._put_off: dict[Account, float] = defaultdict(float)
-        """For how many seconds urgent calls have put off everybody of the account, ever."""
-
-    def wait_seconds(self, reply: Reply) -> float:
-        """How long until its time comes; 0.0 if it has."""
-        chat, now = _chat_of(reply), self._clock.monotonic()
-        if reply.call.is_urgent or reply.channel not in self._channels:
-            return 0.0
-        if chat not in self._times:
-            self._forget_unused(now)
-            self._times[chat] = now + self._reserve(reply, chat, now) - self._put_off[chat[:2]]
-        return max(0.0, self._time_of(chat) - now)
-
-    def go(self, reply: Reply) -> None:
-        """Its time is used; what is urgent has none, and puts the others off."""
-        if reply.call.is_urgent:
-            self._go_first(_chat_of(reply), self._clock.monotonic())
-        self._times.pop(_chat_of(reply), None)
-
-    def spare(self, account: Account, chat_id: str) -> bool:
-        """Whether a call may go that nobody misses, without making a reply wait. It counts like any other."""
-        return self._bucket_of((*account, chat_id)).take_spare(self._clock.monotonic())
-
-    def _go_first(self, chat: Chat, now: float) -> None:
-        bucket = self._bucket_of(chat)
-        if bucket.wait_seconds(now):
-            self._put_off[chat[:2]] += 1 / bucket.tokens_per_second
-        bucket.take(now)
-
-    def _time_of(self, chat: Chat) -> float:
-        return self._times[chat] + self._put_off[chat[:2]]
-
-    def _bucket_of(self, chat: Chat) -> Bucket:
-        channel, account, chat_id = chat
-        if (channel, account) not in self._accounts:
-            per_second = self._channels[channel].rates(chat_id).account_per_second
-            self._accounts[channel, account] = Bucket(per_second, max(1.0, per_second))
-        return self._accounts[channel, account]
-
-    def _reserve(self, reply: Reply, chat: Chat, now: float) -> float:
-        rates = self._channels[reply.channel].rates(reply.chat_id)
-        account = self._bucket_of(chat)
-        per_second = self._per_second.setdefault(
-            rates.chat_per_second, Buckets(rates.chat_per_second, max(1.0, rates.chat_per_second))
-        )
-        seconds = max(account.wait_seconds(now), per_second.wait_seconds(chat, now))
-        if rates.chat_per_minute is not None:
-            per_minute = self._per_minute.setdefault(
-                rates.chat_per_minute, Buckets(rates.chat_per_minute / 60, rates.chat_per_minute)
-            )
-            seconds = max(seconds, per_minute.wait_seconds(chat, now))
-            per_minute.take(chat, now)
-        # Taken before the wait: whoever comes meanwhile queues behind.
-        per_second.take(chat, now)
-        account.take(now)
-        return seconds
-
-    def _forget_unused(self, now: float) -> None:
-        """Times of chats whose replies were all dropped meanwhile."""
-        if len(self._times) >= TIMES_KEPT:
-            self._times = {chat: at for chat, at in self._times.items() if self._time_of(chat) > now}
-
-
-def _chat_of(reply: Reply) -> Chat:
-    return reply.channel, reply.account, reply.chat_id
-
-
 class Typing:
     """Shows people that an answer is on its way while a workflow runs. Best effort, kept nowhere.
 
@@ -551,6 +469,22 @@ class Typing:
             if self._may_be_shown((channel.name, account), chat_id):
                 await channel.show_typing(account, chat_id)
             await self._clock.sleep(TYPING_SECONDS)
+
+
+async def _sent(channel: Receiver, reply: Reply) -> SendOutcome:
+    shown: tracing.Attributes = {
+        "rise.task_id": reply.task_id,
+        "rise.reply_id": reply.reply_id,
+        "rise.channel": reply.channel,
+        "rise.account": reply.account,
+        "rise.method": reply.call.method,
+        "rise.tries": reply.tries + reply.resends,
+    }
+    with tracing.span("send", kind="client", parent=reply.call.trace_parent, attributes=shown) as span:
+        outcome = await channel.send(reply.account, reply.chat_id, reply.call)
+        if not isinstance(outcome, Succeeded):
+            span.fail(type(outcome).__name__)
+        return outcome
 
 
 def _why_too_late(reply: Reply) -> str:

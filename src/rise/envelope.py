@@ -14,6 +14,7 @@ import itertools
 import re
 import secrets
 from collections.abc import Mapping
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, NewType
 from urllib.parse import urlsplit
@@ -32,6 +33,8 @@ LaneKey = NewType("LaneKey", str)
 SCHEMA: Final = 1
 MOMENT_MS_MAX: Final = 253_402_300_799_999
 """The last millisecond of the year 9999: beyond it there is no date to show."""
+FOLLOW_UP_AHEAD_MAX: Final = timedelta(days=5 * 366)
+"""Of whatever plans it: what waits for longer than a version of Rise is remembered, nobody would dare to change."""
 RAW_BYTES_MAX: Final = 1 << 20
 """The largest body any entry reads. Telegram sends at most 512 KiB."""
 RAW_SHOWN_BYTES_MAX: Final = 256 * 1024
@@ -52,12 +55,17 @@ JSON_NAMES: Final[dict[type, str]] = {
 }
 """What a value read from JSON is, in the words of an error."""
 
+FOLLOW_UP: Final = "follow_up"
+"""The kind of what was planned: as it waits for its moment, and as what it then becomes."""
+
 
 class TaskType(StrEnum):
     WORKFLOW_EXECUTE = "workflow.execute"
     MESSAGE_SEND = "message.send"
     CHANNEL_TEST = "channel.test"
     """Goes the way of every message and says nothing to anybody: that it ends is what it is for."""
+    FOLLOW_UP = "follow_up.schedule"
+    """Waits for its moment. Its run says nothing: it has what was planned accepted, in its chat's own lane."""
 
 
 class Status(StrEnum):
@@ -235,6 +243,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     raw_version: str = "json.v1"
     raw_is_json: bool = True
     raw_sha256: str = ""
+    raw_is_unique: bool = False
+    """No other message has these bytes: they carry the platform's own id of it."""
     retry_max: int | None = None
     notifiable: bool = False
     """Whether a notice about this task may be said in its chat: a person wrote a message there."""
@@ -246,6 +256,17 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where its result is to be posted."""
 
     @property
+    def fingerprint(self) -> str:
+        """Of two deliveries that have the same, both are one message. Empty if its bytes do not tell."""
+        return self.raw_sha256 if self.raw_is_unique else ""
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody has just written and waits for its answer: nobody does for what was planned, or for what a
+        program says. Both come in thousands at one moment, and let those go first who wait."""
+        return self.kind != FOLLOW_UP and self.task_type not in (TaskType.MESSAGE_SEND, TaskType.FOLLOW_UP)
+
+    @property
     def conversation(self) -> str | None:
         """The chat, whichever of its ids it was written in."""
         return self.first_chat_id or self.chat_id
@@ -254,6 +275,12 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def is_forgotten(self) -> bool:
         """Whether only this is left of it: its chat was forgotten."""
         return self.lane == _FORGOTTEN
+
+    @property
+    def trace_parent(self) -> str | None:
+        """What its trace goes on from, in whichever process; None if none was begun, or by a former version."""
+        found = self.telemetry.get("traceparent")
+        return found if type(found) is str else None
 
     @property
     def bound_workflow_id(self) -> str | None:
@@ -366,6 +393,7 @@ def forgotten_head(head: Head) -> Head:
         workflow_id=head.workflow_id,
         raw_version=head.raw_version,
         raw_sha256=head.raw_sha256,
+        raw_is_unique=head.raw_is_unique,
         retry_max=head.retry_max,
         receipt_seconds=head.receipt_seconds,
     )
@@ -439,7 +467,7 @@ def envelope(
         "raw_sha256": head.raw_sha256,
     }
     shown: Any
-    raw = task.raw if head.callback_url is None else _with_masked_callback(task.raw, head.callback_url)
+    raw = raw_for_people(task)
     if not task.has_bytes:
         shown = None
     elif head.raw_is_json and not truncated:
@@ -485,9 +513,13 @@ def masked_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…"
 
 
-def _with_masked_callback(raw: bytes, url: str) -> bytes:
-    """Whoever may look at a request must not therefore learn a key that its caller put into the URL."""
-    return encode_json(msgspec.json.decode(raw) | {"callbackUrl": masked_url(url)}) if raw else raw
+def raw_for_people(task: Task) -> bytes:
+    """The bytes that it came as. Whoever may look at a request must not therefore learn a key that its caller put into
+    the URL of a callback."""
+    raw, url = task.raw, task.head.callback_url
+    if url is None or not raw:
+        return raw
+    return encode_json(msgspec.json.decode(raw) | {"callbackUrl": masked_url(url)})
 
 
 # --- what a workflow may do -------------------------------------------------------------------------------
@@ -520,5 +552,9 @@ class Call(msgspec.Struct, frozen=True):
     is_urgent: bool = False
     """It answers a question of the platform's client (a tap, an inline query, a payment), which waits only for
     seconds: it does not queue behind its chat, and is not sent after the task's deadline."""
+    is_awaited: bool = True
+    """Somebody has just written and waits for it. What was planned, or what a program says, lets that go first."""
     continues: bool = False
     """It goes on where the call before it breaks off, both being one text: it is not sent if that one was refused."""
+    trace_parent: str | None = None
+    """What its trace goes on from. Not for the platform."""

@@ -179,6 +179,13 @@ class StageRefused(Rejected):
     http_status = 422
 
 
+class ConversationRefused(Rejected):
+    """In its chat's conversation on Temporal a run was refused for what it says; its own words follow."""
+
+    code = "conversation_refused"
+    http_status = 422
+
+
 class AddressForbidden(Rejected):
     """An `http` stage was to call an address that is not public, and not in RISE_HTTP_STAGE_ALLOW."""
 
@@ -238,7 +245,8 @@ class Unavailable(RiseError):
 
     code = "unavailable"
     retryable = True
-    capability: ClassVar[str] = "unknown"
+    capability: str = "unknown"
+    """What is away, by the name that `/healthz` has for it."""
     is_closed: ClassVar[bool] = False
     """Over HTTP it is said as any capability that is closed, `capability_unavailable`, and `capability` says which."""
 
@@ -252,7 +260,7 @@ class StoreUnavailable(Unavailable):
     """The embedded store cannot be read or written: full, read-only, locked, broken or gone."""
 
     code = "store_unavailable"
-    capability = "disk"
+    capability = "disk"  # unless its `Database` is called otherwise
     is_closed = True
 
 
@@ -314,6 +322,26 @@ class LedgerSilent(MongoUnavailable):
     """What was done of a message before is not known: the ledger is away, and what is done is kept until it is back."""
 
     code = "ledger_silent"
+
+
+class TemporalUnavailable(Unavailable):
+    """Temporal does not answer: gone, starting, too busy, or left alone for a while because it has failed so often."""
+
+    code = "temporal_unavailable"
+    capability = "temporal"
+    is_closed = True
+
+
+class TemporalSlow(TemporalUnavailable):
+    """Temporal does not answer in time, or is asked more than it takes. Three times in a row, and it counts as gone."""
+
+    code = "temporal_slow"
+
+
+class TemporalMisconfigured(TemporalUnavailable):
+    """Temporal answers, but lets Rise in by no name or key, or lacks its namespace. Waiting will not mend it."""
+
+    code = "temporal_misconfigured"
 
 
 class RedisFull(RedisUnavailable):
@@ -400,6 +428,27 @@ class RecordTooLarge(RiseError):
     code = "record_too_large"
 
 
+# --- what Temporal answers ---------------------------------------------------------------------------------
+
+
+class ExecutionUnknown(RiseError):
+    """Temporal has no workflow running under this id."""
+
+    code = "execution_unknown"
+
+
+class ExecutionExists(RiseError):
+    """Temporal has, or had, a workflow under this id already."""
+
+    code = "execution_exists"
+
+
+class ExecutionFailed(RiseError):
+    """A workflow of Temporal's has ended with, or answered with, an error of its own; or it takes no such question."""
+
+    code = "execution_failed"
+
+
 # --- within a run ----------------------------------------------------------------------------------------
 
 
@@ -407,6 +456,17 @@ class ClaimLost(RiseError):
     """Somebody else works this lane now; whatever the holder still writes changes nothing."""
 
     code = "claim_lost"
+
+
+class RungEarly(RiseError):
+    """A follow-up's timer has rung, and the queue's clock says that its moment is still to come."""
+
+    code = "rung_early"
+    retryable = True
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"its moment comes in {seconds:.3f} s")
+        self.seconds = seconds
 
 
 class EnvelopeMalformed(RiseError):
@@ -443,6 +503,13 @@ class ModelAnswerUnusable(RiseError):
     """The language model answered, but with nothing that could be used; another try may do better."""
 
     code = "model_answer_unusable"
+    retryable = True
+
+
+class ConversationFailed(RiseError):
+    """The workflow failed in its chat's conversation on Temporal; its own words follow."""
+
+    code = "conversation_failed"
     retryable = True
 
 

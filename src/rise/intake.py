@@ -14,11 +14,13 @@ import hashlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 
 import msgspec
+from prometheus_client import Counter
 
+from rise import tracing
 from rise.admission import Admission
 from rise.bindings import BindingRegistry
 from rise.bus.port import Bus, Topic
@@ -44,7 +46,15 @@ Keep = Callable[[NewTask], Awaitable[Enqueued]]
 
 # Looking a labelled metric up costs more than counting it.
 _accept_seconds = cache(accept_seconds.labels)
-_accepted = cache(accepted_total.labels)
+
+
+@cache
+def _accepted(channel: str, account: str, workflow_id: str) -> Counter:
+    # What may be counted beside it is there from now on, as nothing: Prometheus takes the first value that it sees
+    # for what always was, and what is not there cannot be added to anything.
+    for beside in (duplicates_total, out_of_order_total, late_total):
+        beside.labels(channel, account, workflow_id)
+    return accepted_total.labels(channel, account, workflow_id)
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -72,6 +82,9 @@ class Intake:
     stores: tuple[str, ...] = ("journal",)
     chats: ChatRegistry | None = None
     """Who writes down that a chat has moved."""
+    left_to_timers: timedelta | None = None
+    """So much longer than to its moment the queue holds a follow-up, because something else keeps the time and fires
+    it before. None: nothing does."""
     arrivals: Iterator[int] = field(default_factory=itertools.count)
     """What has no date of its own comes in the order of its arrival, also within a millisecond."""
 
@@ -92,6 +105,19 @@ class Intake:
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """Make the delivery durable, once. Raises `Unavailable` (503) or `KeyReused` (422)."""
+        with tracing.span("accept", kind="server", parent=incoming.trace_parent) as span:
+            accepted = await self._accept(incoming)
+            span.note(
+                {
+                    "rise.task_id": accepted.task_id,
+                    "rise.channel": incoming.channel,
+                    "rise.account": incoming.account,
+                    "rise.duplicate": not accepted.new,
+                }
+            )
+            return accepted
+
+    async def _accept(self, incoming: Incoming) -> Accepted:
         began = self.clock.monotonic()
         head = self.head_of(incoming)
         task = NewTask(
@@ -100,7 +126,7 @@ class Intake:
             suspend=incoming.suspend,
             error=incoming.error,
             deadline_at_ms=_deadline(head, incoming),
-            due_at_ms=incoming.due_at_ms,
+            due_at_ms=self._due_at_ms(head, incoming),
         )
         if incoming.moved is not None and self.chats is not None:
             # First: once this is promised, what the chat says next may come, to any process, also after a crash.
@@ -110,13 +136,27 @@ class Intake:
             raise KeyReused("this idempotency key was used before with another body", field="idempotencyKey")
         if enqueued.new and incoming.suspend is None:
             self.bus.publish(Topic.LANES_READY)
+            if self._is_for_timers(head, incoming):
+                self.bus.publish(Topic.FOLLOW_UP_PLANNED, {"task_id": enqueued.task_id})
         self._count(incoming, enqueued, head.bound_workflow_id or "", self.clock.monotonic() - began)
         return Accepted(enqueued.task_id, enqueued.new)
+
+    def _is_for_timers(self, head: Head, incoming: Incoming) -> bool:
+        """One that is due at once is not worth a timer."""
+        if self.left_to_timers is None or head.task_type is not TaskType.FOLLOW_UP:
+            return False
+        return (incoming.due_at_ms or 0) > head.accepted_at_ms
+
+    def _due_at_ms(self, head: Head, incoming: Incoming) -> int | None:
+        due_at_ms = incoming.due_at_ms
+        if due_at_ms is None or self.left_to_timers is None or not self._is_for_timers(head, incoming):
+            return due_at_ms
+        return due_at_ms + int(self.left_to_timers.total_seconds() * 1000)
 
     async def _keep(self, task: NewTask) -> Enqueued:
         """The line where a message becomes durable: what is awaited here returns after the fsync it shares."""
         try:
-            with self.admission.entry(task.head.channel):
+            with self.admission.entry(task.head.channel), tracing.span("keep", kind="producer"):
                 return await self._enqueue(task)
         except Unavailable as error:
             self._refuse(task.head, error)
@@ -168,10 +208,12 @@ class Intake:
                     "status": met.status,
                     "workflowId": workflow_id if runs else None,
                 },
+                **_trace(incoming),
             },
             raw_version=incoming.raw_version,
             raw_is_json=incoming.raw_is_json,
             raw_sha256=hashlib.sha256(incoming.raw).hexdigest(),
+            raw_is_unique=incoming.raw_is_unique,
             retry_max=incoming.retry_max,
             callback_url=incoming.callback_url,
             notifiable=incoming.notifiable,
@@ -183,11 +225,12 @@ class Intake:
         account = (incoming.channel, incoming.account)
         labels = (*account, workflow_id)
         _accept_seconds(incoming.channel).observe(seconds)
+        accepted = _accepted(*labels)
         if not enqueued.new:
             duplicates_total.labels(*labels).inc()
             log.info("task.duplicate", channel=incoming.channel, task_id=enqueued.task_id)
             return
-        _accepted(*labels).inc()
+        accepted.inc()
         if enqueued.out_of_order:
             out_of_order_total.labels(*labels).inc()
         if enqueued.late:
@@ -208,13 +251,19 @@ class Intake:
     def _refuse(self, head: Head, error: Unavailable) -> None:
         refused_total.labels(head.channel, error.code).inc()
         # What was not even tried has been said once, when it began; a crowd at the door must not fill the log.
-        report = log.debug if isinstance(error, Busy | CapabilityClosed) else log.warning
-        report(
+        report_refusal = log.debug if isinstance(error, Busy | CapabilityClosed) else log.warning
+        report_refusal(
             "telegram.queue.enqueue_failed" if head.channel == "telegram" else "queue.enqueue_failed",
             task_id=head.task_id,
             code=error.code,
             consequence="answered 503; the sender keeps the message and repeats it",
         )
+
+
+def _trace(incoming: Incoming) -> dict[str, str]:
+    """What a trace goes on from, in every store: the acceptance, or whatever led to it where that is not exported."""
+    trace_parent = tracing.trace_parent() or incoming.trace_parent
+    return {} if trace_parent is None else {"traceparent": trace_parent}
 
 
 def _deadline(head: Head, incoming: Incoming) -> int | None:

@@ -158,7 +158,8 @@ class Outages:
     # --- asking ---
 
     def _ask(self, account: Account) -> None:
-        spawn(self._ask_until_answered(account, self._outages[account]), name="asks the platform", into=self._asking)
+        asking = self._ask_until_answered(account, self._outages[account])
+        spawn(asking, name="asks the platform", into=self._asking, for_all=True)
 
     async def _ask_until_answered(self, account: Account, outage: _Outage) -> None:
         asked = 0

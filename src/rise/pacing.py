@@ -33,17 +33,17 @@ class Bucket:
     def __post_init__(self) -> None:
         self.tokens = self.tokens_max
 
-    def wait_seconds(self, now: float) -> float:
-        """Seconds until one may go; 0.0 if it may now."""
+    def wait_seconds(self, now: float, *, leaving: float = 0.0) -> float:
+        """Seconds until one may go, and leaves so many tokens; 0.0 if it may now. Below 0 it may be owed so much."""
         self._refill(now)
-        missing = 1 - self.tokens
+        missing = 1 + leaving - self.tokens
         # What is lost in rounding is not waited for: the clock could not even show it.
         return 0.0 if missing <= ROUNDING_TOKENS else missing / self.tokens_per_second
 
-    def take(self, now: float) -> None:
+    def take(self, now: float, tokens: float = 1.0) -> None:
         """One goes, whether or not its time had come: the debt is paid by the next."""
         self._refill(now)
-        self.tokens -= 1
+        self.tokens -= tokens
 
     def take_spare(self, now: float) -> bool:
         """One goes if half of what can be saved up is left then: whoever must go still finds its token."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import Context
 from typing import Any, Protocol, TypeVar
 
 from rise.errors import Unavailable
@@ -53,9 +54,16 @@ async def stop_all(services: Sequence[Service], *, on_error: OnError) -> None:
             on_error(service.name, error)
 
 
-def spawn(work: Coroutine[Any, Any, Any], *, name: str, into: set[asyncio.Task[Any]]) -> asyncio.Task[Any]:
-    """Start a task that is held until it ends. Its exception is the caller's to read."""
-    task = asyncio.get_running_loop().create_task(work, name=name)
+def spawn(
+    work: Coroutine[Any, Any, Any], *, name: str, into: set[asyncio.Task[Any]], for_all: bool = False
+) -> asyncio.Task[Any]:
+    """Start a task that is held until it ends. Its exception is the caller's to read.
+
+    `for_all`: it serves more than whoever happens to start it. Its log lines and spans belong to no message then;
+    otherwise they are of the caller's, for as long as it goes on.
+    """
+    context = Context() if for_all else None
+    task = asyncio.get_running_loop().create_task(work, name=name, context=context)
     into.add(task)
     task.add_done_callback(into.discard)
     return task
@@ -113,7 +121,7 @@ class Loop:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
-        spawn(self._run(), name=self.name, into=self._tasks)
+        spawn(self._run(), name=self.name, into=self._tasks, for_all=True)
 
     async def stop(self) -> None:
         await cancel_all(self._tasks)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -27,6 +27,7 @@ from rise.tokens import TOKEN_CHARS_MIN, as_digest, digest_of, is_spoilt_digest
 SECONDS_MAX: Final = 10 * 365 * 86400
 """Ten years. Infinity could be neither waited for nor written down."""
 
+TELEGRAM_API_HOST: Final = "api.telegram.org"
 TELEGRAM_WAITS_SECONDS: Final = 60.0
 """After this it gives a delivery up and repeats it, whatever we would still have answered."""
 WORKER_STALL_SECONDS_MIN: Final = 3.0
@@ -40,16 +41,21 @@ Rate = Annotated[float, Field(ge=0.001, le=1_000_000)]
 
 CHANNELS: Final = ("http", "telegram", "webchat")
 TOKEN_ROLES: Final = ("viewer", "operator", "admin")
-_RETRIED: Final = frozenset((*CHANNELS, *TaskType)) - {TaskType.CHANNEL_TEST}
+_RETRIED: Final = frozenset((*CHANNELS, *TaskType)) - {TaskType.CHANNEL_TEST, TaskType.FOLLOW_UP}
 
 _PREFIX: Final = "RISE_"
 _ENV_FILE: Final = ".env"
 _OF_OTHERS: Final = ("RISE_TEST_", "RISE_RABBITMQ_PASSWORD")
 """What tests read, and `deploy/compose.yml`."""
 
-_NOT_YET = {
-    "temporal_address": "Temporal",
-}
+_PLACE: Final = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+"""Host and port, as Temporal's clients take them."""
+_TEMPORAL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+_SPOILT_DIGEST: Final = (
+    "looks like a digest and is none: write sha256: and the 64 hexadecimal digits in lower case, as `rise tokens new` "
+    "prints them, also for a token that looks like a digest"
+)
 
 
 class Settings(BaseSettings):
@@ -68,11 +74,25 @@ class Settings(BaseSettings):
     )
     log: Literal["json", "console"] = Field("console", description="Form of the log.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="From this level up.")
+    otlp_endpoint: str | None = Field(
+        None,
+        description="Where traces go: a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`. Needs "
+        "the extra `tracing`; what it asks for beside (headers, certificates) is set as OpenTelemetry has it, by "
+        "`OTEL_EXPORTER_OTLP_HEADERS` and the like. Unset: nothing is traced.",
+    )
+    trace_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="So many of the traces that begin here are kept, 1 being all. Whoever calls with a `traceparent` "
+        "has decided for those that go on here.",
+    )
 
     # who may
     admin_token: SecretStr | None = Field(
         None,
-        description="Token of the first admin; made and kept in `$RISE_DATA_DIR/admin-token` when unset.",
+        description="Token of the first admin, or its digest as in RISE_TOKENS; made and kept in "
+        "`$RISE_DATA_DIR/admin-token` when unset.",
     )
     tokens: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
@@ -260,7 +280,7 @@ class Settings(BaseSettings):
     telegram_secret: SecretStr | None = Field(
         None, description="Webhook secret; derived from the secret key when unset."
     )
-    telegram_api_base: str = Field("https://api.telegram.org", description="Bot API server.")
+    telegram_api_base: str = Field(f"https://{TELEGRAM_API_HOST}", description="Bot API server.")
     telegram_mode: Literal["webhook", "polling", "off"] | None = Field(
         None, description="Unset: webhook if RISE_PUBLIC_URL is set, else polling."
     )
@@ -282,7 +302,19 @@ class Settings(BaseSettings):
         None,
         description="MongoDB is the ledger, `mongodb://…/rise`; needs RISE_REDIS_URL. Unset: SQLite in RISE_DATA_DIR.",
     )
-    temporal_address: str | None = Field(None, description="Temporal for conversations and follow-ups.")
+    temporal_address: str | None = Field(
+        None,
+        description="Temporal keeps the time of follow-ups, and carries on what is bound with `engine: temporal`; "
+        "`host:port`, needs the extra `temporal`. Unset: the queue keeps time, and nothing is bound to it.",
+    )
+    temporal_namespace: str = Field("default", description="Its namespace, which must be there.")
+    temporal_task_queue: str = Field(
+        "rise",
+        description="Its task queue, and what its workflows are named after: another one for each installation that "
+        "shares the namespace. Conversations have a second one, of this name with `.conversations` behind it.",
+    )
+    temporal_api_key: SecretStr | None = Field(None, description="Its API key, where it wants one. Turns TLS on.")
+    temporal_tls: bool | None = Field(None, description="Whether it is reached by TLS. Unset: if there is an API key.")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -346,10 +378,7 @@ class Settings(BaseSettings):
             if not name or role not in TOKEN_ROLES:
                 raise ValueError(f"number {at} is not name:role:token with the role viewer, operator or admin")
             if is_spoilt_digest(token):
-                raise ValueError(
-                    f"number {at} looks like a digest and is none: write sha256: and the 64 hexadecimal digits in "
-                    "lower case, as `rise tokens new` prints them, also for a token that looks like a digest"
-                )
+                raise ValueError(f"number {at} {_SPOILT_DIGEST}")
             # Also if one of them is given as the digest: both would be let in by the same token.
             if as_digest(token) in map(as_digest, tokens):
                 raise ValueError(f"number {at} has the token of another: whose it is could not be told")
@@ -364,23 +393,27 @@ class Settings(BaseSettings):
     def effective_telegram_mode(self) -> Literal["webhook", "polling", "off"]:
         return self.telegram_mode or ("webhook" if self.public_url else "polling")
 
+    def secrets(self) -> Iterator[str]:
+        """All that must not be seen anywhere, also by itself: of what leads to a server, the password."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr):
+                yield from _secrets_in(value.get_secret_value())
+        yield from self.tokens
+        yield from _secrets_for_the_collector()
+
     def problems(self) -> list[str]:
         """Combinations that would not work or would lose messages, each with its remedy."""
-        found = [
-            f"RISE_{name.upper()} is set, but this version has no {vendor} backend yet. "
-            f"Unset it: everything runs embedded, in RISE_DATA_DIR."
-            for name, vendor in _NOT_YET.items()
-            if getattr(self, name) is not None
-        ]
         return (
-            found
-            + self._copies_problems()
+            self._copies_problems()
+            + self._temporal_problems()
             + self._keeping_problems()
             + self._working_problems()
             + self._overload_problems()
             + self._alert_problems()
             + self._telegram_problems()
             + self._model_problems()
+            + self._tracing_problems()
             + self._access_problems()
         )
 
@@ -425,6 +458,38 @@ class Settings(BaseSettings):
             found.append(
                 "RISE_JOURNAL_DIR is set without RISE_REDIS_URL: on one machine without servers everything lies in "
                 "RISE_DATA_DIR. Set RISE_REDIS_URL, or unset it."
+            )
+        return found
+
+    def _temporal_problems(self) -> list[str]:
+        if self.temporal_address is None:
+            named = ("temporal_namespace", "temporal_task_queue", "temporal_api_key", "temporal_tls")
+            return [
+                f"RISE_{name.upper()} is set without RISE_TEMPORAL_ADDRESS: nobody would be asked. Set "
+                f"RISE_TEMPORAL_ADDRESS, or unset RISE_{name.upper()}."
+                for name in named
+                if getattr(self, name) != type(self).model_fields[name].default
+            ]
+        found = []
+        place = _PLACE.fullmatch(self.temporal_address)
+        if place is None or not 0 < int(place[2]) < 65536:
+            found.append(
+                "RISE_TEMPORAL_ADDRESS must be host:port and nothing else, such as 127.0.0.1:7233. Whether TLS is "
+                "spoken there, RISE_TEMPORAL_TLS says."
+            )
+        for name, value in (
+            ("RISE_TEMPORAL_NAMESPACE", self.temporal_namespace),
+            ("RISE_TEMPORAL_TASK_QUEUE", self.temporal_task_queue),
+        ):
+            if not _TEMPORAL_NAME.fullmatch(value):
+                found.append(f"{name} must be up to 200 of A-Z a-z 0-9 . _ -, and begin with a letter or digit.")
+        key = self.temporal_api_key.get_secret_value() if self.temporal_api_key else ""
+        if not (key.isascii() and key.isprintable()) or key != key.strip():
+            found.append("RISE_TEMPORAL_API_KEY holds what no header can. Copy it again, without blanks around it.")
+        if key and self.temporal_tls is False:
+            found.append(
+                "RISE_TEMPORAL_API_KEY is set with RISE_TEMPORAL_TLS=false: everybody on the way could read the key. "
+                "Unset RISE_TEMPORAL_TLS, or the key."
             )
         return found
 
@@ -571,6 +636,21 @@ class Settings(BaseSettings):
             found.append("RISE_LLM_API_KEY holds what no header can. Copy it again, without blanks around it.")
         return found
 
+    def _tracing_problems(self) -> list[str]:
+        if self.otlp_endpoint is None:
+            return []
+        if not _is_web_address(self.otlp_endpoint) or _has_more_than_a_path(self.otlp_endpoint):
+            return [
+                "RISE_OTLP_ENDPOINT must be https:// or http://, a host and at most a path, such as "
+                "http://127.0.0.1:4318: /v1/traces is added to its end. Correct it, or unset it."
+            ]
+        if "@" in urlsplit(self.otlp_endpoint).netloc:
+            return [
+                "RISE_OTLP_ENDPOINT holds a name or a password: anybody who sees the settings could read it. Put it "
+                "into OTEL_EXPORTER_OTLP_HEADERS."
+            ]
+        return []
+
     def _access_problems(self) -> list[str]:
         found = []
         if self.callback_secret is not None and len(self.callback_secret.get_secret_value()) < 16:
@@ -588,14 +668,15 @@ class Settings(BaseSettings):
                 found.append(
                     f"{name} has fewer than {least} characters; use a longer one or unset it to have one made."
                 )
+        admin_token = None if self.admin_token is None else self.admin_token.get_secret_value()
+        if admin_token is not None and is_spoilt_digest(admin_token):
+            found.append(f"RISE_ADMIN_TOKEN {_SPOILT_DIGEST}.")
         if any(len(token) < TOKEN_CHARS_MIN for token in self.tokens):
             found.append(
                 f"RISE_TOKENS holds a token of fewer than {TOKEN_CHARS_MIN} characters; use longer ones, as "
                 "`rise tokens new` makes them."
             )
-        if self.admin_token is not None and digest_of(self.admin_token.get_secret_value()) in map(
-            as_digest, self.tokens
-        ):
+        if admin_token is not None and as_digest(admin_token) in map(as_digest, self.tokens):
             found.append("RISE_TOKENS holds RISE_ADMIN_TOKEN too: whose it is could not be told. Use another there.")
         return found
 
@@ -693,6 +774,27 @@ def _refuse_names_beside(known: Collection[str], names: Iterable[str]) -> None:
     for at, name in enumerate(names, start=1):
         if name not in known:
             raise ValueError(f"number {at} is for none of {', '.join(sorted(known))}")
+
+
+def _secrets_in(value: str) -> Iterator[str]:
+    """An address of a server without a password is none; one that is posted to may hold a key anywhere."""
+    scheme, is_address, _ = value.partition("://")
+    try:
+        password = urlsplit(value).password if is_address else None
+    except ValueError:  # what is no address is refused, and said without it
+        is_address, password = "", None
+    if password is not None:
+        yield from (value, password, unquote(password))
+    elif not is_address or scheme in ("http", "https"):
+        yield value
+
+
+def _secrets_for_the_collector() -> Iterator[str]:
+    """What OpenTelemetry's SDK reads by itself."""
+    for name in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"):
+        for header in os.environ.get(name, "").split(","):
+            # Without a name it is refused, and repeated whole.
+            yield unquote(header.partition("=")[2] or header).strip()
 
 
 def is_bot_token(token: str) -> bool:

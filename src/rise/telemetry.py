@@ -1,7 +1,7 @@
 """What operators see: structured log events and metrics.
 
 Promises: what is known as a secret, or looks like one, is masked before it is written; nothing that came in a message
-can forge a line; an object that breaks when it is put into words breaks no log.
+can forge a line, and only a traceback has several; an object that breaks when it is put into words breaks no log.
 
 Refuses: to hold anybody up. A thread writes the lines; what nobody takes is dropped and counted.
 """
@@ -9,6 +9,7 @@ Refuses: to hold anybody up. A thread writes the lines; what nobody takes is dro
 from __future__ import annotations
 
 import atexit
+import html
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ from typing import Any, Final, TextIO, cast
 from urllib.parse import quote, quote_plus
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from rise.clock import SystemClock, iso
 from rise.envelope import is_in_digits
@@ -34,6 +35,7 @@ _SECRET_KEYS: Final = ("token", "secret", "password", "authorization", "api_key"
 _CONTROL: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+_JSON_IN_PAGES: Final = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&"})
 _NESTING_MAX: Final = 8
 _TAIL_MIN: Final = 16
 
@@ -41,11 +43,11 @@ _known_secrets: set[str] = set()
 
 
 def keep_out_of_logs(secrets: Iterable[str | None]) -> None:
-    """These strings are masked wherever they would be written from now on, also as objects, JSON and addresses
+    """These strings are masked wherever they would be written from now on, also as objects, JSON, addresses and pages
     spell them; of a bot's token also what follows the bot's number."""
     for secret in secrets:
         if secret and len(secret) >= 6:
-            _known_secrets.update(_spellings(secret))
+            _known_secrets.update(spellings(secret))
             _known_secrets.update(_spellings_of_tail(secret))
 
 
@@ -53,12 +55,22 @@ def _spellings_of_tail(token: str) -> Iterator[str]:
     """The number is public, the rest alone is the secret. A short one could be any word."""
     number, _, tail = token.partition(":")
     if is_in_digits(number) and len(tail) >= _TAIL_MIN:
-        yield from _spellings(tail)
+        yield from spellings(tail)
 
 
-def _spellings(secret: str) -> Iterator[str]:
-    yield from (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1])
-    yield from (spell(secret, safe="", errors="replace") for spell in (quote, quote_plus))
+def spellings(secret: str) -> Iterator[str]:
+    """As it stands by itself, and in objects, JSON, addresses, forms and pages. Not what hides it, as base64 does."""
+    yield secret
+    for in_json in (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]):
+        yield from (in_json, in_json.replace("/", r"\/"), in_json.translate(_JSON_IN_PAGES))
+    yield from (quote(secret, safe=kept, errors="replace") for kept in ("", "/", "!'()*"))
+    yield quote_plus(secret, safe="", errors="replace")
+    in_pages = html.escape(secret)
+    yield from (
+        in_pages,
+        html.escape(secret, quote=False),
+        in_pages.replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
+    )
     # Whether Python escapes a quotation mark depends on what else is in the text.
     for mark in ("'", "\\'"):
         yield mark.join(repr(f'"{part}')[2:-1] for part in secret.split("'"))
@@ -78,7 +90,15 @@ def printable(text: str) -> str:
 
 
 def _clean(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return {key: _clean_value(key, value) for key, value in event.items()}
+    return {key: _clean_value(key, value) for key, value in event.items()} | _clean_traceback(event)
+
+
+def _clean_traceback(event: MutableMapping[str, Any]) -> dict[str, str]:
+    """Line by line, for people to read. Indented: what an error quotes of a message begins no line of the log."""
+    trace = event.get("exception")
+    if not isinstance(trace, str):
+        return {}
+    return {"exception": "\n".join(f"  {printable(line)}" for line in redact(trace).split("\n"))}
 
 
 def _clean_value(key: str, value: Any, nesting: int = 0) -> Any:
@@ -214,6 +234,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 # --- metrics ----------------------------------------------------------------------------------------------
 
 registry = CollectorRegistry()
+ProcessCollector(registry=registry)
 _BY_ACCOUNT: Final = ("channel", "account")
 _BY_WORKFLOW: Final = (*_BY_ACCOUNT, "workflow")
 """The workflow that was bound when it came, or nothing. Names that only a caller knows are none: they have no end."""
@@ -230,7 +251,7 @@ out_of_order_total = Counter(
 )
 late_total = Counter(
     "rise_late_arrivals_total",
-    "... of which the later one had been started already",
+    "Deliveries that came after a later one of their chat had been started",
     _BY_WORKFLOW,
     registry=registry,
 )
@@ -268,7 +289,7 @@ accept_seconds = Histogram(
     "rise_accept_seconds",
     "From the request read to the message durable",
     ("channel",),
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 3),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 3, 10, 60),
     registry=registry,
 )
 enqueue_to_reply_seconds = Histogram(
@@ -278,10 +299,24 @@ enqueue_to_reply_seconds = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
     registry=registry,
 )
+signal_to_query_hit_seconds = Histogram(
+    "rise_signal_to_query_hit_seconds",
+    "From a message told to its conversation on Temporal to the question that found what came of it",
+    _BY_WORKFLOW,
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=registry,
+)
 replies_total = Counter(
     "rise_replies_total",
     "Calls to platforms by how they ended",
     ("channel", "account", "ending"),
+    registry=registry,
+)
+platform_call_seconds = Histogram(
+    "rise_platform_call_seconds",
+    "From a call to a platform to how it ended",
+    ("channel",),
+    buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
     registry=registry,
 )
 callbacks_given_up_total = Counter(
@@ -303,12 +338,47 @@ oldest_waiting_seconds = Gauge(
 ledger_writes_waiting = Gauge(
     "rise_ledger_writes_waiting", "Writes that wait in Redis until the ledger answers", registry=registry
 )
+temporal_calls_failed_total = Counter(
+    "rise_temporal_calls_failed_total",
+    "Calls to Temporal that were not answered, by what was asked and the error's code",
+    ("call", "code"),
+    registry=registry,
+)
+temporal_call_seconds = Histogram(
+    "rise_temporal_call_seconds",
+    "From a call to Temporal to its answer, tries included",
+    ("call",),
+    buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5),
+    registry=registry,
+)
+follow_ups_armed = Gauge(
+    "rise_follow_ups_armed", "Timers that this process has set and that have not rung", registry=registry
+)
+follow_up_lag_seconds = Histogram(
+    "rise_follow_up_lag_seconds",
+    "From a follow-up's moment to its firing, of those whose timer rang",
+    buckets=(0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 60, 300),
+    registry=registry,
+)
+temporal_breaker_open = Gauge(
+    "rise_temporal_breaker_open", "1 while Temporal is left alone because it has failed too often", registry=registry
+)
+temporal_worker_up = Gauge("rise_temporal_worker_up", "1 while Temporal's worker is up", registry=registry)
+temporal_worker_restarts_total = Counter(
+    "rise_temporal_worker_restarts_total",
+    "Workers of Temporal's that were built anew",
+    ("cause",),
+    registry=registry,
+)
 alert_raised = Gauge("rise_alert_raised", "1 while the condition lasts", ("alert",), registry=registry)
 alert_posts_total = Counter(
     "rise_alert_posts_total", "Alerts told, by where and how that ended", ("post", "ending"), registry=registry
 )
 log_lines_dropped_total = Counter(
     "rise_log_lines_dropped_total", "Log lines that could not be written", registry=registry
+)
+spans_dropped_total = Counter(
+    "rise_spans_dropped_total", "Spans of traces that the collector did not take", registry=registry
 )
 worker_restarts_total = Counter(
     "rise_worker_restarts_total",

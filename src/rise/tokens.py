@@ -1,8 +1,8 @@
 """Tokens by their digests: what is kept, and compared, of a token that somebody shows.
 
-A token of RISE_TOKENS may stand there as its digest, `sha256:` and 64 hexadecimal digits: whoever reads the settings
-can then tell that it is the right one, and cannot show it. That is enough, without salt and rounds, for what nobody
-could guess: `rise tokens new` makes such tokens, of 256 bits.
+A token of RISE_TOKENS, or RISE_ADMIN_TOKEN, may stand there as its digest, `sha256:` and 64 hexadecimal digits: whoever
+reads the settings can then tell that it is the right one, and cannot show it. That is enough, without salt and rounds,
+for what nobody could guess: `rise tokens new` makes such tokens, of 256 bits.
 
 Refuses: what was meant to be a digest and is none, which as a token would let in whoever has read the settings.
 """

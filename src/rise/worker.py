@@ -18,15 +18,19 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from rise import tracing
 from rise.bindings import BindingRegistry, Bound, allows
-from rise.bursts import Burst, Bursts
+from rise.bursts import Burst, Bursts, Fate, fate_of
 from rise.bus.port import Bus, Topic
 from rise.callbacks import Callbacks
-from rise.channels.port import Channel, Incoming, is_pushed, understood
+from rise.channels.port import Channel, Incoming, is_pushed, read_anew
 from rise.claims import ClaimLimits, Claims
 from rise.clock import Clock, epoch_ms
+from rise.conversations.asking import LOOK_SECONDS, Conversations, is_conversation
+from rise.conversations.running import ConversationRuns
 from rise.definitions.records import BindingRecord
 from rise.envelope import (
+    FOLLOW_UP,
     Call,
     Effect,
     Head,
@@ -40,17 +44,18 @@ from rise.envelope import (
     reply_id_of,
     run_id_of,
 )
-from rise.errors import ClaimLost, LedgerSilent
+from rise.errors import ClaimLost, LedgerSilent, TemporalUnavailable
+from rise.follow_ups.firing import BY, Firing, Unsaid, fired_result
+from rise.follow_ups.planning import follow_up, planned_by
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
 from rise.pacing import Windows
 from rise.queue.port import Anew, Claim, Finished, OpenTask, Queue, Replying, RetryIn, Selection, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
-from rise.service import insist
+from rise.service import Service, insist
 from rise.telemetry import in_words, log, redact
 from rise.workflows.building import StagedWorkflows
 from rise.workflows.definition import WorkflowDefinition
-from rise.workflows.follow_ups import FOLLOW_UP, follow_up
-from rise.workflows.runner import RunLimits, Runner
+from rise.workflows.runner import Ran, RunLimits, Runner
 
 T = TypeVar("T")
 Accept = Callable[[Incoming], Awaitable[object]]
@@ -144,7 +149,7 @@ class Suspended(msgspec.Struct, frozen=True):
     """What it has in common with others: of these a chat is told once. None: it is this run's alone."""
 
 
-Ending = Answered | AlreadyRun | KeyUsedAgain | TooLate | Retry | Suspended
+Ending = Answered | AlreadyRun | KeyUsedAgain | TooLate | Unsaid | Retry | Suspended
 
 
 class Worker:
@@ -167,8 +172,10 @@ class Worker:
         limits: WorkerLimits | None = None,
         texts: Texts | None = None,
         staged: StagedWorkflows | None = None,
+        conversations: Conversations | None = None,
     ) -> None:
-        """`accept`: the intake's, for the follow-ups that runs ask for. `workflows`: those in the code."""
+        """`accept`: the intake's, for the follow-ups that runs ask for. `workflows`: those in the code.
+        `conversations`: None where no Temporal is configured."""
         self._queue = queue
         self._ledger = ledger
         self._bindings = bindings
@@ -182,7 +189,9 @@ class Worker:
         self._windows = Windows(MINUTE_SECONDS)
         self._bursts = Bursts(queue, ledger, bindings)
         self._callbacks = Callbacks(queue, ledger, retry_policy)
+        self._firing = Firing(queue, ledger)
         self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits.of_a_run(), staged)
+        self._conversations = conversations
         self._claims = Claims(
             queue=queue,
             channels=list(channels),
@@ -193,6 +202,12 @@ class Worker:
         )
 
     @property
+    def conversation_runs(self) -> ConversationRuns:
+        """The same runs, where conversations ask for them."""
+        parts = (self._queue, self._ledger, self._bindings, self._bursts, self._channels)
+        return ConversationRuns(*parts, self._runner)
+
+    @property
     def is_worn_out(self) -> bool:
         """Too much is lost in functions that never return; a new process would do better."""
         return self._runner.abandoned > self._limits.abandoned_max
@@ -201,12 +216,19 @@ class Worker:
         await self._claims.start()
         log.info("task_worker.start", member=self._bus.member, workflows=sorted(self._runner.workflows))
 
-    async def stop(self) -> None:
-        """Claim nothing more, let runs finish within the grace, hand back the rest as if never claimed."""
+    async def stop(self, carrier: Service | None = None) -> None:
+        """Claim nothing more, let runs finish within the grace, hand back the rest as if never claimed.
+
+        `carrier`: what carries conversations on with this worker's runs. What is claimed waits for its answers, so it
+        is stopped afterwards; and it needs what runs need, so it is stopped before that is closed."""
         try:
             await self._claims.stop()
         finally:
-            await self._runner.close()
+            try:
+                if carrier is not None:
+                    await carrier.stop()
+            finally:
+                await self._runner.close()
         log.info("task_worker.stop", member=self._bus.member)
 
     def wake(self) -> None:
@@ -220,8 +242,14 @@ class Worker:
 
         Returns the claim on the chat's next task, if there is one.
         """
-        task = _understood(claim.task, self._channels)
-        ending = await self._end(claim, task)
+        task = read_anew(claim.task, self._channels)
+        with tracing.span_of(task.head, "claim", kind="consumer") as span:
+            span.note({"rise.attempt": task.progress.attempts + 1})
+            ending = await self._end(claim, task)
+            _note_ending(span, ending)
+            return await self._settle_or_park(claim, task, ending)
+
+    async def _settle_or_park(self, claim: Claim, task: Task, ending: Ending) -> Claim | None:
         try:
             return await self._settle(claim, task, ending)
         except ClaimLost:
@@ -253,7 +281,9 @@ class Worker:
         steps, known = await self._begun_before(task)
         if (ending := self._ended_before(task, known)) is not None:
             return ending
-        if head.task_type is not TaskType.MESSAGE_SEND:
+        if head.task_type is TaskType.FOLLOW_UP:
+            return await self._fire(task)
+        if head.task_type is not TaskType.MESSAGE_SEND or planned_by(head):
             await self._bindings.known()
         if claim.has_suspended and await self._has_earlier(head):
             return _later(0.0, "earlier messages of this chat go first")
@@ -266,7 +296,7 @@ class Worker:
         if head.task_type is TaskType.CHANNEL_TEST:
             return _answered(task, channel, [], value=None, bound=None)
         if head.task_type is TaskType.MESSAGE_SEND:
-            return _answered(task, channel, [Effect(kind="reply", **head.policy["reply"])], value=None, bound=None)
+            return await self._say(task, channel)
         if binding is not None and (ending := await self._kept_from(binding, task, channel)) is not None:
             return ending
         if bound is None:
@@ -285,8 +315,33 @@ class Worker:
             )
         burst = await self._bursts.freeze(task, bound.binding, steps)
         with self._telling_of_failure(task, bound):
-            ran = await self._runner.run(burst, bound, channel, steps)
+            ran = await self._ran(burst, bound, channel, steps)
+            if ran is None:
+                return Retry(LOOK_SECONDS, "its conversation works on it", counts=False, is_noted=False)
             return _answered(task, channel, ran.effects, value=ran.value, bound=bound, stages=ran.stages, burst=burst)
+
+    async def _ran(self, burst: Burst, bound: Bound, channel: Channel, steps: Mapping[str, bytes]) -> Ran | None:
+        """Here, or where its binding says; None: there it goes on, and its lane is kept for it without a place here."""
+        if not is_conversation(bound, burst.leader):
+            return await self._runner.run(burst, bound, channel, steps)
+        if self._conversations is None:
+            unset = "its binding says engine: temporal, and RISE_TEMPORAL_ADDRESS is not set here"
+            raise TemporalUnavailable(unset, remedy="set RISE_TEMPORAL_ADDRESS, or bind it with engine: native")
+        return await self._conversations.answer(burst, bound)
+
+    async def _say(self, task: Task, channel: Channel) -> Ending:
+        """What a program says, or a follow-up without a workflow, which its workflow's kill switch stops."""
+        head = task.head
+        binding = self._bindings.binding(head.channel, head.account, planned_by(head))
+        if binding is not None and (ending := await self._killed(binding, task, channel)) is not None:
+            return ending
+        return _answered(task, channel, [Effect(kind="reply", **head.policy["reply"])], value=None, bound=None)
+
+    async def _fire(self, task: Task) -> Ending:
+        """A follow-up's moment has come. What it says is armed as what any run promised: after its result is frozen."""
+        if (ending := await self._firing.unsaid(task)) is not None:
+            return ending
+        return Answered(RunResult(outcome=Outcome.SILENT, value=fired_result(task, self._queue.now_ms())), [], "")
 
     @contextmanager
     def _telling_of_failure(self, task: Task, bound: Bound) -> Iterator[None]:
@@ -330,6 +385,9 @@ class Worker:
         head = task.head
         if head.workflow_id is None and not allows(binding, head, head.user.get("user_id")):
             return Answered(RunResult(outcome=Outcome.NOT_ALLOWED), [], "")
+        return await self._killed(binding, task, channel)
+
+    async def _killed(self, binding: BindingRecord, task: Task, channel: Channel) -> Ending | None:
         switch = binding.kill_switch
         if switch is None:
             return None
@@ -425,8 +483,8 @@ class Worker:
         )
         if isinstance(verdict, Reason):
             return Suspended(verdict, text, tell=self._texts.failed)
-        # That the ledger is away is known where that is shown, and nothing was tried.
-        return Retry(verdict, text, counts, is_noted=not isinstance(error, LedgerSilent))
+        # That the ledger or Temporal is away is known where that is shown, and nothing was tried.
+        return Retry(verdict, text, counts, is_noted=not isinstance(error, LedgerSilent | TemporalUnavailable))
 
     # --- settling: the only code that ends a claim on a task ---
 
@@ -454,6 +512,9 @@ class Worker:
                 callback = await self._callbacks.of_end(task, Status.EXPIRED)
                 run = await self._ledger.finish(task, Status.EXPIRED, callback=callback)
                 return Finished() if run.status.is_finished else Replying()
+            case Unsaid(status, why):
+                run = await self._ledger.finish(task, status, by=BY, why=why)
+                return await self._go_on(task, run, saved_at_ms=self._queue.now_ms())
             case Retry(seconds, error, counts, is_noted, has_begun):
                 if is_noted:
                     await self._note_attempt(task, error, counts=counts)
@@ -526,12 +587,22 @@ class Worker:
         `saved_at_ms`: by the queue's clock, because the queue waits until then; the ledger's may be another.
         """
         if run.status is not Status.DROPPED:
-            if await self._bursts.is_unanswered(run):
-                return Anew(run.generation + 1)
+            if run.merged_into is not None and not run.status.is_finished:
+                return await self._go_on_merged(task, run)
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
             await self._arm(task, run, saved_at_ms)
         return Finished() if run.status.is_finished else Replying()
+
+    async def _go_on_merged(self, task: Task, run: Run) -> Settlement:
+        match await fate_of(run, self._queue, self._ledger):
+            case Fate.WAITS:
+                return Replying()
+            case Fate.ALONE:
+                return Anew(run.generation + 1)
+            case Fate.ANSWERED:
+                run = await self._ledger.finish(task, Status.COMPLETED, Outcome.MERGED)
+                return Finished() if run.status.is_finished else Replying()
 
     async def _arm(self, task: Task, run: Run, saved_at_ms: int) -> None:
         """Once, noted with the run: a task may wait for a person longer than a queue remembers keys."""
@@ -539,7 +610,9 @@ class Worker:
             return
         ahead_ms = self._queue.now_ms() - epoch_ms(self._clock.now())
         plans = enumerate(run.follow_ups)
-        armed = [follow_up(task, number, plan, saved_at_ms, ahead_ms=ahead_ms) for number, plan in plans]
+        armed = [
+            follow_up(task, number, plan, saved_at_ms, by=run.workflow_id, ahead_ms=ahead_ms) for number, plan in plans
+        ]
         # As they stand in their lane: otherwise they would be counted as messages that came out of order.
         for incoming in sorted(armed, key=lambda one: one.due_at_ms or 0):
             await self._accept(incoming)
@@ -609,15 +682,6 @@ def _later(seconds: float, why: str) -> Retry:
     return Retry(seconds, why, counts=False, is_noted=False, has_begun=False)
 
 
-def _understood(task: Task, channels: Mapping[str, Channel]) -> Task:
-    """A task that was accepted without being understood is read again: this version may know better."""
-    channel = channels.get(task.head.channel)
-    if not task.head.is_unread or channel is None or not is_pushed(channel):
-        return task
-    incoming = channel.read_again(task.head, task.raw)
-    return task if incoming.suspend else msgspec.structs.replace(task, head=understood(task.head, incoming))
-
-
 def _answered(
     task: Task,
     channel: Channel,
@@ -648,10 +712,21 @@ def _answered(
     return Answered(result, calls, said, burst)
 
 
+def _note_ending(span: tracing.Span, ending: Ending) -> None:
+    match ending:
+        case Retry(counts=True):
+            span.fail("retry")
+        case Suspended(reason):
+            span.fail(reason.value)
+    span.note({"rise.ending": type(ending).__name__})
+
+
 def _status_at_end(ending: Ending) -> Status:
     match ending:
         case TooLate():
             return Status.EXPIRED
+        case Unsaid(status):
+            return status
         case AlreadyRun(run):
             return run.status
     return Status.COMPLETED
@@ -667,6 +742,8 @@ def _outcome_at_end(ending: Ending) -> Outcome | None:
 
 
 def _replies(task: Task, calls: Sequence[Call], workflow_id: str | None) -> list[Reply]:
+    if not task.head.is_awaited:
+        calls = [msgspec.structs.replace(call, is_awaited=False) for call in calls]
     return [
         reply_of(
             task.head,

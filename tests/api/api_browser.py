@@ -13,10 +13,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+import pytest
 
 from rise.testing.waiting import eventually
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+IN_A_BROWSER = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
 
 
 class Page:

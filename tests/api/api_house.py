@@ -65,6 +65,7 @@ async def opened(
     finally:
         await house.bus.stop()
         await house.channels.close()
+        await house.model.close()
         await house.stores.close()
 
 

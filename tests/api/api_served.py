@@ -16,6 +16,7 @@ from rise.api.app import App, build_app
 from rise.definitions.records import PromptRecord
 from rise.envelope import Reason
 from rise.errors import StoreUnavailable
+from rise.follow_ups.reading import read_follow_up
 from rise.runtime.assembly import House, build_prompts, build_sender, build_stage_secrets, build_workflows
 from rise.runtime.serving import InProcessWorker
 from rise.service import start_all, stop_all
@@ -76,10 +77,14 @@ class Served:
             "template": ["hi {{ text }}"],
             "placeholders": [[]],
             "version": [None, 1],
+            "inSeconds": [3600],
+            "at": [None],
+            "timeZone": [None],
         }
         self.known["workflow_id"] = deque(["wf_bot", *[await self._make(house, f"spare {n}") for n in range(20)]])
         self.known["secret"] = deque([await self._set_secret(house, f"spare_{n}") for n in range(20)])
         self.known["prompt_id"] = deque([await self._store(house, f"spare {n}") for n in range(20)])
+        self.known["follow_up_id"] = deque([await self._plan(house, f"later {n}") for n in range(20)])
         parked = [await self._keep(house, f"parked {n}", Reason.POISON) for n in range(40)]
         self.known["task_id"] = deque([*parked, await self._keep(house, "answered", None)])
         await self._befall(house)
@@ -95,6 +100,21 @@ class Served:
 
     async def _set_secret(self, house: House, name: str) -> str:
         return (await build_stage_secrets(house).set(name, "key-of-the-shop", by="ann")).name
+
+    async def _plan(self, house: House, text: str) -> str:
+        asked = read_follow_up(
+            # Not the chat that is asked for, which may be forgotten.
+            json.dumps({"channel": "telegram", "chatId": 43, "text": text, "inSeconds": 3600}).encode(),
+            accounts=house.channels.all_accounts(),
+            chats=house.chats,
+            principal="ann",
+            key=None,
+            request_id=None,
+            trace_id=None,
+            clock=house.clock,
+            queue_now_ms=house.queue.now_ms(),
+        )
+        return (await house.intake.accept(asked.incoming)).task_id
 
     async def _keep(self, house: House, text: str, suspend: Reason | None) -> str:
         incoming = house.channels.webchat.read_message(

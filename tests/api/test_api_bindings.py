@@ -24,6 +24,7 @@ TOKEN = "8000000001:AAE-a-token-that-nobody-may-see-0123456789"
 OTHER = "8000000001"
 OPERATORS = "8000000009:AAE-a-token-that-only-an-admin-may-bind-0123"
 PATH = "/api/channel-bindings"
+SAY = {"name": "say", "kind": "reply", "template": "hi {{ text }}"}
 
 
 @pytest.fixture
@@ -149,6 +150,7 @@ async def test_everything_that_is_said_is_shown_again_and_what_is_left_out_stays
         "workflowMissingMessage": "Not yet.",
         "timeoutMessage": "Soon.",
         "burst": {"quietSeconds": 3, "longestWaitSeconds": 20.5},
+        "engine": "native",
         "metadata": {"allowedChatIds": ["1", "2"], "rateLimitPerMin": 60, "locale": "de", "team": "north"},
     }
     await put(admin, "wf_a", {"channel": "telegram", "enabled": False}, account=OTHER)
@@ -164,6 +166,28 @@ async def test_everything_that_is_said_is_shown_again_and_what_is_left_out_stays
         "metadata": {"allowedChatIds": ["1", "2"], "rateLimitPerMin": None, "locale": "de"},
     }
     assert (await admin.get(f"{PATH}/wf_a", params={"account": OTHER})).json()["data"] == again
+
+
+@pytest.mark.req("TMP-1")
+async def test_where_there_is_no_temporal_nothing_is_bound_to_it(admin: httpx.AsyncClient):
+    answered = await admin.put(f"{PATH}/wf_a", json=enabling(config={"engine": "temporal"}))
+    assert refused(answered) == (422, "payload_invalid", "config.engine")
+    assert "RISE_TEMPORAL_ADDRESS" in answered.json()["error"]["message"]
+    switched_off = {"channel": "telegram", "enabled": False, "config": {"engine": "temporal"}}
+    assert (await put(admin, "wf_a", switched_off))["config"]["engine"] == "temporal"
+
+
+@pytest.mark.req("TMP-1")
+async def test_with_temporal_a_binding_says_where_it_is_run_and_goes_back(tmp_path: Any):
+    async with opened(tmp_path / "with", temporal_address="127.0.0.1:7233") as house:
+        await house.editor.publish(WorkflowRecord(workflow_id="wf_a", name="a", channels=("telegram",)), by=CODE)
+        async with client_of(build_app(house), **as_(ADMIN)) as client:
+            assert (await put(client, "wf_a", enabling()))["config"]["engine"] == "native"
+            assert (await put(client, "wf_a", enabling(config={"engine": "temporal"})))["config"][
+                "engine"
+            ] == "temporal"
+            assert (await put(client, "wf_a", enabling()))["config"]["engine"] == "temporal", "what is left out stays"
+            assert (await put(client, "wf_a", enabling(config={"engine": None})))["config"]["engine"] == "native"
 
 
 @pytest.mark.req("BND-2")
@@ -184,8 +208,39 @@ async def test_switching_on_names_all_that_is_missing_and_switching_off_needs_no
             assert off.json()["data"]["status"] == "disabled"
             known = await client.put(f"{PATH}/wf_a", json=enabling(account=OTHER))
             assert known.json()["data"]["status"] == "bound", "its token is known already"
-            nameless = await client.put(f"{PATH}/wf_a", json=enabling())
-            assert refused(nameless) == (422, "payload_invalid", "account")
+
+
+@pytest.mark.req("BND-2")
+async def test_a_bot_api_server_of_ones_own_may_deliver_without_tls(tmp_path: Any):
+    async with opened(tmp_path / "own", telegram_api_base="http://127.0.0.1:8081") as house:
+        await house.editor.publish(WorkflowRecord(workflow_id="wf_a", name="a"), by=CODE)
+        async with client_of(build_app(house), **as_(ADMIN)) as client:
+            bound = await put(client, "wf_a", enabling(config={"webhookUrl": "http://10.0.0.1/hook"}))
+            assert bound["config"]["webhookUrl"] == "http://10.0.0.1/hook"
+
+
+@pytest.mark.req("BND-2", "BND-7")
+async def test_without_a_default_bot_a_binding_is_found_by_its_workflow_as_long_as_that_is_bound_once(tmp_path: Any):
+    async with opened(tmp_path / "bare", telegram_token=None) as house:
+        for workflow_id in ("wf_a", "wf_b"):
+            await house.editor.publish(WorkflowRecord(workflow_id=workflow_id, name=workflow_id), by=CODE)
+        async with client_of(build_app(house), **as_(ADMIN)) as client:
+            nobodys = f"{PATH}/wf_b"
+            await put(client, "wf_a", enabling(config={"botToken": TOKEN}))
+            assert (await client.get(f"{PATH}/wf_a")).json()["data"]["account"] == OTHER
+            assert (await client.post(f"{PATH}/wf_a/refresh")).json()["data"]["account"] == OTHER
+            killed = await client.post(f"{PATH}/wf_a/kill-switch", json={"on": True, "reason": "x"})
+            assert (killed.json()["data"]["account"], killed.json()["data"]["status"]) == (OTHER, "killed")
+            off = await put(client, "wf_a", {"channel": "telegram", "enabled": False})
+            assert (off["account"], off["enabled"]) == (OTHER, False)
+            assert (await put(client, "wf_a", enabling()))["enabled"] is True
+            assert refused(await client.put(nobodys, json=enabling())) == (422, "payload_invalid", "account")
+            unbound = (await client.get(nobodys)).json()["data"]
+            assert (unbound["account"], unbound["status"]) == (None, "unbound"), "as it is listed"
+            await put(client, "wf_a", enabling(config={"botToken": OPERATORS}))
+            several = await client.get(f"{PATH}/wf_a")
+            assert refused(several) == (422, "payload_invalid", "account")
+            assert f"{OTHER}, {OPERATORS.partition(':')[0]}" in several.json()["error"]["message"]
 
 
 @pytest.mark.req("BND-2")
@@ -204,6 +259,7 @@ async def test_switching_on_names_all_that_is_missing_and_switching_off_needs_no
         (enabling(account="8²"), "account"),
         (enabling(config={"webhookUrl": "ftp://x"}), "config.webhookUrl"),
         (enabling(config={"webhookUrl": "https://[x"}), "config.webhookUrl"),
+        (enabling(config={"webhookUrl": "HTTP://bots.example/hook"}), "config.webhookUrl"),
         (enabling(config={"usePolling": 1}), "config.usePolling"),
         (enabling(config={"timeoutMessage": " "}), "config.timeoutMessage"),
         (enabling(config={"burst": 3}), "config.burst"),
@@ -214,6 +270,8 @@ async def test_switching_on_names_all_that_is_missing_and_switching_off_needs_no
         (enabling(config={"burst": burst(longestWaitSeconds=2)}), "config.burst.longestWaitSeconds"),
         (enabling(config={"burst": burst(longestWaitSeconds=61)}), "config.burst.longestWaitSeconds"),
         (enabling(config={"burst": burst(patience=1)}), "config.burst.patience"),
+        (enabling(config={"engine": "steam"}), "config.engine"),
+        (enabling(config={"engine": True}), "config.engine"),
         (enabling(config={"metadata": {"rateLimitPerMin": 0}}), "config.metadata.rateLimitPerMin"),
         (enabling(config={"metadata": {"allowedChatIds": [True]}}), "config.metadata.allowedChatIds"),
         (enabling(config={"metadata": {"allowedChatIds": "1"}}), "config.metadata.allowedChatIds"),
@@ -289,6 +347,49 @@ async def test_a_default_with_routes_stays_it_until_somebody_says_otherwise_and_
     assert routed["meta"]["warnings"] == ["its account has no default any more: what no route names waits"]
 
 
+@pytest.mark.req("BND-2", "BND-4")
+async def test_whatever_else_is_changed_of_a_former_default_leaves_the_default_where_it_is(admin: httpx.AsyncClient):
+    await put(admin, "wf_a", enabling())
+    await put(admin, "wf_b", enabling())
+    body = enabling(config={"timeoutMessage": "Soon."})
+    for change in (body, body | {"isDefault": False}, body | {"isDefault": False, "routes": []}):
+        changed = (await admin.put(f"{PATH}/wf_a", json=change)).json()
+        assert (changed["data"]["isDefault"], changed["data"]["demoted"]) == (False, None)
+        assert changed["meta"]["warnings"] == [
+            "it serves nothing: no routes, not the default. isDefault (--default) makes it that"
+        ]
+    assert (await admin.get(f"{PATH}/wf_b")).json()["data"]["isDefault"] is True
+    assert changed["data"]["config"]["timeoutMessage"] == "Soon."
+
+
+@pytest.mark.req("BND-1", "BND-8")
+async def test_a_former_default_without_routes_is_shown_as_what_serves_nothing(admin: httpx.AsyncClient, house: House):
+    await put(admin, "wf_a", enabling())
+    await put(admin, "wf_b", enabling())
+    [listed] = [
+        one
+        for one in (await admin.get(f"{PATH}/options")).json()["data"]
+        if one["workflowId"] == "wf_a" and one["channel"] == "telegram"
+    ]
+    former = (await admin.get(f"{PATH}/wf_a")).json()["data"]
+    for shown in (listed, former):
+        assert (shown["isBound"], shown["isDefault"], shown["status"]) == (False, False, "unbound")
+    await house.bindings.refresh()
+    health = (await admin.get("/api/channels/telegram/health")).json()["data"]
+    assert [one["workflowId"] for one in health["bindings"]] == ["wf_b"]
+    routed = await put(admin, "wf_a", enabling(routes=[{"by": "command", "value": "/a"}]))
+    assert (routed["isBound"], routed["isDefault"]) == (True, False)
+
+
+@pytest.mark.req("BND-2")
+async def test_a_former_default_that_was_off_is_it_again_when_it_is_switched_on(admin: httpx.AsyncClient):
+    await put(admin, "wf_a", enabling())
+    await put(admin, "wf_b", enabling())
+    await put(admin, "wf_a", {"channel": "telegram", "enabled": False})
+    again = await put(admin, "wf_a", enabling())
+    assert (again["isDefault"], again["demoted"]) == (True, "wf_b")
+
+
 @pytest.mark.req("BND-2")
 @pytest.mark.failure("H5")
 async def test_of_two_who_change_what_they_have_read_one_is_told_that_it_has_changed(admin: httpx.AsyncClient):
@@ -305,6 +406,25 @@ async def test_of_two_who_change_what_they_have_read_one_is_told_that_it_has_cha
     assert sorted(answered.status_code for answered in answers) == [200, 409, 409, 409]
     assert {refused(one)[1] for one in answers if one.status_code == 409} == {"version_stale"}
     assert (await admin.put(f"{PATH}/wf_b", json=enabling(bindingVersion=3))).status_code == 409
+
+
+@pytest.mark.req("BND-2", "WFL-1")
+async def test_who_binds_what_is_removed_at_the_same_moment_is_told(
+    admin: httpx.AsyncClient, house: House, monkeypatch: pytest.MonkeyPatch
+):
+    made = await admin.post("/api/workflows", json={"name": "short", "stages": [SAY]})
+    await admin.post("/api/workflows/wf_short/publish", json={})
+    assert made.status_code == 200
+    put_definition = house.stores.definitions.put
+
+    async def put_late(definition: Definition) -> None:
+        monkeypatch.undo()
+        assert (await admin.delete("/api/workflows/wf_short")).status_code == 200
+        await put_definition(definition)
+
+    monkeypatch.setattr(house.stores.definitions, "put", put_late)
+    answered = (await admin.put(f"{PATH}/wf_short", json=enabling())).json()
+    assert answered["meta"]["warnings"] == ["its workflow is not published: messages wait until it is"]
 
 
 @pytest.mark.req("BND-4")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from api_house import BOT, VIEWER, Work, as_, client_of, echo
+from api_house import BOT, OPERATOR, VIEWER, Work, as_, client_of, echo, opened
 
 import rise
 from rise.api import channels
-from rise.api.app import App
+from rise.api.app import App, build_app
 from rise.bus.port import Topic
-from rise.definitions.records import BindingRecord
+from rise.definitions.records import BindingRecord, BindingRoute
 from rise.envelope import TaskId
 from rise.errors import StoreUnavailable
 from rise.queue.port import Selection
@@ -34,6 +35,7 @@ async def test_what_was_found_is_shown_to_a_viewer_and_nobody_is_asked(app: App,
             workflow_id=workflow_id,
             is_default=is_default,
             enabled=workflow_id != "wf_off",
+            routes=() if is_default else (BindingRoute("command", f"/{workflow_id}"),),
         )
         await house.editor.bind(binding, by="ann")
     await house.bindings.refresh()
@@ -81,6 +83,27 @@ async def test_one_that_does_not_get_through_says_so_and_is_in_no_chats_way(
     assert (tested["status"], tested["wentThrough"], tested["seconds"]) == ("pending", False, None)
     [waiting] = await house.queue.list_open(Selection(task_ids=(TaskId(tested["taskId"]),)), limit=1)
     assert waiting.head.lane.startswith("test:"), "in no chat's way"
+
+
+@pytest.mark.req("BND-8")
+async def test_without_a_default_bot_the_only_one_is_tested_and_of_several_one_has_to_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(channels, "TEST_SECONDS_MAX", 0.1)
+    async with opened(tmp_path / "bare", telegram_token=None) as house:
+        assert house.channels.telegram is not None
+        app = build_app(house)
+        async with client_of(app, **as_(OPERATOR)) as operator:
+            for bot in ("8", "9"):
+                house.channels.telegram.use_token(f"{bot}:token-of-the-tests")
+                await house.editor.bind(BindingRecord(channel="telegram", account=bot, workflow_id="wf_bot"), by="ann")
+                await house.bindings.refresh()
+                if bot == "8":
+                    assert (await operator.post(TEST)).json()["data"]["account"] == "8"
+            answered = await operator.post(TEST)
+            assert (answered.status_code, answered.json()["error"]["field"]) == (422, "account")
+            assert (await operator.post(TEST, params={"account": "9"})).json()["data"]["account"] == "9"
+        app.close()
 
 
 async def test_a_stop_does_not_wait_for_one_that_is_under_way(client: httpx.AsyncClient, app: App, house: House):

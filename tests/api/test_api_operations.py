@@ -12,6 +12,7 @@ from api_house import ADMIN, OPERATOR, VIEWER, Work, as_, client_of, echo, opene
 import rise
 from rise.api.app import App, build_app
 from rise.capabilities import CapabilityStatus
+from rise.definitions.records import CODE, BindingRecord
 from rise.envelope import Status, TaskId
 from rise.errors import (
     CapabilityClosed,
@@ -30,6 +31,7 @@ from rise.runtime.alerts import Alerts
 from rise.runtime.assembly import House
 from rise.runtime.operations import Operations
 from rise.runtime.overload import Load, Overload, OverloadLimits
+from rise.runtime.probes import register_probes
 from rise.runtime.serving import InProcessWorker
 from rise.testing.waiting import eventually
 from rise.workflows.definition import WorkflowDefinition
@@ -177,7 +179,9 @@ async def test_an_error_nobody_expected_is_500_with_a_request_id_and_no_cause(
 
 
 @pytest.mark.req("SUS-1", "SUS-3")
-async def test_suspended_work_is_listed_with_reason_channel_and_envelope(client: httpx.AsyncClient, work: Work) -> None:
+async def test_suspended_work_is_listed_with_reason_channel_and_envelope(
+    app: App, client: httpx.AsyncClient, work: Work
+) -> None:
     await work(failing)
     ids = await suspend_some(client, 3)
     rows = (await client.get(SUSPENDED)).json()["data"]
@@ -187,6 +191,10 @@ async def test_suspended_work_is_listed_with_reason_channel_and_envelope(client:
     assert "raw" not in rows[0]["payload"]["channelPayload"]
     whole = (await client.get(SUSPENDED, params={"raw": 1})).json()["data"]
     assert whole[0]["payload"]["channelPayload"]["raw"]["retryMax"] == 0
+    async with client_of(app, **as_(VIEWER)) as viewer:
+        assert (await viewer.get(SUSPENDED)).json()["data"] == rows
+        refused = await viewer.get(SUSPENDED, params={"raw": 1})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "role_insufficient")
     assert "ValueError" in rows[0]["error"]
 
 
@@ -271,6 +279,8 @@ async def test_many_are_resumed_by_reason_after_a_look_at_which(client: httpx.As
         entry for entry in (await client.get("/internal/operations")).json()["data"] if entry["action"] == "resume"
     ]
     assert entry["target"] == "suspended reason=retries_exhausted channel=http"
+    long = await client.post("/internal/tasks/resume", json=ask | {"why": "x" * 501})
+    assert (long.status_code, long.json()["error"]["field"]) == (422, "why")
 
 
 @pytest.mark.parametrize(
@@ -502,6 +512,9 @@ async def test_what_the_framework_refuses_has_the_same_form(client: httpx.AsyncC
     assert missing.json()["meta"]["status"] == "not_found"
     wrong = await client.get("/api/messages")
     assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    for path, methods in (("/api/channel-bindings/wf_a", "GET, PUT"), ("/api/prompts/pr_a", "DELETE, GET, PUT")):
+        wrong = await client.patch(path)
+        assert (wrong.status_code, wrong.headers["Allow"]) == (405, methods)
 
 
 async def test_every_answer_has_its_security_headers(nobody: httpx.AsyncClient) -> None:
@@ -626,14 +639,55 @@ async def test_an_admin_forgets_a_chat_that_has_nothing_open(app: App, client: h
         assert (foreseen["dryRun"], foreseen["open"], foreseen["messages"]) == (True, 1, 0)
         forgotten = (await admin.post("/internal/forget", json=asked | {"dropOpen": True})).json()["data"]
         assert (forgotten["dryRun"], forgotten["dropped"], forgotten["messages"]) == (False, 1, 1)
+        pieces = "pieces in unused space of rise.db and its log"
+        for answered in (foreseen, forgotten):
+            assert pieces in [trace["what"] for trace in answered["traces"]], "nobody is kept waiting for a file"
         shown = (await admin.get(f"/api/workflows/tasks/{waiting}")).json()["data"]
         assert (shown["status"], shown["payload"]["userText"], shown["attempts"]) == ("dropped", "", [])
         log = (await admin.get("/internal/operations")).json()["data"]
         assert [(entry["action"], entry["who"]) for entry in log[:2]] == [("drop", "admin"), ("forget", "admin")]
         for wrong, field in (
             ({"chatId": ""}, "chatId"),
+            ({"why": "x" * 501}, "why"),
             ({"channel": "pigeon"}, "channel"),
             ({"chatId": None}, "chatId"),
         ):
             answered = await admin.post("/internal/forget", json=asked | wrong)
             assert (answered.status_code, answered.json()["error"]["field"]) == (422, field)
+
+
+@pytest.mark.req("SEC-5", "TMP-1")
+@pytest.mark.parametrize(
+    ("settings", "until"),
+    [
+        ({"temporal_address": "127.0.0.1:7233"}, "Temporal removes it"),
+        ({}, "it is forgotten again with RISE_TEMPORAL_ADDRESS set"),
+    ],
+)
+async def test_what_temporal_has_of_a_chat_is_named_when_it_is_forgotten(
+    tmp_path: Any, settings: dict[str, Any], until: str
+) -> None:
+    async with opened(tmp_path / "data", **settings) as house:
+        conversing = BindingRecord(channel="webchat", account="default", workflow_id="wf_bot", engine="temporal")
+        await house.editor.bind(conversing, by=CODE)
+        async with client_of(build_app(house), **as_(ADMIN)) as admin:
+            asked = {"channel": "webchat", "chatId": "s_1", "dryRun": True}
+            answered = (await admin.post("/internal/forget", json=asked)).json()["data"]
+    [said] = [trace["until"] for trace in answered["traces"] if "conversation, " in trace["what"]]
+    assert said.startswith(until)
+
+
+@pytest.mark.req("CAP-3", "CAP-6")
+@pytest.mark.parametrize(("redis_url", "name"), [(None, "disk"), ("redis://127.0.0.1:1/0", "ledger")])
+async def test_a_database_that_is_away_is_called_the_same_in_refusals_and_in_health(
+    tmp_path: Any, redis_url: str | None, name: str
+) -> None:
+    async with opened(tmp_path / "data", redis_url=redis_url) as house:
+        register_probes(house)
+        await house.stores.database.close()
+        await house.capabilities.probe(name)
+        async with client_of(build_app(house), **as_(ADMIN)) as client:
+            refused = await client.get("/api/workflows")
+            health = (await client.get("/healthz")).json()["capabilities"]
+    assert (refused.status_code, refused.json()["capability"]) == (503, name)
+    assert health[name]["status"] == "unavailable"

@@ -30,6 +30,7 @@ PUBLIC = {"GET /healthz", "GET /healthz/startup", "GET /healthz/readiness", "POS
 PROMISES = {
     "POST /api/workflows/apply",
     "POST /api/messages",
+    "POST /api/follow-ups",
     "POST /api/channels/{channel}/test",
     "POST /webchat/messages",
 }
@@ -122,7 +123,7 @@ def conforming(schema: Any, served: Served, caller: str, config: pytest.Config) 
     operations.sort(key=_is_last)
     answered = {}
     for operation in operations:
-        for name in ("task_id", "workflow_id", "prompt_id", "secret"):
+        for name in ("task_id", "workflow_id", "prompt_id", "secret", "follow_up_id"):
             served.known[name].rotate()  # the same draws name others than those which the one before has changed
         answered[operation.label] = ask(operation, served, caller, tried)
     return answered

@@ -569,7 +569,9 @@ async def test_a_bad_message_is_told_its_field(
 async def test_a_viewer_may_look_and_not_send(app: App, client: httpx.AsyncClient) -> None:
     task_id = (await client.post(APPLY, json={"userText": "x"})).json()["data"]["taskId"]
     async with client_of(app, **as_(VIEWER)) as viewer:
-        assert (await viewer.get(f"/api/workflows/tasks/{task_id}")).status_code == 200
+        seen = await viewer.get(f"/api/workflows/tasks/{task_id}")
+        assert seen.status_code == 200
+        assert "raw" not in seen.json()["data"]["payload"]["channelPayload"], "the bytes are for operators"
         assert (await viewer.post(APPLY, json={"userText": "x"})).status_code == 403
         assert (await viewer.post("/api/messages", json=MESSAGE)).status_code == 403
 

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from api_browser import CHROMIUM, Page
+from api_browser import IN_A_BROWSER, Page
 
 from rise.testing.installation import Installation
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-]
+pytestmark = IN_A_BROWSER
 
 BOT = """
 import asyncio, rise

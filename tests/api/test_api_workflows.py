@@ -13,6 +13,7 @@ from rise.api.app import App, build_app
 from rise.definitions.records import BindingRecord
 from rise.runtime.assembly import House
 from rise.runtime.serving import InProcessWorker
+from rise.telemetry import redact
 from rise.testing.model_server import ModelStandIn, Say
 from rise.testing.waiting import eventually
 
@@ -356,8 +357,9 @@ async def test_secrets_are_an_admins_and_never_shown(client: httpx.AsyncClient):
     assert await data(listed) == [await data(kept)]
     shown = await data(kept)
     assert (shown["name"], shown["usedBy"], shown["version"]) == ("SHOP", [], 1)
-    short = await client.put("/api/secrets/SHOP", json={"value": "short"}, headers=admin)
+    short = await client.put("/api/secrets/SHOP", json={"value": "queued"}, headers=admin)
     assert refused(short) == (422, "payload_invalid", "value")
+    assert redact("queued: key-of-the-shop-4711") == "queued: ***", "what is refused is none, and hides no word"
     removed = await client.delete("/api/secrets/SHOP", headers=admin)
     assert await data(removed) == {"name": "SHOP", "isRemoved": True}
     gone = await client.delete("/api/secrets/SHOP", headers=admin)

@@ -80,6 +80,17 @@ def test_what_is_refused_is_one_line_and_a_remedy(rise: Rise, bot: Directory):
     assert rise("bindings", "bind", "wf_a", "--token-file", "nowhere").code == 2
 
 
+@pytest.mark.req("TMP-1")
+def test_a_binding_is_left_to_temporal_where_there_is_one(rise: Rise, bot: Directory, monkeypatch: pytest.MonkeyPatch):
+    refused = rise("bindings", "bind", "wf_a", "--engine", "temporal")
+    assert (refused.code, "RISE_TEMPORAL_ADDRESS" in refused.err) == (1, True)
+    assert "native or temporal" in rise("bindings", "bind", "wf_a", "--engine", "steam").err
+    monkeypatch.setenv("RISE_TEMPORAL_ADDRESS", "127.0.0.1:7233")
+    bound = rise("bindings", "bind", "wf_a", "--engine", "temporal", "--json").json
+    assert bound["config"]["engine"] == "temporal"
+    assert rise("bindings", "bind", "wf_a", "--engine", "native", "--json").json["config"]["engine"] == "native"
+
+
 @pytest.mark.req("SEC-2", "BND-2")
 def test_a_token_comes_by_file_and_is_sealed_anew_when_the_key_changes(
     rise: Rise, bot: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

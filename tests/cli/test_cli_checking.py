@@ -1,4 +1,4 @@
-"""`rise audit`, `rise doctor`, `rise backup`, `rise restore`, `rise telegram-standin`, as commands."""
+"""`rise audit`, `rise doctor`, `rise backup`, `rise restore` and the stand-ins, as commands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -145,9 +147,28 @@ async def test_help_does_not_import_what_it_does_not_need():
 
 
 @pytest.mark.req("TST-1")
-async def test_the_standin_serves_until_it_is_stopped():
+async def test_the_telegram_standin_serves_until_it_is_stopped():
+    words = ("telegram-standin", "--token", "9:of-a-test")
+    async with standin(*words, says="RISE_TELEGRAM_API_BASE=") as url, httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"{url}/bot9:of-a-test/getMe")).json()["ok"]
+        update = await client.post(f"{url}/_standin/updates", content=b'{"text": "Hello", "chat_id": 42}')
+    assert update.json()[0]["is_kept"], "as curl -d sends it, which every version of curl can"
+
+
+@pytest.mark.req("TST-1")
+async def test_the_model_standin_answers_whatever_model_is_asked_for_with_what_it_was_asked():
+    asked = {"model": "llama3.2", "messages": [{"role": "user", "content": "Do you have green tea?"}]}
+    words = ("model-standin",)
+    async with standin(*words, says="RISE_LLM_BASE_URL=") as url, httpx.AsyncClient(trust_env=False) as client:
+        answer = (await client.post(f"{url}/chat/completions", json=asked)).json()
+    assert answer["choices"][0]["message"]["content"] == "Do you have green tea?"
+
+
+@asynccontextmanager
+async def standin(*words: str, says: str) -> AsyncIterator[str]:
+    """Its address, as it says it; afterwards it is stopped, and must have ended well."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-u", "-m", "rise", "telegram-standin", "--port", "0", "--token", "9:of-a-test"),
+        *(sys.executable, "-u", "-m", "rise", *words, "--port", "0"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -157,9 +178,8 @@ async def test_the_standin_serves_until_it_is_stopped():
         while not url:
             line = (await process.stdout.readline()).decode()
             assert line, "it ended before it said where it listens"
-            url = line.partition("RISE_TELEGRAM_API_BASE=")[2].strip()
-    async with httpx.AsyncClient(trust_env=False) as client:
-        assert (await client.get(f"{url}/bot9:of-a-test/getMe")).json()["ok"]
+            url = line.partition(says)[2].strip()
+    yield url
     process.send_signal(signal.SIGINT)
     async with asyncio.timeout(10):
         _, err = await process.communicate()

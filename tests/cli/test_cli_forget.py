@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cli_directory import BOT, Directory, Rise, update
 
 from rise.channels.telegram import read_update
+from rise.definitions.port import VERSIONS_KEPT, Definition, Kind
+from rise.definitions.records import BindingRecord, account_name
 from rise.envelope import Call, Outcome, Status, TaskId, chat_mark_of, reply_id_of
 from rise.ledger.port import Attempt, Reply, RunResult, Turn
 from rise.queue.port import Finished
@@ -129,6 +133,44 @@ def test_it_says_first_what_it_would_remove_and_until_when_what_stays(rise: Rise
     assert directory.operations() == []
     assert files_with(directory.path, CANARY)
     assert forget(rise, "--yes", "--dry-run").code == 2
+
+
+def bind(directory: Directory, versions: Sequence[int], engine: str) -> None:
+    async def work(house: House) -> None:
+        for version in versions:
+            binding = BindingRecord(channel="telegram", account=BOT, workflow_id="wf_test", engine=engine)
+            body = msgspec.json.encode([binding])
+            name = account_name("telegram", BOT)
+            made = Definition(kind=Kind.BINDINGS, name=name, version=version, body=body, at_ms=1, by="ann")
+            await house.stores.definitions.put(made)
+
+    directory.do(work)
+
+
+def traces_of(forgotten: Any) -> str:
+    return " ".join(trace["what"] + trace["until"] for trace in forgotten.json["traces"])
+
+
+@pytest.mark.req("TMP-1")
+def test_a_conversation_that_temporal_may_still_have_is_said_when_temporal_is_not_configured_any_more(
+    rise: Rise, directory: Directory
+):
+    accept(directory, 1)
+    answer(directory)
+    bind(directory, [1], "native")
+    assert "Temporal" not in traces_of(forget(rise, "--json"))
+    bind(directory, [2], "temporal")
+    bind(directory, [3], "native")
+    assert "RISE_TEMPORAL_ADDRESS" in traces_of(forget(rise, "--json"))
+    assert "RISE_TEMPORAL_ADDRESS" in traces_of(forget(rise, "--yes", "--json"))
+
+
+@pytest.mark.req("TMP-1")
+def test_where_it_is_not_known_any_more_how_an_account_was_bound_a_conversation_is_said_to_be_possible(
+    rise: Rise, directory: Directory
+):
+    bind(directory, range(1, VERSIONS_KEPT + 2), "native")
+    assert "RISE_TEMPORAL_ADDRESS" in traces_of(forget(rise, "--json"))
 
 
 def test_while_something_is_open_nothing_is_forgotten_unless_it_may_be_dropped(rise: Rise, directory: Directory):

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -76,3 +82,31 @@ def test_a_key_that_other_hosts_do_not_have_is_told_at_the_start_with_the_remedy
     told = [line for line in logged if line["event"] == "settings.key_unshared"]
     assert len(told) == count
     assert all("RISE_SECRET_KEY to the same on all hosts" in line["remedy"] for line in told)
+
+
+@contextmanager
+def running(directory: Path, *words: str) -> Iterator[tuple[int, list[str]]]:
+    """Its process, and the first lines that it says."""
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("RISE_")}
+    command = [sys.executable, "-u", "-m", "rise", *words]
+    with subprocess.Popen(
+        command, cwd=directory, env=settings | {"RISE_PORT": "0"}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.pid, [process.stdout.readline() for _ in range(2 if "serve" in words else 4)]
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+
+
+@pytest.mark.req("OPS-5")
+def test_serve_says_at_once_that_it_has_no_code(tmp_path: Path):
+    """Who has forgotten to set it would else wait for answers."""
+    with running(tmp_path, "serve") as (_, said):
+        assert said[0].startswith("Rise listens on http://127.0.0.1:")
+        assert said[1].startswith("RISE_APP is not set: ")
+
+
+@pytest.mark.req("OPS-5", "EMB-1")
+def test_the_demo_says_how_to_kill_it(tmp_path: Path):
+    with running(tmp_path, "demo", "--no-browser") as (pid, said):
+        assert said[3] == f"Kill it:            kill -9 {pid}, and start it again: the answer arrives\n"

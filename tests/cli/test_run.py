@@ -19,7 +19,8 @@ def venv(tmp_path: Path) -> Path:
     for name in ("rise", "python"):
         (commands / name).write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
         (commands / name).chmod(0o755)
-    (commands.parent / ".installed").touch()
+    for installed in (".installed", ".tools"):
+        (commands.parent / installed).touch()
     return commands.parent
 
 

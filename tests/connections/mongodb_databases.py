@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,48 @@ class _MortalDocuments(Documents):
         return answer
 
 
+class SlowDatabase(StagedDatabase):
+    """One whose process stops before one of its writes, with what it has read until then, and goes on when it may."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.writes_left: int | None = None
+        self.has_stopped = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+
+    def __getitem__(self, name: str) -> Documents:
+        return _SlowDocuments(self, name)
+
+    async def wait_for_it(self) -> None:
+        if self.writes_left is not None:
+            self.writes_left -= 1
+            if self.writes_left == 0:
+                self.has_stopped.set()
+                await self.may_go_on.wait()
+
+
+class _SlowDocuments(Documents):
+    _database: SlowDatabase
+
+    async def insert(self, document: Document) -> bool:
+        await self._database.wait_for_it()
+        return await super().insert(document)
+
+    async def change(
+        self, query: Query, update: Query, *, fields: Query | None = None, upsert: bool = False
+    ) -> Document | None:
+        await self._database.wait_for_it()
+        return await super().change(query, update, fields=fields, upsert=upsert)
+
+    async def change_all(self, query: Query, update: Query) -> int:
+        await self._database.wait_for_it()
+        return await super().change_all(query, update)
+
+    async def remove(self, query: Query) -> int:
+        await self._database.wait_for_it()
+        return await super().remove(query)
+
+
 class MongoPlace:
     """A database that is empty at first, and as many processes' ways to it as are asked for."""
 
@@ -107,9 +150,17 @@ class MongoPlace:
         with MongoClient(self.url) as client:
             return client.get_default_database()[collection].find_one(query) or {}
 
+    def keys(self, collection: str) -> list[Any]:
+        with MongoClient(self.url) as client:
+            return client.get_default_database()[collection].distinct("_id")
+
     def write(self, collection: str, key: str, fields: dict[str, Any]) -> None:
         with MongoClient(self.url) as client:
             client.get_default_database()[collection].update_one({"_id": key}, {"$set": fields})
+
+    def take_away(self, collection: str, key: str, *fields: str) -> None:
+        with MongoClient(self.url) as client:
+            client.get_default_database()[collection].update_one({"_id": key}, {"$unset": dict.fromkeys(fields, "")})
 
 
 def in_a_database_of_its_own(url: str) -> str:

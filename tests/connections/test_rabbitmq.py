@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -108,6 +109,30 @@ async def test_a_url_that_does_not_fit_is_unavailable_and_says_why(empty_rabbit:
     async with opened(url.format(port=empty_rabbit.port)) as rabbit:
         with pytest.raises(RabbitUnavailable, match=words):
             await rabbit.publish(message())
+
+
+class SeenIn(SystemClock):
+    """Notes in which context of the log each task asks for the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, dict[str, Any]] = {}
+
+    def monotonic(self) -> float:
+        task = asyncio.current_task()
+        if task is not None:
+            self.seen[task.get_name()] = dict(structlog.contextvars.get_contextvars())
+        return super().monotonic()
+
+
+@pytest.mark.req("OPS-4")
+async def test_what_all_wait_for_is_in_the_log_of_no_message():
+    clock = SeenIn()
+    with hold_port() as held, structlog.contextvars.bound_contextvars(trace_id="of the first"):
+        async with opened(f"amqp://guest:guest@127.0.0.1:{held.getsockname()[1]}/", clock=clock) as rabbit:
+            with pytest.raises(RabbitUnavailable):
+                await rabbit.publish(message())
+    assert clock.seen["rabbitmq.flush"] == {}
 
 
 async def test_an_address_is_read_and_keeps_its_password_to_itself():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import structlog
 import uvloop
 
 from rise.clock import SystemClock
@@ -16,6 +17,7 @@ from rise.connections.redis import CLOCK_KEY, RedisDatabase, Script, redis_error
 from rise.errors import RedisUnavailable, StoreCorrupt, Unavailable
 from rise.testing.clock import ManualClock
 from rise.testing.faults.proxy import FaultProxy, LinkFault
+from rise.testing.installation import hold_port
 from rise.testing.servers import RedisServer
 
 ECHO = Script("echo", "return ARGV[1]")
@@ -135,6 +137,20 @@ async def test_nobody_there_is_unavailable_and_told_once_until_it_is_over(tmp_pa
         with server:
             await database.open()
     assert [trouble and trouble.capability for trouble in told] == ["redis", None]
+
+
+@pytest.mark.req("OPS-4")
+async def test_what_is_told_of_redis_is_in_the_log_of_no_message():
+    told: list[dict[str, object]] = []
+
+    def note(trouble: Unavailable | None) -> None:
+        told.append(structlog.contextvars.get_contextvars())
+
+    with hold_port() as held, structlog.contextvars.bound_contextvars(trace_id="of the first"):
+        async with opened(f"redis://127.0.0.1:{held.getsockname()[1]}/0", on_trouble=note) as database:
+            with pytest.raises(RedisUnavailable):
+                await database.open()
+    assert told == [{}]
 
 
 @pytest.mark.failure("C11")

@@ -308,6 +308,24 @@ async def test_a_directory_that_is_not_there_is_refused(tmp_path: Path):
         await opened(tmp_path / "missing" / "rise.db")
 
 
+@pytest.mark.req("CAP-3")
+async def test_every_refusal_names_the_capability_that_the_database_is(tmp_path: Path):
+    nowhere = Database(tmp_path / "nowhere" / "rise.db", clock=ManualClock(), schema=SCHEMA, capability="ledger")
+    unopened = Database(tmp_path / "rise.db", clock=ManualClock(), schema=SCHEMA, capability="ledger")
+
+    async def time_of(database: Database) -> None:
+        database.now_ms()
+
+    asked = [nowhere.open(), noted(nowhere), note(nowhere, 1), time_of(nowhere), nowhere.compact()]
+    asked += [noted(unopened), note(unopened, 1), time_of(unopened), unopened.compact()]
+    refusals = await asyncio.gather(*asked, return_exceptions=True)
+    await nowhere.close()
+    await unopened.close()
+    refusals += await asyncio.gather(noted(nowhere), note(nowhere, 1), nowhere.compact(), return_exceptions=True)
+    assert {type(error) for error in refusals} == {StoreUnavailable}
+    assert {error.capability for error in refusals} == {"ledger"}
+
+
 @pytest.mark.failure("C9")
 @pytest.mark.parametrize("where", ["header", "all"])
 async def test_a_damaged_file_is_refused_and_left_as_it_is(path: Path, where: str):

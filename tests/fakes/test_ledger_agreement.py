@@ -18,6 +18,7 @@ from rise.ledger.port import (
     ChatMove,
     Delivered,
     Delivery,
+    Ended,
     Failed,
     HeldUnknown,
     Ledger,
@@ -34,7 +35,7 @@ from rise.ledger.port import (
 from rise.ledger.sqlite import SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import answer as save_answer
-from rise.testing.conformance.ledger import callback, chunks, notice, send, take_one, task
+from rise.testing.conformance.ledger import callback, callback_saying, chunks, notice, send, take_one, task
 from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState
 from rise.testing.simulator.database import InlineDatabase
 
@@ -153,6 +154,7 @@ class TwoLedgers:
                 self.agree(lambda ledger, run_id=run_id: ledger.run(run_id))
                 self.agree(lambda ledger, run_id=run_id: ledger.steps(run_id))
         self.agree(lambda ledger: ledger.finished_counts())
+        self.agree(lambda ledger: ledger.ended(limit=2))
         fake, real = self.agree(lambda ledger: ledger.outbox_depth())
         # A chat is said to wait before somebody has looked whether it has anything to send any more.
         said = [real.oldest_waiting_ms] if real.oldest_waiting_ms is not None else []
@@ -191,7 +193,7 @@ class TwoLedgers:
 
     def finish(self, pick: int, status: Status, outcome: Outcome | None, is_called_back: bool) -> None:
         of = self._some_task(pick)
-        meant = callback(of) if is_called_back else None
+        meant = callback_saying(of, status) if is_called_back else None
         self.agree(lambda ledger: ledger.finish(of, status, outcome, by="ann", why="", callback=meant))
 
     def save_step(self, number: int, step: str, value: bytes) -> None:
@@ -397,6 +399,8 @@ def _comparable(said: Any) -> Any:
             return msgspec.structs.replace(said, sequence=0)
         case Run():
             return msgspec.structs.replace(said, unreadable=said.unreadable and "for some reason")
+        case Ended(run, head):
+            return _comparable(run), head
         case dict():
             return {key: _comparable(one) for key, one in said.items()}
         case Delivered(ended, following):

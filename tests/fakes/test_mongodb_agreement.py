@@ -64,6 +64,7 @@ class MemoryAndMongo(TwoLedgers):
                 self.agree(lambda ledger, run_id=run_id: ledger.run(run_id))
                 self.agree(lambda ledger, run_id=run_id: ledger.steps(run_id))
         self.agree(lambda ledger: ledger.finished_counts())
+        self.agree(lambda ledger: ledger.ended(limit=2))
         self.agree(lambda ledger: ledger.outbox_depth())
         # Where two chats become one, MongoDB's ledger tells by the time what came first.
         self.clock.advance(0.125)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from mongodb_databases import MongoPlace, MortalDatabase, StagedDatabase
+from mongodb_databases import MongoPlace, MortalDatabase, SlowDatabase, StagedDatabase
 
 from rise.envelope import ReplyId, RunId, TaskId
 from rise.ledger.kept import HISTORY_KEPT
@@ -23,6 +23,10 @@ class MongoStage(MongoPlace):
 
     async def mortal(self) -> tuple[MongoLedger, MortalDatabase]:
         database = await self.connect(MortalDatabase)
+        return MongoLedger(database, self.clock), database
+
+    async def slow(self) -> tuple[MongoLedger, SlowDatabase]:
+        database = await self.connect(SlowDatabase)
         return MongoLedger(database, self.clock), database
 
     def pass_time(self, seconds: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from late_stage import LateStage
@@ -9,10 +11,10 @@ from late_stage import LateStage
 from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, Task, TaskId, reply_id_of, run_id_of
 from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUnavailable
 from rise.ledger.late import Waiting, decode_late, encode_late
-from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, REMEMBERED_SECONDS, LateLedger
+from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, REMEMBERED_SECONDS
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn
 from rise.queue.port import Finished, Replying, Selection, Suspend
-from rise.runtime.writing_back import PAGE
+from rise.runtime.writing_back import LOST_SECONDS_MAX, PAGE
 from rise.testing.conformance.ledger import LedgerConformance, chunks, notice
 from rise.testing.conformance.queue import claim_one, delivery
 from rise.testing.fakes.ledger import HISTORY_KEPT
@@ -211,6 +213,30 @@ async def test_what_a_person_drops_is_dropped_now_or_not_at_all(stage: LateStage
     assert await sent_in_order(stage.own) == []
 
 
+@pytest.mark.req("CPY-6", "SUS-3")
+@pytest.mark.failure("F1")
+@pytest.mark.parametrize("edge", ["before", "after"])
+@pytest.mark.parametrize("store", ["way", "late_way"])
+async def test_whoever_dies_while_dropping_what_waits_has_dropped_it_or_not(stage: LateStage, store: str, edge: str):
+    ledger = stage.process()
+    task_id = await stage.accept(1)
+    stage.leave()
+    task = await work(stage, ledger)
+    stage.come_back()
+    way = getattr(stage, store)
+    way.calls, way.cut_at = 0, (1, edge)
+    with pytest.raises((MongoUnavailable, RedisUnavailable)):
+        await ledger.finish(task, Status.DROPPED, by="ada")
+    way.cut_at = None
+    was_dropped = await stage.own.run(task.run_id) is not None
+    assert was_dropped is ((store, edge) != ("way", "before"))
+    await stage.write_back().write_back()
+    if was_dropped:
+        await stage.queue.cancel(task_id)  # as the supervisor does with what has ended
+    assert await sent_in_order(stage.own) == ([] if was_dropped else ["1.0"])
+    assert stage.redis.late == {}
+
+
 @pytest.mark.req("CPY-6")
 async def test_attempts_notices_ends_and_what_was_armed_wait_too(stage: LateStage):
     ledger = stage.process()
@@ -336,16 +362,48 @@ async def test_a_result_that_the_ledger_refuses_suspends_its_message_and_holds_n
     assert stage.redis.late == {}
 
 
-@pytest.mark.req("CPY-6")
-async def test_the_result_of_a_run_that_was_begun_anew_is_not_written(stage: LateStage):
-    """Its message was brought back from another store, and cancelled here."""
+@pytest.mark.req("CPY-6", "CPY-4")
+@pytest.mark.failure("C19")
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_result_whose_task_the_queue_has_lost_waits_until_that_is_brought_back(
+    stage: LateStage, comes_back: bool
+):
     task_id = await stage.accept(1)
     stage.leave()
     await work(stage, stage.process())
+    del stage.redis.tasks[task_id]
+    writes = stage.write_back()
+    with pytest.raises(MongoUnavailable):
+        await writes.write_back()  # which alone knows that nobody has dropped it
     stage.come_back()
-    await stage.queue.cancel(task_id)
+    stage.clock.step_wall(2 * LOST_SECONDS_MAX)  # of which nothing follows
+    await writes.write_back()
+    assert len(stage.redis.late) == 1
+    if comes_back:
+        await stage.queue.restore([delivery(1)])
+    else:
+        stage.clock.advance(LOST_SECONDS_MAX + 1)
+    await writes.write_back()
+    assert (await stage.own.latest_run(task_id) is not None) is comes_back
+    assert stage.redis.late == {}
+
+
+@pytest.mark.req("CPY-6", "CPY-4")
+@pytest.mark.failure("C19")
+async def test_a_result_whose_task_the_queue_has_lost_keeps_no_other_of_its_chat_waiting(stage: LateStage):
+    """That it comes out of its order is counted as the queue gets it back."""
+    lost, other = await stage.accept(1), await stage.accept(2)
+    stage.leave()
+    await work(stage, stage.process())
+    await work(stage, stage.process())
+    del stage.redis.tasks[lost]
+    stage.come_back()
     await stage.write_back().write_back()
-    assert await stage.own.latest_run(task_id) is None
+    assert [await stage.own.latest_run(task_id) is not None for task_id in (lost, other)] == [False, True]
+    await stage.queue.restore([delivery(1)])
+    assert (await stage.queue.depth()).out_of_order == 1
+    await stage.write_back().write_back()
+    assert await stage.own.latest_run(lost) is not None
     assert stage.redis.late == {}
 
 
@@ -462,18 +520,77 @@ async def test_whose_key_was_that_of_a_former_message_is_left_to_be_run_again(st
     assert known.is_of_former(task.head), "so the supervisor takes its result for lost"
 
 
+async def work_again(stage: LateStage, ledger: Ledger, task: Task) -> Task:
+    """As the next generation, which a person has asked for."""
+    await stage.queue.cancel(task.task_id, generation=task.progress.generation)
+    assert await stage.queue.restart(task, generation=task.progress.generation + 1)
+    return await work(stage, ledger)
+
+
 @pytest.mark.req("CPY-6", "CHN-3")
+@pytest.mark.failure("F1")
+@pytest.mark.parametrize("moment", ["before the look", "after the look"])
+@pytest.mark.parametrize("store", ["way", "late_way"])
+@pytest.mark.parametrize("formers", [0, 1, 2])
 async def test_a_result_that_is_written_back_between_two_looks_is_seen(
-    stage: LateStage, monkeypatch: pytest.MonkeyPatch
+    stage: LateStage, formers: int, store: str, moment: str
 ):
     ledger, task_id = stage.process(), await stage.accept(1)
+    task = await work(stage, ledger) if formers else None
+    for _ in range(formers - 1):
+        assert task is not None
+        task = await work_again(stage, ledger, task)
     stage.leave()
-    await work(stage, ledger)
+    latest = await work(stage, ledger) if task is None else await work_again(stage, ledger, task)
     stage.come_back()
+    way, looks = getattr(stage, store), ("latest_run", "first_of", "get")
 
-    async def written_by_then(self: LateLedger, key: str) -> None:
-        monkeypatch.undo()
-        await stage.write_back().write_back()
+    class Interrupted:
+        """Somebody writes it back at the first look at this store."""
 
-    monkeypatch.setattr(LateLedger, "_read", written_by_then)
-    assert await ledger.latest_run(task_id) is not None
+        def __getattr__(self, name: str) -> Any:
+            async def call(*args: Any, **kwargs: Any) -> Any:
+                if name in looks and moment == "before the look":
+                    await written_back()
+                answer = await getattr(inner, name)(*args, **kwargs)
+                if name in looks and moment == "after the look":
+                    await written_back()
+                return answer
+
+            return call
+
+    async def written_back() -> None:
+        if way._inner is not inner:
+            way._inner = inner
+            await stage.write_back().write_back()
+
+    inner, way._inner = way._inner, Interrupted()
+    run = await ledger.latest_run(task_id)
+    assert run is not None
+    assert (run.generation, run_id_of(run.task_id, run.generation)) == (formers, latest.run_id)
+    assert stage.redis.late == {}
+
+
+@pytest.mark.req("CPY-6", "CHN-3", "ENV-3")
+async def test_the_latest_result_that_waits_is_known_whether_or_not_the_ledger_can_be_asked_for_the_former(
+    stage: LateStage,
+):
+    ledger, task_id = stage.process(), await stage.accept(1)
+    first = await work(stage, ledger)
+    stage.leave()
+    with pytest.raises(LedgerSilent):
+        await ledger.latest_run(task_id)
+    second = await work_again(stage, ledger, first)
+    for process in (ledger, stage.process()):
+        run = await process.latest_run(task_id)
+        assert run is not None
+        assert run.generation == 1
+    third = await work_again(stage, ledger, second)
+    run = await ledger.latest_run(task_id)
+    assert run is not None
+    assert run.generation == third.progress.generation == 2
+    stage.come_back()
+    assert await ledger.latest_run(task_id) == run
+    stage.late_way.is_cut = True
+    with pytest.raises(RedisUnavailable):
+        await ledger.latest_run(task_id)

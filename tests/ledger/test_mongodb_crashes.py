@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import msgspec
 import pytest
 from mongodb_databases import Died
-from mongodb_stage import MongoStage, staged
+from mongodb_stage import MongoStage
 
 from rise.envelope import Outcome, Status
 from rise.errors import MongoUnavailable, RecordTooLarge
@@ -43,28 +43,12 @@ from rise.testing.conformance.ledger import (
     take_one,
     task,
 )
-from rise.testing.servers import MongoServer
 
 pytestmark = pytest.mark.slow
 
 Step = Callable[[MongoLedger], Awaitable[object]]
 
 TURNS = [Turn(role="user", text="q", at_ms=1), Turn(role="assistant", text="a", at_ms=1)]
-
-
-@pytest.fixture
-async def stages(running_mongodb: MongoServer) -> AsyncIterator[Callable[[], Awaitable[MongoStage]]]:
-    """As many as are asked for, each empty."""
-    opened = []
-
-    async def another() -> MongoStage:
-        generator = staged(running_mongodb.url)
-        opened.append(generator)
-        return await anext(generator)
-
-    yield another
-    for generator in opened:
-        await anext(generator, None)
 
 
 async def interrupted(stage: MongoStage, step: Step, writes: int) -> bool:

@@ -73,10 +73,8 @@ CORE = {
     ),
     "worker.py": (30, SIMULATED, pipeline("follow_ups", "working", "workers")),
     "claims.py": (15, SIMULATED, pipeline("working", "workers")),
-    "delivery.py": (
-        45, tests("unit", "properties/test_limiting.py", marked=""), SIMULATED,
-        pipeline("sending", "crash_points", "working"),
-    ),
+    "delivery.py": (30, SIMULATED, pipeline("sending", "crash_points", "working")),
+    "pace.py": (15, tests("unit", "properties/test_limiting.py", marked=""), pipeline("sending")),
     "runtime/supervisor.py": (25, SIMULATED, pipeline("workers", "working", "crash_points", "keys", "supervision")),
     "retries.py": (15, tests("unit", "test_retries.py"), SIMULATED, pipeline("working")),
     "intake.py": (10, SIMULATED, pipeline("working"), tests("doors", "api/test_api_tasks.py")),

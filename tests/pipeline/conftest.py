@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import structlog
+from conversation_stage import Talks
 from pipeline_stage import Stage
 
 from rise.testing.clock import ManualClock
+from rise.testing.servers import TemporalServer
 from rise.testing.telegram import SendRates, TelegramStandIn
 
 
@@ -33,3 +35,11 @@ async def stage(tmp_path: Path, telegram: TelegramStandIn, clock: ManualClock) -
         await stage.open()
         yield stage
         await stage.close()
+
+
+@pytest.fixture
+async def talks(stage: Stage, running_temporal: TemporalServer) -> AsyncIterator[Talks]:
+    """Conversations on a Temporal that is left running."""
+    talks = Talks(stage, running_temporal)
+    yield talks
+    await talks.close()

@@ -13,8 +13,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,11 +34,16 @@ from rise.channels.telegram import TelegramChannel, TelegramRates
 from rise.chats import ChatRegistry
 from rise.clock import SystemClock
 from rise.connections.sqlite import Database
+from rise.conversations.asking import Conversations
 from rise.definitions.records import BindingRecord, WorkflowRecord
 from rise.definitions.sqlite import SCHEMA as DEFINITIONS_SCHEMA
 from rise.definitions.sqlite import SqliteDefinitions
 from rise.delivery import DeliveryLimits, Sender
 from rise.envelope import Call, Reason, Status, TaskId, run_id_of
+from rise.errors import StoreUnavailable, TemporalUnavailable
+from rise.follow_ups.arming import Arming
+from rise.follow_ups.port import LEFT_TO_TIMERS
+from rise.follow_ups.ringing import Ringing
 from rise.intake import Intake
 from rise.ledger.port import Reply, ReplyKind, ReplyState, Run
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
@@ -55,6 +62,7 @@ from rise.runtime.publishing import Workflows
 from rise.runtime.supervisor import Duties, Supervisor
 from rise.runtime.versions import Versions
 from rise.testing.clock import ManualClock
+from rise.testing.fakes.timers import FakeTimers
 from rise.testing.telegram import SentMessage, TelegramStandIn, updates
 from rise.testing.telegram.rules.update_queue import QueuedUpdate
 from rise.worker import Texts, Worker, WorkerLimits
@@ -199,7 +207,10 @@ class Process:
         self.callbacks = _WatchedCallbacks(self)
         self.bindings = BindingRegistry(self.definitions, self.bus, stage.clock)
         self.editor = Editor(self.definitions, self.ledger, self.bus, stage.clock)
-        self.intake = Intake(self.queue, self.bindings, self.bus, stage.clock, chats=self.chats)
+        self.intake = Intake(
+            self.queue, self.bindings, self.bus, stage.clock, chats=self.chats, left_to_timers=stage.left_to_timers
+        )
+        self.on_death: list[Callable[[], None]] = []
         self.parts: list[Any] = []
 
     # --- what tests do with it ---
@@ -234,9 +245,14 @@ class Process:
             await self._died.wait()
             while self.tasks:
                 await asyncio.wait(set(self.tasks))
+            with suppress(StoreUnavailable):  # it was never opened
+                # What its thread was already writing is written before it died, never after.
+                await self.database.write(lambda connection: None)
 
     async def stop(self) -> None:
         """SIGTERM."""
+        for hears in self.on_death:
+            hears()
         with self._inside():
             for part in reversed(self.parts):
                 await part.stop()
@@ -254,6 +270,10 @@ class Process:
             self.stage.touch()
         return result
 
+    def watched(self, name: str, port: Any) -> Any:
+        """One more of its ports."""
+        return _Watched(self, name, port)
+
     # --- inside ---
 
     async def start(self, *parts: Any) -> None:
@@ -262,6 +282,9 @@ class Process:
             for part in parts:
                 await part.start()
                 self.parts.append(part)
+        if self.is_dead:  # it died of the one part while the next was started
+            for task in list(self.tasks):
+                task.cancel()
 
     def _inside(self) -> Any:
         return _Inside(self)
@@ -296,6 +319,8 @@ class Process:
             os.close(bus._directory_fd)
         for task in list(self.tasks):
             task.cancel()
+        for hears in self.on_death:
+            hears()
         self._died.set()
         self.stage.touch()
 
@@ -328,9 +353,11 @@ class _Inside:
 
 
 def count_tasks(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-    """A task factory: each task belongs to the process whose code started it."""
-    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+    """A task factory: each task belongs to the process whose code started it, also in a context of its own."""
     process = _process.get()
+    if process is not None and options.get("context") is not None:
+        options["context"].run(_process.set, process)
+    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
     if process is not None:
         process.tasks.add(task)
         task.add_done_callback(process.tasks.discard)
@@ -373,6 +400,10 @@ class Stage:
     rates: TelegramRates = UNLIMITED
     wording: Texts = Texts()  # noqa: RUF009 - it is frozen
     call_seconds: float = 5.0
+    conversations: Callable[[WorkerProcess], Conversations] | None = None
+    """How a worker talks to Temporal, if there is one."""
+    timers: FakeTimers | None = None
+    """What keeps the time of follow-ups, rather than the queue: it rings in the processes of workers."""
     log: list[Any] = field(default_factory=list)
     """The log's events as they were written."""
 
@@ -400,12 +431,18 @@ class Stage:
         definitions = SqliteDefinitions(self.database)
         self.editor = Editor(definitions, self.ledger, self.bus, self.clock)
         versions = Versions(definitions, self.ledger, self.bus, self.clock)
-        self.workflows = Workflows(definitions, versions, read_stages)
+        self.workflows = Workflows(definitions, versions, self.editor, read_stages)
         self.operations = Operations(self.queue, self.ledger, self.bus, self.clock)
 
     async def close(self) -> None:
         for process in reversed(self._processes):
-            await process.clear_away()
+            try:
+                async with asyncio.timeout(4 * PATIENCE_SECONDS):
+                    await process.clear_away()
+            except TimeoutError:
+                raise AssertionError(f"these never end: {process.tasks}") from None
+        if self.timers is not None:
+            await self.timers.close()
         await self.bus.stop()
         await self.database.close()
 
@@ -491,14 +528,52 @@ class Stage:
                 if name in self.channels
             },
             retry_policy=self.retry_policy,
-            accept=Intake(process.queue, process.bindings, process.bus, self.clock).accept,
+            accept=self.intake_of(process).accept,
             bus=process.bus,
             clock=self.clock,
             limits=self.worker_limits,
             texts=self.wording,
             staged=StagedWorkflows(self.tools(process)),
+            conversations=None if self.conversations is None else self.conversations(process),
         )
         return process
+
+    @property
+    def left_to_timers(self) -> timedelta | None:
+        return None if self.timers is None else LEFT_TO_TIMERS
+
+    def intake_of(self, process: Process) -> Intake:
+        """For what its runs plan."""
+        return Intake(process.queue, process.bindings, process.bus, self.clock, left_to_timers=self.left_to_timers)
+
+    def ringing_in(self, process: Process) -> Callable[[TaskId], Awaitable[None]]:
+        """What its timers ring."""
+        accept = self.intake_of(process).accept
+        ringing = Ringing(process.queue, process.ledger, process.bus, self.clock, accept=accept)
+
+        async def ring(planning_id: TaskId) -> None:
+            with process._inside():
+                ringing_now = asyncio.get_running_loop().create_task(ringing.ring(planning_id))
+            await asyncio.wait({ringing_now})
+            if ringing_now.cancelled():
+                raise TemporalUnavailable("the process in which it rang has died")
+            ringing_now.result()
+
+        return ring
+
+    async def start_ringer(self) -> Process:
+        """A process that does nothing but what timers ring in it."""
+        process = Process(self)
+        self._processes.append(process)
+        await process.start(process.bus, process.bindings, process.chats)
+        return process
+
+    async def start_timers(self, process: Process) -> None:
+        """It arms what it hears of, and is where they ring."""
+        if self.timers is not None:
+            await process.start(Arming(self.timers, process.queue, process.bus, self.clock))
+            if not process.is_dead:
+                process.on_death.append(self.timers.work(self.ringing_in(process)))
 
     def tools(self, process: Process) -> Tools:
         """What the stages of published workflows work with: no model, and nothing that could be called."""
@@ -513,6 +588,7 @@ class Stage:
             await process.editor.follow_code(records, self.accounts)
         await process.bindings.refresh()
         await process.start(process.worker)
+        await self.start_timers(process)
         return process
 
     @property

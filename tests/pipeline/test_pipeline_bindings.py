@@ -22,7 +22,7 @@ from rise.definitions.records import (
     account_name,
     bindings_of,
 )
-from rise.envelope import Outcome, Reason, Status, TaskId
+from rise.envelope import DeliveryKey, Outcome, Reason, Status, TaskId, run_id_of, task_id_of
 from rise.errors import RouteTaken, StoreUnavailable
 from rise.runtime.supervisor import Duties
 from rise.worker import Texts
@@ -324,6 +324,34 @@ async def test_what_was_accepted_before_and_has_not_begun_meets_the_kill_switch_
     await agree(gateway, worker)
     await stage.suspended(waiting, Reason.KILL_SWITCH)
     assert await stage.said(1) == [MAINTENANCE]
+
+
+@pytest.mark.req("BND-7", "WFL-3")
+async def test_what_a_killed_binding_planned_to_say_later_is_not_said_until_a_person_lets_it_go_on(stage: Stage):
+    @rise.workflow("reminds")
+    async def reminds(turn: rise.Turn) -> None:
+        await turn.follow_up("buy now", in_seconds=60)
+
+    processes = await start(stage, general, reminds)
+    await stage.bind(general)
+    await stage.bind(reminds, is_default=False, routes=command("/remind"))
+    await agree(*processes)
+    [planned] = await stage.write("/remind")
+    await stage.ended(planned)
+    await switch(stage, reminds, on=True)
+    await agree(*processes)
+    waiting = task_id_of(DeliveryKey(f"fu:{run_id_of(planned, 0)}:0"))
+    later = task_id_of(DeliveryKey(f"fu:{run_id_of(waiting, 0)}:0"))
+    await stage.pass_time(61)
+    await stage.suspended(later, Reason.KILL_SWITCH)
+    # What a person has said, and what serves the others, is none of its.
+    await stage.ended(await stage.say("sorry", chat=42, account=stage.account), *await stage.write("Hello"))
+    assert stage.texts() == ["sorry", "general Hello"]
+    await switch(stage, reminds, on=False)
+    await agree(*processes)
+    await stage.operations.resume(later, who="Ann")
+    await stage.ended(later)
+    assert stage.texts() == ["sorry", "general Hello", "buy now"]
 
 
 @pytest.mark.req("BND-7")

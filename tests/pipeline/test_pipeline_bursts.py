@@ -5,29 +5,39 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
+import pipeline_stage
 import pytest
 from pipeline_stage import Gateway, Process, Stage, WorkerProcess, definition_of
 
 import rise
 from rise.bursts import CHARS_MAX, MESSAGES_MAX
 from rise.channels.http import HttpChannel
+from rise.channels.port import Call, Incoming
 from rise.definitions.records import BindingRecord, BindingRoute, BurstPolicy, ChannelOwn, KillSwitch
-from rise.envelope import Outcome, Reason, Status, TaskId, run_id_of
-from rise.errors import LedgerSilent
-from rise.ledger.port import Run
+from rise.envelope import Outcome, Reason, Status, TaskId, reply_id_of, run_id_of
+from rise.errors import LedgerSilent, StateConflict
+from rise.ledger.late import key_of_run
+from rise.ledger.late_ledger import LateLedger
+from rise.ledger.port import Run, RunResult, reply_of
+from rise.ledger.sqlite import SqliteLedger
+from rise.queue.port import NewTask, Selection
 from rise.runtime.operations import Operations
-from rise.runtime.supervisor import Duties
+from rise.runtime.supervisor import LOST_SECONDS, Duties
+from rise.testing.fakes.late import MemoryLateWrites
+from rise.testing.fakes.queue import MemoryQueueState
 from rise.testing.telegram import updates
 
 QUIET, LONGEST = 3.0, 10.0
 POLICY = BurstPolicy(QUIET, LONGEST)
 EDGES = ["before", "after"]
 CALLS = {
-    "queue.list_open": 2, "queue.get": 2, "queue.renew": 1, "queue.settle": 3,
-    "ledger.steps": 3, "ledger.latest_run": 2, "ledger.history": 1, "ledger.save_step": 2, "ledger.save_result": 3,
+    "queue.list_open": 2, "queue.get": 4, "queue.renew": 1, "queue.settle": 3,
+    "ledger.steps": 5, "ledger.latest_run": 2, "ledger.history": 1, "ledger.save_step": 2, "ledger.save_result": 3,
+    "ledger.finish": 2,
 }  # fmt: skip
 """How often a worker makes each for a burst of three, at least."""
 
@@ -439,7 +449,7 @@ async def test_a_run_that_has_begun_keeps_its_messages_whatever_the_policy_says_
     [
         *("queue.claim", "queue.list_open", "queue.get", "queue.renew", "queue.settle"),
         *("ledger.steps", "ledger.run", "ledger.latest_run", "ledger.history"),
-        *("ledger.save_step", "ledger.save_result"),
+        *("ledger.save_step", "ledger.save_result", "ledger.finish"),
     ],
 )
 async def test_a_worker_killed_anywhere_leaves_one_answer_for_the_whole_burst(
@@ -474,7 +484,7 @@ async def test_a_follower_of_which_the_ledger_cannot_say_whether_it_was_answered
     await stage.pass_time(QUIET)
     worker = stage.new_worker(talk.workflow)
     # Of the run it is asked for the leader, for who follows it, and when that one's turn has come.
-    for question, nth in (("ledger.steps", 2), ("ledger.run", 3)):
+    for question, nth in (("ledger.steps", 3), ("ledger.run", 3)):
         worker.fail_at(question, "before", LedgerSilent("MongoDB does not answer"), nth=nth)
     await stage.start_new_worker(worker, talk.workflow)
     await stage.waiting_for_retry(two)
@@ -694,11 +704,211 @@ async def test_a_leader_that_is_resumed_before_its_followers_began_takes_them_al
 
 
 @pytest.mark.req("CHN-3", "SUS-3")
-@pytest.mark.parametrize("ending", ["suspended", "dropped"])
-async def test_followers_that_ended_with_a_leader_which_came_to_no_result_are_run_after_all(
+@pytest.mark.failure("D1", "D4")
+@pytest.mark.parametrize("ending", ["dropped", "resumed", "frozen"])
+async def test_what_a_leader_took_along_waits_until_that_one_has_come_to_a_result(
     stage: Stage, talk: Talk, operations: Operations, ending: str
 ):
-    """Its worker dies when its followers have ended, and then it is dropped, or fails for good."""
+    """Its worker is gone before it has saved that; the next one fails for good, and the leader waits for a person."""
+    await stage.bind(talk.workflow, burst=POLICY)
+    gateway = await stage.start_gateway()
+    leader, *followers = await stage.write("one", "two", "three")
+    await stage.pass_time(QUIET)
+    worker = stage.new_worker(talk.workflow)
+    worker.die_at("ledger.save_result", "before", nth=3)
+    await stage.start_new_worker(worker, talk.workflow)
+    await worker.dead()
+    talk.failures = [RuntimeError("not today")] * 4
+    await go_on(talk, worker)
+    await fails_for_good(stage, leader)
+    for follower in followers:
+        await stage.until(partial(has_status, stage, follower, Status.REPLYING))
+        assert (await stage.result(follower)).merged_into == leader
+        with pytest.raises(StateConflict, match=f"it is answered with {leader}"):
+            await operations.drop(follower, who="Ann")
+    match ending:
+        case "dropped":
+            await operations.drop(leader, who="Ann")
+        case "resumed":
+            await operations.resume(leader, who="Ann")
+            await stage.said(2)
+        case "frozen":
+            await save_late(stage, leader, followers)
+    await stage.pass_time(61)
+    await gateway.supervisor.sweep()
+    await stage.ended(leader, *followers)
+    texts = [text for text in stage.texts() if not text.startswith("Sorry")]
+    assert texts == (["two", "three"] if ending == "dropped" else ["one + two + three"])
+    if ending != "dropped":
+        await talk.merged(leader, *followers)
+
+
+class LostWhenRead(MemoryLateWrites):
+    """What waits for the ledger; all of it is lost as soon as these have been read, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryQueueState())
+        self.until_read: list[str] = []
+        self.was_lost = asyncio.Event()
+
+    async def get(self, key: str) -> bytes | None:
+        found = await super().get(key)
+        if self.until_read[:1] == [key] and found is not None:
+            del self.until_read[0]
+            if not self.until_read:
+                self._state.late.clear()
+                self.was_lost.set()
+        return found
+
+
+@pytest.mark.req("CHN-3", "CPY-6")
+@pytest.mark.failure("F3")
+async def test_what_was_taken_along_does_not_end_by_an_answer_that_may_still_be_lost(
+    stage: Stage, talk: Talk, monkeypatch: pytest.MonkeyPatch
+):
+    """The answer for both waits for the ledger in Redis, which is emptied as the one that follows is about to end."""
+    late = LostWhenRead()
+
+    def ledger_with_late(database: Any) -> LateLedger:
+        return LateLedger(SqliteLedger(database), late, stage.clock)
+
+    monkeypatch.setattr(pipeline_stage, "SqliteLedger", ledger_with_late)
+    await late.put("another", "another chat", b'{"type":"of a newer version"}')  # behind which everything waits
+    gateway, _ = await talk.start()
+    leader, follower = await stage.write("one", "two")
+    late.until_read = [key_of_run(run_id_of(follower, 0)), key_of_run(run_id_of(leader, 0))]
+    await talk.waits(leader)
+    await stage.pass_time(QUIET)
+    await late.was_lost.wait()
+    await stage.until(partial(is_worked_on_no_more, stage, follower))
+    await stage.pass_time(LOST_SECONDS + 1)
+    await gateway.supervisor.sweep()
+    await stage.until(partial(has_result, stage, leader))
+    await stage.pass_time(LOST_SECONDS + 1)
+    await gateway.supervisor.sweep()
+    await stage.ended(leader, follower)
+    assert stage.texts() == ["one + two"]
+
+
+@pytest.mark.req("CHN-3", "SUS-3", "SEC-5")
+async def test_what_is_dropped_after_its_leader_is_not_run(stage: Stage, talk: Talk, operations: Operations):
+    """No worker has to be there for that."""
+    _, worker = await talk.start()
+    worker.die_at("ledger.save_result", "before", nth=2)
+    leader, follower = await stage.write("one", "two")
+    await talk.waits(leader)
+    await stage.pass_time(QUIET)
+    await worker.dead()
+    for task_id in (leader, follower):
+        assert (await operations.drop(task_id, who="Ann")).status is Status.DROPPED
+    await go_on(talk, worker)
+    await stage.let_go_on()
+    assert stage.texts() == []
+    assert await stage.open_count() == 0
+
+
+@pytest.mark.req("CHN-3", "SUS-3")
+async def test_a_leader_that_is_run_again_has_answered_those_that_it_named_before(
+    stage: Stage, talk: Talk, operations: Operations
+):
+    """They are still to be settled when it is dropped."""
+    _, worker = await talk.start()
+    worker.die_at("queue.settle", "after", nth=2)
+    leader, follower = await stage.write("one", "two")
+    await talk.waits(leader)
+    await stage.pass_time(QUIET)
+    await worker.dead()
+    await stage.said(1)
+    await stage.ended(leader)
+    await operations.run_again(leader, who="Ann")
+    await operations.drop(leader, who="Ann")
+    await go_on(talk, worker)
+    await stage.ended(follower)
+    assert stage.texts() == ["one + two"]
+
+
+@pytest.mark.req("CHN-3", "SEC-5", "WFL-3")
+async def test_a_burst_of_which_bytes_have_been_forgotten_is_not_run_again(
+    stage: Stage, talk: Talk, operations: Operations
+):
+    """Its answer went out days later, so that those of its first message are still there."""
+    await stage.bind(talk.workflow, burst=POLICY)
+    await stage.start_gateway(sends=False)
+    await stage.start_worker(talk.workflow)
+    leader, follower = await stage.write("one", "two")
+    await talk.waits(leader)
+    await stage.pass_time(QUIET)
+    await stage.ended(follower)
+    stage.clock.advance(2 * 86_400)
+    await stage.ledger.forget_raw(finished_before_ms=stage.queue.now_ms() - 86_400_000)
+    await stage.start_gateway()
+    await stage.ended(leader)
+    with pytest.raises(StateConflict, match="has been forgotten"):
+        await operations.run_again(leader, who="Ann")
+
+
+@pytest.mark.req("CHN-3", "WFL-3")
+async def test_what_was_begun_by_itself_and_resumed_is_not_taken_along(
+    stage: Stage, talk: Talk, operations: Operations
+):
+    talk.failures = [RuntimeError("not today")] * 8
+    gateway, worker = await talk.start(policy=None)
+    first, second = await stage.write("one", "two")
+    await fails_for_good(stage, first)
+    await fails_for_good(stage, second)
+    await stage.ledger.save_step(run_id_of(second, 0), "paid", b"true")
+    await talk.change(POLICY, gateway, worker)
+    await operations.resume_selected(Selection(reason=Reason.RETRIES_EXHAUSTED), who="Ann")
+    await stage.pass_time(QUIET)
+    await stage.ended(first, second)
+    assert [text for text in stage.texts() if not text.startswith("Sorry")] == ["one", "two"]
+
+
+@pytest.mark.req("CHN-3")
+@pytest.mark.failure("H2")
+async def test_what_a_clock_far_ahead_accepted_is_not_waited_for_until_then(stage: Stage, talk: Talk):
+    await talk.start()
+    behind = stage.incoming("one")
+    await stage.queue.enqueue(accepted_at(stage, behind, seconds=86_400))
+    [task_id] = [one.head.task_id for one in await stage.queue.list_open(Selection(), limit=9)]
+    await stage.ended(task_id)
+    assert stage.texts() == ["one"]
+
+
+async def has_status(stage: Stage, task_id: TaskId, status: Status) -> bool:
+    task = await stage.look(task_id)
+    return task is not None and task.status is status
+
+
+async def is_worked_on_no_more(stage: Stage, task_id: TaskId) -> bool:
+    task = await stage.look(task_id)
+    return task is None or task.status is Status.REPLYING
+
+
+async def has_result(stage: Stage, task_id: TaskId) -> bool:
+    return await stage.ledger.latest_run(task_id) is not None
+
+
+async def save_late(stage: Stage, leader: TaskId, followers: list[TaskId]) -> None:
+    """As a worker that was frozen for longer than its claim, when it wakes."""
+    task, text = await stage.queue.get(leader), "one + two + three"
+    assert task is not None
+    call = Call("sendMessage", {"chat_id": 42, "text": text}, text)
+    reply = reply_of(task.head, task.run_id, reply_id_of(task.run_id, 0), call)
+    result = RunResult(outcome=Outcome.ANSWERED, value={"text": text, "merged": followers})
+    await stage.ledger.save_result(task, result, [reply], [], deliver=True)
+    await stage.said(2)
+
+
+def accepted_at(stage: Stage, incoming: Incoming, *, seconds: float) -> NewTask:
+    head = next(one for one in stage._processes if isinstance(one, Gateway)).intake.head_of(incoming)
+    head = msgspec.structs.replace(head, accepted_at_ms=head.accepted_at_ms + int(seconds * 1000))
+    return NewTask(head, incoming.raw)
+
+
+@pytest.mark.req("CHN-3", "SUS-3")
+async def test_followers_whose_leader_was_dropped_are_run_after_all(stage: Stage, talk: Talk, operations: Operations):
+    """Its worker dies before it saves its result, and then it is dropped."""
     await stage.bind(talk.workflow, burst=POLICY)
     await stage.start_gateway()
     tasks = await stage.write("one", "two", "three")
@@ -707,22 +917,14 @@ async def test_followers_that_ended_with_a_leader_which_came_to_no_result_are_ru
     worker.die_at("ledger.save_result", "after", nth=2)
     await stage.start_new_worker(worker, talk.workflow)
     await worker.dead()
-    assert [(await stage.result(task_id)).outcome for task_id in tasks[1:]] == [Outcome.MERGED] * 2
-    if ending == "dropped":
-        await operations.drop(tasks[0], who="Ann")
-    talk.failures = [RuntimeError("not today")] * (4 if ending == "suspended" else 0)
+    assert [(await operations.story(task_id)).status for task_id in tasks[1:]] == [Status.PENDING] * 2
+    await operations.drop(tasks[0], who="Ann")
     await go_on(talk, worker)
-    if ending == "suspended":
-        await fails_for_good(stage, tasks[0])
-    await stage.said(2 if ending == "dropped" else 3)
+    await stage.said(2)
     await stage.ended(*tasks[1:])
-    assert [text for text in stage.texts() if not text.startswith("Sorry")] == ["two", "three"]
+    assert stage.texts() == ["two", "three"]
     runs = [await stage.ledger.latest_run(task_id) for task_id in tasks[1:]]
     assert [(run.outcome, run.generation) for run in runs if run] == [(Outcome.ANSWERED, 1)] * 2
-    if ending == "suspended":
-        await operations.resume(tasks[0], who="Ann")
-        await stage.ended(tasks[0])
-        assert stage.texts()[-1] == "one"
 
 
 @pytest.mark.req("CHN-3", "SUS-3")

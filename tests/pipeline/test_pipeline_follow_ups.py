@@ -64,12 +64,12 @@ async def test_what_one_run_planned_is_said_in_the_order_of_its_moments_and_then
     chats = range(1, 5)
     for chat in chats:
         await stage.ended(*await stage.write("go", chat=chat))
+    assert (await stage.queue.depth()).out_of_order == 0
     parts = [f"part {number}" for number in range(12)]
     for seconds, said in ((31, ["first"]), (30, ["first", *parts]), (60, ["first", *parts, "last"])):
         await stage.pass_time(seconds)
         await stage.said(len(said) * len(chats))
         assert {chat: stage.texts(chat) for chat in chats} == dict.fromkeys(chats, said)
-    assert (await stage.queue.depth()).out_of_order == 0
 
 
 @pytest.mark.req("WFL-3")

@@ -16,6 +16,7 @@ from rise.errors import StateConflict
 from rise.queue.port import KEY_GRACE_SECONDS
 from rise.runtime.audit import Audit, Fate
 from rise.runtime.operations import Operations
+from rise.runtime.supervisor import Duties
 
 DAY = 86400
 UNREADABLE = b'{"update_id": 77, "message": {"chat": "nonsense"}}'
@@ -28,6 +29,10 @@ async def echo(turn: rise.Turn) -> None:
 
 async def answered_and_forgotten(stage: Stage, gateway: Gateway) -> Incoming:
     """A message was answered, and its key forgotten. Returns another that has the same key, before it is accepted."""
+    return under_the_same_key(stage, await forgotten_again(stage, gateway), "new")
+
+
+async def forgotten_again(stage: Stage, gateway: Gateway) -> Incoming:
     former = stage.incoming("old")
     worker = await stage.start_worker(echo)
     await stage.ended((await gateway.intake.accept(former)).task_id)
@@ -35,7 +40,11 @@ async def answered_and_forgotten(stage: Stage, gateway: Gateway) -> Incoming:
     stage.clock.advance(8 * DAY)
     await gateway.supervisor.reap()
     await gateway.supervisor.sweep()
-    return msgspec.structs.replace(former, user_text="new")
+    return former
+
+
+def under_the_same_key(stage: Stage, former: Incoming, text: str) -> Incoming:
+    return msgspec.structs.replace(stage.incoming(text), delivery_key=former.delivery_key)
 
 
 async def accepted(gateway: Gateway, incoming: Incoming) -> TaskId:
@@ -45,13 +54,20 @@ async def accepted(gateway: Gateway, incoming: Incoming) -> TaskId:
 
 
 @pytest.mark.req("ENV-3", "SUS-1")
-async def test_a_message_that_is_parked_stays_so_although_the_former_of_its_key_was_dropped(stage: Stage):
+@pytest.mark.parametrize(
+    ("body", "again"),
+    [(UNREADABLE, UNREADABLE.replace(b"nonsense", b"other nonsense")), (b"", b"")],
+    ids=["under one key", "bytes that anybody may send"],
+)
+async def test_a_message_that_is_parked_stays_so_although_the_former_of_its_key_was_dropped(
+    stage: Stage, body: bytes, again: bytes
+):
     gateway = await stage.start_gateway()
-    former = await accepted(gateway, stage.reading(UNREADABLE))
+    former = await accepted(gateway, stage.reading(body))
     await stage.operations.drop(former, who="operator")
     stage.clock.advance(8 * DAY)
     await gateway.supervisor.sweep()
-    task_id = await accepted(gateway, stage.reading(UNREADABLE.replace(b"nonsense", b"other nonsense")))
+    task_id = await accepted(gateway, stage.reading(again))
     await gateway.supervisor.sweep()
     assert (await stage.suspended(task_id, Reason.RAW_PAYLOAD_INVALID)).generation == 0
     assert (await stage.operations.story(task_id)).status is Status.SUSPENDED
@@ -70,7 +86,7 @@ async def test_a_message_that_waits_to_be_written_while_the_time_of_its_key_ends
     await stage.ended(task_id)
     stage.clock.advance(former.receipt_seconds - 0.5)
     writing = gateway.hold_at("queue.enqueue", "before")
-    coming = asyncio.ensure_future(gateway.intake.accept(msgspec.structs.replace(former, user_text="next")))
+    coming = asyncio.ensure_future(gateway.intake.accept(under_the_same_key(stage, former, "next")))
     await writing.reached()
     stage.clock.advance(1)
     await gateway.supervisor.sweep()
@@ -78,9 +94,20 @@ async def test_a_message_that_waits_to_be_written_while_the_time_of_its_key_ends
     assert not (await coming).new, "as new, it would be taken for the former, and nobody told"
     stage.clock.advance(KEY_GRACE_SECONDS)
     await gateway.supervisor.sweep()
-    again = msgspec.structs.replace(former, user_text="next")
-    assert (await gateway.intake.accept(again)).new
+    assert (await gateway.intake.accept(under_the_same_key(stage, former, "next"))).new
     assert await stage.said(2) == ["former", "next"]
+
+
+@pytest.mark.req("ENV-3", "TGM-1")
+@pytest.mark.failure("A7")
+async def test_an_update_that_comes_again_when_its_key_is_forgotten_is_known_by_its_bytes(stage: Stage):
+    """As from a host whose clock was days behind when it accepted it first, and that was started again since."""
+    gateway = await stage.start_gateway()
+    task_id = await accepted(gateway, await forgotten_again(stage, gateway))
+    await stage.start_worker(echo)
+    await stage.ended(task_id)
+    assert stage.texts() == ["old"]
+    assert (await stage.operations.story(task_id)).replies, "what it was answered then is its answer"
 
 
 @pytest.mark.req("ENV-3")
@@ -201,3 +228,13 @@ async def test_a_host_that_starts_with_a_time_far_ahead_forgets_nothing_by_it(st
     stage.clock.advance(900)
     await gateway.supervisor.sweep()
     assert (await gateway.intake.accept(former)).new is True
+
+
+@pytest.mark.req("ENV-3", "CHN-4")
+async def test_its_sender_is_told_that_the_answer_is_late_although_the_former_had_one(stage: Stage):
+    stage.duties = Duties(late_after_seconds=60.0)
+    gateway = await stage.start_gateway()
+    task_id = await accepted(gateway, await answered_and_forgotten(stage, gateway))
+    stage.clock.advance(61)
+    await gateway.supervisor.tell()
+    assert len(await stage.notices(task_id)) == 1

@@ -292,7 +292,9 @@ async def test_a_worker_process_that_cannot_be_started_is_tried_again(monkeypatc
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
-    process = WorkerProcess(capabilities=capabilities, clock=clock, stall_seconds=60, stop_seconds=0)
+    process = WorkerProcess(
+        capabilities=capabilities, clock=clock, stall_seconds=60, stop_seconds=0, stop=asyncio.Event()
+    )
     await process.start()
     await clock.until_sleeping()
     state = capabilities.get("worker")

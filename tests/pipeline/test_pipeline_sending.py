@@ -864,6 +864,29 @@ async def test_a_bot_sends_no_faster_than_it_may_in_all(stage: Stage):
 
 
 @pytest.mark.req("OUT-2")
+@pytest.mark.failure("G8", "G17")
+async def test_a_sender_that_has_taken_over_again_sends_no_faster(stage: Stage):
+    """By then the times that it had given are past."""
+    stage.rates = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=5.0)
+    gateway, _ = await stage.start(saying("echo {}"))
+    tasks = [task_id for chat in range(1, 26) for task_id in await stage.write("Hello", chat=chat)]
+    await tried(stage, 5)
+    await nothing_out(stage)
+    held = gateway.hold_at("ledger.outbox_open", "before")
+    await stage.ledger.outbox_open()
+    for _ in range(8):
+        await stage.pass_time(1.0)
+    await held.reached()
+    since = stage.clock.monotonic()
+    held.open()
+    while len(stage.telegram.sent) < 25:
+        await nothing_out(stage)
+        await stage.pass_time(0.1)
+        assert len(stage.telegram.sent) <= 5 + 5 + 5 * (stage.clock.monotonic() - since) + 0.001
+    await stage.ended(*tasks)
+
+
+@pytest.mark.req("OUT-2")
 async def test_a_bot_may_be_allowed_less_than_one_call_a_second(stage: Stage):
     stage.rates = TelegramRates(chat_per_second=1e6, group_per_minute=1e6, bot_per_second=0.5)
     await stage.start(saying("echo {}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from pipeline_stage import Gateway, Stage, WorkerProcess
@@ -17,6 +18,7 @@ from rise.offices import OfficeClaim
 from rise.queue.port import Selection
 from rise.runtime.overload import OverloadLimits
 from rise.runtime.pipeline import CLOCKS_REMEDY, PipelineLimits
+from rise.runtime.supervisor import LOST_SECONDS
 from rise.telemetry import oldest_waiting_seconds
 
 AVAILABLE, DEGRADED, UNAVAILABLE = CapabilityStatus
@@ -88,7 +90,7 @@ async def test_without_its_store_it_says_what_was_waiting_when_that_was_last_kno
     gateway.fail_at("queue.depth", "before", StoreUnavailable("gone"), times=1000)
     gateway.capabilities.set("disk", UNAVAILABLE, "gone")
     await gateway.supervisor.measure()
-    assert status(gateway) == (DEGRADED, "1 unprocessed messages, waiting for disk")
+    assert status(gateway) == (DEGRADED, "1 unprocessed message, waiting for disk")
 
 
 # --- what does not move -------------------------------------------------------------------------------------------
@@ -222,10 +224,37 @@ async def test_an_answer_that_waits_for_a_channel_that_was_taken_away_is_told_to
     await gateway.supervisor.measure()
     assert await raised(stage) == {"channel_gone"}
     [told] = stage.alerts_told
-    assert told.summary == "1 messages wait for a channel that is not configured any more: telegram"
+    assert told.summary == "1 message waits for a channel that is not configured any more: telegram"
     await stage.operations.drop(task_id, who="a person")
     await gateway.supervisor.measure()
     assert await raised(stage) == set()
+
+
+@pytest.mark.req("SUP-3", "CPY-6")
+@pytest.mark.failure("D1")
+@pytest.mark.parametrize("edge", ["before", "after"])
+@pytest.mark.parametrize("step", ["queue.hold", "queue.resume"])
+async def test_a_result_that_was_lost_is_computed_again_whoever_dies_while_that_is_arranged(
+    stage: Stage, step: str, edge: Any
+):
+    gateway = await stage.start_gateway(sends=False)
+    await stage.start_worker(echo)
+    [task_id] = await stage.write("Hello")
+
+    async def is_replying() -> bool:
+        task = await stage.look(task_id)
+        return task is not None and task.status is Status.REPLYING
+
+    await stage.until(is_replying)
+    await stage.database.write(lambda connection: connection.execute("DELETE FROM runs; DELETE FROM replies") and None)
+    gateway.die_at(step, edge)
+    await stage.pass_time(LOST_SECONDS + 1)
+    await gateway.dead()  # its sweep was due
+    gateway = await stage.start_gateway()
+    await gateway.supervisor.sweep()
+    await gateway.supervisor.resume()
+    await stage.ended(task_id)
+    assert stage.texts() == ["Hello"]
 
 
 @pytest.mark.req("CAP-6")

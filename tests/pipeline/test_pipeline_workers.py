@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from pipeline_stage import Gateway, Killed, Stage, WorkerProcess
 
@@ -392,16 +393,16 @@ async def test_nobody_is_taken_for_a_suspect_for_having_been_claimed_alone(stage
 async def test_a_suspect_gets_its_turn_however_much_else_there_is_to_do(stage: Stage):
     bot = Bot()
     held = {text: bot.hold(text) for text in ("first", "2", "3", "4", "5")}
-    await stage.start_gateway()
+    gateway, _ = await stage.start(bot.workflow)
     [first] = await stage.write("first", chat=1)
-    await stage.pass_time(1)
-    [suspect] = await stage.write("suspect", chat=99)
+    await started(stage, bot, "first")
+    in_a_second = stage.queue.now_ms() + 1000
+    later = msgspec.structs.replace(stage.incoming("suspect", chat=99), due_at_ms=in_a_second)
+    suspect = (await gateway.intake.accept(later)).task_id
     await stage.database.write(
         lambda connection: connection.execute("UPDATE tasks SET deaths = 2 WHERE task_id = ?", (suspect,)) and None
     )
-    await stage.start_worker(bot.workflow)
-    await started(stage, bot, "first")
-    await stage.pass_time(1)
+    await stage.pass_time(2)
     others = []
     for chat in (2, 3, 4, 5):
         others += await stage.write(str(chat), chat=chat)
@@ -746,9 +747,10 @@ async def test_a_key_that_is_used_again_after_it_was_forgotten_is_a_new_message(
     await stage.ended(first)
     await stage.pass_time(incoming.receipt_seconds + KEY_GRACE_SECONDS + 1)
     await gateway.supervisor.sweep()
-    again = await gateway.intake.accept(incoming)
+    another = msgspec.structs.replace(stage.incoming("two"), delivery_key=incoming.delivery_key)
+    again = await gateway.intake.accept(another)
     assert (again.new, again.task_id) == (True, first)
-    assert await stage.said(2) == ["one", "one"]
+    assert await stage.said(2) == ["one", "two"]
 
     async def ended_anew() -> bool:
         run = await stage.ledger.latest_run(first)

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 import msgspec
@@ -23,7 +23,19 @@ from rise.channels.telegram import updates
 from rise.definitions.port import Kind
 from rise.definitions.records import BindingRecord, account_name, bindings_of
 from rise.delivery import DeliveryLimits
-from rise.envelope import Head, Outcome, Progress, Reason, Status, Task, TaskId, TaskType, envelope, run_id_of
+from rise.envelope import (
+    FOLLOW_UP_AHEAD_MAX,
+    Head,
+    Outcome,
+    Progress,
+    Reason,
+    Status,
+    Task,
+    TaskId,
+    TaskType,
+    envelope,
+    run_id_of,
+)
 from rise.errors import StateConflict, StoreUnavailable
 from rise.queue.port import Selection
 from rise.retries import RetryPolicy
@@ -547,9 +559,10 @@ async def test_what_waits_goes_when_a_later_run_of_it_has_ended_and_not_for_a_fo
     task = await stage.queue.get(task_id)
     assert task is not None
     accepted_at_ms = task.head.accepted_at_ms - accepted_before_seconds * 1000
+    sha256 = "another's" if accepted_before_seconds else task.head.raw_sha256
     other = msgspec.structs.replace(
         task,
-        head=msgspec.structs.replace(task.head, accepted_at_ms=accepted_at_ms),
+        head=msgspec.structs.replace(task.head, accepted_at_ms=accepted_at_ms, raw_sha256=sha256),
         progress=msgspec.structs.replace(task.progress, generation=generation),
     )
     await stage.ledger.finish(other, Status.DROPPED, by="operator")
@@ -840,14 +853,40 @@ async def test_a_follow_up_that_has_no_time_is_the_workflows_own_error(stage: St
 
 
 @pytest.mark.req("WFL-4")
-async def test_a_follow_up_at_a_moment_that_cannot_be_shown_is_the_workflows_own_error(stage: Stage):
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:00-14:00", "soon", "1969-12-31T23:59:59+00:00"])
+async def test_a_follow_up_further_ahead_than_five_years_is_the_workflows_own_error(stage: Stage, at: str):
+    latest = stage.clock.now() + FOLLOW_UP_AHEAD_MAX
+    too_late = latest + timedelta(seconds=1) if at == "soon" else datetime.fromisoformat(at)
+
     @rise.workflow("plans", channels=["telegram"])
     async def plans(turn: rise.Turn) -> None:
-        await turn.follow_up("later", at=datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-14))))
+        await turn.follow_up("just in time", at=latest)
+        await turn.follow_up("too late", at=too_late)
 
     await stage.start(plans)
     [task_id] = await stage.write("Hello")
-    assert "9998" in ((await stage.waiting_for_retry(task_id, attempts=1)).error or "")
+    assert "`at` is a moment from the year 1970 to five years ahead" in (
+        (await stage.waiting_for_retry(task_id, attempts=1)).error or ""
+    )
+
+
+@pytest.mark.req("WFL-4")
+async def test_a_follow_up_in_a_time_zone_that_is_another_on_each_host_is_the_workflows_own_error(stage: Stage):
+    class HostsOwn(tzinfo):
+        """As `ZoneInfo` has it where there is one: not every host has."""
+
+        key = "right/Europe/Berlin"
+
+        def utcoffset(self, moment: datetime | None) -> timedelta:
+            return timedelta(hours=1)
+
+    @rise.workflow("plans", channels=["telegram"])
+    async def plans(turn: rise.Turn) -> None:
+        await turn.follow_up("later", at=(stage.clock.now() + timedelta(days=1)).replace(tzinfo=HostsOwn()))
+
+    await stage.start(plans)
+    [task_id] = await stage.write("Hello")
+    assert "right/Europe/Berlin" in ((await stage.waiting_for_retry(task_id, attempts=1)).error or "")
 
 
 @pytest.mark.req("WRK-7", "QUE-4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,30 @@ from rise.testing.clock import ManualClock
 from rise.testing.faults.alarms import ALARM_SECONDS_MAX, Alarms
 from rise.testing.faults.drill import run_drill
 from rise.testing.faults.nemesis import CopyGone
-from rise.testing.faults.order import Order
+from rise.testing.faults.order import PER_SECOND_WITH_MONGO, Order
 from rise.testing.faults.report import CopiesSeen
-from rise.testing.faults.schedule import Cycle, Freeze, Link, Mishap, StoreMishap, Victim, cycles
-from rise.testing.faults.singles import SINGLES, measure_singles
+from rise.testing.faults.schedule import (
+    LINKS_OF_FULL,
+    MISHAPS_OF_FULL,
+    MISHAPS_OF_MONGO,
+    Cycle,
+    Freeze,
+    Kill,
+    Link,
+    Mishap,
+    Moment,
+    StoreMishap,
+    Victim,
+    cycles,
+)
+from rise.testing.faults.singles import SINGLES, measure_singles, singles_of
 from rise.testing.faults.stores import AppendFsync
 from rise.testing.faults.table import BEGINS, ENDS, Row, Table
-from rise.testing.servers import has_rabbitmq, has_redis
+from rise.testing.servers import has_mongodb, has_rabbitmq, has_redis, missing
 
 DECK = 29
 """Cycles that hold one of each trouble of the full profile."""
+DECK_WITH_MONGO = 34
 
 SINGLES_OF_A_TEST = [
     single
@@ -39,17 +54,26 @@ with_servers = pytest.mark.skipif(
     not has_redis() or not has_rabbitmq(), reason="redis-server or rabbitmq-server is not installed"
 )
 
+with_mongodb = pytest.mark.skipif(not has_mongodb(), reason="SecantusDB is not installed")
+
 
 # --- the schedule -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.req("TST-4")
-def test_every_deck_holds_each_mishap_and_each_link():
-    dealt = list(itertools.islice(cycles(1, full=True), 2 * DECK))
-    for deck in (dealt[:DECK], dealt[DECK:]):
+@pytest.mark.parametrize(
+    ("mongo", "count", "mishaps", "links"),
+    [(False, DECK, MISHAPS_OF_FULL, LINKS_OF_FULL), (True, DECK_WITH_MONGO, Mishap, Link)],
+    ids=["full", "mongo"],
+)
+def test_every_deck_holds_each_mishap_and_each_link(
+    mongo: bool, count: int, mishaps: Iterable[Mishap], links: Iterable[Link]
+):
+    dealt = list(itertools.islice(cycles(1, full=True, mongo=mongo), 2 * count))
+    for deck in (dealt[:count], dealt[count:]):
         troubles = [cycle.trouble for cycle in deck]
-        assert {trouble.mishap for trouble in troubles if isinstance(trouble, StoreMishap)} == set(Mishap)
-        assert {link for trouble in troubles if (link := getattr(trouble, "link", None))} == set(Link)
+        assert {trouble.mishap for trouble in troubles if isinstance(trouble, StoreMishap)} == set(mishaps)
+        assert {link for trouble in troubles if (link := getattr(trouble, "link", None))} == set(links)
 
 
 @pytest.mark.req("TST-4")
@@ -63,6 +87,39 @@ def test_the_embedded_drill_knows_no_servers_and_no_second_gateway():
 def test_an_embedded_seed_is_the_schedule_that_it_was_when_its_numbers_were_published():
     published = list(itertools.islice(cycles(20260101), 300))
     assert hashlib.sha256(repr(published).encode()).hexdigest().startswith("601f225afe90b495")
+
+
+@pytest.mark.req("TST-4")
+def test_a_full_seed_is_the_schedule_that_it_was_when_its_numbers_were_published():
+    published = list(itertools.islice(cycles(20260101, full=True), 100))
+    assert hashlib.sha256(repr(published).encode()).hexdigest().startswith("f4497cf53b677e3e")
+
+
+@pytest.mark.req("TST-4", "OPS-1")
+def test_the_same_again_is_said_with_its_profile():
+    assert "--profile" not in Order(seed=1).command
+    assert Order(seed=1, full=True).command == "rise drill --profile full --seed 1 --cycles 30"
+    with_mongo = Order(seed=1, full=True, mongo=True, messages_per_second=PER_SECOND_WITH_MONGO)
+    assert with_mongo.command == "rise drill --profile mongo --seed 1 --cycles 30"
+    assert Order(seed=1, messages_per_second=2).command.endswith("--rate 2")
+
+
+@pytest.mark.req("TST-4", "OPS-1")
+def test_what_is_not_installed_is_said_with_what_installs_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rise.testing.servers.has_redis", lambda: False)
+    monkeypatch.setattr("rise.testing.servers.has_mongodb", lambda: False)
+    assert [line.partition(":")[0] for line in missing()] == ["redis-server"]
+    assert [line.partition(":")[0] for line in missing(mongo=True)] == [
+        "redis-server",
+        "a server that speaks MongoDB's protocol",
+    ]
+
+
+@pytest.mark.req("TST-4")
+def test_the_table_of_the_mongo_profile_has_the_rows_of_the_full_one_and_mongodbs():
+    rows = [single.name for single in singles_of(Order(seed=1, full=True, mongo=True))]
+    assert rows == [single.name for single in SINGLES] + [str(mishap) for mishap in MISHAPS_OF_MONGO]
+    assert singles_of(Order(seed=1, full=True)) == SINGLES
 
 
 # --- alarms -----------------------------------------------------------------------------------------------
@@ -110,6 +167,26 @@ def test_the_alarm_of_the_next_fault_is_not_taken_for_that_of_the_one_before(tmp
     second = CopyGone("Redis killed -9", "redis", clock.monotonic())
     said(log, LOUD)
     seen = CopiesSeen.of(alarms, [first, second])
+    assert (seen.alarms_due, seen.alarms_missed) == (2, ["Redis frozen"])
+
+
+@pytest.mark.req("TST-4", "OPS-1")
+def test_what_befalls_a_store_that_is_said_to_be_away_is_no_news_until_it_is_said_to_be_back(tmp_path: Path):
+    log, clock = tmp_path / "log", ManualClock()
+    alarms = Alarms(log, clock)
+    first = CopyGone("Redis killed -9", "redis", clock.monotonic())
+    said(log, LOUD)
+    alarms.catch_up()
+    clock.advance(5)
+    second = CopyGone("Redis frozen", "redis", clock.monotonic())
+    seen = CopiesSeen.of(alarms, [first, second])
+    assert (seen.alarms_due, seen.alarms_missed) == (1, [])
+    clock.advance(1)
+    said(log, CALM)
+    alarms.catch_up()
+    clock.advance(1)
+    third = CopyGone("Redis frozen", "redis", clock.monotonic())
+    seen = CopiesSeen.of(alarms, [first, second, third])
     assert (seen.alarms_due, seen.alarms_missed) == (2, ["Redis frozen"])
 
 
@@ -261,3 +338,25 @@ async def test_with_any_one_thing_gone_it_does_what_is_promised(tmp_path: Path):
     measured = await measure_singles(order, tmp_path, seconds=4.0, singles=SINGLES_OF_A_TEST)
     print(f"\n{measured.text()}")
     assert not measured.broken()
+
+
+@with_servers
+@with_mongodb
+@pytest.mark.slow
+@pytest.mark.req("TST-4", "OPS-1", "OPS-2", "CPY-6", "CPY-7")
+@pytest.mark.failure("D8")
+async def test_kills_while_mongodb_goes_and_comes_break_no_promise(tmp_path: Path):
+    """Its ledger's server is killed, frozen and stopped, each while a process of Rise is killed, too."""
+    schedule = [
+        Cycle(Kill(victim, Moment.SENDING, pause_seconds=1.0, awaits_start=True), StoreMishap(mishap, 7.0))
+        for victim, mishap in zip((Victim.WORKER, Victim.GATEWAY, Victim.SECOND), MISHAPS_OF_MONGO, strict=True)
+    ]
+    order = Order(seed=0, schedule=schedule, full=True, mongo=True, messages_per_second=PER_SECOND_WITH_MONGO)
+    report = await run_drill(order, tmp_path)
+    print(f"\n{report.text()}")
+    assert not report.broken(), report
+    assert report.profile == "mongo"
+    assert set(MISHAPS_OF_MONGO) <= report.faults.keys()
+    assert report.finished > 0
+    assert report.unaccounted == 0
+    assert "clean, 0 unaccounted" in report.text()

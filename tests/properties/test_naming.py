@@ -26,8 +26,8 @@ from rise.envelope import (
     run_id_of,
     task_id_of,
 )
+from rise.follow_ups.planning import follow_up
 from rise.testing.conformance.queue import delivery
-from rise.workflows.follow_ups import follow_up
 
 pytestmark = [pytest.mark.req("ENV-3")]
 
@@ -85,7 +85,7 @@ def follow_ups(draw: st.DrawFn) -> tuple[Source, Incoming]:
     run, generation, number = draw(st.integers(0, 99)), draw(st.integers(0, 99)), draw(st.integers(0, 99))
     task = Task(delivery(run).head, b"{}", Progress(status=Status.PROCESSING, generation=generation))
     plan = {"workflow": draw(WORKFLOWS), "inSeconds": 1.0, "text": "x"}
-    return ("follow-up", run, generation, number), follow_up(task, number, plan, 0)
+    return ("follow-up", run, generation, number), follow_up(task, number, plan, 0, by="wf_bot")
 
 
 def applied(body: dict[str, Any], principal: str, key: str) -> Incoming:

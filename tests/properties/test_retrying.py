@@ -55,6 +55,8 @@ def made(error: type[RiseError]) -> RiseError:
         return error("disk", "unavailable", "gone")
     if issubclass(error, errors.RateExceeded):
         return error("too many", retry_after_seconds=1)
+    if issubclass(error, errors.RungEarly):
+        return error(1.0)
     if issubclass(error, errors.ModelUnconfigured):
         return error("no", remedy="say where one is")
     return error(["no"]) if issubclass(error, errors.SettingsInvalid) else error("no")

@@ -26,6 +26,7 @@ from rise.testing.conformance.queue import (
     delivery,
     enqueue,
     lane_of,
+    number_of,
     open_task,
     run_everything,
     run_lane,
@@ -188,6 +189,34 @@ async def test_everything_survives_the_kill_of_a_redis_that_syncs(own: RedisStag
     assert await own.queue.renew([claim]) == set()
     assert not (await own.queue.enqueue(delivery(2))).new
     assert await run_lane(own.queue, claim) == [1, 2]
+
+
+@pytest.mark.req("QUE-2", "QUE-3")
+async def test_what_a_former_version_has_claimed_is_left_to_it(stage: RedisStage):
+    """That keeps what is ready, and does not know of the lanes in which somebody waits."""
+    queue, ready, awaited = stage.queue, f"{QUEUE}ready:telegram", f"{QUEUE}awaited:telegram"
+    for number in range(1, 10):
+        await enqueue(queue, number, chat=str(number))
+    claims = await claim_all(queue, "former", room=4)
+    for claim in claims:
+        stage.server.ask("ZADD", awaited, "0", claim.lane)
+    others = [claim for _ in range(5) for claim in await claim_all(queue, "w2", room=1)]
+    assert {number_of(claim.task) for claim in [*claims, *others]} == set(range(1, 10))
+    assert [claim.task.progress.deaths for claim in others] == [0] * 5
+    for claim in claims:
+        assert await queue.settle(claim, claim.task, Finished()) is None
+        stage.server.ask("ZREM", ready, claim.lane)
+        stage.server.ask("ZADD", awaited, "0", claim.lane)
+    assert await claim_all(queue, "w3", room=1) == []
+
+
+@pytest.mark.req("QUE-2")
+async def test_what_a_former_version_says_is_ready_is_found(stage: RedisStage):
+    for number in range(1, 5):
+        await enqueue(stage.queue, number, chat=str(number))
+    stage.server.ask("DEL", f"{QUEUE}awaited:telegram")
+    found = [number_of(claim.task) for _ in range(4) for claim in await claim_all(stage.queue, room=1)]
+    assert found == [1, 2, 3, 4]
 
 
 @pytest.mark.req("QUE-5")
@@ -444,6 +473,29 @@ async def test_no_step_of_a_messages_way_looks_at_every_lane(own: RedisStage):
         await own.queue.enqueue(delivery(number, chat=str(number), channel="webchat"))
     assert await own.commands_for(own.message) <= few
     assert await own.commands_for(own.queue.depth) <= 20
+
+
+@pytest.mark.parametrize(
+    "narrowing",
+    [
+        {"is_runnable": True},
+        {"status": Status.PENDING},
+        {"status": Status.SUSPENDED},
+        {"status": Status.SUSPENDED, "reason": Reason.WORKFLOW_PENDING},
+    ],
+    ids=["runnable", "pending", "suspended", "suspended for a reason"],
+)
+async def test_a_look_at_one_lane_goes_through_no_others(own: RedisStage, narrowing: dict[str, Any]):
+    await enqueue(own.queue, 1)
+    await own.queue.enqueue(delivery(2, suspend=Reason.WORKFLOW_PENDING))
+
+    async def look() -> None:
+        assert len(await own.queue.list_open(Selection(lane=lane_of("1"), **narrowing), limit=100)) == 1
+
+    few = await own.commands_for(look)
+    for number in range(100, 250):
+        await own.queue.enqueue(delivery(number, chat=str(number)))
+    assert await own.commands_for(look) <= few
 
 
 # --- what the network can do wrong ---

@@ -22,6 +22,7 @@ from rise.testing.conformance.queue import (
     claim_one,
     delivery,
     enqueue,
+    lane_of,
 )
 
 LIMITS = QueueLimits(claim=CLAIM, tasks_per_claim=TASKS_PER_CLAIM, deaths_suspect=DEATHS_SUSPECT, deaths_max=DEATHS_MAX)
@@ -185,6 +186,7 @@ async def test_no_step_of_a_messages_way_reads_every_open_task(stage: SqliteStag
     await stage.queue.renew([claim])
     await stage.queue.suspended_routes(Reason.WORKFLOW_PENDING, lane=claim.lane)
     await stage.queue.list_open(Selection(status=Status.PENDING, lane=claim.lane), limit=100)
+    await stage.queue.list_open(Selection(is_runnable=True, lane=claim.lane), limit=100)
     following = await stage.queue.settle(claim, claim.task, RetryIn(0.0, "boom", counts=True))
     following = await stage.queue.settle(following, following.task, Replying())
     await stage.queue.finish(claim.task.task_id, 0)
@@ -192,3 +194,41 @@ async def test_no_step_of_a_messages_way_reads_every_open_task(stage: SqliteStag
     for each in (database.write, database.read):
         await each(lambda connection: connection.set_exec_trace(None))
     assert scans == []
+
+
+@pytest.mark.req("OPS-3")
+async def test_what_is_suspended_in_a_lane_is_found_without_going_through_the_others(stage: SqliteStage):
+    plans: list[str] = []
+
+    def trace(cursor, sql: str, bindings) -> bool:
+        if sql.startswith("SELECT"):
+            plan = cursor.connection.cursor().execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall()
+            plans.extend(step for *_, step in plan if "tasks" in step)
+        return True
+
+    database = stage.databases[0]
+    await database.read(lambda connection: connection.set_exec_trace(trace))
+    await stage.queue.list_open(Selection(status=Status.SUSPENDED, lane=lane_of("a")), limit=10)
+    await database.read(lambda connection: connection.set_exec_trace(None))
+    assert plans == ["SEARCH tasks USING INDEX tasks_waiting_in (lane=? AND task_id>?)"]
+
+
+@pytest.mark.req("OPS-3")
+@pytest.mark.parametrize("status", [Status.SUSPENDED, Status.PROCESSING, Status.REPLYING])
+async def test_a_list_of_few_does_not_go_through_the_many(stage: SqliteStage, status: Status):
+    plans: list[str] = []
+
+    def trace(cursor, sql: str, bindings) -> bool:
+        if sql.startswith("SELECT"):
+            plan = cursor.connection.cursor().execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall()
+            plans.extend(step for *_, step in plan if "tasks" in step)
+        return True
+
+    database = stage.databases[0]
+    await database.read(lambda connection: connection.set_exec_trace(trace))
+    for selection in (Selection(status=status), Selection(status=status, channel="telegram")):
+        await stage.queue.list_open(selection, limit=10, after="t_a")
+    await database.read(lambda connection: connection.set_exec_trace(None))
+    own = {Status.SUSPENDED: "tasks_waiting", Status.PROCESSING: "tasks_processing", Status.REPLYING: "tasks_replying"}
+    assert plans
+    assert all(own[status] in plan for plan in plans), plans

@@ -45,6 +45,19 @@ def states(told: list[AlertMessage]) -> list[str]:
     return [message.state for message in told]
 
 
+@pytest.mark.req("SUP-3", "OPS-3")
+def test_who_looks_sees_what_is_raised_since_when_and_what_it_says_by_now(alerts: Alerts, clock: ManualClock) -> None:
+    alerts.follow("disk", True, summary="1 MB is free", remedy="make room")
+    began = clock.now()
+    clock.advance(30)
+    alerts.follow("disk", True, summary="0 MB is free", remedy="make room")
+    alerts.follow("worker", True, summary="it is gone", after_seconds=60)
+    [shown] = alerts.book.all()
+    assert (shown.alert, shown.since, shown.summary, shown.remedy) == ("disk", began, "0 MB is free", "make room")
+    alerts.follow("disk", False)
+    assert alerts.book.all() == []
+
+
 # --- when ---------------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +201,7 @@ async def test_an_address_where_nobody_listens_is_said_without_its_key(clock: Ma
     webhook = SignedWebhook("http://127.0.0.1:1/?key=hidden", SECRET, clock)
     with pytest.raises(ChannelUnavailable) as refusal:
         await webhook.send(MESSAGE)
-    assert refusal.value.public_message == "the webhook does not answer: ConnectError"
+    assert refusal.value.public_message == "the webhook does not answer: the connection is refused"
     await webhook.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +44,22 @@ def test_a_secret_that_could_be_guessed_is_refused_with_its_remedy(directory: Da
 def test_a_secret_that_was_made_is_taken_as_long_as_it_is_there(directory: DataDirectory):
     made = directory.kept_secret("secret-key")
     assert DataDirectory(directory.path).kept_secret("secret-key") == made
+
+
+@pytest.mark.req("SEC-4", "OPS-5")
+def test_containers_that_begin_at_once_agree_on_a_secret_though_their_processes_have_one_number(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+):
+    link, others = os.link, []
+
+    def the_other_is_faster(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        others.append(DataDirectory(directory.path).kept_secret("secret-key"))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", the_other_is_faster)
+    assert [directory.kept_secret("secret-key")] == others
+    assert [path.name for path in directory.path.iterdir()] == ["secret-key"]
 
 
 @pytest.mark.req("SEC-4")

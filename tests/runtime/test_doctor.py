@@ -13,7 +13,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from rise.bus.local import LocalBus
+from rise.bus.local import LocalBus, _locked_file
 from rise.capabilities import CONSEQUENCES
 from rise.channels.telegram import read_update
 from rise.clock import SystemClock
@@ -27,6 +27,7 @@ from rise.telemetry import _known_secrets
 from rise.testing.clock import ManualClock
 from rise.testing.installation import Installation, hold_port
 from rise.testing.telegram import TelegramStandIn
+from rise.tokens import digest_of
 
 pytestmark = pytest.mark.req("OPS-1", "CAP-6")
 
@@ -109,6 +110,23 @@ async def test_secrets_are_masked(data_dir: Path):
 
 
 @pytest.mark.failure("M1")
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:1/0?password=hunter22", "redis://127.0.0.1:1"),
+        ("redis://ann:hunter22@redis.example:6379/1", "redis://***@redis.example:6379"),
+        ("redis://:hunter22/b@redis.example", "***"),
+        ("redis://redis.example?password=b@hunter22", "***"),
+        ("unix://hunter22", "***"),
+    ],
+)
+async def test_of_the_address_of_a_server_is_shown_where_it_leads_and_no_password(data_dir: Path, url: str, shown: str):
+    [finding] = await doctor(data_dir, redis_url=url).probe("settings")
+    assert f"RISE_REDIS_URL={shown}" in f"{finding.detail}, ".split(", ")
+    assert "hunter22" not in finding.detail
+
+
+@pytest.mark.failure("M1")
 async def test_a_name_that_is_no_setting_is_a_warning_without_its_value(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -180,6 +198,20 @@ async def test_a_binding_that_a_newer_version_wrote_is_a_warning(data_dir: Path)
     assert "install that version" in warned.remedy
 
 
+@pytest.mark.req("TMP-1", "TMP-4")
+async def test_what_is_bound_to_a_temporal_that_is_not_configured_is_a_warning(data_dir: Path):
+    house = build(load_settings(data_dir=data_dir, _env_file=None))
+    await house.stores.open()
+    bound = BindingRecord(channel="http", account="default", workflow_id="wf_a", engine="temporal")
+    await house.editor.bind(bound, by="ann")
+    await house.stores.close()
+    findings = [one for one in await doctor(data_dir).probe("bindings") if "temporal" in one.detail]
+    assert [(one.name, one.level) for one in findings] == [("http:default", Level.WARN)]
+    assert "RISE_TEMPORAL_ADDRESS" in findings[0].remedy
+    known = await doctor(data_dir, temporal_address="127.0.0.1:7233").probe("bindings")
+    assert not [one for one in known if "temporal" in one.detail]
+
+
 async def test_a_damaged_database_is_a_failure(data_dir: Path):
     content = bytearray((data_dir / "rise.db").read_bytes())
     for at in range(8192, len(content), 4096):
@@ -240,6 +272,7 @@ async def test_the_workflows_and_what_they_will_serve_are_named(
 async def test_a_bot_that_does_not_load_is_a_failure(data_dir: Path, tmp_path: Path):
     (tmp_path / "broken_bot.py").write_text("import nothing_of_that_name")
     [finding] = await doctor(data_dir, app=str(tmp_path / "broken_bot.py")).probe("app")
+    assert "mend that" in finding.remedy
     assert finding.level is Level.FAIL
     assert "nothing_of_that_name" in finding.detail
 
@@ -331,7 +364,8 @@ async def test_the_running_servers_capabilities_are_told_in_its_own_words(data_d
     async with server({"GET /healthz": (200, {"capabilities": shown})}) as port:
         findings = {finding.name: finding for finding in await doctor(data_dir, port=port).probe("capabilities")}
     assert [finding.level for finding in findings.values()] == [Level.OK, Level.WARN, Level.FAIL]
-    assert findings["worker"].detail == "unavailable: it ended (exit 1); restarted in 5 s"
+    assert findings["disk"].detail == "available: written and synced"
+    assert findings["worker"].detail == "the running server says unavailable: it ended (exit 1); restarted in 5 s"
     assert CONSEQUENCES["worker"] in findings["worker"].remedy, "and of what follows from them, in the log's"
 
 
@@ -343,7 +377,11 @@ async def test_of_the_database_the_running_servers_word_is_told(data_dir: Path, 
         [down] = await doctor(data_dir, port=port).probe("database")
         disk |= {"status": "available", "detail": "written and synced"}
         well, _ = await doctor(data_dir, port=port).probe("database")
-    assert (down.name, down.level, down.detail) == ("database", Level.FAIL, f"unavailable: {full}")
+    assert (down.name, down.level, down.detail) == (
+        "database",
+        Level.FAIL,
+        f"the running server says unavailable: {full}",
+    )
     assert well.level is Level.OK
     assert well.detail.startswith("sound, ")
     assert well.detail.endswith("; the running server says available: written and synced")
@@ -357,7 +395,8 @@ async def test_of_a_database_that_is_gone_under_the_server_its_word_and_its_reme
     (data_dir / "rise.db").unlink()
     async with server({"GET /healthz": (200, {"capabilities": {"disk": gone}})}) as port:
         [finding] = await doctor(data_dir, port=port).probe("database")
-    assert (finding.level, finding.detail) == (Level.FAIL, "unavailable: rise.db was deleted while open")
+    said = "the running server says unavailable: rise.db was deleted while open"
+    assert (finding.level, finding.detail) == (Level.FAIL, said)
     assert finding.remedy.startswith("put the file back;")
 
 
@@ -409,12 +448,28 @@ async def test_a_capability_is_probed_by_the_server(data_dir: Path, owned: DataD
     assert (unknown.level, unknown.detail) == (Level.FAIL, "no such check or capability")
 
 
+@pytest.mark.req("SEC-1")
+async def test_whoever_has_only_the_digest_of_the_token_is_told_that_nobody_can_be_asked_with_it(
+    data_dir: Path, owned: DataDirectory
+):
+    [refused] = await doctor(data_dir, admin_token=digest_of("an-admin-token-of-tests")).probe("worker")
+    assert (refused.level, refused.remedy) == (Level.FAIL, "set it to the token itself, here")
+
+
 async def test_processes_of_the_directory_are_named(data_dir: Path):
     member = LocalBus(data_dir / "bus", SystemClock())
     await member.start()
     [finding] = await doctor(data_dir).probe("serve")
     await member.stop()
     assert f"(process {member.member.partition('-')[0]})" in finding.detail
+
+
+async def test_a_process_of_another_container_is_not_taken_for_the_one_that_has_its_number_here(data_dir: Path):
+    (data_dir / "bus").mkdir(exist_ok=True)
+    lock = _locked_file(data_dir / "bus", f"{os.getppid()}-elsewher")  # as the kernel shows it: held, not by that one
+    [finding] = await doctor(data_dir).probe("serve")
+    os.close(lock)
+    assert finding.detail.endswith("; running: a process that is not seen from here (in another container)")
 
 
 # --- Telegram ---------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ import pytest
 
 from rise.channels.telegram import read_update
 from rise.envelope import Outcome, Status, TaskId
-from rise.errors import StateConflict, StoreUnavailable
+from rise.errors import StateConflict, StoreUnavailable, TemporalUnavailable
 from rise.ledger.port import ChatForgotten, RunResult, Turn
 from rise.queue.port import Finished, Selection
 from rise.runtime import forgetting as forgetting_module
-from rise.runtime.assembly import House, build, build_forgetting
+from rise.runtime.assembly import House, build, build_forgetting, build_operations
 from rise.runtime.audit import Audit
 from rise.runtime.forgetting import ChatNamed, Forgetting, Forgotten
 from rise.settings import load_settings
@@ -145,3 +145,47 @@ async def test_a_database_that_cannot_be_written_anew_does_not_undo_it(house: Ho
     forgetting._compact = fail
     done = await forget(forgetting)
     assert (done.seen.runs, done.is_compact) == (1, False)
+
+
+# --- what is carried on elsewhere ---
+
+
+class Conversations:
+    """What is asked to forget them."""
+
+    def __init__(self, *, is_away: bool = False) -> None:
+        self.is_away = is_away
+        self.forgotten: list[str] = []
+
+    async def forget(self, conversation_id: str) -> None:
+        if self.is_away:
+            raise TemporalUnavailable("Temporal cannot be reached")
+        self.forgotten.append(conversation_id)
+
+
+def forgetting_with(house: House, conversations: Any) -> Forgetting:
+    operations = build_operations(house)
+    compact = house.stores.database.compact
+    return Forgetting(house.queue, house.ledger, operations, house.clock, compact=compact, conversations=conversations)
+
+
+@pytest.mark.req("TMP-1")
+async def test_its_conversation_is_forgotten_under_each_id_that_it_had(house: House):
+    await accept(house, 1)
+    await answer_all(house)
+    await house.ledger.move_chat("telegram", BOT, "42", "-100")
+    conversations = Conversations()
+    await forget(forgetting_with(house, conversations))
+    assert conversations.forgotten == [f"chat:{BOT}:-100", f"chat:{BOT}:42"]
+
+
+@pytest.mark.req("TMP-1", "TMP-4")
+async def test_while_temporal_is_away_all_else_is_forgotten_and_it_is_said_to_be_repeated(house: House):
+    await accept(house, 1)
+    await answer_all(house)
+    with pytest.raises(TemporalUnavailable, match="all is forgotten but what Temporal has of it"):
+        await forget(forgetting_with(house, Conversations(is_away=True)))
+    assert await house.ledger.history("telegram", BOT, "42", limit=10) == []
+    conversations = Conversations()
+    await forget(forgetting_with(house, conversations))
+    assert conversations.forgotten == [f"chat:{BOT}:42"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -11,7 +11,16 @@ import pytest
 
 from rise.bus.port import Topic
 from rise.definitions.port import Definition, Kind
-from rise.definitions.records import CODE, STAGES, BindingRecord, PromptRecord, WorkflowRecord, workflow_of
+from rise.definitions.records import (
+    CODE,
+    STAGES,
+    BindingRecord,
+    ChannelOwn,
+    PromptRecord,
+    WorkflowRecord,
+    bindings_of,
+    workflow_of,
+)
 from rise.envelope import definition_id_of
 from rise.errors import (
     PayloadInvalid,
@@ -49,7 +58,7 @@ class Stage:
         self.bus.subscribe(Topic.DEFINITIONS_CHANGED, self.heard.append)
         self.editor = Editor(self.definitions, self.ledger, self.bus, self.clock)
         versions = Versions(self.definitions, self.ledger, self.bus, self.clock)
-        self.workflows = Workflows(self.definitions, versions, refuse_nameless, stages_named)
+        self.workflows = Workflows(self.definitions, versions, self.editor, refuse_nameless, stages_named)
         self.prompts = Prompts(
             self.definitions, versions, placeholders, given=("text", "user", "stages"), stages_named=stages_named
         )
@@ -63,6 +72,10 @@ class Stage:
         definition = await self.definitions.version(Kind.PUBLISHED, workflow_id)
         assert definition is not None
         return workflow_of(definition)
+
+    async def bound(self, workflow_id: str) -> list[BindingRecord]:
+        latest = (await self.definitions.latest([Kind.BINDINGS])).definitions
+        return [one for kept in latest for one in bindings_of(kept) if one.workflow_id == workflow_id]
 
     async def operations(self) -> list[tuple[str, str, str, str]]:
         """Newest first."""
@@ -293,6 +306,30 @@ async def test_what_is_bound_is_not_removed_and_it_is_said_where(stage: Stage):
     assert again.shown.version == 3, "versions only grow"
 
 
+@pytest.mark.req("WFL-1", "BND-2")
+async def test_bindings_that_are_off_or_meet_nothing_go_with_their_workflow(stage: Stage):
+    workflow_id, other = await stage.published(SAY), await stage.published(SAY, name="other")
+    for account, binding in (
+        ("6", {"enabled": False, "own": ChannelOwn(bot_token="sealed")}),
+        ("7", {"enabled": False}),
+        ("8", {}),
+    ):
+        bound = BindingRecord(channel="telegram", account=account, workflow_id=workflow_id, **binding)
+        await stage.editor.bind(bound, by="ann")
+    assert (await stage.workflows.get(workflow_id)).bound_to == ("telegram:8",)
+    with pytest.raises(StateConflict, match=r"bound to telegram:8: "):
+        await stage.workflows.remove(workflow_id, by="ann")
+    assert len(await stage.bound(workflow_id)) == 3, "what is refused changes nothing"
+    for account in "78":
+        await stage.editor.bind(BindingRecord(channel="telegram", account=account, workflow_id=other), by="ann")
+    assert (await stage.workflows.get(workflow_id)).bound_to == ()
+    [warned] = await stage.workflows.remove(workflow_id, by="eve")
+    assert "telegram:6" in warned and "token" in warned
+    assert await stage.bound(workflow_id) == []
+    assert [one.account for one in await stage.bound(other)] == ["7", "8"]
+    assert ("eve", "unbind", "telegram:7", "wf_hi is removed") in await stage.operations()
+
+
 @pytest.mark.req("WFL-1")
 async def test_one_name_is_one_workflow(stage: Stage):
     await stage.workflows.create("hi", [SAY], by="ann")
@@ -438,6 +475,60 @@ async def test_a_prompt_that_runs_is_neither_removed_nor_changed_under_its_workf
     await stage.workflows.edit("wf_hi", stages=[SAY], by="ann")
     await stage.workflows.publish("wf_hi", by="ann")
     await stage.prompts.remove("pr_greet", by="ann")
+
+
+@pytest.mark.req("WFL-1")
+async def test_who_changes_a_prompt_is_told_what_was_published_meanwhile_without_what_it_asks_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    await stage.prompts.create(GREET, by="ann")
+    await stage.workflows.create("hi", [SAY, ASK], by="ann")
+    more = msgspec.structs.replace(GREET, prompt_id="pr_greet", placeholders=("tone", "mood"))
+    before_write(stage, monkeypatch, Kind.PROMPT, lambda: stage.workflows.publish("wf_hi", by="bob"))
+    edited = await stage.prompts.edit("pr_greet", lambda _: more, by="ann")
+    [(field, lacking)] = await stage.prompts.lacking(edited)
+    assert (field, lacking) == ("placeholders", "wf_hi uses it and gives no value for mood")
+
+
+@pytest.mark.req("WFL-1")
+async def test_what_is_published_while_its_prompt_is_changed_says_what_it_lacks(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    await stage.prompts.create(GREET, by="ann")
+    await stage.workflows.create("hi", [SAY, ASK], by="ann")
+    more = msgspec.structs.replace(GREET, prompt_id="pr_greet", placeholders=("tone", "mood"))
+    before_write(stage, monkeypatch, Kind.PUBLISHED, lambda: stage.prompts.edit("pr_greet", lambda _: more, by="ann"))
+    [warned] = (await stage.workflows.publish("wf_hi", by="bob")).warnings
+    assert "lacks mood" in warned
+    assert (await stage.workflows.get("wf_hi")).warnings == ()
+
+
+@pytest.mark.req("WFL-1", "BND-2")
+async def test_what_begins_to_be_used_while_it_is_removed_is_said(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    await stage.prompts.create(GREET, by="ann")
+    workflow_id = (await stage.workflows.create("hi", [SAY, ASK], by="ann")).workflow_id
+    before_write(stage, monkeypatch, Kind.PROMPT, lambda: stage.workflows.publish(workflow_id, by="bob"))
+    assert await stage.prompts.remove("pr_greet", by="ann") == [workflow_id]
+    bound = BindingRecord(channel="telegram", account="7", workflow_id=workflow_id)
+    before_write(stage, monkeypatch, Kind.PUBLISHED, lambda: stage.editor.bind(bound, by="bob"))
+    [warned] = await stage.workflows.remove(workflow_id, by="ann")
+    assert "wf_hi was bound to telegram:7 meanwhile" in warned
+
+
+def before_write(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, kind: Kind, act: Callable[[], Awaitable[object]]
+) -> None:
+    """Somebody does this between the check of the next change and its being written."""
+    put, acted = stage.definitions.put, False
+
+    async def put_late(definition: Definition) -> None:
+        nonlocal acted
+        if definition.kind is kind and not acted:
+            acted = True
+            await act()
+        await put(definition)
+
+    monkeypatch.setattr(stage.definitions, "put", put_late)
 
 
 @pytest.mark.req("WFL-1")

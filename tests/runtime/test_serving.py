@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -11,10 +13,13 @@ import pytest
 
 import rise
 from rise.definitions.records import CODE, BindingRecord, WorkflowRecord
+from rise.envelope import new_key
+from rise.errors import SettingsInvalid
 from rise.runtime import assembly
 from rise.runtime.serving import _until_defined
 from rise.settings import load_settings
 from rise.testing.installation import ADMIN_TOKEN, Installation
+from rise.testing.servers import TemporalServer
 from rise.testing.telegram import TelegramStandIn
 from rise.testing.waiting import eventually
 
@@ -154,3 +159,66 @@ async def test_an_added_worker_waits_until_all_that_its_code_asks_for_is_bound(t
         await waiting
     await house.bus.stop()
     await house.stores.close()
+
+
+@pytest.mark.slow
+@pytest.mark.req("TMP-4", "CAP-2", "CAP-5")
+async def test_it_starts_without_its_temporal_and_finds_it_when_it_is_there(
+    tmp_path: Path, temporal_of_its_own: TemporalServer
+) -> None:
+    temporal_of_its_own.kill()
+    async with Installation(tmp_path / "data", app=BOT, temporal_address=temporal_of_its_own.address) as rise:
+        assert await rise.until_capability("temporal", "unavailable") == "Temporal cannot be reached"
+        await worker_up(rise)
+        shown = await health(rise)
+        assert shown["status"] == "degraded"
+        temporal_of_its_own.start()
+        await rise.until_capability("temporal")
+        temporal_of_its_own.kill()
+        await rise.until_capability("temporal", "unavailable")
+        await worker_up(rise)
+        assert await rise.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.req("TGM-4", "TMP-4")
+async def test_doors_bot_workers_and_temporal_share_one_stop_in_order(
+    tmp_path: Path, running_temporal: TemporalServer
+) -> None:
+    """Gateway, polling, the native worker and Temporal's: the doors first, then what works, stores last."""
+    async with TelegramStandIn() as telegram:
+        settings = {
+            "telegram_token": telegram.token,
+            "telegram_api_base": telegram.url,
+            "temporal_address": running_temporal.address,
+            "temporal_task_queue": new_key(),
+        }
+        async with Installation(tmp_path / "data", app=BOT, **settings) as rise:
+            await eventually(lambda: _has_logged(rise, "temporal_worker.start"), seconds=60)
+            telegram.message("hello")
+            await telegram.wait_until(lambda t: len(t.sent) == 1, timeout_seconds=20)
+            assert await rise.stop() == 0
+    seen = events(rise)
+    order = ["serve.stopping", "temporal_worker.stop", "task_worker.stop", "serve.stopped"]
+    assert sorted(order, key=seen.index) == order
+
+
+async def _has_logged(rise: Installation, event: str) -> bool:
+    return event in events(rise)
+
+
+@pytest.mark.req("TMP-4", "EMB-1")
+def test_what_is_not_configured_is_not_loaded() -> None:
+    """An installation without Temporal need not have its client, nor wait for it at each command."""
+    loaded = "import sys, rise.cli, rise.api.server, rise.runtime.serving; sys.exit('temporalio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
+
+
+@pytest.mark.req("TMP-4")
+def test_without_its_client_temporal_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = assembly.build(load_settings(_env_file=None, data_dir=tmp_path / "data", temporal_address="127.0.0.1:1"))
+    monkeypatch.setitem(sys.modules, "rise.connections.temporal", None)
+    with pytest.raises(SettingsInvalid, match="rise-gateway\\[temporal\\]"):
+        assembly.reach_temporal(house)

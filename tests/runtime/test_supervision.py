@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from rise.bus.port import Topic
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
@@ -211,17 +212,10 @@ async def test_a_worker_within_this_process_can_be_replaced(tmp_path: Path) -> N
 @pytest.mark.req("WRK-7")
 @pytest.mark.failure("I15")
 async def test_a_worker_process_that_beats_and_does_nothing_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, real = ManualClock(), asyncio.create_subprocess_exec
-    started = Signal()
-
-    async def start(*words: Any, **options: Any) -> Any:
-        process = await real(sys.executable, "-c", "import time; time.sleep(60)", **options)
-        started.set()
-        return process
-
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    clock = ManualClock()
+    started = start_idle(monkeypatch)
     capabilities = CapabilityRegistry(clock)
-    process = WorkerProcess(capabilities=capabilities, clock=clock, stall_seconds=60, stop_seconds=0)
+    process = worker_process(capabilities, clock, stop=asyncio.Event())
     before = worker_restarts_total.labels("stuck")._value.get()
     await process.start()
     assert await started.wait(10)
@@ -236,6 +230,26 @@ async def test_a_worker_process_that_beats_and_does_nothing_can_be_replaced(monk
     second = await pid_of(process, other_than=first)
     assert worker_restarts_total.labels("stuck")._value.get() == before + 1
     os.kill(second, signal.SIGKILL)
+    await process.stop()
+
+
+@pytest.mark.req("WRK-7", "TGM-4")
+async def test_a_worker_process_that_ends_by_the_signal_which_ends_all_has_not_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, stop = ManualClock(), asyncio.Event()
+    started = start_idle(monkeypatch)
+    capabilities = CapabilityRegistry(clock)
+    process = worker_process(capabilities, clock, stop=stop)
+    with capture_logs() as logged:
+        await process.start()
+        assert await started.wait(10)
+        stop.set()
+        os.kill(await pid_of(process), signal.SIGINT)  # Ctrl-C reaches both, and the worker still loads
+        await eventually(lambda: not process._tasks)
+    assert [line["event"] for line in logged if line["log_level"] == "error"] == []
+    state = capabilities.get("worker")
+    assert state is not None and state.detail == "starting"
     await process.stop()
 
 
@@ -255,6 +269,23 @@ async def test_a_parent_that_was_killed_with_beats_unread_is_gone_like_any_other
 
 async def is_gone(house: House, task_id: TaskId) -> bool:
     return await house.queue.get(task_id) is None
+
+
+def start_idle(monkeypatch: pytest.MonkeyPatch) -> Signal:
+    """Worker processes that do nothing at all; told of each."""
+    real, started = asyncio.create_subprocess_exec, Signal()
+
+    async def start(*words: Any, **options: Any) -> Any:
+        process = await real(sys.executable, "-c", "import time; time.sleep(60)", **options)
+        started.set()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    return started
+
+
+def worker_process(capabilities: CapabilityRegistry, clock: ManualClock, *, stop: asyncio.Event) -> WorkerProcess:
+    return WorkerProcess(capabilities=capabilities, clock=clock, stall_seconds=60, stop_seconds=0, stop=stop)
 
 
 async def pid_of(process: WorkerProcess, *, other_than: int | None = None) -> int:

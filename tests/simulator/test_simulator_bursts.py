@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from rise.bursts import Burst, Bursts
+from rise import worker
+from rise.bursts import Burst, Bursts, Fate
 from rise.envelope import Task
-from rise.ledger.port import Run
+from rise.ledger.port import Ledger, Run
+from rise.queue.port import Queue
+from rise.runtime import supervisor
 from rise.testing.simulator.bot import Behaviour
 from rise.testing.simulator.faults import Fault, FaultKind
 from rise.testing.simulator.people import Act, Doing
@@ -17,7 +20,7 @@ from rise.testing.simulator.run import BURSTS_FROM, Outcome, Plan, draw_plan, si
 
 FIRST = 11_000_000
 SEEDS_MAX = 40
-WRITES = ["ledger.save_step", "ledger.save_result", "queue.settle", "queue.renew", "queue.claim"]
+WRITES = ["ledger.save_step", "ledger.save_result", "ledger.finish", "queue.settle", "queue.renew", "queue.claim"]
 
 
 USUAL = (Behaviour.ECHO, Behaviour.STEPS, Behaviour.FAILS_ONCE, Behaviour.WAITS, Behaviour.THREE)
@@ -101,8 +104,8 @@ def leaders_that_are_let_go(seed: int) -> Plan:
     unbound = [
         Doing(act=Act.UNBIND, at=at, name="binding"),
         *(
-            Doing(act=Act.DROP, at=at + 0.1 * number, name=f"d{number}", pick=0.55 + 0.05 * number)
-            for number in range(9)
+            Doing(act=Act.DROP, at=at + 0.05 * number, name=f"d{number}", pick=(0.55 + 0.37 * number) % 1.0)
+            for number in range(30)
         ),
         Doing(act=Act.BIND, at=at + 4.0, name="binding"),
     ]
@@ -127,10 +130,11 @@ def followers_that_are_not_ended(patch: pytest.MonkeyPatch) -> None:
 
 
 def followers_that_are_never_run_after_all(patch: pytest.MonkeyPatch) -> None:
-    async def never(self: Bursts, run: Run) -> bool:
-        return False
+    async def answered(run: Run, queue: Queue, ledger: Ledger) -> Fate:
+        return Fate.ANSWERED
 
-    patch.setattr(Bursts, "is_unanswered", never)
+    patch.setattr(worker, "fate_of", answered)
+    patch.setattr(supervisor, "fate_of", answered)
 
 
 def the_last_said_first(patch: pytest.MonkeyPatch) -> None:

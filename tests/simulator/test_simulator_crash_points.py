@@ -25,7 +25,7 @@ READS = {
     *("queue.get", "queue.list_open", "queue.resumable", "queue.suspended_routes", "queue.receipts", "queue.depth"),
     *("queue.longest_lanes", "ledger.run", "ledger.latest_run", "ledger.archived", "ledger.finished_among"),
     *("ledger.steps", "ledger.attempts", "ledger.history", "ledger.outbox_depth", "ledger.replies"),
-    *("ledger.transcript", "ledger.operations"),
+    *("ledger.transcript", "ledger.operations", "ledger.ended"),
     *("definitions.changes", "definitions.latest", "definitions.version", "definitions.versions"),
     *("ledger.finished_counts", "ledger.chat_moves"),
 }

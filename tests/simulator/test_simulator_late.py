@@ -9,14 +9,22 @@ import pytest
 from msgspec.structs import replace
 from test_simulator_crash_points import a_busy_plan, killed
 
-from rise.envelope import Progress
+from rise.envelope import Progress, RunId
 from rise.ledger.late_ledger import LateLedger
 from rise.runtime.writing_back import WriteBack
+from rise.testing.simulator.copies import overtaking
 from rise.testing.simulator.faults import Fault, FaultKind
 from rise.testing.simulator.profile import Profile
 from rise.testing.simulator.run import Outcome, Plan, draw_plan, simulate
 
 pytestmark = pytest.mark.req("TST-2", "CPY-6")
+
+ONCE_BROKEN = {
+    31000190: "a message taken along ended by an answer that waited in Redis, which was emptied then: never answered",
+    31001256: "the checker asked for the place of an answer whose task Redis had lost while it waited for the ledger",
+    32001300: "a result waited for its task by a clock that somebody set an hour ahead, and was run again",
+}
+"""Seeds that found something once, and what."""
 
 IN_CI = range(400, 403)
 BOUNDARIES = ("queue.late_put", "queue.late_remove")
@@ -34,6 +42,20 @@ def a_busy_minute_without_the_ledger(*faults: Fault) -> Outcome:
 @pytest.mark.parametrize("seed", IN_CI)
 def test_no_seed_with_a_ledger_that_goes_away_breaks_a_promise(seed: int):
     assert broken(draw_plan(seed, Profile.MONGO)) == []
+
+
+@pytest.mark.parametrize("seed", ONCE_BROKEN)
+def test_a_seed_with_a_ledger_that_goes_away_that_found_something_once_finds_nothing_now(seed: int):
+    assert broken(draw_plan(seed, Profile.MONGO)) == []
+
+
+def test_what_was_passed_over_may_be_overtaken_and_overtakes_nobody():
+    one, two, three = map(RunId, ("one", "two", "three"))
+    assert overtaking([(one, 1), (two, 2), (three, 3)], {two}) == []
+    assert overtaking([(one, 1), (two, 3), (three, 2)], {two}) == []
+    assert overtaking([(one, 1), (two, 3), (three, 2)], {one, three}) == [three]
+    assert overtaking([(one, 2), (two, 1), (three, 3)], {two}) == [two]
+    assert overtaking([(one, 2), (two, 3), (three, 1)], {two}) == [three]
 
 
 def test_results_wait_and_are_written_back():
@@ -77,6 +99,15 @@ def a_write_that_is_forgotten_before_it_is_written(patch: pytest.MonkeyPatch) ->
     patch.setattr(WriteBack, "_write_lane", forget_first)
 
 
+def a_lane_that_is_written_back_to_front(patch: pytest.MonkeyPatch) -> None:
+    write_lane = WriteBack._write_lane
+
+    async def last_first(self: WriteBack, writes: Any) -> None:
+        await write_lane(self, writes[::-1])
+
+    patch.setattr(WriteBack, "_write_lane", last_first)
+
+
 def whatever_was_begun_is_begun_anew(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Progress, "is_untouched", property(lambda self: True))
 
@@ -84,6 +115,7 @@ def whatever_was_begun_is_begun_anew(patch: pytest.MonkeyPatch) -> None:
 BUGS = [
     a_result_that_overtakes_what_waits,
     a_write_that_is_forgotten_before_it_is_written,
+    a_lane_that_is_written_back_to_front,
     whatever_was_begun_is_begun_anew,
 ]
 

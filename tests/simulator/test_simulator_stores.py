@@ -36,6 +36,10 @@ ONCE_BROKEN = {
     7001055: "a queue that had lost its last writes had two tasks of a lane running, for a worker that had settled one",
     9000068: "the power went in the very first moment, and the world could not be played",
     13000162: "a queue that handed out nothing for long, and claims that nobody knew of: deaths, it seemed",
+    14003145: "clocks days behind that were put right, and an update that came again was taken for another",
+    17000070: "what a host with a clock a day ahead had accepted waited until then for the rest of its burst",
+    17000342: "the checker took a step of a run for one of the next, which a person had begun meanwhile",
+    19002048: "the checker took what a message had planned for one that was read when its chat's other id was known",
     6000468: "what a person let go on went out while a later reply of its chat was still in doubt",
 }
 """Seeds that found something once, and what."""
@@ -115,7 +119,8 @@ def test_a_seed_with_several_stores_is_the_same_run_in_another_interpreter():
 @pytest.mark.req("TST-2")
 def test_plans_with_several_stores_hold_what_they_should():
     plans = [draw_plan(seed, Profile.FULL) for seed in range(600)]
-    assert {fault.kind for plan in plans for fault in plan.faults} == set(FaultKind) - {FaultKind.LEDGER_GONE}
+    kinds = {kind for kind in FaultKind if not kind.name.startswith(("LEDGER_", "TEMPORAL_"))}  # of other worlds
+    assert {fault.kind for plan in plans for fault in plan.faults} == kinds
     assert {plan.last_blow for plan in plans} == set(LAST_BLOWS)
     assert not any(len(stores_that_lose(plan)) > 1 for plan in plans)
 

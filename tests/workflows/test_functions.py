@@ -46,6 +46,15 @@ def test_a_module_with_functions_alone_is_enough(tmp_path: Path):
         load_app(str(tmp_path / "nothing_marked.py"))
 
 
+@pytest.mark.req("WFL-2", "OPS-4")
+def test_a_channel_that_there_is_not_is_refused_with_those_there_are(tmp_path: Path):
+    (tmp_path / "slip.py").write_text(
+        "import rise\n@rise.workflow('one', channels=['htpp'])\nasync def one(turn): ...\n"
+    )
+    with pytest.raises(SettingsInvalid, match=r"one asks for the channel 'htpp'.*channels are http, telegram, webchat"):
+        load_app(str(tmp_path / "slip.py"))
+
+
 def test_two_functions_of_one_name_are_refused(tmp_path: Path):
     (tmp_path / "twice.py").write_text(
         "import rise\n@rise.function('one')\ndef a(values): ...\n@rise.function('one')\ndef b(values): ...\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import threading
 from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +51,42 @@ async def test_a_model_is_asked_once_with_everything_that_was_said(server: Model
     assert call.messages == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
     assert call.authorization == f"Bearer {KEY}"
     assert not {"temperature", "max_tokens", "stream"} & set(call.body)
+
+
+class Counted(OpenAIModel):
+    """Counts its clients, and makes none before it is let."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.made = 0
+        self.let = threading.Event()
+
+    def _made(self) -> openai.AsyncOpenAI:
+        self.made += 1
+        self.let.wait()
+        return super()._made()
+
+
+@pytest.fixture
+async def counted(server: ModelStandIn) -> AsyncIterator[Counted]:
+    model = Counted(server.url, "small", key=KEY)
+    yield model
+    model.let.set()
+    await model.close()
+
+
+async def test_those_who_ask_at_the_same_time_share_one_client(counted: Counted):
+    counted.let.set()
+    await asyncio.gather(asked(counted), asked(counted), counted.probe(timeout_seconds=10))
+    assert counted.made == 1
+
+
+async def test_the_time_to_make_the_client_is_part_of_the_time_to_answer(counted: Counted):
+    async with asyncio.timeout(10):
+        with pytest.raises(ModelUnavailable, match=r"within 0\.01 s"):
+            await asked(counted, seconds=0.01)
+    counted.let.set()
+    await asked(counted)
 
 
 @pytest.mark.req("WFL-2")
@@ -125,10 +163,10 @@ async def test_a_model_that_takes_too_long_is_asked_again_later(server: ModelSta
 @pytest.mark.req("WFL-2")
 async def test_a_model_that_hangs_up_or_is_away_is_asked_again_later(server: ModelStandIn, model: OpenAIModel):
     server.then(CutOff())
-    with pytest.raises(ModelUnavailable, match="cannot be reached"):
+    with pytest.raises(ModelUnavailable, match=r"cannot be reached: the connection was closed before an answer came$"):
         await asked(model)
     await server.stop()
-    with pytest.raises(ModelUnavailable, match="cannot be reached"):
+    with pytest.raises(ModelUnavailable, match=r"cannot be reached: the connection is refused$"):
         await asked(model)
     await server.start()
     assert (await asked(model)).text == "Hello"
@@ -205,7 +243,7 @@ async def test_every_error_of_the_client_is_one_of_ours(model: OpenAIModel, kind
     error: Any = Exception.__new__(kind, "words")
     error.status_code, error.response, error.message = 400, SimpleNamespace(headers={}), "words"
     with pytest.raises((ModelRefused, ModelUnavailable, ModelAnswerUnusable)):
-        async with model._errors("small", 1.0):
+        async with model._opened("small", 1.0):
             raise error
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import msgspec
 import pytest
@@ -37,6 +39,8 @@ from rise.workflows.stages import Prompt, read_stages
 from rise.workflows.turn import Turn
 
 KEY = DeliveryKey("test:1")
+NOW_MS = 1_767_225_600_000
+"""The beginning of 2026."""
 
 
 class Steps:
@@ -90,7 +94,7 @@ class Bench:
             metadata=self.metadata,
         )  # fmt: skip
         task = Task(head, b"{}", Progress(status=Status.PROCESSING))
-        return Turn(task, self.steps, steps=self.steps.kept, history=self.history)
+        return Turn(task, self.steps, steps=self.steps.kept, history=self.history, now_ms=NOW_MS)
 
     @property
     def said(self) -> list[str]:
@@ -262,6 +266,9 @@ async def test_a_follow_up_is_promised(bench: Bench):
     assert (then.params["workflow"], then.params["atMs"]) == ("greeter", 1_769_846_400_000)
     bench.metadata = {"when": "tomorrow"}
     with pytest.raises(StageRefused, match="'tomorrow' is no moment"):
+        await bench.run({"name": "then", "kind": "follow_up", "at": "{{ metadata.when }}", "workflow": "greeter"})
+    bench.metadata = {"when": "2031-01-31T09:00:00+01:00"}
+    with pytest.raises(StageRefused, match="`at` is a moment from the year 1970 to five years ahead"):
         await bench.run({"name": "then", "kind": "follow_up", "at": "{{ metadata.when }}", "workflow": "greeter"})
     with pytest.raises(StageRefused, match="no chat to come back to"):
         await bench.run({"name": "soon", "kind": "follow_up", "inSeconds": 1, "text": "x"}, chat_id=None)
@@ -693,6 +700,39 @@ async def test_a_secret_is_put_into_the_request_and_taken_out_of_the_answer(benc
     assert value == {"***": ["you sent ***", "***"]}
     left = repr((value, bench.said, bench.records, bench.steps.kept))
     assert not [secret for secret in SECRETS.values() if secret in left]
+
+
+SPELLED = {"KEY": "a\"key'of <the> shop\\&/0123456789!"}
+
+
+@pytest.mark.req("SEC-2", "WFL-2")
+@pytest.mark.parametrize(
+    "spell",
+    [
+        json.dumps,
+        lambda secret: json.dumps(secret).replace("/", r"\/"),
+        lambda secret: json.dumps(secret).replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026"),
+        quote,
+        lambda secret: quote(secret, safe=""),
+        lambda secret: quote(secret, safe="!'()*"),
+        quote_plus,
+        html.escape,
+        lambda secret: html.escape(secret, quote=False),
+        lambda secret: html.escape(secret).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
+        repr,
+    ],
+)
+@pytest.mark.parametrize("is_in_json", [True, False])
+async def test_a_secret_is_taken_out_of_the_answer_however_the_site_spells_it(
+    bench: Bench, site: Site, spell: Callable[[str], str], is_in_json: bool
+):
+    bench.give(secrets=SPELLED.get)
+    said = f"you sent {spell(SPELLED['KEY'])}, thank you"
+    site.answers = [web.json_response({"data": said}) if is_in_json else web.Response(text=said)]
+    value = await bench.run(http(site.url, method="POST", json={"key": "{{ secrets.KEY }}"}))
+    kept = value["data"] if is_in_json else value
+    assert kept.replace('"', "").replace("'", "") == "you sent ***, thank you"
+    assert spell(SPELLED["KEY"])[1:-1] not in repr((value, bench.records, bench.steps.kept))
 
 
 @pytest.mark.req("SEC-2")

@@ -182,6 +182,7 @@ WRONG: list[tuple[Any, str, str]] = [
     ([stage("follow_up", inSeconds=...)], "stages[0].inSeconds", "or at is needed"),
     ([stage("follow_up", at="2026-01-31T09:00:00Z")], "stages[0].inSeconds", "one of the two"),
     ([stage("follow_up", inSeconds=-1)], "stages[0].inSeconds", "is a number from 0"),
+    ([stage("follow_up", inSeconds=5 * 366 * 86_400 + 1)], "stages[0].inSeconds", "is a number from 0"),
     ([stage("follow_up", inSeconds=..., at="2026-01-31T09:00:00")], "stages[0].at", "a moment with its time zone"),
     ([stage("follow_up", inSeconds=..., at="tomorrow")], "stages[0].at", "a moment with its time zone"),
     ([stage("follow_up", text=...)], "stages[0].text", "is needed"),

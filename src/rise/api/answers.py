@@ -12,6 +12,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from rise.api.reading import Message, Receive, Scope, Send
 from rise.api.security import HEADERS
@@ -209,7 +210,10 @@ def add_error_answers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_routing(request: Request, error: HTTPException) -> Response:
         named = {"code": _STATUS_NAMES.get(error.status_code, "rejected"), "message": str(error.detail)}
-        return _answer_named(named, error.status_code, request_id_of(request.scope), None, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods_at(request))
+        return _answer_named(named, error.status_code, request_id_of(request.scope), None, headers)
 
     @app.exception_handler(RequestValidationError)
     async def of_parameters(request: Request, error: RequestValidationError) -> Response:
@@ -217,6 +221,13 @@ def add_error_answers(app: FastAPI) -> None:
         field = str(first["loc"][-1])
         named = {"code": "payload_invalid", "message": f"{field}: {first['msg']}", "field": field}
         return _answer_named(named, 422, request_id_of(request.scope), None, {})
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Of all routes with this path: the framework names only those of the first that it finds."""
+    scopes = {method: dict(request.scope) | {"method": method} for method in ("DELETE", "GET", "PATCH", "POST", "PUT")}
+    routes = request.app.routes
+    return [method for method in scopes if any(one.matches(scopes[method])[0] is Match.FULL for one in routes)]
 
 
 def _answer_unexpected(request_id: str) -> Response:

@@ -14,6 +14,7 @@ from rise.api.answers import Border, add_error_answers
 from rise.api.bindings import build_bindings
 from rise.api.channels import build_channels
 from rise.api.description import document
+from rise.api.follow_ups import build_follow_ups
 from rise.api.operations import build_health, build_operations
 from rise.api.prompts import build_prompts
 from rise.api.reading import Receive, Scope, Send
@@ -92,6 +93,7 @@ def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: 
     operations = assembly.build_operations(house)
     app.include_router(build_health(house))
     app.include_router(build_tasks(house, operations, broker))
+    app.include_router(build_follow_ups(house, operations))
     app.include_router(build_workflows(house))
     app.include_router(build_prompts(house))
     app.include_router(build_secrets(house))

@@ -19,17 +19,18 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from rise.api import description
 from rise.api.answers import answer
+from rise.api.operations import why_in
 from rise.api.reading import read_json_body
 from rise.api.security import Principal, Role, requires
-from rise.api.starting import refuse_while_starting
 from rise.bindings import is_command
 from rise.channels.http import CHAT_ID_CHARS_MAX, identifier, optional, read_object, refuse_unknown, required
-from rise.definitions.records import BindingRoute, BurstPolicy
+from rise.definitions.records import ENGINES, NATIVE, BindingRoute, BurstPolicy
 from rise.envelope import encode_json
 from rise.errors import PayloadInvalid, RoleInsufficient, WorkflowUnknown
 from rise.runtime import assembly
 from rise.runtime.assembly import House
-from rise.runtime.channel_bindings import BindingChange, BindingShown, ChannelBindings
+from rise.runtime.channel_bindings import ROUTES_MAX, BindingChange, BindingShown, ChannelBindings
+from rise.runtime.starting import refuse_while_starting
 from rise.settings import CHANNELS, is_bot_token
 from rise.telemetry import keep_out_of_logs
 
@@ -37,7 +38,6 @@ Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
 Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
 
 TEXT_CHARS_MAX: Final = 4096
-WHY_CHARS_MAX: Final = 500
 URL_CHARS_MAX: Final = 2000
 TOKEN_CHARS_MAX: Final = 200
 RATE_MAX: Final = 100_000
@@ -45,13 +45,12 @@ QUIET_SECONDS_MIN: Final = 0.1
 QUIET_SECONDS_MAX: Final = 30.0
 LONGEST_WAIT_SECONDS_MAX: Final = 60.0
 CHATS_MAX: Final = 10_000
-ROUTES_MAX: Final = 1000
 NOTES_BYTES_MAX: Final = 16 * 1024
 
 _FIELDS: Final = ("channel", "account", "enabled", "isDefault", "routes", "config", "bindingVersion", "why")
 _CONFIG: Final = (
     *("botToken", "webhookUrl", "usePolling", "waitForResult", "workflowMissingMessage", "timeoutMessage"),
-    *("burst", "metadata"),
+    *("burst", "engine", "metadata"),
 )
 _ADMINS: Final = ("botToken", "webhookUrl")
 
@@ -121,7 +120,7 @@ def _add_changing(router: APIRouter, bindings: ChannelBindings) -> None:
         fields = read_object(await read_json_body(request.scope, request.receive))
         _refuse_all_but_admins(fields, principal)  # first: what is read as a token is masked in every log from then on
         change = read_change(fields)
-        named, why = _named(fields, channel, account), _why(fields)
+        named, why = _named(fields, channel, account), why_in(fields)
         shown = await bindings.change(workflow_id, *named, change, by=principal.name, why=why)
         return answer(request, shown_binding(shown), meta={"warnings": shown.warnings})
 
@@ -151,9 +150,7 @@ def _add_changing(router: APIRouter, bindings: ChannelBindings) -> None:
         in from now on runs again."""
         fields = read_object(await read_json_body(request.scope, request.receive))
         refuse_unknown(fields, ("on", "reason"))
-        on, reason = required(fields, "on", bool), optional(fields, "reason", str) or ""
-        if len(reason) > WHY_CHARS_MAX:
-            raise PayloadInvalid(f"reason has more than {WHY_CHARS_MAX} characters", field="reason")
+        on, reason = required(fields, "on", bool), why_in(fields, "reason")
         shown = await bindings.switch(workflow_id, channel, account, on=on, reason=reason, by=principal.name)
         return answer(request, shown_binding(shown), meta={"warnings": shown.warnings})
 
@@ -201,13 +198,6 @@ def _named(fields: dict[str, Any], channel: str | None, account: str | None) -> 
     return named, None if asked is None else identifier(asked, "account", chars_max=CHAT_ID_CHARS_MAX)
 
 
-def _why(fields: dict[str, Any]) -> str:
-    why = optional(fields, "why", str) or ""
-    if len(why) > WHY_CHARS_MAX:
-        raise PayloadInvalid(f"why has more than {WHY_CHARS_MAX} characters", field="why")
-    return str(why)
-
-
 def _routes(routes: list[Any]) -> tuple[BindingRoute, ...]:
     if len(routes) > ROUTES_MAX:
         raise PayloadInvalid(f"there are more than {ROUTES_MAX} routes", field="routes")
@@ -251,7 +241,15 @@ def _of_all_channels(config: dict[str, Any]) -> dict[str, Any]:
             found[known_as] = _text(_in_config(config, name, str), f"config.{name}")
     if "burst" in config:
         found["burst"] = _burst(_in_config(config, "burst", dict))
+    if "engine" in config:
+        found["engine"] = _engine(_in_config(config, "engine", str))
     return found
+
+
+def _engine(engine: str | None) -> str:
+    if engine not in (None, *ENGINES):
+        raise PayloadInvalid(f"config.engine is {' or '.join(ENGINES)}", field="config.engine")
+    return engine or NATIVE
 
 
 def _burst(burst: dict[str, Any] | None) -> BurstPolicy | None:
@@ -354,7 +352,7 @@ def _option(shown: BindingShown) -> dict[str, Any]:
         "publishedVersion": shown.published_version,
         "channel": binding.channel,
         "account": binding.account or None,
-        "isBound": bool(binding.version) and binding.enabled,
+        "isBound": bool(binding.version) and binding.is_met,
         "isChannelEnabled": workflow is not None and workflow.enabled,
         "isDefault": binding.is_default and binding.enabled,
         "status": shown.status,
@@ -381,6 +379,7 @@ def shown_binding(shown: BindingShown) -> dict[str, Any]:
             "workflowMissingMessage": binding.workflow_missing_message,
             "timeoutMessage": binding.timeout_message,
             "burst": _shown_burst(binding.burst),
+            "engine": binding.engine,
             "metadata": own.metadata
             | {
                 "allowedChatIds": own.allowed_chat_ids,

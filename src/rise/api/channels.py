@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from rise.api import description
 from rise.api.answers import answer, request_id_of
 from rise.api.security import Principal, Role, requires
-from rise.errors import ChannelUnknown
+from rise.errors import ChannelUnknown, PayloadInvalid
 from rise.runtime.assembly import House
 from rise.runtime.binding_health import BindingHealth, worst
 from rise.runtime.path_test import PathTest
@@ -64,17 +64,20 @@ def _healths(house: House, channel: str) -> list[BindingHealth]:
     return [
         house.health.health_of(one.channel, one.account, one.workflow_id)
         for one in house.bindings.bindings()
-        if one.channel == channel and one.enabled
+        if one.channel == channel and one.is_met
     ]
 
 
 def _account(house: House, channel: str, account: str | None) -> str:
     _refuse_unknown_channel(house, channel)
-    own = house.channels.accounts()[channel]
-    known = {one.account for one in house.bindings.bindings() if one.channel == channel} | {own}
+    own = house.channels.accounts().get(channel)
+    known = {one.account for one in house.bindings.bindings() if one.channel == channel} | ({own} if own else set())
     if account is not None and account not in known:
         raise ChannelUnknown(f"{channel} has no such account here", field="account")
-    return account or own
+    named = account or own or (next(iter(known)) if len(known) == 1 else None)
+    if named is None:
+        raise PayloadInvalid("there is no default bot here: name one by its account", field="account")
+    return named
 
 
 def _refuse_unknown_channel(house: House, channel: str) -> None:

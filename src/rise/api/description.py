@@ -14,8 +14,11 @@ from typing import Any, Final, get_args
 from rise.callbacks import URL_CHARS_MAX
 from rise.capabilities import CapabilityStatus
 from rise.channels import http, telegram, webchat
-from rise.envelope import Outcome, Reason, Status, TaskType
+from rise.definitions.records import ENGINES
+from rise.envelope import FOLLOW_UP_AHEAD_MAX, Outcome, Reason, Status, TaskType
 from rise.errors import CapabilityClosed
+from rise.follow_ups.moments import AT_CHARS_MAX, ZONE_CHARS_MAX
+from rise.follow_ups.port import FollowUpStatus, Missed
 from rise.ledger.port import ReplyKind, ReplyState
 from rise.runtime import prompts, publishing, stage_secrets
 from rise.runtime.binding_health import HealthStatus
@@ -217,8 +220,31 @@ FORGOTTEN: Final = _object(
         "turns": _COUNT,
         "unfinished": _COUNT,
         "unreadable": _COUNT,
+        "traces": _list(_object({"what": TEXT, "until": TEXT})),
     }
 )
+PLANNED: Final = _object({"followUpId": TEXT, "idempotencyKey": TEXT, "duplicate": _BOOLEAN})
+FOLLOW_UP: Final = _object(
+    {
+        "followUpId": TEXT,
+        "status": _one_of(FollowUpStatus),
+        "channel": TEXT,
+        "account": TEXT,
+        "chatId": _or_null(TEXT),
+        "dueAt": _MOMENT,
+        "at": _or_null(TEXT),
+        "timeZone": _or_null(TEXT),
+        "missed": _one_of(Missed),
+        "text": TEXT,
+        "workflowId": _or_null(TEXT),
+        "moves": _COUNT,
+        "createdAt": _MOMENT,
+        "firedTaskId": _or_null(TEXT),
+        "endedBy": _or_null(TEXT),
+        "why": _or_null(TEXT),
+    }
+)
+FOLLOW_UPS: Final = _list(FOLLOW_UP)
 OPERATIONS: Final = _list(_object({"at": _MOMENT, "who": TEXT, "action": TEXT, "target": TEXT, "why": TEXT}))
 STATS: Final = _object(
     {
@@ -293,6 +319,7 @@ BINDING: Final = _object(
                 "workflowMissingMessage": _or_null(TEXT),
                 "timeoutMessage": _or_null(TEXT),
                 "burst": _or_null(_object({"quietSeconds": _SECONDS, "longestWaitSeconds": _SECONDS})),
+                "engine": {"type": "string", "enum": [*ENGINES]},
                 "metadata": {"type": "object", "additionalProperties": True}
                 | {"properties": {"allowedChatIds": _list(TEXT)}},
             }
@@ -410,6 +437,34 @@ _TAPPED: Final = _asked({"text": _words(http.MESSAGE_CHARS_MAX), "data": _words(
 _FOLLOWED: Final = _asked({"text": _words(http.MESSAGE_CHARS_MAX), "url": _words(http.MESSAGE_CHARS_MAX)},
                           required=("text", "url"))  # fmt: skip
 
+_SAID: Final = {
+    "text": _words(http.MESSAGE_CHARS_MAX),
+    "parseMode": TEXT,
+    "buttons": _list(_list({"anyOf": [_TAPPED, _FOLLOWED]})),
+    "replyTo": _ID,
+}
+_WHEN: Final = {
+    "inSeconds": {"type": "number", "minimum": 0, "maximum": FOLLOW_UP_AHEAD_MAX.total_seconds()},
+    "at": _words(AT_CHARS_MAX),
+    "timeZone": _words(ZONE_CHARS_MAX),
+}
+MOVE_FOLLOW_UP: Final[Schema] = {**_asked(_WHEN), "anyOf": [{"required": [when]} for when in ("inSeconds", "at")]}
+ADD_FOLLOW_UP: Final[Schema] = {
+    **_asked(
+        {
+            "channel": {"type": "string", "enum": [telegram.CHANNEL, webchat.CHANNEL]},
+            "account": TEXT,
+            "chatId": _ID,
+            **_WHEN,
+            **_SAID,
+            "workflowId": _words(http.CHAT_ID_CHARS_MAX),
+            "missed": _one_of(Missed),
+            "idempotencyKey": _KEY,
+        },
+        required=("channel", "chatId"),
+    ),
+    "anyOf": [{"required": [when, what]} for when in ("inSeconds", "at") for what in ("text", "workflowId")],
+}
 APPLY: Final = _asked(
     {
         "workflowId": _words(http.CHAT_ID_CHARS_MAX),
@@ -429,14 +484,12 @@ MESSAGE: Final = _asked(
         "channel": {"type": "string", "enum": [telegram.CHANNEL, webchat.CHANNEL]},
         "account": TEXT,
         "chatId": _ID,
-        "text": _words(http.MESSAGE_CHARS_MAX),
-        "parseMode": TEXT,
-        "buttons": _list(_list({"anyOf": [_TAPPED, _FOLLOWED]})),
-        "replyTo": _ID,
+        **_SAID,
         "idempotencyKey": _KEY,
     },
     required=("channel", "chatId", "text"),
 )
+_WHY: Final = {"type": "string", "maxLength": 500}
 SELECTION: Final = _asked(
     {
         "taskIds": _list(TEXT),
@@ -444,7 +497,7 @@ SELECTION: Final = _asked(
         "channel": TEXT,
         "account": TEXT,
         "limit": {"type": "integer", "minimum": 1},
-        "why": TEXT,
+        "why": _WHY,
         "dryRun": _BOOLEAN,
     }
 )
@@ -454,7 +507,7 @@ FORGET: Final = _asked(
         "account": TEXT,
         "chatId": _ID,
         "dropOpen": _BOOLEAN,
-        "why": TEXT,
+        "why": _WHY,
         "dryRun": _BOOLEAN,
     },
     required=("chatId",),
@@ -487,7 +540,7 @@ BIND: Final = _asked(
         "isDefault": _BOOLEAN,
         "routes": _list({"anyOf": [_CHAT_ROUTE, _COMMAND_ROUTE]}),
         "bindingVersion": _COUNT,
-        "why": {"type": "string", "maxLength": 500},
+        "why": _WHY,
         "config": _asked(
             {
                 "botToken": {"type": "string", "pattern": "^[0-9]{1,20}:[A-Za-z0-9_-]{1,100}$"},
@@ -497,6 +550,7 @@ BIND: Final = _asked(
                 "workflowMissingMessage": _words(4096),
                 "timeoutMessage": _words(4096),
                 "burst": _BURST,
+                "engine": {"type": "string", "enum": [*ENGINES]},
                 "metadata": {
                     "type": "object",
                     "properties": {name: _or_null(schema) for name, schema in _POLICY.items()},
@@ -506,7 +560,7 @@ BIND: Final = _asked(
     },
     required=("channel", "enabled"),
 )
-KILL_SWITCH: Final = _asked({"on": _BOOLEAN, "reason": {"type": "string", "maxLength": 500}}, required=("on",))
+KILL_SWITCH: Final = _asked({"on": _BOOLEAN, "reason": _WHY}, required=("on",))
 WORD: Final = _asked(
     {
         "clientMessageId": _words(webchat.MESSAGE_ID_CHARS_MAX),

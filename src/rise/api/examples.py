@@ -78,6 +78,10 @@ def _put(path: str, body: Any, **fields: Any) -> Example:
     return Example(method="PUT", path=path, body=body, **fields)
 
 
+def _patch(path: str, body: Any, **fields: Any) -> Example:
+    return Example(method="PATCH", path=path, body=body, **fields)
+
+
 def _delete(path: str, **fields: Any) -> Example:
     return Example(method="DELETE", path=path, **fields)
 
@@ -158,6 +162,33 @@ TOUR: Final = (
             _get("/api/workflows/tasks/{task_id}"),
             _post("/api/workflows/apply", _ASK_LATER),
             _post("/api/messages", {"channel": "telegram", "chatId": 42, "text": "Your parcel is there."}),
+        ),
+    ),
+    Chapter(
+        "Follow-ups",
+        "What is to be said, or which workflow is to run, in a chat later. `docs/follow-ups.md` says what is promised.",
+        (
+            _post(
+                "/api/follow-ups",
+                {"channel": "telegram", "chatId": 42, "inSeconds": 3600, "text": "Was it all right?"},
+                headers={"Idempotency-Key": "after-order-4711"},
+                keeps={"follow_up_id": "data.followUpId"},
+            ),
+            _post(
+                "/api/follow-ups",
+                {
+                    "channel": "telegram",
+                    "chatId": 42,
+                    "at": "2026-12-24T09:00:00",
+                    "timeZone": "Europe/Berlin",
+                    "text": "We are closed from noon today.",
+                    "missed": "skip",
+                },
+            ),
+            _get("/api/follow-ups", "?channel=telegram&chatId=42&status=planned"),
+            _patch("/api/follow-ups/{follow_up_id}", {"inSeconds": 7200}),
+            _get("/api/follow-ups/{follow_up_id}"),
+            _delete("/api/follow-ups/{follow_up_id}", query="?why=they+wrote+themselves"),
         ),
     ),
     Chapter(

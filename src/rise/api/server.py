@@ -12,15 +12,15 @@ import asyncio
 import errno
 import socket
 from asyncio.events import TimerHandle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rise.api.app import build_app
-from rise.api.reading import BODY_HAS_ARRIVED
+from rise.api.reading import BODY_HAS_ARRIVED, Receive, Scope, Send
 from rise.errors import SettingsInvalid
 from rise.runtime.assembly import House
 from rise.service import spawn
@@ -32,16 +32,27 @@ KEEP_ALIVE_SECONDS: Final = 65
 BACKLOG: Final = 2048
 
 
+class Application(Protocol):
+    """What can be served."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def close(self) -> None:
+        """End what would hold up a stop."""
+        ...
+
+
 class ApiServer:
     """Serves a house's API from `start` to `stop`. `port` is known as soon as it has started."""
 
     name = "api"
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, build: Callable[[House], Application] = build_app) -> None:
+        """`build`: what is served, if it is more than the API."""
         self._host = house.settings.host
         self._wanted_port = house.settings.port
         self._stop_seconds = house.settings.stop_seconds
-        self._app = build_app(house)
+        self._app = build(house)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._server: _Server | None = None
         self.port = 0

@@ -23,14 +23,15 @@ from rise.api import description
 from rise.api.answers import answer, request_id_of
 from rise.api.reading import read_json_body
 from rise.api.security import PAGE_POLICY, anonymous, bearer_of
-from rise.api.starting import refuse_while_starting
-from rise.api.tasks import requiring_same_body, trace_id_from
+from rise.api.tasks import trace_id_from
 from rise.bus.port import Bus, Topic
 from rise.channels.webchat import ACCOUNT, CHANNEL
 from rise.envelope import encode_json, is_in_digits
 from rise.errors import ChannelUnknown, CredentialsMissing, RateExceeded, Unavailable
 from rise.ledger.port import Reply
 from rise.runtime.assembly import House
+from rise.runtime.entrance import requiring_same_body
+from rise.runtime.starting import refuse_while_starting
 from rise.service import Signal
 from rise.telemetry import log
 

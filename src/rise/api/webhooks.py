@@ -14,10 +14,12 @@ Refuses: what does not bring the secret (401, or 429 to a source that keeps tryi
 from __future__ import annotations
 
 import hmac
-import re
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
+from rise import tracing
 from rise.api.answers import RETRY_AFTER_SECONDS, request_id_of, retry_after_seconds
 from rise.api.reading import Message, Receive, Scope, Send, discard, read_body
 from rise.api.security import Gate
@@ -36,7 +38,6 @@ _NOBODYS: Final = b"no secret is as this one"
 """Compared with, so that a path of nobody takes no less time to refuse."""
 _OK: Final[Message] = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
 _EMPTY: Final[Message] = {"type": "http.response.body"}
-_TRACE_PARENT: Final = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?", re.ASCII)
 
 
 class TelegramWebhook:
@@ -102,6 +103,8 @@ class TelegramWebhook:
                 source=SOURCE,
                 trace_id=None if trace_parent is None else trace_id_of(trace_parent),
             )
+            if trace_parent is not None:  # a proxy in front of us has begun one
+                incoming = continuing(incoming, trace_parent)
         except Rejected as error:
             await self._refuse_body(send, error)
             return
@@ -167,8 +170,14 @@ def wait_seconds(error: Unavailable, lifetime_seconds: float | None) -> int:
 
 def trace_id_of(trace_parent: bytes) -> str | None:
     """The trace that a `traceparent` header continues; None if it is not one."""
-    found = _TRACE_PARENT.fullmatch(trace_parent)
-    return None if found is None else found[1].decode()
+    parts = tracing.parts_of(trace_parent.decode("latin-1"))
+    return None if parts is None else parts[0]
+
+
+def continuing(incoming: Incoming, trace_parent: str | bytes | None) -> Incoming:
+    """As part of the trace that its sender has begun, if the header is one."""
+    read = tracing.read_trace_parent(trace_parent)
+    return incoming if read is None else msgspec.structs.replace(incoming, trace_parent=read)
 
 
 async def _fail(scope: Scope, send: Send, error: Exception) -> None:

@@ -8,6 +8,7 @@ Refuses: a change that says nothing, and a field that it does not know (422).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -20,7 +21,7 @@ from rise.api.security import Principal, Role, requires
 from rise.channels.http import identifier, optional, read_object, refuse_unknown, required
 from rise.clock import from_epoch_ms, iso
 from rise.definitions.port import VERSIONS_KEPT, Definition
-from rise.definitions.records import CODE, STAGES, WorkflowRecord, workflow_of
+from rise.definitions.records import CODE, STAGES, workflow_of
 from rise.errors import PayloadInvalid
 from rise.runtime import assembly
 from rise.runtime.assembly import House
@@ -80,9 +81,7 @@ def _add_looking(router: APIRouter, house: House) -> None:
     ) -> Response:
         """What is other in one version than in another."""
         found = await workflows.difference(workflow_id, old=from_version, new=to)
-        return answer(
-            request, found if principal.role >= Role.OPERATOR else [_without_headers_in(one) for one in found]
-        )
+        return answer(request, found if principal.role >= Role.OPERATOR else [without_headers_in(one) for one in found])
 
 
 def _add_editing(router: APIRouter, house: House) -> None:
@@ -144,9 +143,10 @@ def _add_editing(router: APIRouter, house: House) -> None:
         "/{workflow_id}", **description.route(description.REMOVED_WORKFLOW, *description.FROM_STORE, 404, 409, 422)
     )
     async def remove(request: Request, workflow_id: str, principal: Admin, version: Version = None) -> Response:
-        """Remove it, unless something is bound to it."""
-        await workflows.remove(workflow_id, by=principal.name, version=version)
-        return await answer_change(request, house.editor, {"workflowId": workflow_id, "isRemoved": True})
+        """Remove it, and its bindings that are off or meet nothing, unless one serves with it."""
+        warnings = await workflows.remove(workflow_id, by=principal.name, version=version)
+        removed = {"workflowId": workflow_id, "isRemoved": True}
+        return await answer_change(request, house.editor, removed, warnings=warnings)
 
 
 def _add_publishing(router: APIRouter, house: House) -> None:
@@ -169,8 +169,7 @@ def _add_publishing(router: APIRouter, house: House) -> None:
         refuse_unknown(fields, _PUBLISH)
         version, comment = optional(fields, "version", int), comment_in(fields)
         published = await workflows.publish(workflow_id, by=principal.name, comment=comment, version=version)
-        warnings = warnings_of(published.published)
-        return await answer_change(request, house.editor, shown(published), warnings=warnings)
+        return await answer_change(request, house.editor, shown(published), warnings=warnings_of(published))
 
     @router.post(
         "/{workflow_id}/rollback",
@@ -189,13 +188,21 @@ def _add_publishing(router: APIRouter, house: House) -> None:
         refuse_unknown(fields, _ROLLBACK)
         version, comment = required(fields, "version", int), comment_in(fields)
         restored = await workflows.roll_back(workflow_id, version, by=principal.name, comment=comment)
-        warnings = warnings_of(restored.published)
-        return await answer_change(request, house.editor, shown(restored), warnings=warnings)
+        return await answer_change(request, house.editor, shown(restored), warnings=warnings_of(restored))
 
 
-def warnings_of(published: WorkflowRecord | None) -> list[str]:
-    """Of what was published this moment: what is better done otherwise."""
-    return [] if published is None else plain_keys(published.stages)
+def warnings_of(workflow: Workflow) -> list[str]:
+    """Of what was published this moment: what it lacks, and what is better done otherwise."""
+    published = workflow.published
+    return [*workflow.warnings, *([] if published is None else plain_keys(published.stages))]
+
+
+def published_meanwhile(workflow_ids: Sequence[str]) -> list[str]:
+    """Of what was removed: who has published a workflow with it at the same moment."""
+    return [
+        f"{one} was published with it meanwhile: its messages fail until it is published without"
+        for one in workflow_ids
+    ]
 
 
 def plain_keys(stages: list[Any] | None) -> list[str]:
@@ -243,24 +250,26 @@ def _shown_to(principal: Principal, workflow: Workflow) -> dict[str, Any]:
     """A viewer, who changes nothing, needs no key that stands in a header."""
     whole = shown(workflow)
     if principal.role < Role.OPERATOR:
-        whole["stages"] = _without_headers(whole["stages"])
+        whole["stages"] = without_headers(whole["stages"])
     return whole
 
 
-def _without_headers(value: Any) -> Any:
+def without_headers(value: Any) -> Any:
+    """Stages as whoever changes nothing sees them."""
     if isinstance(value, list):
-        return [_without_headers(one) for one in value]
+        return [without_headers(one) for one in value]
     if not isinstance(value, dict):
         return value
-    return {name: _hidden(one) if name == "headers" else _without_headers(one) for name, one in value.items()}
+    return {name: _hidden(one) if name == "headers" else without_headers(one) for name, one in value.items()}
 
 
 def _hidden(headers: Any) -> Any:
     return dict.fromkeys(headers, HIDDEN) if isinstance(headers, dict) else None if headers is None else HIDDEN
 
 
-def _without_headers_in(found: Difference) -> Difference:
-    hide = _hidden if ".headers" in found.path else _without_headers
+def without_headers_in(found: Difference) -> Difference:
+    """The same of what is other in them."""
+    hide = _hidden if ".headers" in found.path else without_headers
     return msgspec.structs.replace(found, old=hide(found.old), new=hide(found.new))
 
 

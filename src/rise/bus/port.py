@@ -18,6 +18,8 @@ Listener = Callable[[Mapping[str, Any]], None]
 
 class Topic(StrEnum):
     LANES_READY = "lanes.ready"
+    FOLLOW_UP_PLANNED = "follow_up.planned"
+    """Where others than the queue keep the time: `task_id`."""
     OUTBOX_READY = "outbox.ready"
     TASK_SETTLED = "task.settled"
     """A task was finished or suspended: `task_id`, `status`, and what the metrics need."""
@@ -28,6 +30,8 @@ class Topic(StrEnum):
     """By the workflow's own fault: `channel`, `account`, `workflow_id`, `error`."""
     RUN_RECOVERED = "run.recovered"
     """The first that has not failed since: `channel`, `account`, `workflow_id`."""
+    CONVERSATION_ANSWERED = "conversation.answered"
+    """A worker has its answer: `channel`, `account`, `workflow_id`, `seconds` since it was told."""
     RUNNING_PAUSED = "running.paused"
     """Workers claim nothing for `seconds`; said again for as long as it is meant."""
     DEFINITIONS_CHANGED = "channel_binding.updated"

@@ -109,7 +109,7 @@ class HttpChannel:
         refuse_unknown(fields, _APPLY_FIELDS)
         metadata = _metadata(fields)
         chat_id = metadata.get("chat_id")
-        idempotency_key = _idempotency_key(fields, key)
+        idempotency_key = idempotency_key_of(fields, key)
         delivery_key = DeliveryKey(f"http:{principal}:{idempotency_key}")
         lane = f"http:{account}:{chat_id}" if chat_id else f"http:{account}:task:{task_id_of(delivery_key)}"
         incoming = Incoming(
@@ -125,7 +125,7 @@ class HttpChannel:
             user_text=optional(fields, "userText", str) or "",
             user=_user(metadata, principal),
             metadata=metadata,
-            workflow_id=_workflow_id(fields),
+            workflow_id=workflow_asked_for(fields),
             policy=optional(fields, "policy", dict) or {},
             history_chunks=optional(fields, "historyChunks", list) or [],
             retry_max=_retry_max(fields),
@@ -160,17 +160,17 @@ def read_message(
     """
     fields = read_object(body)
     refuse_unknown(fields, _MESSAGE_FIELDS)
-    channel, account = _sender(fields, accounts)
-    chat_id = identifier(required(fields, "chatId"), "chatId", chars_max=CHAT_ID_CHARS_MAX)
+    channel, account = sender(fields, accounts)
+    chat_id = chat_named(fields, channel)
     first_chat_id = None if chats is None else chats.first_id(channel, account, chat_id)
-    reply = _reply_asked_for(fields)
-    idempotency_key = _idempotency_key(fields, key)
+    reply = reply_asked_for(fields)
+    idempotency_key = idempotency_key_of(fields, key)
     incoming = Incoming(
         channel=channel,
         account=account,
         source="http-api",
         delivery_key=DeliveryKey(f"msg:{principal}:{idempotency_key}"),
-        lane=_lane_of_chat(channel, account, first_chat_id or chat_id),
+        lane=lane_of_chat(channel, account, first_chat_id or chat_id),
         raw=body,
         raw_version=RAW_VERSION,
         kind="outgoing",
@@ -242,7 +242,8 @@ def _user(metadata: dict[str, Any], principal: str) -> dict[str, Any]:
     return user | {"user_id": principal}
 
 
-def _idempotency_key(fields: dict[str, Any], header: str | None) -> str:
+def idempotency_key_of(fields: dict[str, Any], header: str | None) -> str:
+    """The caller's, or one made for it. Raises `PayloadInvalid`."""
     in_body = optional(fields, "idempotencyKey", str)
     if header is not None and in_body is not None and header != in_body:
         raise PayloadInvalid("the header Idempotency-Key and idempotencyKey differ", field="idempotencyKey")
@@ -254,7 +255,8 @@ def _idempotency_key(fields: dict[str, Any], header: str | None) -> str:
     return identifier(key, "idempotencyKey", chars_max=KEY_CHARS_MAX)
 
 
-def _workflow_id(fields: dict[str, Any]) -> str | None:
+def workflow_asked_for(fields: dict[str, Any]) -> str | None:
+    """The one to run, if one is named. Raises `PayloadInvalid`."""
     workflow_id = optional(fields, "workflowId", str)
     return None if workflow_id is None else identifier(workflow_id, "workflowId", chars_max=CHAT_ID_CHARS_MAX)
 
@@ -275,7 +277,8 @@ def _wait_seconds(fields: dict[str, Any]) -> float | None:
     return (WAIT_SECONDS if seconds is None else float(seconds)) if wanted else None
 
 
-def _sender(fields: dict[str, Any], accounts: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+def sender(fields: dict[str, Any], accounts: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+    """Channel and account that are to say it. Raises `ChannelUnknown`, or `PayloadInvalid`."""
     channel = required(fields, "channel", str)
     if channel == CHANNEL:
         raise PayloadInvalid("the channel http has nobody to push to: its callers read their results", field="channel")
@@ -288,16 +291,23 @@ def _sender(fields: dict[str, Any], accounts: Mapping[str, Sequence[str]]) -> tu
     return channel, account or known[0]
 
 
-def _lane_of_chat(channel: str, account: str, chat_id: str) -> LaneKey:
+def lane_of_chat(channel: str, account: str, chat_id: str) -> LaneKey:
     """The lane of what the chat itself sends, so that both keep one order."""
     if channel == "telegram":
-        if _TELEGRAM_CHAT.fullmatch(chat_id) is None:
-            raise PayloadInvalid("chatId is a number or an @name on Telegram", field="chatId")
         return LaneKey(f"tg:{account}:{chat_id}:0")
-    return LaneKey(f"web:{account}:{chat_id}")
+    return LaneKey(f"{'http' if channel == CHANNEL else 'web'}:{account}:{chat_id}")
 
 
-def _reply_asked_for(fields: dict[str, Any]) -> dict[str, Any]:
+def chat_named(fields: dict[str, Any], channel: str) -> str:
+    """The `chatId` that is to be written to. Raises `PayloadInvalid`."""
+    chat_id = identifier(required(fields, "chatId"), "chatId", chars_max=CHAT_ID_CHARS_MAX)
+    if channel == "telegram" and _TELEGRAM_CHAT.fullmatch(chat_id) is None:
+        raise PayloadInvalid("chatId is a number or an @name on Telegram", field="chatId")
+    return chat_id
+
+
+def reply_asked_for(fields: dict[str, Any]) -> dict[str, Any]:
+    """What is to be said, as a reply. Raises `PayloadInvalid`."""
     text = required(fields, "text", str)
     if not text.strip():
         raise PayloadInvalid("text is empty", field="text")
@@ -340,7 +350,16 @@ def _is_button(button: Any) -> bool:
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object of which every value can be kept and shown.
+    """The body as a JSON object of which every value can be kept and shown. Raises as `read_json`, and `PayloadInvalid`
+    if it is something else."""
+    value = read_json(body)
+    if type(value) is not dict:
+        raise PayloadInvalid(f"the body is {json_name(value)}, not an object", field="body")
+    return value
+
+
+def read_json(body: bytes) -> Any:
+    """What the JSON says, every value of which can be kept and shown.
 
     Raises `PayloadMalformed` if it is no JSON, `PayloadInvalid` with the place of what cannot be used.
     """
@@ -356,8 +375,6 @@ def read_object(body: bytes) -> dict[str, Any]:
         raise PayloadInvalid(f"the body is nested deeper than {DEPTH_MAX}", field="body") from error
     except ValueError as error:  # an integer of thousands of digits
         raise PayloadInvalid("the body holds a number that is too long", field="body") from error
-    if type(value) is not dict:
-        raise PayloadInvalid(f"the body is {json_name(value)}, not an object", field="body")
     _refuse_unusable(value)
     return value
 
@@ -387,7 +404,7 @@ def _finite(digits: str) -> float:
 _Place = tuple[Any, str | int] | None
 
 
-def _refuse_unusable(value: dict[str, Any]) -> None:
+def _refuse_unusable(value: Any) -> None:
     """Walk it without recursion: depth, count, integers beyond 64 bits, halves of surrogate pairs."""
     waiting: list[tuple[_Place, int, Any]] = [(None, 1, value)]
     count = 1

@@ -9,12 +9,12 @@ Refuses: an effect that its platform cannot say (`PayloadInvalid`), before it is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import msgspec
 
-from rise.envelope import Call, DeliveryKey, Effect, Head, LaneKey, Order, Reason, TaskType
+from rise.envelope import Call, DeliveryKey, Effect, Head, LaneKey, Order, Reason, Task, TaskType
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +29,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """Exactly as received."""
     raw_version: str
     raw_is_json: bool = True
+    raw_is_unique: bool = False
+    """The platform's own id of the message is in its bytes, so that no other one has the same."""
     kind: str = "message"
     order: Order | None = None
     """The platform's own order; None: the order of arrival."""
@@ -57,6 +59,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """Where the result is to be posted."""
     request_id: str | None = None
     trace_id: str | None = None
+    trace_parent: str | None = None
+    """The span of its sender that its trace goes on from."""
     suspend: Reason | None = None
     """Authentic, but not to be run: unreadable or stale."""
     error: str | None = None
@@ -77,6 +81,15 @@ def understood(head: Head, incoming: Incoming) -> Head:
         notifiable=incoming.notifiable,
         raw_is_json=incoming.raw_is_json,
     )
+
+
+def read_anew(task: Task, channels: Mapping[str, Channel]) -> Task:
+    """A task that was accepted without being understood is read again: this version may know better."""
+    channel = channels.get(task.head.channel)
+    if not task.head.is_unread or channel is None or not is_pushed(channel):
+        return task
+    incoming = channel.read_again(task.head, task.raw)
+    return task if incoming.suspend else msgspec.structs.replace(task, head=understood(task.head, incoming))
 
 
 # --- how a call to a platform ended ------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Annotated, Final
 
 import typer
 
+from rise import __version__
 from rise.errors import (
     PromptUnknown,
     RiseError,
@@ -19,8 +22,19 @@ from rise.errors import (
     WorkflowUnknown,
 )
 
-EXIT_PROBLEM = 1
-EXIT_USAGE = 2
+EXIT_PROBLEM: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_WORN_OUT: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+EXIT_CODES: Final = {
+    0: "done, and nothing is wrong",
+    EXIT_PROBLEM: "a problem was found, or it was refused: which, and what to do, is said",
+    EXIT_USAGE: "wrong words or settings, or the directory is in use: nothing was begun",
+    EXIT_WORN_OUT: "rise worker alone: worn out by functions that never return",
+    EXIT_INTERRUPTED: "interrupted with Ctrl-C; what runs until it is stopped ends with 0",
+}
+"""How commands end, for people (`rise --help`) and for programs."""
 
 REMEDIES: dict[type[RiseError], str] = {
     TaskUnknown: "`rise tasks` lists what is open; what has ended is kept for RISE_KEEP_FINISHED_DAYS",
@@ -35,10 +49,11 @@ REMEDIES: dict[type[RiseError], str] = {
 
 
 def main() -> None:
-    """Run the command line. Every error of ours is one clear line and a remedy, never a traceback."""
+    """Run the command line. Every error of ours is one clear line and a remedy, never a traceback; Ctrl-C, and a reader
+    who has seen enough, end it without a word."""
     try:
         _refuse_what_is_no_text(sys.argv[1:])
-        build_app()()
+        build_app()(prog_name="rise")
     except SettingsInvalid as error:
         for problem in error.problems:
             print(f"rise: {problem}", file=sys.stderr)
@@ -48,6 +63,33 @@ def main() -> None:
         if remedy := error.remedy or REMEDIES.get(type(error)):
             print(f"      → {remedy}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, StoreLocked) else EXIT_PROBLEM)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_PROBLEM)
+
+
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"rise {__version__}")
+        raise typer.Exit
+
+
+def _with_version(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """What may be said before a command."""
 
 
 def _refuse_what_is_no_text(words: list[str]) -> None:
@@ -65,6 +107,7 @@ def build_app() -> typer.Typer:
         bindings,
         checking,
         drill,
+        follow_ups,
         forgetting,
         keeping,
         refilling,
@@ -81,13 +124,15 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="rise",
         help="The durable front door of a chat bot.",
+        epilog="\n".join(["It ends with", *(f"{code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())]),
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
+    app.callback()(_with_version)
     for commands in (
         running,
         tasks,
+        follow_ups,
         bindings,
         tokens,
         workflows,

@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from rise.cli.opening import AsJson, refuse_without_servers
+
 
 class Part(StrEnum):
     ACCEPT = "accept"
@@ -34,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Smaller and shorter: minutes less, more spread.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
     part: Annotated[list[Part] | None, typer.Option(help="Only this; may be repeated.")] = None,
     profile: Annotated[
         Profile, typer.Option(help="full: with a Redis and a RabbitMQ of its own, beside peers that use them.")
@@ -45,6 +47,8 @@ def bench(
     directory: Annotated[Path, typer.Option(help="On the disk that is to be measured.")] = Path(),
 ) -> None:
     """Measure ratios: Rise and what it is compared with take turns in one run."""
+    if profile is Profile.FULL:
+        refuse_without_servers("rise bench --profile full")
     words = [f"--part={one}" for one in part or []] + [f"--directory={directory.resolve()}"]
     words += [f"--profile={profile}"]
     words += [f"--{name}={count}" for name, count in (("queued", queued), ("backlog", backlog)) if count is not None]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rise.cli import completing
 from rise.cli.opening import AsJson, DataDir, in_house, operator
 from rise.cli.printing import complain, say, show_json, show_table
 from rise.cli.secrets import read_secret
@@ -31,7 +32,14 @@ class ChannelName(StrEnum):
     WEBCHAT = "webchat"
 
 
-WorkflowId = Annotated[str, typer.Argument(metavar="WORKFLOW", help="By its id: wf_ and the name it has in the code.")]
+WorkflowId = Annotated[
+    str,
+    typer.Argument(
+        metavar="WORKFLOW",
+        help="By its id: wf_ and the name it has in the code.",
+        autocompletion=completing.workflow_ids,
+    ),
+]
 Channel = Annotated[ChannelName, typer.Option("--channel", help="Where.")]
 Account = Annotated[str | None, typer.Option("--account", help="The bot's number, if not the default bot's.")]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the audit log.")]
@@ -121,6 +129,9 @@ def bind(
     polling: Annotated[
         bool | None, typer.Option("--polling/--webhook", help="How its updates come, if not as the settings say.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="native, or temporal: in its chat's conversation on Temporal.")
+    ] = None,
     why: Why = "",
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -131,7 +142,7 @@ def bind(
     routes = [{"by": "chat", "value": value} for value in chats or ()]
     routes += [{"by": "command", "value": value} for value in commands or ()]
     token = None if token_file is None else read_secret(token_file)
-    said = {"botToken": token, "webhookUrl": webhook_url, "usePolling": polling}
+    said = {"botToken": token, "webhookUrl": webhook_url, "usePolling": polling, "engine": engine}
     fields = {
         "enabled": True,
         "isDefault": default,

@@ -11,15 +11,14 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from rise.cli.opening import AsJson
-from rise.cli.printing import complain, problem_found, progress, say, show_json
+from rise.cli.opening import AsJson, refuse_without_servers
+from rise.cli.printing import complain, interrupted, problem_found, progress, say, show_json
 
 if TYPE_CHECKING:
     from rise.testing.faults.order import Order
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from rise.testing.faults.table import Table
 
 T = TypeVar("T")
+PER_SECOND_OF_TABLE = 200.0
 
 
 class Mode(StrEnum):
@@ -37,6 +37,7 @@ class Mode(StrEnum):
 class Profile(StrEnum):
     EMBEDDED = "embedded"
     FULL = "full"
+    MONGO = "mongo"
 
 
 class Sync(StrEnum):
@@ -56,7 +57,11 @@ def drill(
     minutes: Annotated[float | None, typer.Option("--minutes", min=0.1, help="For so long instead.")] = None,
     mode: Annotated[Mode, typer.Option("--mode", help="How updates come in.")] = Mode.WEBHOOK,
     profile: Annotated[
-        Profile, typer.Option("--profile", help="full: with a Redis and a RabbitMQ of its own, and two gateways.")
+        Profile,
+        typer.Option(
+            "--profile",
+            help="full: with a Redis and a RabbitMQ of its own, and two gateways. mongo: the ledger on a server, too.",
+        ),
     ] = Profile.EMBEDDED,
     appendfsync: Annotated[
         Sync, typer.Option("--appendfsync", help="Of that Redis; off: it keeps nothing on disk.")
@@ -65,7 +70,10 @@ def drill(
     table: Annotated[
         bool, typer.Option("--table", help="One failure after the other, each alone: what goes on meanwhile.")
     ] = False,
-    rate: Annotated[float, typer.Option("--rate", min=1, help="Messages per second, for --table.")] = 200,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", min=1, help="Messages per second. Left out: 25, for --table 200; with MongoDB 4."),
+    ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=1, help="How long each fails, for --table.")] = 6,
     write: Annotated[
         Path | None, typer.Option("--write", help="A document to put the table into, between its marks.")
@@ -75,21 +83,26 @@ def drill(
 ) -> None:
     """Kill, freeze, cut and fill up an installation of its own under load; exit code 1 if a promise was broken."""
     from rise.clock import SystemClock
-    from rise.testing.faults.order import Order
-    from rise.testing.faults.stores import AppendFsync
+    from rise.testing.faults.order import PER_SECOND, PER_SECOND_WITH_MONGO, AppendFsync, Order
 
+    if table and profile is Profile.EMBEDDED:
+        profile = Profile.FULL  # what it measures is what servers fail
+    if profile is not Profile.EMBEDDED:
+        refuse_without_servers(f"rise drill --profile {profile}", mongo=profile is Profile.MONGO)
     seed = SystemClock().random.randrange(1_000_000) if seed is None else seed
+    usual = PER_SECOND_WITH_MONGO if profile is Profile.MONGO else PER_SECOND_OF_TABLE if table else PER_SECOND
     order = Order(
         seed=seed,
         cycles=cycles,
         minutes=minutes,
         mode=mode,
         troubles=not kills_only,
-        full=profile is Profile.FULL,
+        full=profile is not Profile.EMBEDDED,
+        mongo=profile is Profile.MONGO,
+        messages_per_second=rate or usual,
         appendfsync=AppendFsync(appendfsync),
     )
     if table:
-        order = replace(order, full=True, messages_per_second=rate)
         _show_table(_measure(order, directory.resolve(), seconds), write, as_json=as_json)
         return
     report, evidence = _drill(order, directory.resolve())
@@ -160,7 +173,7 @@ def _in_place(
             result = run(until_told(work(place, told)))
         is_kept = is_evidence(result)
     except asyncio.CancelledError:
-        raise typer.Exit(130) from None
+        raise interrupted() from None
     finally:
         if not is_kept:
             shutil.rmtree(place, ignore_errors=True)

@@ -8,30 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Final
 
-import msgspec
 import typer
 
+from rise.cli import completing
 from rise.cli.opening import AsJson, DataDir, in_house, operator
 from rise.cli.printing import complain, problem_found, progress, say, show_json, show_pairs, show_table
 
 if TYPE_CHECKING:
     from rise.ledger.port import ChatForgotten
     from rise.runtime.assembly import House
-    from rise.runtime.forgetting import ChatNamed, Forgotten
-
-_JOURNAL_MINUTES: Final = 10
-"""A finished message is looked for so often at least, in the journals and in RabbitMQ."""
-
+    from rise.runtime.forgetting import ChatNamed, Forgotten, Trace
 
 _COMPACTED_BYTES_MAX: Final = 64 << 20
 """A database of up to that size is written anew in less time than an acceptance waits."""
-
-
-class Trace(msgspec.Struct, frozen=True):
-    """What is left, where, and until when."""
-
-    what: str
-    until: str
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +29,10 @@ def register(app: typer.Typer) -> None:
 
 def forget(
     chat: Annotated[str, typer.Option("--chat", help="The chat, by any id that it ever had.")],
-    channel: Annotated[str, typer.Option("--channel", help="Where it is: telegram, http or webchat.")] = "telegram",
+    channel: Annotated[
+        str,
+        typer.Option("--channel", help="Where it is: telegram, http or webchat.", autocompletion=completing.channels),
+    ] = "telegram",
     account: Annotated[str | None, typer.Option("--account", help="Of this bot; left out, of the default one.")] = None,
     drop_open: Annotated[
         bool, typer.Option("--drop-open", help="Drop first what of it is still open, unanswered; each is recorded.")
@@ -64,10 +56,17 @@ def forget(
         raise typer.BadParameter("--dry-run changes nothing and --yes does it: say one of them")
 
     async def work(house: House) -> tuple[Forgotten, bool, list[Trace]]:
+        from rise.runtime.forgetting import traces_of, was_conversing
+
         named = _named(house, channel, account, chat)
         compacts = house.stores.database.size_bytes <= _COMPACTED_BYTES_MAX if compact is None else compact
         found, is_done = await _forget(house, named, drop_open=drop_open, why=why, compacts=compacts, yes=yes)
-        return found, is_done, _traces(house, leaves_pieces=not (found.is_compact if is_done else compacts))
+        traces = traces_of(
+            house.settings,
+            leaves_pieces=not (found.is_compact if is_done else compacts),
+            was_conversing=await was_conversing(house.stores.definitions, named),
+        )
+        return found, is_done, traces
 
     found, is_done, traces = in_house(data_dir, work)
     if as_json:
@@ -78,7 +77,7 @@ def forget(
     if is_refused:
         complain(f"{found.open} of the chat's messages are still open, and nothing is forgotten while they are")
         complain("wait until they have ended, or add --drop-open to drop them first, unanswered")
-    elif not is_done:
+    elif not is_done and not as_json:
         say("Nothing was changed. Add --yes to do it.", style="yellow")
     if is_refused or (is_done and found.seen.unfinished) or found.seen.unreadable:
         raise problem_found()
@@ -101,6 +100,7 @@ async def _forget(
     """What was forgotten, or would be; and whether it was."""
     from rise.runtime import assembly
 
+    house = assembly.reach_temporal(house)
     forgetting = assembly.build_forgetting(house)
     runs = sum(dict(await house.ledger.finished_counts()).values())
     with progress("looking") as told:
@@ -116,31 +116,6 @@ async def _forget(
 
 
 # --- what is said -------------------------------------------------------------------------------------------
-
-
-def _traces(house: House, *, leaves_pieces: bool) -> list[Trace]:
-    """What of it is elsewhere, or stays without content; also as docs/forgetting.md says it."""
-    settings = house.settings
-    days = f"{settings.keep_finished_days:g} days after its end (RISE_KEEP_FINISHED_DAYS)"
-    traces = [
-        Trace("that there were such messages, and how each ended, without content", days),
-        Trace("their delivery keys, by which a repeat is known", "3 days from Telegram, else 7"),
-        Trace("the chat's id, in the names of its lanes", "an hour after its last message; if it ever moved, for good"),
-    ]
-    if leaves_pieces:
-        traces.append(Trace("pieces in unused space of rise.db and its log", "they are written over, or --compact"))
-    if settings.redis_url is not None:
-        traces.append(Trace("copies in the journals of all hosts", f"{_JOURNAL_MINUTES} min after each end"))
-        traces.append(Trace("pieces in unused space of the journals' files", "they are written over"))
-        traces.append(Trace("Redis's own files (AOF, RDB)", "Redis writes them anew"))
-    if settings.rabbitmq_url is not None:
-        traces.append(Trace("copies in RabbitMQ", f"{_JOURNAL_MINUTES} min after each end"))
-    if settings.mongodb_url is not None:
-        traces.append(Trace("MongoDB's oplog, and unused space of its files", "MongoDB writes them over"))
-    aside = "before-restore-*, *.lost-*"
-    traces.append(Trace(f"backups, and what was put aside in the data directory ({aside})", "you delete them"))
-    traces.append(Trace("what the platform keeps of the chat", "its people delete it there"))
-    return traces
 
 
 def _tell(found: Forgotten, is_done: bool, traces: list[Trace]) -> None:

@@ -29,9 +29,9 @@ them. A refusal is `{"error": {"code", "message", "field"}, …}`: `code` is sta
 `field` names what is wrong with the request.
 
 `Authorization: Bearer …` shows a token: `RISE_ADMIN_TOKEN` is the first admin's (made into `admin-token` in the data
-directory if it is not set), `RISE_TOKENS` has the others, or only their digests: `rise tokens new NAME --role operator`
-prints a token once, and the line to put there. A viewer looks, an operator also changes, an admin also
-deletes and sets secrets. The whole description for programs is `GET /api/openapi.json`.
+directory if it is not set), `RISE_TOKENS` has the others. Either may have digests in the place of tokens:
+`rise tokens new NAME --role operator` prints a token once, and the line to put there. A viewer looks, an operator
+also changes, an admin also deletes and sets secrets. The whole description for programs is `GET /api/openapi.json`.
 
 Any route may answer 401 (no token, or an unknown one), 403 (a lesser role), 429 (too many without one), 500 (a bug of
 ours; the log has it under the request id) and 503: that says in `capability` and `detail` what is down and, in

@@ -68,7 +68,8 @@ def restore(
     from rise.runtime.processes import run
 
     settings = read_settings(data_dir)
-    restored = run(restore_directory(source, DataDirectory(settings.data_dir), SystemClock(), replaces=force))
+    with progress("unpacking, checking and putting back"):
+        restored = run(restore_directory(source, DataDirectory(settings.data_dir), SystemClock(), replaces=force))
     if as_json:
         aside = None if restored.moved_aside is None else str(restored.moved_aside)
         told = {"contents": restored.contents, "movedAside": aside, "repliesInDoubt": restored.replies_in_doubt}

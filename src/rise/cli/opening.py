@@ -74,6 +74,7 @@ async def _opened(settings: Settings) -> AsyncIterator[House]:
     finally:
         await stop_all([house.bus, *keeping], on_error=_report_stop)
         await house.channels.close()
+        await house.model.close()
         await house.stores.close()
 
 
@@ -81,6 +82,15 @@ def _report_stop(name: str, error: BaseException) -> None:
     from rise.telemetry import log
 
     log.warning("service.stop_failed", service=name, error=error, consequence="the command has done what it says")
+
+
+def refuse_without_servers(command: str, *, mongo: bool = False) -> None:
+    """Raises `SettingsInvalid` with what is not installed and the command starts."""
+    from rise.errors import SettingsInvalid
+    from rise.testing.servers import missing
+
+    if lacking := missing(mongo=mongo):
+        raise SettingsInvalid([f"`{command}` needs {what}" for what in lacking])
 
 
 def operator() -> str:

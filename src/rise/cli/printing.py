@@ -6,6 +6,7 @@ nothing else does then; progress goes to standard error, and only if somebody lo
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from rise.cli import EXIT_PROBLEM
+from rise.cli import EXIT_INTERRUPTED, EXIT_PROBLEM
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-WIDTH_ELSEWHERE: Final = 180
-"""Columns where there is no terminal to ask."""
+WIDTH_ELSEWHERE: Final = 100_000
+"""Columns where there is no terminal: a row is a line then, for the programs that read it."""
 TEXT_SHOWN_MAX: Final = 60
 
 STYLES: Final = {
@@ -79,7 +80,15 @@ def say(text: str, *, style: str = "") -> None:
 
 
 def show(shown: RenderableType) -> None:
-    _console(sys.stdout).print(shown)
+    console = _console(sys.stdout)
+    if sys.stdout.isatty():
+        console.print(shown)
+        return
+    with console.capture() as captured:
+        console.print(shown)
+    # A table fills each of its lines up to the longest: a program would read blanks that nobody has said.
+    sys.stdout.writelines(f"{line.rstrip(' ')}\n" for line in captured.get().removesuffix("\n").split("\n"))
+    sys.stdout.flush()
 
 
 def complain(text: str) -> None:
@@ -89,6 +98,28 @@ def complain(text: str) -> None:
 
 def problem_found() -> typer.Exit:
     return typer.Exit(EXIT_PROBLEM)
+
+
+def interrupted() -> typer.Exit:
+    return typer.Exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def until_interrupted() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed: what is in hand is finished then, and what has come of it is said. Pressed again, it
+    ends at once."""
+    is_told = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal is_told
+        is_told = True
+        signal.signal(signal.SIGINT, former)
+
+    former = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: is_told
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def plain(value: object) -> Text:
@@ -116,7 +147,7 @@ def age(milliseconds: int) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar while it lasts; told how much is done, of how much."""
+    """A bar while it lasts; told how much is done, of how much. Untold, it only shows that something goes on."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 from rise import errors
-from rise.cli import http_page
+from rise.cli import cli_page, http_page, telemetry_page
 from rise.errors import Rejected, RiseError
 from rise.settings import Settings
 
@@ -58,6 +58,8 @@ def main() -> None:
         PAGES / "settings.md": settings_page(),
         PAGES / "errors.md": errors_page(),
         PAGES / "http.md": http_page.page(_MADE),
+        PAGES / "cli.md": cli_page.page(_MADE),
+        PAGES / "telemetry.md": telemetry_page.page(_MADE),
     }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if "--check" not in sys.argv:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rise.cli import completing
 from rise.cli.opening import AsJson, DataDir, in_house
-from rise.cli.printing import say, show_json, show_pairs
+from rise.cli.printing import progress, say, show_json, show_pairs
 
 if TYPE_CHECKING:
     from rise.runtime.assembly import House
@@ -18,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 
 def rehydrate(
-    channel: Annotated[str | None, typer.Option("--channel", help="Only messages of this channel.")] = None,
+    channel: Annotated[
+        str | None, typer.Option("--channel", help="Only messages of this channel.", autocompletion=completing.channels)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is missing.")] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -33,13 +36,13 @@ def rehydrate(
         from rise.runtime.refilling import Refilling
 
         refilling = Refilling(house)
-        missing = await refilling.missing(channel)
+        with progress("comparing the journals with Redis"):
+            missing = await refilling.missing(channel)
         if not as_json:
             show_pairs([*missing.items(), ("missing", sum(missing.values()))])
-        if not dry_run and channel is not None:
-            await refilling.bring(channel)
-        elif not dry_run:
-            await refilling.refill()
+        if not dry_run:
+            with progress("bringing back what is missing"):
+                await (refilling.refill() if channel is None else refilling.bring(channel))
         return missing, not dry_run
 
     missing, is_done = in_house(data_dir, work)

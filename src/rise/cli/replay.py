@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 import typer
 
+from rise.cli import completing
 from rise.cli.opening import AsJson, DataDir, has_database, in_house, operator, read_settings
 from rise.cli.printing import complain, problem_found, progress, say, shortened, show_json, show_table
 from rise.envelope import LaneKey, Order, Status, Task, TaskId
@@ -52,7 +53,10 @@ def replay(
     what: Annotated[
         list[str] | None, typer.Argument(help="One FILE.jsonl with an update per line, or TASK_ID…")
     ] = None,
-    channel: Annotated[str | None, typer.Option("--channel", help="The file's channel; or tasks of it.")] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option("--channel", help="The file's channel; or tasks of it.", autocompletion=completing.channels),
+    ] = None,
     account: Annotated[str | None, typer.Option("--account", help="The bot whose updates these are.")] = None,
     status: Annotated[Status | None, typer.Option("--status", help="Tasks in this state only.")] = None,
     since: Annotated[str | None, typer.Option("--since", help="Tasks received since: 90m, 2h, 3d, or a date.")] = None,

@@ -18,6 +18,7 @@ from rise.cli.opening import has_database
 from rise.runtime.directory import DEMO
 
 if TYPE_CHECKING:
+    from rise.runtime.assembly import House
     from rise.settings import Settings
 
 DEMO_BOT = Path(__file__).with_name("demo_bot.py")
@@ -34,7 +35,11 @@ def serve(
         bool, typer.Option("--in-process", help="Run workflows in this process, for debugging.")
     ] = False,
 ) -> None:
-    """Accept messages, answer them, and keep doing both."""
+    """Accept messages, answer them, and keep doing both.
+
+    It is set up by the environment, or a file `.env` where it is started: RISE_APP, RISE_PORT and so on
+    (docs/settings.md).
+    """
     from rise.settings import load_settings
 
     _serve(load_settings(), in_process=in_process)
@@ -81,6 +86,7 @@ def worker(
 
 def _serve(settings: Settings, *, in_process: bool = False, page: bool = False, browser: bool = False) -> None:
     from rise.api.server import ApiServer
+    from rise.console.app import build_front
     from rise.runtime import assembly
     from rise.runtime.processes import run
     from rise.runtime.serving import serve as serve_house
@@ -92,12 +98,26 @@ def _serve(settings: Settings, *, in_process: bool = False, page: bool = False, 
     def ready(port: int) -> None:
         address = f"http://{settings.host}:{port}"
         typer.echo(f"Rise listens on {address}  (data in {settings.data_dir})")
+        if settings.app is None:
+            typer.echo(
+                "RISE_APP is not set: no workflow in code runs, only those made of stages. `rise doctor` says more."
+            )
         if page:
             typer.echo(f"Chat with the bot:  {address}/webchat")
+            typer.echo(f"Watch it work:      {address}/console  (sign in with {_first_token(settings)})")
+            typer.echo(f"Kill it:            kill -9 {os.getpid()}, and start it again: the answer arrives")
             if browser:
                 asyncio.get_running_loop().run_in_executor(None, webbrowser.open, f"{address}/webchat")
 
-    run(serve_house(assembly.build(settings), ApiServer, in_process=in_process, on_ready=ready))
+    def build_door(house: House) -> ApiServer:
+        return ApiServer(house, build_front)
+
+    run(serve_house(assembly.build(settings), build_door, in_process=in_process, on_ready=ready))
+
+
+def _first_token(settings: Settings) -> str:
+    """Where the first admin's token is; not the token: what a terminal shows, others read."""
+    return f"the token in {settings.data_dir}/admin-token" if settings.admin_token is None else "RISE_ADMIN_TOKEN"
 
 
 def _warn_of_settings(settings: Settings) -> None:

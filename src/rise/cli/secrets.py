@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rise.cli import completing
 from rise.cli.opening import AsJson, DataDir, in_house, operator
 from rise.cli.printing import complain, problem_found, say, show_json, show_table
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from rise.runtime.assembly import House
     from rise.runtime.stage_secrets import StageSecrets
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As stages write it: {{ secrets.NAME }}.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="As stages write it: {{ secrets.NAME }}.", autocompletion=completing.secret_names
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -84,14 +90,16 @@ def set_secret(
 def remove_secret(name: Name, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Remove a secret, unless a published workflow asks for it."""
 
-    async def work(house: House) -> None:
-        await _secrets(house).remove(name, by=operator())
+    async def work(house: House) -> list[str]:
+        return [*await _secrets(house).remove(name, by=operator())]
 
-    in_house(data_dir, work)
+    users = in_house(data_dir, work)
     if as_json:
-        show_json({"name": name, "isRemoved": True})
-    else:
-        say(f"{name} is removed")
+        show_json({"name": name, "isRemoved": True, "usedBy": users})
+        return
+    for workflow_id in users:
+        complain(f"{workflow_id} was published with it meanwhile: publish that without it")
+    say(f"{name} is removed")
 
 
 def rotate(data_dir: DataDir = None, as_json: AsJson = False) -> None:

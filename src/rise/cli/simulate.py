@@ -9,12 +9,23 @@ Refuses: to say what few seeds, or any that broke, mean for the others.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rise.cli.printing import problem_found, progress, say, show_json, show_pairs
+from rise.cli.opening import AsJson
+from rise.cli.printing import (
+    complain,
+    interrupted,
+    problem_found,
+    progress,
+    say,
+    show_json,
+    show_pairs,
+    until_interrupted,
+)
 from rise.testing.simulator.profile import Profile
 
 if TYPE_CHECKING:
@@ -35,11 +46,14 @@ def simulate(
     seed: Annotated[int | None, typer.Option(help="Only this one, with what happened in it.")] = None,
     profile: Annotated[Profile, typer.Option(help="The stores that its worlds have.")] = Profile.EMBEDDED,
     minutes: Annotated[float | None, typer.Option(help="For so long instead of a number of runs.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Check the promise in worlds of one seed each: processes die, stores and platforms fail, clocks are set."""
+    """Check the promise in worlds of one seed each: processes die, stores and platforms fail, clocks are set.
+
+    Ctrl-C ends it after the world that is being played, and says what there was until then.
+    """
     if seed is not None:
-        _replay(seed, profile)
+        _replay(seed, profile, as_json=as_json)
         return
     _search(profile, first, seeds, minutes, as_json=as_json)
 
@@ -52,22 +66,28 @@ def _search(profile: Profile, first: int, seeds: int, minutes: float | None, *, 
 
     clock, tally = SystemClock(), _Tally()
     began = clock.monotonic()
-    with progress("simulating") as advance:
+    tell: Callable[[str], None] = complain if as_json else say
+    with progress("simulating") as advance, until_interrupted() as is_interrupted:
         while tally.seeds < seeds if minutes is None else clock.monotonic() - began < minutes * 60:
+            if is_interrupted():
+                break
             plan = draw_plan(first + tally.seeds, profile)
             try:
                 outcome = run(plan)
             except Exception as error:  # noqa: BLE001 - border: one world that cannot be played ends no search
-                say(f"seed {plan.seed} cannot be played: {error!r}; again: {command_of(plan)}", style="fail")
+                tell(f"seed {plan.seed} cannot be played: {error!r}; again: {command_of(plan)}")
                 tally.add_unplayed()
                 continue
             tally.add(outcome)
             if outcome.violations:
-                _show_violation(outcome)
+                _show_violation(outcome, tell)
             advance(tally.seeds, seeds)
+        was_interrupted = is_interrupted()
     _show_tally(tally, first, clock.monotonic() - began, as_json=as_json)
     if tally.broken:
         raise problem_found()
+    if was_interrupted:
+        raise interrupted()
 
 
 @dataclass(slots=True)
@@ -96,7 +116,7 @@ def _show_tally(tally: _Tally, first: int, seconds: float, *, as_json: bool) -> 
 
     steps, kills = tally.counts["steps"], tally.counts["kills"]
     found = {
-        "seeds": f"{first} to {first + tally.seeds - 1}",
+        "seeds": f"{first} to {first + tally.seeds - 1}" if tally.seeds else "none",
         "broken": tally.broken,
         "seedsPerSecond": round(tally.seeds / seconds, 1),
         "bound": _bound(tally.seeds, tally.broken),
@@ -119,18 +139,18 @@ def _bound(seeds: int, broken: int) -> str | None:
     return f"fewer than 1 in {seeds // 3} seeds breaks a promise (95 %)"
 
 
-def _show_violation(outcome: Outcome) -> None:
+def _show_violation(outcome: Outcome, tell: Callable[[str], None] = say) -> None:
     from rise.testing.simulator.run import shorten
     from rise.testing.simulator.run import simulate as run
 
-    say(f"seed {outcome.plan.seed} breaks {len(outcome.violations)}", style="fail")
+    tell(f"seed {outcome.plan.seed} breaks {len(outcome.violations)}")
     for violation in outcome.violations[:5]:
-        say(f"  {violation}")
+        tell(f"  {violation}")
     shortened = shorten(outcome.plan, lambda plan: bool(run(plan).violations), runs_max=60)
-    say(f"  with these {len(shortened.faults)} of its {len(outcome.plan.faults)} faults:")
+    tell(f"  with these {len(shortened.faults)} of its {len(outcome.plan.faults)} faults:")
     for fault in shortened.faults:
-        say(f"    {fault}")
-    say(f"  again: {command_of(outcome.plan)}")
+        tell(f"    {fault}")
+    tell(f"  again: {command_of(outcome.plan)}")
 
 
 def command_of(plan: Plan) -> str:
@@ -139,12 +159,26 @@ def command_of(plan: Plan) -> str:
     return f"rise simulate{profile} --seed {plan.seed}"
 
 
-def _replay(seed: int, profile: Profile) -> None:
+def _replay(seed: int, profile: Profile, *, as_json: bool) -> None:
     from rise.testing.simulator.run import draw_plan
     from rise.testing.simulator.run import simulate as run
 
     plan = draw_plan(seed, profile)
     outcome = run(plan)
+    if as_json:
+        show_json(
+            {
+                "seed": seed,
+                "faults": [str(fault) for fault in plan.faults],
+                "happened": outcome.lines[-LINES_SHOWN:],
+                "steps": outcome.counts["steps"],
+                "trace": outcome.trace,
+                "violations": [str(violation) for violation in outcome.violations],
+            }
+        )
+        if outcome.violations:
+            raise problem_found()
+        return
     way = "polls" if plan.is_polled else "has a webhook"
     say(f"seed {seed}: {plan.gateways} gateways, {plan.workers} workers, {way}, {plan.unknown_policy}")
     for fault in plan.faults:

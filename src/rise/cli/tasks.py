@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from rise.cli import completing
 from rise.cli.opening import AsJson, DataDir, in_house, operator
 from rise.cli.printing import (
     age,
@@ -59,7 +60,12 @@ class SuspendedFor(StrEnum):
     REPLY_HELD = Reason.REPLY_HELD
 
 
-Channel = Annotated[str | None, typer.Option("--channel", help="Of this channel only.")]
+Id = Annotated[
+    str, typer.Argument(metavar="TASK_ID", help="As `rise tasks` lists it.", autocompletion=completing.task_ids)
+]
+Channel = Annotated[
+    str | None, typer.Option("--channel", help="Of this channel only.", autocompletion=completing.channels)
+]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the audit log.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many, the oldest.")]
 ReasonOption = Annotated[SuspendedFor | None, typer.Option("--reason", help="Suspended for this reason only.")]
@@ -208,7 +214,7 @@ def _row_for_programs(task: OpenTask, now_ms: int) -> dict[str, Any]:
 
 
 def show_task(
-    task_id: str,
+    task_id: Id,
     raw: Annotated[bool, typer.Option("--raw", help="Only the bytes received, exactly.")] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -349,7 +355,7 @@ def _ending(run: Run) -> str:
 
 
 def drop_task(
-    task_id: str,
+    task_id: Id,
     why: Why,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -367,7 +373,10 @@ def drop_task(
 
 
 def resume_tasks(
-    task_ids: Annotated[list[str] | None, typer.Argument(help="Which, by id.")] = None,
+    task_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TASK_ID", help="Which, by id.", autocompletion=completing.suspended_ids),
+    ] = None,
     reason: ReasonOption = None,
     channel: Channel = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything that is suspended.")] = False,

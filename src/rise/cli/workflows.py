@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rise.cli import completing
 from rise.cli.opening import AsJson, DataDir, in_house, operator
 from rise.cli.printing import complain, say, shortened, show_json, show_pairs, show_table
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from rise.runtime.prompts import Prompts
     from rise.runtime.publishing import Workflow, Workflows
 
+WorkflowId = Annotated[
+    str,
+    typer.Argument(metavar="WORKFLOW_ID", help="As `rise workflows` lists it.", autocompletion=completing.workflow_ids),
+]
+PromptId = Annotated[
+    str, typer.Argument(metavar="PROMPT_ID", help="As `rise prompts` lists it.", autocompletion=completing.prompt_ids)
+]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the audit log.")]
 Comment = Annotated[str, typer.Option("--comment", help="What is new, kept with the version.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest.")]
@@ -74,7 +82,7 @@ def list_workflows_by_name(data_dir: DataDir = None, as_json: AsJson = False) ->
     in_house(data_dir, work)
 
 
-def show_workflow(workflow_id: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def show_workflow(workflow_id: WorkflowId, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """One workflow: what somebody is at, what runs, and where."""
 
     async def work(house: House) -> None:
@@ -84,7 +92,7 @@ def show_workflow(workflow_id: str, data_dir: DataDir = None, as_json: AsJson = 
 
 
 def publish_workflow(
-    workflow_id: str, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+    workflow_id: WorkflowId, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
 ) -> None:
     """The draft runs from the next message on, and so does what has waited for it."""
 
@@ -95,7 +103,7 @@ def publish_workflow(
     in_house(data_dir, work)
 
 
-def show_history(workflow_id: str, limit: Limit = 20, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def show_history(workflow_id: WorkflowId, limit: Limit = 20, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """The versions that ran, newest first."""
 
     async def work(house: House) -> None:
@@ -117,7 +125,7 @@ def show_history(workflow_id: str, limit: Limit = 20, data_dir: DataDir = None, 
 
 
 def roll_back_workflow(
-    workflow_id: str,
+    workflow_id: WorkflowId,
     version: Annotated[int, typer.Argument(min=1, help="One of `rise workflows history`.")],
     comment: Comment = "",
     data_dir: DataDir = None,
@@ -132,12 +140,12 @@ def roll_back_workflow(
     in_house(data_dir, work)
 
 
-def disable_workflow(workflow_id: str, why: Why = "", data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def disable_workflow(workflow_id: WorkflowId, why: Why = "", data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """It serves nothing any more; messages wait. Holds at once, through restarts and later versions."""
     _switch(workflow_id, False, why, data_dir, as_json)
 
 
-def enable_workflow(workflow_id: str, why: Why = "", data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def enable_workflow(workflow_id: WorkflowId, why: Why = "", data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """It serves again, first what has waited."""
     _switch(workflow_id, True, why, data_dir, as_json)
 
@@ -209,7 +217,7 @@ def _tell_version(workflow: Workflow, as_json: bool) -> None:
     if as_json:
         show_json(shown(workflow))
         return
-    for warning in warnings_of(workflow.published):
+    for warning in warnings_of(workflow):
         complain(warning)
     published = workflow.published
     off = "" if published is None or published.enabled else "; it is switched off, though (`rise workflows enable`)"
@@ -261,7 +269,7 @@ def list_prompts_by_name(data_dir: DataDir = None, as_json: AsJson = False) -> N
     in_house(data_dir, work)
 
 
-def show_prompt(prompt_id: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def show_prompt(prompt_id: PromptId, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """One prompt, and its versions."""
 
     async def work(house: House) -> None:
@@ -294,7 +302,12 @@ def show_prompt(prompt_id: str, data_dir: DataDir = None, as_json: AsJson = Fals
 
 
 def set_prompt(
-    name: Annotated[str, typer.Argument(help="The id of one that is there, or the name of a new one.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The id of one that is there, or the name of a new one.", autocompletion=completing.prompt_ids
+        ),
+    ],
     template: Annotated[str | None, typer.Option("--template", help="The text.")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Where the text is; - is what comes in.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="What the model is told before it.")] = None,
@@ -314,12 +327,14 @@ def set_prompt(
     given = {field: value for field, value in changes.items() if value is not None}
 
     async def work(house: House) -> None:
-        from rise.api.prompts import shown
+        from rise.api.prompts import shown, warnings_of
 
         kept = await _set(_prompts(house), name, given, comment)
         if as_json:
             show_json(shown(kept, (await _prompts(house).used_by()).get(kept.prompt_id, [])))
         else:
+            for warning in await warnings_of(_prompts(house), kept):
+                complain(warning)
             say(f"{kept.prompt_id} is kept as version {kept.version}")
 
     in_house(data_dir, work)

@@ -139,7 +139,7 @@ class AmqpConnection(asyncio.Protocol):
         except BaseException as error:
             connection.end(error if isinstance(error, Exception) else ConnectionAbortedError("not waited for"))
             raise
-        spawn(connection._beat(), name="amqp.heartbeat", into=connection._tasks)
+        spawn(connection._beat(), name="amqp.heartbeat", into=connection._tasks, for_all=True)
         return connection
 
     async def _introduce(self, address: Address) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rise.envelope import new_key
 from rise.errors import StoreCorrupt, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -91,8 +92,9 @@ def identity_of(connection: apsw.Connection) -> str:
 
 def write_once(path: Path, text: str) -> None:
     """Whole or not at all, also when two processes start at the same moment or the power is cut; the first counts."""
-    nameless = path.with_name(f"{path.name}.{os.getpid()}")
-    fd = os.open(nameless, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    # By chance, not by the process's number: containers that share a directory all count from one.
+    nameless = path.with_name(f"{path.name}.{new_key()[:8]}")
+    fd = os.open(nameless, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w") as file:
         file.write(text + "\n")
         file.flush()

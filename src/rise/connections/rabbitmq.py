@@ -91,31 +91,63 @@ NOTHING: Final = Topology({}, {}, ())
 
 async def declare(connection: AmqpConnection, topology: Topology) -> None:
     """Everything is there, as it must be. Raises `RabbitMisconfigured` with the difference if it cannot be."""
-    for name, kind in topology.exchanges.items():
-        whole_exchange = commands.Exchange.Declare(exchange=name, exchange_type=kind, durable=True)
-        await _declare(connection, name, commands.Exchange.Declare(exchange=name, passive=True), whole_exchange)
-    for name, arguments in topology.queues.items():
-        whole = commands.Queue.Declare(queue=name, durable=True, arguments=dict(arguments))
-        await _declare(connection, name, commands.Queue.Declare(queue=name, passive=True), whole)
+    for name, looking, whole in _wanted(topology):
+        # Looked for first, so that it is told when something had gone: with a queue, what it held.
+        if not await _is_there(connection, looking):
+            log.warning(
+                "rabbitmq.declared", name=name, consequence="it was missing; copies that were in it are made again"
+            )
+        await _declare(connection, name, whole)
     async with _asking(connection) as channel:
         for queue, exchange, key in topology.bindings:
             await channel.ask(commands.Queue.Bind(queue=queue, exchange=exchange, routing_key=key))
 
 
-async def _declare(connection: AmqpConnection, name: str, looking: Frame, whole: Frame) -> None:
-    # Looked for first, so that it is told when something had gone: with a queue, what it held.
+async def lacking(url: str, topology: Topology, *, clock: Clock, answer_seconds: float = ANSWER_SECONDS) -> list[str]:
+    """What of it is not there yet. Makes nothing. Raises `RabbitMisconfigured` for what is there and is another, and
+    `RabbitUnavailable` if nobody answers."""
+    with rabbit_errors():
+        connection = await AmqpConnection.open(Address.read(url), clock=clock, answer_seconds=answer_seconds)
+        try:
+            missing = []
+            for name, looking, whole in _wanted(topology):
+                if await _is_there(connection, looking):
+                    await _declare(connection, name, whole)  # which only compares what is there
+                else:
+                    missing.append(name)
+            return missing
+        finally:
+            await connection.close()
+
+
+def _wanted(topology: Topology) -> Iterator[tuple[str, Frame, Frame]]:
+    """Each by its name: how it is looked for, and how it is to be."""
+    for name, kind in topology.exchanges.items():
+        whole = commands.Exchange.Declare(exchange=name, exchange_type=kind, durable=True)
+        yield name, commands.Exchange.Declare(exchange=name, passive=True), whole
+    for name, arguments in topology.queues.items():
+        queue = commands.Queue.Declare(queue=name, durable=True, arguments=dict(arguments))
+        yield name, commands.Queue.Declare(queue=name, passive=True), queue
+
+
+async def _is_there(connection: AmqpConnection, looking: Frame) -> bool:
     try:
         async with _asking(connection) as channel:
             await channel.ask(looking)
     except exceptions.AMQPNotFound:
-        log.warning("rabbitmq.declared", name=name, consequence="it was missing; copies that were in it are made again")
+        return False
+    return True
+
+
+async def _declare(connection: AmqpConnection, name: str, whole: Frame) -> None:
     try:
         async with _asking(connection) as channel:
             await channel.ask(whole)
     except exceptions.AMQPPreconditionFailed as error:
         raise RabbitMisconfigured(
-            f"{name} in RabbitMQ is not as Rise declares it: {error}. Once the audit finds nothing that RabbitMQ alone "
-            "holds, delete it there: it is declared again, and every copy made again."
+            f"{name} in RabbitMQ is not as Rise declares it: {error}",
+            remedy="once `rise audit` finds nothing that RabbitMQ alone holds, delete it there: it is declared again, "
+            "and every copy made again",
         ) from error
 
 
@@ -186,7 +218,7 @@ class Rabbit:
         self._waiting.append(asked)
         if not self._is_flushing:
             self._is_flushing = True
-            spawn(self._flush(), name="rabbitmq.flush", into=self._flushes)
+            spawn(self._flush(), name="rabbitmq.flush", into=self._flushes, for_all=True)
         await asked.done
 
     async def consuming(self) -> AmqpChannel:
@@ -299,7 +331,7 @@ class _Link:
         await self._is_told.wait()
         if self._channel is None or self.trouble is not None:
             trouble = self.trouble or RabbitUnavailable("the connection to RabbitMQ is closed")
-            raise type(trouble)(trouble.public_message) from trouble.__cause__
+            raise type(trouble)(trouble.public_message, remedy=trouble.remedy) from trouble.__cause__
         return self._channel
 
     async def _keep(self) -> None:

@@ -279,7 +279,7 @@ class RedisDatabase:
                     if isinstance(refusal, Exception):
                         raise refusal
                 on_listening()
-                spawn(self._keep_asking(link), name="redis.ping", into=pings)
+                spawn(self._keep_asking(link), name="redis.ping", into=pings, for_all=True)
                 while True:
                     async with asyncio.timeout(PING_SECONDS + self._answer_seconds):
                         said = await link.following()
@@ -304,7 +304,7 @@ class RedisDatabase:
         self._waiting.append(asked)
         if not self._is_flushing:
             self._is_flushing = True
-            spawn(self._flush(), name="redis.flush", into=self._flushes)
+            spawn(self._flush(), name="redis.flush", into=self._flushes, for_all=True)
         return await asked.done
 
     async def _flush(self) -> None:

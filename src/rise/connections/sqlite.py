@@ -100,11 +100,14 @@ class Database:
         clock: Clock,
         schema: Mapping[str, Sequence[str]],
         marker: Marker | None = None,
+        capability: str = StoreUnavailable.capability,
         on_trouble: Callable[[StoreUnavailable | None], None] = lambda trouble: None,
     ) -> None:
         """`schema`: for each part, its migrations in order; the number applied is its version.
 
         `marker`: written when it was made; from then on no other is made or used in its place, until it is removed.
+
+        `capability`: as which it is away, in every error.
 
         `on_trouble` is told what keeps it from writing, and None when it writes again, before the callers are.
         """
@@ -112,6 +115,7 @@ class Database:
         self._clock = clock
         self._schema = schema
         self._marker = marker
+        self._capability = capability
         self._on_trouble = on_trouble
         self._trouble: StoreUnavailable | None = None
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
@@ -157,7 +161,7 @@ class Database:
         If it raises, its changes alone are undone.
         """
         if self._loop is None or self._writer is None:
-            raise StoreUnavailable("the database is not open")
+            raise self._unopened()
         done: asyncio.Future[T] = self._loop.create_future()
         self._changes.put(_Change(apply, done))
         return await done
@@ -165,9 +169,9 @@ class Database:
     async def read(self, query: Callable[[apsw.Connection], T]) -> T:
         """Run `query` on a snapshot of what is committed."""
         if self._loop is None:
-            raise StoreUnavailable("the database is not open")
+            raise self._unopened()
         if self._closed:
-            raise StoreUnavailable("the database is closed")
+            raise self._unopened("the database is closed")
         return await self._loop.run_in_executor(self._readers, self._read, query)
 
     def now_ms(self) -> int:
@@ -177,7 +181,7 @@ class Database:
         when the host comes up with its wall clock in 1970.
         """
         if self._clock_base_ms is None:
-            raise StoreUnavailable("the database is not open")
+            raise self._unopened()
         return self._clock_base_ms + int(self._clock.monotonic() * 1000)
 
     @property
@@ -204,11 +208,25 @@ class Database:
         the time, which is still in the log.
         """
         if self._loop is None or self._closed:
-            raise StoreUnavailable("the database is not open")
+            raise self._unopened()
         return await self._loop.run_in_executor(self._readers, self._compact)
 
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with sqlite_errors():
+                yield
+        except StoreUnavailable as error:
+            error.capability = self._capability
+            raise
+
+    def _unopened(self, why: str = "the database is not open") -> StoreUnavailable:
+        error = StoreUnavailable(why)
+        error.capability = self._capability
+        return error
+
     def _compact(self) -> bool:
-        with sqlite_errors():
+        with self._errors():
             connection = self._open_known(create=False)
             try:
                 connection.execute("PRAGMA temp_store=FILE")  # the copy may be larger than the memory
@@ -247,7 +265,7 @@ class Database:
 
     def _write_batch(self, batch: list[_Change]) -> list[Any | BaseException]:
         try:
-            with sqlite_errors():
+            with self._errors():
                 connection = self._connection()
                 return self._commit(connection, batch)
         except StoreUnavailable as error:
@@ -395,7 +413,7 @@ class Database:
     # --- the reader threads ---
 
     def _read(self, query: Callable[[apsw.Connection], T]) -> T:
-        with sqlite_errors():
+        with self._errors():
             connection = self._reading_idle.pop() if self._reading_idle else self._open_known(create=False)
             try:
                 with connection:

@@ -32,7 +32,7 @@ import msgspec
 from rise.clock import Clock, epoch_ms
 from rise.connections.sqlite import Database
 from rise.copies.record import decode_task
-from rise.envelope import DeliveryKey, TaskId, encode_json
+from rise.envelope import DeliveryKey, Head, TaskId, encode_json
 from rise.errors import EnvelopeMalformed, StoreUnavailable
 from rise.queue.port import NewTask
 from rise.service import spawn
@@ -72,6 +72,9 @@ SCHEMA: Final = {
         CREATE INDEX tasks_by_rabbitmq ON tasks (rabbitmq);
         CREATE INDEX tasks_by_look ON tasks (look_at);
         """,
+        """
+        ALTER TABLE tasks ADD COLUMN fingerprint TEXT NOT NULL DEFAULT '';
+        """,
     )
 }
 
@@ -99,6 +102,8 @@ class KeptRun(NamedTuple):
     accepted_at_ms: int
     receipt_ends_at_ms: int
     """Until then its key is remembered, and nobody else's message has its name."""
+    fingerprint: str
+    """`Head.fingerprint`."""
 
     @property
     def run(self) -> Run:
@@ -108,7 +113,7 @@ class KeptRun(NamedTuple):
 def run_of(task: NewTask) -> KeptRun:
     head = task.head
     ends_at = head.accepted_at_ms + head.receipt_seconds * 1000
-    return KeptRun(head.task_id, task.generation, head.accepted_at_ms, ends_at)
+    return KeptRun(head.task_id, task.generation, head.accepted_at_ms, ends_at, head.fingerprint)
 
 
 class JournalKept(msgspec.Struct, frozen=True):
@@ -191,8 +196,7 @@ class Journal:
         ran the task again. All other stores lack it then.
         """
         head, kept = task.head, run_of(task)
-        receipt = (head.delivery_key, kept.task_id, head.raw_sha256, *kept[1:])
-        return await self._write(lambda connection: _keep(connection, receipt, record, self._now_ms()))
+        return await self._write(lambda connection: _keep(connection, head, kept, record, self._now_ms()))
 
     async def note(self, runs: Collection[Run], copy: Copy, life: str) -> None:
         """These are in that store too, in its life of that name, which is never empty."""
@@ -360,7 +364,7 @@ class Journal:
             if not self._may_start_anew or not (is_another or is_lost):
                 raise
             if not is_another:
-                spawn(self._start_anew(error), name="journal.start_anew", into=self._starting_anew)
+                spawn(self._start_anew(error), name="journal.start_anew", into=self._starting_anew, for_all=True)
         # Whoever hangs up meanwhile does not leave it half done for the others.
         await asyncio.gather(*map(asyncio.shield, self._starting_anew))
         return await ask()
@@ -401,7 +405,8 @@ _NEXT_LIFE: Final = "SELECT min({0}) FROM tasks WHERE {0} > ?"
 _HELD: Final = "SELECT count(*) FROM tasks WHERE {} = ?"
 _OPEN: Final = "SELECT number, task_id, generation, record FROM tasks WHERE number > ? ORDER BY number"
 _DUE: Final = (
-    "SELECT task_id, generation, accepted_at, receipt_ends_at FROM tasks WHERE look_at <= ? ORDER BY look_at LIMIT ?"
+    "SELECT task_id, generation, accepted_at, receipt_ends_at, fingerprint FROM tasks WHERE look_at <= ?"
+    " ORDER BY look_at LIMIT ?"
 )
 _LOOKED: Final = (
     "UPDATE tasks SET looks = looks + 1, look_at = ?1 + min(?2 << min(looks + 1, 20), ?3) FROM json_each(?4) AS run"
@@ -428,7 +433,7 @@ _BODY: Final = (
     " AND (ends_at > ?2 OR EXISTS (SELECT 1 FROM tasks WHERE tasks.task_id = receipts.task_id))"
 )
 _NOTED_RUNS: Final = (
-    "SELECT task_id, generation, accepted_at, receipt_ends_at FROM tasks WHERE {} <> '' AND task_id > ?"
+    "SELECT task_id, generation, accepted_at, receipt_ends_at, fingerprint FROM tasks WHERE {} <> '' AND task_id > ?"
     " ORDER BY task_id LIMIT ?"
 )
 _NOTED_AMONG: Final = (
@@ -452,25 +457,27 @@ _REMEMBER: Final = (
 )
 _RAISE_GENERATION: Final = "UPDATE receipts SET generation = ?1 WHERE delivery_key = ?2 AND generation < ?1"
 _PUT: Final = (
-    "INSERT INTO tasks (task_id, generation, kept_at, look_at, accepted_at, receipt_ends_at, record)"
-    " VALUES (?,?,?,?,?,?,?)"
+    "INSERT INTO tasks (task_id, generation, accepted_at, receipt_ends_at, fingerprint, kept_at, look_at, record)"
+    " VALUES (?,?,?,?,?,?,?,?)"
     " ON CONFLICT (task_id) DO UPDATE SET generation = excluded.generation, kept_at = excluded.kept_at,"
     " look_at = excluded.look_at, accepted_at = excluded.accepted_at,"
-    " receipt_ends_at = excluded.receipt_ends_at, record = excluded.record, redis = '', rabbitmq = '', looks = 0"
+    " receipt_ends_at = excluded.receipt_ends_at, fingerprint = excluded.fingerprint,"
+    " record = excluded.record, redis = '', rabbitmq = '', looks = 0"
 )
 
 
-def _keep(connection: apsw.Connection, receipt: tuple[Any, ...], record: bytes, now: int) -> JournalKept:
-    delivery_key, task_id, body_sha256, generation, accepted_at, ends_at = receipt
-    put = (task_id, generation, now, now + FIRST_LOOK_MS, accepted_at, ends_at, record)
+def _keep(connection: apsw.Connection, head: Head, kept: KeptRun, record: bytes, now: int) -> JournalKept:
+    task_id, generation, accepted_at, ends_at, _ = kept
+    receipt = (head.delivery_key, task_id, head.raw_sha256, generation, accepted_at, ends_at)
+    put = (*kept, now, now + FIRST_LOOK_MS, record)
     if _run(connection, _REMEMBER, receipt):
         connection.execute(_PUT, put)
         return JournalKept(new=True)
     # What is open has a receipt, which therefore speaks for both.
-    if generation and _run(connection, _RAISE_GENERATION, (generation, delivery_key)):
+    if generation and _run(connection, _RAISE_GENERATION, (generation, head.delivery_key)):
         connection.execute(_PUT, put)
-    (first,) = connection.execute("SELECT body_sha256 FROM receipts WHERE delivery_key = ?", (delivery_key,)).fetchone()
-    return JournalKept(new=False, same_body=first == body_sha256)
+    known = connection.execute("SELECT body_sha256 FROM receipts WHERE delivery_key = ?", (head.delivery_key,))
+    return JournalKept(new=False, same_body=known.fetchone() == (head.raw_sha256,))
 
 
 def _lacking(

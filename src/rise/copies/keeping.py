@@ -38,6 +38,9 @@ Way: TypeAlias = Callable[[], Coroutine[Any, Any, Any]]
 """To one store."""
 
 
+_KEYS_CHOSEN: Final = frozenset({TaskType.MESSAGE_SEND, TaskType.FOLLOW_UP})
+
+
 @dataclass(frozen=True, slots=True)
 class CopiesPolicy:
     copies_min: int
@@ -50,7 +53,7 @@ class CopiesPolicy:
 
     def requires_same_body(self, head: Head) -> bool:
         """Whether its key was chosen by who sent it: another body under it is a mistake of theirs."""
-        return head.channel in self.same_body_required or head.task_type is TaskType.MESSAGE_SEND
+        return head.channel in self.same_body_required or head.task_type in _KEYS_CHOSEN
 
     def is_enough(self, held: Mapping[str, Any]) -> bool:
         is_synced = JOURNAL in held or (RABBITMQ in held and not self.journal_required)

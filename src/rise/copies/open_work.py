@@ -45,4 +45,5 @@ def _place(task: NewTask) -> tuple[Order, TaskId]:
 def _is_end_of(run: LedgerRun, kept: KeptRun) -> bool:
     """Whether it is this message's, and not that of a former one whose key had been forgotten."""
     receipt_ms = kept.receipt_ends_at_ms - kept.accepted_at_ms
-    return run.generation >= kept.generation and not run.is_outlived(kept.accepted_at_ms, receipt_ms)
+    is_of_former = run.is_of_another(kept.fingerprint, kept.accepted_at_ms, receipt_ms)
+    return run.generation >= kept.generation and not is_of_former

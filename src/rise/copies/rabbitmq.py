@@ -19,7 +19,7 @@ from typing import Final
 
 from rise.clock import Clock, epoch_ms
 from rise.connections.amqp import AmqpChannel, Delivery, Message, Table
-from rise.connections.rabbitmq import ANSWER_SECONDS, PUBLISH_SECONDS, Rabbit, Topology, rabbit_errors
+from rise.connections.rabbitmq import ANSWER_SECONDS, PUBLISH_SECONDS, Rabbit, Topology, lacking, rabbit_errors
 from rise.copies.port import RABBITMQ, Look, MirrorDepth
 from rise.copies.record import decode_task
 from rise.envelope import TaskId, new_key
@@ -61,6 +61,11 @@ def topology(fresh_max: int) -> Topology:
         },
         bindings=((FRESH, DURABLE, FRESH), (PARKED, DURABLE, PARKED), (DEAD, DEAD_LETTERS, "")),
     )
+
+
+async def lacking_at(url: str, *, clock: Clock, fresh_max: int = FRESH_MAX) -> list[str]:
+    """What of it is not there yet. Makes nothing. Raises as `rise.connections.rabbitmq.lacking` says."""
+    return await lacking(url, topology(fresh_max), clock=clock)
 
 
 @dataclass(eq=False, slots=True)

@@ -39,7 +39,7 @@ class Slots:
         on_trouble: Callable[[StoreUnavailable | None], None] = lambda trouble: None,
     ) -> None:
         """`on_trouble`: hears what keeps the slot that was taken from being written, and None when it is again."""
-        self._directory = directory
+        self.directory = directory
         self._clock = clock
         self._on_trouble = on_trouble
 
@@ -122,9 +122,9 @@ class Slots:
 
     def _numbers(self) -> list[int]:
         try:
-            names = [file.name for file in self._directory.iterdir()]
+            names = [file.name for file in self.directory.iterdir()]
         except OSError as error:
-            raise StoreUnavailable(f"{self._directory} cannot be read: {error.strerror}") from error
+            raise StoreUnavailable(f"{self.directory} cannot be read: {error.strerror}") from error
         return sorted(int(found[1]) for found in map(_FILE.fullmatch, names) if found)
 
     def _journal(
@@ -134,7 +134,7 @@ class Slots:
         *,
         on_trouble: Callable[[StoreUnavailable | None], None] = lambda trouble: None,
     ) -> Journal:
-        path = self._directory / f"journal-{number}.db"
+        path = self.directory / f"journal-{number}.db"
         return Journal(
             partial(Database, path, clock=self._clock, schema=SCHEMA, on_trouble=on_trouble),
             clock=self._clock,
@@ -145,7 +145,7 @@ class Slots:
 
     def _lock(self, number: int) -> _Lock | None:
         """None: another process, or another journal of this one, holds it."""
-        path = self._directory / f"journal-{number}.lock"
+        path = self.directory / f"journal-{number}.lock"
         try:
             fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:

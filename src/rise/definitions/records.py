@@ -19,6 +19,9 @@ CODE: Final = "code"
 STAGES: Final = "stages"
 """Of a workflow, that it is made of stages, which stand in its definition."""
 NEWER: Final = "a newer version of Rise"
+NATIVE: Final = "native"
+TEMPORAL: Final = "temporal"
+ENGINES: Final = (NATIVE, TEMPORAL)
 
 
 class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,6 +148,8 @@ class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Said when the answer takes long. Of both texts, None: as the settings word it."""
     burst: BurstPolicy | None = None
     """None: each message is a turn of its own."""
+    engine: Literal["native", "temporal"] = "native"
+    """Where it is run: by the worker itself, or by its chat's conversation on Temporal."""
     own: ChannelOwn = ChannelOwn()
     version: int = 0
     """Of its account's bindings, when it was changed last."""
@@ -157,6 +162,11 @@ class BindingRecord(msgspec.Struct, frozen=True, kw_only=True):
     def is_readable(self) -> bool:
         """Or a newer version has written it: what is meant for it waits."""
         return self.updated_by != NEWER
+
+    @property
+    def is_met(self) -> bool:
+        """Whether any message may meet it, but those that name its workflow: another may have become the default."""
+        return self.enabled and (self.is_default or bool(self.routes))
 
 
 def account_name(channel: str, account: str) -> str:

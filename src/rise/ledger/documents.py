@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from rise.envelope import (
     Call,
@@ -31,8 +31,8 @@ from rise.envelope import (
     encode_json,
     forgotten_head,
 )
-from rise.errors import ClaimLost, EnvelopeMalformed
-from rise.ledger.kept import end_of, known_word, read_call, read_result
+from rise.errors import ClaimLost
+from rise.ledger.kept import end_of, known_word, read_call, read_head, read_result
 from rise.ledger.port import (
     Again,
     Delivery,
@@ -55,6 +55,8 @@ WAITING: Final = (ReplyState.READY, ReplyState.SENDING, ReplyState.UNKNOWN)
 """The states of a reply that is not final."""
 _SENDABLE: Final = (ReplyState.READY, ReplyState.SENDING)
 _FINAL: Final = (ReplyState.SENT, ReplyState.FAILED)
+_OF_HISTORY: Final = ("history", "history_of", "times_forgotten")
+"""What a run keeps of its turns until they are in its chat's history."""
 
 
 # --- making one -------------------------------------------------------------------------------------------
@@ -68,8 +70,12 @@ def new_run(
     now: int,
     *,
     state: ReplyState,
+    times_forgotten: int = 0,
 ) -> Document:
-    """With everything that the run brought about. It `owes` what is still to be done outside of the document."""
+    """With everything that the run brought about. It `owes` what is still to be done outside of the document.
+
+    `times_forgotten`: how often its chat had been, before it was saved.
+    """
     document = _new_document(task.run_id, task.run_id, task.task_id) | {
         "is_notice": False,
         "generation": task.progress.generation,
@@ -83,6 +89,7 @@ def new_run(
         "raw": task.raw,
         "saved_at": now,
         "accepted_at": task.head.accepted_at_ms,
+        "fingerprint": task.head.fingerprint,
         "is_armed": False,
     }
     if replies:
@@ -92,7 +99,8 @@ def new_run(
     if history and task.head.chat_id is not None:
         document["history"] = [_as_kept(turn, task.run_id, now) for turn in history]
         document["history_of"] = chat_key(task.head.channel, task.head.account, task.head.chat_id)
-    if not _answers(document) and "history" not in document:
+        _flag(document, "times_forgotten", times_forgotten or None)
+    if not _answers(document) and "history" not in document and result.outcome is not Outcome.MERGED:
         end(document, Status.COMPLETED, result.outcome, now)
     if replies or "history" in document:
         document["owes"] = 1
@@ -196,15 +204,18 @@ def close_replies(document: Document, why: str) -> None:
 
 
 def add_callback(document: Document, callback: Reply, now: int) -> None:
-    """To be posted because the run has ended."""
-    document["replies"] = [*document.get("replies", ()), _new_reply(callback, now, ReplyState.READY)]
-    document["owes"] = document["revision"] + 1
+    """To be posted because the run has ended, in the place of one of the same id that nobody has tried to post."""
+    replies = document.get("replies", ())
+    if all(_is_untried(reply) for reply in replies if reply["reply_id"] == callback.reply_id):
+        others = [reply for reply in replies if reply["reply_id"] != callback.reply_id]
+        document["replies"] = [*others, _new_reply(callback, now, ReplyState.READY)]
+        document["owes"] = document["revision"] + 1
 
 
 def forget(document: Document, head: Head) -> None:
     """Nothing of what was said is left of a run that is over; how it ended is. The bytes, too, though nobody has
     read them."""
-    for name in ("replies", "history", "history_of", "owes", "why"):
+    for name in ("replies", "owes", "why", *_OF_HISTORY):
         document.pop(name, None)
     document.update(head=encode_head(forgotten_head(head)), raw=b"", result=b"null")
 
@@ -231,13 +242,32 @@ def old_is_left(reply: Document) -> bool:
     return reply["state"] in WAITING or not reply["sequence"]
 
 
-def hand_out(document: Document, reply_id: ReplyId, claim: int) -> Reply | None:
-    """Into the hands of who has the claim; None if there is nothing to send any more. Voids what others had."""
+class HandedOut(NamedTuple):
+    reply: Reply | None
+    """None: it is not to be sent any more. Nothing with its id is open from then on."""
+    doubles_closed: int
+
+
+def hand_out(document: Document, reply_id: ReplyId, claim: int) -> HandedOut:
+    """Into the hands of who has the claim. Voids what others had."""
+    doubles_closed = _close_doubles(document, reply_id)
     reply = _find(document, reply_id)
     if reply is None or not _is_sendable(reply):
-        return None
+        return HandedOut(None, doubles_closed)
     reply["claim"] = claim
-    return as_reply(document, reply, claim=claim)
+    return HandedOut(as_reply(document, reply, claim=claim), doubles_closed)
+
+
+def _close_doubles(document: Document, reply_id: ReplyId) -> int:
+    """A former version could mean a callback twice. One stands, as in `add_callback`: the one that was tried, whose
+    receiver may have it, else the last, which says how the run ended. Returns how many go."""
+    replies = document.get("replies", ())
+    same = [reply for reply in replies if reply["reply_id"] == reply_id]
+    if len(same) < 2:
+        return 0
+    stands = next((reply for reply in same if not _is_untried(reply)), same[-1])
+    document["replies"] = [reply for reply in replies if reply is stands or reply["reply_id"] != reply_id]
+    return len(same) - 1
 
 
 def begin_sending(document: Document, reply: Reply) -> None:
@@ -321,7 +351,7 @@ def settle(document: Document, owed: int, now: int) -> bool:
     """It owes nothing any more, if its replies have their numbers. Returns whether it has ended."""
     if document.get("owes") != owed or any(not reply["sequence"] for reply in document.get("replies", ())):
         return False  # more has come up since, or its chat has moved
-    for name in ("owes", "history", "history_of"):
+    for name in ("owes", *_OF_HISTORY):
         document.pop(name, None)
     _end_if_fetched(document, now)
     return "finished_at" in document
@@ -329,7 +359,8 @@ def settle(document: Document, owed: int, now: int) -> bool:
 
 def _end_if_fetched(document: Document, now: int) -> None:
     """Of a run whose replies, if any, are where their reader fetches them."""
-    is_open = not document["is_notice"] and "finished_at" not in document and document["status"] == Status.REPLYING
+    is_run = not document["is_notice"] and document["outcome"] != Outcome.MERGED
+    is_open = is_run and "finished_at" not in document and document["status"] == Status.REPLYING
     if is_open and all(reply["state"] in _FINAL for reply in _answers(document)):
         document.update(status=Status.COMPLETED.value, finished_at=now)
 
@@ -352,6 +383,10 @@ def _waits_for_a_person(reply: Document) -> bool:
 
 def _is_sendable(reply: Document) -> bool:
     return reply["state"] in _SENDABLE and not reply["is_held"]
+
+
+def _is_untried(reply: Document) -> bool:
+    return reply["state"] == ReplyState.READY and not reply["tries"] and not reply["resends"]
 
 
 def _answers(document: Document) -> list[Document]:
@@ -415,10 +450,7 @@ def as_task(document: Document) -> Task:
 
 def head_of(document: Document) -> Head | None:
     """None if this version cannot read it."""
-    try:
-        return decode_head(document["head"])
-    except EnvelopeMalformed:
-        return None
+    return read_head(document["head"])
 
 
 def as_run(document: Document) -> Run:
@@ -435,6 +467,7 @@ def as_run(document: Document) -> Run:
         saved_at_ms=document["saved_at"],
         finished_at_ms=document.get("finished_at"),
         accepted_at_ms=document["accepted_at"],
+        fingerprint=document.get("fingerprint", ""),  # former versions kept none
         by=document.get("by"),
         why=document.get("why"),
         is_armed=document["is_armed"],

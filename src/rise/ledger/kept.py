@@ -11,7 +11,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from rise.envelope import Call, Head, Outcome, Status
+from rise.envelope import Call, Head, Outcome, Status, decode_head
+from rise.errors import EnvelopeMalformed
 from rise.ledger.port import CALL_UNREADABLE, ReplyState
 
 T = TypeVar("T")
@@ -42,6 +43,14 @@ def read_result(stored: bytes) -> tuple[Any, str | None]:
 
 def read_call(stored: bytes) -> tuple[Call, str | None]:
     return _read(stored, _decode_call, CALL_UNREADABLE)
+
+
+def read_head(stored: bytes) -> Head | None:
+    """None if this version cannot read it."""
+    try:
+        return decode_head(stored)
+    except EnvelopeMalformed:
+        return None
 
 
 def is_of_chat(head: Head, channel: str, account: str, names: Set[str]) -> bool:

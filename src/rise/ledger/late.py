@@ -21,39 +21,37 @@ from rise.errors import EnvelopeMalformed
 from rise.ledger.port import Attempt, Reply, RunResult, Turn
 
 
-class LateResult(msgspec.Struct, frozen=True, kw_only=True, tag="result"):
-    """`Ledger.save_result`. The task's bytes are where they always are, in the queue."""
+class LateRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to. Its task's bytes are where they always are, in the queue."""
 
     task_id: TaskId
     generation: int
     lane: LaneKey
     accepted_at_ms: int
+    fingerprint: str = ""
+    """Former versions wrote none."""
     saved_at_ms: int
+
+    @property
+    def run_id(self) -> RunId:
+        return run_id_of(self.task_id, self.generation)
+
+
+class LateResult(LateRun, frozen=True, kw_only=True, tag="result"):
+    """`Ledger.save_result`."""
+
     result: RunResult
     replies: list[Reply]
     history: list[Turn]
     deliver: bool
 
-    @property
-    def run_id(self) -> RunId:
-        return run_id_of(self.task_id, self.generation)
 
-
-class LateEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
+class LateEnd(LateRun, frozen=True, kw_only=True, tag="end"):
     """`Ledger.finish`."""
 
-    task_id: TaskId
-    generation: int
-    lane: LaneKey
-    accepted_at_ms: int
-    saved_at_ms: int
     status: Status
     outcome: Outcome | None
     callback: Reply | None = None
-
-    @property
-    def run_id(self) -> RunId:
-        return run_id_of(self.task_id, self.generation)
 
 
 class LateStep(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -141,6 +139,10 @@ class LateWrites(Protocol):
         ...
 
     async def get(self, key: str) -> bytes | None: ...
+
+    async def first_of(self, keys: Sequence[str]) -> bytes | None:
+        """The write of the first of these keys under which one waits, all looked at in one moment."""
+        ...
 
     async def about(self, about: str) -> list[bytes]:
         """In the order of coming."""

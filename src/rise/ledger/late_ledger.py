@@ -24,6 +24,7 @@ from rise.ledger.late import (
     LateEnd,
     LateNotice,
     LateResult,
+    LateRun,
     LateStep,
     LateWrite,
     LateWrites,
@@ -43,6 +44,8 @@ CHATS_REMEMBERED: Final = 1000
 """Whose history is known while the ledger is away."""
 REMEMBERED_SECONDS: Final = 3600.0
 """For so long: a person may have had a chat forgotten."""
+GENERATIONS_LOOKED_FOR: Final = 32
+"""Of a message, among what waits. Nobody runs one again more often, and a further one is known when it is written."""
 LATE_BYTES_MAX: Final = 1 << 20
 NOTICES: Final = "notices"
 
@@ -75,22 +78,19 @@ class LateLedger:
         return known if known is not None or waiting is None else await self._as_run(waiting)
 
     async def latest_run(self, task_id: TaskId) -> Run | None:
-        """Raises `LedgerSilent` unless a result waits here, which is later than what the ledger has."""
-        silent: LedgerSilent | None = None
-        known: Run | None = None
+        """The later of what waits here and what the ledger has. Raises `LedgerSilent` if nothing waits and the ledger
+        does not answer, and `RedisUnavailable` where what waits cannot be told."""
+        # First what waits: a result that is written back between the two looks is in the ledger by the second.
+        waiting = await self._latest_waiting(task_id)
         try:
             known = await self._ask(lambda: self._ledger.latest_run(task_id))
         except Unavailable as error:
-            silent = LedgerSilent(error.public_message)
-        generation = 0 if known is None else known.generation + 1
-        while (waiting := await self._read(key_of_run(run_id_of(task_id, generation)))) is not None:
-            known, generation = await self._as_run(waiting), generation + 1
-        if known is None and silent is None:
-            # Once more, after what waits: a result may have been written back between the two looks.
-            return await self._ask(lambda: self._ledger.latest_run(task_id))
-        if known is None and silent is not None:
-            raise silent
-        return known
+            if waiting is None:
+                raise LedgerSilent(error.public_message) from error
+            known = None
+        if waiting is None or (known is not None and known.generation >= waiting.generation):
+            return known
+        return await self._as_run(waiting)
 
     async def steps(self, run_id: RunId) -> dict[str, bytes]:
         """Raises `LedgerSilent`, even if some wait here: there may be others."""
@@ -133,11 +133,7 @@ class LateLedger:
         if saved is not None:
             return saved
         late = LateResult(
-            task_id=task.task_id,
-            generation=task.progress.generation,
-            lane=task.head.lane,
-            accepted_at_ms=task.head.accepted_at_ms,
-            saved_at_ms=epoch_ms(self._clock.now()),
+            **self._run_of(task),
             result=result,
             replies=list(replies),
             history=list(history),
@@ -168,11 +164,7 @@ class LateLedger:
         if ended is not None:
             return ended
         late = LateEnd(
-            task_id=task.task_id,
-            generation=task.progress.generation,
-            lane=task.head.lane,
-            accepted_at_ms=task.head.accepted_at_ms,
-            saved_at_ms=epoch_ms(self._clock.now()),
+            **self._run_of(task),
             status=status,
             outcome=outcome,
             callback=callback,
@@ -243,6 +235,14 @@ class LateLedger:
         stored = await self._late.get(key)
         return None if stored is None else self._decoded(stored)
 
+    async def _latest_waiting(self, task_id: TaskId) -> LateResult | LateEnd | None:
+        """Former generations are in the ledger most often, and how many there were only the ledger knows."""
+        latest_first = reversed(range(GENERATIONS_LOOKED_FOR))
+        stored = await self._late.first_of([key_of_run(run_id_of(task_id, number)) for number in latest_first])
+        late = None if stored is None else self._decoded(stored)
+        assert late is None or isinstance(late, LateResult | LateEnd)
+        return late
+
     async def _about(self, about: str) -> list[LateWrite]:
         return [self._decoded(stored) for stored in await self._late.about(about)]
 
@@ -254,8 +254,19 @@ class LateLedger:
         except EnvelopeMalformed as error:
             raise LedgerSilent(f"a newer version of Rise has to write it back: {error}") from error
 
+    def _run_of(self, task: Task) -> dict[str, Any]:
+        """What is kept of every run that ended, however it did."""
+        return {
+            "task_id": task.task_id,
+            "generation": task.progress.generation,
+            "lane": task.head.lane,
+            "accepted_at_ms": task.head.accepted_at_ms,
+            "fingerprint": task.head.fingerprint,
+            "saved_at_ms": epoch_ms(self._clock.now()),
+        }
+
     async def _as_run(self, late: LateWrite) -> Run:
-        assert isinstance(late, LateResult | LateEnd)
+        assert isinstance(late, LateRun)
         result = late.result if isinstance(late, LateResult) else None
         return Run(
             task_id=late.task_id,
@@ -268,7 +279,9 @@ class LateLedger:
             saved_at_ms=late.saved_at_ms,
             finished_at_ms=None,
             accepted_at_ms=late.accepted_at_ms,
+            fingerprint=late.fingerprint,
             is_armed=await self._late.get(key_of_arming(late.run_id)) is not None,
+            is_late=True,
         )
 
     def _remembered(self, chat: tuple[str, str, str]) -> list[Turn]:

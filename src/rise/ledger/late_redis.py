@@ -51,6 +51,15 @@ return write
 """,
 )
 _GET: Final = _script("get", "return call('HGET', WRITES, ARGV[1])")
+_FIRST_OF: Final = _script(
+    "first_of",
+    """
+for _, key in ipairs(ARGV) do
+  local write = call('HGET', WRITES, key)
+  if write then return write end
+end
+""",
+)
 _ABOUT: Final = _script(
     "about",
     """
@@ -99,6 +108,10 @@ class RedisLateWrites:
 
     async def get(self, key: str) -> bytes | None:
         found = await self._database.run(_GET, key)
+        return None if found is None else bytes(found)
+
+    async def first_of(self, keys: Sequence[str]) -> bytes | None:
+        found = await self._database.run(_FIRST_OF, *keys)
         return None if found is None else bytes(found)
 
     async def about(self, about: str) -> list[bytes]:

@@ -11,7 +11,6 @@ Refuses: to change a result that is there; to work without its indexes.
 from __future__ import annotations
 
 import hashlib
-import heapq
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from typing import Final, TypeVar
 from rise.clock import Clock
 from rise.connections.mongodb import Index, MongoDatabase, Query
 from rise.envelope import (
+    MOMENT_MS_MAX,
     Outcome,
     RunId,
     Status,
@@ -33,8 +33,8 @@ from rise.envelope import (
 from rise.errors import ClaimLost
 from rise.ledger import documents
 from rise.ledger.documents import Document, chat_key
-from rise.ledger.kept import HISTORY_KEPT
 from rise.ledger.mongodb_forgetting import Forgetting
+from rise.ledger.mongodb_histories import Histories
 from rise.ledger.mongodb_outbox import Outbox
 from rise.ledger.mongodb_runs import WITHOUT_TASK, RunDocuments
 from rise.ledger.port import (
@@ -44,6 +44,7 @@ from rise.ledger.port import (
     ChatMove,
     Delivered,
     Delivery,
+    Ended,
     Office,
     Operation,
     OutboxDepth,
@@ -76,6 +77,7 @@ INDEXES: Final[Mapping[str, Sequence[Index]]] = {
         Index("moving", ("moving",), is_sparse=True),
         Index("turn", ("turn",)),
     ),
+    "histories": (Index("forgotten", ("forgotten_at",), is_sparse=True),),
     "steps": (Index("step", ("run_id", "step"), is_unique=True),),
     "operations": (Index("at", ("at",)),),
 }
@@ -94,11 +96,11 @@ class MongoLedger:
         self._database = database
         self._remembered = remembered
         self._runs = RunDocuments(database["runs"])
-        self._outbox = Outbox(database, self._runs, clock, history_kept=HISTORY_KEPT)
-        self._forgetting = Forgetting(database, self._runs, self._outbox.moves, self._keep_resent)
+        self._histories = Histories(database)
+        self._outbox = Outbox(database, self._runs, self._histories, clock)
+        self._forgetting = Forgetting(database, self._runs, self._histories, self._outbox.moves, self._keep_resent)
         self._steps = database["steps"]
         self._attempts = database["attempts"]
-        self._histories = database["histories"]
         self._chats = database["chats"]
         self._ledger = database["ledger"]
         self._offices = database["offices"]
@@ -126,7 +128,9 @@ class MongoLedger:
         # generation is still open, is run again, and finds the former dropped.
         await self._drop_former(task)
         state = ReplyState.READY if deliver else ReplyState.SENT
-        run = documents.new_run(task, result, replies, history, await self._now(), state=state)
+        times = await self._histories.times_forgotten(task.head) if history else 0
+        now = await self._now()
+        run = documents.new_run(task, result, replies, history, now, state=state, times_forgotten=times)
         # From here on everything is in the store: what follows, whoever asks after the run does in our place.
         await self._runs.add(run)
         if "finished_at" in run:
@@ -153,15 +157,33 @@ class MongoLedger:
             await self._runs.add(ended)
 
         def end(run: Document) -> None:
-            if "finished_at" not in run:
-                documents.close_replies(run, f"the task was {status}")
-                documents.end(run, status, outcome, now, by=by, why=why)
-                if callback is not None:
-                    documents.add_callback(run, callback, now)
+            documents.close_replies(run, f"the task was {status}")
+            documents.end(run, status, outcome, now, by=by, why=why)
+            if callback is not None:
+                documents.add_callback(run, callback, now)
 
-        await self._runs.change(task.run_id, end)
-        await self._outbox.forget_workings(task.run_id)
+        await self._end(task.run_id, end)
         return await self.run(task.run_id) or _missing(task.run_id)
+
+    async def _end(self, run_id: str, end: Callable[[Document], None]) -> None:
+        """Of a run that has not ended. Judged when it owes nothing: one whose replies are fetched has ended then.
+
+        It owes anew only if a person lets go on what it was held for, or its chat moves: so this comes to its end.
+        """
+
+        def judge(run: Document) -> bool:
+            """Whether that is still to be seen."""
+            is_open, owes = "finished_at" not in run, "owes" in run
+            if is_open and not owes:
+                end(run)
+            return is_open and owes
+
+        while True:
+            run, is_open = await self._runs.change(run_id, judge)
+            if run is None or not is_open:
+                break
+            await self._outbox.pay(run)
+        await self._outbox.forget_workings(run_id)
 
     async def _note_move(self, task: Task) -> None:
         """What its message said of its chat, before the run is there: who dies in between is run again, and says it."""
@@ -175,9 +197,8 @@ class MongoLedger:
         now, why = await self._now(), f"run again as generation {generation}"
 
         def drop(run: Document) -> None:
-            if "finished_at" not in run:
-                documents.close_replies(run, why)
-                documents.end(run, Status.DROPPED, None, now, why=why)
+            documents.close_replies(run, why)
+            documents.end(run, Status.DROPPED, None, now, why=why)
 
         # One whose key had been forgotten when this message came is another message's.
         since = task.head.accepted_at_ms - task.head.receipt_seconds * 1000
@@ -185,11 +206,13 @@ class MongoLedger:
             "task_id": task.task_id,
             "generation": {"$gte": 0, "$lt": generation},
             "finished_at": {"$exists": False},
-            "accepted_at": {"$gt": since},
+            "$or": [
+                {"accepted_at": {"$gt": since}},
+                {"fingerprint": {"$eq": task.head.fingerprint, "$ne": ""}},
+            ],
         }
         for run in await self._runs.find(former, fields={"_id": 1}):
-            await self._runs.change(run["_id"], drop)
-            await self._outbox.forget_workings(run["_id"])
+            await self._end(run["_id"], drop)
 
     async def note_armed(self, run_id: RunId) -> None:
         def note(run: Document) -> None:
@@ -224,6 +247,18 @@ class MongoLedger:
             runs |= {TaskId(run["task_id"]): documents.as_run(run) for run in found}
         return {task_id: run for task_id, run in runs.items() if run.status.is_finished}
 
+    async def ended(self, *, limit: int, before_ms: int = MOMENT_MS_MAX) -> list[Ended]:
+        if limit < 1:
+            return []
+        before, fields = {"finished_at": {"$gte": 0, "$lt": before_ms}}, {"raw": 0, "replies": 0}
+        page = await self._runs.find(before, fields=fields, order=[("finished_at", -1)], limit=limit)
+        if page:
+            earliest = {"finished_at": page[-1]["finished_at"]}
+            page += await self._runs.find(earliest, fields=fields)
+        found = {run["_id"]: run for run in page}.values()
+        latest_first = sorted(found, key=itemgetter("finished_at", "_id"), reverse=True)
+        return [Ended(documents.as_run(run), documents.head_of(run)) for run in latest_first]
+
     async def save_step(self, run_id: RunId, step: str, value: bytes) -> bytes:
         if await self._steps.insert({"run_id": run_id, "step": step, "value": value}):
             return value
@@ -245,15 +280,7 @@ class MongoLedger:
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
         chats = await self._outbox.moves.names_of(chat_key(channel, account, chat_id))
-        kept = await self._histories.find({"_id": {"$in": chats}})
-        # Each stays under the id by which it was said; whoever reads makes one of them. What is in one is in the order
-        # in which it came, which the clocks of several hosts do not say to the millisecond.
-        turns = list(heapq.merge(*(one["turns"] for one in kept), key=itemgetter("saved_at", "at")))[-HISTORY_KEPT:]
-        return [
-            Turn(role=turn["role"], text=turn["text"], at_ms=turn["at"], run_id=turn["run_id"])
-            for turn in turns[-limit:]
-            if limit > 0
-        ]
+        return await self._histories.of(chats, limit)
 
     # --- chats ---
 
@@ -412,13 +439,14 @@ class MongoLedger:
         await self._runs.remove({"run_id": {"$in": run_ids}, "is_notice": True})
         await self._runs.remove({"_id": {"$in": run_ids}})
         await self._outbox.forget_chats(finished_before_ms)
+        await self._histories.purge(finished_before_ms)
         return len(old)
 
     async def forget_raw(self, *, finished_before_ms: int, after_ms: int = 0, limit: int = 500) -> int | None:
         return await self._forgetting.raw(finished_before_ms, after_ms, limit) if limit > 0 else None
 
     async def forget_history(self, *, said_before_ms: int, after: str = "", limit: int = 500) -> str | None:
-        return await self._forgetting.history(said_before_ms, after, limit) if limit > 0 else None
+        return await self._histories.forget_before(said_before_ms, after, limit) if limit > 0 else None
 
     async def forget_chat(
         self, channel: str, account: str, chat_id: str, *, after: str = "", limit: int = 500, dry_run: bool = False

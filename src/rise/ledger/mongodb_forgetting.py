@@ -18,6 +18,7 @@ from rise.ledger import documents
 from rise.ledger.documents import chat_key
 from rise.ledger.kept import is_of_chat
 from rise.ledger.mongodb_chats import ChatMoves, parts_of
+from rise.ledger.mongodb_histories import Histories
 from rise.ledger.mongodb_runs import RunDocuments
 from rise.ledger.port import ChatForgotten
 
@@ -31,15 +32,16 @@ class Forgetting:
         self,
         database: MongoDatabase,
         runs: RunDocuments,
+        histories: Histories,
         moves: ChatMoves,
         keep_resent: Callable[[Sequence[str]], Awaitable[None]],
     ) -> None:
         self._runs = runs
+        self._histories = histories
         self._moves = moves
         self._keep_resent = keep_resent
         self._steps = database["steps"]
         self._attempts = database["attempts"]
-        self._histories = database["histories"]
 
     async def chat(
         self, channel: str, account: str, chat_id: str, after: str, limit: int, dry_run: bool
@@ -58,7 +60,7 @@ class Forgetting:
             looked_at=len(page),
             runs=len(found),
             replies=await self._count_replies(list(found)),
-            turns=await self._count_turns(chats) if is_last else 0,
+            turns=await self._histories.count(chats) if is_last else 0,
             unfinished=len(of_chat) - len(found),
             unreadable=sum(head is None and runs[key].status.is_finished for key, head in heads.items()),
             after=None if is_last else page[-1]["_id"],
@@ -67,7 +69,8 @@ class Forgetting:
             await self._forget_workings([key for key, head in heads.items() if head and head.is_forgotten])
             await self._forget_runs(found)
             if is_last:
-                await self._histories.remove({"_id": {"$in": chats}})
+                # Last: what somebody was about to write of these runs until now goes, too, and nothing more comes.
+                await self._histories.forget(chats)
         return seen
 
     async def _forget_runs(self, found: dict[str, Head]) -> None:
@@ -89,10 +92,6 @@ class Forgetting:
         found = await self._runs.find({"run_id": {"$in": list(run_ids)}}, fields={"replies.reply_id": 1})
         return sum(len(one.get("replies", ())) for one in found)
 
-    async def _count_turns(self, chats: Sequence[str]) -> int:
-        found = await self._histories.find({"_id": {"$in": list(chats)}}, fields={"turns.at": 1})
-        return sum(len(one["turns"]) for one in found)
-
     # --- by age ---
 
     async def raw(self, before_ms: int, after_ms: int, limit: int) -> int | None:
@@ -107,14 +106,3 @@ class Forgetting:
         await self._steps.remove({"run_id": {"$in": run_ids}})
         await self._runs.change_all({"_id": {"$in": run_ids}}, {"$set": {"raw": b""}})
         return until_ms
-
-    async def history(self, before_ms: int, after: str, limit: int) -> str | None:
-        chats = await self._histories.find({"_id": {"$gt": after}}, fields={"_id": 1}, order=[("_id", 1)], limit=limit)
-        keys = [chat["_id"] for chat in chats]
-        old = {"turns.at": {"$lt": before_ms}}
-        if keys:
-            await self._histories.change_all(
-                {"_id": {"$in": keys}} | old, {"$pull": {"turns": {"at": {"$lt": before_ms}}}}
-            )
-            await self._histories.remove({"_id": {"$in": keys}, "turns": []})
-        return keys[-1] if len(keys) == limit else None

@@ -31,6 +31,7 @@ from rise.errors import ClaimLost
 from rise.ledger import documents
 from rise.ledger.documents import Document, chat_key
 from rise.ledger.mongodb_chats import ChatMoves, parts_of
+from rise.ledger.mongodb_histories import Histories
 from rise.ledger.mongodb_runs import WITHOUT_BYTES, RunDocuments
 from rise.ledger.port import (
     URGENT_CHATS,
@@ -44,27 +45,28 @@ from rise.ledger.port import (
     Resend,
     RunEnded,
 )
+from rise.telemetry import log
 
 OWED_MS: Final = 2000
 """Whoever saved something is done with it by then, or has died."""
 OWED_LOOK_SECONDS: Final = 2.0
 OWED_MAX: Final = 500
+CLOSED: Final = "it was meant more than once: one of them is sent, or was; the others never are"
 
 _FREE: Final = {"due": None, "claim": None, "claim_before": None, "fence": None}
 """Nobody sends to the chat, or is to."""
 
 
 class Outbox:
-    def __init__(self, database: MongoDatabase, runs: RunDocuments, clock: Clock, *, history_kept: int) -> None:
+    def __init__(self, database: MongoDatabase, runs: RunDocuments, histories: Histories, clock: Clock) -> None:
         self._database = database
         self._runs = runs
         self._chats = database["chats"]
-        self._histories = database["histories"]
+        self._histories = histories
         self.moves = ChatMoves(database["ledger"])
         self._steps = database["steps"]
         self._senders = database["ledger"]
         self._clock = clock
-        self._history_kept = history_kept
         self._looked_at: float | None = None
 
     # --- what a saved run owes ---
@@ -80,7 +82,7 @@ class Outbox:
                 if not await self._tell(key, chat):
                     return False
             if "history" in document:
-                await self._remember(document)
+                await self._histories.add(document)
             settle = partial(documents.settle, owed=owed, now=await self._database.now_ms())
             settled, has_ended = await self._runs.change(key, settle)
             if settled is None:
@@ -96,60 +98,64 @@ class Outbox:
         """After the run has ended: what a crash leaves of them goes with the run itself."""
         await self._steps.remove({"run_id": run_id})
 
-    async def _remember(self, run: Document) -> None:
-        # Once per run: an upsert that finds it there already would make a second document, and cannot.
-        await self._histories.change(
-            {"_id": run["history_of"], "turns.of": {"$ne": run["_id"]}},
-            {"$push": {"turns": {"$each": run["history"], "$slice": -self._history_kept}}},
-            fields={"_id": 1},
-            upsert=True,
-        )
-
     async def _tell(self, key: str, chat: str) -> bool:
         """Let the chat give numbers to a run's replies, and be sent to if there is something to send. False: there is
-        no such run or notice any more."""
-        meant_for = chat
+        no such run or notice any more.
+
+        Looks until the chat knows all of it. It looks again only after somebody got on: the replies went where the chat
+        has moved, promised numbers were written, what came too late was taken back, or the chat has changed meanwhile.
+        """
+        place = chat
         while True:
             # In this order: what the chat does not show yet was not numbered when the run was read, and was there
             # when it was asked for.
-            seen = await self._chats.one({"_id": chat})
-            if seen is not None and "moving" in seen:
-                await self._carry_over(chat)
+            seen = await self._chats.one({"_id": place})
+            is_moving = seen is not None and "moving" in seen
+            if is_moving:
+                await self._carry_over(place)
             run = await self._runs.get(key)
             if run is None:
                 return False
-            count = documents.count_unnumbered(run, chat)
-            if count and (place := await self.moves.place_of(meant_for)) != chat:
-                await self._runs.change(key, partial(documents.move, old=chat, chat_id=parts_of(place)[2]))
-                chat = place
-                continue
-            if seen is not None and "moving" in seen:
-                continue
-            wakes = documents.has_to_send(run, chat) and _is_idle(seen)
-            if not count and not wakes:
+            count = documents.count_unnumbered(run, place)
+            moved_to = await self.moves.place_of(chat) if count else place
+            if moved_to != place:
+                await self._runs.change(key, partial(documents.move, old=place, chat_id=parts_of(moved_to)[2]))
+                place = moved_to
+            elif not is_moving and await self._tell_seen(place, seen, run, count):
                 return True
-            if count and seen is not None and _is_promised(seen, run):
-                await self._number(seen)
-                continue
-            if seen is not None:
-                await self._number(seen)
-            first = await self._next_turn(seen)
-            if count and await self._comes_too_late(run):
-                # In the chat's document first: whoever was about to give it a number there has to look again.
-                if await self._write(chat, seen, {"turn": first}) is not None:
-                    await self._runs.remove({"_id": key})
-                continue
-            # Whatever is saved from here on has its numbers behind.
-            changes: dict[str, Any] = {"turn": first + max(0, count - 1)}
-            if count:
-                changes |= {"numbered": key, "numbered_from": first}
-            if wakes:
-                changes["due"] = await self._database.now_ms()
-            written = await self._write(chat, seen, changes)
-            if written is not None and count:
-                await self._number(written)
-            if written is not None:
-                return True
+
+    async def _tell_seen(self, chat: str, seen: Document | None, run: Document, count: int) -> bool:
+        """Whether the chat, as it was seen, knows all of the run from now on. `count`: of replies without a number."""
+        wakes = documents.has_to_send(run, chat) and _is_idle(seen)
+        if not count and not wakes:
+            return True
+        if seen is not None:
+            await self._number(seen)
+            if count and _is_promised(seen, run):
+                return False
+        if count and await self._comes_too_late(run):
+            await self._take_back(run["_id"], chat, seen)
+            return False
+        return await self._promise(chat, seen, run, count, wakes=wakes)
+
+    async def _take_back(self, notice: str, chat: str, seen: Document | None) -> None:
+        # In the chat's document first: whoever was about to give it a number there has to look again.
+        if await self._write(chat, seen, {"turn": await self._next_turn(seen)}) is not None:
+            await self._runs.remove({"_id": notice})
+
+    async def _promise(self, chat: str, seen: Document | None, run: Document, count: int, *, wakes: bool) -> bool:
+        """Numbers for so many replies of the run, and that the chat is due. False: it has changed since it was seen."""
+        first = await self._next_turn(seen)
+        # Whatever is saved from here on has its numbers behind.
+        changes: dict[str, Any] = {"turn": first + max(0, count - 1)}
+        if count:
+            changes |= {"numbered": run["_id"], "numbered_from": first}
+        if wakes:
+            changes["due"] = await self._database.now_ms()
+        written = await self._write(chat, seen, changes)
+        if written is not None and count:
+            await self._number(written)
+        return written is not None
 
     async def _comes_too_late(self, notice: Document) -> bool:
         return "unless_run" in notice and await self._runs.has(notice["unless_run"])
@@ -227,34 +233,42 @@ class Outbox:
         """The chat's first open reply, and the chat with it; lets go of the chat if there is none.
 
         `after`: the claim that this one goes on from. `claim`: the same taking once more.
+
+        Looks again only as long as the chat is ours, and only after its first reply was not to be sent any more, which
+        is not open from then on, or somebody has changed it. So it ends with a reply, or with none left.
         """
         ours = claim or after
         while True:
             await self._number(chat)
             first = await self._first_open(chat["_id"])
-            if first is None and await self._write(chat["_id"], chat, await self._freed(chat)):
-                return None
-            if first is not None and claim is None:
-                claim = await self._next_turn(chat)
-                changes = {"turn": claim, "claim": claim, "claim_before": after, "fence": fence, "due": None}
-                written = await self._write(chat["_id"], chat, changes)
-                if written is not None:
-                    chat, ours = written, claim
-                else:
-                    claim, first = None, None
-            if first is not None and claim is not None:
-                reply = await self._hand_out(first, claim)
+            if first is None:
+                if await self._write(chat["_id"], chat, await self._freed(chat)):
+                    return None
+            else:
+                claim = claim or await self._claim(chat, fence, after)
+                ours = claim or ours
+                reply = await self._hand_out(first, claim) if claim else None
                 if reply is not None:
                     return reply
             # Something was put in, or ended, in between. A chat that is not ours comes up again by itself.
-            seen = await self._chats.one({"_id": chat["_id"]})
-            if ours is None or seen is None or seen.get("claim") != ours:
+            seen = await self._chats.one({"_id": chat["_id"], "claim": ours}) if ours else None
+            if seen is None:
                 return None
             chat = seen
 
+    async def _claim(self, chat: Document, fence: int, after: int | None) -> int | None:
+        """None: somebody has changed the chat since it was seen."""
+        claim = await self._next_turn(chat)
+        changes = {"turn": claim, "claim": claim, "claim_before": after, "fence": fence, "due": None}
+        return None if await self._write(chat["_id"], chat, changes) is None else claim
+
     async def _hand_out(self, reply_id: ReplyId, claim: int) -> Reply | None:
+        """None: nothing with this id is open any more, so that it does not come up again."""
         change = partial(documents.hand_out, reply_id=reply_id, claim=claim)
-        return (await self._runs.change_with(reply_id, change))[1]
+        _, handed = await self._runs.change_with(reply_id, change)
+        if handed is not None and handed.doubles_closed:
+            log.error("reply.closed", reply_id=reply_id, count=handed.doubles_closed, consequence=CLOSED)
+        return None if handed is None else handed.reply
 
     async def _first_open(self, chat: str) -> ReplyId | None:
         is_open = {"chat": chat, "is_open": True}

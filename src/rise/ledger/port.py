@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from rise.envelope import Call, Head, Outcome, ReplyId, RunId, Status, Task, TaskId
+from rise import tracing
+from rise.envelope import MOMENT_MS_MAX, Call, Head, Outcome, ReplyId, RunId, Status, Task, TaskId
 
 
 class ReplyState(StrEnum):
@@ -65,10 +66,6 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: str | None = None
     """Why this version cannot read the call that is kept; `call` stands in for it and is not to be sent."""
 
-    def is_of_former(self, head: Head) -> bool:
-        """Whether it is of another message than the head's, as a run may be."""
-        return _is_outlived(self.accepted_at_ms, head.accepted_at_ms, head.receipt_seconds * 1000)
-
 
 CALL_UNREADABLE: Final = Call("unreadable", {})
 """For looking, not for sending: a reply that cannot be read must still be listed, held and dropped."""
@@ -107,7 +104,7 @@ def reply_of(
         channel=head.channel,
         account=head.account,
         chat_id=URGENT_CHATS + head.task_id if call.is_urgent else head.chat_id or head.lane,
-        call=call,
+        call=traced(call, head),
         kind=kind,
         workflow_id=workflow_id,
         accepted_at_ms=head.accepted_at_ms,
@@ -115,8 +112,17 @@ def reply_of(
     )
 
 
+def traced(call: Call, head: Head) -> Call:
+    """With what its trace goes on from: whatever means it now, or the acceptance of its message."""
+    trace_parent = tracing.trace_parent() or head.trace_parent
+    return call if trace_parent is None else msgspec.structs.replace(call, trace_parent=trace_parent)
+
+
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run came to. The first one saved for a `run_id` stays."""
+    """What a run came to. The first one saved for a `run_id` stays.
+
+    With `merged` it is not over: whether it was answered with another's is for that one's result to say.
+    """
 
     outcome: Outcome
     value: Any = None
@@ -155,13 +161,17 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     saved_at_ms: int
     finished_at_ms: int | None
     accepted_at_ms: int = 0
-    """When its message was accepted, by the clock of the queue: tells it from another that had the same key."""
+    """When its message was accepted, by the clock of the queue."""
+    fingerprint: str = ""
+    """`Head.fingerprint` of its message."""
     by: str | None = None
     why: str | None = None
     is_armed: bool = False
     """Whether what it promised for later is in the queue, or was."""
     unreadable: str | None = None
     """Why this version cannot read the result that is kept; `result` is None then."""
+    is_late: bool = False
+    """It waits for the ledger in Redis, and may still be lost with that: its message is run again then."""
 
     @property
     def is_over(self) -> bool:
@@ -191,17 +201,26 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_of_former(self, head: Head) -> bool:
         """Whether it is of another message than the head's, whose key had been forgotten when that one brought it."""
-        return self.is_outlived(head.accepted_at_ms, head.receipt_seconds * 1000)
+        return self.is_of_another(head.fingerprint, head.accepted_at_ms, head.receipt_seconds * 1000)
 
-    def is_outlived(self, accepted_at_ms: int, receipt_ms: int) -> bool:
-        """Whether its key had been forgotten by then."""
-        return _is_outlived(self.accepted_at_ms, accepted_at_ms, receipt_ms)
+    def is_of_another(self, fingerprint: str, accepted_at_ms: int, receipt_ms: int) -> bool:
+        """Whether another message of that key, accepted then, is meant: one whose bytes do not tell that it is this
+        run's, and that came after the key had been forgotten.
+
+        By the time that keys are kept, not by which came first: the same message may have been accepted by several
+        hosts, and at the same time by a queue that had lost the memory of its key. By their bytes first: of when they
+        were accepted, a host whose clock was wrong by days may say anything.
+        """
+        is_same = fingerprint and fingerprint == self.fingerprint
+        return not is_same and accepted_at_ms - self.accepted_at_ms >= receipt_ms
 
 
-def _is_outlived(former_at_ms: int, accepted_at_ms: int, receipt_ms: int) -> bool:
-    """By the time that keys are kept, not by which came first: the same message may have been accepted by several
-    hosts, and at the same time by a queue that had lost the memory of its key."""
-    return accepted_at_ms - former_at_ms >= receipt_ms
+class Ended(msgspec.Struct, frozen=True):
+    """A run that has ended, as a list shows it."""
+
+    run: Run
+    head: Head | None
+    """Of its message; None if this version cannot read it."""
 
 
 class RunEnded(msgspec.Struct, frozen=True):
@@ -367,8 +386,8 @@ class Ledger(Protocol):
         written by it, too, if it is not known: the ledger may have been away when the message was accepted.
 
         `deliver=False`: the replies are where their reader fetches them; the run is completed at once, as it
-        is when there is nothing to send. A callback among them goes out in either case, and the run does not wait
-        for it.
+        is when there is nothing to send, unless it is `merged`. A callback among them goes out in either case, and the
+        run does not wait for it.
         """
         ...
 
@@ -385,7 +404,9 @@ class Ledger(Protocol):
         """Completed without a reply, expired, or dropped. Final: a finished run is returned unchanged.
 
         What it still had in the outbox is not sent any more, but for callbacks. `callback`: what is to be posted
-        because it ended, meant by the same step.
+        because it ended, meant by the same step. One of the same id that nobody has tried to post goes: what is posted
+        says how the run ended, and whoever has that one in hand is refused it (`ClaimLost`). One that was tried stands
+        instead, because its receiver may have it. There is never a second with its id.
         """
         ...
 
@@ -405,6 +426,13 @@ class Ledger(Protocol):
 
     async def finished_among(self, task_ids: Sequence[TaskId]) -> dict[TaskId, Run]:
         """Of these, the ones whose latest run is finished."""
+        ...
+
+    async def ended(self, *, limit: int, before_ms: int = MOMENT_MS_MAX) -> list[Ended]:
+        """The runs that ended before then, the latest first.
+
+        About `limit`: what ended in one millisecond is on one page, so that the next one can begin before it.
+        """
         ...
 
     async def save_step(self, run_id: RunId, step: str, value: bytes) -> bytes:
@@ -472,7 +500,8 @@ class Ledger(Protocol):
         ...
 
     async def outbox_sending(self, fence: int, reply: Reply) -> None:
-        """Written before the call goes out. Raises `ClaimLost` if the fence is stale or the run was ended."""
+        """Written before the call goes out. Raises `ClaimLost` if the fence is stale, the run was ended, or another
+        call has taken the place of this one."""
         ...
 
     async def outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
@@ -547,7 +576,7 @@ class Ledger(Protocol):
         replies, results, steps, attempts and bytes go, and with the last step its history. Repeated, or begun anew
         after a crash, it goes on with what is left; and of all runs of the channel that were forgotten before, what a
         worker that was in the middle of one noted later goes, too. What ends meanwhile may be forgotten or not.
-        `dry_run`: only count.
+        `dry_run`: only count. What was forgotten does not come back, whoever was still writing it down.
 
         That its ids are one chat stays known.
         """

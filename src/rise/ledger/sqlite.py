@@ -15,6 +15,7 @@ import apsw
 
 from rise.connections.sqlite import Database
 from rise.envelope import (
+    MOMENT_MS_MAX,
     Outcome,
     Progress,
     RunId,
@@ -28,7 +29,7 @@ from rise.envelope import (
 )
 from rise.ledger import sqlite_forgetting as forgetting
 from rise.ledger import sqlite_outbox as outbox
-from rise.ledger.kept import HISTORY_KEPT, known_word, read_result
+from rise.ledger.kept import HISTORY_KEPT, known_word, read_head, read_result
 from rise.ledger.port import (
     AccountsHeld,
     Attempt,
@@ -36,6 +37,7 @@ from rise.ledger.port import (
     ChatMove,
     Delivered,
     Delivery,
+    Ended,
     Office,
     Operation,
     OutboxDepth,
@@ -172,12 +174,15 @@ SCHEMA: Final = (
     CREATE INDEX replies_open ON replies (channel, account, chat_id, state DESC, sequence)
         WHERE state IN ('ready', 'sending') AND held = 0;
     """,
+    """
+    ALTER TABLE runs ADD COLUMN fingerprint TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 
 _RUN_COLUMNS: Final = (
     "task_id, generation, status, outcome, result, workflow_id, saved_at, finished_at, by_whom, why, accepted_at,"
-    " is_armed, workflow_version"
+    " fingerprint, is_armed, workflow_version"
 )
 
 
@@ -210,13 +215,14 @@ class SqliteLedger:
                 return known
             now = self._now()
             open_replies = deliver and any(reply.kind is ReplyKind.ANSWER for reply in replies)
-            status = Status.REPLYING if open_replies else Status.COMPLETED
-            _insert_run(connection, task, head, status, result, value, now, finished=not open_replies)
+            is_open = open_replies or result.outcome is Outcome.MERGED
+            status = Status.REPLYING if is_open else Status.COMPLETED
+            _insert_run(connection, task, head, status, result, value, now, finished=not is_open)
             for reply, call in zip(replies, calls, strict=True):
                 state = ReplyState.READY if deliver or reply.kind is ReplyKind.CALLBACK else ReplyState.SENT
                 outbox.add_reply(connection, reply, call, state, now)
             _append_history(connection, task, history)
-            if not open_replies:
+            if not is_open:
                 forget_workings(connection, task.run_id)
             return _run(connection, task.run_id) or _missing(task.run_id)
 
@@ -252,7 +258,7 @@ class SqliteLedger:
             else:
                 return known
             if callback is not None and call is not None:
-                outbox.add_reply(connection, callback, call, ReplyState.READY, now)
+                outbox.add_callback(connection, callback, call, now)
             connection.execute(
                 "UPDATE runs SET by_whom = ?, why = ? WHERE run_id = ?",
                 (clean_text(by) or None, clean_text(why) or None, task.run_id),
@@ -305,6 +311,15 @@ class SqliteLedger:
             return {task_id: run for task_id, run in runs.items() if run.status.is_finished}
 
         return await self._database.read(query) if task_ids else {}
+
+    async def ended(self, *, limit: int, before_ms: int = MOMENT_MS_MAX) -> list[Ended]:
+        rows = await self._rows(
+            f"SELECT head, {_RUN_COLUMNS} FROM runs INDEXED BY runs_finished WHERE finished_at < ?1 AND finished_at >="
+            " (SELECT min(finished_at) FROM (SELECT finished_at FROM runs INDEXED BY runs_finished"
+            " WHERE finished_at < ?1 ORDER BY finished_at DESC LIMIT ?2)) ORDER BY finished_at DESC, run_id DESC",
+            (before_ms, limit),
+        )
+        return [Ended(_as_run(run), read_head(head)) for head, *run in rows]
 
     async def save_step(self, run_id: RunId, step: str, value: bytes) -> bytes:
         def change(connection: apsw.Connection) -> bytes:
@@ -564,24 +579,33 @@ def _insert_run(
         outbox.move_chat(connection, (task.head.channel, task.head.account, old), moved_to)
     connection.execute(
         "INSERT INTO runs (run_id, task_id, generation, channel, workflow_id, workflow_version, status, outcome,"
-        " result, head, raw, saved_at, finished_at, accepted_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        " result, head, raw, saved_at, finished_at, accepted_at, fingerprint) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             task.run_id, task.task_id, task.progress.generation, task.head.channel, result.workflow_id,
             result.workflow_version, status, result.outcome, value, head, task.raw, now, now if finished else None,
-            task.head.accepted_at_ms,
+            task.head.accepted_at_ms, task.head.fingerprint,
         ),
     )  # fmt: skip
 
 
 def _drop_former(connection: apsw.Connection, task: Task, now: int) -> None:
-    generation, accepted_at = task.progress.generation, task.head.accepted_at_ms
+    head, generation = task.head, task.progress.generation
     if not generation:
         return
     why = f"run again as generation {generation}"
     dropped = connection.execute(
         "UPDATE runs SET status = 'dropped', outcome = NULL, finished_at = ?, why = ? WHERE task_id = ?"
-        " AND generation < ? AND finished_at IS NULL AND ? - accepted_at < ? RETURNING run_id",
-        (now, why, task.task_id, generation, accepted_at, task.head.receipt_seconds * 1000),
+        " AND generation < ? AND finished_at IS NULL"
+        " AND (? - accepted_at < ? OR (fingerprint = ? AND fingerprint <> '')) RETURNING run_id",
+        (
+            now,
+            why,
+            task.task_id,
+            generation,
+            head.accepted_at_ms,
+            head.receipt_seconds * 1000,
+            head.fingerprint,
+        ),
     ).fetchall()
     for (run_id,) in dropped:
         outbox.close_replies(connection, run_id, why)
@@ -613,7 +637,7 @@ def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
 
 def _as_run(row: Sequence[Any]) -> Run:
     task_id, generation, status, outcome, stored, workflow_id, saved_at, finished_at, by, why = row[:10]
-    accepted_at, is_armed, workflow_version = row[10:]
+    accepted_at, fingerprint, is_armed, workflow_version = row[10:]
     result, unreadable = read_result(stored)
     known_status, newer = known_word(Status, status, Status.REPLYING if finished_at is None else Status.COMPLETED)
     return Run(
@@ -627,6 +651,7 @@ def _as_run(row: Sequence[Any]) -> Run:
         saved_at_ms=saved_at,
         finished_at_ms=finished_at,
         accepted_at_ms=accepted_at,
+        fingerprint=fingerprint,
         by=by,
         why=why,
         is_armed=bool(is_armed),

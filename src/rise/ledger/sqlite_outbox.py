@@ -16,6 +16,7 @@ from what is recorded now.
     ready, sending     it was perhaps sent, and a person is asked   `_hold`             unknown; what follows is held
     unknown, held      a person says to send it                     `rearm`             ready
     ready, unknown     its run has ended                            `close_replies`     failed
+    ready, untried     its run ends otherwise than it says          `add_callback`      -, and another is ready
 
     a chat is          what happens                                 function            and is then
     -                  something is meant for it                    `_queue_chat`       due
@@ -103,8 +104,9 @@ def begin_sending(connection: apsw.Connection, fence: int, reply: Reply) -> None
     """Before its call goes out."""
     _check_fence(connection, fence)
     connection.execute(
-        "UPDATE replies SET state = 'sending', fence = ? WHERE reply_id = ? AND state = 'ready' AND held = 0",
-        (fence, reply.reply_id),
+        "UPDATE replies SET state = 'sending', fence = ?"
+        " WHERE reply_id = ? AND sequence = ? AND state = 'ready' AND held = 0",
+        (fence, reply.reply_id, reply.sequence),
     )
     if not connection.changes():
         raise ClaimLost(f"the reply {reply.reply_id} is not to be sent any more")
@@ -160,6 +162,16 @@ def add_reply(connection: apsw.Connection, reply: Reply, call: bytes, state: Rep
     if state is ReplyState.READY:
         _queue_chat(connection, (reply.channel, reply.account, chat_id), now)
     return True
+
+
+def add_callback(connection: apsw.Connection, callback: Reply, call: bytes, now: int) -> None:
+    """Because its run has ended. One of the same id that nobody has tried to post makes room for it: whoever has taken
+    that one knows it by its sequence, and is refused it."""
+    connection.execute(
+        "DELETE FROM replies WHERE reply_id = ? AND state = 'ready' AND tries = 0 AND resends = 0",
+        (callback.reply_id,),
+    )
+    add_reply(connection, callback, call, ReplyState.READY, now)
 
 
 def move_chat(connection: apsw.Connection, old: Chat, moved_to: str) -> None:
@@ -224,12 +236,11 @@ def close_replies(connection: apsw.Connection, run_id: RunId, why: str) -> None:
 
 def _note(connection: apsw.Connection, reply: Reply, delivery: Delivery) -> float:
     """Write down what became of a call; returns for how many seconds its chat pauses."""
-    if isinstance(delivery, Again | Resend | HeldUnknown):
-        if not _is_known(connection, reply):
-            return 0.0  # forgotten while the call was out
-        if _is_ended(connection, reply):
-            # Dropped while the call was out: what was dropped is not answered, so it is not tried once more.
-            delivery = Failed(f"not tried again, the task had ended: {delivery.error}")
+    if not _is_known(connection, reply):
+        return 0.0  # forgotten while the call was out, or another has taken its place before
+    if isinstance(delivery, Again | Resend | HeldUnknown) and _is_ended(connection, reply):
+        # Dropped while the call was out: what was dropped is not answered, so it is not tried once more.
+        delivery = Failed(f"not tried again, the task had ended: {delivery.error}")
     match delivery:
         case Sent():
             _note_sent(connection, reply, delivery)
@@ -305,7 +316,8 @@ def _set_state(
 
 
 def _is_known(connection: apsw.Connection, reply: Reply) -> bool:
-    return connection.execute("SELECT 1 FROM replies WHERE reply_id = ?", (reply.reply_id,)).fetchone() is not None
+    same = "SELECT 1 FROM replies WHERE reply_id = ? AND sequence = ?"
+    return connection.execute(same, (reply.reply_id, reply.sequence)).fetchone() is not None
 
 
 def _is_ended(connection: apsw.Connection, reply: Reply) -> bool:

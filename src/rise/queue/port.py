@@ -198,10 +198,16 @@ class Route(msgspec.Struct, frozen=True, order=True):
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Which open tasks are meant. Empty fields do not narrow."""
+    """Which open tasks are meant. Empty fields do not narrow.
+
+    Of one lane, what is runnable is found by itself, and so is what is suspended. A lane without saying either is
+    looked for among all that is open: not for a message's way, nor for a timer's.
+    """
 
     task_ids: tuple[TaskId, ...] = ()
     status: Status | None = None
+    is_runnable: bool = False
+    """Only what is pending or processing, as it stands at one moment."""
     reason: Reason | None = None
     channel: str | None = None
     account: str | None = None
@@ -229,7 +235,9 @@ class Queue(Protocol):
     async def claim(
         self, holder: str, room: Mapping[str, int], *, takes_suspects: bool, counts_deaths: bool = True
     ) -> Claimed:
-        """Take up to `room[channel]` lanes per channel whose head is due, longest-waiting first.
+        """Take up to `room[channel]` lanes per channel whose head is due, longest-waiting first. Where there is not
+        room for all, most of it is for lanes in which somebody waits (`Head.is_awaited`): see `rise.queue.turns`. A
+        lane is one of those from when such a message comes until nothing is to be done in it.
 
         A lane has at most one live claim. A task found running from a claim that was never settled has one
         more death counted; with `deaths_max` it is suspended as poison and the next is taken. A task with

@@ -61,6 +61,7 @@ from rise.queue.port import (
     Suspend,
     key_kept_ms,
 )
+from rise.queue.turns import AWAITED_TURNS
 
 TOMBSTONE_SECONDS: Final = 72 * 3600
 """How long it is remembered of a task that it is finished: as long as the key of an update."""
@@ -165,6 +166,7 @@ class RedisQueue:
             limits.tasks_per_claim,
             limits.deaths_suspect,
             limits.deaths_max,
+            AWAITED_TURNS,
             *(part for channel, places in room.items() if places > 0 for part in (channel, places)),
         )
         claims = [await self._readable(_Offer.read(holder, offer)) for offer in offers]
@@ -479,7 +481,8 @@ def _identity(head: Head) -> tuple[Argument, ...]:
     """What the indexes are made of. The order as text that sorts as it does, negative numbers included."""
     at_ms, seq = head.order.at_ms, head.order.seq
     order = f"{at_ms + _ORDER_ZERO:016x}{seq + _ORDER_ZERO:016x}"
-    return head.task_id, head.lane, head.channel, head.account, head.workflow_id or "", order, at_ms
+    unawaited = "" if head.is_awaited else 1
+    return head.task_id, head.lane, head.channel, head.account, head.workflow_id or "", order, at_ms, unawaited
 
 
 def _order(stored: bytes) -> Order:

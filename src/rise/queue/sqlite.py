@@ -56,6 +56,7 @@ from rise.queue.port import (
     Suspend,
     key_kept_ms,
 )
+from rise.queue.turns import Turns
 
 SCHEMA: Final = (
     """
@@ -127,6 +128,23 @@ SCHEMA: Final = (
     ALTER TABLE tasks ADD COLUMN is_begun INTEGER NOT NULL DEFAULT 0;
     UPDATE tasks SET is_begun = 1;
     """,
+    # What waits for a person, newer versions' words included, in the order in which it is listed.
+    """
+    CREATE INDEX tasks_waiting ON tasks (task_id) WHERE status NOT IN ('pending', 'processing', 'replying');
+    """,
+    # Where there is not room for all, lanes in which somebody waits are looked for by themselves.
+    """
+    ALTER TABLE tasks ADD COLUMN is_awaited INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE lanes ADD COLUMN is_awaited INTEGER NOT NULL DEFAULT 1;
+    CREATE INDEX lanes_awaited ON lanes (channel, ready_at) WHERE ready_at IS NOT NULL AND is_awaited;
+    UPDATE tasks SET is_awaited = 0 WHERE lane GLOB 'fu:*';
+    UPDATE lanes SET is_awaited = 0 WHERE lane GLOB 'fu:*';
+    CREATE INDEX tasks_died ON tasks (lane) WHERE deaths > 0;
+    """,
+    # The same as `tasks_waiting`, of one lane.
+    """
+    CREATE INDEX tasks_waiting_in ON tasks (lane, task_id) WHERE status NOT IN ('pending', 'processing', 'replying');
+    """,
 )
 
 FORGET_AT_ONCE: Final = 1000
@@ -135,6 +153,10 @@ _COLUMNS: Final = (
     "head, raw, status, reason, generation, attempts, deaths, due_at, deadline_at, failing_since, updated_at, error,"
     " accepted_at, is_begun, task_id"
 )
+_READY: Final = "lanes INDEXED BY lanes_ready WHERE ready_at IS NOT NULL"
+_TURN_OF: Final = "turn of "
+_AWAITED: Final = "lanes INDEXED BY lanes_awaited WHERE ready_at IS NOT NULL AND is_awaited"
+_UNDATED: Final = Order(0, 0)
 _RUNNABLE: Final = "status IN ('pending', 'processing')"
 
 
@@ -163,12 +185,12 @@ class SqliteQueue:
         known = task.head
         connection.execute(
             "INSERT OR IGNORE INTO tasks (task_id, lane, channel, account, order_at, order_seq, status, reason,"
-            " due_at, deadline_at, accepted_at, updated_at, error, head, raw, workflow_id)"
-            " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            " due_at, deadline_at, accepted_at, updated_at, error, head, raw, workflow_id, is_awaited)"
+            " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 known.task_id, known.lane, known.channel, known.account, known.order.at_ms, known.order.seq,
                 status.value, task.suspend.value if task.suspend else None, due, task.deadline_at_ms, now, now,
-                _storable(task.error), head, task.raw, known.workflow_id or "",
+                _storable(task.error), head, task.raw, known.workflow_id or "", known.is_awaited,
             ),
         )  # fmt: skip
         if not connection.changes():
@@ -177,7 +199,7 @@ class SqliteQueue:
             return _duplicate(connection, task)
         if task.suspend:
             return Enqueued(known.task_id, new=True)
-        out_of_order, late = _announce(connection, known, now)
+        out_of_order, late = _announce(connection, known, now, due=due)
         return Enqueued(known.task_id, new=True, out_of_order=out_of_order, late=late)
 
     # --- claims ---
@@ -202,27 +224,45 @@ class SqliteQueue:
         counts_deaths: bool,
     ) -> Claimed:
         now = self.now_ms()
+        if takes_suspects and (alone := self._suspect_alone(connection, holder, room, counts_deaths)):
+            return Claimed([alone])
         claims: list[Claim] = []
-        left = dict(room)
         suspects_waiting = False
-        for lane, channel in _ready_lanes(connection, room, now):
-            if left[channel] <= 0:
-                continue
-            head = self._runnable_head(connection, lane, now, counts_deaths)
-            if head is None:
-                continue
-            if head.progress.deaths >= self._limits.deaths_suspect:
-                # It was running in several crashes. It gets a process to itself, so that if it kills
-                # once more nobody else's message is counted with it.
-                if not takes_suspects or claims:
+        for channel, places in room.items():
+            turns = _turns(connection, channel, places, now)
+            took = 0
+            for lane in turns:
+                if took >= places:
+                    break
+                head = self._runnable_head(connection, lane, now, counts_deaths)
+                if head is None:
+                    continue
+                if head.progress.deaths >= self._limits.deaths_suspect:
                     suspects_waiting = True
                     continue
-                return Claimed([self._start(connection, lane, channel, holder, head, tasks_left=1, now=now)])
-            left[channel] -= 1
-            claims.append(
-                self._start(connection, lane, channel, holder, head, tasks_left=self._limits.tasks_per_claim, now=now)
-            )
+                turns.took()
+                took += 1
+                tasks_left = self._limits.tasks_per_claim
+                claims.append(self._start(connection, lane, channel, holder, head, tasks_left=tasks_left, now=now))
+            _keep_turn(connection, channel, turns)
         return Claimed(claims, suspects_waiting)
+
+    def _suspect_alone(
+        self, connection: apsw.Connection, holder: str, room: Mapping[str, int], counts_deaths: bool
+    ) -> Claim | None:
+        """What was running in several crashes gets a process to itself, so that if it kills once more nobody else's
+        message is counted with it."""
+        now = self.now_ms()
+        lanes = connection.execute(
+            "SELECT DISTINCT tasks.lane, lanes.channel FROM tasks INDEXED BY tasks_died JOIN lanes USING (lane)"
+            f" WHERE deaths > 0 AND {_RUNNABLE} AND ready_at <= ? ORDER BY ready_at, lane",
+            (now,),
+        ).fetchall()
+        for lane, channel in lanes:
+            head = self._runnable_head(connection, lane, now, counts_deaths) if room.get(channel, 0) > 0 else None
+            if head is not None and head.progress.deaths >= self._limits.deaths_suspect:
+                return self._start(connection, lane, channel, holder, head, tasks_left=1, now=now)
+        return None
 
     def _runnable_head(self, connection: apsw.Connection, lane: LaneKey, now: int, counts_deaths: bool) -> Task | None:
         """The lane's first task if it is due. Otherwise correct the lane's hint and return None."""
@@ -341,20 +381,20 @@ class SqliteQueue:
         return found
 
     def _sweep(
-        self, connection: apsw.Connection, forgotten: Sequence[tuple[LaneKey, str]], expired: Sequence[TaskId]
+        self, connection: apsw.Connection, forgotten: Sequence[tuple[LaneKey, str, bool]], expired: Sequence[TaskId]
     ) -> int:
         now = self.now_ms()
-        for lane, channel in forgotten:
-            _make_ready(connection, lane, channel, now)
+        for lane, channel, is_awaited in forgotten:
+            _make_ready(connection, lane, channel, now, is_awaited=is_awaited)
         for task_id in expired:
             # Too late to be of use to anybody: let the lane's next claim end it.
             row = connection.execute(
                 "UPDATE tasks SET status = 'pending', reason = NULL, due_at = ?"
-                " WHERE task_id = ? AND status = 'suspended' RETURNING lane, channel",
+                " WHERE task_id = ? AND status = 'suspended' RETURNING lane, channel, is_awaited",
                 (now, task_id),
             ).fetchone()
             if row is not None:
-                _make_ready(connection, row[0], row[1], now)
+                _make_ready(connection, row[0], row[1], now, is_awaited=row[2])
         return len(forgotten) + len(expired)
 
     def _forget(self, connection: apsw.Connection) -> bool:
@@ -402,11 +442,11 @@ class SqliteQueue:
         for lane, channel in _whole_lanes(connection, where, values, limit):
             rows = connection.execute(
                 "UPDATE tasks SET status = 'pending', reason = NULL, attempts = 0, deaths = 0, failing_since = NULL,"
-                f" due_at = ?, updated_at = ? WHERE {where} AND lane = ? RETURNING task_id",
+                f" due_at = ?, updated_at = ? WHERE {where} AND lane = ? RETURNING task_id, is_awaited",
                 (now, now, *values, lane),
             ).fetchall()
-            resumed += [TaskId(task_id) for (task_id,) in rows]
-            _make_ready(connection, lane, channel, now)
+            resumed += [TaskId(task_id) for task_id, _ in rows]
+            _make_ready(connection, lane, channel, now, is_awaited=any(is_awaited for _, is_awaited in rows))
         return resumed
 
     async def resumable(self, selection: Selection, *, limit: int) -> list[OpenTask]:
@@ -443,13 +483,14 @@ class SqliteQueue:
             return False
         connection.execute(
             "INSERT OR REPLACE INTO tasks (task_id, lane, channel, account, order_at, order_seq, status, generation,"
-            " due_at, accepted_at, updated_at, head, raw, workflow_id) VALUES (?,?,?,?,?,?,'pending',?,?,?,?,?,?,?)",
+            " due_at, accepted_at, updated_at, head, raw, workflow_id, is_awaited)"
+            " VALUES (?,?,?,?,?,?,'pending',?,?,?,?,?,?,?,?)",
             (
                 known.task_id, known.lane, known.channel, known.account, known.order.at_ms, known.order.seq,
-                generation, now, now, now, head, task.raw, known.workflow_id or "",
+                generation, now, now, now, head, task.raw, known.workflow_id or "", known.is_awaited,
             ),
         )  # fmt: skip
-        _make_ready(connection, known.lane, known.channel, now)
+        _make_ready(connection, known.lane, known.channel, now, is_awaited=known.is_awaited)
         return True
 
     async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:
@@ -468,7 +509,8 @@ class SqliteQueue:
             )
         elif task.progress.status is Status.PENDING:
             # It may have been the head that waits for its retry, and the lane with it.
-            _make_ready(connection, task.head.lane, task.head.channel, self.now_ms())
+            head = task.head
+            _make_ready(connection, head.lane, head.channel, self.now_ms(), is_awaited=head.is_awaited)
         return task
 
     # --- looking ---
@@ -478,9 +520,11 @@ class SqliteQueue:
 
     async def list_open(self, selection: Selection, *, limit: int, after: str = "") -> list[OpenTask]:
         where, values = _where_shown(selection)
+        # Few are being processed, however many there are: sorting them is less than walking past the others.
+        source = "tasks INDEXED BY tasks_processing" if selection.status is Status.PROCESSING else "tasks"
 
         return await self._database.read(
-            lambda connection: _open_tasks(connection, f"{where} AND task_id > ?", (*values, after), limit)
+            lambda connection: _open_tasks(connection, f"{where} AND task_id > ?", (*values, after), limit, source)
         )
 
     async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:
@@ -558,26 +602,31 @@ def _duplicate(connection: apsw.Connection, task: NewTask) -> Enqueued:
     return Enqueued(TaskId(row[0]), new=False, same_body=row[1] == task.head.raw_sha256)
 
 
-def _announce(connection: apsw.Connection, head: Head, now: int) -> tuple[bool, bool]:
-    """Say that the lane has work; returns whether the task came out of order, and late."""
-    order = head.order
+def _announce(connection: apsw.Connection, head: Head, now: int, *, due: int) -> tuple[bool, bool]:
+    """Say that the lane has work, from when it is due; returns whether the task came out of order, and late. What is
+    planned stands by its moment, in whatever order it came.
+    """
+    is_planned = due > now
+    order = _UNDATED if is_planned else head.order
     row = connection.execute(
         "SELECT newest_at, newest_seq, started_at, started_seq FROM lanes WHERE lane = ?", (head.lane,)
     ).fetchone()
     if row is None:
         connection.execute(
-            "INSERT INTO lanes (lane, channel, ready_at, newest_at, newest_seq, touched_at) VALUES (?,?,?,?,?,?)",
-            (head.lane, head.channel, now, order.at_ms, order.seq, now),
+            "INSERT INTO lanes (lane, channel, ready_at, newest_at, newest_seq, touched_at, is_awaited)"
+            " VALUES (?,?,?,?,?,?,?)",
+            (head.lane, head.channel, due, order.at_ms, order.seq, now, head.is_awaited),
         )
         return False, False
     newest, started = Order(row[0], row[1]), Order(row[2], row[3])
-    late = order < started
-    out_of_order = late or order < newest
+    late = order < started and not is_planned
+    out_of_order = late or (order < newest and not is_planned)
     newest = max(newest, order)
     connection.execute(
         "UPDATE lanes SET newest_at = ?, newest_seq = ?, touched_at = ?,"
+        " is_awaited = ? OR (is_awaited AND ready_at IS NOT NULL),"
         " ready_at = CASE WHEN holder IS NULL THEN min(coalesce(ready_at, ?), ?) ELSE ready_at END WHERE lane = ?",
-        (newest.at_ms, newest.seq, now, now, now, head.lane),
+        (newest.at_ms, newest.seq, now, head.is_awaited, due, due, head.lane),
     )
     if out_of_order:
         _count(connection, "out_of_order")
@@ -586,11 +635,13 @@ def _announce(connection: apsw.Connection, head: Head, now: int) -> tuple[bool, 
     return out_of_order, late
 
 
-def _find_forgotten(connection: apsw.Connection, now: int) -> tuple[list[tuple[LaneKey, str]], list[TaskId]]:
-    """Lanes that have work and no time to be claimed at, and suspended tasks past their deadline."""
+def _find_forgotten(connection: apsw.Connection, now: int) -> tuple[list[tuple[LaneKey, str, bool]], list[TaskId]]:
+    """Lanes that have work and no time to be claimed at, and whether somebody waits in them; suspended tasks past
+    their deadline.
+    """
     lanes = connection.execute(
-        f"SELECT DISTINCT lane, channel FROM tasks INDEXED BY tasks_runnable WHERE {_RUNNABLE} AND NOT EXISTS"
-        " (SELECT 1 FROM lanes WHERE lanes.lane = tasks.lane AND ready_at IS NOT NULL)"
+        f"SELECT lane, channel, max(is_awaited) FROM tasks INDEXED BY tasks_runnable WHERE {_RUNNABLE} AND NOT EXISTS"
+        " (SELECT 1 FROM lanes WHERE lanes.lane = tasks.lane AND ready_at IS NOT NULL) GROUP BY lane, channel"
     ).fetchall()
     expired = connection.execute(
         # It has been answered, perhaps; only a person can say what is to come of a held reply.
@@ -600,13 +651,14 @@ def _find_forgotten(connection: apsw.Connection, now: int) -> tuple[list[tuple[L
     return lanes, [task_id for (task_id,) in expired]
 
 
-def _make_ready(connection: apsw.Connection, lane: LaneKey, channel: str, now: int) -> None:
+def _make_ready(connection: apsw.Connection, lane: LaneKey, channel: str, now: int, *, is_awaited: bool) -> None:
     connection.execute(
-        "INSERT INTO lanes (lane, channel, ready_at, newest_at, newest_seq, touched_at) VALUES (?,?,?,0,0,?)"
-        " ON CONFLICT (lane) DO UPDATE SET touched_at = excluded.touched_at,"
+        "INSERT INTO lanes (lane, channel, ready_at, newest_at, newest_seq, touched_at, is_awaited)"
+        " VALUES (?,?,?,0,0,?,?) ON CONFLICT (lane) DO UPDATE SET touched_at = excluded.touched_at,"
+        " is_awaited = excluded.is_awaited OR (is_awaited AND ready_at IS NOT NULL),"
         " ready_at = CASE WHEN holder IS NULL OR ready_at IS NULL"
         " THEN min(coalesce(ready_at, excluded.ready_at), excluded.ready_at) ELSE ready_at END",
-        (lane, channel, now, now),
+        (lane, channel, now, now, is_awaited),
     )
 
 
@@ -618,23 +670,35 @@ def _let_go(connection: apsw.Connection, lane: LaneKey, ready_at: int | None, no
 
 def _anything_ready(connection: apsw.Connection, room: Mapping[str, int], now: int) -> bool:
     return any(
-        connection.execute("SELECT 1 FROM lanes WHERE channel = ? AND ready_at <= ? LIMIT 1", (channel, now)).fetchone()
+        connection.execute(
+            f"SELECT 1 FROM {_READY} AND channel = ? AND ready_at <= ? LIMIT 1", (channel, now)
+        ).fetchone()
         for channel, places in room.items()
         if places > 0
     )
 
 
-def _ready_lanes(connection: apsw.Connection, room: Mapping[str, int], now: int) -> list[tuple[LaneKey, str]]:
-    """Candidates, longest-waiting first. A few more than there is room for: some turn out not to be due."""
-    rows: list[tuple[int, LaneKey, str]] = []
-    for channel, places in room.items():
-        if places > 0:
-            found = connection.execute(
-                "SELECT ready_at, lane FROM lanes WHERE channel = ? AND ready_at <= ? ORDER BY ready_at LIMIT ?",
-                (channel, now, places * 2 + 10),
-            )
-            rows += [(ready_at, lane, channel) for ready_at, lane in found]
-    return [(lane, channel) for _, lane, channel in sorted(rows)]
+def _turns(connection: apsw.Connection, channel: str, places: int, now: int) -> Turns[LaneKey]:
+    """The lanes that may be claimed, each in its turn; where there is room for all, longest-waiting first. A few more
+    than there is room for: some turn out not to be due."""
+
+    def first_of(source: str) -> list[LaneKey]:
+        found = connection.execute(
+            f"SELECT lane FROM {source} AND channel = ? AND ready_at <= ? ORDER BY ready_at, lane LIMIT ?",
+            (channel, now, places * 2 + 10),
+        )
+        return [LaneKey(lane) for (lane,) in found]
+
+    lanes = first_of(_READY) if places > 0 else []
+    if len(lanes) <= places:
+        return Turns([], lanes, turn=0)
+    row = connection.execute("SELECT value FROM counters WHERE name = ?", (_TURN_OF + channel,)).fetchone()
+    return Turns(first_of(_AWAITED), lanes, turn=row[0] if row else 0)
+
+
+def _keep_turn(connection: apsw.Connection, channel: str, turns: Turns[LaneKey]) -> None:
+    if turns.turn:
+        connection.execute("INSERT OR REPLACE INTO counters VALUES (?, ?)", (_TURN_OF + channel, turns.turn))
 
 
 def _head_of(connection: apsw.Connection, lane: LaneKey) -> Task | None:
@@ -687,11 +751,11 @@ def _whole_lanes(
 
 
 def _open_tasks(
-    connection: apsw.Connection, where: str, values: Sequence[Any], limit: int | None = None
+    connection: apsw.Connection, where: str, values: Sequence[Any], limit: int | None = None, source: str = "tasks"
 ) -> list[OpenTask]:
     rows = connection.execute(
         "SELECT task_id, head, status, reason, error, generation, attempts, deaths, due_at, updated_at"
-        f" FROM tasks WHERE {where} ORDER BY task_id LIMIT ?",
+        f" FROM {source} WHERE {where} ORDER BY task_id LIMIT ?",
         (*values, -1 if limit is None else limit),
     ).fetchall()
     return [_open_task(connection, row) for row in rows]
@@ -832,8 +896,10 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
         if value is not None:
             parts.append(f"{column} = ?")
             values.append(value)
-    if selection.status in (Status.PENDING, Status.PROCESSING):
+    if selection.is_runnable or selection.status in (Status.PENDING, Status.PROCESSING):
         parts.append(_RUNNABLE)  # said as the index has it, or SQLite does not see that it would do
+    if selection.status is Status.PROCESSING:
+        parts.append("status = 'processing'")  # and so with that one's own
     if selection.routes:
         parts.append(f"(channel, account, workflow_id) IN (VALUES {','.join(['(?,?,?)'] * len(selection.routes))})")
         values += [part for route in selection.routes for part in msgspec.structs.astuple(route)]
@@ -852,6 +918,8 @@ def _where_shown(selection: Selection) -> tuple[str, list[Any]]:
     if selection.status is not Status.SUSPENDED or selection.reason not in (None, Reason.SCHEMA_NEWER):
         return _where(selection)
     where, values = _where(msgspec.structs.replace(selection, status=None, reason=None))
+    # The first as the index has it, or a million that are not suspended would be gone through.
+    where = f"{where} AND status NOT IN ('pending', 'processing', 'replying')"
     newer = f"status NOT IN ({_listed(Status)}) OR status = 'suspended' AND reason NOT IN ({_listed(Reason)})"
     known = "status = 'suspended'" + (" AND reason = 'schema_newer'" if selection.reason else "")
     return f"{where} AND ({known} OR {newer})", values
@@ -884,9 +952,8 @@ def _depth(connection: apsw.Connection, now: int) -> QueueDepth:
         if reason is not None:
             by_reason[reason] += count
     suspended_since = [since for status, *_, since in groups if status == Status.SUSPENDED]
-    waiting = connection.execute(  # lapsed claims wait, too
-        "SELECT channel, min(ready_at) FROM lanes WHERE ready_at <= ? GROUP BY channel", (now,)
-    )
+    firsts = f"SELECT channel, min(ready_at) FROM {_READY} AND ready_at <= ? GROUP BY channel"
+    waiting = connection.execute(firsts, (now,))  # lapsed claims wait, too
     return QueueDepth(
         by_status=dict(by_status),
         by_channel=dict(by_channel),

@@ -23,6 +23,7 @@ from rise.runtime.alerts import AlertMessage
 from rise.service import Loop, Signal
 from rise.signing import signed_headers
 from rise.telemetry import alert_posts_total, clean, log
+from rise.unreached import why_unreached
 
 if TYPE_CHECKING:
     import httpx
@@ -73,6 +74,8 @@ class _Box:
 
     def __init__(self, post: Post, clock: Clock) -> None:
         self.post = post
+        # From the start: Prometheus takes the first value that it sees for what always was.
+        alert_posts_total.labels(post.name, "given up")
         self.loop = Loop(f"alerts to {post.name}", self._send_next, sleep=clock.sleep, on_error=self._report)
         self._clock = clock
         self._waiting: deque[AlertMessage] = deque()
@@ -134,8 +137,7 @@ class SignedWebhook:
         try:
             response = await self._client.post(self._url, content=body, headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            # By its class alone: the words hold the address, and that may hold a key.
-            raise ChannelUnavailable(f"the webhook does not answer: {type(error).__name__}") from error
+            raise ChannelUnavailable(f"the webhook does not answer: {why_unreached(error)}") from error
         if not response.is_success:
             raise ChannelUnavailable(f"the webhook answered {response.status_code}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -29,6 +30,41 @@ class AlertMessage(msgspec.Struct, frozen=True, kw_only=True):
     """How often it was raised since the last message, without one."""
 
 
+class AlertRaised(msgspec.Struct, frozen=True, kw_only=True):
+    """One that lasts, in the words in which it was told and logged."""
+
+    alert: str
+    since: datetime
+    summary: str
+    consequence: str = ""
+    remedy: str = ""
+
+
+class AlertBook:
+    """What is raised in this process now, for whoever shows it."""
+
+    def __init__(self) -> None:
+        self._raised: dict[str, AlertRaised] = {}
+
+    def all(self) -> list[AlertRaised]:
+        """The latest last."""
+        return list(self._raised.values())
+
+    def note(self, alert: AlertRaised) -> None:
+        """It is raised, or still is and says something else by now."""
+        before = self._raised.get(alert.alert)
+        since = alert.since if before is None else before.since
+        self._raised[alert.alert] = msgspec.structs.replace(alert, since=since)
+
+    def forget(self, name: str) -> None:
+        self._raised.pop(name, None)
+
+
+def in_number(count: int, what: str = "message") -> str:
+    """`1 message`, `3 messages`: as alerts and details word it."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 @dataclass(slots=True)
 class _Condition:
     began_at: float | None = None
@@ -46,6 +82,7 @@ class Alerts:
     _tell: Callable[[AlertMessage], None] = lambda message: None
     """Never waits and never fails."""
     _quiet_seconds: float = 300.0
+    book: AlertBook = field(default_factory=AlertBook)
     _conditions: dict[str, _Condition] = field(default_factory=dict)
 
     def follow(
@@ -66,6 +103,8 @@ class Alerts:
             condition.is_raised = True
             condition.untold += 1
             log.error("alert.raised", alert=name, summary=summary, **details)
+        if condition.is_raised:
+            self.book.note(self._shown(name, summary, details))
         alert_raised.labels(name).set(int(condition.is_raised))
         is_quiet = condition.told_at is not None and now - condition.told_at < self._quiet_seconds
         if condition.is_raised and not condition.is_told and not is_quiet:
@@ -79,10 +118,20 @@ class Alerts:
         if not condition.is_raised:
             return
         condition.is_raised = False
+        self.book.forget(name)
         log.info("alert.resolved", alert=name)
         if condition.is_told:
             condition.is_told = False
             self._tell(self._message(name, "resolved", "", {}, condition))
+
+    def _shown(self, name: str, summary: str, details: dict[str, Any]) -> AlertRaised:
+        return AlertRaised(
+            alert=name,
+            since=self._clock.now(),
+            summary=clean(summary or name),
+            consequence=clean(details.get("consequence", "")),
+            remedy=clean(details.get("remedy", "")),
+        )
 
     def _message(
         self, name: str, state: str, summary: str, details: dict[str, Any], condition: _Condition

@@ -8,17 +8,19 @@ Refuses: to start anything; that is `serving.py`. Opening a directory that canno
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from urllib.parse import urlsplit
 
+from rise import __version__
 from rise.admission import Admission
 from rise.bindings import BindingRegistry
 from rise.bus.local import LocalBus
 from rise.bus.port import Bus
-from rise.bus.redis import RedisBus
 from rise.callbacks import CallbackReceiver, Callbacks
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.http import HttpChannel
@@ -26,9 +28,11 @@ from rise.channels.port import Channel, PushChannel, Receiver
 from rise.channels.telegram import CALL_SECONDS, TelegramChannel, TelegramPolling, TelegramRates, bot_id_of
 from rise.channels.webchat import WebChatChannel
 from rise.chats import ChatRegistry
-from rise.clock import Clock, SystemClock
-from rise.connections.redis import RedisDatabase
+from rise.clock import Clock, SystemClock, epoch_ms
 from rise.connections.sqlite import Database
+from rise.conversations.asking import Conversations
+from rise.conversations.port import ConversationLimits, ConversationServer
+from rise.conversations.running import ConversationRuns
 from rise.copies.journals import Journals
 from rise.copies.keeper import Keeper
 from rise.copies.keeping import Copies, CopiesPolicy
@@ -36,7 +40,6 @@ from rise.copies.looking import CopiesShown
 from rise.copies.notes import Notes
 from rise.copies.open_work import OpenWork
 from rise.copies.port import Mirror
-from rise.copies.rabbitmq import RabbitMirror
 from rise.copies.relay import CATCH_UP_SECONDS, Relay
 from rise.copies.slots import Slots
 from rise.definitions.port import Definitions
@@ -45,20 +48,23 @@ from rise.definitions.sqlite import SCHEMA as DEFINITIONS_SCHEMA
 from rise.definitions.sqlite import SqliteDefinitions
 from rise.delivery import DeliveryLimits, Sender
 from rise.errors import RedisForeign, SettingsInvalid, StoreLocked, Unavailable
+from rise.follow_ups.arming import Arming
+from rise.follow_ups.port import LEFT_TO_TIMERS, FollowUps
+from rise.follow_ups.queued import QueuedFollowUps
+from rise.follow_ups.ringing import Ringing
 from rise.intake import Intake
 from rise.ledger.late import LateWrites
 from rise.ledger.late_ledger import LateLedger
-from rise.ledger.late_redis import RedisLateWrites
-from rise.ledger.port import Ledger, Office
+from rise.ledger.port import Ledger, Office, Operation
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
 from rise.offices import OfficeClaim
 from rise.queue.port import Queue, QueueLimits, RefillableQueue
-from rise.queue.redis import RedisQueue
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
 from rise.reachable import read_allowed
 from rise.retries import RetryPolicy
+from rise.runtime.alerts import AlertBook
 from rise.runtime.binding_health import HealthBook
 from rise.runtime.binding_monitor import BindingMonitor, Pace
 from rise.runtime.bots import Bot, Bots, BotSettings, bots_of
@@ -67,33 +73,40 @@ from rise.runtime.directory import DataDirectory, derived_secret
 from rise.runtime.editor import Editor
 from rise.runtime.forgetting import Forgetting
 from rise.runtime.ledger_name import LedgerName
+from rise.runtime.messages import Messages
 from rise.runtime.operations import Operations
 from rise.runtime.path_test import PathTest
 from rise.runtime.platform_looks import Look, answering_look, webhook_look
 from rise.runtime.prompts import Prompts
 from rise.runtime.publishing import Workflows
+from rise.runtime.pulse import Pulse, PulseTaker
 from rise.runtime.sealing import Seal
 from rise.runtime.stage_secrets import StageSecrets
+from rise.runtime.trying import Tries
 from rise.runtime.versions import Versions
 from rise.runtime.writing_back import WriteBack
 from rise.service import Service
-from rise.settings import Settings
+from rise.settings import CHANNELS, TELEGRAM_API_HOST, Settings
 from rise.telemetry import keep_out_of_logs
 from rise.worker import Texts, Worker, WorkerLimits
 from rise.workflows.building import StagedWorkflows
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.fetching import GuardedFetch
-from rise.workflows.model import model_of
+from rise.workflows.model import Model, NoModel, model_of
 from rise.workflows.staged import Tools
 from rise.workflows.stages import VALUES, Prompt, read_stages, secrets_asked_for
 from rise.workflows.templates import placeholders, stages_named
 
 if TYPE_CHECKING:
     from rise.connections.mongodb import MongoDatabase
+    from rise.connections.redis import RedisDatabase
+    from rise.connections.temporal import Temporal
+    from rise.connections.temporal_worker import TemporalWorker, WorkerDuties
 
 DEFAULT_ACCOUNT = "default"
 RECOVERY_SECONDS: Final = 5 * CATCH_UP_SECONDS
 """Whoever accepted while Redis was away has said by then which chats it owes earlier messages."""
+CONVERSATION_STOP_SECONDS: Final = 1.0
 ENDING_SECONDS: Final = 5.0
 """What a call needs beside its answer: to be asked about once more, and to be written down."""
 
@@ -276,6 +289,15 @@ class House:
     intake: Intake
     health: HealthBook = field(default_factory=HealthBook)
     """How well each binding serves, as far as this process has heard."""
+    temporal: Temporal | None = None
+    """In a process that works for it (`reach_temporal`), if it is configured."""
+    conversations: ConversationServer | None = None
+    """Who keeps conversations where that is not this Temporal: the simulator's."""
+    model: Model = field(default_factory=NoModel)
+    """The language model, one client for all who ask it in this process."""
+    alerts: AlertBook = field(default_factory=AlertBook)
+    """What a person should know of, as far as this process has found out."""
+    pulse: Pulse = field(default_factory=Pulse)
 
     @property
     def retry_policy(self) -> RetryPolicy:
@@ -316,15 +338,31 @@ class House:
         return Editor(self.stores.definitions, self.stores.ledger, self.bus, self.clock)
 
 
+@contextmanager
+def _needing(setting: str, extra: str) -> Iterator[None]:
+    """Imports of what an installation without that server need not have."""
+    try:
+        yield
+    except ImportError as error:
+        missing = f"{setting} is set, but its client is not installed: pip install 'rise-gateway[{extra}]'"
+        raise SettingsInvalid([f"{missing}, or unset it."]) from error
+
+
 def _build_redis(settings: Settings, clock: Clock, on_trouble: OnTrouble) -> RedisDatabase | None:
     if settings.redis_url is None:
         return None
+    with _needing("RISE_REDIS_URL", "redis"):
+        from rise.connections.redis import RedisDatabase
     return RedisDatabase(settings.redis_url.get_secret_value(), clock=clock, on_trouble=on_trouble("redis"))
 
 
 def _build_bus(settings: Settings, clock: Clock, redis: RedisDatabase | None) -> Bus:
     local = LocalBus(DataDirectory(settings.data_dir).bus, clock)
-    return local if redis is None else RedisBus(local, redis, clock)
+    if redis is None:
+        return local
+    from rise.bus.redis import RedisBus
+
+    return RedisBus(local, redis, clock)
 
 
 def build_stores(
@@ -337,11 +375,13 @@ def build_stores(
     """`redis`: the connection that the bus has, too."""
     directory = DataDirectory(settings.data_dir)
     schema = {"queue": QUEUE_SCHEMA, "ledger": LEDGER_SCHEMA, "definitions": DEFINITIONS_SCHEMA}
-    name = "disk" if settings.redis_url is None else "ledger"
     # With MongoDB it holds nothing and is there for the command line to find: to lose it is no loss.
     has_mongo = settings.mongodb_url is not None
+    name = "disk" if settings.redis_url is None or has_mongo else "ledger"
     marker, heard = (None, _ignoring(name)) if has_mongo else (directory.marker, on_trouble(name))
-    database = Database(directory.database, clock=clock, schema=schema, marker=marker, on_trouble=heard)
+    database = Database(
+        directory.database, clock=clock, schema=schema, marker=marker, capability=name, on_trouble=heard
+    )
     redis = redis or _build_redis(settings, clock, on_trouble)
     if redis is None:
         ledger, definitions = SqliteLedger(database), SqliteDefinitions(database)
@@ -355,6 +395,8 @@ def build_stores(
     stores = Stores(directory, database, full.queue, kept.ledger, kept.definitions, full)
     if kept.mongo is None:
         return stores
+    from rise.ledger.late_redis import RedisLateWrites
+
     ledger_name = LedgerName(kept.ledger, directory, redis, clock)
     return replace(with_late_writes(stores, RedisLateWrites(redis), clock), mongo=kept.mongo, ledger_name=ledger_name)
 
@@ -396,9 +438,13 @@ def _limits(settings: Settings) -> QueueLimits:
 def _build_full_profile(
     settings: Settings, redis: RedisDatabase, ledger: Ledger, bus: Bus, clock: Clock, on_trouble: OnTrouble
 ) -> FullProfile:
+    from rise.queue.redis import RedisQueue
+
     queue = RedisQueue(redis, _limits(settings))
     mirror = None
     if settings.rabbitmq_url is not None:
+        with _needing("RISE_RABBITMQ_URL", "rabbitmq"):
+            from rise.copies.rabbitmq import RabbitMirror
         mirror = RabbitMirror(
             settings.rabbitmq_url.get_secret_value(),
             clock=clock,
@@ -466,6 +512,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
         keep=None if stores.full is None else stores.full.copies.keep,
         stores=settings.stores,
         chats=chats,
+        left_to_timers=None if settings.temporal_address is None else LEFT_TO_TIMERS,
     )
     return House(
         settings=settings,
@@ -478,6 +525,7 @@ def build(settings: Settings, clock: Clock | None = None) -> House:
         channels=_channels(settings, secrets, clock, chats),
         capabilities=capabilities,
         intake=intake,
+        model=model_of(settings),
     )
 
 
@@ -490,6 +538,153 @@ def report_store(
         admission.open()
     else:
         capabilities.set(name, CapabilityStatus.UNAVAILABLE, trouble.public_message, trouble.remedy)
+
+
+async def mirror_lacks(settings: Settings, clock: Clock) -> list[str] | None:
+    """What is not in RabbitMQ yet and a start makes; None where it is not configured. Makes nothing.
+
+    Raises `RabbitMisconfigured` for what is there and is another, `RabbitUnavailable` if nobody answers.
+    """
+    if settings.rabbitmq_url is None:
+        return None
+    with _needing("RISE_RABBITMQ_URL", "rabbitmq"):
+        from rise.copies.rabbitmq import lacking_at
+    return await lacking_at(settings.rabbitmq_url.get_secret_value(), clock=clock)
+
+
+def reach_temporal(house: House) -> House:
+    """The house of a process that asks Temporal, or works for it. Raises `SettingsInvalid` if its client is missing."""
+    temporal = build_temporal(house.settings, house.clock, partial(_report_temporal, house))
+    return house if temporal is None else replace(house, temporal=temporal)
+
+
+def build_temporal(
+    settings: Settings, clock: Clock, on_trouble: Callable[[Unavailable | None], None] = lambda trouble: None
+) -> Temporal | None:
+    """None where it is not configured."""
+    if settings.temporal_address is None:
+        return None
+    try:
+        # Here, because an installation without Temporal need not have its client, nor commands wait for it.
+        from rise.connections.temporal import Place, Temporal
+    except ImportError as error:
+        missing = "RISE_TEMPORAL_ADDRESS is set, but its client is not installed: pip install 'rise-gateway[temporal]'"
+        raise SettingsInvalid([f"{missing}, or unset it."]) from error
+    key = settings.temporal_api_key.get_secret_value() if settings.temporal_api_key else None
+    keep_out_of_logs([key])
+    place = Place(settings.temporal_address, settings.temporal_namespace, key, settings.temporal_tls)
+    return Temporal(place, clock=clock, on_trouble=on_trouble)
+
+
+def _report_temporal(house: House, trouble: Unavailable | None) -> None:
+    if trouble is None:
+        house.capabilities.set("temporal", CapabilityStatus.AVAILABLE, "answers again")
+    else:
+        house.capabilities.set("temporal", CapabilityStatus.UNAVAILABLE, trouble.public_message, trouble.remedy)
+
+
+def build_tracing(house: House, process: str) -> list[Service]:
+    """What exports the spans of this process, if it is to. Raises `SettingsInvalid` if what it needs is missing."""
+    settings = house.settings
+    if settings.otlp_endpoint is None:
+        return []
+    try:
+        # Here, because an installation that is not traced need not have it, nor commands wait for it.
+        from rise.connections.otlp import OtlpTracing
+    except ImportError as error:
+        missing = "RISE_OTLP_ENDPOINT is set, but OpenTelemetry is not installed: pip install 'rise-gateway[tracing]'"
+        raise SettingsInvalid([f"{missing}, or unset it."]) from error
+    try:
+        return [OtlpTracing(settings.otlp_endpoint, ratio=settings.trace_ratio, process=process, version=__version__)]
+    except ValueError as error:
+        raise SettingsInvalid(
+            [f"OpenTelemetry cannot read one of its OTEL_… variables: {error}. Correct it."]
+        ) from error
+
+
+def build_temporal_worker(house: House, temporal: Temporal, *, on_built: Callable[[], None]) -> TemporalWorker:
+    """What works for Temporal in this process. `on_built`: as in `TemporalWorker`."""
+    from rise.connections.temporal_worker import TemporalWorker, TemporalWorkerLimits
+
+    return TemporalWorker(
+        temporal,
+        _temporal_duties(house),
+        house.clock,
+        task_queue=house.settings.temporal_task_queue,
+        identity=house.bus.member,
+        limits=TemporalWorkerLimits(stop_seconds=house.settings.stop_seconds),
+        on_built=on_built,
+    )
+
+
+def _temporal_duties(house: House) -> list[WorkerDuties]:
+    """By the rooms that have any."""
+    from rise.follow_ups.temporal import duties_of
+
+    return [duties_of(build_ringing(house).ring)]
+
+
+def build_ringing(house: House) -> Ringing:
+    """What happens when a follow-up's timer rings."""
+    # Not the door's admission, as in `build_worker`.
+    intake = replace(house.intake, admission=Admission())
+    return Ringing(house.queue, house.ledger, house.bus, house.clock, accept=intake.accept)
+
+
+def build_arming(house: House, temporal: Temporal) -> Arming:
+    """What gives follow-ups to Temporal."""
+    from rise.follow_ups.temporal import TemporalTimers
+
+    timers = TemporalTimers(temporal, house.settings.temporal_task_queue)
+    return Arming(timers, house.queue, house.bus, house.clock)
+
+
+def build_conversations(house: House) -> Conversations | None:
+    """What a worker of this process talks to. None: there is no Temporal here."""
+    server = _conversation_server(house)
+    return None if server is None else Conversations(server, house.ledger, house.bus, house.clock)
+
+
+def _conversation_server(house: House) -> ConversationServer | None:
+    if house.temporal is None:
+        return house.conversations
+    from rise.conversations.temporal import TemporalConversations
+
+    limits = ConversationLimits(beat_seconds=house.settings.claim_seconds)
+    return TemporalConversations(house.temporal, _conversation_queue(house), limits)
+
+
+def build_conversation_worker(house: House, runs: ConversationRuns) -> TemporalWorker | None:
+    """What carries conversations on, beside the worker whose runs these are: a process of user code."""
+    if house.temporal is None:
+        return None
+    from rise.connections.temporal_worker import TemporalWorker, TemporalWorkerLimits
+    from rise.conversations.temporal import conversation_duties
+
+    settings = house.settings
+    return TemporalWorker(
+        house.temporal,
+        [conversation_duties(runs, house.clock)],
+        house.clock,
+        task_queue=_conversation_queue(house),
+        identity=house.bus.member,
+        # Their messages are held by workers, in as many places at most: one that waits here would only hold up others.
+        # What its worker has not waited for at a stop is run again from its kept steps: no second grace.
+        limits=TemporalWorkerLimits(
+            activities=_places(settings),
+            stop_seconds=CONVERSATION_STOP_SECONDS,
+            drain_seconds=settings.stop_seconds,
+        ),
+    )
+
+
+def _conversation_queue(house: House) -> str:
+    """Their own: whoever asks for work of a queue must be able to do all of it, and timers are no work of workers'."""
+    return f"{house.settings.temporal_task_queue}.conversations"
+
+
+def _places(settings: Settings) -> int:
+    return max([settings.worker_concurrency, *settings.worker_concurrency_for.values()]) * len(CHANNELS)
 
 
 def report_bindings(capabilities: CapabilityRegistry, trouble: str | None) -> None:
@@ -513,6 +708,10 @@ def build_write_back(house: House) -> list[WriteBack]:
     return [WriteBack(late=late.writes, ledger=late.ledger, queue=house.queue, bus=house.bus, clock=house.clock)]
 
 
+def build_pulse_taker(house: House) -> PulseTaker:
+    return PulseTaker(house.pulse, house.queue, house.bus, house.clock)
+
+
 def build_operations(house: House) -> Operations:
     full = house.stores.full
     return Operations(
@@ -526,9 +725,26 @@ def build_operations(house: House) -> Operations:
     )
 
 
+def build_follow_ups(house: House) -> FollowUps:
+    """The same with Temporal and without: what is decided, the ledger decides, and what waits is in the queue."""
+    drop = build_operations(house).drop
+    return QueuedFollowUps(house.queue, house.ledger, house.clock, accept=house.intake.accept, drop=drop)
+
+
+def build_messages(house: House) -> Messages:
+    return Messages(house.queue, house.ledger, build_operations(house))
+
+
 def build_forgetting(house: House) -> Forgetting:
     compact = house.stores.database.compact
-    return Forgetting(house.queue, house.ledger, build_operations(house), house.clock, compact=compact)
+    return Forgetting(
+        house.queue,
+        house.ledger,
+        build_operations(house),
+        house.clock,
+        compact=compact,
+        conversations=_conversation_server(house),
+    )
 
 
 def build_path_test(house: House) -> PathTest:
@@ -579,7 +795,9 @@ def build_channel_bindings(house: House) -> ChannelBindings:
         accounts=house.channels.accounts(),
         public_url=house.settings.public_url,
         is_polling=house.settings.effective_telegram_mode == "polling",
+        delivers_to_https_only=urlsplit(house.settings.telegram_api_base).hostname == TELEGRAM_API_HOST,
         served=frozenset(house.channels.by_name()),
+        has_temporal=house.settings.temporal_address is not None,
     )
 
 
@@ -688,11 +906,13 @@ def build_worker(
             failed=settings.failed_message,
             maintenance=settings.maintenance_message,
         ),
-        staged=_staged_workflows(house, functions or {}),
+        staged=StagedWorkflows(_tools(house, functions or {})),
+        conversations=build_conversations(house),
     )
 
 
-def _staged_workflows(house: House, functions: Mapping[str, Callable[..., Any]]) -> StagedWorkflows:
+def _tools(house: House, functions: Mapping[str, Callable[..., Any]]) -> Tools:
+    """What stages work with in this process. They are to be closed."""
     settings = house.settings
 
     def prompt(prompt_id: str) -> Prompt | None:
@@ -713,20 +933,28 @@ def _staged_workflows(house: House, functions: Mapping[str, Callable[..., Any]])
         kept = house.bindings.secret(name)
         return None if kept is None else seal.open(kept.sealed)
 
-    return StagedWorkflows(
-        Tools(
-            model=model_of(settings),
-            fetch=GuardedFetch(read_allowed(settings.http_stage_allow)),
-            clock=house.clock,
-            functions=functions,
-            prompts=prompt,
-            secrets=secret,
-        )
+    return Tools(
+        model=house.model,
+        fetch=GuardedFetch(read_allowed(settings.http_stage_allow)),
+        clock=house.clock,
+        functions=functions,
+        prompts=prompt,
+        secrets=secret,
     )
 
 
+def build_tries(house: House) -> Tries:
+    async def record(*, who: str, what: str) -> None:
+        at_ms = epoch_ms(house.clock.now())
+        await house.ledger.record_operation(Operation(at_ms=at_ms, who=who, action="try", target=what))
+
+    return Tries(partial(_tools, house, {}), record, house.clock)
+
+
 def build_workflows(house: House) -> Workflows:
-    return Workflows(house.stores.definitions, _versions(house), read_stages, stages_named, secrets_asked_for)
+    return Workflows(
+        house.stores.definitions, _versions(house), house.editor, read_stages, stages_named, secrets_asked_for
+    )
 
 
 def build_prompts(house: House) -> Prompts:
@@ -755,9 +983,8 @@ def _secrets(settings: Settings, directory: DataDirectory) -> Secrets:
     webhook = settings.telegram_secret.get_secret_value() if settings.telegram_secret else None
     if webhook is None and token is not None:
         webhook = webhook_secret(key, bot_id_of(token))
-    model_key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
-    callback = settings.callback_secret.get_secret_value() if settings.callback_secret else None
-    keep_out_of_logs([admin, key, token, webhook, model_key, callback, *settings.tokens])
+    # All of them in every process: what a workflow reads in its environment it may say in an error.
+    keep_out_of_logs([admin, key, webhook, *settings.secrets()])
     return Secrets(admin_token=admin, secret_key=key, telegram_webhook=webhook)
 
 

@@ -112,7 +112,7 @@ class BindingMonitor:
 
     async def check(self) -> None:
         """Look again where it is time, and say what is not as it was."""
-        bindings = [one for one in self._registry.bindings() if one.enabled and one.workflow_id]
+        bindings = [one for one in self._registry.bindings() if one.is_met and one.workflow_id]
         accounts = {(one.channel, one.account) for one in bindings}
         await self._ask_platforms({account for account in accounts if account[0] in self._looks})
         checked = [self._judged(binding) for binding in bindings]

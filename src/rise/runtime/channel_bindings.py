@@ -14,16 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
-from rise.bindings import BindingRegistry
+from rise.bindings import BindingRegistry, is_command
 from rise.bus.port import Bus, Topic
+from rise.channels.http import CHAT_ID_CHARS_MAX, identifier
 from rise.channels.telegram import CHANNEL as TELEGRAM
 from rise.channels.telegram import bot_id_of
 from rise.clock import Clock, iso
 from rise.definitions.port import Definition, Definitions, Kind
+from rise.definitions.records import TEMPORAL as TEMPORAL_ENGINE
 from rise.definitions.records import (
     BindingRecord,
     BindingRoute,
@@ -40,6 +42,7 @@ from rise.runtime.binding_health import BindingHealth, HealthBook, HealthStatus
 from rise.runtime.editor import EVENT_QUEUED, Editor, Rebound
 from rise.runtime.sealing import Seal, masked
 
+ROUTES_MAX: Final = 1000
 Status = Literal["unbound", "bound", "degraded", "down", "disabled", "killed"]
 
 
@@ -48,8 +51,8 @@ class BindingChange(msgspec.Struct, frozen=True, kw_only=True):
 
     enabled: bool
     is_default: bool | msgspec.UnsetType = msgspec.UNSET
-    """UNSET: what it was, where its routes are left out, too; else it is one if it has no routes, for then it is meant
-    for everything."""
+    """UNSET: what it was, where its routes are left out, too, and it is switched on already; else it is one if it has
+    no routes, for then it is meant for everything."""
     routes: tuple[BindingRoute, ...] | msgspec.UnsetType = msgspec.UNSET
     bot_token: str | msgspec.UnsetType | None = msgspec.UNSET
     of_all_channels: Mapping[str, Any] = {}
@@ -60,6 +63,9 @@ class BindingChange(msgspec.Struct, frozen=True, kw_only=True):
     """Of the metadata that nothing is decided by; a note that is None is taken away."""
     version: int | None = None
     """The one that was read before; None: whatever is in force is overwritten."""
+
+    def with_routes(self, routes: tuple[BindingRoute, ...]) -> BindingChange:
+        return msgspec.structs.replace(self, routes=routes)
 
 
 class BindingShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +91,8 @@ class BindingShown(msgspec.Struct, frozen=True, kw_only=True):
             return "killed"
         if not binding.enabled:
             return "disabled"
+        if not binding.is_met:
+            return "unbound"
         match self.health.status:
             case HealthStatus.DEGRADED:
                 return "degraded"
@@ -92,6 +100,23 @@ class BindingShown(msgspec.Struct, frozen=True, kw_only=True):
                 return "down"
             case _:
                 return "bound"
+
+
+def routes_from(lines: str) -> tuple[BindingRoute, ...]:
+    """Routes as a person writes them, one on each line: a command, which begins with a slash, or a chat's id. Raises
+    `PayloadInvalid`."""
+    values = list(dict.fromkeys(line.strip() for line in lines.splitlines() if line.strip()))
+    if len(values) > ROUTES_MAX:
+        raise PayloadInvalid(f"there are more than {ROUTES_MAX} routes", field="routes")
+    return tuple(_route_from(value) for value in values)
+
+
+def _route_from(value: str) -> BindingRoute:
+    if not value.startswith("/"):
+        return BindingRoute("chat", identifier(value, "routes", chars_max=CHAT_ID_CHARS_MAX))
+    if not is_command(value):
+        raise PayloadInvalid("a command is written /start, or /start@its_bot", field="routes")
+    return BindingRoute("command", value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +135,12 @@ class ChannelBindings:
     public_url: str | None
     """Where webhooks go unless a binding says otherwise."""
     is_polling: bool
+    delivers_to_https_only: bool = True
+    """As Telegram itself does; a Bot API server of one's own need not."""
     served: frozenset[str] = frozenset((TELEGRAM,))
     """The channels that were configured when this process was started: the others are from the next start on."""
+    has_temporal: bool = False
+    """Whether there is a Temporal for conversations."""
 
     # --- looking ---
 
@@ -142,19 +171,8 @@ class ChannelBindings:
     async def one(self, workflow_id: str, channel: str, account: str | None = None) -> BindingShown:
         """The binding of a workflow, or that there is none. Raises `WorkflowUnknown`."""
         published = await self._published(workflow_id)
-        return self._shown(await self._binding(workflow_id, channel, self.account(channel, account)), published)
-
-    def account(self, channel: str, account: str | None = None) -> str:
-        """The one that is named, or the channel's default. Raises `PayloadInvalid`."""
-        default = self.accounts.get(channel)
-        if channel != TELEGRAM and account not in (None, default):
-            raise PayloadInvalid(f"the channel {channel} has the account {default} only", field="account")
-        if account is not None and not is_in_digits(account) and channel == TELEGRAM:
-            raise PayloadInvalid("an account of telegram is a bot's number", field="account")
-        found = account or default
-        if found is None:
-            raise PayloadInvalid("there is no default bot here: name one by its account or token", field="account")
-        return found
+        place = await self._place(workflow_id, channel, account)
+        return self._shown(await self._binding(workflow_id, channel, place or ""), published)
 
     # --- changing ---
 
@@ -163,8 +181,9 @@ class ChannelBindings:
     ) -> BindingShown:
         """Bind a workflow, change how, or switch it off. Raises `WorkflowUnknown`, `PayloadInvalid`, `VersionStale`,
         or `RouteTaken` if a route is another's."""
-        published = await self._published(workflow_id)
-        account = self._account_of(channel, account, change.bot_token)
+        await self._published(workflow_id)
+        account = self._account_of_token(channel, account, change.bot_token)
+        account = await self.account(workflow_id, channel, account)
 
         def changed(former: BindingRecord | None) -> BindingRecord:
             known = former or _none_yet(workflow_id, channel, account)
@@ -181,14 +200,15 @@ class ChannelBindings:
             version=change.version,
             check=self._refuse_unusable,
         )
-        return await self._told(rebound, published)
+        # Once more, for somebody may have removed it meanwhile, when nothing was bound to it yet.
+        return await self._told(rebound, await self._last(Kind.PUBLISHED, workflow_id))
 
     async def switch(
         self, workflow_id: str, channel: str, account: str | None, *, on: bool, reason: str, by: str
     ) -> BindingShown:
         """Turn the kill switch; turned the way it is, it stays so. Raises `BindingMissing` if nothing is bound."""
         published = await self._published(workflow_id)
-        account = self.account(channel, account)
+        account = await self.account(workflow_id, channel, account)
         switch = KillSwitch(reason, iso(self.clock.now()), by)
 
         def switched(former: BindingRecord | None) -> BindingRecord:
@@ -244,10 +264,14 @@ class ChannelBindings:
     async def _published(self, workflow_id: str) -> Definition | None:
         """As it runs; None if it is only being written."""
         for kind in (Kind.PUBLISHED, Kind.WORKFLOW):
-            known = await self.definitions.version(kind, workflow_id)
-            if known is not None and known.body is not None:
+            known = await self._last(kind, workflow_id)
+            if known is not None:
                 return known if kind is Kind.PUBLISHED else None
         raise WorkflowUnknown(f"there is no workflow {ascii(workflow_id)[1:-1][:80]}", field="workflowId")
+
+    async def _last(self, kind: Kind, workflow_id: str) -> Definition | None:
+        known = await self.definitions.version(kind, workflow_id)
+        return None if known is None or known.body is None else known
 
     async def _bindings(self, channel: str, account: str) -> list[BindingRecord]:
         kept = await self.definitions.version(Kind.BINDINGS, account_name(channel, account))
@@ -277,6 +301,8 @@ class ChannelBindings:
             warnings.append(f"{rebound.demoted} is no longer the default of its account")
         if rebound.binding.enabled and rebound.leaves_no_default:
             warnings.append("its account has no default any more: what no route names waits")
+        if rebound.binding.enabled and not rebound.binding.is_met:
+            warnings.append("it serves nothing: no routes, not the default. isDefault (--default) makes it that")
         if rebound.binding.enabled and (shown.workflow is None or not shown.workflow.published):
             warnings.append("its workflow is not published: messages wait until it is")
         elif rebound.binding.enabled and shown.workflow is not None and not shown.workflow.enabled:
@@ -295,13 +321,40 @@ class ChannelBindings:
             return ["RISE_TELEGRAM_TOKEN is this bot's, too, and goes before the token that is bound"]
         return []
 
-    def _account_of(self, channel: str, account: str | None, token: object) -> str:
+    def _account_of_token(self, channel: str, account: str | None, token: object) -> str | None:
         if channel != TELEGRAM or not isinstance(token, str):
-            return self.account(channel, account)
+            return account
         bot = bot_id_of(token)
         if account not in (None, bot):
             raise PayloadInvalid(f"the token is another bot's than {account}'s", field="config.botToken")
         return bot
+
+    async def account(self, workflow_id: str, channel: str, account: str | None) -> str:
+        """To be changed. Raises `PayloadInvalid`."""
+        place = await self._place(workflow_id, channel, account)
+        if place is None:
+            unnamed = "RISE_TELEGRAM_TOKEN is not set here, which would name a bot: name one by its account or token"
+            raise PayloadInvalid(unnamed, field="account")
+        return place
+
+    async def _place(self, workflow_id: str, channel: str, account: str | None) -> str | None:
+        """The account that is named, or the channel's default; without either, the one that the workflow is bound to.
+        Raises `PayloadInvalid`."""
+        default = self.accounts.get(channel)
+        if channel != TELEGRAM and account not in (None, default):
+            raise PayloadInvalid(f"the channel {channel} has the account {default} only", field="account")
+        if account is not None and not is_in_digits(account) and channel == TELEGRAM:
+            raise PayloadInvalid("an account of telegram is a bot's number", field="account")
+        return account or default or await self._only_account(workflow_id, channel)
+
+    async def _only_account(self, workflow_id: str, channel: str) -> str | None:
+        latest = (await self.definitions.latest([Kind.BINDINGS])).definitions
+        known = [one for kept in latest for one in bindings_of(kept)]
+        bots = [one.account for one in known if (one.workflow_id, one.channel) == (workflow_id, channel)]
+        if len(bots) > 1:
+            several = f"{workflow_id} is bound to {', '.join(bots)}: name one of these bots by its account"
+            raise PayloadInvalid(several, field="account")
+        return bots[0] if bots else None
 
     def _changed(self, known: BindingRecord, change: BindingChange) -> BindingRecord:
         own = dict(change.own)
@@ -314,9 +367,11 @@ class ChannelBindings:
         is_default = known.is_default
         if change.is_default is not msgspec.UNSET:
             is_default = change.is_default
-        elif change.enabled and (change.routes is not msgspec.UNSET or not known.is_default):
+        elif change.enabled and change.routes is not msgspec.UNSET:
             is_default = not routes
-        return msgspec.structs.replace(
+        elif change.enabled and not known.enabled:
+            is_default = known.is_default or not routes
+        changed = msgspec.structs.replace(
             known,
             enabled=change.enabled,
             is_default=is_default,
@@ -324,6 +379,10 @@ class ChannelBindings:
             own=msgspec.structs.replace(known.own, **own),
             **change.of_all_channels,
         )
+        # Where another has taken the default over, it was so before: whatever else is changed then is not refused.
+        if changed.enabled and not changed.is_met and (known.is_met or not known.enabled):
+            raise PayloadInvalid("without routes it is the default, or it would serve nothing", field="isDefault")
+        return changed
 
     def _sealed(self, known: str | None, token: str | None) -> str | None:
         """The same token keeps its seal: sealed anew it would look like a change."""
@@ -335,10 +394,15 @@ class ChannelBindings:
         """Raises `PayloadInvalid` with the first of the fields that are missing, and all of them in its words."""
         if not binding.enabled:
             return
-        if not binding.is_default and not binding.routes:
-            raise PayloadInvalid("without routes it is the default, or it would serve nothing", field="isDefault")
+        if binding.engine == TEMPORAL_ENGINE and not self.has_temporal:
+            unset = "engine temporal needs a Temporal: set RISE_TEMPORAL_ADDRESS, here and where workers run"
+            raise PayloadInvalid(f"{unset}, or bind it with engine native", field="config.engine")
         if binding.channel != TELEGRAM:
             return
+        if self.delivers_to_https_only and (binding.own.webhook_url or "").lower().startswith("http:"):
+            raise PayloadInvalid(
+                "config.webhookUrl is https://: Telegram delivers to no other", field="config.webhookUrl"
+            )
         missing = []
         if not self._is_configured(TELEGRAM, binding.account) and self.seal.open(binding.own.bot_token) is None:
             missing.append("config.botToken")

@@ -134,12 +134,7 @@ class DataDirectory:
         return bool(_FLOCK.unpack(in_the_way)[0] != fcntl.F_UNLCK)
 
     def space(self) -> tuple[int, int] | None:
-        """Free and total bytes of its disk; None if that cannot be told."""
-        try:
-            disk = os.statvfs(self.path)
-        except OSError:
-            return None
-        return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        return space_of(self.path)
 
     def members(self) -> list[str]:
         """The processes that use it now: servers, workers, commands. Each locks a file of its name."""
@@ -209,6 +204,15 @@ def derived_secret(key: str, purpose: str) -> str:
     """A secret for one purpose that tells nothing about the key or the others. 48 hexadecimal digits."""
     digest = hmac.new(key.encode(), purpose.encode(), hashlib.sha256).hexdigest()
     return digest[:48]
+
+
+def space_of(path: Path) -> tuple[int, int] | None:
+    """Free and total bytes of the disk it is on; None if that cannot be told."""
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
 
 
 def _whole_file(kind: int) -> bytes:

@@ -118,11 +118,13 @@ class Editor:
         bindings = await self._change_bindings(channel, account, changed, by=by, action=action, why=why)
         return Rebound(next(one for one in bindings if one.workflow_id == workflow_id), demoted, leaves_none)
 
-    async def unbind(self, channel: str, account: str, workflow_id: str, *, by: str, why: str = "") -> None:
-        """Nothing is bound there by this name any more."""
+    async def unbind(
+        self, channel: str, account: str, workflow_id: str, *, by: str, why: str = "", unless_met: bool = False
+    ) -> None:
+        """Nothing is bound there by this name any more. `unless_met`: what messages may meet stays."""
 
         def change(known: list[BindingRecord]) -> list[BindingRecord]:
-            return [one for one in known if one.workflow_id != workflow_id]
+            return [one for one in known if one.workflow_id != workflow_id or (unless_met and one.is_met)]
 
         await self._change_bindings(channel, account, change, by=by, action="unbind", why=why)
 

@@ -16,17 +16,24 @@ from typing import Final, NamedTuple
 import msgspec
 
 from rise.clock import Clock, epoch_ms
+from rise.conversations.port import ConversationServer, conversation_id
+from rise.definitions.port import VERSIONS_KEPT, Definitions, Kind
+from rise.definitions.records import TEMPORAL, account_name, bindings_of
 from rise.envelope import Head, TaskId, chat_mark_of
-from rise.errors import StateConflict, StoreUnavailable, TaskUnknown
+from rise.errors import StateConflict, StoreUnavailable, TaskUnknown, TemporalUnavailable
 from rise.ledger.kept import is_of_chat
 from rise.ledger.port import ChatForgotten, Ledger, Operation
 from rise.queue.port import Queue, Selection
 from rise.runtime.operations import Operations
+from rise.settings import Settings
 from rise.telemetry import log
 
 PAGE: Final = 500
 DROP_ROUNDS: Final = 3
 """Somebody may write on while his chat is dropped."""
+
+_JOURNAL_MINUTES: Final = 10
+"""A finished message is looked for so often at least, in the journals and in RabbitMQ."""
 
 Looked = Callable[[ChatForgotten], None]
 """Told after each step what all of them came to so far."""
@@ -63,6 +70,13 @@ class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
+class Trace(msgspec.Struct, frozen=True):
+    """What is left, where, and until when."""
+
+    what: str
+    until: str
+
+
 class Forgetting:
     def __init__(
         self,
@@ -72,13 +86,16 @@ class Forgetting:
         clock: Clock,
         *,
         compact: Callable[[], Awaitable[bool]],
+        conversations: ConversationServer | None = None,
     ) -> None:
-        """`compact`: writes the database anew, and says whether all of it is."""
+        """`compact`: writes the database anew, and says whether all of it is. `conversations`: where chats are carried
+        on outside of our stores, if anywhere."""
         self._queue = queue
         self._ledger = ledger
         self._operations = operations
         self._clock = clock
         self._compact = compact
+        self._conversations = conversations
 
     async def foresee(self, chat: ChatNamed, *, on_step: Looked = lambda seen: None) -> Forgotten:
         """What is there to be forgotten. Changes nothing."""
@@ -97,7 +114,7 @@ class Forgetting:
         on_step: Looked = lambda seen: None,
     ) -> Forgotten:
         """Raises `StateConflict`, having forgotten nothing, while something of the chat is open that may not be
-        dropped, or cannot."""
+        dropped, or cannot; `TemporalUnavailable`, with all but its conversation forgotten."""
         # The queue before the ledger, which a task enters before it leaves the queue: what is open nowhere has ended
         # there, and is found.
         still_open = await self._open_tasks(chat)
@@ -109,6 +126,7 @@ class Forgetting:
         log.info("operation.recorded", who=who, action="forget", target=mark, why=why)
         dropped = await self._drop(chat, still_open, who=who, why=why or "rise forget")
         seen = await self._walk(chat, on_step, dry_run=False)
+        await self._forget_conversation(chat)
         log.info("chat.forgotten", chat=mark, runs=seen.runs, replies=seen.replies, turns=seen.turns)
         is_compact = compacts and await self._compacted()
         return Forgotten(open=len(still_open), dropped=dropped, seen=seen, is_compact=is_compact)
@@ -122,6 +140,17 @@ class Forgetting:
             left = "nobody can ask for it any more; pieces of it are in unused space of the database"
             log.warning("database.not_compacted", error=error, consequence=left)
             return False
+
+    async def _forget_conversation(self, chat: ChatNamed) -> None:
+        """By each of its ids: it may have been begun before it was known which is the first."""
+        if self._conversations is None:
+            return
+        try:
+            for name in sorted(await self._names(chat)):
+                await self._conversations.forget(conversation_id(chat.channel, chat.account, name))
+        except TemporalUnavailable as error:
+            left = f"all is forgotten but what Temporal has of it: {error.public_message}"
+            raise TemporalUnavailable(left, remedy="forget it again when Temporal is back") from error
 
     async def _walk(self, chat: ChatNamed, on_step: Looked, *, dry_run: bool) -> ChatForgotten:
         seen = ChatForgotten(after="")
@@ -164,6 +193,49 @@ class Forgetting:
         moves = [move for move in await self._ledger.chat_moves() if (move.channel, move.account) == chat[:2]]
         first = next((move.first_id for move in moves if move.chat_id == chat.chat_id), chat.chat_id)
         return frozenset([first, *(move.chat_id for move in moves if move.first_id == first)])
+
+
+async def was_conversing(definitions: Definitions, chat: ChatNamed) -> bool:
+    """Whether Temporal may have a conversation of the chat: its account was ever bound so, as far back as is known."""
+    name = account_name(chat.channel, chat.account)
+    versions = await definitions.versions(Kind.BINDINGS, name, limit=VERSIONS_KEPT)
+    is_all = not versions or versions[-1].version == 1
+    return not is_all or any(binding.engine == TEMPORAL for one in versions for binding in bindings_of(one))
+
+
+def traces_of(settings: Settings, *, leaves_pieces: bool, was_conversing: bool) -> list[Trace]:
+    """What of a chat that is forgotten is elsewhere, or stays without content; also as docs/forgetting.md says it.
+
+    `leaves_pieces`: its database is not written anew. `was_conversing`: as the function of that name says.
+    """
+    days = f"{settings.keep_finished_days:g} days after its end (RISE_KEEP_FINISHED_DAYS)"
+    traces = [
+        Trace("that there were such messages, and how each ended, without content", days),
+        Trace("their delivery keys, by which a repeat is known", "3 days from Telegram, else 7"),
+        Trace("the chat's id, in the names of its lanes", "an hour after its last message; if it ever moved, for good"),
+    ]
+    if leaves_pieces:
+        traces.append(Trace("pieces in unused space of rise.db and its log", "they are written over, or --compact"))
+    if settings.redis_url is not None:
+        traces.append(Trace("copies in the journals of all hosts", f"{_JOURNAL_MINUTES} min after each end"))
+        traces.append(Trace("pieces in unused space of the journals' files", "they are written over"))
+        traces.append(Trace("Redis's own files (AOF, RDB)", "Redis writes them anew"))
+    if settings.rabbitmq_url is not None:
+        traces.append(Trace("copies in RabbitMQ", f"{_JOURNAL_MINUTES} min after each end"))
+    if settings.temporal_address is not None:
+        removed = "Temporal removes it, in the background; an archive of histories is yours to clear"
+        traces.append(Trace("the chat's conversation, in Temporal's store", removed))
+    elif was_conversing:
+        unset = "it is forgotten again with RISE_TEMPORAL_ADDRESS set: without, nothing of it is removed there"
+        traces.append(Trace("the chat's conversation, if it had one, in Temporal's store", unset))
+    if settings.mongodb_url is not None:
+        kept = f"{settings.keep_finished_days:g} days (RISE_KEEP_FINISHED_DAYS)"
+        traces.append(Trace("the chat's id in MongoDB, by which what is noted late is refused", kept))
+        traces.append(Trace("MongoDB's oplog, and unused space of its files", "MongoDB writes them over"))
+    aside = "before-restore-*, *.lost-*"
+    traces.append(Trace(f"backups, and what was put aside in the data directory ({aside})", "you delete them"))
+    traces.append(Trace("what the platform keeps of the chat", "its people delete it there"))
+    return traces
 
 
 def _is_of(head: Head, chat: ChatNamed, names: frozenset[str]) -> bool:

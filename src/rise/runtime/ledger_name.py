@@ -10,15 +10,17 @@ a name for granted; once a minute it is asked for.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rise.clock import Clock
-from rise.connections.redis import RedisDatabase
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger
 from rise.runtime.directory import DataDirectory
 from rise.service import Loop
 from rise.telemetry import log
+
+if TYPE_CHECKING:
+    from rise.connections.redis import RedisDatabase
 
 ASK_SECONDS: Final = 2.0
 KNOWN_SECONDS: Final = 60.0

@@ -14,13 +14,14 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 
+from rise.bursts import Fate, fate_of, merged_before
 from rise.bus.port import Bus, Topic
 from rise.callbacks import Callbacks
 from rise.clock import Clock, epoch_ms
 from rise.copies.looking import CopiesShown
 from rise.envelope import Reason, Status, Task, TaskId, run_id_of
-from rise.errors import StateConflict, TaskUnknown
-from rise.ledger.port import Attempt, Ledger, Operation, Run
+from rise.errors import Rejected, StateConflict, TaskUnknown
+from rise.ledger.port import Attempt, Ledger, Operation, Reply, Run
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection
 from rise.stories import TaskStory
 from rise.telemetry import log, raw_truncated_total, workflow_pending_total
@@ -28,6 +29,8 @@ from rise.workflows.building import records_among
 
 RESUME_MAX = 10_000
 """Tasks that one command resumes; what is beyond waits for the next."""
+DROP_MAX = 1_000
+"""The same of dropping, which takes several writes for each."""
 
 
 class Restarted(msgspec.Struct, frozen=True):
@@ -36,6 +39,14 @@ class Restarted(msgspec.Struct, frozen=True):
     task_id: TaskId
     generation: int
     was: Status
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """What came of dropping several."""
+
+    task_ids: list[TaskId]
+    refused: dict[TaskId, str]
+    """Why not, for those that had ended or gone meanwhile."""
 
 
 class Restart(Protocol):
@@ -80,8 +91,7 @@ class Operations:
         if is_new:
             run = None
         attempts = [] if is_new else await self._ledger.attempts(task.run_id)
-        # Neither what the former message of its key was answered: that may have been another chat's.
-        replies = [one for one in await self._ledger.replies(task_id=task_id) if not one.is_of_former(task.head)]
+        replies = await self._replies(task)
         copies = None if self._copies is None else await self._copies.of(task_id)
         return TaskStory(task, run, attempts, replies, copies, await self._stages(task, run, attempts))
 
@@ -91,6 +101,19 @@ class Operations:
         """What waits for a person or an event, ordered by id; pass the last one to go on."""
         selection = Selection(status=Status.SUSPENDED, channel=channel, reason=reason)
         return await self._queue.list_open(selection, limit=limit, after=after)
+
+    async def resumable(self, selection: Selection, *, limit: int = RESUME_MAX) -> list[OpenTask]:
+        """What `resume_selected` would let go on."""
+        return await self._queue.resumable(selection, limit=limit)
+
+    async def droppable(self, selection: Selection, *, limit: int = DROP_MAX) -> list[OpenTask]:
+        """What `drop_selected` would end."""
+        suspended = msgspec.structs.replace(selection, status=Status.SUSPENDED)
+        return await self._queue.list_open(suspended, limit=limit)
+
+    async def trail(self, *, limit: int) -> list[Operation]:
+        """What people changed, newest first."""
+        return await self._ledger.operations(limit=limit)
 
     async def stats(self) -> dict[str, Any]:
         """What is open, what waits and for how long, and how things ended, counted now."""
@@ -159,7 +182,7 @@ class Operations:
 
         `dry_run`: only say which.
         """
-        waiting = await self._queue.resumable(selection, limit=limit)
+        waiting = await self.resumable(selection, limit=limit)
         task_ids = [task.head.task_id for task in waiting]
         if dry_run or not waiting:
             return task_ids
@@ -179,6 +202,7 @@ class Operations:
             if run is not None and run.status is Status.DROPPED:
                 return run
             await self._refuse_ended(task_id, "dropped")
+        await self._refuse_taken_along(task)
         await self._record(who, "drop", task_id, why)
         # The ledger first: whatever still works on the task finds it ended there.
         named = await self._named_anew(task)
@@ -192,6 +216,19 @@ class Operations:
         self._announce_dropped(task)
         return run
 
+    async def drop_selected(self, selection: Selection, *, who: str, why: str, limit: int = DROP_MAX) -> Dropped:
+        """End for good what is suspended and selected, one after the other, at most `limit`; each is recorded."""
+        dropped: list[TaskId] = []
+        refused: dict[TaskId, str] = {}
+        for task in await self.droppable(selection, limit=limit):
+            task_id = task.head.task_id
+            try:
+                await self.drop(task_id, who=who, why=why)
+                dropped.append(task_id)
+            except Rejected as error:
+                refused[task_id] = error.public_message
+        return Dropped(dropped, refused)
+
     async def run_again(self, task_id: TaskId, *, who: str, why: str = "", dry_run: bool = False) -> Restarted:
         """Run a finished or suspended task once more, as a new generation that may answer again.
 
@@ -203,10 +240,10 @@ class Operations:
             task, _ = await self._archived(task_id)
         elif task.progress.status is not Status.SUSPENDED:
             raise StateConflict(f"the task is {task.progress.status}: it is still on its way")
-        if not task.has_bytes:
-            raise StateConflict("what it came as has been forgotten: there is nothing left that could run again")
         latest = await self._ledger.latest_run(task_id)
         generation = max(task.progress.generation, latest.generation if latest else 0) + 1
+        if not await self._have_bytes(task, generation):
+            raise StateConflict("what it came as has been forgotten: there is nothing left that could run again")
         restarted = Restarted(task_id, generation, task.progress.status)
         if dry_run:
             return restarted
@@ -225,6 +262,13 @@ class Operations:
 
     # --- details ---
 
+    async def _replies(self, task: Task) -> list[Reply]:
+        """Not what the former message of its key was answered: that may have been another chat's."""
+        replies = await self._ledger.replies(task_id=task.task_id)
+        runs = [await self._ledger.run(run_id) for run_id in dict.fromkeys(reply.run_id for reply in replies)]
+        of_former = {run_id_of(run.task_id, run.generation) for run in runs if run and run.is_of_former(task.head)}
+        return [reply for reply in replies if reply.run_id not in of_former]
+
     async def _stages(self, task: Task, run: Run | None, attempts: Sequence[Attempt]) -> list[Any]:
         """Until there is a result, which has them, they stand among the steps of the run."""
         if run is not None and run.stages:
@@ -238,6 +282,23 @@ class Operations:
             return task
         latest = await self._ledger.latest_run(task.task_id) or known
         return _of_generation(task, latest.generation + 1)
+
+    async def _have_bytes(self, task: Task, generation: int) -> bool:
+        """Whether all have them that would be run as this generation: itself, and what it answered before."""
+        merged = await merged_before(task.head, generation, self._ledger)
+        with_it = [await self._ledger.archived(task_id) for task_id in merged if task_id != task.task_id]
+        return task.has_bytes and all(one is None or one.has_bytes for one in with_it)
+
+    async def _refuse_taken_along(self, task: Task) -> None:
+        """What is being answered with another, or has been. Raises `StateConflict`."""
+        run = await self._ledger.run(task.run_id)
+        if run is None or run.merged_into is None or run.status.is_finished or run.is_of_former(task.head):
+            return
+        match await fate_of(run, self._queue, self._ledger):
+            case Fate.WAITS:
+                raise StateConflict(f"it is answered with {run.merged_into}: drop that one, and then this")
+            case Fate.ANSWERED:
+                raise StateConflict(f"the task has been answered with {run.merged_into} already")
 
     async def _archived(self, task_id: TaskId) -> tuple[Task, Run]:
         task, run = await self._ledger.archived(task_id), await self._ledger.latest_run(task_id)
@@ -305,6 +366,11 @@ class Operations:
         self._bus.publish(Topic.LANES_READY)  # its chat goes on without it
         if head.callback_url is not None:
             self._bus.publish(Topic.OUTBOX_READY)
+
+
+def suspended_as(*, task_ids: tuple[TaskId, ...] = (), reason: Reason | None = None, channel: str = "") -> Selection:
+    """Suspended messages: these, or all that are so."""
+    return Selection(status=Status.SUSPENDED, task_ids=task_ids, reason=reason, channel=channel or None)
 
 
 def _of_generation(task: Task, generation: int) -> Task:

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from rise.admission import Admission
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
-from rise.runtime.alerts import Alerts
+from rise.runtime.alerts import Alerts, in_number
 
 ADMISSION: Final = "admission"
 RETRY_AFTER_SECONDS: Final = 30
@@ -85,7 +85,7 @@ class Overload:
         self._alerts.follow(
             "backlog",
             much,
-            summary=f"{load.open_count} messages are open",
+            summary=_open(load),
             count=load.open_count,
             remedy="rise tasks shows what waits; add workers, or look at what they wait for",
         )
@@ -107,13 +107,12 @@ class Overload:
         if too_little:
             why_refused = f"only {_megabytes(load)} are free for what is to be kept"
         elif too_much and not is_queue_only:
-            why_refused = f"{load.open_count} messages are open, and RISE_BACKLOG_MAX is {self._limits.backlog_max}"
+            why_refused = f"{_open(load)}, and RISE_BACKLOG_MAX is {self._limits.backlog_max}"
         why_closed = self._why_closed_to_strangers(load)
         self._alerts.follow(
             "overload",
             why_refused is not None or too_much or why_closed is not None,
-            summary=why_refused
-            or (f"{load.open_count} messages are open; new ones wait (queue-only)" if too_much else why_closed or ""),
+            summary=why_refused or (f"{_open(load)}; new ones wait (queue-only)" if too_much else why_closed or ""),
             remedy="it ends by itself when less is open and more is free; what is suspended waits for a person: "
             "`rise suspended` shows it",
         )
@@ -130,10 +129,10 @@ class Overload:
             self._admission.refuse_from(self._anonymous, why_closed, retry_after_seconds=RETRY_AFTER_SECONDS)
             self._capabilities.set(ADMISSION, CapabilityStatus.DEGRADED, why_closed)
         elif too_much:
-            detail = f"{load.open_count} messages are open: new ones are kept and wait"
+            detail = f"{_open(load)}: new ones are kept and wait"
             self._capabilities.set(ADMISSION, CapabilityStatus.DEGRADED, detail)
         else:
-            self._capabilities.set(ADMISSION, CapabilityStatus.AVAILABLE, f"{load.open_count} messages are open")
+            self._capabilities.set(ADMISSION, CapabilityStatus.AVAILABLE, _open(load))
 
     def _why_closed_to_strangers(self, load: Load) -> str | None:
         count, limit = load.suspended_anonymous_count, self._limits.backlog_max
@@ -148,12 +147,25 @@ class Overload:
     def _is_little(self, name: str, load: Load, limit: int, share: float) -> bool:
         if load.disk_free_bytes is None:
             return self._stays(name, False)
-        limit = min(limit, int(load.disk_size_bytes * share))
+        limit = _at_most(limit, share, load.disk_size_bytes)
         return self._stays(name, load.disk_free_bytes < limit * (_LEAVES_ABOVE if name in self._over else 1))
 
     def _stays(self, name: str, is_over: bool) -> bool:
         (self._over.add if is_over else self._over.discard)(name)
         return is_over
+
+
+def warns_below(limit_bytes: int, *, size_bytes: int, has_warned: bool) -> float:
+    """With fewer bytes free on a disk of that size, something is said, and until some more are."""
+    return _at_most(limit_bytes, _DISK_SHARE_WARN, size_bytes) * (_LEAVES_ABOVE if has_warned else 1)
+
+
+def _at_most(limit_bytes: int, share: float, size_bytes: int) -> int:
+    return min(limit_bytes, int(size_bytes * share))
+
+
+def _open(load: Load) -> str:
+    return f"{in_number(load.open_count)} {'is' if load.open_count == 1 else 'are'} open"
 
 
 def _megabytes(load: Load) -> str:

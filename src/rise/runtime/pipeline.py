@@ -20,7 +20,7 @@ from rise.envelope import Status
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger
 from rise.queue.port import Queue, QueueDepth
-from rise.runtime.alerts import Alerts
+from rise.runtime.alerts import Alerts, in_number
 from rise.runtime.overload import ADMISSION, Load, Overload
 from rise.service import Signal
 from rise.telemetry import log, oldest_waiting_seconds, tasks_open
@@ -82,6 +82,8 @@ class Pipeline:
     """Of this process's own worker, if it has one."""
     is_filled: Callable[[], Awaitable[bool]] = _always
     """Whether the queue hands anything out: while an emptied one is filled again, it does not."""
+    on_counted: Callable[[QueueDepth], None] = lambda depth: None
+    """Hears of every count."""
     changed: Signal = field(default_factory=Signal)
     """Set when a capability has changed."""
     _backlog: int = 0
@@ -102,6 +104,7 @@ class Pipeline:
         except Unavailable:
             self._judge(0.0, 0.0)
             return None
+        self.on_counted(depth)
         for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING, Status.SUSPENDED):
             tasks_open.labels(status).set(depth.by_status.get(status, 0))
         task_seconds = self._oldest_waiting_ms(depth) / 1000
@@ -153,7 +156,7 @@ class Pipeline:
     def _judge(self, task_seconds: float, reply_seconds: float) -> None:
         missing = self._lacking(CapabilityStatus.UNAVAILABLE) if self._backlog else []
         apart = self._clocks_apart()
-        waiting = f"{self._backlog} unprocessed messages, waiting for {', '.join(missing)}"
+        waiting = f"{in_number(self._backlog, 'unprocessed message')}, waiting for {', '.join(missing)}"
         self.alerts.follow("backlog_waiting", bool(missing), summary=waiting, after_seconds=LOST_SECONDS)
         stalled = max(task_seconds, reply_seconds) > self.limits.stalled_seconds
         what = "message" if task_seconds >= reply_seconds else "reply"
@@ -165,7 +168,7 @@ class Pipeline:
             detail = f"{apart}: {CLOCKS_CONSEQUENCE}; {CLOCKS_REMEDY}"
             self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, detail)
         else:
-            self.capabilities.set(PIPELINE, CapabilityStatus.AVAILABLE, f"{self._backlog} messages on their way")
+            self.capabilities.set(PIPELINE, CapabilityStatus.AVAILABLE, f"{in_number(self._backlog)} on the way")
         self._alert_on_what_is_lost()
 
     def _clocks_apart(self) -> str | None:
@@ -182,7 +185,8 @@ class Pipeline:
         # Whatever it waits for there: an answer has nobody to send it either.
         gone = sorted({channel for channel, count in depth.by_channel.items() if count} - set(self.channels))
         count = sum(depth.by_channel.get(channel, 0) for channel in gone)
-        waiting = f"{count} messages wait for a channel that is not configured any more: {', '.join(gone)}"
+        waits = f"{in_number(count)} {'waits' if count == 1 else 'wait'}"
+        waiting = f"{waits} for a channel that is not configured any more: {', '.join(gone)}"
         self.alerts.follow(
             "channel_gone",
             bool(gone),

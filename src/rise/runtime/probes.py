@@ -7,20 +7,27 @@ Refuses: to call a Redis a copy that may throw away what it holds.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rise.capabilities import Acceptance, CapabilityRegistry, CapabilityStatus
-from rise.connections.redis import RedisDatabase
+from rise.capabilities import PROBE_SECONDS_MAX, Acceptance, CapabilityRegistry, CapabilityStatus
 from rise.copies.journals import Journals
 from rise.copies.port import Mirror
 from rise.runtime.assembly import FullProfile, House
+from rise.runtime.directory import space_of
+from rise.runtime.overload import MEGABYTE, warns_below
+from rise.workflows.model import Model
 
 if TYPE_CHECKING:
     from rise.connections.mongodb import MongoDatabase
+    from rise.connections.redis import RedisDatabase
+    from rise.connections.temporal import Temporal
 
 Answer = tuple[CapabilityStatus, str]
 
 WRITTEN = "written and synced"
+MODEL_SECONDS = 60.0
+"""How often a language model is asked, which costs nothing, and may be anyone's: a quick look would be a nuisance."""
 
 
 def register_probes(house: House) -> None:
@@ -28,9 +35,19 @@ def register_probes(house: House) -> None:
     full = house.stores.full
     if full is None:
         # One that was written is there: nothing else has to be waited for.
-        house.capabilities.register_capability_probe("disk", lambda: _database(house), hard=True, good_in_a_row=1)
+        house.capabilities.register_capability_probe("disk", lambda: _disk(house), hard=True, good_in_a_row=1)
     else:
         _register_full(house, full)
+    temporal = house.temporal
+    if temporal is not None:
+        # An answer proves it; nothing that is accepted waits for it.
+        house.capabilities.register_capability_probe(
+            "temporal", lambda: ask_temporal(temporal), hard=True, good_in_a_row=1
+        )
+    if house.settings.llm_base_url is not None:
+        house.capabilities.register_capability_probe(
+            "llm", lambda: ask_model(house.model), hard=True, ttl_seconds=MODEL_SECONDS, good_in_a_row=1
+        )
 
 
 def run_needs(house: House) -> tuple[str, ...]:
@@ -46,9 +63,9 @@ def _register_full(house: House, full: FullProfile) -> None:
     if mongo is None:
         capabilities.register_capability_probe("ledger", lambda: _database(house), hard=True, good_in_a_row=1)
     else:
-        capabilities.register_capability_probe("mongo", lambda: _mongo(mongo), hard=True, good_in_a_row=1)
-    capabilities.register_capability_probe("disk", lambda: _journal(full.journals), hard=True, good_in_a_row=1)
-    capabilities.register_capability_probe("redis", lambda: _redis(full.redis), hard=True, good_in_a_row=1)
+        capabilities.register_capability_probe("mongo", lambda: ask_mongo(mongo), hard=True, good_in_a_row=1)
+    capabilities.register_capability_probe("disk", lambda: _journal(house, full.journals), hard=True, good_in_a_row=1)
+    capabilities.register_capability_probe("redis", lambda: ask_redis(full.redis), hard=True, good_in_a_row=1)
     if mirror is not None:
         capabilities.register_capability_probe("rabbitmq", lambda: _rabbitmq(mirror), hard=True, good_in_a_row=1)
 
@@ -67,12 +84,29 @@ async def _database(house: House) -> Answer:
     return CapabilityStatus.AVAILABLE, WRITTEN
 
 
-async def _journal(journals: Journals) -> Answer:
+async def _disk(house: House) -> Answer:
+    await _database(house)
+    return _written(house, house.settings.data_dir)
+
+
+async def _journal(house: House, journals: Journals) -> Answer:
     await journals.own.note((), "redis", "probe")
+    return _written(house, journals.slots.directory)
+
+
+def _written(house: House, place: Path) -> Answer:
+    """Just now. SQLite goes on in the room that it has, so a disk that is full is written for a while yet."""
+    space, before = space_of(place), house.capabilities.get("disk")
+    if space is not None:
+        free, size = space
+        has_warned = before is not None and before.status is CapabilityStatus.DEGRADED
+        limit = house.settings.disk_free_warn_mb * MEGABYTE
+        if free < warns_below(limit, size_bytes=size, has_warned=has_warned):
+            return CapabilityStatus.DEGRADED, f"{WRITTEN}, but only {free / MEGABYTE:.0f} MB are free for {place}"
     return CapabilityStatus.AVAILABLE, WRITTEN
 
 
-async def _redis(redis: RedisDatabase) -> Answer:
+async def ask_redis(redis: RedisDatabase) -> Answer:
     facts = await redis.facts()
     policy = facts.get("maxmemory_policy", "")
     if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
@@ -85,9 +119,19 @@ async def _redis(redis: RedisDatabase) -> Answer:
     return CapabilityStatus.AVAILABLE, f"answers; over a restart it has {kept}, and the other copies"
 
 
-async def _mongo(mongo: MongoDatabase) -> Answer:
+async def ask_mongo(mongo: MongoDatabase) -> Answer:
     await mongo.ping()
     return CapabilityStatus.AVAILABLE, "answers; its indexes are in place"
+
+
+async def ask_temporal(temporal: Temporal) -> Answer:
+    await temporal.check()
+    return CapabilityStatus.AVAILABLE, "answers; its namespace is there"
+
+
+async def ask_model(model: Model) -> Answer:
+    """That it answers, takes the key and has the model; which costs nothing."""
+    return CapabilityStatus.AVAILABLE, await model.probe(timeout_seconds=PROBE_SECONDS_MAX)
 
 
 async def _rabbitmq(mirror: Mirror) -> Answer:

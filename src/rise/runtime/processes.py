@@ -32,6 +32,8 @@ BEAT_SECONDS: Final = 1.0
 EXIT_WORN_OUT: Final = 3
 EXIT_SETTINGS: Final = 2
 RESTART_SECONDS: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+CAUSES: Final = ("worn_out", "settings", "stalled", "stuck", "exit 1", "exit -9", "exit -11")
+"""Why it ends, most often. Counted from nothing: Prometheus takes the first value that it sees for what always was."""
 STEADY_SECONDS: Final = 30.0
 """A process that lived this long is restarted at once when it ends."""
 
@@ -42,12 +44,20 @@ class WorkerProcess:
     name = "worker process"
 
     def __init__(
-        self, *, capabilities: CapabilityRegistry, clock: Clock, stall_seconds: float, stop_seconds: float
+        self,
+        *,
+        capabilities: CapabilityRegistry,
+        clock: Clock,
+        stall_seconds: float,
+        stop_seconds: float,
+        stop: asyncio.Event,
     ) -> None:
+        """`stop`: that of this process, set as soon as it is asked to end."""
         self._capabilities = capabilities
         self._clock = clock
         self._stall_seconds = stall_seconds
         self._stop_seconds = stop_seconds
+        self._stop = stop
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -59,6 +69,8 @@ class WorkerProcess:
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
+        for cause in CAUSES:
+            worker_restarts_total.labels(cause)
         self._capabilities.set("worker", CapabilityStatus.DEGRADED, "starting")
         spawn(self._keep_running(), name=self.name, into=self._tasks)
 
@@ -94,7 +106,9 @@ class WorkerProcess:
                 cause = await self._run_once()
             except OSError as error:  # no memory or no process left for it: that passes
                 cause = f"could not be started: {error.strerror}"
-            if self._stopping:
+            # Whoever asked this process to end has asked the worker too, perhaps: one that still loads takes a signal
+            # as its own. An end that was asked for is no error, and nothing comes after it.
+            if self._stopping or self._stop.is_set():
                 return
             worker_restarts_total.labels(cause).inc()
             lived = self._clock.monotonic() - began

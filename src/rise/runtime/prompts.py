@@ -1,7 +1,8 @@
 """Prompts: texts for a language model that several workflows may ask with, kept with all their versions.
 
 A prompt says which placeholders it has beside what every template has a value for; the stage that uses it fills them. A
-change holds at once, in every workflow that uses it.
+change holds at once, in every workflow that uses it. What is published at the same moment is looked for once more, when
+it is written: `lacking`, and what `remove` returns.
 
 Refuses: a placeholder that is not declared; a change that would leave a published workflow without a value for one; to
 remove what a published workflow uses.
@@ -17,9 +18,10 @@ import msgspec
 from rise.definitions.port import Definition, Definitions, Kind
 from rise.definitions.records import NEWER, PromptRecord, body_of, prompt_of, workflow_of
 from rise.envelope import definition_id_of
-from rise.errors import PayloadInvalid, PromptUnknown, StateConflict, VersionStale
+from rise.errors import PayloadInvalid, PromptUnknown, StateConflict, VersionStale, VersionUnknown
+from rise.runtime.differences import Difference, differences
 from rise.runtime.publishing import StagesNamed, not_before, prompt_used, unfilled
-from rise.runtime.versions import Versions
+from rise.runtime.versions import Since, Versions, since
 
 Placeholders = Callable[[str], Collection[str]]
 """The names that a template needs values for. Raises `PayloadInvalid` where it is none."""
@@ -72,9 +74,40 @@ class Prompts:
                 used.setdefault(prompt_id, {})[workflow_id] = None
         return {prompt_id: [*workflow_ids] for prompt_id, workflow_ids in used.items()}
 
+    async def version(self, prompt_id: str, version: int) -> PromptRecord:
+        """As it was then. Raises `PromptUnknown`, and `VersionUnknown` for one that is not kept."""
+        await self.get(prompt_id)
+        found = await self._definitions.version(Kind.PROMPT, prompt_id, version)
+        if found is None or found.body is None:
+            raise VersionUnknown(f"{prompt_id} has no version {version} that is kept", field="version")
+        return prompt_of(found)
+
+    async def since(self, prompt_id: str, version: int) -> Since | None:
+        """What others have made of it since that version; None: nothing."""
+        former, later = await self._versions.after(Kind.PROMPT, prompt_id, version)
+        if not later:
+            return None
+        found = None
+        if former is not None and later[0].body is not None:
+            found = self.difference(prompt_of(former), prompt_of(later[0]))
+        return since(later, found)
+
+    def difference(self, old: PromptRecord, new: PromptRecord) -> Sequence[Difference]:
+        return differences(_as_written(old), _as_written(new))
+
     def unused(self, prompt: PromptRecord) -> Sequence[str]:
         """What it declares and does not use."""
         return sorted(set(prompt.placeholders) - {name for used in self._used(prompt).values() for name in used})
+
+    async def lacking(self, prompt: PromptRecord) -> Sequence[tuple[str, str]]:
+        """What it asks for and the workflows that run with it do not have, each after the field that does."""
+        found = []
+        for workflow_id, stage, earlier in await self._users(prompt.prompt_id):
+            if absent := not_before(stage, earlier, prompt, self._stages_named):
+                found.append(("template", f"{workflow_id} uses it and has no stage {', '.join(absent)} before that"))
+            if missing := unfilled(stage, prompt):
+                found.append(("placeholders", f"{workflow_id} uses it and gives no value for {', '.join(missing)}"))
+        return found
 
     # --- changing ---
 
@@ -104,15 +137,7 @@ class Prompts:
 
         Raises `PromptUnknown`, `PayloadInvalid`, `VersionStale`, or `StateConflict` if what uses it could not go on.
         """
-        edited = edit(await self.get(prompt_id))
-        self._check(edited)
-        for workflow_id, stage, earlier in await self._users(prompt_id):
-            if absent := not_before(stage, earlier, edited, self._stages_named):
-                lacking = f"{workflow_id} uses it and has no stage {', '.join(absent)} before that"
-                raise StateConflict(f"{lacking}: publish it with one first", field="template")
-            if missing := unfilled(stage, edited):
-                lacking = f"{workflow_id} uses it and gives no value for {', '.join(missing)}"
-                raise StateConflict(f"{lacking}: publish that with one first", field="placeholders")
+        await self.examine(edit(await self.get(prompt_id)))
 
         def change(last: Definition | None) -> bytes:
             known = _known(prompt_id, last)
@@ -128,14 +153,32 @@ class Prompts:
             )
         )
 
-    async def remove(self, prompt_id: str, *, by: str, version: int | None = None) -> None:
-        """Raises `PromptUnknown`, `VersionStale`, or `StateConflict` that names the workflows that run with it."""
+    async def examine(self, prompt: PromptRecord) -> None:
+        """Whether it could be kept as it stands. Raises `PayloadInvalid`, or `StateConflict` if what uses it could not
+        go on."""
+        self._check(prompt)
+        for field, lacking in await self.lacking(prompt):
+            raise StateConflict(f"{lacking}: publish that with one first", field=field)
+
+    async def roll_back(self, prompt_id: str, version: int, *, by: str, comment: str = "") -> PromptRecord:
+        """As it was in that version, as the next one. Raises as `edit`, and `VersionUnknown`."""
+        former = await self.version(prompt_id, version)
+        if former.updated_by == NEWER:
+            raise StateConflict(f"version {version} of {prompt_id} was written by {NEWER}")
+        why = comment or f"back to version {version}"
+        return await self.edit(prompt_id, lambda _: former, by=by, comment=why)
+
+    async def remove(self, prompt_id: str, *, by: str, version: int | None = None) -> Sequence[str]:
+        """Returns the workflows that were published with it meanwhile.
+
+        Raises `PromptUnknown`, `VersionStale`, or `StateConflict` that names the workflows that run with it."""
         known = await self.get(prompt_id)
         if version is not None and version != known.version:
             raise VersionStale.of(prompt_id, known.version)
-        if users := sorted({workflow_id for workflow_id, *_ in await self._users(prompt_id)}):
+        if users := (await self.used_by()).get(prompt_id):
             raise StateConflict(f"{prompt_id} is used by {', '.join(users)}: publish them without it first")
         await self._versions.change(Kind.PROMPT, prompt_id, lambda _: None, by=by, action="remove", expected=version)
+        return (await self.used_by()).get(prompt_id, [])
 
     # --- details ---
 
@@ -171,6 +214,20 @@ class Prompts:
             for one in published
             for at, stage in enumerate(one.stages or ())
         ]
+
+
+def _as_written(prompt: PromptRecord) -> dict[str, Any]:
+    """As it is asked for over HTTP; what is not there is not said."""
+    written = {
+        "name": prompt.name,
+        "template": prompt.template,
+        "system": prompt.system,
+        "placeholders": list(prompt.placeholders),
+        "model": prompt.model,
+        "temperature": prompt.temperature,
+        "maxTokens": prompt.max_tokens,
+    }
+    return {name: value for name, value in written.items() if value is not None}
 
 
 def _known(prompt_id: str, last: Definition | None) -> PromptRecord:

@@ -4,9 +4,10 @@ Nothing of a draft runs. Publishing makes it the next version of what runs; goin
 The switch of a workflow's channels is apart from both: it holds at once, and every later version keeps it. Workflows in
 code are listed beside them, with that switch; everything else of theirs is changed in the code.
 
-Each change is one version of one definition, said to all processes and in the audit log.
+Each change is one version of one definition, said to all processes and in the audit log. What it was checked against
+may be changed at the same moment; so that is looked at once more, after it is written, and said in its `warnings`.
 
-Refuses: to publish what could not run; to remove what something is bound to; to write over what a newer version of Rise
+Refuses: to publish what could not run; to remove what a binding serves with; to write over what a newer version of Rise
 has written, or somebody else since (`VersionStale`).
 """
 
@@ -23,6 +24,7 @@ from rise.definitions.port import Definition, Definitions, Kind
 from rise.definitions.records import (
     NEWER,
     STAGES,
+    BindingRecord,
     DraftRecord,
     PromptRecord,
     WorkflowRecord,
@@ -37,7 +39,8 @@ from rise.definitions.records import (
 from rise.envelope import definition_id_of
 from rise.errors import PayloadInvalid, StateConflict, VersionStale, VersionUnknown, WorkflowUnknown
 from rise.runtime.differences import Difference, differences
-from rise.runtime.versions import Versions
+from rise.runtime.editor import Editor
+from rise.runtime.versions import Since, Versions, since
 
 NAME_CHARS_MAX: Final = 100
 COMMENT_CHARS_MAX: Final = 500
@@ -71,7 +74,9 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True):
     """None: its function is in the code."""
     published: WorkflowRecord | None
     bound_to: tuple[str, ...] = ()
-    """Channels' accounts, such as `telegram:7`."""
+    """Channels' accounts, such as `telegram:7`, where messages meet it; not where its binding is off."""
+    warnings: tuple[str, ...] = ()
+    """Of what was published this moment: what was changed at the same, without which it cannot run."""
 
     @property
     def status(self) -> WorkflowStatus:
@@ -104,6 +109,7 @@ class Workflows:
         self,
         definitions: Definitions,
         versions: Versions,
+        editor: Editor,
         check: Check,
         stages_named: StagesNamed = lambda text: (),
         secrets_named: SecretsNamed = lambda stages: (),
@@ -112,6 +118,7 @@ class Workflows:
         self._secrets_named = secrets_named
         self._definitions = definitions
         self._versions = versions
+        self._editor = editor
         self._check = check
 
     # --- looking ---
@@ -147,6 +154,35 @@ class Workflows:
             raise VersionUnknown(f"{workflow_id} was never published", field="from")
         latter = known.shown if new is None else await self._version(workflow_id, new, "to")
         return differences(_compared(former, latter), _compared(latter, former))
+
+    async def since(self, workflow_id: str, version: int) -> Since | None:
+        """What others have made of the draft since that version of it; None: nothing."""
+        former, later = await self._versions.after(Kind.WORKFLOW, workflow_id, version)
+        if not later:
+            return None
+        found = None
+        if former is not None and later[0].body is not None:
+            old, new = draft_of(former), draft_of(later[0])
+            found = differences(_compared(old, new), _compared(new, old))
+        return since(later, found)
+
+    async def change_to(self, workflow_id: str, version: int) -> Sequence[Difference]:
+        """What would be other if that version ran again. Raises `WorkflowUnknown` or `VersionUnknown`."""
+        former = await self._version(workflow_id, version, "version")
+        running = (await self.get(workflow_id)).published
+        if running is None:
+            raise VersionUnknown(f"{workflow_id} was never published", field="version")
+        # Not its switch, which stays as it is.
+        return differences(_as_written(running.name, running.stages), _as_written(former.name, former.stages))
+
+    def change_by(self, workflow: Workflow, name: str, stages: Sequence[Any]) -> Sequence[Difference]:
+        """What would be other than it runs now, or if nothing does, than the draft is, if this was published."""
+        known = workflow.published or workflow.shown
+        return differences(_as_written(known.name, known.stages), _as_written(name, list(stages)))
+
+    async def examine(self, workflow_id: str, name: str, stages: Sequence[Any]) -> None:
+        """Whether it could be published as it stands. Raises `PayloadInvalid`."""
+        await self._check_whole(DraftRecord(workflow_id=workflow_id, name=name, stages=list(stages)))
 
     # --- editing ---
 
@@ -212,18 +248,23 @@ class Workflows:
 
         await self._versions.change(Kind.WORKFLOW, workflow_id, change, by=by, action="edit", why=why, expected=version)
 
-    async def remove(self, workflow_id: str, *, by: str, version: int | None = None) -> None:
-        """For good, though its versions stay readable to whoever makes one of the same name.
+    async def remove(self, workflow_id: str, *, by: str, version: int | None = None) -> Sequence[str]:
+        """For good, though its versions stay readable to whoever makes one of the same name. Its bindings that are off,
+        or meet nothing, go with it. Returns what to know of that.
 
         Raises `WorkflowUnknown`, `VersionStale`, or `StateConflict` where it is bound, or in the code.
         """
         known = await self.get(workflow_id)
         _refuse_stale(known, version)
         if known.bound_to:
-            raise StateConflict(f"{workflow_id} is bound to {', '.join(known.bound_to)}: bind another there first")
+            raise StateConflict(
+                f"{workflow_id} is bound to {', '.join(known.bound_to)}: switch that off, or bind another there, first"
+            )
         if known.draft is None and known.status is WorkflowStatus.PUBLISHED:
             raise StateConflict(f"{workflow_id} is in the code, and would come back with it: remove it there")
-        # What runs goes first: cut off between the two, it is a draft again, and can be removed once more.
+        # First, for nobody could ask for them by what is gone.
+        warnings = await self._unbind(workflow_id, by=by)
+        # What runs goes before its draft: cut off between the two, it is a draft again, and can be removed once more.
         for kind, there in ((Kind.PUBLISHED, known.published), (Kind.WORKFLOW, known.draft)):
             if there is not None:
                 # With `version`, nothing that was written since it was looked at.
@@ -231,6 +272,10 @@ class Workflows:
                 await self._versions.change(
                     kind, workflow_id, lambda _: None, by=by, action="remove", expected=expected
                 )
+        places = ", ".join(one.name for one, _ in await self._bindings_of(workflow_id))
+        return (
+            [*warnings, f"{workflow_id} was bound to {places} meanwhile: what comes in waits"] if places else warnings
+        )
 
     # --- what runs ---
 
@@ -242,8 +287,8 @@ class Workflows:
         draft = await self._draft(workflow_id)
         if version is not None and version != draft.version:
             raise VersionStale.of(workflow_id, draft.version)
-        await self._run(draft, by=by, action="publish", why=comment)
-        return await self.get(workflow_id)
+        warnings = await self._run(draft, by=by, action="publish", why=comment)
+        return msgspec.structs.replace(await self.get(workflow_id), warnings=warnings)
 
     async def roll_back(self, workflow_id: str, version: int, *, by: str, comment: str = "") -> Workflow:
         """That version runs again, as the next one. A draft without changes of its own becomes the same; one that
@@ -257,14 +302,14 @@ class Workflows:
             raise StateConflict(f"version {version} of {workflow_id} is not one of stages that can be read here")
         as_former = msgspec.structs.replace(draft, name=former.name, stages=former.stages)
         why = comment or f"back to version {version}"
-        await self._run(as_former, by=by, action="rollback", why=why)
+        warnings = await self._run(as_former, by=by, action="rollback", why=why)
         if not known.has_unpublished_changes:
             body = body_of(as_former)
             with suppress(VersionStale):  # somebody is at it since this moment
                 await self._versions.change(
                     Kind.WORKFLOW, workflow_id, lambda _: body, by=by, action="edit", why=why, expected=draft.version
                 )
-        return await self.get(workflow_id)
+        return msgspec.structs.replace(await self.get(workflow_id), warnings=warnings)
 
     async def switch(self, workflow_id: str, *, enabled: bool, by: str, why: str = "") -> Workflow:
         """Whether it may serve channels, from now on and in every later version.
@@ -287,7 +332,22 @@ class Workflows:
 
     # --- details ---
 
-    async def _run(self, draft: DraftRecord, *, by: str, action: str, why: str) -> None:
+    async def _unbind(self, workflow_id: str, *, by: str) -> Sequence[str]:
+        warnings = []
+        for definition, one in await self._bindings_of(workflow_id):
+            why = f"{workflow_id} is removed"
+            await self._editor.unbind(one.channel, one.account, workflow_id, by=by, why=why, unless_met=True)
+            if len(bindings_of(definition)) == 1 and one.own.bot_token is not None:
+                warnings.append(f"nothing is bound to {definition.name} any more, and the token it had is gone, too")
+        return warnings
+
+    async def _bindings_of(self, workflow_id: str) -> Sequence[tuple[Definition, BindingRecord]]:
+        """Each among those of its account."""
+        latest = (await self._definitions.latest([Kind.BINDINGS])).definitions
+        return [(kept, one) for kept in latest for one in bindings_of(kept) if one.workflow_id == workflow_id]
+
+    async def _run(self, draft: DraftRecord, *, by: str, action: str, why: str) -> tuple[str, ...]:
+        """Returns what it has lost meanwhile."""
         await self._check_whole(draft)
         record = WorkflowRecord(
             workflow_id=draft.workflow_id, name=draft.name, kind=STAGES, stages=draft.stages, enabled=True
@@ -302,6 +362,11 @@ class Workflows:
             return body_of(msgspec.structs.replace(record, enabled=is_switched_on(last)))
 
         await self._versions.change(Kind.PUBLISHED, draft.workflow_id, change, by=by, action=action, why=why)
+        try:
+            await self._check_whole(draft)
+        except PayloadInvalid as error:
+            return (f"somebody has changed what it needs meanwhile: {error.public_message}",)
+        return ()
 
     async def _check_whole(self, draft: DraftRecord) -> None:
         """As they stand, and with the prompts and secrets that they ask for as these stand now."""
@@ -399,7 +464,7 @@ def _put_together(found: Iterable[Definition]) -> list[Workflow]:
         elif definition.kind is Kind.PUBLISHED:
             published[definition.name] = workflow_of(definition)
         else:
-            for binding in bindings_of(definition):
+            for binding in (one for one in bindings_of(definition) if one.is_met):
                 bound.setdefault(binding.workflow_id, []).append(account_name(binding.channel, binding.account))
     return [
         Workflow(
@@ -416,9 +481,13 @@ def _runs_as(draft: DraftRecord, published: WorkflowRecord | None) -> bool:
     return published is not None and (draft.name, draft.stages) == (published.name, published.stages)
 
 
+def _as_written(name: str, stages: list[Any] | None) -> dict[str, Any]:
+    return {"name": name, "stages": stages}
+
+
 def _compared(record: DraftRecord | WorkflowRecord, other: DraftRecord | WorkflowRecord) -> dict[str, Any]:
     """What both have."""
-    shown: dict[str, Any] = {"name": record.name, "stages": record.stages}
+    shown = _as_written(record.name, record.stages)
     if isinstance(record, WorkflowRecord) and isinstance(other, WorkflowRecord):
         shown |= {"channels": list(record.channels), "isChannelEnabled": record.enabled}
     return shown

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -62,18 +62,22 @@ async def serve(
     """Run the gateway until SIGTERM or SIGINT. Raises `StoreLocked` if the directory has another."""
     stop = asyncio.Event()
     stop_on_signals(stop)
+    house = assembly.reach_temporal(house)
+    tracing = assembly.build_tracing(house, "serve")
     house.stores.directory.own(alone=house.stores.full is None)
     try:
         await open_stores(house)
         await assembly.learn_bots(house)
         door = build_door(house)
-        worker = InProcessWorker(house) if in_process else _worker_process(house)
+        worker = InProcessWorker(house) if in_process else _worker_process(house, stop)
         posts = build_alert_posts(house)
         supervisor = build_supervisor(house, restart_worker=worker.restart, tell=posts.tell)
-        services: list[Service] = [house.bus, *house.stores.services(), *_keepers(house), house.bindings, house.chats]
+        services: list[Service] = [*tracing, house.bus, *house.stores.services(), *_keepers(house)]
+        services += [house.bindings, house.chats]
         services += assembly.build_write_back(house)
-        services += [posts, supervisor, assembly.build_sender(house), worker, door, *_telegram_services(house)]
-        services += [assembly.build_binding_monitor(house)]
+        services += [posts, supervisor, assembly.build_sender(house), worker, *_temporal_services(house)]
+        services += [door, *_telegram_services(house)]
+        services += [assembly.build_binding_monitor(house), assembly.build_pulse_taker(house)]
         await start_all(services, on_error=_report_stop)
         spare_the_collector()
         log.info("serve.started", port=door.port, data_dir=str(house.settings.data_dir))
@@ -84,6 +88,9 @@ async def serve(
     finally:
         # After the sender: a connection closed under a call that is out leaves its end in doubt.
         await house.channels.close()
+        await house.model.close()
+        if house.temporal is not None:
+            house.temporal.close()
         await house.stores.close()
         house.stores.directory.disown()
     log.info("serve.stopped")
@@ -104,6 +111,8 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
         # Before anything that waits: an orphan ends, even while its store is away.
         parent = Parent(parent_fd, house.clock)
         parent.watch(stop.set, grace_seconds=house.settings.stop_seconds)
+    house = assembly.reach_temporal(house)
+    tracing = assembly.build_tracing(house, "worker")
     app = load_app(house.settings.app)
     await open_stores(house, until=stop)
     try:
@@ -114,16 +123,21 @@ async def work(house: House, *, parent_fd: int | None = None) -> int:
                 await _refuse_without_code(house)
             await assembly.learn_bots(house)
             worker = InProcessWorker(house, app.workflows, functions=app.functions, defines=parent is not None)
-            await _work_until(stop, worker, house, parent)
+            await _work_until(stop, worker, house, parent, tracing)
     finally:
         await house.channels.close()
+        await house.model.close()
+        if house.temporal is not None:
+            house.temporal.close()
         await house.stores.close()
     return 0 if stop.is_set() else EXIT_WORN_OUT
 
 
-async def _work_until(stop: asyncio.Event, worker: InProcessWorker, house: House, parent: Parent | None) -> None:
+async def _work_until(
+    stop: asyncio.Event, worker: InProcessWorker, house: House, parent: Parent | None, tracing: Sequence[Service]
+) -> None:
     """Or until the worker is worn out."""
-    services: list[Service] = [house.bus, *house.stores.services(), house.bindings, house.chats]
+    services: list[Service] = [*tracing, house.bus, *house.stores.services(), house.bindings, house.chats]
     services += [*_telegram_services(house, receives=False), worker]
     await start_all(services, on_error=_report_stop)
     spare_the_collector()
@@ -156,7 +170,7 @@ class InProcessWorker:
         self._defines = defines
         app = load_app(house.settings.app) if workflows is None else App(workflows, dict(functions or {}))
         self._app = app
-        self._worker = assembly.build_worker(house, app.workflows, app.functions)
+        self._build()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._has_begun = False
         self._hints = Loop("worker.hints", self._follow_hints, sleep=house.clock.sleep, on_error=_ignore_hint)
@@ -176,15 +190,24 @@ class InProcessWorker:
     async def stop(self) -> None:
         await self._hints.stop()
         await cancel_all(self._tasks)
-        if self._has_begun:
-            await self._worker.stop()
+        await self._stop_worker()
 
     async def restart(self) -> None:
         """It has been seen to do nothing: a new one takes its place."""
-        self._has_begun = False
-        await self._worker.stop()
-        self._worker = assembly.build_worker(self._house, self._app.workflows, self._app.functions)
+        await self._stop_worker()
+        self._build()
         await self.start()
+
+    def _build(self) -> None:
+        self._worker = assembly.build_worker(self._house, self._app.workflows, self._app.functions)
+        runs = self._worker.conversation_runs
+        self._conversations: Service | None = assembly.build_conversation_worker(self._house, runs)
+
+    async def _stop_worker(self) -> None:
+        if not self._has_begun:
+            return
+        self._has_begun = False
+        await self._worker.stop(self._conversations)
 
     async def _follow_hints(self) -> None:
         """Woken by the queue itself: whoever accepted may be on another host, where our bus does not reach."""
@@ -209,6 +232,8 @@ class InProcessWorker:
             await house.bindings.refresh()
         # Written by a newer version and left alone by an older one: perhaps this one can read them.
         await house.queue.resume(Selection(reason=Reason.SCHEMA_NEWER), limit=1_000_000)
+        if self._conversations is not None:
+            await self._conversations.start()  # Temporal may be away
         await self._worker.start()
         if house.stores.full is not None and house.stores.full.wait_for_hint is not None:
             await self._hints.start()
@@ -219,6 +244,14 @@ class InProcessWorker:
 def _keepers(house: House) -> list[Service]:
     keeper = assembly.build_keeper(house)
     return [] if keeper is None else [keeper]
+
+
+def _temporal_services(house: House) -> list[Service]:
+    """After the worker, which runs what their timers fire; stopped after the doors, behind which they are planned."""
+    if house.temporal is None:
+        return []
+    arming = assembly.build_arming(house, house.temporal)
+    return [arming, assembly.build_temporal_worker(house, house.temporal, on_built=arming.arm_all)]
 
 
 def _telegram_services(house: House, *, receives: bool = True) -> list[Service]:
@@ -258,6 +291,7 @@ def build_supervisor(
     """`restart_worker`: of the worker that belongs to this process; `tell`: where alerts go beside the log;
     `forget_after_seconds`: as in `Duties`."""
     settings = house.settings
+    alerts = Alerts(house.clock, tell, settings.alert_quiet_seconds, house.alerts)
     register_probes(house)
     return Supervisor(
         queue=house.queue,
@@ -266,7 +300,7 @@ def build_supervisor(
         bindings=house.bindings,
         channels=house.channels.by_name(),
         capabilities=house.capabilities,
-        pipeline=_pipeline(house, restart_worker, Alerts(house.clock, tell, settings.alert_quiet_seconds)),
+        pipeline=_pipeline(house, restart_worker, alerts),
         clock=house.clock,
         duties=Duties(
             resume_per_second=settings.resume_per_second,
@@ -318,6 +352,7 @@ def _pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] | None
         disk_space=house.stores.directory.space,
         restart_worker=restart_worker,
         is_filled=house.stores.is_filled,
+        on_counted=lambda depth: house.pulse.note(depth, house.clock.now()),
     )
 
 
@@ -334,7 +369,7 @@ def build_alert_posts(house: House) -> AlertPosts:
     return AlertPosts(posts, house.clock)
 
 
-def _worker_process(house: House) -> WorkerProcess:
+def _worker_process(house: House, stop: asyncio.Event) -> WorkerProcess:
     # Before the supervisor looks: as long as nothing is said of it, nothing would wait for it.
     house.capabilities.set("worker", CapabilityStatus.DEGRADED, "starting")
     return WorkerProcess(
@@ -342,6 +377,7 @@ def _worker_process(house: House) -> WorkerProcess:
         clock=house.clock,
         stall_seconds=house.settings.worker_stall_seconds,
         stop_seconds=house.settings.stop_seconds,
+        stop=stop,
     )
 
 

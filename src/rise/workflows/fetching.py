@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
+from rise import tracing
 from rise.errors import AddressForbidden, SiteFailed, SiteUnavailable, StageRefused
 from rise.reachable import Address, Allowed, is_public
+from rise.unreached import why_unreached
 
 if TYPE_CHECKING:
     import httpx
@@ -93,6 +95,14 @@ class GuardedFetch:
 
     async def fetch(self, request: HttpRequest, *, timeout_seconds: float) -> HttpAnswer:
         url = read_address(request.url)
+        # Without the path: what it holds may be a key.
+        asked = {"http.request.method": request.method, "server.address": url.host, "server.port": url.port}
+        with tracing.span(request.method, kind="client", attributes=asked) as span:
+            answer = await self._fetch(request, url, timeout_seconds)
+            span.note({"http.response.status_code": answer.status})
+            return answer
+
+    async def _fetch(self, request: HttpRequest, url: httpx.URL, timeout_seconds: float) -> HttpAnswer:
         async with _errors(url.host, timeout_seconds):
             addresses = await self._addresses(url)
             # One that swallows what it is sent leaves time for the next.
@@ -226,8 +236,7 @@ async def _errors(host: str, seconds: float) -> AsyncIterator[None]:
         # A name that was misspelt has none tomorrow either: that must not be waited for without end.
         raise SiteFailed(f"{_shown(host)} has no address") from error
     except (httpx.HTTPError, OSError) as error:
-        # By its class alone: the words hold the address, and that may hold a key.
-        raise SiteUnavailable(f"{_shown(host)} does not answer: {type(error).__name__}") from error
+        raise SiteUnavailable(f"{_shown(host)} does not answer: {why_unreached(error)}") from error
 
 
 def _shown(host: str) -> str:

@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
+from rise import tracing
 from rise.errors import ModelAnswerUnusable, ModelRefused, ModelUnavailable, ModelUnconfigured
 from rise.settings import Settings
 from rise.telemetry import clean, keep_out_of_logs
+from rise.unreached import why_unreached
+from rise.workflows.turn import in_a_thread
 
 if TYPE_CHECKING:
     import openai
@@ -32,6 +36,8 @@ RETRY_AFTER_SECONDS_MAX: Final = 86_400
 _BUSY: Final = frozenset({408, 409, 425, 429})
 """Statuses below 500 with which a server says: not now."""
 _ABOUT_THE_KEY: Final = frozenset({401, 403})
+_PROVIDER: Final = "openai"
+"""Whose protocol is spoken, as the conventions have it: which server is behind it nobody can tell."""
 _NO_KEY: Final = "none"
 """The client wants one; local servers do not."""
 
@@ -70,7 +76,9 @@ class Model(Protocol):
         """What is known of it now, in a line, for the capability `llm`; costs nothing. Raises as `answer` does."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Whoever asks it afterwards opens it again."""
+        ...
 
 
 class NoModel:
@@ -112,11 +120,18 @@ class OpenAIModel:
         self._key = key
         self._seconds_max = seconds_max
         self._client: openai.AsyncOpenAI | None = None
+        self._making = asyncio.Lock()
 
     async def answer(self, request: ModelRequest, *, timeout_seconds: float) -> ModelAnswer:
         model, seconds = request.model or self._model, min(timeout_seconds, self._seconds_max)
-        async with self._errors(model, seconds):
-            completion = await self._opened().chat.completions.create(
+        with tracing.span(f"chat {model}", kind="client", attributes=self._asked(request, model)) as span:
+            answer = await self._answer(request, model, seconds)
+            span.note(_answered(answer))
+            return answer
+
+    async def _answer(self, request: ModelRequest, model: str, seconds: float) -> ModelAnswer:
+        async with self._opened(model, seconds) as client:
+            completion = await client.chat.completions.create(
                 model=model,
                 messages=[{"role": one.role, "content": one.text} for one in request.messages],  # type: ignore[misc]
                 timeout=seconds,
@@ -125,51 +140,81 @@ class OpenAIModel:
         return _read(completion, model)
 
     async def probe(self, *, timeout_seconds: float) -> str:
-        async with self._errors(self._model, timeout_seconds):
+        async with self._opened(self._model, timeout_seconds) as client:
             import openai
 
             try:
-                page = await self._opened().models.list(timeout=timeout_seconds)
+                page = await client.models.list(timeout=timeout_seconds)
             except openai.NotFoundError:
                 return "answers; which models it has, it does not say"
             named = {getattr(one, "id", None) for one in getattr(page, "data", None) or ()}
         return f"answers; it has {self._model}" if self._model in named else f"answers, but lists no {self._model}"
 
     async def close(self) -> None:
-        client, self._client = self._client, None
+        async with self._making:
+            client, self._client = self._client, None
         if client is not None:
             await client.close()
 
-    def _opened(self) -> openai.AsyncOpenAI:
-        if self._client is None:
-            try:
-                import openai  # here, because it takes a second, and most bots ask no model
-            except ImportError as error:
-                raise ModelUnconfigured(
-                    "the client for language models is not installed", remedy="pip install 'rise-gateway[llm]'"
-                ) from error
-            self._client = openai.AsyncOpenAI(
-                api_key=self._key or _NO_KEY,
-                base_url=self._base_url,
-                max_retries=0,
-                http_client=openai.DefaultAsyncHttpxClient(
-                    follow_redirects=False,
-                    headers={"Accept-Encoding": "identity"},
-                    event_hooks={"response": [_bound]},
-                ),
-            )
-        return self._client
+    def _asked(self, request: ModelRequest, model: str) -> tracing.Attributes:
+        """By OpenTelemetry's conventions for generative AI; without what they leave to choice, the words."""
+        place = urlsplit(self._base_url)
+        return {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": _PROVIDER,
+            "gen_ai.request.model": model,
+            "gen_ai.request.temperature": request.temperature,
+            "gen_ai.request.max_tokens": request.max_tokens,
+            "server.address": place.hostname,
+            "server.port": place.port or (443 if place.scheme == "https" else 80),
+        }
+
+    def _made(self) -> openai.AsyncOpenAI:
+        try:
+            import openai  # here, because it takes a second, and most bots ask no model
+        except ImportError as error:
+            raise ModelUnconfigured(
+                "the client for language models is not installed", remedy="pip install 'rise-gateway[llm]'"
+            ) from error
+        return openai.AsyncOpenAI(
+            api_key=self._key or _NO_KEY,
+            base_url=self._base_url,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(
+                follow_redirects=False,
+                headers={"Accept-Encoding": "identity"},
+                event_hooks={"response": [_bound]},
+            ),
+        )
 
     @asynccontextmanager
-    async def _errors(self, model: str, seconds: float) -> AsyncIterator[None]:
-        """Within its time, and every error one of ours."""
-        self._opened()
-        import openai
-
+    async def _opened(self, model: str, seconds: float) -> AsyncIterator[openai.AsyncOpenAI]:
+        """The client, within its time, and every error one of ours."""
         limit = asyncio.timeout(seconds)  # the client's own begins anew with every byte
         try:
             async with limit:
-                yield
+                client = await self._ready()
+                with self._translated(model, seconds):
+                    yield client
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise ModelUnavailable(f"the language model did not answer within {seconds:g} s") from error
+
+    async def _ready(self) -> openai.AsyncOpenAI:
+        """One, whoever comes while it is made: of two, nobody would close the second."""
+        async with self._making:
+            if self._client is None:
+                # In a thread: its library takes a second, and this process may accept messages meanwhile.
+                self._client = await in_a_thread(self._made)
+            return self._client
+
+    @contextmanager
+    def _translated(self, model: str, seconds: float) -> Iterator[None]:
+        import openai
+
+        try:
+            yield
         except openai.APIStatusError as error:
             raise self._refusal(error, model) from error
         except openai.APITimeoutError as error:
@@ -177,12 +222,8 @@ class OpenAIModel:
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, ModelAnswerUnusable):
                 raise error.__cause__ from None
-            # By its class alone: the words hold the address, and that may hold a key.
-            raise ModelUnavailable(f"the language model cannot be reached: {type(error.__cause__).__name__}") from error
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise ModelUnavailable(f"the language model did not answer within {seconds:g} s") from error
+            why = why_unreached(error.__cause__ or error)
+            raise ModelUnavailable(f"the language model cannot be reached: {why}") from error
         except (openai.OpenAIError, ValueError) as error:
             raise ModelAnswerUnusable(f"the language model's answer cannot be read: {type(error).__name__}") from error
 
@@ -203,6 +244,14 @@ class OpenAIModel:
             return ModelRefused(f"the language model's server refuses the key ({status}): correct RISE_LLM_API_KEY")
         words = clean(str(error.message)).replace(self._key or "\0", "***")[:WORDS_MAX]
         return ModelRefused(f"the language model's server refuses the request to {model} ({status}): {words}")
+
+
+def _answered(answer: ModelAnswer) -> tracing.Attributes:
+    return {
+        "gen_ai.response.model": answer.model,
+        "gen_ai.usage.input_tokens": answer.prompt_tokens,
+        "gen_ai.usage.output_tokens": answer.completion_tokens,
+    }
 
 
 async def _bound(response: Any) -> None:

@@ -11,19 +11,22 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
+from rise import tracing
 from rise.bindings import Bound
 from rise.bursts import Burst
 from rise.bus.port import Bus, Topic
 from rise.channels.port import Channel, is_pushed
-from rise.clock import TICK_SECONDS, Clock
+from rise.clock import TICK_SECONDS, Clock, epoch_ms
 from rise.definitions.records import CODE, STAGES, WorkflowRecord
 from rise.envelope import Effect, Task, encode_json, notice_id_of
-from rise.errors import PayloadInvalid, RunTimedOut, Unavailable
+from rise.errors import PayloadInvalid, RunTimedOut, Unavailable, WaitsForDependency
 from rise.ledger.port import Ledger, ReplyKind, reply_of
 from rise.service import spawn
 from rise.telemetry import log
@@ -72,6 +75,7 @@ class Runner:
         """`staged`: those that are not in the code."""
         self.workflows = workflows
         self._abandoned = 0
+        self._is_closed = False
         self._running: set[asyncio.Task[Any]] = set()
         self._ledger = ledger
         self._channels = channels
@@ -94,9 +98,26 @@ class Runner:
 
     async def run(self, burst: Burst, bound: Bound, channel: Channel, steps: Mapping[str, bytes]) -> Ran:
         """`steps`: what former tries have saved. Raises what the workflow raises, or `RunTimedOut`."""
-        task = burst.leader
         definition = self.definition(bound.workflow)
         assert definition is not None
+        followers = [follower.head for follower in burst.followers]
+        workflow = bound.workflow
+        named: tracing.Attributes = {
+            "rise.workflow_id": workflow.workflow_id,
+            "rise.workflow_version": workflow.version,
+        }
+        with tracing.span_of(burst.leader.head, "run", links=followers, attributes=named):
+            return await self._run(definition, burst, bound, channel, steps)
+
+    async def _run(
+        self,
+        definition: WorkflowDefinition,
+        burst: Burst,
+        bound: Bound,
+        channel: Channel,
+        steps: Mapping[str, bytes],
+    ) -> Ran:
+        task = burst.leader
         if not definition.answers_callbacks:
             await self.acknowledge(task, channel)
         memory = _RunMemory(self._ledger, burst, self._channels[task.head.channel])
@@ -117,6 +138,8 @@ class Runner:
         return self._staged.definition(workflow) if self._staged and workflow.kind == STAGES else None
 
     async def close(self) -> None:
+        """What would begin later is handed back, as a dependency's fault: it was no try."""
+        self._is_closed = True
         # Not waited for: a function that never returns must not keep the process from ending.
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._staged is not None:
@@ -134,10 +157,11 @@ class Runner:
             history = [{"role": turn.role, "text": turn.text} for turn in kept]
         memory.former_tries, memory.former_records = records_among(steps)
         steps = burst.steps(steps)
+        now_ms = epoch_ms(self._clock.now())
         if definition.is_async:
-            return Turn(task, memory, steps=steps, history=history, followers=followers)
+            return Turn(task, memory, steps=steps, history=history, now_ms=now_ms, followers=followers)
         loop = asyncio.get_running_loop()
-        return BlockingTurn(task, memory, steps=steps, history=history, followers=followers, loop=loop)
+        return BlockingTurn(task, memory, steps=steps, history=history, now_ms=now_ms, followers=followers, loop=loop)
 
     async def _call(self, definition: WorkflowDefinition, turn: Turn, memory: _RunMemory) -> Any:
         """Its time is its own: what it has to wait for a store or a platform is not counted, nor for how long the
@@ -152,6 +176,8 @@ class Runner:
                 look_at = _now() + min(left, seconds / 10, LOOK_SECONDS)
                 await asyncio.wait({running}, timeout=look_at - _now())
                 if running.done():
+                    if running.cancelled() and self._is_closed:
+                        raise _stopped()  # it had not begun
                     return running.result()
                 stopped_seconds += max(0.0, _now() - look_at)
         finally:
@@ -173,10 +199,14 @@ class Runner:
         return value, [*memory.former_records, *records]
 
     def _begin(self, definition: WorkflowDefinition, turn: Turn) -> asyncio.Future[Any]:
+        if self._is_closed:
+            raise _stopped()
         if definition.is_async:
             run = _in_bounds(definition.function, turn)
             return spawn(run, name=f"workflow {definition.name}", into=self._running)
-        return asyncio.get_running_loop().run_in_executor(self._threads, in_bounds, definition.function, turn)
+        # With what is known of the run here: its trace, and what the log says of it.
+        call = partial(copy_context().run, in_bounds, definition.function, turn)
+        return asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def _end(self, running: asyncio.Future[Any]) -> None:
         """Cancel what still runs, and give it a moment to clean up. A thread cannot be stopped at all."""
@@ -206,6 +236,10 @@ class Runner:
 
     def _place(self, definition: WorkflowDefinition) -> Any:
         return self._places.get(definition.workflow_id) or _Unlimited()
+
+
+def _stopped() -> WaitsForDependency:
+    return WaitsForDependency("this worker has stopped before it began", retry_after_seconds=LOOK_SECONDS)
 
 
 class _Unlimited:

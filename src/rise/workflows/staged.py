@@ -24,10 +24,11 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from rise import tracing
 from rise.clock import Clock, epoch_ms
 from rise.envelope import encode_json
 from rise.errors import RiseError, SiteFailed, SiteUnavailable, StageRefused, StageTimedOut
-from rise.telemetry import clean
+from rise.telemetry import clean, spellings
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.fetching import Fetch, HttpAnswer, HttpRequest, json_of
 from rise.workflows.model import Message, Model, ModelRequest
@@ -101,8 +102,7 @@ class Tools:
     """Told of every stage when it ends, whatever the end. Must neither wait nor raise."""
 
     async def close(self) -> None:
-        """Those that hold connections."""
-        await self.model.close()
+        """Those that hold connections, but for the model: that is the house's, and others ask it too."""
         await self.fetch.close()
 
 
@@ -186,7 +186,8 @@ class _Run:
     async def stage(self, stage: Stage, number: int) -> str | None:
         """Run it, and keep what it came to. Returns the stage that is next, `_NEXT` or None for the end."""
         trial = _Trial(stage, self._tools.clock)
-        with self._recorded(trial, number), _named(stage):
+        shown = {"rise.stage": stage.name, "rise.stage_kind": stage.kind}
+        with tracing.span("stage", attributes=shown), self._recorded(trial, number), _named(stage):
             value = await self._perform(stage, trial, number)
         self._values["stages"][stage.name] = value
         return value if isinstance(stage, RouterStage) else _NEXT
@@ -275,7 +276,7 @@ class _Run:
         trial.notes = {"status": answer.status}
         _refuse_unexpected(answer, stage.expect, urlsplit(request.url).hostname)
         try:
-            return _without(json_of(answer), [*secrets.values()])
+            return _without(json_of(answer), _spelled(secrets.values()))
         except RecursionError as error:
             raise StageRefused("the answer is nested too deep") from error
 
@@ -460,19 +461,23 @@ def _filled(value: Any, values: Mapping[str, Any]) -> Any:
     return {name: _filled(one, values) for name, one in value.items()} if isinstance(value, dict) else value
 
 
-def _without(value: Any, secrets: Sequence[str]) -> Any:
+def _spelled(secrets: Iterable[str]) -> Sequence[str]:
+    """The longest first: one may be the beginning of another."""
+    return sorted({one for secret in secrets for one in spellings(secret)}, key=len, reverse=True)
+
+
+def _without(value: Any, spelled: Sequence[str]) -> Any:
     """An answer in which what was asked with does not stand: some sites say back what they were told."""
-    if not secrets:
+    if not spelled:
         return value
     if isinstance(value, str):
-        for secret in sorted(secrets, key=len, reverse=True):  # one may be the beginning of another
-            for spelled in (secret, _as_part_of_address(secret)):
-                value = value.replace(spelled, HIDDEN)
+        for one in spelled:
+            value = value.replace(one, HIDDEN)
         return value
     if isinstance(value, list):
-        return [_without(one, secrets) for one in value]
+        return [_without(one, spelled) for one in value]
     if isinstance(value, dict):
-        return {_without(name, secrets): _without(one, secrets) for name, one in value.items()}
+        return {_without(name, spelled): _without(one, spelled) for name, one in value.items()}
     return value
 
 

@@ -34,11 +34,10 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from rise.channels.http import optional
-from rise.clock import epoch_ms
 from rise.envelope import json_name
 from rise.errors import PayloadInvalid
 from rise.workflows.templates import SECRETS, Template, check_template, template
-from rise.workflows.turn import FOLLOW_UP_SECONDS_MAX, MOMENT_MS_MAX, MOMENT_MS_MIN
+from rise.workflows.turn import FOLLOW_UP_SECONDS_MAX
 
 STAGES_MAX: Final = 50
 RULES_MAX: Final = 50
@@ -470,12 +469,12 @@ def _follow_up(fields: _Fields, name: str) -> FollowUpStage:
 
 
 def read_moment(text: str) -> datetime | None:
-    """A moment with its time zone that can be kept; None for anything else."""
+    """A moment with its time zone; None for anything else. How far ahead it may be, is said when it is planned."""
     try:
         moment = datetime.fromisoformat(text.strip())
-        return moment if moment.tzinfo is not None and MOMENT_MS_MIN <= epoch_ms(moment) <= MOMENT_MS_MAX else None
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
+    return moment if moment.tzinfo is not None else None
 
 
 def _patience(fields: _Fields) -> dict[str, Any]:

@@ -20,13 +20,11 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from rise.clock import epoch_ms
-from rise.envelope import Effect, Task, encode_json
+from rise import tracing
+from rise.clock import epoch_ms, is_hosts_own
+from rise.envelope import FOLLOW_UP_AHEAD_MAX, Effect, Task, encode_json
 
-FOLLOW_UP_SECONDS_MAX: Final = 10 * 366 * 86_400.0
-MOMENT_MS_MIN: Final = 0
-MOMENT_MS_MAX: Final = 253_370_764_800_000
-"""The end of the year 9998: whatever the time zone, it can be shown."""
+FOLLOW_UP_SECONDS_MAX: Final = FOLLOW_UP_AHEAD_MAX.total_seconds()
 
 
 class _Noted:
@@ -79,14 +77,17 @@ class Turn:
         *,
         steps: Mapping[str, bytes],
         history: list[dict[str, Any]],
+        now_ms: int,
         followers: Sequence[Task] = (),
     ) -> None:
-        """`followers`: what was written after it and is answered with it."""
+        """`now_ms`: when the run begins, by the wall clock. `followers`: what was written after it and is answered with
+        it."""
         self._task = task
         self._followers = followers
         self._memory = memory
         self._steps = dict(steps)
         self._steps_used: dict[str, int] = {}
+        self._began_at_ms = now_ms
         self._effects: list[Effect] = []
         self._open = True
         self.history = history
@@ -217,17 +218,19 @@ class Turn:
     ) -> Awaitable[None]:
         """Say `text` in this chat later, or run `workflow` (a name) with it: once, through any restart.
 
-        Either `in_seconds` from the end of this run, or `at` a moment with its time zone. Raises `ValueError` for
-        anything else, where there is no chat, or for neither text nor workflow.
+        Either `in_seconds` from the end of this run, or `at` a moment with its time zone; at most five years ahead.
+        Raises `ValueError` for anything else, where there is no chat, or for neither text nor workflow.
         """
         if (in_seconds is None) == (at is None):
             raise ValueError("a follow-up takes either in_seconds or at")
         if at is not None and at.tzinfo is None:
             raise ValueError("`at` needs a time zone: datetime(..., tzinfo=...)")
-        if at is not None and not MOMENT_MS_MIN <= epoch_ms(at) <= MOMENT_MS_MAX:
-            raise ValueError("`at` is a moment from the year 1970 to the year 9998")
+        if at is not None and is_hosts_own(zone := getattr(at.tzinfo, "key", None) or ""):
+            raise ValueError(f"the time zone of `at` is another on each host: {zone}; take one as Europe/Berlin")
+        if at is not None and not 0 <= epoch_ms(at) <= self._began_at_ms + FOLLOW_UP_SECONDS_MAX * 1000:
+            raise ValueError("`at` is a moment from the year 1970 to five years ahead")
         if in_seconds is not None and not (_is_number(in_seconds) and 0 <= in_seconds <= FOLLOW_UP_SECONDS_MAX):
-            raise ValueError("in_seconds is a number of seconds, from 0 to ten years")
+            raise ValueError("in_seconds is a number of seconds, from 0 to five years")
         if not isinstance(text, str):
             raise ValueError("the text of a follow-up is a str")
         if self.chat_id is None:
@@ -254,13 +257,15 @@ class Turn:
         self._refuse_when_over()
         key = self._step_key(name)
         if key not in self._steps:
-            if inspect.iscoroutinefunction(function):
-                value = await function(*args, **kwargs)
-            else:
-                value = await in_a_thread(function, *args, **kwargs)
-                if inspect.isawaitable(value):
-                    value = await value
-            self._steps[key] = await self._memory.save_step(key, encode_json(value))
+            # Not the step's name: a workflow may make that of what a person wrote, another for every message.
+            with tracing.span("step", attributes={"code.function.name": _name_of(function)}):
+                if inspect.iscoroutinefunction(function):
+                    value = await function(*args, **kwargs)
+                else:
+                    value = await in_a_thread(function, *args, **kwargs)
+                    if inspect.isawaitable(value):
+                        value = await value
+                self._steps[key] = await self._memory.save_step(key, encode_json(value))
         return msgspec.json.decode(self._steps[key])
 
     def _step_key(self, name: str) -> str:
@@ -342,6 +347,12 @@ def _message(task: Task) -> Message:
         message_id=None if message_id is None else str(message_id),
         metadata=metadata,
     )
+
+
+def _name_of(function: Callable[..., Any]) -> str | None:
+    """As it stands in code; None for what has no name there."""
+    module, name = (getattr(function, one, None) for one in ("__module__", "__qualname__"))
+    return f"{module}.{name}" if module and name else name
 
 
 def _is_number(value: object) -> bool:

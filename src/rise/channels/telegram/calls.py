@@ -195,7 +195,7 @@ def _edit(head: Head, effect: Effect) -> list[Call]:
     if following:
         _require_chat(head)
     where = _where(head)
-    calls = [Call("editMessageText", target | first.params, first.text)]
+    calls = [msgspec.structs.replace(first, method="editMessageText", params=target | first.params)]
     calls += [_with(call, **where) for call in following]
     return _with_buttons(calls, effect.buttons)
 

@@ -9,7 +9,6 @@ chat's replies to another because a third has moved.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -47,6 +46,7 @@ from rise.clock import Clock
 from rise.envelope import Call, Effect, Head, encode_json
 from rise.errors import ChannelUnavailable, PayloadInvalid, Rejected, SettingsInvalid
 from rise.settings import is_bot_token
+from rise.unreached import why_unreached
 
 if TYPE_CHECKING:
     import aiohttp
@@ -318,7 +318,7 @@ class TelegramChannel:
             ) as response:
                 return Answer(response.status, await response.read())
         except (aiohttp.ClientError, OSError) as error:
-            return Unanswered(_without_url(error), body_went_out=progress.body_bytes_left <= 0)
+            return Unanswered(why_unreached(error), body_went_out=progress.body_bytes_left <= 0)
 
     async def _get_file(self, account: str, path: str) -> Answer | Unanswered:
         """Reads no further than it takes to see that the file is too large."""
@@ -335,7 +335,7 @@ class TelegramChannel:
                         break
                 return Answer(response.status, bytes(content))
         except (aiohttp.ClientError, OSError) as error:
-            return Unanswered(_without_url(error), body_went_out=True)
+            return Unanswered(why_unreached(error), body_went_out=True)
 
     def _open_session(self) -> aiohttp.ClientSession:
         """aiohttp itself, not aiogram's client on top of it: that turns every failure of the network into one
@@ -379,9 +379,3 @@ async def _count_sent(session: aiohttp.ClientSession, context: Any, sent: aiohtt
     # been done. Erring by that one step is erring to the safe side.
     if context.trace_request_ctx is not None:
         context.trace_request_ctx.body_bytes_left -= len(sent.chunk)
-
-
-def _without_url(error: Exception) -> str:
-    """What happened, by class and number: the words of these errors hold the URL, which holds the token."""
-    name = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
-    return f"{type(error).__name__} ({name})" if name else type(error).__name__

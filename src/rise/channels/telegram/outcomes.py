@@ -27,6 +27,7 @@ from rise.channels.port import (
 from rise.channels.telegram.calls import marked
 from rise.channels.telegram.reading import read_json
 from rise.envelope import Call
+from rise.telemetry import redact
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -52,7 +53,7 @@ def judged(call: Call, answer: Answer | Unanswered) -> SendOutcome:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _judged_unreadable(answer.status)
     if answer.status >= 500:
-        return Uncertain(f"{answer.status} {result.description}".strip())
+        return Uncertain(redact(f"{answer.status} {result.description}".strip()))
     if not result.ok:
         return _judged_refusal(call, result, answer.status)
     return _judged_result(call, result) if answer.status == 200 else _judged_unreadable(answer.status)
@@ -157,7 +158,8 @@ def _judged_refusal(call: Call, result: _Result, status: int) -> SendOutcome:
     code = result.error_code
     if not 400 <= code < 600:
         return _judged_unreadable(status)
-    error = f"{code} {result.description}".strip()
+    # It is kept, and shown to people: whoever stands in between may repeat the address, and with it the token.
+    error = redact(f"{code} {result.description}".strip())
     parameters = result.parameters or _Parameters()
     if parameters.migrate_to_chat_id is not None:
         return Moved(str(parameters.migrate_to_chat_id))
@@ -207,4 +209,4 @@ def _instead_of_edit(call: Call) -> Call:
     """The message is gone or too old to change: what it was to say is said below it, and marked."""
     params = {name: value for name, value in call.params.items() if name != "message_id"}
     reply_to = {"message_id": call.params["message_id"], "allow_sending_without_reply": True}
-    return marked(Call("sendMessage", params | {"reply_parameters": reply_to}, call.text))
+    return marked(msgspec.structs.replace(call, method="sendMessage", params=params | {"reply_parameters": reply_to}))

@@ -165,6 +165,7 @@ def read_update(
         raw=body,
         raw_version=RAW_VERSION,
         raw_is_json=is_json,
+        raw_is_unique=update_id is not None,
         kind=kind_name,
         order=None if read.date is None or update_id is None else Order(read.date * 1000, update_id),
         chat_id=read.chat_id,

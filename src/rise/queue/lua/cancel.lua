@@ -9,6 +9,6 @@ if was == 'processing' then
   set_ready(task.lane, task.channel, now)
 elseif was == 'pending' then
   -- It may have been the head that waits for its retry, and the lane with it.
-  announce(task.lane, task.channel)
+  announce(task, now)
 end
 return before

@@ -1,7 +1,7 @@
 -- Claims the delivery key and writes the task, both or neither. What is known is counted, and named.
 -- Its first write is one that a full Redis refuses, so that nothing of it is done then.
 local key, body, head, raw, receipt_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local deadline, due, suspended_for, error = ARGV[6], ARGV[7], ARGV[8], ARGV[16]
+local deadline, due, suspended_for, error = ARGV[6], ARGV[7], ARGV[8], ARGV[17]
 local task = named(9)
 
 local function remember(checksum)
@@ -18,12 +18,17 @@ local function duplicate()
   return { id, 0, checksum == body and 1 or 0, 0, 0 }
 end
 
--- Whether it came after one that the platform dates later, and whether that one had already been started.
+-- Whether it came after one that the platform dates later, and whether that one had already been started. What is
+-- planned stands by its moment, in whatever order it came.
 local function join_lane()
   local known = call('HMGET', LANE .. task.lane, 'newest', 'started')
-  local out_of_order, late = known[1] and task.order < known[1], known[2] and task.order < known[2]
-  if out_of_order then count('out_of_order', 1) else call('HSET', LANE .. task.lane, 'newest', task.order) end
-  announce(task.lane, task.channel)
+  local is_planned = task.due > now
+  local out_of_order = not is_planned and known[1] and task.order < known[1]
+  local late = not is_planned and known[2] and task.order < known[2]
+  if out_of_order then count('out_of_order', 1) elseif not is_planned then
+    call('HSET', LANE .. task.lane, 'newest', task.order)
+  end
+  announce(task, math.max(now, task.due))
   return out_of_order and 1 or 0, late and 1 or 0
 end
 

@@ -1,6 +1,6 @@
 -- Shared by all scripts of the queue. `now` is the store's time, ROW what a list shows of a task. What is here keeps
 -- every index in step with the tasks: a task changes its status in `set_status` and nowhere else, a lane its place
--- among those that wait in `set_ready`.
+-- among those that wait in `set_ready`. AWAITED is a help for `claim` and may be wrong.
 
 local Q = '{rise}:queue:'
 local TASK = Q .. 'task:'              -- hash of an open task: how far it is; small, and so packed by Redis
@@ -20,6 +20,9 @@ local COUNTS = Q .. 'counts'           -- tasks by status and by channel, and wh
 local FINISHED = Q .. 'finished:'      -- tombstones: the generation of a task that is finished
 local LANE = Q .. 'lane:'              -- hash of a lane: channel, holder, fence, the orders last seen and started
 local READY = Q .. 'ready:'            -- per channel, since when its lanes wait to be claimed, or from when they may be
+local AWAITED = Q .. 'awaited:'        -- the same of those lanes in which somebody waits for an answer; READY decides
+local TURNS = Q .. 'turns:'            -- per channel, whose turn it is where there is not room for all
+local DIED = Q .. 'died'               -- lanes in which a task was running when its worker died, until they are idle
 local CLAIMS = Q .. 'claims'           -- lanes that somebody holds, by how long
 local IDLE = Q .. 'idle'               -- lanes with nothing to do, by since when
 local OWED = Q .. 'owed:'              -- per lane, who has earlier messages of it, and until when they may be brought
@@ -179,9 +182,10 @@ end
 -- What names a task that comes, from the arguments.
 local function named(first)
   local task = {}
-  for i, name in ipairs({ 'id', 'lane', 'channel', 'account', 'workflow', 'order', 'at' }) do
+  for i, name in ipairs({ 'id', 'lane', 'channel', 'account', 'workflow', 'order', 'at', 'unawaited' }) do
     task[name] = ARGV[first + i - 1]
   end
+  task.unawaited = task.unawaited ~= '' and task.unawaited
   return task
 end
 
@@ -223,9 +227,11 @@ end
 local function set_ready(lane, channel, at)
   if at then
     call('ZADD', READY .. channel, at, lane)
+    call('ZADD', AWAITED .. channel, 'XX', at, lane)
     call('ZREM', IDLE, lane)
   else
     call('ZREM', READY .. channel, lane)
+    call('ZREM', AWAITED .. channel, lane)
     call('ZADD', IDLE, now, lane)
   end
   if not at or at > now then
@@ -240,10 +246,16 @@ local function held_by(lane)
   return known[1], known[2], known[3]
 end
 
--- The lane has something to do. If it waits already it keeps its place.
-local function announce(lane, channel)
+-- Its lane has something to do from that moment on. If it waits already it keeps its place.
+local function announce(task, from)
+  local lane, channel = task.lane, task.channel
   local at = tonumber(call('ZSCORE', READY .. channel, lane))
-  if not at or (at > now and not held_by(lane)) then set_ready(lane, channel, now) end
+  if not at or (at > from and not held_by(lane)) then
+    at = from
+    set_ready(lane, channel, at)
+  end
+  if not task.unawaited then call('ZADD', AWAITED .. channel, at, lane) end
+  if tonumber(task.deaths) > 0 then call('SADD', DIED, lane) end
 end
 
 local function free(lane)

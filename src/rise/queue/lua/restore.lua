@@ -2,7 +2,7 @@
 -- finished. Its first write is one that a full Redis refuses, as for any that comes in.
 local key, body, head, raw = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local accepted, receipt_ends, deadline, due = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8]
-local suspended_for, generation, error = ARGV[9], ARGV[10], ARGV[18]
+local suspended_for, generation, error = ARGV[9], ARGV[10], ARGV[19]
 local task = named(11)
 
 local function is_here(known)
@@ -25,8 +25,10 @@ create(task, head, raw, task.reason and 'suspended' or 'pending')
 if not task.reason then
   -- Accepted earlier, and a later one of its lane was started meanwhile: that break of order is on record.
   local started = call('HGET', LANE .. task.lane, 'started')
-  if started and task.order < started then count('out_of_order', 1) end
-  latest(task.lane, 'newest', task.order)
-  announce(task.lane, task.channel)
+  if task.due <= now then
+    if started and task.order < started then count('out_of_order', 1) end
+    latest(task.lane, 'newest', task.order)
+  end
+  announce(task, math.max(now, task.due))
 end
 return 1

@@ -3,7 +3,7 @@ local tasks, resumed = meant_suspended(tonumber(ARGV[2])), {}
 if #tasks > 0 then even_when_full() end
 for _, task in ipairs(tasks) do
   set_status(task, 'pending', { attempts = 0, deaths = 0, failing = false, due = now, updated = now })
-  announce(task.lane, task.channel)
+  announce(task, now)
   resumed[#resumed + 1] = task.id
 end
 return resumed

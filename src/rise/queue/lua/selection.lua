@@ -31,6 +31,7 @@ local function meant(id)
   if ids and not ids[id] then return nil end
   local task = load(id)
   if not task then return nil end
+  if selection.is_runnable and not is_runnable(task.status) then return nil end
   for _, name in ipairs(is_newer(task) and { 'channel', 'account', 'lane' } or NARROWING) do
     if selection[name] and selection[name] ~= task[name] then return nil end
   end

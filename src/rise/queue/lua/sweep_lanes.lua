@@ -5,13 +5,12 @@ local page = call('ZSCAN', WORK, ARGV[1], 'COUNT', ARGV[2])
 for i = 1, #page[2], 2 do
   local lane = page[2][i]
   local channel = call('HGET', LANE .. lane, 'channel')
-  if not channel then
+  if not channel or not call('ZSCORE', READY .. channel, lane) then
     local head = head_of(lane)
-    channel = head and head.channel
-  end
-  if channel and not call('ZSCORE', READY .. channel, lane) then
-    announce(lane, channel)
-    found = found + 1
+    if head and not call('ZSCORE', READY .. head.channel, lane) then
+      announce(head, now)
+      found = found + 1
+    end
   end
 end
 return { page[1], found }

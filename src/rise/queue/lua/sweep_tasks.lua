@@ -4,6 +4,6 @@ if #late > 0 then even_when_full() end
 for _, id in ipairs(late) do
   local task = load(id)
   set_status(task, 'pending', { due = now })
-  announce(task.lane, task.channel)
+  announce(task, now)
 end
 return #late

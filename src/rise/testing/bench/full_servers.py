@@ -9,17 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-from pamqp import commands
 
 from rise.clock import SystemClock
-from rise.connections.amqp import Address, AmqpConnection
-from rise.copies.rabbitmq import DEAD, FRESH, PARKED
 from rise.testing.bench.peers import QUEUE
 from rise.testing.servers import RabbitServer, RedisServer
-
-_QUEUES: Final = (FRESH, PARKED, DEAD, QUEUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +34,16 @@ async def servers_for_one(directory: Path, rabbit: RabbitServer) -> AsyncIterato
 
 
 async def _delete_queues(rabbit: RabbitServer) -> None:
+    # Here, because the embedded profile is measured where there is no client of a server.
+    from pamqp import commands
+
+    from rise.connections.amqp import Address, AmqpConnection
+    from rise.copies.rabbitmq import DEAD, FRESH, PARKED
+
     connection = await AmqpConnection.open(Address.read(rabbit.url), clock=SystemClock(), answer_seconds=30.0)
     try:
         channel = await connection.channel()
-        for queue in _QUEUES:
+        for queue in (FRESH, PARKED, DEAD, QUEUE):
             await channel.ask(commands.Queue.Delete(queue=queue))
     finally:
         await connection.close()

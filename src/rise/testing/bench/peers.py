@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from typing import Any, Final, TypeAlias
 
 import msgspec
-import redis.asyncio
 
 from rise.settings import load_settings
 from rise.testing.bench.answering import say_ready, serve
@@ -62,7 +61,7 @@ def installed(names: tuple[str, ...]) -> list[str]:
 async def _sending_naive() -> AsyncIterator[Send]:
     """Careful, and one after the other: into the stream, then to a majority of the queue's members."""
     aio_pika: Any = import_module("aio_pika")
-    stream = redis.asyncio.Redis.from_url(_redis_url())
+    stream = import_module("redis.asyncio").Redis.from_url(_redis_url())
     connection = await aio_pika.connect_robust(_rabbitmq_url())
     channel = await connection.channel(publisher_confirms=True)
     await channel.declare_queue(QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
@@ -115,7 +114,7 @@ async def _sending_arq() -> AsyncIterator[Send]:
 async def _sending_faststream() -> AsyncIterator[Send]:
     broker: Any = import_module("faststream.redis").RedisBroker(_redis_url(), logger=None)
     await broker.start()
-    async with redis.asyncio.Redis.from_url(_redis_url()) as client:
+    async with import_module("redis.asyncio").Redis.from_url(_redis_url()) as client:
         # Its worker would make the group itself, for what comes after that.
         await client.xgroup_create(STREAM, STREAM, id="0", mkstream=True)
 

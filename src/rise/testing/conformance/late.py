@@ -32,6 +32,14 @@ class LateWritesConformance:
         assert await late().depth() == 1
         assert (await late().about("chat"), await late().about("elsewhere")) == ([b"first"], [])
 
+    async def test_of_several_keys_the_first_that_waits_is_found(self, late: Reached) -> None:
+        place = late()
+        for key in ("run:1", "run:2"):
+            await place.put(key, "chat", key.encode())
+        assert await late().first_of(["run:3", "run:2", "run:1"]) == b"run:2"
+        assert await late().first_of(["run:1", "run:2"]) == b"run:1"
+        assert (await late().first_of(["run:3"]), await late().first_of([])) == (None, None)
+
     async def test_of_many_that_write_at_once_one_stands(self, late: Reached) -> None:
         writes = [bytes([number]) for number in range(20)]
         standing = await asyncio.gather(*(late().put("run:1", "chat", write) for write in writes))

@@ -88,6 +88,10 @@ def task(number: int = 1, *, chat: str = "1", generation: int = 0, raw: bytes = 
     return Task(head, raw, Progress(status=Status.PROCESSING, generation=generation))
 
 
+def _with_head(of: Task, **fields: Any) -> Task:
+    return msgspec.structs.replace(of, head=msgspec.structs.replace(of.head, **fields))
+
+
 def task_elsewhere(number: int, *, account: str = "7", channel: str = "telegram") -> Task:
     """Of a chat with the same name as that of `task`."""
     of = delivery(number, account=account, channel=channel)
@@ -136,6 +140,11 @@ def callback(of: Task, occasion: str = "ended") -> Reply:
         accepted_at_ms=of.head.accepted_at_ms,
         deadline_at_ms=of.head.accepted_at_ms + 86_400_000,
     )
+
+
+def callback_saying(of: Task, text: str) -> Reply:
+    """The same, of the same id, in other words."""
+    return msgspec.structs.replace(callback(of), call=Call("callback", {"url": "https://shop.example/"}, text))
 
 
 async def answer(ledger: Ledger, of: Task, count: int = 1) -> list[Reply]:
@@ -268,6 +277,19 @@ class LedgerConformance:
         assert (await ledger.attempts(task().run_id))[0].error.startswith("half a ")
         dropped = await ledger.finish(task(2), Status.DROPPED, by="me", why=odd)
         assert (dropped.why or "").startswith("half a ")
+
+    @pytest.mark.req("OPS-4")
+    async def test_what_the_trace_of_a_reply_goes_on_from_is_kept_with_it(self, ledger: Ledger) -> None:
+        trace_parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        first, second = chunks(task(), count=2)
+        first = msgspec.structs.replace(first, call=msgspec.structs.replace(first.call, trace_parent=trace_parent))
+        await ledger.save_result(task(), ANSWERED, [first, second], [], deliver=True)
+        fence = await ledger.outbox_open()
+        taken = await take_one(ledger, fence)
+        assert taken.call.trace_parent == trace_parent
+        following = await send(ledger, fence, taken, Sent())
+        assert following is not None
+        assert following.call.trace_parent is None
 
     @pytest.mark.failure("E11", "H8")
     async def test_a_dropped_task_never_answers(self, ledger: Ledger) -> None:
@@ -431,19 +453,57 @@ class LedgerConformance:
         assert await states(ledger, former.run_id) == ["failed", "failed"]
 
     @pytest.mark.req("ENV-3")
-    @pytest.mark.parametrize(("earlier_ms", "status"), [(0, Status.REPLYING), (1, Status.DROPPED)])
+    @pytest.mark.parametrize("is_unique", [False, True])
+    @pytest.mark.parametrize("former_bytes", ["same", "other"])
+    @pytest.mark.parametrize("earlier_ms", [0, 1])
     async def test_a_later_generation_ends_the_former_of_its_own_message_only(
-        self, ledger: Ledger, earlier_ms: int, status: Status
+        self, ledger: Ledger, earlier_ms: int, former_bytes: str, is_unique: bool
     ) -> None:
-        """As long as a key is remembered, what comes under it is the same message."""
-        former, new = task(1), task(1, generation=1)
+        """As long as a key is remembered, what comes under it is the same message; and the same bytes are for ever,
+        if nothing else can have them."""
+        former = _with_head(task(1), raw_is_unique=is_unique, raw_sha256=former_bytes)
         at_ms = former.head.accepted_at_ms + former.head.receipt_seconds * 1000 - earlier_ms
-        head = msgspec.structs.replace(new.head, accepted_at_ms=at_ms)
+        new = _with_head(task(1, generation=1), raw_is_unique=is_unique, raw_sha256="same", accepted_at_ms=at_ms)
+        is_same = bool(earlier_ms) or (is_unique and former_bytes == "same")
+        status = Status.DROPPED if is_same else Status.REPLYING
         await answer(ledger, former)
-        await answer(ledger, msgspec.structs.replace(new, head=head))
+        before = await ledger.run(former.run_id)
+        assert before is not None
+        assert before.is_of_former(new.head) is not is_same
+        await answer(ledger, new)
         known = await ledger.run(former.run_id)
         assert known is not None
         assert known.status is status
+
+    @pytest.mark.req("CHN-3", "WRK-4")
+    @pytest.mark.failure("F1")
+    @pytest.mark.parametrize("deliver", [False, True])
+    async def test_what_goes_with_another_message_is_not_over_before_it_is_ended(
+        self, ledger: Ledger, deliver: bool
+    ) -> None:
+        follower, merged = task(1), RunResult(outcome=Outcome.MERGED, value={"mergedInto": "t_leader"})
+        await ledger.save_result(follower, merged, [], [], deliver=deliver)
+        fence = await ledger.outbox_open()
+        assert await ledger.outbox_take(fence, limit=10) == []
+        saved = await ledger.run(follower.run_id)
+        assert saved is not None
+        assert (saved.status, saved.merged_into, saved.finished_at_ms) == (Status.REPLYING, "t_leader", None)
+        assert await ledger.finished_among([follower.task_id]) == {}
+        ended = await ledger.finish(follower, Status.COMPLETED, Outcome.MERGED)
+        assert (ended.status, ended.merged_into) == (Status.COMPLETED, "t_leader")
+        assert set(await ledger.finished_among([follower.task_id])) == {follower.task_id}
+
+    @pytest.mark.req("CHN-3", "WRK-4")
+    async def test_what_goes_with_another_message_may_be_dropped_or_run_anew_instead(self, ledger: Ledger) -> None:
+        merged = RunResult(outcome=Outcome.MERGED, value={"mergedInto": "t_leader"})
+        for number in (1, 2):
+            await ledger.save_result(task(number), merged, [], [], deliver=True)
+        dropped = await ledger.finish(task(1), Status.DROPPED, by="ada")
+        assert (dropped.status, dropped.merged_into) == (Status.DROPPED, None)
+        await answer(ledger, task(2, generation=1))
+        former = await ledger.run(task(2).run_id)
+        assert former is not None
+        assert (former.status, former.why) == (Status.DROPPED, "run again as generation 1")
 
     @pytest.mark.req("WRK-5")
     @pytest.mark.failure("E2", "E9")
@@ -1322,6 +1382,69 @@ class LedgerConformance:
         assert await send_everything(ledger, fence) == ["ended"]
 
     @pytest.mark.req("ENV-7")
+    @pytest.mark.failure("E11")
+    async def test_a_callback_that_was_not_tried_says_how_the_run_ended_after_all(self, ledger: Ledger) -> None:
+        meant = [*chunks(task()), callback_saying(task(), "completed")]
+        await ledger.save_result(task(), ANSWERED, meant, [], deliver=True)
+        assert await ledger.add_notice(callback(task(), "kill_switch"))
+        dropped = await ledger.finish(task(), Status.DROPPED, callback=callback_saying(task(), "dropped"))
+        assert await ledger.finish(task(), Status.EXPIRED, callback=callback_saying(task(), "expired")) == dropped
+        fence = await ledger.outbox_open()
+        assert await send_everything(ledger, fence) == ["kill_switch", "dropped"], "it lines up anew"
+        said = [reply.call.text for reply in await ledger.replies(task_id=task().task_id)]
+        assert sorted(said) == ["1.0", "dropped", "kill_switch"], "no id is there twice"
+
+    @pytest.mark.req("ENV-7")
+    @pytest.mark.failure("E11")
+    @pytest.mark.parametrize(
+        "ending",
+        [Sent(), Again(5.0, "it answered 500"), Resend("timeout", seconds=5.0), HeldUnknown("?"), Failed("410"), None],
+        ids=lambda one: type(one).__name__,
+    )
+    async def test_a_callback_that_was_tried_stands_however_the_run_ends(
+        self, stage: LedgerStage, ending: Delivery | None
+    ) -> None:
+        """None: it is out at this moment."""
+        ledger = stage.ledger
+        meant = [*chunks(task()), callback_saying(task(), "completed")]
+        await ledger.save_result(task(), ANSWERED, meant, [], deliver=True)
+        fence = await ledger.outbox_open()
+        taken = {reply.kind: reply for reply in await ledger.outbox_take(fence, limit=10)}[ReplyKind.CALLBACK]
+        await ledger.outbox_sending(fence, taken)
+        if ending is not None:
+            await ledger.outbox_record(fence, taken, ending)
+        await ledger.finish(task(), Status.DROPPED, callback=callback_saying(task(), "dropped"))
+        if ending is None:
+            assert await ledger.outbox_record(fence, taken, Sent()) == Delivered(None, None)
+        replies = await ledger.replies(run_id=task().run_id)
+        assert [reply.call.text for reply in replies] == ["1.0", "completed"]
+        stage.pass_time(6)
+        is_tried_again = isinstance(ending, Again | Resend)
+        assert await send_everything(ledger, fence) == (["completed"] if is_tried_again else [])
+
+    @pytest.mark.req("ENV-7", "OUT-1")
+    @pytest.mark.failure("E11", "G8")
+    @pytest.mark.parametrize("ending", [None, Failed("too late", too_late=True)], ids=["sent", "given up"])
+    async def test_who_has_a_callback_in_hand_in_whose_place_is_another_is_refused_it(
+        self, ledger: Ledger, ending: Delivery | None
+    ) -> None:
+        await ledger.save_result(task(), ANSWERED, [*chunks(task()), callback(task())], [], deliver=True)
+        fence = await ledger.outbox_open()
+        taken = {reply.kind: reply for reply in await ledger.outbox_take(fence, limit=10)}[ReplyKind.CALLBACK]
+        await ledger.finish(task(), Status.DROPPED, callback=callback_saying(task(), "dropped"))
+        if ending is None:
+            with pytest.raises(ClaimLost):
+                await ledger.outbox_sending(fence, taken)
+            await ledger.outbox_release(fence, taken, seconds=0)
+            following: Reply | None = await take_one(ledger, fence)
+        else:
+            following = (await ledger.outbox_record(fence, taken, ending)).next
+        assert following is not None
+        assert (following.call.text, following.state) == ("dropped", ReplyState.READY)
+        assert await send(ledger, fence, following, Sent()) is None
+        assert await states(ledger, task().run_id) == ["failed", "sent"]
+
+    @pytest.mark.req("ENV-7")
     async def test_that_a_task_waited_is_said_before_that_it_has_ended(self, ledger: Ledger) -> None:
         assert await ledger.add_notice(callback(task(), "kill_switch"))
         assert not await ledger.add_notice(callback(task(), "kill_switch"))
@@ -1600,6 +1723,32 @@ class LedgerConformance:
             "dropped": 1,
             "expired": 1,
         }
+
+    @pytest.mark.req("OPS-3")
+    async def test_what_has_ended_is_listed_the_latest_first_in_pages(self, stage: LedgerStage) -> None:
+        ledger = stage.ledger
+        for number in (1, 2, 3):
+            await ledger.finish(task(number), Status.DROPPED, by="ann")
+            stage.pass_time(1)
+        await ledger.save_result(task(4), ANSWERED, chunks(task(4)), [], deliver=True)
+        [latest, second] = await ledger.ended(limit=2)
+        assert [one.run.task_id for one in (latest, second)] == [task(3).task_id, task(2).task_id]
+        assert (latest.run.status, latest.run.by, latest.head) == (Status.DROPPED, "ann", task(3).head)
+        assert second.run.finished_at_ms is not None
+        rest = await ledger.ended(limit=2, before_ms=second.run.finished_at_ms)
+        assert [one.run.task_id for one in rest] == [task(1).task_id], "one that is not over is not among them"
+        assert await ledger.ended(limit=0) == []
+
+    @pytest.mark.req("OPS-3")
+    async def test_what_ended_together_is_on_one_page(self, stage: LedgerStage) -> None:
+        for number in range(5):
+            await stage.ledger.finish(task(number), Status.DROPPED)
+        listed: list[TaskId] = []
+        page = await stage.ledger.ended(limit=1)
+        while page:
+            listed += [one.run.task_id for one in page]
+            page = await stage.ledger.ended(limit=1, before_ms=page[-1].run.finished_at_ms or 0)
+        assert sorted(listed) == sorted(task(number).task_id for number in range(5))
 
     # --- who it is ---
 

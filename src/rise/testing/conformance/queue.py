@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Final, Protocol
@@ -18,7 +19,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import pytest
 
-from rise.envelope import DeliveryKey, Head, LaneKey, Order, Reason, Status, Task, TaskId, task_id_of
+from rise.envelope import FOLLOW_UP, DeliveryKey, Head, LaneKey, Order, Reason, Status, Task, TaskId, task_id_of
 from rise.errors import ClaimLost
 from rise.queue.port import (
     KEY_GRACE_SECONDS,
@@ -118,6 +119,27 @@ def delivery(
         receipt_seconds=receipt_seconds,
     )
     return NewTask(head, body, suspend=suspend, deadline_at_ms=deadline_at_ms, due_at_ms=due_at_ms)
+
+
+def not_awaited(task: NewTask) -> NewTask:
+    """What nobody has just written: a follow-up whose moment has come."""
+    return msgspec.structs.replace(task, head=msgspec.structs.replace(task.head, kind=FOLLOW_UP))
+
+
+def planned(number: int, *, due_at_ms: int) -> NewTask:
+    """What waits for its moment, in a lane of its own."""
+    return not_awaited(delivery(number, chat=f"planned {number}", at=due_at_ms, due_at_ms=due_at_ms))
+
+
+async def taken(stage: QueueStage, count: int) -> list[int]:
+    """The numbers of what one after the other is claimed, with one place, and finished."""
+    numbers = []
+    for _ in range(count):
+        claim = await claim_one(stage.queue)
+        numbers.append(number_of(claim.task))
+        await stage.queue.settle(claim, claim.task, Finished())
+        stage.pass_time(0.01)
+    return numbers
 
 
 def lane_of(chat: str, *, account: str = "7", channel: str = "telegram") -> LaneKey:
@@ -360,6 +382,15 @@ class QueueConformance:
         await stage.queue.sweep()
         assert not (await stage.queue.enqueue(delivery(4))).out_of_order
 
+    @pytest.mark.req("TMP-5")
+    async def test_what_is_planned_is_in_order_however_it_came(self, queue: Queue) -> None:
+        soon = queue.now_ms() + 60_000
+        for number, due_at_ms in ((1, soon + 2000), (2, soon), (3, soon + 1000)):
+            enqueued = await queue.enqueue(delivery(number, at=due_at_ms, due_at_ms=due_at_ms))
+            assert (enqueued.out_of_order, enqueued.late) == (False, False)
+        assert not (await queue.enqueue(delivery(4, at=queue.now_ms()))).out_of_order, "nor what is due before it"
+        assert (await queue.depth()).out_of_order == 0
+
     async def test_of_one_date_the_number_tells_what_is_out_of_order(self, queue: Queue) -> None:
         one, two, three = (delivery(number, at=1000) for number in (1, 2, 3))
         assert [(await queue.enqueue(each)).out_of_order for each in (one, three, two)] == [False, False, True]
@@ -390,6 +421,157 @@ class QueueConformance:
             stage.pass_time(0.01)
         claims = [await claim_one(stage.queue) for _ in range(3)]
         assert [number_of(claim.task) for claim in claims] == [9, 1, 5]
+
+    @pytest.mark.req("QUE-2", "TMP-5")
+    @pytest.mark.failure("FU8")
+    @pytest.mark.parametrize("hours", [0, 24])
+    async def test_of_four_places_three_are_for_those_who_wait_however_long_others_have_been_due(
+        self, stage: QueueStage, hours: int
+    ) -> None:
+        queue, due_at_ms = stage.queue, stage.queue.now_ms() + 1000
+        for number in range(1, 7):
+            await queue.enqueue(planned(number, due_at_ms=due_at_ms))
+        stage.pass_time(2 + hours * 3600)
+        for number in range(11, 20):
+            await enqueue(queue, number, chat=str(number))
+            stage.pass_time(0.01)
+        numbers = await taken(stage, 12)
+        people = [number for number in numbers if number > 10]
+        assert people == list(range(11, 20)), "each in its turn"
+        for first in range(0, 12, 4):
+            assert sum(number > 10 for number in numbers[first : first + 4]) == 3
+        assert set(await taken(stage, 3)) | set(numbers) == {*range(1, 7), *range(11, 20)}
+
+    @pytest.mark.req("QUE-2", "TMP-5")
+    @pytest.mark.failure("FU8")
+    async def test_whoever_takes_several_takes_so_many_of_each(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        for number in range(1, 20):
+            await queue.enqueue(not_awaited(delivery(number, chat=str(number))))
+        stage.pass_time(60)
+        await enqueue(queue, *range(31, 50), chat="long")
+        for number in range(51, 70):
+            await enqueue(queue, number, chat=str(number))
+        claims = await claim_all(queue, room=8)
+        assert sum(number_of(claim.task) > 30 for claim in claims) == 6
+
+    @pytest.mark.req("QUE-2", "QUE-3")
+    @pytest.mark.failure("E4")
+    @pytest.mark.parametrize("is_awaited", [True, False])
+    async def test_a_suspect_is_given_to_an_empty_worker_alone_however_much_else_waits_in_whichever_channel(
+        self, stage: QueueStage, is_awaited: bool
+    ) -> None:
+        queue = stage.queue
+        poison = delivery(1, chat="suspect", channel="http")
+        await queue.enqueue(poison if is_awaited else not_awaited(poison))
+        for death in range(DEATHS_SUSPECT):
+            [claim] = (await queue.claim(f"w{death}", {"http": 1, "telegram": 1}, takes_suspects=True)).claims
+            stage.pass_time(CLAIM.total_seconds() + 1)
+        for number in range(101, 160):
+            await queue.enqueue(delivery(number, chat=str(number)))
+            await queue.enqueue(not_awaited(delivery(number + 100, chat=str(number + 100))))
+            await queue.enqueue(delivery(number + 200, chat=str(number + 200), channel="http"))
+        stage.pass_time(1)
+        room = {"telegram": 32, "http": 32}
+        seen = await queue.claim("others", room, takes_suspects=False)
+        assert seen.suspects_waiting
+        assert 1 not in {number_of(claim.task) for claim in seen.claims}
+        [claim] = (await queue.claim("empty", room, takes_suspects=True)).claims
+        assert number_of(claim.task) == 1
+        assert claim.task.progress.deaths == DEATHS_SUSPECT
+
+    @pytest.mark.req("QUE-2", "TMP-5")
+    @pytest.mark.failure("FU8")
+    async def test_what_cannot_be_claimed_uses_up_nobodys_turn(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await queue.enqueue(not_awaited(delivery(5, chat="suspect")))
+        for death in range(DEATHS_SUSPECT):
+            assert [number_of(claim.task) for claim in await claim_all(queue, f"w{death}")] == [5]
+            stage.pass_time(CLAIM.total_seconds() + 1)
+        for number in range(21, 60):
+            await queue.enqueue(planned(number, due_at_ms=queue.now_ms() + HOUR * 1000))
+        for number in range(1, 4):
+            await queue.enqueue(planned(number, due_at_ms=queue.now_ms() + 1000))
+        stage.pass_time(2)
+        for number in range(101, 140):
+            await enqueue(queue, number, chat=str(number))
+            stage.pass_time(0.01)
+        numbers = []
+        for _ in range(12):
+            [claim] = await claim_all(queue, room=1, takes_suspects=False)
+            numbers.append(number_of(claim.task))
+            await queue.settle(claim, claim.task, Finished())
+        assert sum(number < 100 for number in numbers) == 3, numbers
+
+    @pytest.mark.req("QUE-2", "TMP-5")
+    async def test_each_channel_has_turns_of_its_own(self, stage: QueueStage) -> None:
+        queue, others = stage.queue, Counter[str]()
+        for channel, first in (("telegram", 1), ("http", 1001)):
+            for number in range(first, first + 60):
+                await queue.enqueue(delivery(number, chat=f"person {number}", channel=channel))
+                await queue.enqueue(not_awaited(delivery(number + 100, chat=f"other {number}", channel=channel)))
+        stage.pass_time(0.01)
+        for _ in range(16):
+            for claim in (await queue.claim("w1", {"telegram": 1, "http": 3}, takes_suspects=False)).claims:
+                others[claim.channel] += not claim.task.head.is_awaited
+        assert others == {"telegram": 4, "http": 12}
+
+    @pytest.mark.req("QUE-2")
+    async def test_where_there_is_room_for_all_the_longest_waiting_comes_first(self, stage: QueueStage) -> None:
+        queue = stage.queue
+        await queue.enqueue(not_awaited(delivery(1, chat="a")))
+        stage.pass_time(0.01)
+        await enqueue(queue, 2, chat="b")
+        assert [number_of(claim.task) for claim in await claim_all(queue, room=2)] == [1, 2]
+
+    @pytest.mark.req("QUE-2", "TMP-5")
+    async def test_a_lane_is_one_of_those_from_when_somebody_writes_until_nothing_is_to_be_done_in_it(
+        self, stage: QueueStage
+    ) -> None:
+        queue = stage.queue
+        for number in range(1, 30):
+            await queue.enqueue(not_awaited(delivery(number, chat=f"other {number}")))
+            stage.pass_time(0.001)
+        await queue.enqueue(not_awaited(delivery(31, chat="a")))
+        await enqueue(queue, 32, chat="a")
+        stage.pass_time(0.01)
+
+        async def is_among_the_next(number: int) -> bool:
+            claims = await claim_all(queue, room=2)
+            await queue.hand_back("w1")
+            return number in {number_of(claim.task) for claim in claims}
+
+        assert await is_among_the_next(31), "somebody waits for what comes behind it"
+        [claim] = [one for one in await claim_all(queue, room=2) if one.lane == lane_of("a")]
+        await queue.settle(claim, claim.task, RetryIn(1.0, "again", counts=False))
+        stage.pass_time(2)
+        assert await is_among_the_next(31), "still"
+        [claim] = [one for one in await claim_all(queue, room=2) if one.lane == lane_of("a")]
+        assert await run_lane(queue, claim) == [31, 32]
+        await queue.hand_back("w1")
+        await queue.enqueue(not_awaited(delivery(33, chat="a")))
+        stage.pass_time(0.01)
+        assert not await is_among_the_next(33)
+        assert not await is_among_the_next(33)
+
+    @pytest.mark.req("QUE-2", "QUE-3")
+    async def test_who_waits_goes_first_also_when_the_worker_died_or_failed_or_somebody_let_it_go_on(
+        self, stage: QueueStage
+    ) -> None:
+        queue = stage.queue
+        for number in range(1, 40):
+            await queue.enqueue(not_awaited(delivery(number, chat=f"other {number}")))
+        stage.pass_time(1)
+        await enqueue(queue, 51, chat="a")
+        await queue.enqueue(delivery(52, chat="b", suspend=Reason.WORKFLOW_PENDING))
+        [claim] = [one for one in await claim_all(queue, "w2", room=2) if one.lane == lane_of("a")]
+        assert number_of(claim.task) == 51
+        await queue.reclaim("w2")
+        stage.pass_time(0.01)
+        assert 51 in {number_of(one.task) for one in await claim_all(queue, "w3", room=2)}
+        assert await queue.resume(Selection(reason=Reason.WORKFLOW_PENDING), limit=10)
+        stage.pass_time(0.01)
+        assert 52 in {number_of(one.task) for one in await claim_all(queue, "w4", room=2)}
 
     async def test_no_more_lanes_are_taken_than_there_is_room_for(self, queue: Queue) -> None:
         for number in range(1, 6):
@@ -1392,8 +1574,26 @@ class QueueConformance:
         assert await found(channel="webchat") == [3]
         assert await found(account="8") == [2]
         assert await found(lane=lane_of("1")) == [1]
+        assert await found(is_runnable=True) == [2, 3]
         assert await found(older_than_ms=boundary) == [1]
         assert await found(task_ids=(delivery(2).head.task_id, delivery(3).head.task_id), channel="webchat") == [3]
+
+    async def test_of_a_lane_what_is_runnable_or_suspended_is_listed_by_itself_and_in_pages(self, queue: Queue) -> None:
+        await self._suspend(queue, 1, 2)
+        await enqueue(queue, 3, 4, 5)
+        await enqueue(queue, 6, chat="another")
+        await claim_one(queue)
+        lane = lane_of("1")
+        for meant, expected in (
+            (Selection(lane=lane, is_runnable=True), [3, 4, 5]),
+            (Selection(lane=lane, status=Status.PROCESSING), [3]),
+            (Selection(lane=lane, status=Status.SUSPENDED), [1, 2]),
+            (Selection(lane=lane, status=Status.SUSPENDED, reason=Reason.WORKFLOW_PENDING), [1, 2]),
+        ):
+            first = await queue.list_open(meant, limit=1)
+            rest = await queue.list_open(meant, limit=10, after=first[0].head.task_id)
+            assert sorted(map(number_of, [*first, *rest])) == expected
+            assert [one.head.task_id for one in [*first, *rest]] == sorted(one.head.task_id for one in [*first, *rest])
 
     @pytest.mark.req("OPS-2")
     async def test_receipts_name_every_key_and_its_duplicates(self, queue: Queue) -> None:

@@ -31,6 +31,12 @@ class MemoryLateWrites(MemoryStore):
         kept = self._state.late.get(key)
         return None if kept is None else kept.write
 
+    async def first_of(self, keys: Sequence[str]) -> bytes | None:
+        return await self._through("first_of", lambda: self._first_of(keys))
+
+    def _first_of(self, keys: Sequence[str]) -> bytes | None:
+        return next((self._state.late[key].write for key in keys if key in self._state.late), None)
+
     async def about(self, about: str) -> list[bytes]:
         return await self._through("about", lambda: self._about(about))
 

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from rise.envelope import (
+    MOMENT_MS_MAX,
     Call,
     Outcome,
     Progress,
@@ -36,6 +37,7 @@ from rise.ledger.port import (
     ChatMove,
     Delivered,
     Delivery,
+    Ended,
     Failed,
     HeldUnknown,
     Office,
@@ -91,6 +93,10 @@ class StoredReply:
     def is_open(self) -> bool:
         """Whether it is a sender's turn."""
         return self.reply.state in (ReplyState.READY, ReplyState.SENDING) and not self.is_held
+
+    @property
+    def is_untried(self) -> bool:
+        return self.reply.state is ReplyState.READY and not self.reply.tries and not self.reply.resends
 
 
 @dataclass(slots=True)
@@ -170,7 +176,8 @@ class MemoryLedger(MemoryStore):
         if task.run_id in self._state.runs:
             return self._state.runs[task.run_id].run
         is_answered = any(reply.kind is ReplyKind.ANSWER for reply in replies)
-        status = Status.REPLYING if deliver and is_answered else Status.COMPLETED
+        is_open = (deliver and is_answered) or result.outcome is Outcome.MERGED
+        status = Status.REPLYING if is_open else Status.COMPLETED
         run = self._add_run(task, result, status, result.outcome)
         for reply in replies:
             is_sent_out = deliver or reply.kind is ReplyKind.CALLBACK
@@ -195,6 +202,7 @@ class MemoryLedger(MemoryStore):
             saved_at_ms=now,
             finished_at_ms=now if status.is_finished else None,
             accepted_at_ms=task.head.accepted_at_ms,
+            fingerprint=task.head.fingerprint,
         )
         kept = Task(decode_head(encode_head(task.head)), task.raw, Progress(status=status, generation=run.generation))
         self._state.runs[task.run_id] = StoredRun(kept, run)
@@ -243,7 +251,7 @@ class MemoryLedger(MemoryStore):
         else:
             self._take_back(task.run_id, f"the task was {status}")
         if callback is not None:
-            self._add_reply(callback, ReplyState.READY)
+            self._add_callback(callback)
         return self._end(task.run_id, status, outcome, by=clean_text(by) or None, why=clean_text(why) or None)
 
     def _end(self, run_id: RunId, status: Status, outcome: Outcome | None, **more: Any) -> Run:
@@ -382,6 +390,12 @@ class MemoryLedger(MemoryStore):
             self._line_up(_chat_of(reply), self._now_ms())
         return True
 
+    def _add_callback(self, callback: Reply) -> None:
+        standing = self._state.replies.get(callback.reply_id)
+        if standing is not None and standing.is_untried:
+            del self._state.replies[callback.reply_id]
+        self._add_reply(callback, ReplyState.READY)
+
     async def outbox_open(self) -> int:
         return await self._through("outbox_open", self._outbox_open)
 
@@ -470,7 +484,7 @@ class MemoryLedger(MemoryStore):
 
     def _outbox_sending(self, fence: int, reply: Reply) -> None:
         self._check_fence(fence)
-        stored = self._state.replies.get(reply.reply_id)
+        stored = self._as_taken(reply)
         if stored is None or not stored.is_open or stored.reply.state is not ReplyState.READY:
             raise ClaimLost(f"the reply {reply.reply_id} is not to be sent any more")
         stored.change(state=ReplyState.SENDING)
@@ -481,7 +495,7 @@ class MemoryLedger(MemoryStore):
     def _outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
         self._check_fence(fence)
         chat, now = _chat_of(reply), self._now_ms()
-        stored = self._state.replies.get(reply.reply_id)
+        stored = self._as_taken(reply)
         claim, before = self._claims(reply)
         if claim != reply.claim:
             following = self._take(chat, after=before, claim=claim) if before == reply.claim else None
@@ -496,6 +510,11 @@ class MemoryLedger(MemoryStore):
             self._let_go(reply, now + pause_ms)
             return Delivered(ended, None)
         return Delivered(ended, self._take(chat, after=claim))
+
+    def _as_taken(self, reply: Reply) -> StoredReply | None:
+        """None: it is not there any more, or another has taken its place."""
+        stored = self._state.replies.get(reply.reply_id)
+        return stored if stored is not None and stored.reply.sequence == reply.sequence else None
 
     def _record(self, stored: StoredReply, delivery: Delivery) -> float:
         """Returns for how many seconds its chat pauses."""
@@ -740,6 +759,15 @@ class MemoryLedger(MemoryStore):
         first = self._first(chat)
         moved = (move.chat_id for move in self._state.moves if (*_chat_of(move)[:2], move.first_id) == first)
         return frozenset([first[2], *moved])
+
+    async def ended(self, *, limit: int, before_ms: int = MOMENT_MS_MAX) -> list[Ended]:
+        return await self._through("ended", lambda: self._ended(limit, before_ms))
+
+    def _ended(self, limit: int, before_ms: int) -> list[Ended]:
+        ended = [one for one in self._state.runs.values() if (one.run.finished_at_ms or before_ms) < before_ms]
+        ended.sort(key=lambda one: (one.run.finished_at_ms, one.task.run_id), reverse=True)
+        page = [one.run.finished_at_ms for one in ended[:limit]]
+        return [Ended(one.run, one.task.head) for one in ended if one.run.finished_at_ms in page]
 
     async def finished_counts(self) -> Mapping[str, int]:
         return await self._through("finished_counts", self._finished_counts)

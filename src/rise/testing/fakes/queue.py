@@ -44,6 +44,7 @@ from rise.queue.port import (
     Suspend,
     key_kept_ms,
 )
+from rise.queue.turns import Turns
 from rise.testing.fakes.store import MemoryStore
 
 _RUNNABLE: Final = (Status.PENDING, Status.PROCESSING)
@@ -82,7 +83,7 @@ class StoredTask:
         return Task(self.head, self.raw, self.progress)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Lane:
     """What is known of a lane apart from its tasks."""
 
@@ -90,6 +91,8 @@ class Lane:
     channel: str
     ready_at_ms: int | None = None
     """Since when it waits to be claimed, or when it may be. None: as far as is known, nothing is to be done."""
+    is_awaited: bool = False
+    """Whether somebody has been waiting in it since it last had nothing to do."""
     holder: str | None = None
     fence: int = 0
     newest: Order = _FIRST
@@ -111,6 +114,8 @@ class MemoryQueueState:
     tasks: dict[TaskId, StoredTask] = field(default_factory=dict)
     lanes: dict[LaneKey, Lane] = field(default_factory=dict)
     fences: int = 0
+    turns: dict[str, int] = field(default_factory=dict)
+    """Per channel, whose turn it is."""
     duplicates: int = 0
     out_of_order: int = 0
     owed: dict[LaneKey, dict[str, int]] = field(default_factory=dict)
@@ -167,7 +172,7 @@ class MemoryQueue(MemoryStore):
         self._state.tasks[task_id] = stored = _as_stored(new, now)
         if new.suspend:
             return Enqueued(task_id, new=True)
-        return self._join_lane(stored.head, now)
+        return self._join_lane(stored, now)
 
     def _count_duplicate(self, new: NewTask) -> Enqueued:
         remembered = self._state.keys[new.head.delivery_key]
@@ -176,8 +181,10 @@ class MemoryQueue(MemoryStore):
         same_body = remembered.body_sha256 == new.head.raw_sha256
         return Enqueued(remembered.task_id, new=False, same_body=same_body)
 
-    def _join_lane(self, head: Head, now: int) -> Enqueued:
-        lane = self._announce(head, now)
+    def _join_lane(self, stored: StoredTask, now: int) -> Enqueued:
+        head, lane = stored.head, self._announce(stored.head, now, due=stored.progress.due_at_ms)
+        if stored.progress.due_at_ms > now:
+            return Enqueued(head.task_id, new=True)  # it stands by its moment, in whatever order it came
         out_of_order, late = head.order < lane.newest, head.order < lane.started
         lane.newest = max(lane.newest, head.order)
         self._state.out_of_order += out_of_order
@@ -193,21 +200,43 @@ class MemoryQueue(MemoryStore):
     def _claim(self, holder: str, room: Mapping[str, int], takes_suspects: bool, counts_deaths: bool) -> Claimed:
         if self._state.life is None:
             return Claimed([])  # half of a chat may be missing still
-        now, left = self.now_ms(), dict(room)
+        now = self.now_ms()
+        if takes_suspects and (alone := self._suspect_alone(holder, room, now, counts_deaths)):
+            return Claimed([alone])
         claims: list[Claim] = []
         suspects_waiting = False
-        for lane in self._ready_lanes(now):
-            head = self._due_head(lane, now, counts_deaths) if left.get(lane.channel, 0) > 0 else None
-            if head is None:
-                continue
-            if not self._is_suspect(head):
-                left[lane.channel] -= 1
-                claims.append(self._start(lane, holder, head, self._limits.tasks_per_claim, now))
-            elif takes_suspects and not claims:
-                return Claimed([self._start(lane, holder, head, 1, now)])
-            else:
-                suspects_waiting = True
+        for channel, places in room.items():
+            turns, took = self._turns(channel, places, now), 0
+            for lane in turns:
+                if took >= places:
+                    break
+                head = self._due_head(lane, now, counts_deaths)
+                if head is None:
+                    continue
+                if not self._is_suspect(head):
+                    turns.took()
+                    took += 1
+                    claims.append(self._start(lane, holder, head, self._limits.tasks_per_claim, now))
+                else:
+                    suspects_waiting = True
+            self._state.turns[channel] = turns.turn
         return Claimed(claims, suspects_waiting)
+
+    def _suspect_alone(self, holder: str, room: Mapping[str, int], now: int, counts_deaths: bool) -> Claim | None:
+        for lane in self._ready_lanes(now):
+            deaths = max((task.progress.deaths for task in self._runnable(lane)), default=0)
+            if not deaths or room.get(lane.channel, 0) <= 0:
+                continue
+            head = self._due_head(lane, now, counts_deaths)
+            if head is not None and self._is_suspect(head):
+                return self._start(lane, holder, head, 1, now)
+        return None
+
+    def _turns(self, channel: str, places: int, now: int) -> Turns[Lane]:
+        """Each in its turn; where there is room for all, longest-waiting first."""
+        ready = [lane for lane in self._ready_lanes(now) if lane.channel == channel]
+        awaited = [lane for lane in ready if lane.is_awaited] if len(ready) > places else []
+        return Turns(awaited, ready, turn=self._state.turns.get(channel, 0))
 
     def _ready_lanes(self, now: int) -> list[Lane]:
         """Those that may be claimed, longest-waiting first."""
@@ -588,9 +617,10 @@ class MemoryQueue(MemoryStore):
         self._state.tasks[task_id] = stored = _as_stored(new, now)
         stored.change(is_begun=True)
         if not new.suspend:
-            lane = self._announce(stored.head, now)
-            self._state.out_of_order += stored.head.order < lane.started
-            lane.newest = max(lane.newest, stored.head.order)
+            lane = self._announce(stored.head, now, due=stored.progress.due_at_ms)
+            if stored.progress.due_at_ms <= now:
+                self._state.out_of_order += stored.head.order < lane.started
+                lane.newest = max(lane.newest, stored.head.order)
         return True
 
     def _make_room(self) -> None:
@@ -598,14 +628,16 @@ class MemoryQueue(MemoryStore):
 
     # --- lanes ---
 
-    def _announce(self, head: Head, now: int) -> Lane:
-        """Its lane has something to do; a lane that waits already keeps its place."""
+    def _announce(self, head: Head, now: int, *, due: int = 0) -> Lane:
+        """Its lane has something to do, from when it is due; a lane that waits already keeps its place."""
+        at = max(due, now)
         lane = self._state.lanes.setdefault(head.lane, Lane(head.lane, head.channel))
         lane.touched_at_ms = now
+        lane.is_awaited = head.is_awaited or (lane.is_awaited and lane.ready_at_ms is not None)
         if lane.ready_at_ms is None:
-            lane.ready_at_ms = now
+            lane.ready_at_ms = at
         elif lane.holder is None:
-            lane.ready_at_ms = min(lane.ready_at_ms, now)
+            lane.ready_at_ms = min(lane.ready_at_ms, at)
         return lane
 
     def _let_go(self, lane: Lane, now: int) -> None:
@@ -728,6 +760,8 @@ def _is_meant(task: StoredTask, selection: Selection) -> bool:
         (selection.lane, head.lane),
     )
     if any(wish is not None and wish != known for wish, known in wanted):
+        return False
+    if selection.is_runnable and progress.status not in (Status.PENDING, Status.PROCESSING):
         return False
     if selection.task_ids and head.task_id not in selection.task_ids:
         return False

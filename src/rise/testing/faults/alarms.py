@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from rise.capabilities import CapabilityStatus
 from rise.clock import Clock
 from rise.service import cancel_all, spawn
 from rise.testing.faults.schedule import Mishap
@@ -21,6 +22,7 @@ ALARM_SECONDS_MAX: Final = 30.0
 LOOK_SECONDS: Final = 0.2
 _LOUD: Final = ("warning", "error", "critical")
 _NOTED: Final = ("copies.made_up", "queue.rehydrated", "copies.lost")
+_STATES: Final = ("capability.state_changed", "startup.capability.")
 _SUBJECTS: Final = {
     "rabbit": "rabbitmq",
     "rabbitmq": "rabbitmq",
@@ -42,6 +44,9 @@ ALARM_OF: Final = {
     Mishap.RABBIT_DISK_ALARM: "rabbitmq",
     Mishap.RABBIT_QUEUE_DELETED: "rabbitmq",
     Mishap.BOTH_UNREACHABLE: "redis",
+    Mishap.MONGO_KILLED: "mongo",
+    Mishap.MONGO_FROZEN: "mongo",
+    Mishap.MONGO_STOPPED: "mongo",
 }
 """The store of which something is to be said. Stream and group in Redis only wake workers: no copy goes with them."""
 
@@ -63,6 +68,8 @@ class Alarms:
         self._clock = clock
         self._read_bytes = 0
         self._heard: list[Alarm] = []
+        self._states: list[tuple[str, bool, float]] = []
+        """Of which store it was said whether it is away, and when."""
         self.made_up: Counter[str] = Counter()
         """Copies made again, by store."""
         self.lost: Counter[str] = Counter()
@@ -86,10 +93,16 @@ class Alarms:
         until = began + ALARM_SECONDS_MAX if before is None else min(before, began + ALARM_SECONDS_MAX)
         return next((alarm for alarm in self._heard if alarm.subject == subject and began <= alarm.at < until), None)
 
+    def is_said_away(self, subject: str, at: float) -> bool:
+        """The last that was said of it before is that it is away: whatever befalls it then is no news."""
+        said = [is_away for store, is_away, when in self._states if store == subject and when < at]
+        return bool(said) and said[-1]
+
     def catch_up(self) -> None:
         """Read what has been said since the last look."""
         for line in self._lines():
-            if any(f'"{level}"' in line for level in _LOUD) or any(f'"{event}"' in line for event in _NOTED):
+            is_loud = any(f'"{level}"' in line for level in _LOUD)
+            if is_loud or any(f'"{event}' in line for event in (*_NOTED, *_STATES)):
                 try:
                     self._hear(json.loads(line))
                 except ValueError:
@@ -121,19 +134,19 @@ class Alarms:
             case "copies.lost":
                 self.lost[str(line["copy"])] += int(line["count"])
         subject = _subject(event, line)
+        if subject and event.startswith(_STATES):
+            is_away = line.get("status") == CapabilityStatus.UNAVAILABLE
+            self._states.append((subject, is_away, self._clock.monotonic()))
         if subject and line.get("level") in _LOUD:
             self._heard.append(Alarm(subject, event, self._clock.monotonic()))
 
 
 def _subject(event: str, line: dict[str, Any]) -> str | None:
     """The store that a line is about."""
-    if event.startswith(("capability.state_changed", "startup.capability.")):
+    if event.startswith(_STATES):
         return str(line["name"])
     if event.endswith("queue.enqueue_failed"):
         return "redis"
     if "copy" in line:
         return str(line["copy"])
-    room = event.partition(".")[0]
-    return {"rabbit": "rabbitmq", "rabbitmq": "rabbitmq", "redis": "redis", "queue": "redis", "journal": "disk"}.get(
-        room
-    )
+    return _SUBJECTS.get(event.partition(".")[0])

@@ -101,7 +101,7 @@ class Drill:
         stats = await stats_of(self._ground.rise)
         accepted = _accepted(stats) if self._order.full else int(books.audit["accepted"])
         return DrillReport(
-            profile="full" if self._order.full else "embedded",
+            profile=self._order.profile,
             mode=self._order.mode,
             seed=self._order.seed,
             commit=await commit(),
@@ -130,11 +130,13 @@ class Drill:
             window=Window.of(list(self._windows())),
             gave_up=done.gave_up,
             audit="clean" if books.is_clean else json.dumps(books.audit),
+            unaccounted=int(books.audit["unaccounted"]),
             copies=CopiesSeen.of(self._alarms, done.copies_gone) if self._order.full else None,
         )
 
     def _cycles(self) -> Iterator[Cycle]:
-        schedule = cycles(self._order.seed, troubles=self._order.troubles, full=self._order.full)
+        order = self._order
+        schedule = cycles(order.seed, troubles=order.troubles, full=order.full, mongo=order.mongo)
         if self._order.schedule is not None:
             yield from self._order.schedule
             return

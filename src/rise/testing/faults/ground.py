@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -18,10 +18,12 @@ from rise.testing.faults.disk import Disk, DiskRefused
 from rise.testing.faults.order import Order
 from rise.testing.faults.proxy import FaultProxy
 from rise.testing.faults.schedule import Link
-from rise.testing.faults.stores import Stores
 from rise.testing.faults.wall_clock import WallClock
 from rise.testing.installation import READY_SECONDS, Installation
 from rise.testing.telegram import SendRates, TelegramStandIn
+
+if TYPE_CHECKING:
+    from rise.testing.faults.stores import Stores
 
 PLATFORM_SPEED: Final = 20.0
 """The platform's clock runs so much faster than ours: what it repeats after seconds comes in fractions of one."""
@@ -66,7 +68,7 @@ async def drill_ground(order: Order, directory: Path) -> AsyncIterator[Ground]:
         telegram = await stack.enter_async_context(TelegramStandIn(time_scale=PLATFORM_SPEED))
         telegram.change_send_rates(SendRates.unlimited())
         disk, no_disk_because = await _disk(stack, directory)
-        stores = await stack.enter_async_context(Stores(directory, order.appendfsync)) if order.full else None
+        stores = await stack.enter_async_context(_stores(order, directory)) if order.full else None
         on_disk = disk.where if disk else directory
         data_dir = directory / "data" if order.full else on_disk / "data"
         gateways = [Installation(data_dir, app="rise.testing.faults.bot") for _ in range(2 if order.full else 1)]
@@ -100,6 +102,13 @@ async def drill_ground(order: Order, directory: Path) -> AsyncIterator[Ground]:
             second=gateways[1] if order.full else None,
             stores=stores,
         )
+
+
+def _stores(order: Order, directory: Path) -> Stores:
+    # Here, because an installation of the embedded profile need not have their clients.
+    from rise.testing.faults.stores import Stores
+
+    return Stores(directory, order.appendfsync, mongo=order.mongo)
 
 
 def _configure(

@@ -42,19 +42,21 @@ class CopiesSeen(msgspec.Struct, frozen=True, rename="camel"):
     rehydrated: int
     """How often an emptied Redis was filled again."""
     alarms_due: int
-    """Troubles that took a copy."""
+    """Troubles that took a copy which was not said to be away already."""
     alarms_missed: Sequence[str]
     """Of which nothing was said within 30 seconds, and before the next of that store."""
 
     @classmethod
     def of(cls, alarms: Alarms, gone: Sequence[CopyGone]) -> CopiesSeen:
         alarms.catch_up()
-        missed = []
+        raised, missed = 0, []
         for number, one in enumerate(gone):
             following = (later.at for later in gone[number + 1 :] if later.subject == one.subject)
-            if alarms.since(one.at, one.subject, before=next(following, None)) is None:
+            if alarms.since(one.at, one.subject, before=next(following, None)) is not None:
+                raised += 1
+            elif not alarms.is_said_away(one.subject, one.at):
                 missed.append(one.trouble)
-        return cls(dict(alarms.made_up), dict(alarms.lost), alarms.rehydrated, len(gone), missed)
+        return cls(dict(alarms.made_up), dict(alarms.lost), alarms.rehydrated, raised + len(missed), missed)
 
     def rows(self) -> list[tuple[str, object]]:
         raised = f"{self.alarms_due - len(self.alarms_missed)} of {self.alarms_due}"
@@ -101,6 +103,8 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     window: Window | None
     gave_up: Sequence[str]
     audit: str
+    unaccounted: int = 0
+    """Accepted messages of which the audit knows no end and no place."""
     copies: CopiesSeen | None = None
 
     def broken(self) -> list[str]:
@@ -147,7 +151,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             ("order breaks", self.order_breaks),
             ("forged updates accepted", f"{self.forged_accepted} of {self.forged}"),
             ("duplicate window", self.window),
-            ("audit", self.audit),
+            ("audit", f"{self.audit}, {self.unaccounted} unaccounted"),
             *(self.copies.rows() if self.copies else []),
             ("loss per kill, with 95 % confidence", self._bound()),
             ("seed", self.seed),

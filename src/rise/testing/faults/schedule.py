@@ -1,7 +1,8 @@
 """What will go wrong, and when: the same for the same seed, whatever the machine does meanwhile.
 
 A cycle is one kill and, mostly, one trouble beside it. Troubles are dealt like cards from a shuffled deck, so that
-every fifteen cycles hold one of each kind and no luck is needed to meet them all; in the full profile, every 29.
+every fifteen cycles hold one of each kind and no luck is needed to meet them all; in the full profile, every 29; with
+MongoDB, every 34.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ class Link(StrEnum):
     """From the gateway to the platform."""
     REDIS = "Redis"
     RABBIT = "RabbitMQ"
+    MONGO = "MongoDB"
+    """Of the mongo profile."""
 
 
 class Mishap(StrEnum):
-    """What befalls the servers of the full profile."""
+    """What befalls the servers of the full profile, and those of MongoDB in the mongo profile."""
 
     REDIS_KILLED = "Redis killed -9"
     REDIS_FROZEN = "Redis frozen"
@@ -61,6 +64,14 @@ class Mishap(StrEnum):
     RABBIT_DISK_ALARM = "RabbitMQ disk alarm"
     RABBIT_QUEUE_DELETED = "queue in RabbitMQ deleted"
     BOTH_UNREACHABLE = "Redis and RabbitMQ unreachable"
+    MONGO_KILLED = "MongoDB killed -9"
+    MONGO_FROZEN = "MongoDB frozen"
+    MONGO_STOPPED = "MongoDB stopped"
+
+
+MISHAPS_OF_MONGO: Final = (Mishap.MONGO_KILLED, Mishap.MONGO_FROZEN, Mishap.MONGO_STOPPED)
+MISHAPS_OF_FULL: Final = tuple(mishap for mishap in Mishap if mishap not in MISHAPS_OF_MONGO)
+LINKS_OF_FULL: Final = tuple(link for link in Link if link is not Link.MONGO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +167,12 @@ class Cycle:
     trouble: Trouble | None
 
 
-def cycles(seed: int, *, troubles: bool = True, full: bool = False) -> Iterator[Cycle]:
-    """Without end. `troubles=False`: kills alone. `full`: of the full profile, where more can go wrong."""
+def cycles(seed: int, *, troubles: bool = True, full: bool = False, mongo: bool = False) -> Iterator[Cycle]:
+    """Without end. `troubles=False`: kills alone. `full`: of the full profile, where more can go wrong; with `mongo`,
+    MongoDB as well."""
     dice = random.Random(seed)
-    dealt = _deal(dice, _TROUBLES_OF_ALL if full else _TROUBLES)
+    with_servers = _TROUBLES_WITH_MONGO if mongo else _TROUBLES_OF_ALL
+    dealt = _deal(dice, with_servers if full else _TROUBLES)
     while True:
         # Always dealt, so that the kills of a seed are the same with and without troubles beside them.
         make = next(dealt)
@@ -210,6 +223,11 @@ def _mishap(mishap: Mishap) -> Callable[[random.Random], Trouble]:
     return lambda dice: StoreMishap(mishap, dice.uniform(4.0, 8.0))
 
 
+def _mishap_of_mongo(mishap: Mishap) -> Callable[[random.Random], Trouble]:
+    # Beyond the five seconds that an answer of MongoDB's may take.
+    return lambda dice: StoreMishap(mishap, dice.uniform(6.0, 10.0))
+
+
 _KILLED: Final = {Victim.GATEWAY: 4, Victim.WORKER: 3, Victim.BOTH: 3, Victim.ADDED: 1}
 _KILLED_OF_ALL: Final = _KILLED | {Victim.SECOND: 4}
 _TROUBLES: Final[list[Callable[[random.Random], Trouble | None]]] = [
@@ -225,8 +243,13 @@ _TROUBLES: Final[list[Callable[[random.Random], Trouble | None]]] = [
 ]
 _TROUBLES_OF_ALL: Final[list[Callable[[random.Random], Trouble | None]]] = [
     lambda dice: None,
-    *[_bad_link(link) for link in (*Link, Link.REDIS, Link.RABBIT)],
+    *[_bad_link(link) for link in (*LINKS_OF_FULL, Link.REDIS, Link.RABBIT)],
     *[_freeze(victim) for victim in (Victim.GATEWAY, Victim.WORKER, Victim.ADDED, Victim.SECOND)],
     *_TROUBLES[-5:],  # a restart, the disk (which is the journals' here), the quota and the clock
-    *[_mishap(mishap) for mishap in Mishap],
+    *[_mishap(mishap) for mishap in MISHAPS_OF_FULL],
+]
+_TROUBLES_WITH_MONGO: Final[list[Callable[[random.Random], Trouble | None]]] = [
+    *_TROUBLES_OF_ALL,
+    *[_bad_link(Link.MONGO)] * 2,
+    *[_mishap_of_mongo(mishap) for mishap in MISHAPS_OF_MONGO],
 ]

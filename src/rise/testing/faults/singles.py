@@ -23,7 +23,7 @@ from rise.testing.faults.drill import is_moving
 from rise.testing.faults.ground import LOOK_SECONDS, Ground, drill_ground
 from rise.testing.faults.order import Order
 from rise.testing.faults.proxy import LinkFault
-from rise.testing.faults.schedule import Link, Mishap
+from rise.testing.faults.schedule import MISHAPS_OF_MONGO, Link, Mishap
 from rise.testing.faults.seen import compare
 from rise.testing.faults.table import Row, Table
 from rise.testing.faults.traffic import People
@@ -35,7 +35,7 @@ OnRow = Callable[[int, int], None]
 CHATS: Final = 40
 WARM_SECONDS: Final = 2.0
 WELL_SECONDS_MAX: Final = 120.0
-_OURS: Final = frozenset({"admission", "disk", "ledger", "pipeline", "rabbitmq", "redis", "worker"})
+_OURS: Final = frozenset({"admission", "disk", "ledger", "mongo", "pipeline", "rabbitmq", "redis", "worker"})
 """Capabilities that follow what happens here. The webhook's is what Telegram says of the past, asked once a minute."""
 
 
@@ -180,6 +180,16 @@ SINGLES: Final = (
         alarm="rabbitmq",
     ),
 )
+SINGLES_OF_MONGO: Final = tuple(
+    # What runs meanwhile keeps its replies until its result is written.
+    Single(str(mishap), befalls(mishap), executes=None, alarm=ALARM_OF.get(mishap))
+    for mishap in MISHAPS_OF_MONGO
+)
+"""Rows of the mongo profile, beside those of the full one."""
+
+
+def singles_of(order: Order) -> Sequence[Single]:
+    return (*SINGLES, *SINGLES_OF_MONGO) if order.mongo else SINGLES
 
 
 # --- measuring --------------------------------------------------------------------------------------------
@@ -190,11 +200,12 @@ async def measure_singles(
     directory: Path,
     *,
     seconds: float,
-    singles: Sequence[Single] = SINGLES,
+    singles: Sequence[Single] | None = None,
     on_row: OnRow = lambda done, of: None,
 ) -> Table:
-    """Each for so many seconds, in that directory, which is to be empty."""
+    """Each for so many seconds, in that directory, which is to be empty. `singles`: unset, all of the profile."""
     clock = SystemClock()
+    singles = singles_of(order) if singles is None else singles
     async with drill_ground(order, directory) as ground, Alarms(ground.rise.log_path, clock) as alarms:
         measuring = _Measuring(order, ground, alarms, clock, seconds)
         rows, left_out = [], {}

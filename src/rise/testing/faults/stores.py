@@ -1,4 +1,4 @@
-"""Redis and RabbitMQ of an installation's own, and what befalls them while they are in use.
+"""Redis, RabbitMQ and MongoDB of an installation's own, and what befalls them while they are in use.
 
 Promises: each server is started for the drill, in its directory, and is gone afterwards; whatever befell one is undone
 when its block ends, except that what it held and lost stays lost.
@@ -9,51 +9,51 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from rise.copies.rabbitmq import FRESH
 from rise.queue.redis import GROUP, HINTS
+from rise.testing.faults.order import AppendFsync
 from rise.testing.faults.proxy import FaultProxy, LinkFault
 from rise.testing.faults.schedule import Link, Mishap
-from rise.testing.servers import RabbitServer, RedisServer
+from rise.testing.servers import MongoServer, RabbitServer, RedisServer
 
 _MEMORY_SHARE: Final = "0.4"
 _DISK_BYTES: Final = "50000000"
 """What RabbitMQ has unless told otherwise."""
 _NOWHERE: Final = ("127.0.0.1", "1")
-
-
-class AppendFsync(StrEnum):
-    """How much of what Redis was told it remembers when it is killed."""
-
-    ALWAYS = "always"
-    EVERYSEC = "everysec"
-    NO = "no"
-    OFF = "off"
-    """Nothing at all: no append-only file."""
-
-    @property
-    def settings(self) -> dict[str, str]:
-        return {"appendonly": "no"} if self is AppendFsync.OFF else {"appendfsync": self.value}
+_KEY: Final = "shared-by-all-gateways-of-a-drill"
+"""With the ledger on a server, one that is made by each host for itself is said to be wrong."""
 
 
 class Stores:
-    """Both servers, and the links through which an installation reaches them."""
+    """The servers, and the links through which an installation reaches them."""
 
-    def __init__(self, directory: Path, appendfsync: AppendFsync) -> None:
-        places = {name: directory / name for name in ("redis", "rabbitmq")}
+    def __init__(self, directory: Path, appendfsync: AppendFsync, *, mongo: bool = False) -> None:
+        places = {name: directory / name for name in ("redis", "rabbitmq", "mongodb")}
         for place in places.values():
             place.mkdir()
         self.redis = RedisServer(places["redis"], **appendfsync.settings)
         self.rabbit = RabbitServer(places["rabbitmq"])
+        self._mongo = MongoServer(places["mongodb"]) if mongo else None
         self._links = {Link.REDIS: FaultProxy(self.redis.port), Link.RABBIT: FaultProxy(self.rabbit.port)}
+        if self._mongo is not None:
+            self._links[Link.MONGO] = FaultProxy(self._mongo.port)
+
+    @property
+    def mongo(self) -> MongoServer:
+        assert self._mongo is not None, "a mishap of a server that this profile does not have"
+        return self._mongo
+
+    @property
+    def _servers(self) -> list[RedisServer | RabbitServer | MongoServer]:
+        return [self.redis, self.rabbit, *([] if self._mongo is None else [self._mongo])]
 
     async def __aenter__(self) -> Self:
         try:
-            await asyncio.gather(*(asyncio.to_thread(server.__enter__) for server in (self.redis, self.rabbit)))
+            await asyncio.gather(*(asyncio.to_thread(server.__enter__) for server in self._servers))
         except BaseException:
             self._end_servers()
             raise
@@ -69,7 +69,7 @@ class Stores:
         self._end_servers()
 
     def _end_servers(self) -> None:
-        for server in (self.redis, self.rabbit):
+        for server in self._servers:
             server.__exit__(None, None, None)
 
     @property
@@ -79,11 +79,17 @@ class Stores:
     @property
     def settings(self) -> dict[str, object]:
         """Of the installation that is to use them."""
-        redis, rabbit = self._links[Link.REDIS], self._links[Link.RABBIT]
-        return {
+        redis, rabbit, mongo = (self._links.get(link) for link in (Link.REDIS, Link.RABBIT, Link.MONGO))
+        assert redis is not None and rabbit is not None
+        settings: dict[str, object] = {
             "redis_url": f"redis://127.0.0.1:{redis.port}/0",
             "rabbitmq_url": f"amqp://guest:guest@127.0.0.1:{rabbit.port}/",
         }
+        if mongo is not None:
+            # To this address alone: a server that told its own would be reached beside the link.
+            settings["mongodb_url"] = f"mongodb://127.0.0.1:{mongo.port}/rise?directConnection=true"
+            settings["secret_key"] = _KEY
+        return settings
 
     @asynccontextmanager
     async def befall(self, mishap: Mishap) -> AsyncIterator[None]:
@@ -121,8 +127,14 @@ class Stores:
             case Mishap.RABBIT_QUEUE_DELETED:
                 await self._tell_rabbit("delete_queue", FRESH)
             case Mishap.BOTH_UNREACHABLE:
-                for link in self._links.values():
-                    link.apply(LinkFault.reset())
+                for link in (Link.REDIS, Link.RABBIT):
+                    self._links[link].apply(LinkFault.reset())
+            case Mishap.MONGO_KILLED:
+                self.mongo.kill()
+            case Mishap.MONGO_FROZEN:
+                self.mongo.freeze()
+            case Mishap.MONGO_STOPPED:
+                await asyncio.to_thread(self.mongo.stop)
 
     async def _undo(self, mishap: Mishap) -> None:
         match mishap:
@@ -143,8 +155,12 @@ class Stores:
             case Mishap.RABBIT_DISK_ALARM:
                 await self._tell_rabbit("set_disk_free_limit", _DISK_BYTES)
             case Mishap.BOTH_UNREACHABLE:
-                for link in self._links.values():
-                    link.heal()
+                for link in (Link.REDIS, Link.RABBIT):
+                    self._links[link].heal()
+            case Mishap.MONGO_KILLED | Mishap.MONGO_STOPPED:
+                await asyncio.to_thread(self.mongo.start)
+            case Mishap.MONGO_FROZEN:
+                self.mongo.thaw()
             case _:
                 return  # what was taken away is made again by those who need it
 

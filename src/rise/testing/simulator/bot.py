@@ -14,6 +14,9 @@ from rise.testing.simulator.loop import Process
 from rise.testing.simulator.world import World
 from rise.workflows.definition import WorkflowDefinition
 
+LATER_MARK: Final = ".later"
+"""Behind the name of the message whose run promised it."""
+
 
 class Behaviour(StrEnum):
     """The second word of a message; the first is its name."""
@@ -109,7 +112,7 @@ class SimBot:
             case Behaviour.SILENT:
                 return None
             case Behaviour.LATER:
-                turn.follow_up(f"{name}.later", in_seconds=3.0)
+                turn.follow_up(f"{name}{LATER_MARK}", in_seconds=3.0)
         for message in turn.messages:
             for number in range(3 if asked == Behaviour.THREE else 1):
                 turn.reply(f"{message.text.partition(' ')[0]}.{number}")

@@ -7,14 +7,13 @@ when a copy leaves a store or is lost with it, when a task begins, when an empti
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Container, Iterable, Sequence
 from math import isnan
 from typing import Final
 
 import rise
 from rise.envelope import DeliveryKey, RunId, Status, TaskId, decode_head, run_id_of, task_id_of
-from rise.ledger.late import LateStep, decode_late, key_of_run
+from rise.ledger.late import LateResult, LateStep, decode_late, key_of_run
 from rise.queue.port import NewTask
 from rise.runtime.assembly import House
 from rise.runtime.audit import AuditReport
@@ -52,6 +51,8 @@ class CopiesChecker(Checker):
         self._redis_forgot = False
         self._last_ran: dict[RunId, float] = {}
         """When each run was last begun; no number if another may have begun it as well."""
+        self._passed_over: set[RunId] = set()
+        """Runs whose results waited for the ledger, and for tasks that the queue had lost."""
 
     # --- promises ---
 
@@ -179,13 +180,15 @@ class CopiesChecker(Checker):
         saved = {(one.run_id, one.step) for one in late if isinstance(one, LateStep)}
         saved |= set(self._world.disk.execute("SELECT run_id, step FROM steps").fetchall())
         self._steps_saved = {
-            (task_id, generation, step)
-            for task_id, generation, step in self._steps_saved
-            if (run_id_of(TaskId(task_id), generation), step) in saved
+            (messages, run_id, step) for messages, run_id, step in self._steps_saved if (run_id, step) in saved
         }
 
     def waits(self, key: str) -> None:
         self._waited.add(key)
+
+    def missed(self, task_id: str) -> None:
+        late = map(decode_late, (kept.write for kept in self._world.redis.late.values()))
+        self._passed_over |= {one.run_id for one in late if isinstance(one, LateResult) and one.task_id == task_id}
 
     def _may_repeat(self, process: Process) -> bool:
         """Nor can anybody say what has been done when both are lost who knew it: Redis its keys, and the ledger."""
@@ -197,18 +200,22 @@ class CopiesChecker(Checker):
         return super()._is_known_by_all() and self._world.now - self._world.ledger_missed_at > KNOWN_SECONDS_MAX
 
     def _answers_are_in_order(self) -> None:
-        """I7: results that waited are written in the order in which their messages were run."""
+        """I7: results that waited are written in the order in which their messages were run. What comes late, before
+        one that its conversation works on for long, is run beside it: these are answered in the order of their lane.
+
+        A result whose task the queue has lost is passed over until that is brought back, because no chat waits for a
+        gap: a break of order, which the queue has counted then. So others may overtake it; it overtakes nobody."""
         meant = "SELECT run_id, min(sequence) FROM replies WHERE kind = 'answer' GROUP BY run_id"
-        lanes: defaultdict[str, list[tuple[float, int, str]]] = defaultdict(list)
+        lanes: defaultdict[str, list[tuple[float, int, RunId]]] = defaultdict(list)
         heads = dict(self._world.disk.execute("SELECT run_id, head FROM runs").fetchall())
         for run_id, sequence in self._world.disk.execute(meant).fetchall():
             at = self._last_ran.get(run_id, float("nan"))
-            if not isnan(at) and run_id in heads:
+            if not isnan(at) and run_id in heads and run_id not in self._carried:
                 lanes[decode_head(heads[run_id]).lane].append((at, sequence, run_id))
         for answers in lanes.values():
-            for (_, before, _), (_, after, run_id) in pairwise(sorted(answers)):
-                if after < before:
-                    self._world.violate("I7", f"{run_id} is answered before what was run before it in its lane")
+            as_run = [(run_id, sequence) for _, sequence, run_id in sorted(answers)]
+            for run_id in overtaking(as_run, self._passed_over):
+                self._world.violate("I7", f"{run_id} is answered before what was run before it in its lane")
 
     def look(self) -> None:
         """I10: nobody has a copy in hand for long without saying what becomes of it."""
@@ -284,6 +291,20 @@ class CopiesChecker(Checker):
         in_queue = task is not None and task.progress.generation >= generation
         holds = {"journal": any(in_journals), "rabbitmq": any(in_mirror), "redis": in_queue}
         return [store for store, is_there in holds.items() if is_there]
+
+
+def overtaking(answers: Iterable[tuple[RunId, int]], passed_over: Container[RunId]) -> list[RunId]:
+    """Those of a lane that are answered before what was run before them, unless that was passed over.
+
+    `answers`: as they were run, each with its first number in the outbox.
+    """
+    latest, found = 0, list[RunId]()
+    for run_id, sequence in answers:
+        if sequence < latest:
+            found.append(run_id)
+        elif run_id not in passed_over:
+            latest = sequence
+    return found
 
 
 _JOURNALED: Final = "SELECT task_id, generation FROM tasks"

@@ -44,6 +44,12 @@ class FaultKind(StrEnum):
     JOURNAL_LOST = "the journal's disk is lost"
     LEDGER_GONE = "MongoDB cannot be reached"
 
+    TEMPORAL_GONE = "Temporal cannot be reached"
+    TEMPORAL_UNANSWERED = "Temporal does what it is asked, and its answer is lost"
+    TEMPORAL_SLOW = "Temporal takes seconds"
+    TEMPORAL_KILLED = "Temporal is killed, and comes back with what is on its disk"
+    TEMPORAL_EMPTIED = "Temporal loses all it knows"
+
     UPDATES_LOST = "updates do not get to the gateway"
     ANSWERS_LOST = "the platform does not hear the gateway's answers"
     UPDATES_DOUBLED = "updates come twice at once"
@@ -130,7 +136,19 @@ LAST_BLOWS: Final = (None, FaultKind.REDIS_EMPTIED, FaultKind.RABBIT_EMPTIED, Fa
 REWOUND_SECONDS_MAX: Final = 1.0
 """With `appendfsync everysec`."""
 
-_SUDDEN: Final = frozenset({FaultKind.KILL, FaultKind.STOP, FaultKind.POWER_CUT, FaultKind.CLOCK_STEP}.union(*_LOSSES))
+_OF_TEMPORAL: Final = (
+    FaultKind.TEMPORAL_GONE,
+    FaultKind.TEMPORAL_GONE,
+    FaultKind.TEMPORAL_UNANSWERED,
+    FaultKind.TEMPORAL_UNANSWERED,
+    FaultKind.TEMPORAL_SLOW,
+    FaultKind.TEMPORAL_KILLED,
+    FaultKind.TEMPORAL_KILLED,
+    FaultKind.TEMPORAL_EMPTIED,
+)
+_OF_A_MOMENT: Final = {FaultKind.KILL, FaultKind.STOP, FaultKind.POWER_CUT, FaultKind.CLOCK_STEP}
+_SUDDEN: Final = frozenset({FaultKind.TEMPORAL_EMPTIED}.union(_OF_A_MOMENT, *_LOSSES))
+_ON_THE_WAY_TO_TEMPORAL: Final = ("temporal.tell", "temporal.ask", "temporal.carry", "temporal.end")
 _AT_A_STEP: Final = frozenset({FaultKind.KILL, FaultKind.PAUSE})
 
 
@@ -185,6 +203,29 @@ def draw_ledger_gone(dice: random.Random, *, members: Sequence[str], seconds: fl
         )
         for _ in range(dice.choice((1, 1, 2, 3)))
     ]
+
+
+def draw_faults_of_temporal(dice: random.Random, *, members: Sequence[str], seconds: float) -> list[Fault]:
+    """For all or for one; and in half of the runs processes die between what is asked of Temporal and its answer."""
+    faults = []
+    for _ in range(dice.choice((0, 1, 2, 3, 5, 8))):
+        kind, at = dice.choice(_OF_TEMPORAL), round(dice.uniform(0.0, seconds), 2)
+        is_of_one = kind.name.endswith(("_GONE", "_UNANSWERED", "_SLOW")) and dice.random() < 0.4
+        target = dice.choice(members) if is_of_one else EVERYBODY
+        faults.append(Fault(kind=kind, target=target, at=at, seconds=_lasting(dice, kind)))
+    deaths = dice.choice((0, 0, 1, 2, 3))
+    return faults + [_draw_death_on_the_way(dice, members, seconds) for _ in range(deaths)]
+
+
+def _draw_death_on_the_way(dice: random.Random, members: Sequence[str], seconds: float) -> Fault:
+    return Fault(
+        kind=FaultKind.KILL,
+        target=dice.choice(members),
+        at=round(dice.uniform(0.0, seconds), 2),
+        nth=dice.randint(1, 6),
+        step=dice.choice(_ON_THE_WAY_TO_TEMPORAL),
+        before=dice.random() < 0.5,
+    )
 
 
 def with_redis_rewound(dice: random.Random, faults: Iterable[Fault]) -> list[Fault]:

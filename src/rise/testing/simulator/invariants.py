@@ -19,16 +19,16 @@ import rise
 from rise.capabilities import CapabilityStatus
 from rise.channels.port import Incoming
 from rise.chats import CHECK_SECONDS
-from rise.envelope import DeliveryKey, decode_head, task_id_of
+from rise.conversations.port import ConversationMessage
+from rise.envelope import FOLLOW_UP, DeliveryKey, TaskType, decode_head, task_id_of
 from rise.runtime.assembly import House
 from rise.runtime.audit import AuditReport, NoticeKind
 from rise.runtime.pipeline import CLOCKS_APART
-from rise.testing.simulator.bot import OWN_ERRORS
+from rise.testing.simulator.bot import LATER_MARK, OWN_ERRORS
 from rise.testing.simulator.loop import Process
 from rise.testing.simulator.people import GROUP, SUPERGROUP, Written, is_same_chat, place_of, program_chat_of
 from rise.testing.simulator.world import World
 from rise.testing.telegram.rules.update_queue import QueuedUpdate
-from rise.workflows.follow_ups import FOLLOW_UP
 from rise.workflows.turn import Message
 
 MARK: Final = "↻ "
@@ -136,6 +136,19 @@ class Seen(NamedTuple):
     error: str | None
 
 
+_ANSWERED: Final = (
+    # By itself. Whoever takes it along may do so while another begins to run it, because a person has just dropped the
+    # message that it goes with.
+    "SELECT 1 FROM runs WHERE task_id = ? AND generation = ? AND status IN ('replying', 'completed')"
+    " AND outcome IS NOT 'merged'"
+)
+
+
+_HAS_ITS_ANSWER: Final = (
+    "SELECT 1 FROM runs WHERE run_id = ? AND status IN ('replying', 'completed') AND outcome IS NOT 'merged'"
+)
+
+
 class Checker:
     """Hears of everything, and says which promise it breaks."""
 
@@ -153,7 +166,11 @@ class Checker:
         """Tasks read under the new id when not everybody had to know of the other."""
         self.asked_again: set[str] = set()
         """Tasks that an operator wanted run again: they may have several answers."""
-        self._steps_saved: set[tuple[str, int, str]] = set()
+        self._steps_saved: set[tuple[str, str, str]] = set()
+        self._carried: set[str] = set()
+        """Runs that a conversation was told of."""
+        self._ends_processes: set[str] = set()
+        """Tasks of which a conversation was told that whatever ran them ended, again and again."""
 
     def watch_disk(self) -> None:
         """Call once the tables are there."""
@@ -196,9 +213,8 @@ class Checker:
 
     def ran(self, process: Process, turn: rise.Turn) -> None:
         """I4, I11, I12, I15: what a workflow sees is what its person wrote, and as long as there is no result."""
-        has_result = "SELECT 1 FROM runs WHERE task_id = ? AND generation = ? AND status IN ('replying', 'completed')"
         generation = self._generation(turn.task_id)
-        if self._one(has_result, turn.task_id, generation) and not self._may_repeat(process):
+        if self._one(_ANSWERED, turn.task_id, generation) and not self._may_repeat(process):
             self._world.violate("I4", f"{turn.text!r} has its result, and is run again")
         for message in turn.messages:
             self._is_as_it_was_written(message)
@@ -218,10 +234,6 @@ class Checker:
     def _is_one_burst(self, process: Process, turn: rise.Turn) -> None:
         """I4, I7, I15: what is merged is in its order, of one chat, and has no answer of its own."""
         first, *others = [self.written.get(message.text.partition(" ")[0]) for message in turn.messages]
-        answered = (
-            "SELECT 1 FROM runs WHERE task_id = ? AND generation = ? AND status IN ('replying', 'completed')"
-            " AND outcome IS NOT 'merged'"
-        )
         for before, after in pairwise([first, *others]):
             if before is None or after is None or first is None:
                 continue
@@ -229,7 +241,7 @@ class Checker:
                 self._world.violate("I15", f"{after.name} is answered with {first.name}, of another chat")
             if (place_of(before.body) or (0, 0)) > (place_of(after.body) or (inf, inf)):
                 self._world.violate("I7", f"{after.name} was written before {before.name}, and is said after it")
-            has_result = self._one(answered, after.task_id, self._generation(after.task_id))
+            has_result = self._one(_ANSWERED, after.task_id, self._generation(after.task_id))
             if has_result and not self._world.may_have_lost_claims(process):
                 self._world.violate("I4", f"{after.name} has its result, and is run with {first.name}")
 
@@ -240,6 +252,16 @@ class Checker:
 
     def step_is_saved(self, turn: rise.Turn, step: str) -> None:
         self._steps_saved.add(self._step(turn, step))
+
+    def told(self, process: Process, message: ConversationMessage) -> None:
+        """I4: a conversation is told of what has no result yet."""
+        self._carried.add(message.request_id)
+        if self._one(_HAS_ITS_ANSWER, message.request_id) and not self._may_repeat(process):
+            self._world.violate("I4", f"{message.request_id} has its result, and its conversation is told of it")
+
+    def has_ended_its_processes(self, task_id: str) -> None:
+        """It counts against a message then, whoever is to blame: else it would end one after the other."""
+        self._ends_processes.add(task_id)
 
     def sent(self, method: str, params: Mapping[str, Any]) -> None:
         """I5, I6, I8, I15: a person sees this now."""
@@ -284,6 +306,7 @@ class Checker:
         self._everything_ended_or_waits_with_a_reason()
         self._nobody_was_told_too_often()
         self._everything_was_answered_once()
+        self._what_was_promised_for_later_is_said_once()
         self._nothing_is_left_behind()
         self._a_chat_with_two_ids_is_one()
         # Forged and stale updates have numbers of their own, between which others never came.
@@ -313,13 +336,25 @@ class Checker:
                     self._world.violate("I20", f"{name} is {state.status} for ever: {state.detail}")
 
     def _everything_ended_or_waits_with_a_reason(self) -> None:
+        """I17: by itself, or with the message that it was taken along by."""
+        parked = {task.task_id for task in self._open() if task.status == "suspended" and task.reason is not None}
         for task in self._open():
-            if task.status != "suspended" or task.reason is None:
-                self._world.violate("I17", f"{task.task_id} is {task.status} ({task.reason}) for ever: {task.error}")
+            if not parked.isdisjoint({task.task_id, self._goes_with(task.task_id)}):
+                continue
+            self._world.violate("I17", f"{task.task_id} is {task.status} ({task.reason}) for ever: {task.error}")
         for reply_id, state in self._world.disk.execute(
             "SELECT reply_id, state FROM replies WHERE state IN ('ready', 'sending') AND held = 0"
         ).fetchall():
             self._world.violate("I17", f"the reply {reply_id} is {state} for ever")
+
+    def _goes_with(self, task_id: str) -> str | None:
+        """Which message will say whether this one is answered with it."""
+        row = self._world.disk.execute(
+            "SELECT result ->> 'mergedInto' FROM runs WHERE task_id = ? AND status = 'replying' AND outcome = 'merged'"
+            " ORDER BY generation DESC LIMIT 1",
+            (task_id,),
+        ).fetchone()
+        return row[0] if row else None
 
     def _nobody_was_told_too_often(self) -> None:
         meant: Counter[str] = Counter()
@@ -345,7 +380,7 @@ class Checker:
         ).fetchall():
             result = msgspec.json.decode(stored)
             latest[task_id] = (outcome, result)
-            if result is not None and outcome != "merged":
+            if result is not None and "mergedInto" not in result:
                 for answered in (task_id, *result.get("merged", ())):
                     answers[answered].append(task_id)
         for task_id, (outcome, result) in latest.items():
@@ -354,10 +389,26 @@ class Checker:
                 continue
             if len(by) > 1:
                 self._world.violate("I4", f"{task_id} was answered {len(by)} times, with {by}")
-            if outcome == "merged" and result["mergedInto"] not in {*by, *self.asked_again}:
-                self._world.violate("I4", f"{task_id} is merged into {result['mergedInto']}, which did not answer it")
+            is_over = self._goes_with(task_id) is None
+            into = None if result is None else result.get("mergedInto")
+            if outcome == "merged" and is_over and into not in {*by, *self.asked_again}:
+                self._world.violate("I4", f"{task_id} is merged into {into}, which did not answer it")
             if result is None and by:
                 self._world.violate("I9", f"{task_id} ended without an answer, and is answered with {by}")
+
+    def _what_was_promised_for_later_is_said_once(self) -> None:
+        """I4: whatever keeps the time, and however often it says that it has come. A person may ask for more."""
+        named: defaultdict[str, set[str]] = defaultdict(set)
+        said: defaultdict[str, set[str]] = defaultdict(set)
+        for task_id, stored in self._world.disk.execute("SELECT task_id, head FROM runs ORDER BY task_id").fetchall():
+            head = decode_head(stored)
+            text = (head.user_text or "").partition(" ")[0]
+            named[text.removesuffix(LATER_MARK)].add(task_id)
+            if head.source == FOLLOW_UP and head.task_type is not TaskType.FOLLOW_UP:
+                said[text.removesuffix(LATER_MARK)].add(task_id)
+        for name, tasks in said.items():
+            if len(tasks) > 1 and self.asked_again.isdisjoint(named[name]):
+                self._world.violate("I4", f"what {name!r} promised for later is said by {sorted(tasks)}")
 
     def _a_chat_with_two_ids_is_one(self) -> None:
         for written in self.written.values():
@@ -417,9 +468,10 @@ class Checker:
         """Whether it may do again what has been done: another may have done it, unseen by it."""
         return self._world.may_have_lost_claims(process)
 
-    def _step(self, turn: rise.Turn, step: str) -> tuple[str, int, str]:
+    def _step(self, turn: rise.Turn, step: str) -> tuple[str, str, str]:
+        """Of this very run: a person may have had its message run again since."""
         messages = " ".join(message.task_id for message in turn.messages)
-        return messages, self._generation(turn.task_id) or 0, step
+        return messages, turn.run_id, step
 
     def _written_of(self, task_id: str) -> Written | None:
         return next((written for written in self.written.values() if written.task_id == task_id), None)
@@ -427,7 +479,7 @@ class Checker:
     def try_used(self, task_id: str) -> None:
         """I13: only by a message's own errors."""
         written = self._written_of(task_id)
-        if written is not None and written.behaviour not in OWN_ERRORS:
+        if written is not None and written.behaviour not in OWN_ERRORS and task_id not in self._ends_processes:
             self._world.violate("I13", f"{written.name} did nothing wrong, and has used a try")
 
     def death_counted(self, task_id: str, holder: str | None) -> None:
@@ -445,8 +497,12 @@ class Checker:
         place = None if written is None else place_of(written.body)
         if written is not None and place not in (None, (at_ms, seq)):
             self._world.violate("I7", f"{written.name} stands at {(at_ms, seq)}; by the platform it is {place}")
-        if f":{SUPERGROUP}:" in lane and self._is_known_by_all() and task_id not in self._read_before:
+        if f":{SUPERGROUP}:" in lane and self._is_known_by_all() and not self._may_stand_apart(task_id, written):
             self._world.violate("I7", f"{task_id} stands in {lane}, and the chat goes by {GROUP}")
+
+    def _may_stand_apart(self, task_id: str, written: Written | None) -> bool:
+        """Under the later id of its chat: what was read before it was known, and what the runs of those planned."""
+        return task_id in self._read_before if written is not None else bool(self._read_before)
 
     def _is_known_by_all(self) -> bool:
         return self._moved_at is not None and self._world.now - self._moved_at > KNOWN_SECONDS_MAX

@@ -21,10 +21,13 @@ from rise.channels.http import HttpChannel
 from rise.channels.telegram import TelegramRates
 from rise.channels.webchat import WebChatChannel
 from rise.chats import ChatRegistry
+from rise.conversations.running import ConversationRuns
 from rise.copies.keeping import Copies
 from rise.definitions.sqlite import SCHEMA as DEFINITIONS_SCHEMA
 from rise.definitions.sqlite import SqliteDefinitions
 from rise.errors import RiseError, Unavailable
+from rise.follow_ups.arming import Arming
+from rise.follow_ups.port import LEFT_TO_TIMERS
 from rise.intake import Intake, Keep
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
@@ -45,6 +48,7 @@ from rise.testing.simulator.platform import BOT, WEBHOOK_WORD, Platform, SimTele
 from rise.testing.simulator.profile import Profile
 from rise.testing.simulator.servers import SimLateWrites, SimMirror, SimQueue, SimRedis
 from rise.testing.simulator.store import SimDatabase
+from rise.testing.simulator.timers import ReachedTimers, RungHere
 from rise.testing.simulator.world import CLAIM_SECONDS, World
 from rise.workflows.definition import WorkflowDefinition
 
@@ -197,7 +201,15 @@ class Gateway(Member):
         ]
         if (polling := assembly.build_polling(house)) is not None:
             services.append(polling)
-        return services
+        return services + self._timers(house)
+
+    def _timers(self, house: House) -> list[Service]:
+        timers = self._world.timers
+        if timers is None:
+            return []
+        arming = Arming(ReachedTimers(timers, house.clock), house.queue, house.bus, house.clock)
+        ring = assembly.build_ringing(house).ring
+        return [arming, RungHere(timers, self.process, ring, on_back=arming.arm_all)]
 
     def keepers(self, house: House) -> list[Service]:
         keeper = assembly.build_keeper(house)
@@ -228,8 +240,30 @@ class WorkerMember(Member):
         self._defines = defines
 
     def services(self, house: House) -> list[Service]:
-        workflows = self._workflows(self.process)
-        return [serving.InProcessWorker(house, workflows, defines=self._defines)]
+        workflows, temporal = self._workflows(self.process), self._world.conversations
+        if temporal is None:
+            return [serving.InProcessWorker(house, workflows, defines=self._defines)]
+        carried = partial(temporal.carried_in, self.process, house.clock)
+        return [CarryingWorker(house, workflows, defines=self._defines, carried=carried)]
+
+
+class CarryingWorker(serving.InProcessWorker):
+    """What Temporal runs beside it is the world's."""
+
+    def __init__(
+        self,
+        house: House,
+        workflows: dict[str, WorkflowDefinition],
+        *,
+        defines: bool,
+        carried: Callable[[ConversationRuns], Service],
+    ) -> None:
+        self._carried = carried
+        super().__init__(house, workflows, defines=defines)
+
+    def _build(self) -> None:
+        super()._build()
+        self._conversations = self._carried(self._worker.conversation_runs)
 
 
 class Console:
@@ -288,7 +322,9 @@ def build_house(world: World, platform: Platform, settings: Settings, process: P
             keep=None if stores.full is None else _witnessed(world, stores.full.copies),
             stores=settings.stores,
             chats=chats,
+            left_to_timers=None if world.timers is None else LEFT_TO_TIMERS,
         ),
+        conversations=None if world.conversations is None else world.conversations.reached_by(process, clock),
     )
 
 

@@ -40,6 +40,7 @@ class Act(StrEnum):
     REFILL = "has Redis filled again"
     MERGE = "has bursts merged"
     PART = "has bursts merged no more"
+    CARRY = "has chats carried on by Temporal"
 
 
 class Doing(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +119,22 @@ def burst_policy_of(doing: Doing) -> BurstPolicy | None:
         return None
     quiet = round(0.3 + 2.0 * doing.pick, 1)
     return BurstPolicy(quiet, round(quiet * (1.5 + 2.0 * doing.pick), 1))
+
+
+def with_conversations(dice: random.Random, doings: Sequence[Doing], *, seconds: float) -> list[Doing]:
+    """In more than half of the runs chats are carried on by Temporal, mostly from the beginning on."""
+    if dice.random() < 0.4:
+        return list(doings)
+    at = dice.choice((0.0, 0.0, 0.0, dice.uniform(0.0, seconds * 0.5)))
+    carry = Doing(act=Act.CARRY, at=round(at, 2), name="engine", pick=dice.random())
+    return sorted([*doings, carry], key=lambda doing: doing.at)
+
+
+def channels_carried_by(doing: Doing) -> tuple[str, ...]:
+    """Of which channels it carries on the chats from then on; those of the others go on as they were."""
+    if doing.pick < 0.7:
+        return ("telegram",)
+    return ("http",) if doing.pick < 0.8 else ("telegram", "http")
 
 
 def is_same_chat(one: int, other: int) -> bool:

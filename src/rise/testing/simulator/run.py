@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from rise.copies import journal, journals, keeper, reaper
-from rise.definitions.records import BindingRecord, BurstPolicy
+from rise.definitions.records import NATIVE, TEMPORAL, BindingRecord, BurstPolicy
 from rise.envelope import TaskId
 from rise.errors import RiseError, StateConflict, TaskUnknown
 from rise.queue.port import Selection
@@ -30,6 +30,7 @@ from rise.testing.simulator.faults import (
     FaultKind,
     draw_faults,
     draw_faults_of_stores,
+    draw_faults_of_temporal,
     draw_full_redis,
     draw_ledger_gone,
     with_redis_rewound,
@@ -45,6 +46,7 @@ from rise.testing.simulator.people import (
     Written,
     apply_body,
     burst_policy_of,
+    channels_carried_by,
     draw_doings,
     draw_refills,
     is_at_large,
@@ -52,10 +54,12 @@ from rise.testing.simulator.people import (
     texts_of,
     update_of,
     with_bursts,
+    with_conversations,
     with_migration,
 )
 from rise.testing.simulator.platform import WEBHOOK_WORD, Platform
 from rise.testing.simulator.profile import Profile
+from rise.testing.simulator.timers import SimTimers
 from rise.testing.simulator.world import Violation, World
 from rise.testing.telegram.rules.update_queue import compact_json
 
@@ -72,6 +76,10 @@ WORKFLOW: Final = "wf_bot"
 BURSTS_FROM: Final = 10_000_000
 """The first seed in whose run bursts may be merged. Those below were tried, and some are kept, from before that was
 possible: with it they would be other runs."""
+TIMERS_FROM: Final = 20_000_000
+"""The first seed in half of whose runs timers keep the time of follow-ups beside the queue, as Temporal's do."""
+CONVERSATIONS_FROM: Final = 30_000_000
+"""The first seed in many of whose runs chats are carried on by Temporal. Such a run needs the extra `temporal`."""
 COMPLETE_SECONDS_MAX: Final = 120.0
 """Within which all copies are there again, and those of what is finished are gone."""
 
@@ -96,8 +104,13 @@ class Plan(msgspec.Struct, frozen=True):
     doings: list[Doing]
     faults: list[Fault]
     profile: Profile = Profile.EMBEDDED
+    has_timers: bool = False
     last_blow: FaultKind | None = None
     """What one store loses when everything is at rest, and is followed by another rest."""
+
+    @property
+    def has_conversations(self) -> bool:
+        return any(doing.act is Act.CARRY for doing in self.doings)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -135,7 +148,19 @@ def draw_plan(seed: int, profile: Profile = Profile.EMBEDDED) -> Plan:
     doings = with_migration(own_dice, plan.doings, seconds=BUSY_SECONDS)
     if seed >= BURSTS_FROM:
         doings = with_bursts(random.Random(f"{seed}: {profile} bursts"), doings, seconds=BUSY_SECONDS)
-    return msgspec.structs.replace(plan, doings=doings)
+    has_timers = seed >= TIMERS_FROM and random.Random(f"{seed}: {profile} timers").random() < 0.5
+    plan = msgspec.structs.replace(plan, doings=doings, has_timers=has_timers)
+    if seed < CONVERSATIONS_FROM:
+        return plan
+    return _with_conversations(plan, random.Random(f"{seed}: {profile} conversations"), names)
+
+
+def _with_conversations(plan: Plan, dice: random.Random, names: Sequence[str]) -> Plan:
+    plan = msgspec.structs.replace(plan, doings=with_conversations(dice, plan.doings, seconds=BUSY_SECONDS))
+    if not plan.has_conversations:
+        return plan
+    faults = [*plan.faults, *draw_faults_of_temporal(dice, members=names, seconds=BUSY_SECONDS)]
+    return msgspec.structs.replace(plan, faults=sorted(faults, key=lambda fault: fault.at))
 
 
 def _with_losses(plan: Plan, dice: random.Random, names: Sequence[str]) -> Plan:
@@ -160,6 +185,8 @@ def simulate(plan: Plan) -> Outcome:
         except TimeStandsStill as error:
             run.world.violate("I18", str(error))
         finally:
+            if run.world.conversations is not None:
+                run.world.conversations.close()
             run.world.timeline.close()
             # It holds the checker's functions where no collector looks, and they hold the world.
             run.world.disk.close(True)
@@ -173,6 +200,8 @@ class _Run:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.world = world = World(plan.seed, plan.faults)
+        if plan.has_timers:
+            world.timers = SimTimers(world)
         self.settings = settings = settings_of_a_run(
             plan.profile,
             telegram_unknown=plan.unknown_policy,
@@ -181,6 +210,10 @@ class _Run:
         )
         self.losses = None if plan.profile is Profile.EMBEDDED else Losses(world, settings)
         self.checker = checker = Checker(world) if self.losses is None else self.losses.checker
+        if plan.has_conversations:
+            from rise.testing.simulator.conversations import SimConversations  # its client may not be installed
+
+            world.conversations = SimConversations(world, checker)
         self.platform = Platform(world, checker)
         self.bot = SimBot(world, checker)
         self.console = Console(world, self.platform, settings)
@@ -194,6 +227,8 @@ class _Run:
         self.callers_waiting = 0
         self.is_bound = True
         self.burst: BurstPolicy | None = None
+        self.carried: tuple[str, ...] = ()
+        """The channels whose chats Temporal carries on."""
         self.counts: Counter[str] = Counter()
 
     # --- the run ---
@@ -285,6 +320,11 @@ class _Run:
                 self._cut_power()
                 if self.losses is not None and fault.seconds:
                     self.losses.strike(fault, [])
+            case FaultKind.TEMPORAL_KILLED | FaultKind.TEMPORAL_EMPTIED if world.conversations is not None:
+                if fault.kind is FaultKind.TEMPORAL_KILLED:
+                    world.conversations.die(fault.seconds)
+                else:
+                    world.conversations.lose_everything()
             case FaultKind.CLOCK_STEP:
                 world.note("clock", "is set", f"{fault.seconds:+.0f}")
                 world.host.wall_offset += fault.seconds
@@ -313,6 +353,9 @@ class _Run:
                 self._bind(is_enabled=doing.act is Act.BIND)
             case Act.MERGE | Act.PART:
                 self.burst = burst_policy_of(doing)
+                self._bind(is_enabled=self.is_bound)
+            case Act.CARRY:
+                self.carried = channels_carried_by(doing)
                 self._bind(is_enabled=self.is_bound)
             case Act.REFILL:
                 self._command(doing.act, lambda house, _: Refilling(house).refill())
@@ -433,12 +476,17 @@ class _Run:
         return None if task is None else TaskId(task.head.task_id)
 
     def _bind(self, *, is_enabled: bool) -> None:
-        self.is_bound, burst = is_enabled, self.burst
+        self.is_bound, burst, carried = is_enabled, self.burst, self.carried
 
         async def bind(house: House, _: Operations) -> None:
             for channel, account in house.channels.accounts().items():
                 binding = BindingRecord(
-                    channel=channel, account=account, workflow_id=WORKFLOW, enabled=is_enabled, burst=burst
+                    channel=channel,
+                    account=account,
+                    workflow_id=WORKFLOW,
+                    enabled=is_enabled,
+                    burst=burst,
+                    engine=TEMPORAL if channel in carried else NATIVE,
                 )
                 await house.editor.bind(binding, by="operator")
 

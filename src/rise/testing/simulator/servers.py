@@ -20,7 +20,7 @@ from rise.copies.journal import Run, run_of
 from rise.copies.port import Look
 from rise.copies.record import decode_task
 from rise.envelope import Task, TaskId
-from rise.errors import RabbitUnavailable, RedisFull, RedisUnavailable, Unavailable
+from rise.errors import RabbitUnavailable, RedisFull, RedisUnavailable, TemporalUnavailable, Unavailable
 from rise.queue.port import Enqueued, NewTask, QueueLimits, RetryIn, Settlement
 from rise.testing.clock import START
 from rise.testing.fakes.late import MemoryLateWrites
@@ -72,6 +72,9 @@ class Witness(Protocol):
     def waits(self, key: str) -> None:
         """It is kept for a ledger that is away."""
 
+    def missed(self, task_id: str) -> None:
+        """Somebody has looked for it in the queue, and it is not there."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -83,6 +86,8 @@ class Server:
     slow: FaultKind
     error: type[Unavailable]
     answer_seconds: float
+    gives_claims: bool = True
+    """Whoever does not hear its answer may hold something without knowing of it."""
 
 
 REDIS: Final = Server(
@@ -90,6 +95,16 @@ REDIS: Final = Server(
 )
 RABBIT: Final = Server(
     "mirror", FaultKind.RABBIT_GONE, FaultKind.RABBIT_UNANSWERED, FaultKind.RABBIT_SLOW, RabbitUnavailable, 1.0
+)
+
+TEMPORAL: Final = Server(
+    "temporal",
+    FaultKind.TEMPORAL_GONE,
+    FaultKind.TEMPORAL_UNANSWERED,
+    FaultKind.TEMPORAL_SLOW,
+    TemporalUnavailable,
+    answer_seconds=2.0,
+    gives_claims=False,
 )
 
 
@@ -140,7 +155,7 @@ class Link:
             if world.dice.random() < 0.5:  # it had left when its process died
                 _outcome_of(operation)
             return
-        if done.done():
+        if done.done() and server.gives_claims:
             world.doubt_claims([process])  # it had given up waiting, and does not hear of what it gets now
         step = world.begin_step(process, f"{server.room}.{name}")
         if step.is_over:
@@ -224,6 +239,12 @@ class SimQueue(MemoryQueue):
             raise RedisFull("Redis is full")
 
     # --- what is witnessed ---
+
+    def _get(self, task_id: TaskId) -> Task | None:
+        task = super()._get(task_id)
+        if task is None:
+            self._witness.missed(task_id)
+        return task
 
     def _enqueue(self, new: NewTask) -> Enqueued:
         enqueued = super()._enqueue(new)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import apsw
 
     from rise.testing.simulator.bus import SimBus
+    from rise.testing.simulator.conversations import SimConversations
     from rise.testing.simulator.servers import SimMirror, Witness
+    from rise.testing.simulator.timers import SimTimers
 
 LINES_KEPT: Final = 400
 CLAIM_SECONDS: Final = 3.0
@@ -75,6 +77,10 @@ class World:
         """What the broker has given out, and since when."""
         self.witness: Witness
         """Where there are several stores."""
+        self.timers: SimTimers | None = None
+        """What keeps the time of follow-ups, if it is not the queue."""
+        self.conversations: SimConversations | None = None
+        """Who carries chats on, if anybody may have them carried on."""
         self.journals: dict[int, apsw.Connection] = {}
         self.journal_locks: dict[int, Process] = {}
         self.dice = random.Random(f"{seed}: world")

@@ -45,9 +45,9 @@ A stand-in for the Telegram Bot API is listening.
   RISE_TELEGRAM_API_BASE={url}
   RISE_TELEGRAM_TOKEN={telegram.token}
 
-Write to the bot:         curl {url}/_standin/updates --json '{{"text": "Hello", "chat_id": 42}}'
+Write to the bot:         curl {url}/_standin/updates -d '{{"text": "Hello", "chat_id": 42}}'
 See what it sent:         curl {url}/_standin/sent
-Lose its next answer:     curl {url}/_standin/faults --json '{{"fault": "commit_then_close"}}'
+Lose its next answer:     curl {url}/_standin/faults -d '{{"fault": "commit_then_close"}}'
 Stop it with Ctrl+C."""
 
 

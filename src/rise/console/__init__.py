@@ -1,0 +1,1 @@
+"""The console: what the people who run Rise look at all day."""

@@ -1,0 +1,1 @@
+"""What is promised for later: planned, moved, cancelled, and fired once."""

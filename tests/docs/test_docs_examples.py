@@ -1,0 +1,68 @@
+"""What the pages tell to type is typed, and shows what they say it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from doc_reader import NOT_RUN, ROOT, Reader, blocks_of
+
+from rise.testing.model_server import ModelStandIn, Say
+
+MODEL = "http://localhost:11434/v1"
+
+
+@pytest.mark.slow
+@pytest.mark.req("OPS-5", "EMB-1")
+async def test_the_quickstart_shows_what_it_says(tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    try:
+        for block in blocks_of(ROOT / "docs/quickstart.md"):
+            await reader.follow(block)
+    finally:
+        await reader.leave()
+
+
+@pytest.mark.slow
+@pytest.mark.req("OPS-5", "WFL-1", "BND-4", "TMP-3")
+async def test_the_tutorial_shows_what_it_says(tmp_path: Path) -> None:
+    async with ModelStandIn() as model:
+        model.then(Say("Yes, three kinds of it."))
+        reader = Reader(tmp_path, means={MODEL: model.url})
+        try:
+            for block in blocks_of(ROOT / "docs/tutorial.md"):
+                await reader.follow(block)
+        finally:
+            await reader.leave()
+    assert model.asked == ["Do you have green tea?"]
+
+
+@pytest.mark.slow
+@pytest.mark.req("OPS-5", "EMB-1")
+async def test_the_bot_of_the_readme_answers_and_its_commands_end_well(tmp_path: Path) -> None:
+    blocks = blocks_of(ROOT / "README.md", chapter="Your bot")
+    assert ". .venv/bin/activate" in blocks[1].text, "commands are found only when it says how"
+    reader = Reader(tmp_path)
+    try:
+        for block in blocks:
+            await reader.follow(block)
+        token = (tmp_path / ".rise/admin-token").read_text().strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(base_url=reader.rise.url, headers=headers, timeout=60, trust_env=False) as caller:
+            asked = {"userText": "How are you?", "waitForResult": True, "waitTimeoutSeconds": 30}
+            answered = (await caller.post("/api/workflows/apply", json=asked)).json()
+    finally:
+        await reader.leave()
+    assert answered["data"]["result"]["text"] == "Hello stranger, you said: How are you?", reader.rise.log()[-3000:]
+
+
+@pytest.mark.req("OPS-5")
+@pytest.mark.parametrize("name", ["quickstart.md", "tutorial.md"])
+def test_most_of_a_page_is_run_and_what_is_not_says_why(name: str) -> None:
+    page = ROOT / "docs" / name
+    blocks = blocks_of(page)
+    assert len(blocks) == page.read_text().count("\n```") / 2, "and each block of the page is seen"
+    left_out = [block.mark.removeprefix(NOT_RUN) for block in blocks if block.mark.startswith(NOT_RUN)]
+    assert all(len(why.split()) > 4 for why in left_out)
+    assert len(left_out) < len(blocks) / 3
