@@ -582,7 +582,8 @@ class Worker:
         )
 
     async def _go_on(self, task: Task, run: Run, *, saved_at_ms: int) -> Settlement:
-        """After a result is frozen: arm what it promised for later, each once, then let the task go on.
+        """After a result is frozen: end whom it answers as well, arm what it promised for later, each once, and let the
+        task go on.
 
         `saved_at_ms`: by the queue's clock, because the queue waits until then; the ledger's may be another.
         """
@@ -591,6 +592,7 @@ class Worker:
                 return await self._go_on_merged(task, run)
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
+            await self._bursts.end_named(run)
             await self._arm(task, run, saved_at_ms)
         return Finished() if run.status.is_finished else Replying()
 

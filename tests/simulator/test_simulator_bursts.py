@@ -126,7 +126,10 @@ def followers_that_are_not_ended(patch: pytest.MonkeyPatch) -> None:
     async def ended(self: Bursts, burst: Burst) -> bool:
         return True
 
+    async def nobody(self: Bursts, run: Run) -> None: ...
+
     patch.setattr(Bursts, "end_followers", ended)
+    patch.setattr(Bursts, "end_named", nobody)
 
 
 def followers_that_are_never_run_after_all(patch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ ONCE_BROKEN = {
     31000190: "a message taken along ended by an answer that waited in Redis, which was emptied then: never answered",
     31001256: "the checker asked for the place of an answer whose task Redis had lost while it waited for the ledger",
     32001300: "a result waited for its task by a clock that somebody set an hour ahead, and was run again",
+    32006216: "that messages had been taken along was lost with Redis, and the answer for all was not: answered twice",
 }
 """Seeds that found something once, and what."""
 
