@@ -11,7 +11,7 @@ import pytest
 from rise.chats import ChatRegistry
 from rise.testing.simulator.faults import Fault, FaultKind
 from rise.testing.simulator.people import GROUP, SUPERGROUP, Act, Doing
-from rise.testing.simulator.run import Plan, draw_plan, shorten, simulate
+from rise.testing.simulator.run import SLOW_CALLS_FROM, Plan, draw_plan, shorten, simulate
 
 ONCE_BROKEN = {
     1: "a worker that could not write at its start ended, and nobody started it again",
@@ -94,7 +94,9 @@ def test_plans_hold_what_they_should():
     assert all(3 <= len({doing.chat_id for doing in plan.doings if doing.chat_id}) <= 10 for plan in plans)
     stores = ("REDIS_", "RABBIT_", "JOURNAL_", "LEDGER_", "TEMPORAL_")
     kinds = {kind for kind in FaultKind if not kind.name.startswith(stores)}  # the others are of other worlds
-    assert {fault.kind for plan in plans for fault in plan.faults} == kinds
+    assert {fault.kind for plan in plans for fault in plan.faults} == kinds - {FaultKind.CALLS_SLOW}
+    slow = [draw_plan(SLOW_CALLS_FROM + seed) for seed in range(60)]
+    assert 20 < sum(any(fault.kind is FaultKind.CALLS_SLOW for fault in plan.faults) for plan in slow) < 40
 
 
 @pytest.mark.req("TST-2")

@@ -51,6 +51,14 @@ LOSES_ITS_PLACE: Final = 0.05
 """How likely a conversation that somebody has in memory is taken up by another."""
 
 
+_Meant = tuple[str, str, int, tuple[str, ...]]
+"""By what a run is known: its conversation, the update, how many tries came before, and who follows it."""
+
+
+def _meant(name: str, message: ConversationMessage) -> _Meant:
+    return name, message.update_id, message.tries, tuple(message.followers)
+
+
 class _Activity(msgspec.Struct):
     message: ConversationMessage
     attempts: int = 0
@@ -101,7 +109,7 @@ class SimConversations:
         """What was on its way when Temporal was killed belongs to a former one."""
         self._ran_in: dict[str, Process] = {}
         """By request: where it was last given to, as long as nothing has come of it."""
-        self._meant: set[tuple[str, str, int, tuple[str, ...]]] = set()
+        self._meant: set[_Meant] = set()
         """What each conversation has had run: an update, by how many tries came before and who follows it."""
         self.begun_anew = 0
         self.told_again = 0
@@ -163,6 +171,9 @@ class SimConversations:
         if (found := self._find(token)) is not None:
             name, number, activity = found
             self._ran_in.pop(activity.message.request_id, None)
+            if response.is_of_others(activity.message):
+                # One that follows it was let go on by a person after it was told: this answer counts for nothing.
+                self._meant.discard(_meant(name, activity.message))
             self._has_ended(name, number, Ended(number, _sent(response, Response)))
 
     def give_back(self, token: int) -> None:
@@ -311,7 +322,7 @@ class SimConversations:
 
     def _have_run(self, name: str, record: _Record, number: int, asked: bytes) -> None:
         message = msgspec.json.decode(asked, type=ConversationMessage)
-        meant = (name, message.update_id, message.tries, tuple(message.followers))
+        meant = _meant(name, message)
         if meant in self._meant:
             self._world.violate("I4", f"{name} has {message.update_id} run twice by the same try ({message.tries})")
         self._meant.add(meant)

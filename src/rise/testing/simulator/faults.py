@@ -58,6 +58,7 @@ class FaultKind(StrEnum):
     CALLS_UNANSWERED = "the platform does what it is asked, and its answer is lost"
     CALLS_FAIL = "the platform answers 5xx, pages and halves"
     CALLS_FLOODED = "the platform answers 429"
+    CALLS_SLOW = "the platform takes seconds for what it is asked"
     BOT_UNKNOWN = "the platform does not know the bot's token"
 
 
@@ -202,6 +203,18 @@ def draw_ledger_gone(dice: random.Random, *, members: Sequence[str], seconds: fl
             seconds=round(dice.choice((0.1, 1.0, 4.0, 10.0)) * dice.uniform(0.5, 2.0), 2),
         )
         for _ in range(dice.choice((1, 1, 2, 3)))
+    ]
+
+
+def draw_slow_calls(dice: random.Random, *, seconds: float) -> list[Fault]:
+    """In half of the runs, and for long enough that more is said in a chat meanwhile."""
+    return [
+        Fault(
+            kind=FaultKind.CALLS_SLOW,
+            at=round(dice.uniform(0.0, seconds), 2),
+            seconds=round(dice.choice((2.0, 5.0, 10.0)) * dice.uniform(0.5, 2.0), 2),
+        )
+        for _ in range(dice.choice((0, 0, 0, 1, 2, 3)))
     ]
 
 

@@ -7,7 +7,8 @@ told at the moment when it becomes true: an update counted as delivered, a messa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 from rise.api.reading import Message
@@ -17,7 +18,7 @@ from rise.channels.telegram.outcomes import Answer, Unanswered
 from rise.testing.clock import START
 from rise.testing.simulator.faults import FaultKind
 from rise.testing.simulator.loop import Process
-from rise.testing.simulator.world import World
+from rise.testing.simulator.world import Step, World
 from rise.testing.telegram.faults import Fault as CallFault
 from rise.testing.telegram.rules import Answer as Said
 from rise.testing.telegram.rules import Bot, BotSettings, CallParams, SendRates
@@ -30,6 +31,8 @@ BOT: Final = "7000000001:simulated"
 WEBHOOK_WORD: Final = "known-to-the-platform-alone"
 """The webhook's secret."""
 NETWORK_SECONDS: Final = (0.001, 0.05)
+SLOW_SECONDS: Final = (0.5, 6.0)
+"""Longer than a chat waits between two calls: only the outbox keeps the second from going out beside the first."""
 ANSWER_SECONDS_MAX: Final = 60.0
 RESET_SECONDS: Final = 0.01
 
@@ -78,6 +81,8 @@ class Platform:
         self._pumping_at: float | None = None
         self._polls: list[tuple[Poll, Callable[[Answer], None]]] = []
         self._knocking: dict[Process, list[Callable[[], None]]] = {}
+        self._out: set[tuple[Process, str]] = set()
+        """To which chats a process sends now."""
         world.on_death.append(self._hang_up)
 
     @property
@@ -185,10 +190,31 @@ class Platform:
         self, process: Process, method: str, params: Mapping[str, Any], timeout_seconds: float
     ) -> Answer | Unanswered:
         """One call of the Bot API, made in `process`."""
-        world, loop = self._world, asyncio.get_running_loop()
-        step = world.begin_step(process, f"telegram.{method}")
+        step = self._world.begin_step(process, f"telegram.{method}")
         if step.is_over:
-            await loop.create_future()
+            await asyncio.get_running_loop().create_future()
+        with self._being_out(process, method, params):
+            return await self._exchange(process, step, method, params, timeout_seconds)
+
+    @contextmanager
+    def _being_out(self, process: Process, method: str, params: Mapping[str, Any]) -> Iterator[None]:
+        """I8. What a process has sent that died or is frozen is still on its way when another sends."""
+        if method != "sendMessage":
+            yield
+            return
+        out = (process, str(params.get("chat_id")))
+        if out in self._out:
+            self._world.violate("I8", f"two calls to chat {out[1]} are out at once")
+        self._out.add(out)
+        try:
+            yield
+        finally:
+            self._out.discard(out)
+
+    async def _exchange(
+        self, process: Process, step: Step, method: str, params: Mapping[str, Any], timeout_seconds: float
+    ) -> Answer | Unanswered:
+        world, loop = self._world, asyncio.get_running_loop()
         if world.is_struck(FaultKind.PLATFORM_GONE):
             await asyncio.sleep(world.dice.uniform(0.01, 1.0))  # noqa: TID251 - virtual
             return Unanswered("ClientConnectorError", body_went_out=world.dice.random() < 0.2)
@@ -203,7 +229,7 @@ class Platform:
             self._commit(method, params, answer)
             world.end_step(process, step)
 
-        world.timeline.after(self._latency(), commit)
+        world.timeline.after(self._latency() + self._slowness(), commit)
         loop.call_later(timeout_seconds, _settle, done, Unanswered("TimeoutError", body_went_out=True))
         return await done
 
@@ -264,6 +290,10 @@ class Platform:
 
     def _latency(self) -> float:
         return self._world.dice.uniform(*NETWORK_SECONDS)
+
+    def _slowness(self) -> float:
+        world = self._world
+        return world.dice.uniform(*SLOW_SECONDS) if world.is_struck(FaultKind.CALLS_SLOW) else 0.0
 
 
 class SimTelegramChannel(TelegramChannel):

@@ -33,6 +33,7 @@ from rise.testing.simulator.faults import (
     draw_faults_of_temporal,
     draw_full_redis,
     draw_ledger_gone,
+    draw_slow_calls,
     with_redis_rewound,
 )
 from rise.testing.simulator.invariants import Checker
@@ -80,6 +81,8 @@ TIMERS_FROM: Final = 20_000_000
 """The first seed in half of whose runs timers keep the time of follow-ups beside the queue, as Temporal's do."""
 CONVERSATIONS_FROM: Final = 30_000_000
 """The first seed in many of whose runs chats are carried on by Temporal. Such a run needs the extra `temporal`."""
+SLOW_CALLS_FROM: Final = 40_000_000
+"""The first seed in half of whose runs the platform takes seconds for a call, now and then."""
 COMPLETE_SECONDS_MAX: Final = 120.0
 """Within which all copies are there again, and those of what is finished are gone."""
 
@@ -150,9 +153,12 @@ def draw_plan(seed: int, profile: Profile = Profile.EMBEDDED) -> Plan:
         doings = with_bursts(random.Random(f"{seed}: {profile} bursts"), doings, seconds=BUSY_SECONDS)
     has_timers = seed >= TIMERS_FROM and random.Random(f"{seed}: {profile} timers").random() < 0.5
     plan = msgspec.structs.replace(plan, doings=doings, has_timers=has_timers)
-    if seed < CONVERSATIONS_FROM:
-        return plan
-    return _with_conversations(plan, random.Random(f"{seed}: {profile} conversations"), names)
+    if seed >= CONVERSATIONS_FROM:
+        plan = _with_conversations(plan, random.Random(f"{seed}: {profile} conversations"), names)
+    if seed >= SLOW_CALLS_FROM:
+        slow = draw_slow_calls(random.Random(f"{seed}: {profile} slow calls"), seconds=BUSY_SECONDS)
+        plan = msgspec.structs.replace(plan, faults=sorted([*plan.faults, *slow], key=lambda fault: fault.at))
+    return plan
 
 
 def _with_conversations(plan: Plan, dice: random.Random, names: Sequence[str]) -> Plan:
