@@ -96,7 +96,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     repeated_marked: int
     repeated_unmarked: int
     repeated_too_often: int
-    order_breaks: int
+    order_breaks: Sequence[str]
     strange: Sequence[str]
     forged: int
     forged_accepted: int
@@ -116,7 +116,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             "answers came twice without a mark": self.repeated_unmarked,
             "answers came more often than the policy allows": self.repeated_too_often,
             "answers came twice and the ledger does not know": self._repeated_unknown(),
-            "answers came out of order": self.order_breaks,
+            "answers came out of order": len(self.order_breaks),
             "answers were seen that nobody had asked for": len(self.strange),
             "forged updates were accepted": self.forged_accepted,
             "messages did not come to rest": self.open,
@@ -148,7 +148,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             ("sent once more because nobody could know", self.resent),
             ("answered twice, marked", self.repeated_marked),
             ("answered twice, unmarked", self.repeated_unmarked),
-            ("order breaks", self.order_breaks),
+            ("order breaks", len(self.order_breaks)),
             ("forged updates accepted", f"{self.forged_accepted} of {self.forged}"),
             ("duplicate window", self.window),
             ("audit", f"{self.audit}, {self.unaccounted} unaccounted"),

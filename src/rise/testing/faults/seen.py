@@ -42,7 +42,8 @@ class Seen:
     repeated_marked: int = 0
     repeated_unmarked: int = 0
     repeated_too_often: int = 0
-    order_breaks: int = 0
+    order_breaks: list[str] = field(default_factory=list)
+    """First answers that came after one to a later message of the same chat, and after which."""
     strange: list[str] = field(default_factory=list)
     """Nobody in that chat had asked for it."""
 
@@ -72,13 +73,14 @@ def compare(questions: Sequence[Question], sent: Sequence[SentMessage], parked: 
     return seen
 
 
-def _order_breaks(places: Mapping[Answer, int], copies: Mapping[Answer, list[str]]) -> int:
-    """First answers that came after one to a later message of the same chat."""
-    latest: dict[int, int] = {}
-    breaks = 0
+def _order_breaks(places: Mapping[Answer, int], copies: Mapping[Answer, list[str]]) -> list[str]:
+    latest: dict[int, Answer] = {}
+    breaks = []
     for answer in copies:  # in the order of their first copies
         if answer in places:
-            chat_id, place = answer[0], places[answer]
-            breaks += place < latest.get(chat_id, place)
-            latest[chat_id] = max(place, latest.get(chat_id, place))
+            before = latest.setdefault(answer[0], answer)
+            if places[answer] < places[before]:
+                breaks.append(f"{answer[1]!r} in chat {answer[0]}, after {before[1]!r}")
+            else:
+                latest[answer[0]] = answer
     return breaks

@@ -287,7 +287,7 @@ class _Measuring:
             lost=len(seen.lost),
             repeated_marked=seen.repeated_marked,
             repeated_unmarked=seen.repeated_unmarked + len(seen.strange),
-            order_breaks=seen.order_breaks,
+            order_breaks=len(seen.order_breaks),
             well_after_seconds=well_after,
             alarm_after_seconds=alarm,
         )
