@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from rise.envelope import TaskId
-from rise.testing.faults.drill import run_drill
+from rise.testing.faults.drill import CountedLate, run_drill
 from rise.testing.faults.order import Order
 from rise.testing.faults.proxy import LinkFault
 from rise.testing.faults.report import DrillReport
@@ -93,6 +94,14 @@ def test_order_counts_within_a_chat_and_by_the_first_copies():
     assert compare(ASKED, said(*ANSWERED, (one[0], f"↻ {one[1]}")), parked=()).order_breaks == []
 
 
+@pytest.mark.req("TST-4", "QUE-2")
+def test_what_came_late_is_counted_on_where_redis_has_lost_its_count_and_whoever_is_asked_may_be_away():
+    late = CountedLate()
+    for stats in ({"outOfOrder": 2}, {}, {"outOfOrder": 5}, {"outOfOrder": 0}, {"outOfOrder": 1}):
+        late.hear(stats)
+    assert late.total == 6
+
+
 @pytest.mark.req("TST-4")
 def test_an_answer_in_another_chat_than_its_question_is_strange():
     seen = compare(ASKED, said(*ANSWERED, (2, "MESSAGE 0")), parked=())
@@ -110,6 +119,8 @@ async def test_a_drill_of_an_installation_that_repeats_without_a_mark_says_so(tm
     assert report.repeated_unmarked > 0
     assert report.broken() == [f"{report.repeated_unmarked} answers came twice without a mark"]
     assert "answered twice, unmarked" in report.text()
+    disordered = msgspec.structs.replace(report, order_breaks=["one", "two", "three"], late=1)
+    assert disordered.broken()[1:] == ["2 answers came out of order, and their messages not late"]
 
 
 # --- the proof --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import asyncio
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -53,6 +53,20 @@ async def run_drill(order: Order, directory: Path, on_cycle: OnCycle = lambda do
     return report
 
 
+class CountedLate:
+    """What Rise counts of messages that came after a later one of their chat. Redis counts, and may be emptied."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._last = 0
+
+    def hear(self, stats: Mapping[str, Any]) -> None:
+        count = stats.get("outOfOrder")
+        if count is not None:
+            self.total += count - self._last if count >= self._last else count
+            self._last = count
+
+
 class Drill:
     """Its phases, in order."""
 
@@ -65,6 +79,7 @@ class Drill:
         self._platform_time = PlatformTime(ground.telegram, clock, speed=PLATFORM_SPEED)
         self._nemesis = Nemesis(ground, clock)
         self._people = People(ground.telegram, clock, chats=order.chats, per_second=order.messages_per_second)
+        self._late = CountedLate()
         self._forger = Forger(f"{ground.rise.url}/telegram/webhook", clock, per_second=FORGED_PER_SECOND)
 
     async def trouble(self, on_cycle: OnCycle) -> None:
@@ -76,6 +91,7 @@ class Drill:
             for number, cycle in enumerate(self._cycles(), start=1):
                 await self._nemesis.cycle(cycle)
                 on_cycle(*self._progress(number))
+                self._late.hear(await stats_of(self._ground.rise))
             await self._nemesis.heal()
             stop.set()
 
@@ -99,6 +115,7 @@ class Drill:
         seen = compare(questions, telegram.sent, books.parked)
         forged = self._forger.answers
         stats = await stats_of(self._ground.rise)
+        self._late.hear(stats)
         accepted = _accepted(stats) if self._order.full else int(books.audit["accepted"])
         return DrillReport(
             profile=self._order.profile,
@@ -123,6 +140,7 @@ class Drill:
             repeated_unmarked=seen.repeated_unmarked,
             repeated_too_often=seen.repeated_too_often,
             order_breaks=seen.order_breaks,
+            late=self._late.total,
             strange=seen.strange,
             forged=forged.total(),
             forged_accepted=sum(forged[status] for status in forged if 200 <= status <= 299)

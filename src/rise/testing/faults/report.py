@@ -97,6 +97,8 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     repeated_unmarked: int
     repeated_too_often: int
     order_breaks: Sequence[str]
+    late: int = 0
+    """Messages that Rise counts to have come after a later one of their chat: those are run next, and answered so."""
     strange: Sequence[str]
     forged: int
     forged_accepted: int
@@ -116,7 +118,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             "answers came twice without a mark": self.repeated_unmarked,
             "answers came more often than the policy allows": self.repeated_too_often,
             "answers came twice and the ledger does not know": self._repeated_unknown(),
-            "answers came out of order": len(self.order_breaks),
+            "answers came out of order, and their messages not late": max(0, len(self.order_breaks) - self.late),
             "answers were seen that nobody had asked for": len(self.strange),
             "forged updates were accepted": self.forged_accepted,
             "messages did not come to rest": self.open,
@@ -148,7 +150,7 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             ("sent once more because nobody could know", self.resent),
             ("answered twice, marked", self.repeated_marked),
             ("answered twice, unmarked", self.repeated_unmarked),
-            ("order breaks", len(self.order_breaks)),
+            ("order breaks", f"{len(self.order_breaks)}, messages counted late: {self.late}"),
             ("forged updates accepted", f"{self.forged_accepted} of {self.forged}"),
             ("duplicate window", self.window),
             ("audit", f"{self.audit}, {self.unaccounted} unaccounted"),
