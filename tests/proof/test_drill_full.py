@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from rise.testing.clock import ManualClock
@@ -241,6 +242,9 @@ def table(*rows: Row) -> Table:
         seconds=6.0,
         appendfsync="everysec",
         command="rise drill --table --seed 1",
+        finished=100,
+        unaccounted=0,
+        audit="clean",
     )
 
 
@@ -262,6 +266,9 @@ def test_each_promise_of_a_row_that_does_not_hold_is_said():
         {"alarm_after_seconds": None},
     ):
         assert len(row(**changes).broken()) == 1, changes
+    doubted = msgspec.structs.replace(table(row()), audit='{"unaccounted": 1}', unaccounted=1)
+    assert doubted.broken() == ['the audit is not clean: {"unaccounted": 1}']
+    assert "100 finished, 1 unaccounted" in doubted.text()
 
 
 @pytest.mark.req("TST-4")

@@ -29,6 +29,10 @@ class Books:
     def finished(self) -> int:
         return int(self.audit["done"] + self.audit["expired"] + self.audit["dropped"])
 
+    @property
+    def verdict(self) -> str:
+        return "clean" if self.is_clean else json.dumps(self.audit)
+
 
 async def read_books(installation: Installation) -> Books:
     code, audit = await installation.command("audit", "--json")

@@ -7,7 +7,6 @@ alone.
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,7 +146,7 @@ class Drill:
             + sum(FORGED_TEXT.upper() in said for said in seen.strange),
             window=Window.of(list(self._windows())),
             gave_up=done.gave_up,
-            audit="clean" if books.is_clean else json.dumps(books.audit),
+            audit=books.verdict,
             unaccounted=int(books.audit["unaccounted"]),
             copies=CopiesSeen.of(self._alarms, done.copies_gone) if self._order.full else None,
         )

@@ -215,6 +215,7 @@ async def measure_singles(
             else:
                 rows.append(await measuring.measure(single))
             on_row(number, len(singles))
+        books = await read_books(ground.rise)
         return Table(
             rows=rows,
             left_out=left_out,
@@ -225,6 +226,9 @@ async def measure_singles(
             appendfsync=str(order.appendfsync),
             command=f"rise drill --table {' '.join(order.profile_words)} --seed {order.seed}"
             f" --rate {order.messages_per_second:g} --seconds {seconds:g}",
+            finished=books.finished,
+            unaccounted=int(books.audit["unaccounted"]),
+            audit=books.verdict,
         )
 
 

@@ -87,9 +87,16 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     appendfsync: str
     command: str
     """The same again."""
+    finished: int
+    """Messages, when all rows were measured."""
+    unaccounted: int
+    """... of which `rise audit` knew no end and no place then."""
+    audit: str
+    """`clean`, or what it said."""
 
     def broken(self) -> list[str]:
-        return [what for row in self.rows for what in row.broken()]
+        found = [what for row in self.rows for what in row.broken()]
+        return found if self.audit == "clean" else [*found, f"the audit is not clean: {self.audit}"]
 
     def text(self) -> str:
         """In Markdown, readable as it is."""
@@ -99,7 +106,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
         ]
         shown.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")
-        shown += ["", self._origin()]
+        shown += ["", self._origin(), self._audited()]
         shown += [f"Left out: {name}: {why}" for name, why in self.left_out.items()]
         return "\n".join(shown)
 
@@ -108,6 +115,9 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             f"{self.seconds:g} s each, {self.per_second:g} messages a second asked for, Redis with appendfsync "
             f"{self.appendfsync}; seed {self.seed}, commit `{self.commit}`; again with `{self.command}`."
         )
+
+    def _audited(self) -> str:
+        return f"`rise audit` after all of it: {self.audit}; {self.finished} finished, {self.unaccounted} unaccounted."
 
     def write_into(self, document: Path) -> None:
         """Between its marks; raises `ValueError` if the document has none."""
