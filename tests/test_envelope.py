@@ -154,6 +154,14 @@ def test_anything_becomes_json(odd: str, value: object):
 
 
 @pytest.mark.req("ENV-1")
+def test_when_it_is_tried_next_is_said_also_of_what_waits_for_a_dependency_and_has_used_up_no_attempt():
+    waits = Progress(status=Status.PENDING, due_at_ms=1_762_587_060_500, error="WaitsForDependency: no model")
+    assert shown(task(progress=waits))["retry"] == {"count": 0, "max": 3, "nextAttemptAt": 1_762_587_060}
+    fresh = Progress(status=Status.PENDING, due_at_ms=1_762_587_060_500)
+    assert shown(task(progress=fresh))["retry"] == {"count": 0, "max": 3, "nextAttemptAt": 0}
+
+
+@pytest.mark.req("ENV-1")
 def test_the_envelope_has_its_shape():
     progress = Progress(
         status=Status.SUSPENDED,

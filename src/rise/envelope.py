@@ -307,6 +307,11 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody may have begun to run it, in this generation: what of it is done only the ledger knows."""
 
     @property
+    def is_put_off(self) -> bool:
+        """It has failed, and is tried again; perhaps by what it waits for alone, which uses up no attempt."""
+        return self.status is Status.PENDING and self.error is not None
+
+    @property
     def is_untouched(self) -> bool:
         return not self.is_begun and not self.generation
 
@@ -498,7 +503,7 @@ def envelope(
         "retry": {
             "count": progress.attempts,
             "max": retry_max if head.retry_max is None else head.retry_max,
-            "nextAttemptAt": progress.due_at_ms // 1000 if progress.attempts else 0,
+            "nextAttemptAt": progress.due_at_ms // 1000 if progress.attempts or progress.is_put_off else 0,
         },
         "createdAt": iso(from_epoch_ms(head.accepted_at_ms)),
         "updatedAt": iso(from_epoch_ms(progress.updated_at_ms or head.accepted_at_ms)),

@@ -33,6 +33,7 @@ from rise.runtime.operations import Operations
 from rise.runtime.overload import Load, Overload, OverloadLimits
 from rise.runtime.probes import register_probes
 from rise.runtime.serving import InProcessWorker
+from rise.testing.clock import ManualClock
 from rise.testing.waiting import eventually
 from rise.workflows.definition import WorkflowDefinition
 
@@ -441,7 +442,7 @@ async def test_each_role_may_what_the_one_before_may(app: App) -> None:
 
 @pytest.mark.req("SEC-4")
 async def test_guessing_tokens_is_slowed_down_and_the_right_one_still_works(tmp_path: Any) -> None:
-    async with opened(tmp_path / "slow", rate_per_source=1.0) as house:
+    async with opened(tmp_path / "slow", clock=ManualClock(), rate_per_source=1.0) as house:
         app = build_app(house)
         async with client_of(app) as guesser:
             statuses = [
@@ -469,7 +470,7 @@ async def test_who_may_come_seldom_may_come_all_the_same(tmp_path: Any) -> None:
 async def test_a_crowd_behind_the_same_proxy_makes_nobody_believe_that_rise_is_not_well(
     tmp_path: Any, path: str
 ) -> None:
-    async with opened(tmp_path / "crowd", rate_per_source=1.0) as house:
+    async with opened(tmp_path / "crowd", clock=ManualClock(), rate_per_source=1.0) as house:
         app = build_app(house)
         async with client_of(app) as proxy:
             crowd = {(await proxy.post("/webchat/session")).status_code for _ in range(20)}
