@@ -36,7 +36,8 @@ local function turns_of(channel, room)
   if #longest_waiting > 0 then even_when_full() end
   local is_contested = #longest_waiting > room
   local lists = { is_contested and awaited_of(channel, room) or {}, longest_waiting }
-  local turn = is_contested and tonumber(call('GET', TURNS .. channel) or 0) or 0
+  local before = is_contested and tonumber(call('GET', TURNS .. channel) or 0) or 0
+  local turn = before
   local at, offered, is_in_turn = { 1, 1 }, {}, false
 
   local function next_of(list)
@@ -56,7 +57,9 @@ local function turns_of(channel, room)
     end,
     took = function()
       if is_in_turn then turn = turn + 1 end
-      if is_contested then call('SET', TURNS .. channel, turn) end
+    end,
+    remember = function()
+      if is_contested and turn ~= before then call('SET', TURNS .. channel, turn) end
     end,
   }
 end
@@ -91,9 +94,6 @@ local function start(lane, channel, head, tasks)
   return { lane, channel, fence, tasks - 1, run(head, claim_ms) }
 end
 
--- Half of a chat may be missing still.
-if call('EXISTS', LIFE) == 0 then return { 0, {} } end
-
 -- What was running in several crashes gets a process to itself, so that if it kills once more nobody else's message is
 -- counted with it.
 local function suspect_alone()
@@ -115,6 +115,9 @@ local function suspect_alone()
   end
 end
 
+-- Half of a chat may be missing still.
+if call('EXISTS', LIFE) == 0 then return { 0, {} } end
+
 local found = takes_suspects and suspect_alone()
 if found then return { 0, found } end
 local claims, suspects_waiting = {}, 0
@@ -133,5 +136,6 @@ for channel in pairs(places) do
       call('SADD', DIED, lane)  -- by a former version
     end
   end
+  turns.remember()
 end
 return { suspects_waiting, claims }
