@@ -21,13 +21,14 @@ class ChatMoves:
         self._ledger = ledger
 
     async def join(self, old: str, moved_to: str) -> None:
-        """From now on the new id is another name of the chat that had the old one."""
+        """From now on the new id is another name of the chat that had the old one; not if it has another name
+        itself."""
         channel, account, _ = parts_of(old)
         new = chat_key(channel, account, moved_to)
 
         def add(kept: Document) -> bool:
             first = _first_of(kept, old)
-            if first == new or any(move["chat"] == new for move in kept["moves"]):
+            if first == new or any(new in (move["chat"], move["first"]) for move in kept["moves"]):
                 return False
             kept["moves"].append({"chat": new, "first": first})
             return True

@@ -452,7 +452,8 @@ class Ledger(Protocol):
     # chats
 
     async def move_chat(self, channel: str, account: str, chat_id: str, moved_to: str) -> None:
-        """The chat has this other id now; said again, it changes nothing. One history, one line in the outbox.
+        """The chat has this other id now; said again, it changes nothing. One history, one line in the outbox. What has
+        later ids already stays a chat of its own: only what is sent goes where it is said to.
 
         What waits for the old id goes to the new one at once, unless a call to the old one is out: then the line stays
         where it is, and new replies join it there, until a call to the old id is answered with the new one.

@@ -31,13 +31,14 @@ def names_of(connection: apsw.Connection, chat: Chat) -> frozenset[str]:
 
 
 def join_chats(connection: apsw.Connection, old: Chat, moved_to: str) -> None:
-    """From now on the new id is another name of the chat that had the old one."""
+    """From now on the new id is another name of the chat that had the old one; not if it has another name itself."""
     channel, account, _ = old
     first = first_id(connection, old)
     if first == moved_to:
         return
     connection.execute(
-        "INSERT OR IGNORE INTO chat_moves (channel, account, chat_id, first_id) VALUES (?,?,?,?)",
+        "INSERT OR IGNORE INTO chat_moves (channel, account, chat_id, first_id) SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS"
+        " (SELECT 1 FROM chat_moves WHERE channel = ?1 AND account = ?2 AND first_id = ?3)",
         (channel, account, moved_to, first),
     )
     if connection.changes():

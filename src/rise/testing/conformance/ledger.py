@@ -1569,6 +1569,18 @@ class LedgerConformance:
         assert len(await ledger.history("telegram", "7", "other", limit=9)) == 1
 
     @pytest.mark.req("SEC-5")
+    async def test_what_is_one_chat_already_does_not_become_a_later_id_of_another(self, ledger: Ledger) -> None:
+        """No platform says so. Whatever a program says, what is forgotten of a chat is all that it shows."""
+        await say(ledger, 1, "second")
+        await ledger.move_chat("telegram", "7", "second", "third")
+        await ledger.move_chat("telegram", "7", "first", "second")
+        assert [(move.first_id, move.chat_id) for move in await ledger.chat_moves()] == [("second", "third")]
+        await say(ledger, 2, "second")
+        assert (await ledger.forget_chat("telegram", "7", "third")).turns == 2
+        for chat in ("first", "second", "third"):
+            assert await ledger.history("telegram", "7", chat, limit=9) == []
+
+    @pytest.mark.req("SEC-5")
     @pytest.mark.parametrize("elsewhere", [{"account": "8"}, {"channel": "http"}], ids=str)
     async def test_another_chat_of_the_same_name_is_not_forgotten(
         self, ledger: Ledger, elsewhere: dict[str, str]

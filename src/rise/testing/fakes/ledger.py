@@ -341,7 +341,7 @@ class MemoryLedger(MemoryStore):
     def _join_chats(self, old: Chat, moved_to: str) -> None:
         channel, account, _ = old
         first, new = self._first(old), (channel, account, moved_to)
-        if first == new or any(_chat_of(move) == new for move in self._state.moves):
+        if first == new or any(new in (_chat_of(move), self._first(_chat_of(move))) for move in self._state.moves):
             return
         sequence = len(self._state.moves) + 1
         self._state.moves.append(
