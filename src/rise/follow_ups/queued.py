@@ -77,7 +77,9 @@ class QueuedFollowUps:
     # --- looking ---
 
     async def get(self, follow_up_id: FollowUpId) -> FollowUp:
-        newest = (await self._plannings(follow_up_id))[-1]
+        plannings = await self._plannings(follow_up_id)
+        # Where one had fired before it could be moved, the newest has been taken back.
+        newest = next(filter(_has_fired, plannings), plannings[-1])
         found = await self._queue.list_open(Selection(task_ids=(newest.task_id,)), limit=1)
         if found:
             return self._shown(found[0], await self._ledger.run(found[0].run_id))
@@ -199,6 +201,8 @@ class QueuedFollowUps:
     def _shown(self, one: OpenTask, run: Run | None) -> FollowUp:
         if run is not None and run.status.is_finished:
             return _ended(one.head, run)
+        if run is not None and run.outcome is not None:
+            return _fired(one.head, run)  # its result waits for the ledger
         is_waiting = one.status is Status.SUSPENDED
         status = FollowUpStatus.SUSPENDED if is_waiting else FollowUpStatus.PLANNED
         why = f"{one.reason}: {one.error or ''}".rstrip(": ") if is_waiting else ""
@@ -231,18 +235,26 @@ def _keep_newest(rows: dict[FollowUpId, FollowUp], found: FollowUp) -> None:
 
 
 def _refuse_fired(plannings: list[_Planning]) -> None:
-    if any(one.run is not None and one.run.status is Status.COMPLETED for one in plannings):
+    if any(map(_has_fired, plannings)):
         raise StateConflict("the follow-up has fired")
+
+
+def _has_fired(planning: _Planning) -> bool:
+    return planning.run is not None and planning.run.status is Status.COMPLETED
 
 
 def _ended(head: Head, run: Run) -> FollowUp:
     match run.status:
         case Status.COMPLETED:
-            fired = task_id_of(fired_key(run_id_of(run.task_id, run.generation)))
-            return _follow_up(head, FollowUpStatus.FIRED, fired_task_id=fired)
+            return _fired(head, run)
         case Status.EXPIRED:
             return _follow_up(head, FollowUpStatus.MISSED, why=run.why or "")
     return _follow_up(head, FollowUpStatus.CANCELLED, by=run.by or "", why=run.why or "")
+
+
+def _fired(head: Head, run: Run) -> FollowUp:
+    said = task_id_of(fired_key(run_id_of(run.task_id, run.generation)))
+    return _follow_up(head, FollowUpStatus.FIRED, fired_task_id=said)
 
 
 def _follow_up(head: Head, status: FollowUpStatus, **more: Any) -> FollowUp:

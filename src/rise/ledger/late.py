@@ -52,6 +52,8 @@ class LateEnd(LateRun, frozen=True, kw_only=True, tag="end"):
     status: Status
     outcome: Outcome | None
     callback: Reply | None = None
+    by: str = ""
+    why: str = ""
 
 
 class LateStep(msgspec.Struct, frozen=True, kw_only=True, tag="step"):

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from rise.clock import Clock, epoch_ms
-from rise.envelope import Outcome, RunId, Status, Task, TaskId, run_id_of
+from rise.envelope import Outcome, RunId, Status, Task, TaskId, TaskType, run_id_of
 from rise.errors import EnvelopeMalformed, LedgerSilent, Unavailable
 from rise.ledger.late import (
     LateArming,
@@ -157,6 +157,7 @@ class LateLedger:
             return self._ledger.finish(task, status, outcome, by=by, why=why, callback=callback)
 
         if status is Status.DROPPED:
+            await self._write_what_has_fired(task)
             dropped = await finish()
             await self._late.remove([key_of_run(task.run_id)])
             return dropped
@@ -168,8 +169,18 @@ class LateLedger:
             status=status,
             outcome=outcome,
             callback=callback,
+            by=by,
+            why=why,
         )
         return await self._as_run(await self._put(late, _chat_of(task)))
+
+    async def _write_what_has_fired(self, task: Task) -> None:
+        """A follow-up is said as soon as its result waits. Nobody may be told then that it was cancelled, or moved."""
+        if task.head.task_type is not TaskType.FOLLOW_UP:
+            return
+        fired = await self._read(key_of_run(task.run_id))
+        if isinstance(fired, LateResult):
+            await self._ledger.save_result(task, fired.result, fired.replies, fired.history, deliver=fired.deliver)
 
     async def save_step(self, run_id: RunId, step: str, value: bytes) -> bytes:
         try:

@@ -157,7 +157,9 @@ class WriteBack:
 
     async def _write_run(self, task: Task, write: LateResult | LateEnd) -> Run:
         if isinstance(write, LateEnd):
-            return await self._ledger.finish(task, write.status, write.outcome, callback=write.callback)
+            return await self._ledger.finish(
+                task, write.status, write.outcome, by=write.by, why=write.why, callback=write.callback
+            )
         return await self._ledger.save_result(task, write.result, write.replies, write.history, deliver=write.deliver)
 
     async def _write_other(self, write: LateWrite) -> None:
