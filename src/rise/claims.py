@@ -29,6 +29,7 @@ LOOK_AFTER_FAILURE_SECONDS: Final = 3.0
 OUTAGE_SECONDS: Final = 5.0
 """After so long without its store a worker begins again with little."""
 _TAKEN_OVER: Final = "another worker runs it from its saved steps"
+_RUN_ELSEWHERE: Final = "its claim lapses, and its message is run again as if this process had died"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,9 @@ class Claims:
         except ClaimLost as error:
             log.warning("task.claim_lost", lane=claim.lane, error=error, consequence=_TAKEN_OVER)
             following = None
+        except Exception as error:  # noqa: BLE001 - border: a bug of ours, and its claim lapses
+            log.error("task.claim_failed", lane=claim.lane, error=error, exc_info=error, consequence=_RUN_ELSEWHERE)
+            return
         self._held[claim.fence].is_settled = following is None
 
     async def _renew(self) -> None:

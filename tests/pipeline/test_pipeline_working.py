@@ -889,9 +889,13 @@ async def test_a_follow_up_in_a_time_zone_that_is_another_on_each_host_is_the_wo
     assert "right/Europe/Berlin" in ((await stage.waiting_for_retry(task_id, attempts=1)).error or "")
 
 
+class Interrupt(BaseException):
+    """As some libraries have one, so that nobody catches it by mistake."""
+
+
 @pytest.mark.req("WRK-7", "QUE-4")
 @pytest.mark.failure("E3")
-@pytest.mark.parametrize("error", [SystemExit(3), StopIteration()], ids=repr)
+@pytest.mark.parametrize("error", [SystemExit(3), StopIteration(), Interrupt("too slow")], ids=repr)
 async def test_what_would_end_the_process_or_hang_a_thread_is_the_workflows_own_error(
     stage: Stage, error: BaseException
 ):
@@ -901,15 +905,26 @@ async def test_what_would_end_the_process_or_hang_a_thread_is_the_workflows_own_
             turn.step("next", _raise, error)
         _raise(error)
 
-    @rise.workflow("awaited", channels=["http"])
-    async def awaited(turn: rise.Turn) -> None:
-        _raise(SystemExit(3))
-
-    await stage.start(plain, awaited)
+    await stage.start(plain)
     for chat, text in enumerate(("plain", "step"), start=1):
         [task_id] = await stage.write(text, chat=chat)
         task = await stage.waiting_for_retry(task_id, attempts=1)
         assert (task.deaths, "RuntimeError" in (task.error or "")) == (0, True)
+
+
+@pytest.mark.req("WRK-7", "QUE-4")
+@pytest.mark.failure("E3")
+@pytest.mark.parametrize("error", [SystemExit(3), Interrupt("too slow"), GeneratorExit()], ids=repr)
+async def test_what_would_end_the_task_that_runs_it_is_the_workflows_own_error(stage: Stage, error: BaseException):
+    @rise.workflow("awaited", channels=["telegram"])
+    async def awaited(turn: rise.Turn) -> None:
+        _raise(error)
+
+    await stage.start(awaited)
+    [task_id] = await stage.write("hello")
+    task = await stage.waiting_for_retry(task_id, attempts=1)
+    assert task.deaths == 0
+    assert type(error).__name__ in (task.error or "")
 
 
 def _raise(error: BaseException) -> None:

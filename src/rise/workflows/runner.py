@@ -309,8 +309,11 @@ class _RunMemory:
 async def _in_bounds(function: Callable[[Turn], Awaitable[Any]], turn: Turn) -> Any:
     try:
         return await function(turn)
-    except SystemExit as error:
-        raise RuntimeError("the workflow wanted to end the process") from error
+    except BaseException as error:
+        if isinstance(error, Exception | asyncio.CancelledError | GeneratorExit | BaseExceptionGroup):
+            raise
+        # Let through, it would end whoever runs it, and look like the death of a process.
+        raise RuntimeError(f"the workflow wanted to end the process, by {type(error).__name__}: {error}") from error
 
 
 def _now() -> float:
