@@ -66,7 +66,8 @@ class Pace:
         account = self._account_of(chat)
         ticket = self._ticket_of(chat, account.line_of(reply), now)
         account_seconds = account.wait_seconds(ticket, now)
-        chat_seconds = max(buckets.wait_seconds(chat, now) for buckets in self._buckets_of(chat))
+        goes_to = _goes_to(reply)
+        chat_seconds = max(buckets.wait_seconds(goes_to, now) for buckets in self._buckets_of(goes_to))
         seconds = max(account_seconds, chat_seconds)
         if seconds < ROUNDING_SECONDS:
             return 0.0
@@ -82,8 +83,9 @@ class Pace:
         self._account_of(chat).count(reply, now)
         if not reply.call.is_urgent:
             self._tickets.pop(chat, None)
-            for buckets in self._buckets_of(chat):
-                buckets.take(chat, now)
+            goes_to = _goes_to(reply)
+            for buckets in self._buckets_of(goes_to):
+                buckets.take(goes_to, now)
 
     def spare(self, account: Account, chat_id: str) -> bool:
         """Whether a call may go that nobody misses, without making a reply wait. It counts like any other."""
@@ -228,4 +230,10 @@ def _number(ticket: _Ticket) -> int:
 
 
 def _chat_of(reply: Reply) -> Chat:
+    """In whose line it stands."""
     return reply.channel, reply.account, reply.chat_id
+
+
+def _goes_to(reply: Reply) -> Chat:
+    """A call may name another chat, such as one of admins to which what people write is passed on."""
+    return reply.channel, reply.account, str(reply.call.params.get("chat_id", reply.chat_id))

@@ -47,9 +47,11 @@ class Kind(Enum):
     URGENT = "urgent"
 
 
-def reply_to(chat_id: str, kind: Kind = Kind.ANSWER) -> Reply:
+def reply_to(chat_id: str, kind: Kind = Kind.ANSWER, *, names: str | None = None) -> Reply:
     [reply] = chunks(task(), chat=chat_id)
     call = msgspec.structs.replace(reply.call, is_urgent=kind is Kind.URGENT, is_awaited=kind is not Kind.UNAWAITED)
+    if names is not None:
+        call = msgspec.structs.replace(call, params={**call.params, "chat_id": names})
     return msgspec.structs.replace(reply, call=call)
 
 
@@ -80,14 +82,15 @@ class Sending:
         self._asks: list[tuple[float, int, str]] = []
         self.numbers = itertools.count()
 
-    def say(self, chat_id: str, kind: Kind = Kind.ANSWER) -> None:
+    def say(self, chat_id: str, kind: Kind = Kind.ANSWER, *, names: str | None = None) -> None:
+        """`names`: the chat that its call names, instead of its own."""
         if kind is Kind.URGENT:
             reply, now = reply_to(f"urgent:{chat_id}", kind), self.clock.monotonic()
             assert self.pace.wait_seconds(reply) == 0.0
             self.pace.count(reply)
             self.went.append(Went(chat_id, kind, now, 0.0))
             return
-        self._chats[chat_id].append((reply_to(chat_id, kind), kind, self.clock.monotonic()))
+        self._chats[chat_id].append((reply_to(chat_id, kind, names=names), kind, self.clock.monotonic()))
         if chat_id not in self._served:
             self._served.add(chat_id)
             self._ask_in(0.0, chat_id)
@@ -190,6 +193,19 @@ def test_whatever_is_sent_or_dropped_no_bot_sends_faster_than_telegram_takes_it_
     assert len(sending.went) == said
     # One more, which goes in its quarter where an answer would have gone.
     assert most_beyond(sending.went, rate, max(1.0, rate) + 1) < ROUNDING
+
+
+def test_calls_that_name_another_chat_go_there_no_faster_than_that_takes_them():
+    sending = Sending()
+    for number in range(25):
+        sending.say(f"1{number}", names="-999")
+    sending.say("200")
+    sending.pass_time_until_all_went()
+    there = [one for one in sending.went if one.chat_id != "200"]
+    assert len(there) == 25
+    assert most_beyond(there, CHAT_PER_SECOND, 1.0) < ROUNDING
+    assert most_beyond(there, GROUP_PER_MINUTE / 60, GROUP_PER_MINUTE) < ROUNDING
+    assert [one.waited for one in sending.went if one.chat_id == "200"] == [0.0], "nobody else waits for that"
 
 
 def test_a_bot_sends_as_fast_as_telegram_takes_it():
