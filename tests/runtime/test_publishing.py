@@ -175,6 +175,27 @@ async def test_two_who_change_what_runs_at_once_both_count_and_are_recorded_once
 
 
 @pytest.mark.req("WFL-1")
+@pytest.mark.parametrize("version", [None, 1])
+async def test_a_slow_publication_does_not_put_an_older_draft_over_what_was_published_since(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, version: int | None
+):
+    newer = {"name": "say", "kind": "reply", "template": "newer"}
+
+    async def published_meanwhile() -> None:
+        await stage.workflows.edit("wf_hi", stages=[newer], by="bob")
+        await stage.workflows.publish("wf_hi", by="bob")
+
+    await stage.workflows.create("hi", [SAY], by="ann")
+    before_write(stage, monkeypatch, Kind.PUBLISHED, published_meanwhile)
+    if version is None:
+        await stage.workflows.publish("wf_hi", by="ann")
+    else:
+        with pytest.raises(VersionStale, match="at version 2"):
+            await stage.workflows.publish("wf_hi", by="ann", version=version)
+    assert (await stage.running("wf_hi")).stages == [newer]
+
+
+@pytest.mark.req("WFL-1")
 async def test_a_change_made_for_another_version_is_refused_and_changes_nothing(stage: Stage):
     workflow_id = await stage.published(SAY)
     await stage.workflows.edit(workflow_id, name="hello", version=1, by="ann")

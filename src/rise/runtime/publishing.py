@@ -40,7 +40,7 @@ from rise.envelope import definition_id_of
 from rise.errors import PayloadInvalid, StateConflict, VersionStale, VersionUnknown, WorkflowUnknown
 from rise.runtime.differences import Difference, differences
 from rise.runtime.editor import Editor
-from rise.runtime.versions import Since, Versions, since
+from rise.runtime.versions import TRIES, Since, Versions, since
 
 NAME_CHARS_MAX: Final = 100
 COMMENT_CHARS_MAX: Final = 500
@@ -284,11 +284,16 @@ class Workflows:
 
         Raises `WorkflowUnknown`, `VersionStale`, `PayloadInvalid` for what could not run, or `StateConflict`.
         """
-        draft = await self._draft(workflow_id)
-        if version is not None and version != draft.version:
-            raise VersionStale.of(workflow_id, draft.version)
-        warnings = await self._run(draft, by=by, action="publish", why=comment)
-        return msgspec.structs.replace(await self.get(workflow_id), warnings=warnings)
+        for _ in range(TRIES):
+            # What runs, before the draft: if somebody publishes in between, theirs may be the newer draft.
+            runs = await self._definitions.version(Kind.PUBLISHED, workflow_id)
+            draft = await self._draft(workflow_id)
+            if version is not None and version != draft.version:
+                raise VersionStale.of(workflow_id, draft.version)
+            with suppress(VersionStale):
+                warnings = await self._run(draft, by=by, action="publish", why=comment, after=_version_of(runs))
+                return msgspec.structs.replace(await self.get(workflow_id), warnings=warnings)
+        raise VersionStale(f"{workflow_id} is being published by somebody else over and over; try again")
 
     async def roll_back(self, workflow_id: str, version: int, *, by: str, comment: str = "") -> Workflow:
         """That version runs again, as the next one. A draft without changes of its own becomes the same; one that
@@ -346,8 +351,11 @@ class Workflows:
         latest = (await self._definitions.latest([Kind.BINDINGS])).definitions
         return [(kept, one) for kept in latest for one in bindings_of(kept) if one.workflow_id == workflow_id]
 
-    async def _run(self, draft: DraftRecord, *, by: str, action: str, why: str) -> tuple[str, ...]:
-        """Returns what it has lost meanwhile."""
+    async def _run(
+        self, draft: DraftRecord, *, by: str, action: str, why: str, after: int | None = None
+    ) -> tuple[str, ...]:
+        """Returns what it has lost meanwhile. `after`: the version that runs so far; raises `VersionStale` if another
+        does by then."""
         await self._check_whole(draft)
         record = WorkflowRecord(
             workflow_id=draft.workflow_id, name=draft.name, kind=STAGES, stages=draft.stages, enabled=True
@@ -361,7 +369,9 @@ class Workflows:
                 raise StateConflict(f"{draft.workflow_id} is in the code by now: give this one another name")
             return body_of(msgspec.structs.replace(record, enabled=is_switched_on(last)))
 
-        await self._versions.change(Kind.PUBLISHED, draft.workflow_id, change, by=by, action=action, why=why)
+        await self._versions.change(
+            Kind.PUBLISHED, draft.workflow_id, change, by=by, action=action, why=why, expected=after
+        )
         try:
             await self._check_whole(draft)
         except PayloadInvalid as error:
@@ -429,6 +439,10 @@ def _refuse_unfilled(place: str, stage: Any, prompt_id: str, prompt: PromptRecor
             f"{place}.values lacks {', '.join(missing)}, which {prompt_id} needs", field=f"{place}.values"
         )
     return prompt
+
+
+def _version_of(last: Definition | None) -> int:
+    return 0 if last is None else last.version
 
 
 def _refuse_stale(known: Workflow, version: int | None) -> None:
