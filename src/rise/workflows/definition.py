@@ -60,7 +60,8 @@ def workflow(
     """Make a function a workflow: `async def f(turn: rise.Turn)`, or a plain `def`, which runs in a thread.
 
     `channels` binds it at start to each of these where no binding exists.
-    `run_seconds` limits one run, `concurrency` how many chats it serves at once in one worker process.
+    `run_seconds` limits one run, `concurrency` how many chats it serves at once in one worker process. What waits for
+    that keeps one of its channel's places there.
     Raises `ValueError` or `TypeError` where a name or the channels cannot be used.
     """
     if not _NAME.fullmatch(name):
