@@ -25,7 +25,6 @@ import msgspec
 from rise.bindings import BindingRegistry, commands_of
 from rise.definitions.records import BindingRecord, BurstPolicy
 from rise.envelope import Head, Outcome, Progress, Status, Task, TaskId, TaskType, encode_json, run_id_of
-from rise.errors import LedgerSilent
 from rise.ledger.port import Ledger, Run, RunResult
 from rise.queue.port import OpenTask, Queue, Selection
 from rise.telemetry import log
@@ -100,26 +99,11 @@ class Bursts:
         """Before their leader's result is saved. False: one was ended otherwise meanwhile, and an answer that speaks of
         it must not be given."""
         for follower in burst.followers:
-            run = await self._end(follower, burst.leader.task_id)
+            run = await _end(follower, burst.leader.task_id, self.ledger)
             if run.merged_into != burst.leader.task_id:
                 return False
             log.info("task.merged", task_id=follower.task_id, into=burst.leader.task_id)
         return True
-
-    async def end_named(self, run: Run) -> None:
-        """After its result is saved: whom it names has ended with it, even if what said so is lost. That may have
-        waited in Redis, which was emptied, while the result went straight into the ledger: they would be run alone."""
-        for name in run.merged:
-            follower = await self.queue.get(name)
-            if follower is None:
-                continue
-            known = await self.ledger.latest_run(name) or await self._end(follower, run.task_id)
-            if known.is_late and not run.is_late:
-                raise LedgerSilent("it does not take the end of what an answer is for as well")
-
-    async def _end(self, follower: Task, leader: TaskId) -> Run:
-        merged = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader})
-        return await self.ledger.save_result(follower, merged, [], [], deliver=False)
 
     def may_follow(self, head: Head) -> bool:
         """Whether it may have ended with another, although nobody has begun to run it."""
@@ -220,6 +204,25 @@ async def fate_of(run: Run, queue: Queue, ledger: Ledger) -> Fate:
     if leader is None or (latest is not None and _is_of(latest, leader)):
         return Fate.ALONE
     return Fate.WAITS
+
+
+async def end_named(names: Sequence[TaskId], leader: TaskId, queue: Queue, ledger: Ledger) -> bool:
+    """Whom a result names has ended with it, even if what said so is lost: it may have waited in Redis, which was
+    emptied. False: one of them is nowhere, and would be run alone if it is brought back."""
+    are_ended = True
+    for name in names:
+        if await ledger.latest_run(name) is None:
+            follower = await queue.get(name)
+            if follower is None:
+                are_ended = False
+            else:
+                await _end(follower, leader, ledger)
+    return are_ended
+
+
+async def _end(follower: Task, leader: TaskId, ledger: Ledger) -> Run:
+    merged = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader})
+    return await ledger.save_result(follower, merged, [], [], deliver=False)
 
 
 def _is_of(run: Run, task: Task) -> bool:

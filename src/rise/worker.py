@@ -20,7 +20,7 @@ import msgspec
 
 from rise import tracing
 from rise.bindings import BindingRegistry, Bound, allows
-from rise.bursts import Burst, Bursts, Fate, fate_of
+from rise.bursts import Burst, Bursts, Fate, end_named, fate_of
 from rise.bus.port import Bus, Topic
 from rise.callbacks import Callbacks
 from rise.channels.port import Channel, Incoming, is_pushed, read_anew
@@ -592,7 +592,7 @@ class Worker:
                 return await self._go_on_merged(task, run)
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
-            await self._bursts.end_named(run)
+            await end_named(run.merged, run.task_id, self._queue, self._ledger)
             await self._arm(task, run, saved_at_ms)
         return Finished() if run.status.is_finished else Replying()
 
@@ -674,7 +674,7 @@ class Worker:
                 "task.settle_delayed",
                 task_id=task.task_id,
                 error=error,
-                consequence="the task runs again if this process stops now",
+                consequence="if this process stops now, it runs again, unless its result is kept already",
             ),
         )
 

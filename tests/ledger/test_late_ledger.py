@@ -13,7 +13,7 @@ from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUna
 from rise.ledger.late import Waiting, decode_late, encode_late
 from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, REMEMBERED_SECONDS
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn
-from rise.queue.port import Finished, Replying, Selection, Suspend
+from rise.queue.port import Finished, NewTask, Replying, Selection, Suspend
 from rise.runtime.writing_back import LOST_SECONDS_MAX, PAGE
 from rise.testing.conformance.ledger import LedgerConformance, chunks, notice
 from rise.testing.conformance.queue import claim_one, delivery
@@ -594,3 +594,65 @@ async def test_the_latest_result_that_waits_is_known_whether_or_not_the_ledger_c
     stage.late_way.is_cut = True
     with pytest.raises(RedisUnavailable):
         await ledger.latest_run(task_id)
+
+
+async def a_leader_whose_followers_end_is_lost(stage: LateStage, ledger: Ledger) -> tuple[Task, TaskId]:
+    """MongoDB is away while the follower ends, and back when its leader's result is saved; Redis is emptied between."""
+    await stage.accept(1)
+    follower_id = await stage.accept(2)
+    follower = await stage.queue.get(follower_id)
+    leader = (await claim_one(stage.queue)).task
+    assert follower is not None
+    stage.leave()
+    ended = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader.task_id})
+    assert (await ledger.save_result(follower, ended, [], [], deliver=False)).is_late
+    stage.come_back()
+    stage.redis.late.clear()
+    named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower_id]})
+    run = await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)
+    assert run.is_late, "it goes behind the end that it names"
+    assert await sent_in_order(stage.own) == []
+    return leader, follower_id
+
+
+@pytest.mark.req("CPY-6", "CHN-3")
+@pytest.mark.failure("D1")
+async def test_a_result_does_not_go_ahead_of_the_ends_that_it_names_and_whoever_writes_it_ends_them(stage: LateStage):
+    ledger = stage.process()
+    leader, follower_id = await a_leader_whose_followers_end_is_lost(stage, ledger)
+    await stage.write_back().write_back()
+    follower = await stage.own.latest_run(follower_id)
+    assert follower is not None
+    assert follower.merged_into == leader.task_id
+    assert await stage.own.run(leader.run_id) is not None
+    assert len(await sent_in_order(stage.own)) == 1
+
+
+@pytest.mark.req("CPY-6", "CHN-3")
+@pytest.mark.failure("D1")
+async def test_a_result_waits_for_those_that_it_names_to_be_brought_back(stage: LateStage):
+    ledger, back = stage.process(), stage.write_back()
+    leader, follower_id = await a_leader_whose_followers_end_is_lost(stage, ledger)
+    lost = await stage.queue.get(follower_id)
+    await stage.queue.cancel(follower_id)
+    await back.write_back()
+    assert await stage.own.run(leader.run_id) is None
+    assert lost is not None
+    stage.redis.finished.clear()
+    await stage.queue.restore([NewTask(lost.head, lost.raw)])
+    await back.write_back()
+    assert await stage.own.run(leader.run_id) is not None
+    assert (await stage.own.latest_run(follower_id)) is not None
+
+
+@pytest.mark.req("CPY-6", "CHN-3")
+async def test_a_result_whose_named_ones_have_ended_goes_straight_into_the_ledger(stage: LateStage):
+    ledger = stage.process()
+    await stage.accept(1)
+    follower = await stage.queue.get(await stage.accept(2))
+    leader = (await claim_one(stage.queue)).task
+    assert follower is not None
+    ended = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader.task_id})
+    await ledger.save_result(follower, ended, [], [], deliver=False)
+    named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower.task_id]})
+    assert not (await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)).is_late

@@ -9,7 +9,7 @@ import pytest
 
 from rise import worker
 from rise.bursts import Burst, Bursts, Fate
-from rise.envelope import Task
+from rise.envelope import Task, TaskId
 from rise.ledger.port import Ledger, Run
 from rise.queue.port import Queue
 from rise.runtime import supervisor
@@ -126,10 +126,11 @@ def followers_that_are_not_ended(patch: pytest.MonkeyPatch) -> None:
     async def ended(self: Bursts, burst: Burst) -> bool:
         return True
 
-    async def nobody(self: Bursts, run: Run) -> None: ...
+    async def nobody(names: Sequence[TaskId], leader: TaskId, queue: Queue, ledger: Ledger) -> bool:
+        return True
 
     patch.setattr(Bursts, "end_followers", ended)
-    patch.setattr(Bursts, "end_named", nobody)
+    patch.setattr(worker, "end_named", nobody)
 
 
 def followers_that_are_never_run_after_all(patch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from rise.clock import Clock, epoch_ms
@@ -127,11 +128,12 @@ class LateLedger:
         self, task: Task, result: RunResult, replies: Sequence[Reply], history: Sequence[Turn], *, deliver: bool
     ) -> Run:
         """The run as it will be, if the result has to wait: replying, whatever it comes to."""
-        saved = await self._unless_late(
-            lambda: self._ledger.save_result(task, result, replies, history, deliver=deliver)
-        )
-        if saved is not None:
-            return saved
+        if await self._are_ended(result.merged):
+            saved = await self._unless_late(
+                lambda: self._ledger.save_result(task, result, replies, history, deliver=deliver)
+            )
+            if saved is not None:
+                return saved
         late = LateResult(
             **self._run_of(task),
             result=result,
@@ -140,6 +142,17 @@ class LateLedger:
             deliver=deliver,
         )
         return await self._as_run(await self._put(late, _chat_of(task)))
+
+    async def _are_ended(self, named: Sequence[TaskId]) -> bool:
+        """Those that a result names have ended with it, in the ledger. It does not go ahead of ends that wait here, and
+        may be lost."""
+        try:
+            for task_id in named:
+                if await self._ask(partial(self._ledger.latest_run, task_id)) is None:
+                    return False
+        except Unavailable:
+            return False
+        return True
 
     async def finish(
         self,

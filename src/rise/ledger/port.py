@@ -130,6 +130,11 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     workflow_id: str | None = None
     workflow_version: int | None = None
 
+    @property
+    def merged(self) -> list[TaskId]:
+        """As `Run.merged`."""
+        return _merged(self.value)
+
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of a chat's history."""
@@ -146,6 +151,10 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int
     error: str
     counted: bool
+
+
+def _merged(result: Any) -> list[TaskId]:
+    return (result.get("merged") or []) if isinstance(result, dict) else []
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,7 +195,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def merged(self) -> list[TaskId]:
         """The later messages of a burst that it answers with its own, in their order."""
-        return (self.result.get("merged") or []) if isinstance(self.result, dict) else []
+        return _merged(self.result)
 
     @property
     def merged_into(self) -> TaskId | None:

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from rise.bursts import end_named
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
 from rise.envelope import Reason, RunId, Task
@@ -128,7 +129,8 @@ class WriteBack:
         try:
             if isinstance(late.write, LateRun):
                 task = await self._queue.get(late.write.task_id)
-                if task is None and await self._may_come_back(late.write):
+                is_lost = task is None or not await self._are_ended(late.write)
+                if is_lost and await self._may_come_back(late.write):
                     return
                 self._missed_at.pop(late.write.run_id, None)
                 await self._write_end(task, late.write)
@@ -140,9 +142,15 @@ class WriteBack:
             await self._give_up(late.write, error)
         await self._late.remove([late.key])
 
+    async def _are_ended(self, write: LateRun) -> bool:
+        """Whom it names: else its message would be over, and theirs run once more."""
+        if not isinstance(write, LateResult):
+            return True
+        return await end_named(write.result.merged, write.task_id, self._queue, self._ledger)
+
     async def _may_come_back(self, write: LateRun) -> bool:
-        """Whether the queue has lost its task and will get it again from another store, to be written with its bytes
-        then. What was dropped is known to the ledger."""
+        """Whether the queue has lost its task, or one that it names, and will get it again from another store, to be
+        written with its bytes then. What was dropped is known to the ledger."""
         now = self._clock.monotonic()
         is_young = now - self._missed_at.setdefault(write.run_id, now) <= LOST_SECONDS_MAX
         return is_young and await self._ledger.run(write.run_id) is None
