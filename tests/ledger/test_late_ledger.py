@@ -10,6 +10,7 @@ from late_stage import LateStage
 
 from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, Task, TaskId, reply_id_of, run_id_of
 from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUnavailable
+from rise.ledger.kept import TURN_CHARS_MAX
 from rise.ledger.late import Waiting, decode_late, encode_late
 from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, REMEMBERED_SECONDS
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn
@@ -144,6 +145,17 @@ async def test_as_long_as_anything_waits_a_chats_next_result_waits_behind_it(sta
     assert [reply.call.text for reply in await stage.own.transcript("telegram", "7", "1", after=0, limit=9)] == [
         "1.0", "2.0", "3.0",
     ]  # fmt: skip
+
+
+@pytest.mark.req("CPY-6", "WFL-4")
+async def test_of_a_long_turn_that_waits_the_beginning_is_kept(stage: LateStage):
+    ledger, said = stage.process(), Turn(role="user", text="x" * LATE_BYTES_MAX, at_ms=1)
+    await stage.accept(1)
+    task = (await claim_one(stage.queue)).task
+    stage.leave()
+    await ledger.save_result(task, ANSWERED, chunks(task), [said], deliver=True)
+    [turn] = await ledger.history("telegram", "7", "1", limit=9)
+    assert turn.text == "x" * (TURN_CHARS_MAX - 1) + "…"
 
 
 @pytest.mark.req("CPY-6", "WFL-4")

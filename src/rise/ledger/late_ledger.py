@@ -15,9 +15,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Outcome, RunId, Status, Task, TaskId, run_id_of
 from rise.errors import EnvelopeMalformed, LedgerSilent, Unavailable
+from rise.ledger.kept import kept_text
 from rise.ledger.late import (
     LateArming,
     LateAttempt,
@@ -136,7 +139,7 @@ class LateLedger:
             **self._run_of(task),
             result=result,
             replies=list(replies),
-            history=list(history),
+            history=[msgspec.structs.replace(turn, text=kept_text(turn.text)) for turn in history],
             deliver=deliver,
         )
         return await self._as_run(await self._put(late, _chat_of(task)))

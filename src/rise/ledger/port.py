@@ -446,7 +446,8 @@ class Ledger(Protocol):
     async def attempts(self, run_id: RunId) -> list[Attempt]: ...
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
-        """The chat's last turns, oldest first, whichever of its ids is asked for."""
+        """The chat's last turns, oldest first, whichever of its ids is asked for. Of a long one the beginning is kept
+        (`kept.TURN_CHARS_MAX`)."""
         ...
 
     # chats

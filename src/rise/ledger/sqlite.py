@@ -29,7 +29,7 @@ from rise.envelope import (
 )
 from rise.ledger import sqlite_forgetting as forgetting
 from rise.ledger import sqlite_outbox as outbox
-from rise.ledger.kept import HISTORY_KEPT, known_word, read_head, read_result
+from rise.ledger.kept import HISTORY_KEPT, kept_text, known_word, read_head, read_result
 from rise.ledger.port import (
     AccountsHeld,
     Attempt,
@@ -620,7 +620,7 @@ def _append_history(connection: apsw.Connection, task: Task, history: Sequence[T
     for turn in history:
         connection.execute(
             "INSERT INTO history (channel, account, chat_id, role, text, at, run_id) VALUES (?,?,?,?,?,?,?)",
-            (head.channel, head.account, chat_id, turn.role, clean_text(turn.text), turn.at_ms, turn.run_id),
+            (head.channel, head.account, chat_id, turn.role, kept_text(turn.text), turn.at_ms, turn.run_id),
         )
     connection.execute(
         "DELETE FROM history WHERE channel = ?1 AND account = ?2 AND chat_id = ?3 AND sequence <="

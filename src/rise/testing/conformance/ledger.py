@@ -30,6 +30,7 @@ from rise.envelope import (
     run_id_of,
 )
 from rise.errors import ClaimLost
+from rise.ledger.kept import TURN_CHARS_MAX
 from rise.ledger.port import (
     URGENT_CHATS,
     Again,
@@ -586,6 +587,14 @@ class LedgerConformance:
             await stage.ledger.save_result(task(number), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
         kept = await stage.ledger.history("telegram", "7", "1", limit=10_000)
         assert [turn.text for turn in kept] == [str(n) for n in range(11, stage.history_kept + 11)]
+
+    async def test_of_a_long_turn_the_beginning_is_kept(self, ledger: Ledger) -> None:
+        """As many turns as are kept fit into one record of any store, whatever their characters."""
+        fits, long = "\N{GRINNING FACE}" * TURN_CHARS_MAX, "\N{GRINNING FACE}" * (TURN_CHARS_MAX + 1)
+        turns = [Turn(role=role, text=text, at_ms=1) for role, text in (("user", fits), ("assistant", long))]
+        await ledger.save_result(task(), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
+        kept = await ledger.history("telegram", "7", "1", limit=10)
+        assert [turn.text for turn in kept] == [fits, long[: TURN_CHARS_MAX - 1] + "…"]
 
     @pytest.mark.parametrize("elsewhere", [{"account": "8"}, {"channel": "another"}])
     async def test_history_is_of_one_account_and_channel(self, stage: LedgerStage, elsewhere: dict[str, str]) -> None:

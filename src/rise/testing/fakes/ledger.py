@@ -27,7 +27,7 @@ from rise.envelope import (
     new_key,
 )
 from rise.errors import ClaimLost
-from rise.ledger.kept import is_of_chat
+from rise.ledger.kept import is_of_chat, kept_text
 from rise.ledger.port import (
     CALL_UNREADABLE,
     URGENT_CHATS,
@@ -222,7 +222,7 @@ class MemoryLedger(MemoryStore):
     def _add_history(self, task: Task, turns: Sequence[Turn]) -> None:
         if task.head.chat_id is not None:
             chat = self._first((task.head.channel, task.head.account, task.head.chat_id))
-            said = [msgspec.structs.replace(turn, text=clean_text(turn.text)) for turn in turns]
+            said = [msgspec.structs.replace(turn, text=kept_text(turn.text)) for turn in turns]
             numbered = enumerate(said, start=self._state.turns_ever)
             self._state.history[chat] = [*self._state.history.get(chat, []), *numbered][-self._history_kept :]
             self._state.turns_ever += len(said)
