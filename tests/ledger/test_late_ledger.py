@@ -10,13 +10,13 @@ from late_stage import LateStage
 
 from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, Task, TaskId, reply_id_of, run_id_of
 from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUnavailable
-from rise.ledger.kept import TURN_CHARS_MAX
+from rise.ledger.kept import ATTEMPTS_KEPT, TURN_CHARS_MAX
 from rise.ledger.late import Waiting, decode_late, encode_late
 from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, REMEMBERED_SECONDS
-from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn
+from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn, count_tries
 from rise.queue.port import Finished, Replying, Selection, Suspend
 from rise.runtime.writing_back import LOST_SECONDS_MAX, PAGE
-from rise.testing.conformance.ledger import LedgerConformance, chunks, notice
+from rise.testing.conformance.ledger import LedgerConformance, chunks, notice, numbered
 from rise.testing.conformance.queue import claim_one, delivery
 from rise.testing.fakes.ledger import HISTORY_KEPT
 
@@ -272,13 +272,32 @@ async def test_attempts_notices_ends_and_what_was_armed_wait_too(stage: LateStag
     await stage.write_back().write_back()
     run = await stage.own.run(task.run_id)
     assert run is not None
-    assert (run.is_armed, await stage.own.attempts(task.run_id)) == (True, [tried])
+    assert (run.is_armed, await stage.own.attempts(task.run_id)) == (True, [numbered(tried, 1)])
     notices = [one.call.text for one in await stage.own.replies(task_id=task_id) if one.kind is ReplyKind.NOTICE]
     assert notices == ["sorry"], "what is not true any more is not said"
     ended = await stage.own.run(run_id_of(too_late, 0))
     assert ended is not None
     assert ended.status is Status.EXPIRED
     assert await stage.queue.get(too_late) is None
+
+
+@pytest.mark.req("CPY-6", "SUS-3")
+async def test_tries_that_wait_are_counted_with_those_that_the_ledger_no_longer_keeps(stage: LateStage):
+    ledger, run_id = stage.process(), RunId("run")
+    tries = [Attempt(at_ms=at, error="down", counted=False) for at in range(ATTEMPTS_KEPT + 5)]
+    for one in tries[:-2]:
+        await ledger.add_attempt(run_id, one)
+    stage.leave()
+    for one in tries[-2:]:
+        await ledger.add_attempt(run_id, one)
+    stage.come_back()
+    waiting = await ledger.attempts(run_id)
+    assert (len(waiting), count_tries(waiting)) == (ATTEMPTS_KEPT, len(tries))
+    await stage.own.add_attempt(run_id, tries[-2])  # one is written, and leaves what waits a moment later
+    assert await ledger.attempts(run_id) == waiting
+    await stage.late_way.remove(["attempt:run:203"])
+    await stage.write_back().write_back()
+    assert await ledger.attempts(run_id) == waiting
 
 
 @pytest.mark.req("CPY-6")

@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 HISTORY_KEPT: Final = 50
 """Turns kept per chat."""
+ATTEMPTS_KEPT: Final = 200
+"""Of a run. A message may wait for days, and each time that it is tried in vain is one."""
 TURN_CHARS_MAX: Final = 16_000
 """Kept of a turn's text. As many turns as are kept are 3.2 MB of it at most, and one record of MongoDB's has 16."""
 
