@@ -482,6 +482,56 @@ async def test_what_is_refused_is_said_and_holds_up_nothing_behind_it(
     assert await stage.own.run(run_id_of(task_id, 0)) is not None
 
 
+@pytest.mark.req("CPY-6", "QUE-2")
+@pytest.mark.failure("F1")
+async def test_what_cannot_be_written_keeps_waiting_only_what_comes_behind_it(
+    stage: LateStage, monkeypatch: pytest.MonkeyPatch
+):
+    ledger = stage.process()
+    stage.leave()
+    for number in range(PAGE):
+        await ledger.add_attempt(RunId(f"{number}"), Attempt(at_ms=1, error="down", counted=False))
+    ids = [await stage.accept(number, chat=chat) for number, chat in ((1, "1"), (2, "2"), (3, "1"), (4, "2"))]
+    tasks = [await work(stage, ledger) for _ in ids]
+    for task in tasks:
+        await ledger.note_armed(task.run_id)
+        await ledger.add_notice(notice(task, "late"), unless_run=task.run_id)
+        await ledger.add_notice(notice(task, "sorry"))
+    stage.come_back()
+    save, refused = stage.own.save_result, run_id_of(ids[0], 0)
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise MongoUnavailable("MongoDB refuses")
+
+    async def refuse_one(task: Task, *args: object, **kwargs: object) -> object:
+        return await (refuse() if task.run_id == refused else save(task, *args, **kwargs))  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.own, "add_attempt", refuse)
+        patch.setattr(stage.own, "save_result", refuse_one)
+        for _ in range(2):
+            with pytest.raises(MongoUnavailable, match="refuses"):
+                await stage.write_back().write_back()
+    assert {chat: await texts(stage.own, chat) for chat in "12"} == {"1": [], "2": ["2.0", "4.0", "sorry", "sorry"]}
+    await stage.write_back().write_back()
+    assert stage.redis.late == {}
+    assert await texts(stage.own, "1") == ["1.0", "3.0", "sorry", "sorry"]
+    runs = [await stage.own.run(run_id_of(task_id, 0)) for task_id in ids]
+    assert all(run is not None and run.is_armed for run in runs)
+
+
+@pytest.mark.req("CPY-6")
+async def test_a_ledger_that_is_away_is_not_asked_page_by_page(stage: LateStage):
+    ledger = stage.process()
+    stage.leave()
+    for number in range(3 * PAGE):
+        await ledger.add_attempt(RunId(f"{number}"), Attempt(at_ms=1, error="down", counted=False))
+    stage.way.calls = 0
+    with pytest.raises(MongoUnavailable):
+        await stage.write_back().write_back()
+    assert stage.way.calls <= PAGE + 1
+
+
 @pytest.mark.req("CPY-6")
 async def test_what_is_too_large_for_redis_waits_with_its_worker(stage: LateStage):
     ledger = stage.process()
