@@ -11,7 +11,7 @@ import msgspec
 
 from rise.clock import from_epoch_ms, iso
 from rise.envelope import Status, Task, envelope
-from rise.ledger.port import Attempt, Reply, ReplyKind, Run
+from rise.ledger.port import Attempt, Reply, ReplyKind, Run, count_tries
 from rise.retries import RetryPolicy
 
 
@@ -22,11 +22,17 @@ class TaskStory(msgspec.Struct, frozen=True):
     run: Run | None
     """The current run, once it has a result or an end."""
     attempts: list[Attempt]
+    """The last ones."""
     replies: list[Reply]
     copies: list[str] | None = None
     """The stores that hold it now. None: there is only the one."""
     stages: list[Any] = []
     """What the stages of its workflow did, in all tries so far, if it has any."""
+
+    @property
+    def attempts_not_kept(self) -> int:
+        """How many there were before those."""
+        return count_tries(self.attempts) - len(self.attempts)
 
     @property
     def status(self) -> Status:
@@ -58,6 +64,7 @@ def shown(story: TaskStory, policy: RetryPolicy) -> dict[str, Any]:
         "workflowRun": run.workflow_id if run else None,
         "workflowVersion": run.workflow_version if run else None,
         "stages": story.stages,
+        "attemptsNotKept": story.attempts_not_kept,
         "attempts": [_shown_attempt(attempt) for attempt in story.attempts],
         "replies": [_shown_reply(reply) for reply in story.replies],
     }

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pymongo import MongoClient
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import OperationFailure
 from pymongo.uri_parser import parse_uri
 
 from rise.connections.mongodb import Document, Documents, Index, MongoDatabase, Query
+from rise.errors import MongoUnavailable, RecordTooLarge
 from rise.testing.clock import ManualClock
 
 REAL_URL = os.environ.get("RISE_TEST_MONGODB_URL", "")
@@ -19,6 +22,8 @@ REAL_URL = os.environ.get("RISE_TEST_MONGODB_URL", "")
 PATIENCE_SECONDS = 30.0
 """A busy machine's fsync may take long."""
 D = TypeVar("D", bound="StagedDatabase")
+T = TypeVar("T")
+_INTERNAL_ERROR = 1
 _databases = itertools.count(1)
 
 
@@ -34,6 +39,18 @@ class StagedDatabase(MongoDatabase):
     async def now_ms(self) -> int:
         heard_ms = await super().now_ms()
         return heard_ms if self.started_ms is None else self.started_ms + int(self._clock.monotonic() * 1000)
+
+
+class PlainDatabase(StagedDatabase):
+    """One that says so when something is too large. SecantusDB says of some writes only that they failed."""
+
+    async def ask(self, name: str, work: Callable[[AsyncCollection[Document]], Awaitable[T]]) -> T:
+        try:
+            return await super().ask(name, work)
+        except MongoUnavailable as error:
+            if isinstance(error.__cause__, OperationFailure) and error.__cause__.code == _INTERNAL_ERROR:
+                raise RecordTooLarge("over 16 MB") from error
+            raise
 
 
 class MortalDatabase(StagedDatabase):

@@ -129,6 +129,14 @@ def test_what_is_too_large_is_not_waited_for():
         raise pymongo.errors.DocumentTooLarge("16 MB")
 
 
+@pytest.mark.parametrize("code", [10334, 17419, 17420])
+@pytest.mark.parametrize("kind", [pymongo.errors.OperationFailure, pymongo.errors.WriteError])
+def test_what_the_server_calls_too_large_is_not_waited_for(kind: type[pymongo.errors.OperationFailure], code: int):
+    """By word: of some writes the server of these tests says that, of others only that it failed."""
+    with pytest.raises(RecordTooLarge), mongo_errors():
+        raise kind("Resulting document after update is larger than 16777216", code)
+
+
 @pytest.mark.req("SEC-1")
 @pytest.mark.parametrize("url", ["mongodb://rise:hunter2@127.0.0.1:1/rise", "mongodb://rise:hunter2@/", "mongodb://%"])
 async def test_a_password_is_in_no_error_and_no_log(url: str, caplog: pytest.LogCaptureFixture):

@@ -41,7 +41,7 @@ from rise.ledger.mongodb import INDEXES as LEDGER_INDEXES
 from rise.ledger.mongodb import MongoLedger
 from rise.ledger.port import Attempt, Reply, ReplyState, Sent, Turn
 from rise.testing.conformance.definitions import definition
-from rise.testing.conformance.ledger import ANSWERED, chunks, notice, send_everything, states, take_one, task
+from rise.testing.conformance.ledger import ANSWERED, chunks, notice, numbered, send_everything, states, take_one, task
 from rise.testing.servers import MongoServer
 
 # PyMongo, cancelled while it connects, leaves its socket to the garbage collector.
@@ -197,7 +197,7 @@ class AttemptNoted(Step):
         await house.ledger.add_attempt(task().run_id, self.attempt)
 
     async def check(self, house: House) -> None:
-        assert await house.ledger.attempts(task().run_id) == [self.attempt]
+        assert await house.ledger.attempts(task().run_id) == [numbered(self.attempt, 1)]
 
 
 class RunEnded(Step):

@@ -66,7 +66,8 @@ class Noted:
         self.kept = steps or {}
 
     async def attempts(self, run_id: str) -> list[Attempt]:
-        return [Attempt(at_ms=number, error="no", counted=True) for number in range(self.tries)]
+        """The last of them."""
+        return [Attempt(at_ms=self.tries, error="no", counted=True, number=self.tries)] if self.tries else []
 
     async def steps(self, run_id: str) -> dict[str, bytes]:
         return self.kept

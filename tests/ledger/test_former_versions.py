@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 from late_stage import LateStage
+from mongodb_databases import Died, PlainDatabase
 from mongodb_stage import MongoStage, staged
 from structlog.testing import capture_logs
 
-from rise.envelope import Status, encode_json
+from rise.envelope import Outcome, Status, encode_json
+from rise.ledger.kept import ATTEMPTS_KEPT, TURN_CHARS_MAX
 from rise.ledger.late import LateEnd, LateResult, decode_late, encode_late
 from rise.ledger.mongodb import MongoLedger
-from rise.ledger.port import Delivered, Sent
+from rise.ledger.port import Attempt, Delivered, RunResult, Sent, Turn, count_tries
 from rise.queue.port import Replying
 from rise.testing.conformance.ledger import (
     ANSWERED,
@@ -22,6 +24,7 @@ from rise.testing.conformance.ledger import (
     callback,
     callback_saying,
     chunks,
+    numbered,
     send_everything,
     states,
     take_one,
@@ -144,3 +147,57 @@ async def test_a_callback_that_was_out_when_it_was_meant_again_is_recorded_and_i
     await stage.ledger.add_notice(callback(task(), "kill_switch"))
     assert await sent_by(stage.ledger, fence) == ["kill_switch"]
     assert await states(stage.ledger, task().run_id) == ["sent", "sent"]
+
+
+SILENT = RunResult(outcome=Outcome.SILENT)
+
+
+@pytest.mark.failure("G8")
+async def test_a_history_that_leaves_no_room_for_more_makes_some(stage: MongoStage):
+    ledger = MongoLedger(await stage.connect(PlainDatabase), stage.clock)
+    await ledger.save_result(task(1), SILENT, [], [Turn(role="user", text="q", at_ms=1)], deliver=True)
+    [kept] = stage.read("histories", {})["turns"]
+    stage.write("histories", stage.keys("histories")[0], {"turns": [kept | {"text": "x" * 1_048_000}] * 16})
+    for number in (2, 3):
+        of, said = task(number), Turn(role="user", text=f"{number}" * TURN_CHARS_MAX, at_ms=number)
+        run = await ledger.save_result(of, ANSWERED, chunks(of), [said], deliver=True)
+        assert run.status is Status.REPLYING
+    assert [turn.text[0] for turn in await ledger.history("telegram", "7", "1", limit=50)] == [*"x" * 11, "2", "3"]
+    assert sorted(await sent_by(ledger, await ledger.outbox_open())) == ["2.0", "3.0"]
+
+
+async def test_a_long_turn_that_was_still_to_be_written_is_cut(stage: MongoStage):
+    ledger, database = await stage.mortal()
+    database.writes_left = 1
+    with pytest.raises(Died):
+        await ledger.save_result(task(), SILENT, [], [Turn(role="user", text="q", at_ms=1)], deliver=True)
+    stage.write("runs", task().run_id, {"history.0.text": "x" * 100_000})
+    assert await stage.ledger.run(task().run_id) is not None
+    [turn] = await stage.ledger.history("telegram", "7", "1", limit=9)
+    assert len(turn.text) == TURN_CHARS_MAX
+
+
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("G8")
+async def test_tries_of_which_nobody_kept_count_are_counted_and_make_room(stage: MongoStage):
+    """As many as one record has room for."""
+    ledger, run_id = MongoLedger(await stage.connect(PlainDatabase), stage.clock), task().run_id
+    await ledger.add_attempt(run_id, Attempt(at_ms=0, error="no", counted=True))
+    stage.take_away("attempts", run_id, "count")
+    tries = [{"at": at, "error": "x" * 16_000, "counted": False} for at in range(1, 1044)]
+    stage.write("attempts", run_id, {"tries": tries})
+    assert count_tries(await ledger.attempts(run_id)) == len(tries)
+    more = Attempt(at_ms=2000, error="x" * 16_000, counted=False)
+    for _ in range(2):  # as if the first answer had been lost
+        await ledger.add_attempt(run_id, more)
+    kept = await ledger.attempts(run_id)
+    assert (len(kept), kept[-1]) == (ATTEMPTS_KEPT, numbered(more, len(tries) + 1))
+    assert kept[0].number == len(tries) + 2 - ATTEMPTS_KEPT
+
+
+@pytest.mark.req("SUS-3")
+async def test_what_a_former_version_notes_meanwhile_is_counted_as_far_as_it_is_kept(stage: MongoStage):
+    await stage.ledger.add_attempt(task().run_id, Attempt(at_ms=1, error="no", counted=True))
+    tries = [{"at": at, "error": "no", "counted": True} for at in (1, 2)]
+    stage.write("attempts", task().run_id, {"tries": tries})
+    assert [one.number for one in await stage.ledger.attempts(task().run_id)] == [1, 2]

@@ -10,12 +10,13 @@ from late_stage import LateStage
 
 from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, Task, TaskId, reply_id_of, run_id_of
 from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUnavailable
+from rise.ledger.kept import ATTEMPTS_KEPT, TURN_CHARS_MAX
 from rise.ledger.late import Waiting, decode_late, encode_late
 from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, REMEMBERED_SECONDS
-from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn
+from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn, count_tries
 from rise.queue.port import Finished, NewTask, Replying, Selection, Suspend
 from rise.runtime.writing_back import LOST_SECONDS_MAX, PAGE
-from rise.testing.conformance.ledger import LedgerConformance, chunks, notice
+from rise.testing.conformance.ledger import LedgerConformance, chunks, notice, numbered
 from rise.testing.conformance.queue import claim_one, delivery
 from rise.testing.fakes.ledger import HISTORY_KEPT
 
@@ -147,6 +148,17 @@ async def test_as_long_as_anything_waits_a_chats_next_result_waits_behind_it(sta
 
 
 @pytest.mark.req("CPY-6", "WFL-4")
+async def test_of_a_long_turn_that_waits_the_beginning_is_kept(stage: LateStage):
+    ledger, said = stage.process(), Turn(role="user", text="x" * LATE_BYTES_MAX, at_ms=1)
+    await stage.accept(1)
+    task = (await claim_one(stage.queue)).task
+    stage.leave()
+    await ledger.save_result(task, ANSWERED, chunks(task), [said], deliver=True)
+    [turn] = await ledger.history("telegram", "7", "1", limit=9)
+    assert turn.text == "x" * (TURN_CHARS_MAX - 1) + "…"
+
+
+@pytest.mark.req("CPY-6", "WFL-4")
 async def test_what_waits_is_part_of_its_chats_history(stage: LateStage):
     ledger = stage.process()
     first = await stage.accept(1)
@@ -260,13 +272,32 @@ async def test_attempts_notices_ends_and_what_was_armed_wait_too(stage: LateStag
     await stage.write_back().write_back()
     run = await stage.own.run(task.run_id)
     assert run is not None
-    assert (run.is_armed, await stage.own.attempts(task.run_id)) == (True, [tried])
+    assert (run.is_armed, await stage.own.attempts(task.run_id)) == (True, [numbered(tried, 1)])
     notices = [one.call.text for one in await stage.own.replies(task_id=task_id) if one.kind is ReplyKind.NOTICE]
     assert notices == ["sorry"], "what is not true any more is not said"
     ended = await stage.own.run(run_id_of(too_late, 0))
     assert ended is not None
     assert ended.status is Status.EXPIRED
     assert await stage.queue.get(too_late) is None
+
+
+@pytest.mark.req("CPY-6", "SUS-3")
+async def test_tries_that_wait_are_counted_with_those_that_the_ledger_no_longer_keeps(stage: LateStage):
+    ledger, run_id = stage.process(), RunId("run")
+    tries = [Attempt(at_ms=at, error="down", counted=False) for at in range(ATTEMPTS_KEPT + 5)]
+    for one in tries[:-2]:
+        await ledger.add_attempt(run_id, one)
+    stage.leave()
+    for one in tries[-2:]:
+        await ledger.add_attempt(run_id, one)
+    stage.come_back()
+    waiting = await ledger.attempts(run_id)
+    assert (len(waiting), count_tries(waiting)) == (ATTEMPTS_KEPT, len(tries))
+    await stage.own.add_attempt(run_id, tries[-2])  # one is written, and leaves what waits a moment later
+    assert await ledger.attempts(run_id) == waiting
+    await stage.late_way.remove(["attempt:run:203"])
+    await stage.write_back().write_back()
+    assert await ledger.attempts(run_id) == waiting
 
 
 @pytest.mark.req("CPY-6")
@@ -449,6 +480,56 @@ async def test_what_is_refused_is_said_and_holds_up_nothing_behind_it(
     await stage.write_back().write_back()
     assert stage.redis.late == {}
     assert await stage.own.run(run_id_of(task_id, 0)) is not None
+
+
+@pytest.mark.req("CPY-6", "QUE-2")
+@pytest.mark.failure("F1")
+async def test_what_cannot_be_written_keeps_waiting_only_what_comes_behind_it(
+    stage: LateStage, monkeypatch: pytest.MonkeyPatch
+):
+    ledger = stage.process()
+    stage.leave()
+    for number in range(PAGE):
+        await ledger.add_attempt(RunId(f"{number}"), Attempt(at_ms=1, error="down", counted=False))
+    ids = [await stage.accept(number, chat=chat) for number, chat in ((1, "1"), (2, "2"), (3, "1"), (4, "2"))]
+    tasks = [await work(stage, ledger) for _ in ids]
+    for task in tasks:
+        await ledger.note_armed(task.run_id)
+        await ledger.add_notice(notice(task, "late"), unless_run=task.run_id)
+        await ledger.add_notice(notice(task, "sorry"))
+    stage.come_back()
+    save, refused = stage.own.save_result, run_id_of(ids[0], 0)
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise MongoUnavailable("MongoDB refuses")
+
+    async def refuse_one(task: Task, *args: object, **kwargs: object) -> object:
+        return await (refuse() if task.run_id == refused else save(task, *args, **kwargs))  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.own, "add_attempt", refuse)
+        patch.setattr(stage.own, "save_result", refuse_one)
+        for _ in range(2):
+            with pytest.raises(MongoUnavailable, match="refuses"):
+                await stage.write_back().write_back()
+    assert {chat: await texts(stage.own, chat) for chat in "12"} == {"1": [], "2": ["2.0", "4.0", "sorry", "sorry"]}
+    await stage.write_back().write_back()
+    assert stage.redis.late == {}
+    assert await texts(stage.own, "1") == ["1.0", "3.0", "sorry", "sorry"]
+    runs = [await stage.own.run(run_id_of(task_id, 0)) for task_id in ids]
+    assert all(run is not None and run.is_armed for run in runs)
+
+
+@pytest.mark.req("CPY-6")
+async def test_a_ledger_that_is_away_is_not_asked_page_by_page(stage: LateStage):
+    ledger = stage.process()
+    stage.leave()
+    for number in range(3 * PAGE):
+        await ledger.add_attempt(RunId(f"{number}"), Attempt(at_ms=1, error="down", counted=False))
+    stage.way.calls = 0
+    with pytest.raises(MongoUnavailable):
+        await stage.write_back().write_back()
+    assert stage.way.calls <= PAGE + 1
 
 
 @pytest.mark.req("CPY-6")

@@ -16,10 +16,13 @@ import msgspec
 import pytest
 from mongodb_databases import Died
 from mongodb_stage import MongoStage
+from structlog.testing import capture_logs
 
 from rise.envelope import Outcome, Status
 from rise.errors import MongoUnavailable, RecordTooLarge
+from rise.ledger.documents import Document
 from rise.ledger.mongodb import MongoLedger
+from rise.ledger.mongodb_histories import Histories
 from rise.ledger.port import (
     Again,
     Attempt,
@@ -428,6 +431,30 @@ async def test_what_is_too_large_to_be_kept_is_said_and_leaves_nothing(stages):
             task(), RunResult(outcome=Outcome.SILENT, value="x" * (17 << 20)), [], [], deliver=True
         )
     assert await stage.ledger.run(task().run_id) is None
+
+
+@pytest.mark.req("CPY-6", "OUT-1")
+async def test_a_run_whose_history_cannot_be_written_stops_nobody(stages, monkeypatch: pytest.MonkeyPatch):
+    stage = await stages()
+    for number in (1, 2):
+        of = task(number, chat=str(number))
+        step = partial(MongoLedger.save_result, task=of, result=ANSWERED, replies=chunks(of), history=TURNS)
+        assert await interrupted(stage, partial(step, deliver=True), 1)
+    add = Histories.add
+
+    async def refuse_one(histories: Histories, run: Document) -> None:
+        if run["_id"] == task(1).run_id:
+            raise RecordTooLarge("over 16 MB")
+        await add(histories, run)
+
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(Histories, "add", refuse_one)
+        assert sorted(await sent_by_a_new_sender(stage)) == ["1.0", "2.0"]
+    assert {one["run_id"] for one in logs if one["event"] == "run.not_paid"} == {task(1).run_id}
+    assert len(await stage.ledger.history("telegram", "7", "2", limit=9)) == len(TURNS)
+    assert await stage.ledger.history("telegram", "7", "1", limit=9) == []
+    assert await sent_by_a_new_sender(stage) == []
+    assert len(await stage.ledger.history("telegram", "7", "1", limit=9)) == len(TURNS)
 
 
 @pytest.mark.req("EMB-3")

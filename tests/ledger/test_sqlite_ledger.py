@@ -10,10 +10,11 @@ import pytest
 
 from rise.connections.sqlite import Database
 from rise.envelope import ReplyId, RunId, TaskId
-from rise.ledger.kept import HISTORY_KEPT
+from rise.ledger.kept import ATTEMPTS_KEPT, HISTORY_KEPT
+from rise.ledger.port import Attempt
 from rise.ledger.sqlite import SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
-from rise.testing.conformance.ledger import LedgerConformance
+from rise.testing.conformance.ledger import LedgerConformance, task
 
 
 class SqliteStage:
@@ -80,4 +81,23 @@ async def test_what_an_older_version_knew_of_chats_that_had_moved_makes_them_one
     for chat in ("old", "new"):
         assert [turn.text for turn in await ledger.history("telegram", "7", chat, limit=9)] == ["one", "two"]
     assert len(await ledger.history("telegram", "7", "other", limit=9)) == 1
+    await database.close()
+
+
+@pytest.mark.req("SUS-3")
+async def test_the_tries_that_an_older_version_noted_are_counted(tmp_path: Path):
+    older = Database(tmp_path / "rise.db", clock=ManualClock(), schema={"ledger": SCHEMA[:6]})
+    await older.open()
+    noted = [(task(number).run_id, at) for at in range(1, ATTEMPTS_KEPT + 6) for number in (1, 2)][:-1]
+    await older.write(lambda connection: connection.executemany("INSERT INTO attempts VALUES (?, ?, 'no', 1)", noted))
+    await older.close()
+    database = Database(tmp_path / "rise.db", clock=ManualClock(), schema={"ledger": SCHEMA})
+    await database.open()
+    ledger = SqliteLedger(database)
+    for number, count in ((1, ATTEMPTS_KEPT + 5), (2, ATTEMPTS_KEPT + 4)):
+        for more in (0, 1):
+            kept = await ledger.attempts(task(number).run_id)
+            assert [one.number for one in kept] == [*range(count + more - ATTEMPTS_KEPT + 1, count + more + 1)]
+            assert (kept[0].at_ms, len(kept)) == (kept[0].number, ATTEMPTS_KEPT)
+            await ledger.add_attempt(task(number).run_id, Attempt(at_ms=count + 1, error="no", counted=True))
     await database.close()

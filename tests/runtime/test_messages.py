@@ -11,14 +11,17 @@ import pytest
 
 from rise.bus.local import LocalBus
 from rise.connections.sqlite import Database
-from rise.envelope import Reason, Status, TaskId
-from rise.ledger.port import Operation
+from rise.envelope import Reason, RunId, Status, TaskId
+from rise.ledger.kept import ATTEMPTS_KEPT
+from rise.ledger.port import Attempt, Operation
 from rise.ledger.sqlite import SCHEMA as LEDGER_SCHEMA
 from rise.ledger.sqlite import SqliteLedger
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
+from rise.retries import RetryPolicy
 from rise.runtime.messages import ENDINGS, LOOK_MAX, MEANINGS, Asked, Messages, State
 from rise.runtime.operations import Operations, suspended_as
+from rise.stories import shown
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.queue import delivery
 
@@ -98,6 +101,20 @@ async def test_page_by_page_a_search_shows_each_message_once_however_many_are_lo
             break
     assert sorted(shown) == sorted(kept[1::2])
     assert pages >= 3
+
+
+@pytest.mark.req("OPS-3", "SUS-3")
+@pytest.mark.parametrize("not_kept", [0, 3])
+async def test_of_many_tries_the_last_are_shown_and_how_many_more_there_were(stage: Stage, not_kept: int) -> None:
+    task_id = await stage.keep(1)
+    for at_ms in range(ATTEMPTS_KEPT + not_kept):
+        attempt = Attempt(at_ms=at_ms, error="down", counted=False)
+        await stage.ledger.add_attempt(RunId(f"{task_id}.0"), attempt)
+    life = await stage.messages.story(task_id)
+    tries = [moment.what for moment in life.moments if "waited" in moment.what or "tries" in moment.what]
+    assert tries == ["3 tries more until here"] * bool(not_kept) + ["waited for what was away"] * ATTEMPTS_KEPT
+    told = shown(life.story, RetryPolicy())
+    assert (told["attemptsNotKept"], len(told["attempts"])) == (not_kept, ATTEMPTS_KEPT)
 
 
 @pytest.mark.req("OPS-3")

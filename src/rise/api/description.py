@@ -188,6 +188,7 @@ TASK: Final = _object(
         "workflowRun": _or_null(TEXT),
         "workflowVersion": _or_null(_COUNT),
         "stages": _list(_STAGE_RAN),
+        "attemptsNotKept": _COUNT,
         "attempts": _list(_object({"at": _MOMENT, "error": TEXT, "counted": _BOOLEAN})),
         "replies": _list(_REPLY),
     }

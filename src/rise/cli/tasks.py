@@ -298,6 +298,9 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
     )
     life = [(at(head.accepted_at_ms), "accepted", f"by {head.source}")]
     life += [(at(former.saved_at_ms), f"run {former.generation}", _ending(former)) for former in earlier]
+    if story.attempts_not_kept:
+        before = at(story.attempts[0].at_ms)
+        life.append((before, f"{story.attempts_not_kept} tries more until here", "of which nothing is kept"))
     life += [
         (at(attempt.at_ms), "failed" if attempt.counted else "waited", attempt.error) for attempt in story.attempts
     ]

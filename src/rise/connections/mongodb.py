@@ -64,6 +64,7 @@ DATABASE: Final = "rise"
 _UNAUTHENTICATED: Final = 18
 _UNAUTHORIZED: Final = 13
 _DUPLICATE: Final = 11000
+_TOO_LARGE: Final = (10334, 17419, 17420)  # an object, a document after its update, one to be inserted
 _MAJORITY_UNKNOWN: Final = 134  # after a start, until it has heard from the others
 _STEPPED_DOWN: Final = (91, 189, 10107, 11600, 11602)  # as a primary says it while it waits for the others
 _INDEX_CONFLICTS: Final = (67, 85, 86)  # what it says cannot be made, has other options, or has another key
@@ -108,9 +109,9 @@ def translated(error: Exception) -> RiseError:
 
 
 def _meaning(error: Exception) -> RiseError:
-    if isinstance(error, DocumentTooLarge):
-        return RecordTooLarge("MongoDB keeps no record of more than 16 MB: let the run come to less")
     code = error.code if isinstance(error, OperationFailure) else None
+    if isinstance(error, DocumentTooLarge) or code in _TOO_LARGE:
+        return RecordTooLarge("MongoDB keeps no record of more than 16 MB: let the run come to less")
     if code in _INDEX_CONFLICTS:
         return MongoMisconfigured("an index of Rise's cannot be made in MongoDB: another is in its place")
     if code in _BY_CODE:

@@ -33,7 +33,7 @@ from rise.conversations.running import kept_as
 from rise.definitions.records import TEMPORAL
 from rise.envelope import Task
 from rise.errors import ConversationFailed, ConversationRefused, TemporalUnavailable, WaitsForDependency
-from rise.ledger.port import Ledger
+from rise.ledger.port import Ledger, count_tries
 from rise.workflows.runner import Ran
 
 HOLD_SECONDS: Final = 10.0
@@ -81,8 +81,8 @@ class Conversations:
         return await self._taken(known, burst, message)
 
     async def _tries(self, task: Task) -> int:
-        """How many are written down: a failure that is not among them is news, also after a person had it resumed."""
-        return 0 if task.progress.is_untouched else len(await self.ledger.attempts(task.run_id))
+        """How many were written down: a failure that is not among them is news, also after a person had it resumed."""
+        return 0 if task.progress.is_untouched else count_tries(await self.ledger.attempts(task.run_id))
 
     async def _known(self, burst: Burst, named: str, message: ConversationMessage) -> Response | None:
         """What was told before, if it is of use: else it is told again."""

@@ -32,7 +32,7 @@ from rise.envelope import (
     forgotten_head,
 )
 from rise.errors import ClaimLost
-from rise.ledger.kept import end_of, known_word, read_call, read_head, read_result
+from rise.ledger.kept import end_of, kept_text, known_word, read_call, read_head, read_result
 from rise.ledger.port import (
     Again,
     Delivery,
@@ -164,7 +164,7 @@ def _as_kept(turn: Turn, run_id: RunId, now: int) -> Document:
         "of": run_id,
         "saved_at": now,
         "role": turn.role,
-        "text": clean_text(turn.text),
+        "text": kept_text(turn.text),
         "at": turn.at_ms,
         "run_id": turn.run_id,
     }

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from rise.envelope import Call, Head, Outcome, Status, decode_head
+from rise.envelope import Call, Head, Outcome, Status, clean_text, decode_head
 from rise.errors import EnvelopeMalformed
 from rise.ledger.port import CALL_UNREADABLE, ReplyState
 
@@ -19,6 +19,10 @@ T = TypeVar("T")
 
 HISTORY_KEPT: Final = 50
 """Turns kept per chat."""
+ATTEMPTS_KEPT: Final = 200
+"""Of a run. A message may wait for days, and each time that it is tried in vain is one."""
+TURN_CHARS_MAX: Final = 16_000
+"""Kept of a turn's text. As many turns as are kept are 3.2 MB of it at most, and one record of MongoDB's has 16."""
 
 _decode_call = msgspec.json.Decoder(Call).decode
 _decode_json = msgspec.json.Decoder().decode
@@ -34,6 +38,12 @@ def end_of(endings: Set[tuple[str, bool]]) -> tuple[Status, Outcome | None] | No
     if endings == {(ReplyState.FAILED, True)}:
         return Status.EXPIRED, None
     return Status.COMPLETED, Outcome.UNDELIVERABLE
+
+
+def kept_text(text: str) -> str:
+    """What is kept of a turn's text: if it is too long, its beginning and an ellipsis."""
+    text = clean_text(text)
+    return text if len(text) <= TURN_CHARS_MAX else f"{text[: TURN_CHARS_MAX - 1]}…"
 
 
 def read_result(stored: bytes) -> tuple[Any, str | None]:

@@ -16,9 +16,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Outcome, RunId, Status, Task, TaskId, TaskType, run_id_of
 from rise.errors import EnvelopeMalformed, LedgerSilent, Unavailable
+from rise.ledger.kept import ATTEMPTS_KEPT, kept_text
 from rise.ledger.late import (
     LateArming,
     LateAttempt,
@@ -35,7 +38,7 @@ from rise.ledger.late import (
     key_of_arming,
     key_of_run,
 )
-from rise.ledger.port import Attempt, Ledger, Reply, Run, RunResult, Turn
+from rise.ledger.port import Attempt, Ledger, Reply, Run, RunResult, Turn, count_tries
 
 T = TypeVar("T")
 
@@ -107,7 +110,10 @@ class LateLedger:
         kept: list[Attempt] = []
         with suppress(Unavailable):
             kept = await self._ask(lambda: self._ledger.attempts(run_id))
-        return kept + [attempt for attempt in waiting if attempt not in kept]
+        written = [msgspec.structs.replace(attempt, number=0) for attempt in kept]
+        others = enumerate((one for one in waiting if one not in written), start=count_tries(kept) + 1)
+        numbered = [msgspec.structs.replace(attempt, number=number) for number, attempt in others]
+        return (kept + numbered)[-ATTEMPTS_KEPT:]
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
         """While the ledger is away: as this process has last read it, and what waits."""
@@ -138,7 +144,7 @@ class LateLedger:
             **self._run_of(task),
             result=result,
             replies=list(replies),
-            history=list(history),
+            history=[msgspec.structs.replace(turn, text=kept_text(turn.text)) for turn in history],
             deliver=deliver,
         )
         return await self._as_run(await self._put(late, _chat_of(task)))

@@ -33,6 +33,7 @@ from rise.envelope import (
 from rise.errors import ClaimLost
 from rise.ledger import documents
 from rise.ledger.documents import Document, chat_key
+from rise.ledger.kept import ATTEMPTS_KEPT
 from rise.ledger.mongodb_forgetting import Forgetting
 from rise.ledger.mongodb_histories import Histories
 from rise.ledger.mongodb_outbox import Outbox
@@ -270,13 +271,32 @@ class MongoLedger:
 
     async def add_attempt(self, run_id: RunId, attempt: Attempt) -> None:
         kept = {"at": attempt.at_ms, "error": clean_text(attempt.error), "counted": attempt.counted}
-        # In the order of coming, and once: one that is noted again because the answer was lost is the same.
-        while not await self._attempts.change({"_id": run_id}, {"$addToSet": {"tries": kept}}, upsert=True):
-            pass
+        # Once: one that is noted again because the answer was lost is the same.
+        without = {"_id": run_id, "tries": {"$ne": kept}, "count": {"$exists": True}}
+        add = {"$push": {"tries": {"$each": [kept], "$slice": -ATTEMPTS_KEPT}}, "$inc": {"count": 1}}
+        while not await self._attempts.change(without, add, fields={"_id": 1}, upsert=True):
+            known = await self._attempts.one({"_id": run_id})
+            if known is not None and kept in known["tries"]:
+                return
+            if known is not None and "count" not in known:
+                await self._count_former(known)
+
+    async def _count_former(self, known: Document) -> None:
+        """Former versions kept all, and counted none."""
+        # One step: where no room was left for more, there is none for the count either.
+        last = {"$push": {"tries": {"$each": [], "$slice": -ATTEMPTS_KEPT}}}
+        count = {"$set": {"count": len(known["tries"])}}
+        await self._attempts.change({"_id": known["_id"], "count": {"$exists": False}}, last | count, fields={"_id": 1})
 
     async def attempts(self, run_id: RunId) -> list[Attempt]:
         kept = await self._attempts.one({"_id": run_id}) or {"tries": []}
-        return [Attempt(at_ms=one["at"], error=one["error"], counted=one["counted"]) for one in kept["tries"]]
+        # A former version that still runs beside this one does not count.
+        count = max(kept.get("count", 0), len(kept["tries"]))
+        last = kept["tries"][-ATTEMPTS_KEPT:]
+        return [
+            Attempt(at_ms=one["at"], error=one["error"], counted=one["counted"], number=number)
+            for number, one in enumerate(last, start=count - len(last) + 1)
+        ]
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
         chats = await self._outbox.moves.names_of(chat_key(channel, account, chat_id))

@@ -16,8 +16,9 @@ from operator import itemgetter
 
 from rise.connections.mongodb import Documents, MongoDatabase, Query
 from rise.envelope import Head
+from rise.errors import RecordTooLarge
 from rise.ledger.documents import Document, chat_key
-from rise.ledger.kept import HISTORY_KEPT
+from rise.ledger.kept import HISTORY_KEPT, kept_text
 from rise.ledger.port import Turn
 
 
@@ -35,8 +36,21 @@ class Histories:
         return int((kept or {}).get("times_forgotten", 0))
 
     async def add(self, run: Document) -> None:
-        """Once per run, and not what was forgotten: an upsert that may not add to what is there would make a second
-        document, and cannot."""
+        """Once per run, and not what was forgotten. Former versions kept turns of any length: where those leave no room
+        for more, the oldest go."""
+        kept = HISTORY_KEPT
+        while True:
+            try:
+                return await self._add(run, kept)
+            except RecordTooLarge:
+                if kept == 1:
+                    raise
+                kept //= 2
+
+    async def _add(self, run: Document, kept: int) -> None:
+        """An upsert that may not add to what is there would make a second document, and cannot."""
+        # Cut once more: a former version may have saved the run.
+        turns = [turn | {"text": kept_text(turn["text"])} for turn in run["history"]]
         times = run.get("times_forgotten")
         await self._documents.change(
             {
@@ -44,7 +58,7 @@ class Histories:
                 "turns.of": {"$ne": run["_id"]},
                 "times_forgotten": {"$exists": False} if times is None else times,
             },
-            {"$push": {"turns": {"$each": run["history"], "$slice": -HISTORY_KEPT}}},
+            {"$push": {"turns": {"$each": turns, "$slice": -kept}}},
             fields={"_id": 1},
             upsert=True,
         )

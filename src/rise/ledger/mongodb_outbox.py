@@ -27,7 +27,7 @@ from typing import Any, Final
 from rise.clock import Clock
 from rise.connections.mongodb import MongoDatabase
 from rise.envelope import ReplyId
-from rise.errors import ClaimLost
+from rise.errors import ClaimLost, Unavailable
 from rise.ledger import documents
 from rise.ledger.documents import Document, chat_key
 from rise.ledger.mongodb_chats import ChatMoves, parts_of
@@ -52,6 +52,8 @@ OWED_MS: Final = 2000
 OWED_LOOK_SECONDS: Final = 2.0
 OWED_MAX: Final = 500
 CLOSED: Final = "it was meant more than once: one of them is sent, or was; the others never are"
+
+UNPAID: Final = "the others go out; its own replies, or its turns in the history, wait, and it is tried again"
 
 _FREE: Final = {"due": None, "claim": None, "claim_before": None, "fence": None}
 """Nobody sends to the chat, or is to."""
@@ -414,10 +416,18 @@ class Outbox:
         before = await self._database.now_ms() - OWED_MS
         owing = {"owes": {"$gte": 0}, "saved_at": {"$lte": before}}
         for run in await self._runs.find(owing, fields=WITHOUT_BYTES, order=[("saved_at", 1)], limit=OWED_MAX):
-            await self.pay(run)
+            await self._pay_if_it_can_be(run)
         for chat in await self._chats.find({"moving": {"$lte": before}}, fields={"_id": 1}, limit=OWED_MAX):
             await self._carry_over(chat["_id"])
         self._looked_at = now
+
+    async def _pay_if_it_can_be(self, run: Document) -> None:
+        try:
+            await self.pay(run)
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - border: it is said, and the others are paid and handed out
+            log.error("run.not_paid", run_id=run["_id"], error=error, exc_info=error, consequence=UNPAID)
 
     # --- a chat's document ---
 

@@ -151,6 +151,13 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int
     error: str
     counted: bool
+    number: int = 0
+    """Among all of its run, from 1 on; the ledger gives it."""
+
+
+def count_tries(attempts: Sequence[Attempt]) -> int:
+    """How many there were of a run, those included that the ledger keeps no more."""
+    return attempts[-1].number if attempts else 0
 
 
 def _merged(result: Any) -> list[TaskId]:
@@ -450,12 +457,17 @@ class Ledger(Protocol):
 
     async def steps(self, run_id: RunId) -> dict[str, bytes]: ...
 
-    async def add_attempt(self, run_id: RunId, attempt: Attempt) -> None: ...
+    async def add_attempt(self, run_id: RunId, attempt: Attempt) -> None:
+        """Keep it behind the run's others, the last `kept.ATTEMPTS_KEPT` of which stay."""
+        ...
 
-    async def attempts(self, run_id: RunId) -> list[Attempt]: ...
+    async def attempts(self, run_id: RunId) -> list[Attempt]:
+        """Those that are kept, in the order of coming. The last one's number is how many there were (`count_tries`)."""
+        ...
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
-        """The chat's last turns, oldest first, whichever of its ids is asked for."""
+        """The chat's last turns, oldest first, whichever of its ids is asked for. Of a long one the beginning is kept
+        (`kept.TURN_CHARS_MAX`)."""
         ...
 
     # chats

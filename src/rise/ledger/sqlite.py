@@ -29,7 +29,7 @@ from rise.envelope import (
 )
 from rise.ledger import sqlite_forgetting as forgetting
 from rise.ledger import sqlite_outbox as outbox
-from rise.ledger.kept import HISTORY_KEPT, known_word, read_head, read_result
+from rise.ledger.kept import ATTEMPTS_KEPT, HISTORY_KEPT, kept_text, known_word, read_head, read_result
 from rise.ledger.port import (
     AccountsHeld,
     Attempt,
@@ -176,6 +176,12 @@ SCHEMA: Final = (
     """,
     """
     ALTER TABLE runs ADD COLUMN fingerprint TEXT NOT NULL DEFAULT '';
+    """,
+    """
+    ALTER TABLE attempts ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+    UPDATE attempts SET number = numbered.number FROM
+        (SELECT rowid AS row, row_number() OVER (PARTITION BY run_id ORDER BY rowid) AS number FROM attempts) numbered
+        WHERE attempts.rowid = numbered.row;
     """,
 )
 
@@ -341,15 +347,27 @@ class SqliteLedger:
     async def add_attempt(self, run_id: RunId, attempt: Attempt) -> None:
         def change(connection: apsw.Connection) -> None:
             connection.execute(
-                "INSERT INTO attempts VALUES (?,?,?,?)",
+                "INSERT INTO attempts (run_id, at, error, counted, number)"
+                " SELECT ?1, ?2, ?3, ?4, ifnull(max(number), 0) + 1 FROM attempts WHERE run_id = ?1",
                 (run_id, attempt.at_ms, clean_text(attempt.error), int(attempt.counted)),
+            )
+            connection.execute(
+                "DELETE FROM attempts WHERE run_id = ?1"
+                " AND number <= (SELECT max(number) FROM attempts WHERE run_id = ?1) - ?2",
+                (run_id, ATTEMPTS_KEPT),
             )
 
         await self._database.write(change)
 
     async def attempts(self, run_id: RunId) -> list[Attempt]:
-        rows = await self._rows("SELECT at, error, counted FROM attempts WHERE run_id = ? ORDER BY rowid", (run_id,))
-        return [Attempt(at_ms=at, error=error, counted=bool(counted)) for at, error, counted in rows]
+        rows = await self._rows(
+            "SELECT at, error, counted, number FROM attempts WHERE run_id = ? ORDER BY number DESC LIMIT ?",
+            (run_id, ATTEMPTS_KEPT),
+        )
+        return [
+            Attempt(at_ms=at, error=error, counted=bool(counted), number=number)
+            for at, error, counted, number in reversed(rows)
+        ]
 
     async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
         def query(connection: apsw.Connection) -> list[Any]:
@@ -620,7 +638,7 @@ def _append_history(connection: apsw.Connection, task: Task, history: Sequence[T
     for turn in history:
         connection.execute(
             "INSERT INTO history (channel, account, chat_id, role, text, at, run_id) VALUES (?,?,?,?,?,?,?)",
-            (head.channel, head.account, chat_id, turn.role, clean_text(turn.text), turn.at_ms, turn.run_id),
+            (head.channel, head.account, chat_id, turn.role, kept_text(turn.text), turn.at_ms, turn.run_id),
         )
     connection.execute(
         "DELETE FROM history WHERE channel = ?1 AND account = ?2 AND chat_id = ?3 AND sequence <="

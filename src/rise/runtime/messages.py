@@ -320,6 +320,9 @@ def _moments(story: TaskStory, earlier: Sequence[Run], people: Sequence[Operatio
     """In the order of time; what has none comes last."""
     moments = [Moment(from_epoch_ms(story.task.head.accepted_at_ms), "accepted", f"by {story.task.head.source}")]
     moments += [Moment(from_epoch_ms(run.saved_at_ms), f"run {run.generation}", ending_of(run)) for run in earlier]
+    if story.attempts_not_kept:
+        before = from_epoch_ms(story.attempts[0].at_ms)
+        moments.append(Moment(before, f"{story.attempts_not_kept} tries more until here", "of which nothing is kept"))
     for attempt in story.attempts:
         what = "try failed" if attempt.counted else "waited for what was away"
         moments.append(Moment(from_epoch_ms(attempt.at_ms), what, attempt.error, is_bad=attempt.counted))

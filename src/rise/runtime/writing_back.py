@@ -2,9 +2,9 @@
 
 Promises: a write leaves what waits when it is in the ledger, or when nobody wants it any more: because the message was
 dropped, or is run again as another. Whoever dies in between leaves it to the next, and writing it twice is writing it
-once. The results of a chat are written in the order in which they waited; chats do not wait for each other. One whose
-task the queue has lost waits until that is brought back from another store, and the others of its chat go before it:
-here as in the queue nothing waits for a gap.
+once. The results of a chat are written in the order in which they waited; chats do not wait for each other, nor for one
+of which something cannot be written. One whose task the queue has lost waits until that is brought back from another
+store, and the others of its chat go before it: here as in the queue nothing waits for a gap.
 
 Refuses: to end a message whose result cannot be written. It is suspended, and says why.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from rise.bursts import end_named
@@ -85,44 +86,74 @@ class WriteBack:
         await self._clock.sleep(LOOK_SECONDS)
 
     async def write_back(self) -> int:
-        """Everything that waits now. Returns how much that was. Raises `Unavailable` where a store is away again."""
+        """Everything that waits now. Returns how much that was.
+
+        Raises `Unavailable` where a store is away again, or did not take one of them: that when all others are written
+        that need not come behind it.
+        """
+        left = _Left()
         written, after = 0, 0
-        while page := await self._late.page(limit=PAGE, after=after):
-            written += await self._write_page(page)
-            after = page[-1].number
-        if written:
-            log.info("ledger.written_back", writes=written)
-            self._bus.publish(Topic.OUTBOX_READY)
+        try:
+            while page := await self._late.page(limit=PAGE, after=after):
+                written += await self._write_page(page, left)
+                after = page[-1].number
+                if left.errors:
+                    await self._ledger.identity()  # one that is away is not asked page by page
+        finally:
+            if written:
+                log.info("ledger.written_back", writes=written)
+                self._bus.publish(Topic.OUTBOX_READY)
+        if left.errors:
+            raise left.errors[0]
         return written
 
-    async def _write_page(self, page: Sequence[Waiting]) -> int:
+    async def _write_page(self, page: Sequence[Waiting], left: _Left) -> int:
         """In the order of coming; but behind the results what may not be true any more, and what is only of a run."""
         written, results, others = 0, list[_Late](), list[_Late]()
         for late in filter(None, map(_read, page)):
-            written += 1
             if isinstance(late.write, LateRun):
                 results.append(late)
             elif isinstance(late.write, LateNotice) and late.write.unless_run is None:
-                await self._write_results(results)
+                written += await self._write_results(results, left)
                 results = []
-                await self._write(late)
+                written += await self._write_notice(late, late.write, left)
             else:
                 others.append(late)
-        await self._write_results(results)
-        await _all(self._write(late) for late in others)
-        return written
+        written += await self._write_results(results, left)
+        return written + await self._write_others(others, left)
 
-    async def _write_results(self, results: Sequence[_Late]) -> None:
+    async def _write_results(self, results: Sequence[_Late], left: _Left) -> int:
         """Each lane's one after the other."""
         lanes: dict[str, list[_Late]] = defaultdict(list)
         for late in results:
             assert isinstance(late.write, LateRun)
             lanes[late.write.lane].append(late)
-        await _all(self._write_lane(lane) for lane in lanes.values())
+        return sum(await _all(self._write_lane(lane, waiting, left) for lane, waiting in lanes.items()))
 
-    async def _write_lane(self, results: Sequence[_Late]) -> None:
-        for late in results:
+    async def _write_notice(self, late: _Late, notice: LateNotice, left: _Left) -> int:
+        """In the lane of its message, as if it were a result."""
+        task = await self._queue.get(notice.reply.task_id)
+        return await self._write_lane(task.head.lane if task is not None else late.key, [late], left)
+
+    async def _write_lane(self, lane: str, waiting: Sequence[_Late], left: _Left) -> int:
+        for number, late in enumerate(waiting):
+            if lane in left.lanes or not await self._is_written(late, left):
+                left.lanes.add(lane)
+                left.runs |= {one.write.run_id for one in waiting[number:] if isinstance(one.write, LateRun)}
+                return number
+        return len(waiting)
+
+    async def _write_others(self, others: Sequence[_Late], left: _Left) -> int:
+        ready = [late for late in others if _comes_behind(late.write) not in left.runs]
+        return sum(await _all(self._is_written(late, left) for late in ready))
+
+    async def _is_written(self, late: _Late, left: _Left) -> bool:
+        try:
             await self._write(late)
+        except Unavailable as error:
+            left.errors.append(error)
+            return False
+        return True
 
     async def _write(self, late: _Late) -> None:
         """One that the ledger refuses holds nothing else up."""
@@ -195,9 +226,28 @@ class WriteBack:
             await self._queue.hold(write.task_id, write.generation, Suspend(Reason.RETRIES_EXHAUSTED, what))
 
 
+@dataclass(slots=True)
+class _Left:
+    """What could not be written in one go through all that waits."""
+
+    errors: list[Unavailable] = field(default_factory=list)
+    lanes: set[str] = field(default_factory=set)
+    """Whatever comes behind it in its lane waits with it."""
+    runs: set[RunId] = field(default_factory=set)
+    """Whose results are not written."""
+
+
 class _Late(NamedTuple):
     key: str
     write: LateWrite
+
+
+def _comes_behind(write: LateWrite) -> RunId | None:
+    """The run without whose result it would be noted for nothing, or said when it is not true any more."""
+    match write:
+        case LateArming(run_id=run_id) | LateNotice(unless_run=run_id):
+            return run_id
+    return None
 
 
 def _read(waiting: Waiting) -> _Late | None:
@@ -208,11 +258,12 @@ def _read(waiting: Waiting) -> _Late | None:
         return None
 
 
-async def _all(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Each to its end, before the first error is raised."""
+async def _all(writes: Iterable[Coroutine[Any, Any, int]]) -> list[int]:
+    """Each to its end, before the first error is raised. How many of each were written."""
     endings = await asyncio.gather(*writes, return_exceptions=True)
     for error in (ending for ending in endings if isinstance(ending, BaseException)):
         raise error
+    return [ending for ending in endings if not isinstance(ending, BaseException)]
 
 
 def _report(name: str, error: BaseException) -> None:

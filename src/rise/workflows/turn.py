@@ -91,7 +91,7 @@ class Turn:
         self._effects: list[Effect] = []
         self._open = True
         self.history = history
-        """The chat's last turns, oldest first: `{"role": "user" | "assistant", "text": …}`."""
+        """The chat's last turns, oldest first: `{"role": "user" | "assistant", "text": …}`; long texts are cut."""
 
     # --- what came in ---
 

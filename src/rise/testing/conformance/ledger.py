@@ -30,6 +30,7 @@ from rise.envelope import (
     run_id_of,
 )
 from rise.errors import ClaimLost
+from rise.ledger.kept import ATTEMPTS_KEPT, TURN_CHARS_MAX
 from rise.ledger.port import (
     URGENT_CHATS,
     Again,
@@ -49,6 +50,7 @@ from rise.ledger.port import (
     RunResult,
     Sent,
     Turn,
+    count_tries,
 )
 from rise.testing.conformance.queue import delivery
 
@@ -145,6 +147,11 @@ def callback(of: Task, occasion: str = "ended") -> Reply:
 def callback_saying(of: Task, text: str) -> Reply:
     """The same, of the same id, in other words."""
     return msgspec.structs.replace(callback(of), call=Call("callback", {"url": "https://shop.example/"}, text))
+
+
+def numbered(attempt: Attempt, number: int) -> Attempt:
+    """As the ledger has it."""
+    return msgspec.structs.replace(attempt, number=number)
 
 
 async def answer(ledger: Ledger, of: Task, count: int = 1) -> list[Reply]:
@@ -556,8 +563,20 @@ class LedgerConformance:
         for one in tries:
             await ledger.add_attempt(task().run_id, one)
         await ledger.add_attempt(task(2).run_id, tries[0])
-        assert await ledger.attempts(task().run_id) == tries
-        assert await ledger.attempts(task(2).run_id) == tries[:1]
+        assert await ledger.attempts(task().run_id) == [numbered(tries[0], 1), numbered(tries[1], 2)]
+        assert await ledger.attempts(task(2).run_id) == [numbered(tries[0], 1)]
+
+    @pytest.mark.req("SUS-3")
+    async def test_of_many_tries_the_last_are_kept_and_all_are_counted(self, ledger: Ledger) -> None:
+        """A message may wait for days for what is away."""
+        count = ATTEMPTS_KEPT + 3
+        tries = [Attempt(at_ms=at, error="down", counted=False) for at in range(count)]
+        for one in tries:
+            await ledger.add_attempt(task().run_id, one)
+        kept = await ledger.attempts(task().run_id)
+        assert kept == [numbered(one, at + 1) for at, one in enumerate(tries)][3:]
+        assert count_tries(kept) == count
+        assert count_tries(await ledger.attempts(task(2).run_id)) == 0
 
     # --- history ---
 
@@ -586,6 +605,14 @@ class LedgerConformance:
             await stage.ledger.save_result(task(number), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
         kept = await stage.ledger.history("telegram", "7", "1", limit=10_000)
         assert [turn.text for turn in kept] == [str(n) for n in range(11, stage.history_kept + 11)]
+
+    async def test_of_a_long_turn_the_beginning_is_kept(self, ledger: Ledger) -> None:
+        """As many turns as are kept fit into one record of any store, whatever their characters."""
+        fits, long = "\N{GRINNING FACE}" * TURN_CHARS_MAX, "\N{GRINNING FACE}" * (TURN_CHARS_MAX + 1)
+        turns = [Turn(role=role, text=text, at_ms=1) for role, text in (("user", fits), ("assistant", long))]
+        await ledger.save_result(task(), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
+        kept = await ledger.history("telegram", "7", "1", limit=10)
+        assert [turn.text for turn in kept] == [fits, long[: TURN_CHARS_MAX - 1] + "…"]
 
     @pytest.mark.parametrize("elsewhere", [{"account": "8"}, {"channel": "another"}])
     async def test_history_is_of_one_account_and_channel(self, stage: LedgerStage, elsewhere: dict[str, str]) -> None:

@@ -27,7 +27,7 @@ from rise.envelope import (
     new_key,
 )
 from rise.errors import ClaimLost
-from rise.ledger.kept import is_of_chat
+from rise.ledger.kept import ATTEMPTS_KEPT, is_of_chat, kept_text
 from rise.ledger.port import (
     CALL_UNREADABLE,
     URGENT_CHATS,
@@ -52,6 +52,7 @@ from rise.ledger.port import (
     RunResult,
     Sent,
     Turn,
+    count_tries,
 )
 from rise.testing.fakes.store import MemoryStore
 
@@ -222,7 +223,7 @@ class MemoryLedger(MemoryStore):
     def _add_history(self, task: Task, turns: Sequence[Turn]) -> None:
         if task.head.chat_id is not None:
             chat = self._first((task.head.channel, task.head.account, task.head.chat_id))
-            said = [msgspec.structs.replace(turn, text=clean_text(turn.text)) for turn in turns]
+            said = [msgspec.structs.replace(turn, text=kept_text(turn.text)) for turn in turns]
             numbered = enumerate(said, start=self._state.turns_ever)
             self._state.history[chat] = [*self._state.history.get(chat, []), *numbered][-self._history_kept :]
             self._state.turns_ever += len(said)
@@ -313,8 +314,13 @@ class MemoryLedger(MemoryStore):
         return await self._through("steps", lambda: dict(self._state.steps.get(run_id, {})))
 
     async def add_attempt(self, run_id: RunId, attempt: Attempt) -> None:
-        kept = msgspec.structs.replace(attempt, error=clean_text(attempt.error))
-        await self._through("add_attempt", lambda: self._state.attempts.setdefault(run_id, []).append(kept))
+        await self._through("add_attempt", lambda: self._add_attempt(run_id, attempt))
+
+    def _add_attempt(self, run_id: RunId, attempt: Attempt) -> None:
+        known = self._state.attempts.get(run_id, [])
+        error, number = clean_text(attempt.error), count_tries(known) + 1
+        kept = msgspec.structs.replace(attempt, error=error, number=number)
+        self._state.attempts[run_id] = [*known, kept][-ATTEMPTS_KEPT:]
 
     async def attempts(self, run_id: RunId) -> list[Attempt]:
         return await self._through("attempts", lambda: list(self._state.attempts.get(run_id, [])))
