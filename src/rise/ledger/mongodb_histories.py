@@ -55,7 +55,8 @@ class Histories:
         await self._documents.change(
             {
                 "_id": run["history_of"],
-                "turns.of": {"$ne": run["_id"]},
+                # By both: long after a run is forgotten its message's key may be another's, and name a run again.
+                "turns": {"$not": {"$elemMatch": {"of": run["_id"], "saved_at": run["saved_at"]}}},
                 "times_forgotten": {"$exists": False} if times is None else times,
             },
             {"$push": {"turns": {"$each": turns, "$slice": -kept}}},

@@ -1548,6 +1548,15 @@ class LedgerConformance:
         assert await stage.ledger.run(task(4).run_id) is not None
         assert await stage.ledger.purge(finished_before_ms=far, limit=3) == 2
 
+    async def test_what_comes_under_the_key_of_a_message_that_was_purged_is_said_in_its_chat_as_well(
+        self, stage: LedgerStage
+    ) -> None:
+        await say(stage.ledger, 1, "a")
+        stage.pass_time(1)
+        assert await stage.ledger.purge(finished_before_ms=10**15) == 1
+        await say(stage.ledger, 1, "a")
+        assert [turn.text for turn in await stage.ledger.history("telegram", "7", "a", limit=9)] == ["q1", "q1"]
+
     # --- forgetting ---
 
     @pytest.mark.req("SEC-5")
