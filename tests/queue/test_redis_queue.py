@@ -498,6 +498,32 @@ async def test_a_look_at_one_lane_goes_through_no_others(own: RedisStage, narrow
     assert await own.commands_for(look) <= few
 
 
+@pytest.mark.req("QUE-2")
+async def test_the_next_of_a_lane_cost_the_same_however_many_wait(own: RedisStage):
+    lane = lane_of("1")
+    await enqueue(own.queue, *range(1, 5))
+    claim = await claim_one(own.queue)
+
+    async def look() -> None:
+        assert [number_of(one) for one in await own.queue.next_in_lane(lane, limit=1)] == [2]
+        behind = await own.queue.next_in_lane(lane, limit=2, after=claim.task.head.place)
+        assert [number_of(one) for one in behind] == [2, 3]
+
+    few = await own.commands_for(look)
+    await enqueue(own.queue, *range(5, 300))
+    assert await own.commands_for(look) <= few
+
+
+@pytest.mark.failure("D16")
+async def test_what_was_deleted_by_hand_and_brought_back_is_next_once(own: RedisStage):
+    lane, [first, gone, last] = lane_of("1"), await enqueue(own.queue, 1, 2, 3)
+    own.server.ask("DEL", f"{QUEUE}task:{gone}", f"{QUEUE}content:{gone}")
+    assert [one.head.task_id for one in await own.queue.next_in_lane(lane, limit=2)] == [first, last]
+    own.pass_time(1)
+    assert await own.queue.restore([delivery(2)]) == [gone]
+    assert [one.head.task_id for one in await own.queue.next_in_lane(lane, limit=9)] == [first, gone, last]
+
+
 # --- what the network can do wrong ---
 
 
