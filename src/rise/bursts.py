@@ -26,13 +26,12 @@ from rise.bindings import BindingRegistry, commands_of
 from rise.definitions.records import BindingRecord, BurstPolicy
 from rise.envelope import Head, Outcome, Progress, Status, Task, TaskId, TaskType, encode_json, run_id_of
 from rise.ledger.port import Ledger, Run, RunResult
-from rise.queue.port import OpenTask, Queue, Selection
+from rise.queue.port import OpenTask, Queue
 from rise.telemetry import log
 
 MESSAGES_MAX: Final = 20
 CHARS_MAX: Final = 4096
 """What is longer is not short: it is a turn of its own. Telegram cuts a longer one in several, which are a burst."""
-PAGE: Final = 1000
 
 _FROZEN: Final = "burst:messages"
 """The step of the leader's run that says which messages are answered with it."""
@@ -130,26 +129,18 @@ class Bursts:
         """Those of its burst that are there by now, in their order, and whether no more can come."""
         heads = [leader]
         earliest_ms = latest_ms = leader.accepted_at_ms
-        for one in await self._waiting_behind(leader):
+        # As many as can follow: whether one more goes with them makes no difference.
+        for one in await self.queue.next_in_lane(leader.lane, after=leader.place, limit=MESSAGES_MAX - 1):
             head = one.head
             is_in_time = (
                 head.accepted_at_ms - latest_ms <= policy.quiet_seconds * 1000
                 and head.accepted_at_ms - earliest_ms <= policy.longest_wait_seconds * 1000
             )
-            if len(heads) == MESSAGES_MAX or not (is_in_time and self._follows(one, leader)):
+            if not (is_in_time and self._follows(one, leader)):
                 return heads, True
             heads.append(head)
             earliest_ms, latest_ms = min(earliest_ms, head.accepted_at_ms), max(latest_ms, head.accepted_at_ms)
         return heads, len(heads) == MESSAGES_MAX
-
-    async def _waiting_behind(self, leader: Head) -> list[OpenTask]:
-        waiting = Selection(status=Status.PENDING, lane=leader.lane)
-        page = found = await self.queue.list_open(waiting, limit=PAGE)
-        while len(page) == PAGE:
-            page = await self.queue.list_open(waiting, limit=PAGE, after=page[-1].head.task_id)
-            found = found + page
-        behind = [one for one in found if _place(one.head) > _place(leader)]
-        return sorted(behind, key=lambda one: _place(one.head))
 
     def _follows(self, one: OpenTask, leader: Head) -> bool:
         """Whether it goes on with what the leader says."""
@@ -278,7 +269,3 @@ def _was_begun(task: Task, steps: Mapping[str, bytes]) -> bool:
 def _was_tried(one: OpenTask | Progress) -> bool:
     """What was tried by itself goes on by itself: it has its own steps, and perhaps its own faults."""
     return bool(one.attempts or one.deaths)
-
-
-def _place(head: Head) -> tuple[object, ...]:
-    return head.order, head.task_id

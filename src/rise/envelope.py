@@ -202,10 +202,14 @@ def new_secret() -> str:
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """A task's place in its lane: the platform's date (ms), then its sequence, then the task id."""
+    """What decides a task's place in its lane: the platform's date (ms), then its sequence."""
 
     at_ms: int
     seq: int
+
+
+Place = tuple[Order, TaskId]
+"""Where a task stands in its lane: of two that have the same order, the ids decide."""
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -254,6 +258,10 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How long its delivery key is remembered after the first receipt."""
     callback_url: str | None = None
     """Where its result is to be posted."""
+
+    @property
+    def place(self) -> Place:
+        return self.order, self.task_id
 
     @property
     def fingerprint(self) -> str:

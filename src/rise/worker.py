@@ -460,12 +460,8 @@ class Worker:
         return found
 
     async def _is_behind(self, head: Head) -> bool:
-        waiting, after = Selection(status=Status.PENDING, lane=head.lane), ""
-        while page := await self._queue.list_open(waiting, limit=LOOK_AT_ONCE, after=after):
-            if any((one.head.order, one.head.task_id) < (head.order, head.task_id) for one in page):
-                return True
-            after = page[-1].head.task_id
-        return False
+        first = await self._queue.next_in_lane(head.lane, limit=1)
+        return any(one.head.place < head.place for one in first)
 
     def _judge(self, task: Task, error: BaseException) -> Ending:
         text = redact(in_words(error))[:2000]

@@ -74,7 +74,7 @@ EVERYTHING = Selection()
 SELECTIONS = st.just(EVERYTHING) | st.builds(
     Selection,
     task_ids=st.lists(NUMBERS.map(lambda number: delivery(number).head.task_id), max_size=2).map(tuple),
-    status=st.sampled_from((None, None, Status.PENDING, Status.SUSPENDED)),
+    status=st.sampled_from((None, None, Status.PENDING, Status.SUSPENDED, Status.REPLYING)),
     reason=st.none() | REASONS,
     channel=st.none() | CHANNELS,
     account=st.sampled_from((None, "7", "8")),
@@ -146,6 +146,13 @@ class TwoQueues:
             first, _ = self.agree(lambda queue, meant=in_line: queue.list_open(meant, limit=1))
             after = first[0].head.task_id if first else ""
             self.agree(lambda queue, meant=in_line, after=after: queue.list_open(meant, limit=100, after=after))
+            for limit in (1, 3, 100):
+                self.agree(lambda queue, lane=lane, limit=limit: queue.next_in_lane(lane, limit=limit))
+        for row in rows:
+            head = row.head
+            self.agree(lambda queue, head=head: queue.next_in_lane(head.lane, limit=2, after=head.place))
+        for few in (Selection(status=Status.REPLYING), Selection(status=Status.SUSPENDED)):
+            self.agree(lambda queue, meant=few: queue.list_open(meant, limit=100))
         fake, real = self.agree(lambda queue: queue.depth())
         # A lane is said to wait before somebody has looked whether its head is due; never the other way round.
         said = [real.oldest_waiting_ms] if real.oldest_waiting_ms is not None else []

@@ -35,7 +35,7 @@ QUIET, LONGEST = 3.0, 10.0
 POLICY = BurstPolicy(QUIET, LONGEST)
 EDGES = ["before", "after"]
 CALLS = {
-    "queue.list_open": 2, "queue.get": 4, "queue.renew": 1, "queue.settle": 3,
+    "queue.next_in_lane": 2, "queue.get": 4, "queue.renew": 1, "queue.settle": 3,
     "ledger.steps": 5, "ledger.latest_run": 4, "ledger.history": 1, "ledger.save_step": 2, "ledger.save_result": 3,
     "ledger.finish": 2,
 }  # fmt: skip
@@ -447,7 +447,7 @@ async def test_a_run_that_has_begun_keeps_its_messages_whatever_the_policy_says_
 @pytest.mark.parametrize(
     "step",
     [
-        *("queue.claim", "queue.list_open", "queue.get", "queue.renew", "queue.settle"),
+        *("queue.claim", "queue.next_in_lane", "queue.get", "queue.renew", "queue.settle"),
         *("ledger.steps", "ledger.run", "ledger.latest_run", "ledger.history"),
         *("ledger.save_step", "ledger.save_result", "ledger.finish"),
     ],

@@ -28,7 +28,7 @@ WORKING = [
     *("ledger.run", "ledger.add_notice", "ledger.history", "ledger.steps", "ledger.save_step", "ledger.save_result"),
     "queue.settle",
 ]
-RESUMING_A_CHAT = ["queue.suspended_routes", "queue.list_open", "queue.resume", "queue.settle"]
+RESUMING_A_CHAT = ["queue.suspended_routes", "queue.next_in_lane", "queue.resume", "queue.settle"]
 BECOMING_THE_SENDER = ["ledger.take_office"]
 SENDING = ["ledger.outbox_take", "ledger.outbox_sending", "channel.send", "ledger.outbox_record", "queue.finish"]
 SUPERVISING = {"queue.list_open", "queue.suspended_routes", "queue.resume"}

@@ -11,14 +11,15 @@ from pipeline_stage import Gateway, Stage, WorkerProcess
 import rise
 from rise.capabilities import CONSEQUENCES, CapabilityStatus
 from rise.channels.telegram.polling import TelegramPolling
-from rise.envelope import Status
+from rise.envelope import Reason, Status
 from rise.errors import Busy, StoreUnavailable
 from rise.ledger.port import Office
 from rise.offices import OfficeClaim
-from rise.queue.port import Selection
+from rise.queue.port import Selection, Suspend
+from rise.runtime import supervisor
 from rise.runtime.overload import OverloadLimits
 from rise.runtime.pipeline import CLOCKS_REMEDY, PipelineLimits
-from rise.runtime.supervisor import LOST_SECONDS
+from rise.runtime.supervisor import LOST_SECONDS, Duties
 from rise.telemetry import oldest_waiting_seconds
 
 AVAILABLE, DEGRADED, UNAVAILABLE = CapabilityStatus
@@ -370,6 +371,28 @@ async def test_too_much_is_refused_and_taken_again_when_some_of_it_is_done(stage
     await gateway.supervisor.measure()
     await stage.write("now it may come in", chat=9)
     assert not await raised(stage) & {"backlog", "overload"}
+
+
+@pytest.mark.req("CHN-4")
+@pytest.mark.failure("G16")
+async def test_whose_message_was_taken_for_poison_is_told_however_many_are(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(supervisor, "PAGE", 2)
+    gateway = await supervised_by_hand(stage)
+    for chat in range(1, 6):
+        await stage.write("deadly", chat=chat)
+    for claim in (await stage.queue.claim("a worker", {"telegram": 5}, takes_suspects=False)).claims:
+        await stage.queue.settle(claim, claim.task, Suspend(Reason.POISON))
+    for _ in range(3):
+        await gateway.supervisor.tell()
+    assert await stage.said(5) == [Duties().failed_text] * 5
+    await stage.write("deadly", chat=6)
+    [claim] = (await stage.queue.claim("a worker", {"telegram": 5}, takes_suspects=False)).claims
+    await stage.queue.settle(claim, claim.task, Suspend(Reason.POISON))
+    for _ in range(4):
+        await gateway.supervisor.tell()
+    assert await stage.said(6) == [Duties().failed_text] * 6, "each once, and who comes later as well"
 
 
 async def supervised_by_hand(stage: Stage, *, sends: bool = True) -> Gateway:

@@ -401,7 +401,7 @@ async def test_without_a_workflow_messages_wait_are_told_so_once_and_go_on_by_th
 
 
 @pytest.mark.req("SUS-2", "QUE-3")
-@pytest.mark.parametrize("looks", ["ledger.run", "queue.suspended_routes", "queue.list_open", "queue.resume"])
+@pytest.mark.parametrize("looks", ["ledger.run", "queue.suspended_routes", "queue.next_in_lane", "queue.resume"])
 async def test_what_waited_goes_first_also_when_somebody_else_lets_it_go_on_while_the_worker_looks(
     stage: Stage, looks: str
 ):

@@ -498,6 +498,114 @@ async def test_a_look_at_one_lane_goes_through_no_others(own: RedisStage, narrow
     assert await own.commands_for(look) <= few
 
 
+@pytest.mark.req("QUE-2")
+async def test_the_next_of_a_lane_cost_the_same_however_many_wait(own: RedisStage):
+    lane = lane_of("1")
+    await enqueue(own.queue, *range(1, 5))
+    claim = await claim_one(own.queue)
+
+    async def look() -> None:
+        assert [number_of(one) for one in await own.queue.next_in_lane(lane, limit=1)] == [2]
+        behind = await own.queue.next_in_lane(lane, limit=2, after=claim.task.head.place)
+        assert [number_of(one) for one in behind] == [2, 3]
+
+    few = await own.commands_for(look)
+    await enqueue(own.queue, *range(5, 300))
+    assert await own.commands_for(look) <= few
+
+
+@pytest.mark.failure("D16")
+async def test_what_was_deleted_by_hand_and_brought_back_is_next_once(own: RedisStage):
+    lane, [first, gone, last] = lane_of("1"), await enqueue(own.queue, 1, 2, 3)
+    own.server.ask("DEL", f"{QUEUE}task:{gone}", f"{QUEUE}content:{gone}")
+    assert [one.head.task_id for one in await own.queue.next_in_lane(lane, limit=2)] == [first, last]
+    own.pass_time(1)
+    assert await own.queue.restore([delivery(2)]) == [gone]
+    assert [one.head.task_id for one in await own.queue.next_in_lane(lane, limit=9)] == [first, gone, last]
+
+
+@pytest.mark.req("OPS-3")
+@pytest.mark.parametrize(
+    ("narrowing", "meant"),
+    [
+        ({"status": Status.SUSPENDED, "reason": Reason.POISON}, []),
+        ({"status": Status.SUSPENDED, "reason": Reason.WORKFLOW_PENDING}, [1]),
+        ({"status": Status.SUSPENDED}, [1, 2]),
+        ({"status": Status.REPLYING}, [3]),
+        ({"task_ids": (delivery(3).head.task_id, delivery(5).head.task_id)}, [3]),
+    ],
+    ids=["for a reason that none has", "for a reason", "suspended", "replying", "by their ids"],
+)
+async def test_a_list_of_few_costs_the_same_however_many_are_open(
+    own: RedisStage, narrowing: dict[str, Any], meant: list[int]
+):
+    await own.queue.enqueue(delivery(1, chat="1", suspend=Reason.WORKFLOW_PENDING))
+    await own.queue.enqueue(delivery(2, chat="2", suspend=Reason.STALE_REPLAY))
+    await enqueue(own.queue, 3, chat="3")
+    claim = await claim_one(own.queue)
+    await own.queue.settle(claim, claim.task, Replying())
+
+    async def look() -> None:
+        found = await own.queue.list_open(Selection(**narrowing), limit=100)
+        assert sorted(map(number_of, found)) == meant
+
+    few = await own.commands_for(look)
+    for number in range(100, 350):
+        await own.queue.enqueue(delivery(number, chat=str(number)))
+    assert await own.commands_for(look) <= few
+
+
+async def test_of_many_that_are_suspended_each_is_listed_once(own: RedisStage):
+    numbers = range(2100)
+    await asyncio.gather(
+        *(own.queue.enqueue(delivery(number, chat=str(number), suspend=Reason.STALE_REPLAY)) for number in numbers)
+    )
+    await enqueue(own.queue, 3000)
+    expected = sorted(delivery(number).head.task_id for number in numbers)
+    for reason in (None, Reason.STALE_REPLAY):
+        listed = await own.queue.list_open(Selection(status=Status.SUSPENDED, reason=reason), limit=5000)
+        assert [one.head.task_id for one in listed] == expected
+    assert await own.queue.list_open(Selection(status=Status.SUSPENDED, reason=Reason.POISON), limit=5000) == []
+
+
+async def replying(stage: RedisStage, *numbers: int) -> list[TaskId]:
+    task_ids = [task_id for number in numbers for task_id in await enqueue(stage.queue, number, chat=str(number))]
+    for claim in await claim_all(stage.queue):
+        await stage.queue.settle(claim, claim.task, Replying())
+    return sorted(task_ids)
+
+
+@pytest.mark.failure("B14")
+async def test_what_a_former_version_has_made_replying_is_found_and_from_then_on_at_once(own: RedisStage):
+    task_ids = await replying(own, 1, 2, 3)
+    await enqueue(own.queue, *range(100, 350), chat="another")
+    own.server.ask("DEL", f"{QUEUE}replying")  # which a former version does not keep
+
+    async def listed() -> list[TaskId]:
+        return [one.head.task_id for one in await own.queue.list_open(Selection(status=Status.REPLYING), limit=100)]
+
+    async def look() -> None:
+        assert await listed() == task_ids
+
+    many = await own.commands_for(look)
+    assert await own.commands_for(look) < 30 < many
+    # One that a former version has ended is left in it, and another is left out: by their number nothing is amiss.
+    own.server.ask("ZREM", f"{QUEUE}replying", task_ids[0])
+    own.server.ask("ZADD", f"{QUEUE}replying", 0, delivery(100).head.task_id)
+    await listed()
+    assert await listed() == task_ids
+
+
+@pytest.mark.failure("B14")
+async def test_what_a_newer_version_keeps_elsewhere_is_listed_with_what_is_suspended(own: RedisStage):
+    task_ids = await enqueue(own.queue, 1, 2)
+    await own.overwrite_words(task_ids[0], status="delegated", reason="of_tomorrow")
+    own.server.ask("HINCRBY", f"{QUEUE}counts", "status:delegated", 1)
+    own.server.ask("HINCRBY", f"{QUEUE}counts", "status:pending", -1)
+    [listed] = await own.queue.list_open(Selection(status=Status.SUSPENDED), limit=10)
+    assert listed.head.task_id == task_ids[0]
+
+
 # --- what the network can do wrong ---
 
 

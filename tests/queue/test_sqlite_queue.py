@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rise.connections.sqlite import Database
-from rise.envelope import Reason, Status, TaskId
+from rise.envelope import Place, Reason, Status, TaskId
 from rise.queue.port import Finished, QueueLimits, Replying, RetryIn, Selection
 from rise.queue.sqlite import SCHEMA, SqliteQueue
 from rise.testing.clock import ManualClock
@@ -187,6 +187,8 @@ async def test_no_step_of_a_messages_way_reads_every_open_task(stage: SqliteStag
     await stage.queue.suspended_routes(Reason.WORKFLOW_PENDING, lane=claim.lane)
     await stage.queue.list_open(Selection(status=Status.PENDING, lane=claim.lane), limit=100)
     await stage.queue.list_open(Selection(is_runnable=True, lane=claim.lane), limit=100)
+    await stage.queue.next_in_lane(claim.lane, limit=1)
+    await stage.queue.next_in_lane(claim.lane, limit=19, after=claim.task.head.place)
     following = await stage.queue.settle(claim, claim.task, RetryIn(0.0, "boom", counts=True))
     following = await stage.queue.settle(following, following.task, Replying())
     await stage.queue.finish(claim.task.task_id, 0)
@@ -211,6 +213,30 @@ async def test_what_is_suspended_in_a_lane_is_found_without_going_through_the_ot
     await stage.queue.list_open(Selection(status=Status.SUSPENDED, lane=lane_of("a")), limit=10)
     await database.read(lambda connection: connection.set_exec_trace(None))
     assert plans == ["SEARCH tasks USING INDEX tasks_waiting_in (lane=? AND task_id>?)"]
+
+
+@pytest.mark.req("QUE-2")
+@pytest.mark.parametrize(
+    ("after", "found_by"),
+    [(None, "(lane=?)"), (delivery(1).head.place, "(lane=? AND (order_at,order_seq,task_id)>(?,?,?))")],
+    ids=["from the beginning", "behind a place"],
+)
+async def test_the_next_of_a_lane_are_found_without_going_through_the_rest(
+    stage: SqliteStage, after: Place | None, found_by: str
+):
+    plans: list[str] = []
+
+    def trace(cursor, sql: str, bindings) -> bool:
+        if sql.startswith("SELECT"):
+            plan = cursor.connection.cursor().execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall()
+            plans.extend(step for *_, step in plan)
+        return True
+
+    database = stage.databases[0]
+    await database.read(lambda connection: connection.set_exec_trace(trace))
+    await stage.queue.next_in_lane(lane_of("1"), limit=10, after=after)
+    await database.read(lambda connection: connection.set_exec_trace(None))
+    assert plans == [f"SEARCH tasks USING INDEX tasks_runnable {found_by}"], "and nothing is sorted"
 
 
 @pytest.mark.req("OPS-3")

@@ -23,7 +23,8 @@ PORTS = {"queue": Queue, "ledger": Ledger, "definitions": Definitions}
 READS = {
     "ledger.identity",
     *("queue.get", "queue.list_open", "queue.resumable", "queue.suspended_routes", "queue.receipts", "queue.depth"),
-    *("queue.longest_lanes", "ledger.run", "ledger.latest_run", "ledger.archived", "ledger.finished_among"),
+    *("queue.longest_lanes", "queue.next_in_lane"),
+    *("ledger.run", "ledger.latest_run", "ledger.archived", "ledger.finished_among"),
     *("ledger.steps", "ledger.attempts", "ledger.history", "ledger.outbox_depth", "ledger.replies"),
     *("ledger.transcript", "ledger.operations", "ledger.ended"),
     *("definitions.changes", "definitions.latest", "definitions.version", "definitions.versions"),

@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rise.copies.journal import KeptRun, Run, run_of
-from rise.envelope import Order, TaskId
 from rise.ledger.port import Ledger
 from rise.ledger.port import Run as LedgerRun
 from rise.queue.port import NewTask, RefillableQueue
@@ -34,12 +33,8 @@ class OpenWork:
         if not tasks:
             return 0
         over = await self.finished([run_of(task) for task in tasks])
-        missing = sorted((task for task in tasks if run_of(task).run not in over), key=_place)
+        missing = sorted((task for task in tasks if run_of(task).run not in over), key=lambda task: task.head.place)
         return len(await self.queue.restore(missing))
-
-
-def _place(task: NewTask) -> tuple[Order, TaskId]:
-    return task.head.order, task.head.task_id
 
 
 def _is_end_of(run: LedgerRun, kept: KeptRun) -> bool:

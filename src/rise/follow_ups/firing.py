@@ -85,12 +85,12 @@ class Firing:
 
     async def _later_of_its_chat(self, task: Task) -> str | None:
         """Another that coalesces and is due, too. It cannot begin before this one has ended: they share a lane."""
-        mine, now_ms, after = (task.head.order, task.task_id), self._queue.now_ms(), ""
+        mine, now_ms, after = task.head.place, self._queue.now_ms(), ""
         waiting = Selection(status=Status.PENDING, lane=task.head.lane)
         while page := await self._queue.list_open(waiting, limit=LOOK_AT_ONCE, after=after):
             for one in page:
                 # By its moment: what is left to a timer the queue holds for longer.
-                is_due, is_later = one.head.order.at_ms <= now_ms, (one.head.order, one.head.task_id) > mine
+                is_due, is_later = one.head.order.at_ms <= now_ms, one.head.place > mine
                 if is_due and is_later and await self._coalesces(one):
                     return id_of(one.head)
             after = page[-1].head.task_id

@@ -64,12 +64,12 @@ class Ringing:
 
     async def _due_in_its_chat(self, mine: Task) -> list[OpenTask]:
         """This one, and what is to be said before it; not what waits for a person."""
-        lane, last = Selection(lane=mine.head.lane, is_runnable=True), (mine.head.order, mine.task_id)
+        lane, last = Selection(lane=mine.head.lane, is_runnable=True), mine.head.place
         page = found = await self._queue.list_open(lane, limit=LOOK_AT_ONCE)
         while len(page) == LOOK_AT_ONCE:
             page = await self._queue.list_open(lane, limit=LOOK_AT_ONCE, after=page[-1].head.task_id)
             found = found + page
-        return sorted((one for one in found if _place(one) <= last), key=_place)
+        return sorted((one for one in found if one.head.place <= last), key=lambda one: one.head.place)
 
     async def _fire(self, task: Task) -> None:
         """As the worker would: first the ledger, then what is promised, then the queue."""
@@ -112,7 +112,3 @@ class Ringing:
                 "seconds": round((epoch_ms(self._clock.now()) - head.accepted_at_ms) / 1000, 4),
             },
         )
-
-
-def _place(one: OpenTask) -> tuple[object, ...]:
-    return (one.head.order, one.head.task_id)

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from rise.envelope import Head, LaneKey, Reason, RunId, Status, Task, TaskId, run_id_of
+from rise.envelope import Head, LaneKey, Place, Reason, RunId, Status, Task, TaskId, run_id_of
 
 KEY_GRACE_SECONDS: Final = 600
 """How much longer than its time a delivery key is remembered. The next message of the key may have read the clock just
@@ -312,6 +312,13 @@ class Queue(Protocol):
 
     async def list_open(self, selection: Selection, *, limit: int, after: str = "") -> list[OpenTask]:
         """Ordered by task id; pass the last one to go on."""
+        ...
+
+    async def next_in_lane(self, lane: LaneKey, *, limit: int, after: Place | None = None) -> list[OpenTask]:
+        """The first pending tasks of a lane, in its order; `after`: behind this place, whether or not a task is there.
+
+        It costs what it returns, however many wait: it may be asked for every message.
+        """
         ...
 
     async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:

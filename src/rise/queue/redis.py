@@ -30,6 +30,7 @@ from rise.envelope import (
     Head,
     LaneKey,
     Order,
+    Place,
     Progress,
     Reason,
     Status,
@@ -115,6 +116,7 @@ _RESTART: Final = _script("restart")
 _CANCEL: Final = _script("cancel")
 _GET: Final = _script("get")
 _LIST_OPEN: Final = _script("list_open", "selection")
+_NEXT_IN_LANE: Final = _script("next_in_lane")
 _LANE_ROUTES: Final = _script("lane_routes")
 _RECEIPTS: Final = _script("receipts")
 _DEPTH: Final = _script("depth")
@@ -272,6 +274,10 @@ class RedisQueue:
             following, found = await self._database.run(_LIST_OPEN, meant, following, LOOK_AT_ONCE, limit - len(rows))
             rows += [_open_task(row) for row in found]
         return rows
+
+    async def next_in_lane(self, lane: LaneKey, *, limit: int, after: Place | None = None) -> list[OpenTask]:
+        place = "" if after is None else _order_text(after[0]) + after[1]
+        return [_open_task(row) for row in await self._database.run(_NEXT_IN_LANE, lane, place, limit)]
 
     async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:
         if lane is None:
@@ -478,11 +484,15 @@ def _given(text: str | None) -> tuple[str, ...]:
 
 
 def _identity(head: Head) -> tuple[Argument, ...]:
-    """What the indexes are made of. The order as text that sorts as it does, negative numbers included."""
-    at_ms, seq = head.order.at_ms, head.order.seq
-    order = f"{at_ms + _ORDER_ZERO:016x}{seq + _ORDER_ZERO:016x}"
+    """What the indexes are made of."""
+    order, at_ms = _order_text(head.order), head.order.at_ms
     unawaited = "" if head.is_awaited else 1
     return head.task_id, head.lane, head.channel, head.account, head.workflow_id or "", order, at_ms, unawaited
+
+
+def _order_text(order: Order) -> str:
+    """It sorts as the order does, negative numbers included."""
+    return f"{order.at_ms + _ORDER_ZERO:016x}{order.seq + _ORDER_ZERO:016x}"
 
 
 def _order(stored: bytes) -> Order:

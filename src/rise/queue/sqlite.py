@@ -23,6 +23,7 @@ from rise.envelope import (
     Head,
     LaneKey,
     Order,
+    Place,
     Progress,
     Reason,
     Status,
@@ -158,6 +159,7 @@ _TURN_OF: Final = "turn of "
 _AWAITED: Final = "lanes INDEXED BY lanes_awaited WHERE ready_at IS NOT NULL AND is_awaited"
 _UNDATED: Final = Order(0, 0)
 _RUNNABLE: Final = "status IN ('pending', 'processing')"
+_PLACE: Final = "order_at, order_seq, task_id"
 
 
 class SqliteQueue:
@@ -527,6 +529,19 @@ class SqliteQueue:
             lambda connection: _open_tasks(connection, f"{where} AND task_id > ?", (*values, after), limit, source)
         )
 
+    async def next_in_lane(self, lane: LaneKey, *, limit: int, after: Place | None = None) -> list[OpenTask]:
+        where = f"lane = ? AND {_RUNNABLE} AND status = 'pending'"
+        values: list[Any] = [lane]
+        if after is not None:
+            order, task_id = after
+            where += f" AND ({_PLACE}) > (?,?,?)"
+            values += [order.at_ms, order.seq, task_id]
+        source = "tasks INDEXED BY tasks_runnable"
+
+        return await self._database.read(
+            lambda connection: _open_tasks(connection, where, values, limit, source, order=_PLACE)
+        )
+
     async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:
         where, values = _where(Selection(status=Status.SUSPENDED, reason=reason, lane=lane))
 
@@ -706,7 +721,7 @@ def _head_of(connection: apsw.Connection, lane: LaneKey) -> Task | None:
     while True:
         row = connection.execute(
             f"SELECT {_COLUMNS} FROM tasks INDEXED BY tasks_runnable WHERE lane = ? AND {_RUNNABLE}"
-            " ORDER BY order_at, order_seq, task_id LIMIT 1",
+            f" ORDER BY {_PLACE} LIMIT 1",
             (lane,),
         ).fetchone()
         if row is None:
@@ -751,11 +766,17 @@ def _whole_lanes(
 
 
 def _open_tasks(
-    connection: apsw.Connection, where: str, values: Sequence[Any], limit: int | None = None, source: str = "tasks"
+    connection: apsw.Connection,
+    where: str,
+    values: Sequence[Any],
+    limit: int | None = None,
+    source: str = "tasks",
+    *,
+    order: str = "task_id",
 ) -> list[OpenTask]:
     rows = connection.execute(
         "SELECT task_id, head, status, reason, error, generation, attempts, deaths, due_at, updated_at"
-        f" FROM {source} WHERE {where} ORDER BY task_id LIMIT ?",
+        f" FROM {source} WHERE {where} ORDER BY {order} LIMIT ?",
         (*values, -1 if limit is None else limit),
     ).fetchall()
     return [_open_task(connection, row) for row in rows]

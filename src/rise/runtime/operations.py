@@ -338,7 +338,7 @@ class Operations:
             # Only of the generation that was resumed: another's answer must not go out beside it.
             still_open = await self._queue.list_open(Selection(task_ids=tuple(resumed)), limit=len(resumed))
             # As their chats have them: the sender may take up the first while the second is still to come.
-            for task in sorted(still_open, key=lambda one: (one.head.order, one.head.task_id)):
+            for task in sorted(still_open, key=lambda one: one.head.place):
                 if task.run_id in held:
                     await self._ledger.outbox_rearm(task.run_id)
             self._bus.publish(Topic.OUTBOX_READY)

@@ -108,6 +108,7 @@ class Supervisor:
         self._defined = Signal()
         self._told: set[ReplyId] = set()
         self._telling_after = ""
+        self._apologizing_after: dict[Reason, str] = {}
         self._comparing_after = ""
         self._raw_forgotten_until_ms = 0
         self._history_looked_at = ""
@@ -239,7 +240,7 @@ class Supervisor:
                 if task.status in (Status.PENDING, Status.PROCESSING):
                     await self._tell_late(task)
         for reason in _CANNOT_BE_ANSWERED:
-            for task in await self._queue.list_open(Selection(status=Status.SUSPENDED, reason=reason), limit=PAGE):
+            for task in await self._next_suspended(reason):
                 run = await self._ledger.run(task.run_id)
                 if run is None or run.is_of_former(task.head):  # else it was answered
                     unless_run = task.run_id if run is None else None
@@ -254,6 +255,13 @@ class Supervisor:
             await self._pipeline.watch_progress(depth)
 
     # --- details ---
+
+    async def _next_suspended(self, reason: Reason) -> list[OpenTask]:
+        """Some are looked at each time: what was told long ago may wait for a person for good."""
+        suspended, after = Selection(status=Status.SUSPENDED, reason=reason), self._apologizing_after.get(reason, "")
+        page = await self._queue.list_open(suspended, limit=PAGE, after=after)
+        self._apologizing_after[reason] = page[-1].head.task_id if len(page) == PAGE else ""
+        return page
 
     async def _tell_late(self, task: OpenTask) -> None:
         """In the words of its binding, unless that says that nobody waits, or that no answer will come. What may be

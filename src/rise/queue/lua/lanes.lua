@@ -11,6 +11,7 @@ local WORK = Q .. 'work'               -- lanes that have such tasks, by their n
 local RUNNING = Q .. 'running'         -- lane → its task being processed
 local RETRY = Q .. 'retry'             -- pending tasks that failed and are not due yet, by when they are
 local PLANNED = Q .. 'planned'         -- pending tasks that came to be run later, the same
+local REPLYING = Q .. 'replying'       -- the ids of replying tasks, sorted; former versions keep none, see `list_open`
 local SUSPENDED = Q .. 'suspended'     -- suspended tasks, by since when
 local SUSPENDED_DATED = Q .. 'suspended:dated'  -- the same as "lane, newline, task", by their date
 local SUSPENDED_IN = Q .. 'suspended:in:'      -- the same per lane
@@ -119,7 +120,9 @@ local enter = {
   processing = function(task)
     call('HSET', RUNNING, task.lane, task.id)
   end,
-  replying = function() end,
+  replying = function(task)
+    call('ZADD', REPLYING, 0, task.id)
+  end,
   suspended = function(task)
     call('ZADD', SUSPENDED, now, task.id)
     call('ZADD', SUSPENDED_DATED, task.at, task.lane .. '\n' .. task.id)
@@ -138,7 +141,9 @@ local leave = {
   processing = function(task)
     call('HDEL', RUNNING, task.lane)
   end,
-  replying = function() end,
+  replying = function(task)
+    call('ZREM', REPLYING, task.id)
+  end,
   suspended = function(task)
     call('ZREM', SUSPENDED, task.id)
     call('ZREM', SUSPENDED_DATED, task.lane .. '\n' .. task.id)

@@ -29,13 +29,15 @@ end
 -- The task of an id if it is meant.
 local function meant(id)
   if ids and not ids[id] then return nil end
+  -- Looked for every few seconds, among all that is open: one field tells of most that they are not meant.
+  local before = selection.older_than_ms
+  if before and tonumber(call('HGET', TASK .. id, 'accepted') or 0) >= before then return nil end
   local task = load(id)
   if not task then return nil end
   if selection.is_runnable and not is_runnable(task.status) then return nil end
   for _, name in ipairs(is_newer(task) and { 'channel', 'account', 'lane' } or NARROWING) do
     if selection[name] and selection[name] ~= task[name] then return nil end
   end
-  if selection.older_than_ms and tonumber(task.accepted) >= selection.older_than_ms then return nil end
   if routes and not routes[route_key(task.channel, task.account, task.workflow)] then return nil end
   return task
 end

@@ -1595,6 +1595,62 @@ class QueueConformance:
             assert sorted(map(number_of, [*first, *rest])) == expected
             assert [one.head.task_id for one in [*first, *rest]] == sorted(one.head.task_id for one in [*first, *rest])
 
+    @pytest.mark.req("QUE-2")
+    async def test_of_a_lane_the_next_that_wait_are_told_in_its_order(self, stage: QueueStage) -> None:
+        queue, lane = stage.queue, lane_of("1")
+        assert await queue.next_in_lane(lane, limit=3) == []
+        await enqueue(queue, 5, 4, 1, 3, 2)
+        await enqueue(queue, 6, chat="another")
+        await self._suspend(queue, 7)
+
+        async def following(limit: int, after: int | None = None) -> list[int]:
+            place = None if after is None else delivery(after).head.place
+            return [number_of(one) for one in await queue.next_in_lane(lane, limit=limit, after=place)]
+
+        assert await following(9) == [1, 2, 3, 4, 5]
+        assert await following(2) == [1, 2]
+        assert await following(0) == []
+        claim = await claim_one(queue)
+        assert await following(2) == [2, 3], "not the one that is being processed"
+        assert await following(2, after=3) == [4, 5]
+        assert await following(9, after=5) == []
+        await queue.cancel(delivery(3).head.task_id)
+        assert await following(9, after=3) == [4, 5], "a place may be empty"
+        assert await following(9, after=0) == [2, 4, 5]
+        await queue.settle(claim, claim.task, RetryIn(60.0, "boom", counts=True))
+        [first] = await queue.next_in_lane(lane, limit=1)
+        assert first == (await queue.list_open(Selection(task_ids=(claim.task.task_id,)), limit=1))[0]
+
+    @pytest.mark.req("QUE-2")
+    async def test_of_a_lane_the_next_is_told_by_order_then_by_id(self, queue: Queue) -> None:
+        orders = [
+            Order(-5, 3),
+            Order(-5, 4),
+            Order(0, -1),
+            Order(0, 0),
+            Order(0, 0),
+            Order(1 << 40, 1),
+            Order(1 << 40, 2),
+        ]
+        for number, order in enumerate(orders):
+            new = delivery(number)
+            await queue.enqueue(msgspec.structs.replace(new, head=msgspec.structs.replace(new.head, order=order)))
+        listed = await queue.next_in_lane(lane_of("1"), limit=9)
+        places = [one.head.place for one in listed]
+        assert [order for order, _ in places] == orders
+        assert places == sorted(places)
+        for number, place in enumerate(places):
+            assert await queue.next_in_lane(lane_of("1"), limit=9, after=place) == listed[number + 1 :]
+
+    @pytest.mark.failure("B14")
+    async def test_of_a_lane_the_next_hides_nothing_that_cannot_be_read(self, stage: QueueStage) -> None:
+        [spoilt, *_] = await enqueue(stage.queue, 1, 2)
+        await stage.overwrite_head(spoilt, b"newer")
+        listed = await stage.queue.next_in_lane(lane_of("1"), limit=9)
+        assert [one.head.task_id for one in listed] == [delivery(1).head.task_id, delivery(2).head.task_id]
+        await stage.overwrite_words(spoilt, status="delegated", reason="of_tomorrow")
+        assert [number_of(one) for one in await stage.queue.next_in_lane(lane_of("1"), limit=1)] == [2]
+
     @pytest.mark.req("OPS-2")
     async def test_receipts_name_every_key_and_its_duplicates(self, queue: Queue) -> None:
         await enqueue(queue, 1, 2, 3, 2, 2)
@@ -1911,7 +1967,7 @@ class _Happenings:
 
     async def _runnable(self) -> dict[LaneKey, list[OpenTask]]:
         lanes: dict[LaneKey, list[OpenTask]] = {}
-        for row in sorted(await self._open(), key=lambda row: (row.head.order, row.head.task_id)):
+        for row in sorted(await self._open(), key=lambda row: row.head.place):
             if row.status in (Status.PENDING, Status.PROCESSING):
                 lanes.setdefault(row.head.lane, []).append(row)
         return lanes

@@ -14,6 +14,7 @@ from rise.envelope import (
     Head,
     LaneKey,
     Order,
+    Place,
     Progress,
     Reason,
     Status,
@@ -75,8 +76,8 @@ class StoredTask:
         self.progress = msgspec.structs.replace(self.progress, **changes)
 
     @property
-    def place(self) -> tuple[Order, TaskId]:
-        return self.head.order, self.head.task_id
+    def place(self) -> Place:
+        return self.head.place
 
     @property
     def as_task(self) -> Task:
@@ -493,6 +494,14 @@ class MemoryQueue(MemoryStore):
     def _list_open(self, selection: Selection, limit: int, after: str) -> list[OpenTask]:
         rows = [_as_row(task) for task in self._meant(selection) if task.head.task_id > after]
         return sorted(rows, key=lambda row: row.head.task_id)[:limit]
+
+    async def next_in_lane(self, lane: LaneKey, *, limit: int, after: Place | None = None) -> list[OpenTask]:
+        return await self._through("next_in_lane", lambda: self._next_in_lane(lane, limit, after))
+
+    def _next_in_lane(self, lane: LaneKey, limit: int, after: Place | None) -> list[OpenTask]:
+        pending = self._meant(Selection(status=Status.PENDING, lane=lane))
+        behind = [task for task in pending if after is None or task.place > after]
+        return [_as_row(task) for task in sorted(behind, key=lambda task: task.place)[:limit]]
 
     async def suspended_routes(self, reason: Reason, *, lane: LaneKey | None = None) -> list[Route]:
         return await self._through("suspended_routes", lambda: self._suspended_routes(reason, lane))
