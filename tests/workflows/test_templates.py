@@ -42,6 +42,7 @@ SAID = {
     "{% for name, value in user | items %}{{ name[:1] }}{% endfor %}": "nain",
     "{{ '41' | int + 1 }} {{ 2.345 | round(1) }} {{ 'Hello' | truncate(3) }}": "42 2.3 He…",
     "{{ [3, 1] | sort }} {{ 'a' in user }} {{ user is mapping }} {{ -user.age }}": "[1,3] false true -42",
+    "{{ ' xaxbx ' | trim | trim('x') }}{{ 5 | trim(none) }}": "axb5",
     "{{ text | replace('Hi', 'Ho') }} {{ 'no' if user.nothing is none else 'yes' }}": "Ho <b> no",
 }
 
@@ -123,6 +124,10 @@ TOO_MUCH = [
     "{% for a in many %}{% set b = long ~ a %}{% endfor %}",
     "{% for a in many %}{{ nope is defined }}{{ nope is defined }}{{ nope is defined }}{% endfor %}",
     "{{ long | replace('x', long) }}",
+    "{% set y = 'y' %}" + "{% set y = y ~ y %}" * 16 + "{{ long | trim(y ~ 'x') }}",
+    "{% for a in many %}{% set b = 'abc' | truncate(2, end=long) %}{% endfor %}",
+    "{% for a in many %}{{ many[many] is defined }}{% endfor %}",
+    "{% for a in many %}{{ user[long] is defined }}{% endfor %}",
     "{{ [long, long, long, long, long, long, long, long] | join(long) }}",
 ]
 
