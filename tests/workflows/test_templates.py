@@ -149,8 +149,9 @@ def test_a_template_that_would_take_all_time_or_memory_is_stopped_soon(source: s
      "{{ 99999999999999999999 }}", "{{ 1" + "+1" * 9000 + " }}", "{{ " + "[" * 9000 + "]" * 9000 + " }}",
      "{% for a in many %}" * 30 + "{% endfor %}" * 30, "{% if a %}" * 900 + "{% endif %}" * 900, "{{ 1 | nope }}",
      "{{ 1 is nope }}", "x" * (TEMPLATE_CHARS_MAX + 1),
-     "{{ a|e|e|e|e }}" * 2000, "{{ a" + " ~ a" * 5000 + " }}", "{{ {" + "a:b," * 6000 + "} }}"],
-    ids=range(17),
+     "{{ a|e|e|e|e }}" * 2000, "{{ a" + " ~ a" * 5000 + " }}", "{{ {" + "a:b," * 6000 + "} }}",
+     "{{ 1e999 }}", "{{ -1e999 }}"],
+    ids=range(19),
 )  # fmt: skip
 def test_what_is_no_template_is_said_when_it_is_read(source: str):
     began = perf_counter()

@@ -188,6 +188,8 @@ def _refuse_unknown(node: nodes.Node) -> None:
         wrong = "arguments are written out, not unpacked"
     elif isinstance(node, nodes.Const) and type(node.value) is int and not fits_int64(node.value):
         wrong = "a number is too long"
+    elif isinstance(node, nodes.Const) and type(node.value) is float and not math.isfinite(node.value):
+        wrong = "a number is too large"
     if wrong is not None:
         raise PayloadInvalid(f"line {node.lineno or 1}: {wrong}")
 
