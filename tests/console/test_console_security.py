@@ -84,7 +84,7 @@ async def test_a_session_is_no_token_for_the_api(sign_in: SignIn) -> None:
 async def test_a_wrong_token_is_refused_and_slowed_down(tmp_path) -> None:
     async with opened(tmp_path / "data", rate_per_source=0.1) as house:
         transport = httpx.ASGITransport(Front(house))
-        async with httpx.AsyncClient(transport=transport, base_url="http://rise") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             first = await client.post("/console/sign-in", data={"token": "not-a-token-of-this-house"})
             assert (first.status_code, "not known" in first.text, COOKIE in client.cookies) == (401, True, False)
             again = await client.post("/console/sign-in", data={"token": "not-a-token-of-this-house"})
@@ -103,9 +103,18 @@ async def test_the_cookie_is_for_this_site_alone_and_tells_no_token(nobody: http
 
 
 @pytest.mark.req("SEC-1")
-async def test_by_the_public_address_the_cookie_is_for_https_only(nobody: httpx.AsyncClient) -> None:
-    answer = await nobody.post("/console/sign-in", data={"token": OPERATOR}, headers={"host": "bot.example"})
-    assert "Secure" in answer.headers["set-cookie"]
+@pytest.mark.parametrize(
+    ("host", "is_secure"),
+    [
+        *((host, True) for host in ("bot.example", "Bot.Example:443", "rise:8080", "10.0.0.7", "[", "", "localhost.evil")),
+        *((host, False) for host in ("localhost:8080", "127.0.0.2", "[::1]:8080", "LOCALHOST", "rise.localhost")),
+    ],
+)
+async def test_where_the_public_address_is_https_the_cookie_is_for_https_only_but_on_this_machine(
+    nobody: httpx.AsyncClient, host: str, is_secure: bool
+) -> None:
+    answer = await nobody.post("/console/sign-in", data={"token": OPERATOR}, headers={"host": host})
+    assert ("Secure" in answer.headers["set-cookie"]) is is_secure
 
 
 @pytest.mark.req("SEC-1")

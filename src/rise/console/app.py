@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -256,10 +257,10 @@ class Console:
         return response
 
     def _is_secure(self, request: Request) -> bool:
-        """Whether it comes by the public address, and that is HTTPS. On loopback it is not."""
+        """Where the public address is HTTPS, except on this machine: a proxy may have put any name for its own."""
         public = urlsplit(self._house.settings.public_url or "")
-        is_public = public.scheme == "https" and public.netloc == request.headers.get("host", "")
-        return is_public or request.url.scheme == "https"
+        is_remote = not _is_of_this_machine(request.headers.get("host", ""))
+        return (public.scheme == "https" and is_remote) or request.url.scheme == "https"
 
     def _sign_in_page(self, request: Request, problem: str, status: int = 200, *, wanted: str = "") -> Response:
         """`wanted`: where a form says that somebody was going; else it is this page, if it can be."""
@@ -357,6 +358,15 @@ def _way_to_root(path: str) -> str:
 def _next(wanted: str) -> str:
     """Where to go from the sign-in page: a page of the console, and nothing else a form may say."""
     return f"./{wanted}" if _PLACE.fullmatch(wanted) else "../console"
+
+
+def _is_of_this_machine(host: str) -> bool:
+    """Whether a `Host` header names the loopback, by which a browser reaches nobody else."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or name.endswith(".localhost") or ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _file(file: Path) -> Callable[[Request], Awaitable[Response]]:
