@@ -324,6 +324,15 @@ async def test_the_page_brings_all_it_needs_and_runs_nothing_inline(nobody: http
 
 
 @pytest.mark.req("SEC-3")
+async def test_a_slash_too_many_leads_to_the_page_and_to_no_other_host(nobody: httpx.AsyncClient) -> None:
+    answer = await nobody.get("/webchat/?title=Ask%20us", headers={"host": "evil.example"})
+    assert (answer.status_code, answer.headers["location"]) == (308, "../webchat?title=Ask%20us")
+    for path in ("/webchat/chat.js/", "/healthz/", "/api/secrets/", "/internal/operations/"):
+        answer = await nobody.get(path, headers={"host": "evil.example"})
+        assert (answer.status_code, answer.headers.get("location")) == (404, None), path
+
+
+@pytest.mark.req("SEC-3")
 async def test_the_script_never_makes_markup_of_what_somebody_wrote(nobody: httpx.AsyncClient) -> None:
     for name in ("chat.js", "embed.js"):
         script = (await nobody.get(f"/webchat/{name}")).text

@@ -86,7 +86,8 @@ def build_app(house: House) -> App:
 
 def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: Watchers, path: PathTest) -> FastAPI:
     # The descriptions of the API are for those who may use it.
-    app = FastAPI(title="Rise", docs_url=None, redoc_url=None, openapi_url=None)
+    # A slash too many is another path: redirects of the framework's go to whatever host and scheme the request names.
+    app = FastAPI(title="Rise", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.house = house
     app.state.capabilities = house.capabilities
     app.state.gate = gate

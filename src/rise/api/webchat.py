@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 
 from rise.api import description
 from rise.api.answers import answer, request_id_of
@@ -158,6 +158,12 @@ def _add_pages(router: APIRouter, house: House) -> None:
             await _require_chat(house)
         headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
         return Response(page, headers=headers, media_type="text/html; charset=utf-8")
+
+    @router.get("/", include_in_schema=False)
+    async def chat_page_in_a_folder(request: Request) -> Response:
+        """The page's links are right without the slash. Relative, for a proxy may have put something before it."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"../webchat{query}", 308)
 
     for name, media_type in _FILES.items():
         _add_file(router, name, media_type)
