@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import httpx
@@ -10,6 +12,7 @@ import pytest
 from api_house import ADMIN, OPERATOR, VIEWER, as_, opened
 from console_people import Keep, SignIn, form_key
 
+from rise.api import reading
 from rise.api.security import Credentials
 from rise.console.app import Front, _next, _way_to_root
 from rise.console.sessions import COOKIE, SESSION_SECONDS, Session, Sessions, SignInNeeded
@@ -251,6 +254,25 @@ async def test_a_form_that_another_site_sends_does_nothing(
     assert (await client.post("/console/suspended/resume", data=fields, headers=headers)).status_code == 403
     assert (await client.post("/console/sign-in", data={"token": OPERATOR}, headers=headers)).status_code == 403
     assert await is_suspended(house, task_id)
+
+
+@pytest.mark.failure("A17")
+async def test_what_was_not_read_of_a_form_is_left_with_its_connection(
+    sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def trickle() -> AsyncIterator[bytes]:
+        yield b"why="
+        await asyncio.Event().wait()
+
+    client = await sign_in(OPERATOR)
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    large = await client.post("/console/suspended/review", data={"why": "x" * 70_000})
+    assert (large.status_code, large.headers["connection"]) == (413, "close")
+    assert reading.read_body.__kwdefaults__ is not None
+    monkeypatch.setitem(reading.read_body.__kwdefaults__, "seconds", 0.1)
+    for path in ("/console/suspended/review", "/console/sign-in"):
+        slow = await client.post(path, content=trickle(), headers=form)
+        assert (slow.status_code, slow.headers["connection"]) == (408, "close")
 
 
 @pytest.mark.req("SEC-1", "SEC-4")

@@ -44,7 +44,7 @@ _STATUS_NAMES: Final = {
     500: "internal_server_error",
     503: "service_unavailable",
 }
-_CLOSING: Final = frozenset({400, 408, 413, 415})
+CLOSING: Final = frozenset({400, 408, 413, 415})
 """After these the connection may still carry what was not read."""
 
 _ENTRIES: Final = {
@@ -153,7 +153,7 @@ def _answer_named(
     headers: dict[str, str],
     more: Mapping[str, str] | None = None,
 ) -> Response:
-    if status in _CLOSING:
+    if status in CLOSING:
         headers["Connection"] = "close"
     body = {"data": data, **(more or {}), "error": named, "meta": _meta(request_id, status)}
     return Response(encode_json(body), status, headers, "application/json")

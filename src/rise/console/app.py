@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
 
-from rise.api.answers import request_id_of, retry_after_seconds
+from rise.api.answers import CLOSING, request_id_of, retry_after_seconds
 from rise.api.app import App, build_app
 from rise.api.reading import Receive, Scope, Send
 from rise.api.security import HEADERS, Gate, Role
@@ -327,6 +327,8 @@ class Console:
                 response.headers["Retry-After"] = str(error.retry_after_seconds)
             case Rejected():
                 response = self._error_page(request, session, error.http_status, "This cannot be done", str(error))
+                if error.http_status in CLOSING:
+                    response.headers["Connection"] = "close"
             case _:
                 response = self._error_page(request, session, 500, "This should not have happened", str(error))
         return response
