@@ -298,6 +298,8 @@ async def test_every_answer_has_a_strict_policy(sign_in: SignIn, nobody: httpx.A
     pages = [await nobody.get(path) for path in PAGES]
     pages += [await client.get(path) for path in PAGES if path != "/console/events"]
     pages.append(await client.get(f"/console/messages/{task_id}"))
+    pages += [await nobody.request(method, "/console") for method in ("POST", "TRACE")]
+    pages.append(await nobody.request("TRACE", "/console/messages"))
     for page in pages:
         policy = page.headers["content-security-policy"]
         assert "default-src 'none'" in policy

@@ -180,7 +180,7 @@ class Border:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                _complete_headers(message, request_id)
+                complete_headers(message, request_id)
             await send(message)
 
         try:
@@ -240,10 +240,11 @@ def _count_refusal(path: str, error: RiseError) -> None:
         refused_total.labels(_ENTRIES[path], error.code).inc()
 
 
-def _complete_headers(message: Message, request_id: str) -> None:
+def complete_headers(message: Message, request_id: str, common: Mapping[str, str] = HEADERS) -> None:
+    """With the request's id, and with what all answers have in common where this one says nothing else."""
     headers = list(message["headers"])
     given = {name.lower() for name, _ in headers}
-    for name, value in HEADERS.items():
+    for name, value in common.items():
         encoded = name.lower().encode()
         if encoded not in given:
             headers.append((encoded, value.encode()))

@@ -21,9 +21,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
 
-from rise.api.answers import CLOSING, request_id_of, retry_after_seconds
+from rise.api.answers import CLOSING, complete_headers, request_id_of, retry_after_seconds
 from rise.api.app import App, build_app
-from rise.api.reading import Receive, Scope, Send
+from rise.api.reading import Message, Receive, Scope, Send
 from rise.api.security import HEADERS, Gate, Role
 from rise.console.bindings import BindingPages
 from rise.console.follow_ups import FollowUpPages
@@ -127,7 +127,13 @@ class Console:
         self._router = Router(self._routes())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._router(scope, receive, send)
+        async def send_headed(message: Message) -> None:
+            # Here, and not by each page: what the framework itself refuses is an answer, too.
+            if message["type"] == "http.response.start":
+                complete_headers(message, request_id_of(scope), _HEADERS)
+            await send(message)
+
+        await self._router(scope, receive, send_headed)
 
     def close(self) -> None:
         self._now.close()
@@ -294,7 +300,7 @@ class Console:
         return HTMLResponse(render(template, common | dict(values)), status)
 
     def _border(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """The edge of the console: every error is a page, and every answer has its headers."""
+        """The edge of the console: every error is a page."""
 
         async def guarded(request: Request) -> Response:
             try:
@@ -308,9 +314,6 @@ class Console:
                 log.error("request.failed", request_id=request_id, path=request.url.path, error=error, exc_info=error)
                 words = f"The log has it under the request id {request_id}."
                 response = self._error_page(request, None, 500, "This should not have happened", words)
-            for name, value in _HEADERS.items():
-                response.headers.setdefault(name, value)
-            response.headers["X-Request-Id"] = request_id_of(request.scope)
             return response
 
         return guarded
