@@ -73,7 +73,6 @@ async def test_what_is_made_in_a_directory_of_everybodys_is_readable_by_its_owne
     assert made == dict.fromkeys(("rise.db", "rise.db-wal", "rise.db-shm", "copy.db"), "0o600")
 
 
-
 async def noted(database: Database, writer: str = "test") -> list[int]:
     return await database.read(
         lambda connection: [

@@ -109,7 +109,10 @@ async def test_the_cookie_is_for_this_site_alone_and_tells_no_token(nobody: http
 @pytest.mark.parametrize(
     ("host", "is_secure"),
     [
-        *((host, True) for host in ("bot.example", "Bot.Example:443", "rise:8080", "10.0.0.7", "[", "", "localhost.evil")),
+        *(
+            (host, True)
+            for host in ("bot.example", "Bot.Example:443", "rise:8080", "10.0.0.7", "[", "", "localhost.evil")
+        ),
         *((host, False) for host in ("localhost:8080", "127.0.0.2", "[::1]:8080", "LOCALHOST", "rise.localhost")),
     ],
 )

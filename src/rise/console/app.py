@@ -24,7 +24,7 @@ from starlette.routing import Route, Router
 from rise.api.answers import CLOSING, complete_headers, request_id_of, retry_after_seconds
 from rise.api.app import App, build_app
 from rise.api.reading import Message, Receive, Scope, Send
-from rise.api.security import HEADERS, Gate, Role
+from rise.api.security import HEADERS, Door, Gate, Role
 from rise.console.bindings import BindingPages
 from rise.console.follow_ups import FollowUpPages
 from rise.console.forms import FORM_BYTES_MAX, TEXTS_BYTES_MAX, Form, read_form
@@ -222,7 +222,9 @@ class Console:
         try:
             session = self._sessions.read(request.cookies.get(COOKIE, ""))
         except SignInNeeded:
-            self._gate.slow_down(request.scope)
+            if COOKIE in request.cookies:
+                self._gate.note_refused(request.scope, Door.CONSOLE)
+            self._gate.slow_down(request.scope, Door.CONSOLE)
             raise
         if session.principal.role < role:
             name = session.principal.name
@@ -232,7 +234,7 @@ class Console:
     # --- signing in ---
 
     async def _show_sign_in(self, request: Request) -> Response:
-        self._gate.slow_down(request.scope)
+        self._gate.slow_down(request.scope, Door.CONSOLE)
         return self._sign_in_page(request, "")
 
     async def _sign_in(self, request: Request) -> Response:
@@ -240,8 +242,8 @@ class Console:
         form = await read_form(request)
         cookie = self._sessions.open(form.one("token"))
         if cookie is None:
-            self._gate.slow_down(request.scope)
-            log.warning("console.sign_in_refused", request_id=request_id_of(request.scope))
+            self._gate.note_refused(request.scope, Door.CONSOLE)
+            self._gate.slow_down(request.scope, Door.CONSOLE)
             return self._sign_in_page(request, "That token is not known here.", 401, wanted=form.one("next"))
         log.info("console.signed_in", who=self._sessions.read(cookie).principal.name)
         response = RedirectResponse(_next(form.one("next")), 303)
