@@ -52,8 +52,8 @@ class Role(IntEnum):
 
 
 class Door(StrEnum):
-    """Where somebody without credentials knocks. Each is counted by itself: behind a proxy all come from one address, and
-    a crowd in the web chat must not keep anybody from signing in."""
+    """Where somebody without credentials knocks. Each is counted by itself: behind a proxy all come from one address,
+    and a crowd in the web chat must not keep anybody from signing in."""
 
     WEBCHAT = "webchat"
     CONSOLE = "console"

@@ -442,7 +442,7 @@ def _open(path: Path, *, create: bool = True) -> apsw.Connection:
 
 
 def _create_private(path: Path) -> None:
-    """What is made is the owner's alone, whatever its directory is; SQLite gives what it puts beside it the same mode."""
+    """What is made is the owner's alone, whatever its directory is. What SQLite puts beside it gets the same mode."""
     # A file that is there is left alone: to open and close it here would give up the locks that this process has on it.
     with suppress(OSError):  # SQLite says what is wrong, in its own words
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
