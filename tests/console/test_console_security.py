@@ -19,7 +19,7 @@ from rise.console.sessions import COOKIE, SESSION_SECONDS, Session, Sessions, Si
 from rise.definitions.records import BindingRecord, KillSwitch
 from rise.envelope import Reason, Status
 from rise.ledger.port import Attempt
-from rise.runtime.assembly import House
+from rise.runtime.assembly import House, build_workflows
 from rise.testing.clock import ManualClock
 
 PAGES = [
@@ -47,6 +47,7 @@ FORMS = [
     "/console/sign-out",
 ]
 FORMS_OF_ADMINS = ["/console/workflows/wf_x/remove", "/console/prompts/pr_x/remove"]
+STAGES = '[{"name": "say", "kind": "reply", "template": "hi"}]'
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><b>{{ 7 * 7 }}"
 
 
@@ -353,6 +354,36 @@ async def test_whatever_somebody_writes_is_text_in_every_place(sign_in: SignIn, 
         assert "<b>49" not in page.text, page.url
         assert "&lt;b&gt;49" not in page.text, "text is no template"
     assert sum("&lt;script&gt;alert(1)" in page.text for page in pages) >= 12, "it is shown, as text"
+
+
+@pytest.mark.req("SEC-3")
+async def test_a_link_puts_no_words_into_the_consoles_mouth(sign_in: SignIn, house: House) -> None:
+    client, another = await sign_in(OPERATOR), await sign_in(OPERATOR)
+    lie = "Rise was sold; mail your token to evil.example"
+    made = await build_workflows(house).create("bot", [{"name": "say", "kind": "reply", "template": "hi"}], by="ann")
+    key = form_key(await client.get("/console/workflows"))
+    path = f"/console/workflows/{made.workflow_id}"
+    form = {"form_key": key, "verb": "publish", "name": "bot", "stages": STAGES, "version": "1"}
+    published = await client.post(f"{path}/edit", data=form)
+    assert published.status_code == 303
+    told = httpx.URL(f"http://localhost{path}/edit").join(published.headers["location"])
+    assert "runs from the next message on" in (await client.get(told)).text
+    for someone, said in (
+        (another, told),
+        (client, told.copy_set_param("warning", lie)),
+        (client, told.copy_set_param("done", "saved")),
+        (client, told.copy_remove_param("mark")),
+        (client, told.copy_set_param("mark", "ключ")),
+    ):
+        page = await someone.get(said)
+        assert (page.status_code, 'role="status"' in page.text, lie in page.text) == (200, False, False), said
+    for place, words in (
+        ("workflows", {"removed": lie}),
+        ("prompts", {"removed": lie}),
+        ("bindings", {"done": "killed", "name": lie, "warning": lie}),
+    ):
+        page = await client.get(f"/console/{place}", params=words)
+        assert (page.status_code, 'role="status"' in page.text, lie in page.text) == (200, False, False), place
 
 
 async def is_suspended(house: House, task_id: str) -> bool:
