@@ -67,6 +67,9 @@ USABLE = [
     "http://INTRANET.example./results",
     "http://10.1.2.3:8080/",
     "https://[fd00::1]/",
+    "https://0x7f.example/",
+    "https://localhost.example/",
+    "https://shop.1x/",
 ]
 NONSENSE = [
     "", " ", "shop.example", "/results", "ftp://shop.example/", "file:///etc/passwd", "https://", "https:///results",
@@ -79,6 +82,8 @@ INSIDE = [
     "https://169.254.169.254/latest",
     "https://[::1]/",
     "http://0.0.0.0/",
+    *(f"https://{host}/" for host in ("2130706433", "127.1", "0x7f000001", "0177.0.0.0x1", "127.0.0.1.", "93.184.216")),
+    *(f"https://{host}/" for host in ("localhost", "LocalHost.:8443", "rise.localhost")),
 ]
 
 

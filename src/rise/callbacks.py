@@ -17,6 +17,7 @@ own; to say in logs and answers more of a URL than its host.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import Counter
 from typing import Any, Final
 
@@ -54,6 +55,9 @@ _URL_RULE: Final = (
 _FORBIDDEN: Final = (
     "callbackUrl leads to an address that is not public: name it in RISE_HTTP_STAGE_ALLOW if it may be called"
 )
+
+_INSIDE: Final = re.compile(r"(.*\.)?(localhost|[0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE)
+"""Names of this machine, and addresses in other clothes: `2130706433`, `127.1`. No name of the internet ends so."""
 
 
 class Callbacks:
@@ -161,7 +165,8 @@ class CallbackReceiver:
         host = read.raw_host.decode("ascii")
         address = _as_address(host)
         is_own = self._allowed.host(host) or (address is not None and self._allowed.address(address))
-        if address is not None and not is_own and not is_public(address):
+        is_outside = is_public(address) if address is not None else not _INSIDE.fullmatch(host)
+        if not is_own and not is_outside:
             raise PayloadInvalid(_FORBIDDEN, field="callbackUrl")
         if len(url) > URL_CHARS_MAX or (read.scheme != "https" and not is_own):
             raise PayloadInvalid(_URL_RULE, field="callbackUrl")

@@ -112,7 +112,10 @@ class Settings(BaseSettings):
     )
     rate_per_source: Rate = Field(
         50.0,
-        description="Requests per second a source without credentials may make; bursts of ten times that.",
+        description="Requests per second an address may make without credentials: in the web chat, to sign in to the "
+        "console, with wrong tokens, with forged updates, each counted by itself; bursts of ten times that. It may "
+        "have as many of the web chat's streams open, at least 8. Behind a proxy all come from its address: set what "
+        "all of them may do together, and let the proxy bound each.",
     )
 
     # the bot's code

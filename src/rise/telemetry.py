@@ -258,6 +258,9 @@ late_total = Counter(
 refused_total = Counter(
     "rise_refused_total", "Deliveries not accepted, by what was said", ("channel", "code"), registry=registry
 )
+credentials_refused_total = Counter(
+    "rise_credentials_refused_total", "Tokens and sessions shown that are none, by where", ("door",), registry=registry
+)
 raw_truncated_total = Counter(
     "rise_raw_truncated_total", "Deliveries too large to be shown whole", _BY_ACCOUNT, registry=registry
 )

@@ -238,6 +238,62 @@ async def test_headers_cannot_grow_behind_a_request_that_takes_long(server: ApiS
     writer.close()
 
 
+TRAILERS = f"0\r\nAuthorization: Bearer {OPERATOR}\r\n\r\n".encode()
+NEEDS_TOKEN = b"GET /internal/tasks/stats HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.req("SEC-1")
+async def test_what_stands_in_trailers_is_no_header(server: ApiServer) -> None:
+    assert status_of(await talk(server.port, NEEDS_TOKEN + b"Connection: close\r\n" + CHUNKED + TRAILERS)) == 401
+
+
+@pytest.mark.req("SEC-1")
+async def test_trailers_are_no_headers_of_the_next_request_either(server: ApiServer) -> None:
+    first = b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + CHUNKED
+    second = NEEDS_TOKEN + b"Connection: close\r\n\r\n"
+    answers = (await talk(server.port, first + TRAILERS + second)).split(b"HTTP/1.1 ")
+    assert [answer[:3] for answer in answers] == [b"", b"200", b"401"]
+
+
+@pytest.mark.failure("A17")
+@pytest.mark.parametrize("path", ["/webchat/events", "/webchat/session"], ids=["answered for long", "at once"])
+@pytest.mark.parametrize(
+    ("begun", "more"),
+    [
+        (b"0\r\n", b"X: " + b"x" * 1000 + b"\r\n"),
+        (b"0\r\nX: ", b"x" * 1000),
+        (b"1;", b"x" * 1000),
+    ],
+    ids=["many trailers", "one long trailer", "what is said of a chunk"],
+)
+async def test_what_is_said_around_a_body_cannot_grow(server: ApiServer, path: str, begun: bytes, more: bytes) -> None:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+        token = (await client.post("/webchat/session")).json()["data"]["token"]
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n" % (path.encode(), token.encode()))
+    writer.write(CHUNKED + begun)
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"\r\n\r\n")
+        try:
+            for _ in range(10_000):
+                writer.write(more)
+                await writer.drain()
+            raise AssertionError("ten megabytes were taken")
+        except ConnectionError:
+            pass
+    writer.close()
+
+
+@pytest.mark.failure("A17")
+async def test_a_body_of_many_small_chunks_is_read(server: ApiServer, house: House) -> None:
+    body = UPDATE.ljust(40_000)
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    response = await talk(server.port, HEAD + b"Connection: close\r\n" + CHUNKED + chunks + b"0\r\n\r\n")
+    assert status_of(response) == 200
+    assert len(await open_tasks(house)) == 1
+
+
 @pytest.mark.failure("A16")
 async def test_a_forged_request_is_answered_before_its_body_comes(server: ApiServer) -> None:
     response = await talk(server.port, b"POST /telegram/webhook HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rise.api.app import build_app
 from rise.api.server import ApiServer
 from rise.capabilities import CapabilityStatus
 from rise.definitions.records import BindingRecord
+from rise.errors import RateExceeded
 from rise.queue.port import Selection
 from rise.runtime.assembly import House
 from rise.runtime.serving import InProcessWorker
@@ -295,6 +296,47 @@ async def test_streams_are_bounded_and_end_with_the_server(server: ApiServer) ->
     assert watchers._count == 0
 
 
+@pytest.mark.req("SEC-4")
+@pytest.mark.parametrize(("rate_per_source", "files", "most"), [(9.0, 20_000, 9), (1.0, 20_000, 8), (50.0, 40, 10)])
+async def test_streams_are_bounded_by_address_and_by_what_may_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate_per_source: float, files: int, most: int
+) -> None:
+    monkeypatch.setattr(webchat, "open_files_max", lambda: files)
+    async with opened(tmp_path / "many", rate_per_source=rate_per_source) as house:
+        bounds = webchat.bounds_of(rate_per_source)
+        watchers = webchat.Watchers(house.bus, bounds)
+        with ExitStack() as open_now:
+            for number in range(most):
+                watchers.refuse_too_many(f"page {number}", "192.0.2.1")
+                open_now.enter_context(watchers.watching(f"page {number}", "192.0.2.1"))
+            with pytest.raises(RateExceeded):
+                watchers.refuse_too_many("another", "192.0.2.1")
+            if most < bounds.of_all:
+                watchers.refuse_too_many("another", "192.0.2.2")
+            else:
+                with pytest.raises(RateExceeded):
+                    watchers.refuse_too_many("another", "192.0.2.2")
+        watchers.refuse_too_many("another", "192.0.2.1")
+        assert not watchers._of_source
+        watchers.close()
+
+
+@pytest.mark.req("SEC-4")
+async def test_a_stream_counts_for_the_address_that_has_it_open(tmp_path: Path) -> None:
+    async with opened(tmp_path / "one", rate_per_source=8.0) as house:
+        server = ApiServer(house)
+        await server.start()
+        async with browser(server) as client, AsyncExitStack() as open_now:
+            for _ in range(8):
+                token, _ = await new_session(client)
+                stream = client.stream("GET", "/webchat/events", headers=as_(token))
+                assert (await open_now.enter_async_context(stream)).status_code == 200
+            await eventually(lambda: _all_watching(server._app._watchers))
+            token, _ = await new_session(client)
+            assert (await client.get("/webchat/events", headers=as_(token))).status_code == 429
+            await server.stop()
+
+
 async def _all_watching(watchers: webchat.Watchers) -> bool:
     return watchers._count == webchat.STREAMS_PER_SESSION_MAX
 
@@ -321,6 +363,15 @@ async def test_the_page_brings_all_it_needs_and_runs_nothing_inline(nobody: http
         assert (file.status_code, file.headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
     assert (await nobody.get("/webchat/chat.html")).status_code == 404
     assert (await nobody.get("/webchat/../app.py")).status_code == 404
+
+
+@pytest.mark.req("SEC-3")
+async def test_a_slash_too_many_leads_to_the_page_and_to_no_other_host(nobody: httpx.AsyncClient) -> None:
+    answer = await nobody.get("/webchat/?title=Ask%20us", headers={"host": "evil.example"})
+    assert (answer.status_code, answer.headers["location"]) == (308, "../webchat?title=Ask%20us")
+    for path in ("/webchat/chat.js/", "/healthz/", "/api/secrets/", "/internal/operations/"):
+        answer = await nobody.get(path, headers={"host": "evil.example"})
+        assert (answer.status_code, answer.headers.get("location")) == (404, None), path
 
 
 @pytest.mark.req("SEC-3")

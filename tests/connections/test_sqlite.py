@@ -58,6 +58,21 @@ async def note(database: Database, number: int, writer: str = "test") -> None:
     await database.write(change)
 
 
+@pytest.mark.req("SEC-4")
+async def test_what_is_made_in_a_directory_of_everybodys_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    former = os.umask(0o022)
+    try:
+        database = await opened(tmp_path / "rise.db")
+        await note(database, 1)
+        await database.backup_to(tmp_path / "copy.db")
+        made = {file.name: oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()}
+        await database.close()
+    finally:
+        os.umask(former)
+    assert made == dict.fromkeys(("rise.db", "rise.db-wal", "rise.db-shm", "copy.db"), "0o600")
+
+
 async def noted(database: Database, writer: str = "test") -> list[int]:
     return await database.read(
         lambda connection: [

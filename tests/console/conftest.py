@@ -39,7 +39,7 @@ async def front(house: House) -> AsyncIterator[Front]:
 
 @pytest.fixture
 async def nobody(front: Front) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://rise") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://localhost") as client:
         yield client
 
 
@@ -49,7 +49,7 @@ async def sign_in(front: Front) -> AsyncIterator[SignIn]:
     async with AsyncExitStack() as stack:
 
         async def signed_in(token: str) -> httpx.AsyncClient:
-            client = httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://rise")
+            client = httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://localhost")
             await stack.enter_async_context(client)
             answer = await client.post("/console/sign-in", data={"token": token})
             assert answer.status_code == 303

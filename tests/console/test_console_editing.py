@@ -424,7 +424,7 @@ async def test_a_try_that_hangs_ends_with_its_time_or_the_process(
         await shop(house, [{"name": "ask", "kind": "prompt", "template": "{{ text }}"}])
         front, hold = build_front(house), Hold()
         model.then(hold)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://rise") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://localhost") as client:
             await client.post("/console/sign-in", data={"token": OPERATOR})
             desk = Desk(client)
             await desk.opens()
@@ -565,7 +565,7 @@ async def test_a_prompt_is_tried_as_it_stands_in_the_field(tmp_path: Path) -> No
         opened(tmp_path / "data", rate_per_source=1000, llm_base_url=model.url, llm_model="stand-in") as house,
     ):
         front = build_front(house)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://rise") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://localhost") as client:
             await client.post("/console/sign-in", data={"token": OPERATOR})
             form = await greet(client)
             model.then(Say("Good day, Anna"))

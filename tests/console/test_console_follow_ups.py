@@ -144,7 +144,7 @@ async def test_a_viewer_moves_and_cancels_nothing(sign_in: SignIn) -> None:
 async def test_who_keeps_the_time_is_said_also_while_temporal_is_away(tmp_path: Path) -> None:
     async with opened(tmp_path / "data", rate_per_source=1000, temporal_address="127.0.0.1:1") as house:
         front = build_front(house)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://rise") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://localhost") as client:
             await client.post("/console/sign-in", data={"token": VIEWER})
             house.capabilities.set("temporal", CapabilityStatus.AVAILABLE, "answers")
             assert "Temporal keeps the time." in (await client.get(PLACE)).text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import httpx
@@ -10,13 +12,14 @@ import pytest
 from api_house import ADMIN, OPERATOR, VIEWER, as_, opened
 from console_people import Keep, SignIn, form_key
 
+from rise.api import reading
 from rise.api.security import Credentials
 from rise.console.app import Front, _next, _way_to_root
 from rise.console.sessions import COOKIE, SESSION_SECONDS, Session, Sessions, SignInNeeded
 from rise.definitions.records import BindingRecord, KillSwitch
 from rise.envelope import Reason, Status
 from rise.ledger.port import Attempt
-from rise.runtime.assembly import House
+from rise.runtime.assembly import House, build_workflows
 from rise.testing.clock import ManualClock
 
 PAGES = [
@@ -44,6 +47,7 @@ FORMS = [
     "/console/sign-out",
 ]
 FORMS_OF_ADMINS = ["/console/workflows/wf_x/remove", "/console/prompts/pr_x/remove"]
+STAGES = '[{"name": "say", "kind": "reply", "template": "hi"}]'
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><b>{{ 7 * 7 }}"
 
 
@@ -84,7 +88,7 @@ async def test_a_session_is_no_token_for_the_api(sign_in: SignIn) -> None:
 async def test_a_wrong_token_is_refused_and_slowed_down(tmp_path) -> None:
     async with opened(tmp_path / "data", rate_per_source=0.1) as house:
         transport = httpx.ASGITransport(Front(house))
-        async with httpx.AsyncClient(transport=transport, base_url="http://rise") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             first = await client.post("/console/sign-in", data={"token": "not-a-token-of-this-house"})
             assert (first.status_code, "not known" in first.text, COOKIE in client.cookies) == (401, True, False)
             again = await client.post("/console/sign-in", data={"token": "not-a-token-of-this-house"})
@@ -103,9 +107,21 @@ async def test_the_cookie_is_for_this_site_alone_and_tells_no_token(nobody: http
 
 
 @pytest.mark.req("SEC-1")
-async def test_by_the_public_address_the_cookie_is_for_https_only(nobody: httpx.AsyncClient) -> None:
-    answer = await nobody.post("/console/sign-in", data={"token": OPERATOR}, headers={"host": "bot.example"})
-    assert "Secure" in answer.headers["set-cookie"]
+@pytest.mark.parametrize(
+    ("host", "is_secure"),
+    [
+        *(
+            (host, True)
+            for host in ("bot.example", "Bot.Example:443", "rise:8080", "10.0.0.7", "[", "", "localhost.evil")
+        ),
+        *((host, False) for host in ("localhost:8080", "127.0.0.2", "[::1]:8080", "LOCALHOST", "rise.localhost")),
+    ],
+)
+async def test_where_the_public_address_is_https_the_cookie_is_for_https_only_but_on_this_machine(
+    nobody: httpx.AsyncClient, host: str, is_secure: bool
+) -> None:
+    answer = await nobody.post("/console/sign-in", data={"token": OPERATOR}, headers={"host": host})
+    assert ("Secure" in answer.headers["set-cookie"]) is is_secure
 
 
 @pytest.mark.req("SEC-1")
@@ -244,6 +260,25 @@ async def test_a_form_that_another_site_sends_does_nothing(
     assert await is_suspended(house, task_id)
 
 
+@pytest.mark.failure("A17")
+async def test_what_was_not_read_of_a_form_is_left_with_its_connection(
+    sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def trickle() -> AsyncIterator[bytes]:
+        yield b"why="
+        await asyncio.Event().wait()
+
+    client = await sign_in(OPERATOR)
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    large = await client.post("/console/suspended/review", data={"why": "x" * 70_000})
+    assert (large.status_code, large.headers["connection"]) == (413, "close")
+    assert reading.read_body.__kwdefaults__ is not None
+    monkeypatch.setitem(reading.read_body.__kwdefaults__, "seconds", 0.1)
+    for path in ("/console/suspended/review", "/console/sign-in"):
+        slow = await client.post(path, content=trickle(), headers=form)
+        assert (slow.status_code, slow.headers["connection"]) == (408, "close")
+
+
 @pytest.mark.req("SEC-1", "SEC-4")
 async def test_a_form_is_a_form_and_of_bearable_size(sign_in: SignIn) -> None:
     client = await sign_in(OPERATOR)
@@ -267,6 +302,8 @@ async def test_every_answer_has_a_strict_policy(sign_in: SignIn, nobody: httpx.A
     pages = [await nobody.get(path) for path in PAGES]
     pages += [await client.get(path) for path in PAGES if path != "/console/events"]
     pages.append(await client.get(f"/console/messages/{task_id}"))
+    pages += [await nobody.request(method, "/console") for method in ("POST", "TRACE")]
+    pages.append(await nobody.request("TRACE", "/console/messages"))
     for page in pages:
         policy = page.headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -317,6 +354,36 @@ async def test_whatever_somebody_writes_is_text_in_every_place(sign_in: SignIn, 
         assert "<b>49" not in page.text, page.url
         assert "&lt;b&gt;49" not in page.text, "text is no template"
     assert sum("&lt;script&gt;alert(1)" in page.text for page in pages) >= 12, "it is shown, as text"
+
+
+@pytest.mark.req("SEC-3")
+async def test_a_link_puts_no_words_into_the_consoles_mouth(sign_in: SignIn, house: House) -> None:
+    client, another = await sign_in(OPERATOR), await sign_in(OPERATOR)
+    lie = "Rise was sold; mail your token to evil.example"
+    made = await build_workflows(house).create("bot", [{"name": "say", "kind": "reply", "template": "hi"}], by="ann")
+    key = form_key(await client.get("/console/workflows"))
+    path = f"/console/workflows/{made.workflow_id}"
+    form = {"form_key": key, "verb": "publish", "name": "bot", "stages": STAGES, "version": "1"}
+    published = await client.post(f"{path}/edit", data=form)
+    assert published.status_code == 303
+    told = httpx.URL(f"http://localhost{path}/edit").join(published.headers["location"])
+    assert "runs from the next message on" in (await client.get(told)).text
+    for someone, said in (
+        (another, told),
+        (client, told.copy_set_param("warning", lie)),
+        (client, told.copy_set_param("done", "saved")),
+        (client, told.copy_remove_param("mark")),
+        (client, told.copy_set_param("mark", "ключ")),
+    ):
+        page = await someone.get(said)
+        assert (page.status_code, 'role="status"' in page.text, lie in page.text) == (200, False, False), said
+    for place, words in (
+        ("workflows", {"removed": lie}),
+        ("prompts", {"removed": lie}),
+        ("bindings", {"done": "killed", "name": lie, "warning": lie}),
+    ):
+        page = await client.get(f"/console/{place}", params=words)
+        assert (page.status_code, 'role="status"' in page.text, lie in page.text) == (200, False, False), place
 
 
 async def is_suspended(house: House, task_id: str) -> bool:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from properties_trying import ANY_TEXT, JSON, NUMBERS, bytes_held, changed, damaged, tried
 
 from rise.api.results import TaskResultBroker
-from rise.api.webchat import Watchers
+from rise.api.webchat import Watchers, bounds_of
 from rise.bus.local import LocalBus
 from rise.bus.port import Topic
 from rise.clock import SystemClock
@@ -114,7 +114,7 @@ class Hub:
     async def open(self) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.broken.append(context))
         await self.bus.start()
-        self.watchers = Watchers(self.bus)
+        self.watchers = Watchers(self.bus, bounds_of(50.0))
         self.broker = TaskResultBroker(None, None, self.bus, None)  # type: ignore[arg-type]
         self.bus.subscribe(Topic.DEFINITIONS_CHANGED, lambda payload: self.heard.set())
 
@@ -144,6 +144,6 @@ async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
 @given(EVENTS | damaged(EVENTS) | st.binary(max_size=100))
 @tried(1000)
 async def test_no_datagram_stops_the_bus_or_anybody_in_the_api_who_listens(hub: Hub, datagram: bytes):
-    with hub.watchers.watching("w_1"), hub.broker._listening("t_1"):  # type: ignore[arg-type]
+    with hub.watchers.watching("w_1", "192.0.2.1"), hub.broker._listening("t_1"):  # type: ignore[arg-type]
         await hub.say(datagram[:8000])
     assert hub.broken == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from rise.channels.telegram import read_update
 from rise.clock import SystemClock
 from rise.definitions.port import Definition, Kind
 from rise.definitions.records import BindingRecord, ChannelOwn
+from rise.runtime import open_files
 from rise.runtime.assembly import build, build_stage_secrets
 from rise.runtime.directory import DataDirectory
 from rise.runtime.doctor import Doctor, Finding, Level
@@ -86,6 +88,25 @@ async def test_a_used_directory_is_well_and_every_other_line_names_its_remedy(da
     assert all(finding.remedy for finding in findings.values() if finding.level is not Level.OK)
     assert findings["disk"].detail == "written and synced"
     assert [path for path in sorted(data_dir.iterdir()) if path.name != "bus"] == before
+
+
+@pytest.mark.req("SEC-4")
+async def test_a_process_takes_what_it_may_have_open_and_doctor_warns_where_that_is_little(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 1024), most))
+    try:
+        open_files.allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
+        assert open_files.open_files_max() == open_files.open_files_allowed() >= open_files.ENOUGH
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    [finding] = await doctor(data_dir).probe("open files")
+    assert finding.level is Level.OK
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 2048))
+    [finding] = await doctor(data_dir).probe("open files")
+    assert (finding.level, finding.detail.partition(" ")[0]) == (Level.WARN, "2048")
 
 
 async def test_secrets_are_masked(data_dir: Path):

@@ -42,6 +42,7 @@ SAID = {
     "{% for name, value in user | items %}{{ name[:1] }}{% endfor %}": "nain",
     "{{ '41' | int + 1 }} {{ 2.345 | round(1) }} {{ 'Hello' | truncate(3) }}": "42 2.3 He…",
     "{{ [3, 1] | sort }} {{ 'a' in user }} {{ user is mapping }} {{ -user.age }}": "[1,3] false true -42",
+    "{{ ' xaxbx ' | trim | trim('x') }}{{ 5 | trim(none) }}": "axb5",
     "{{ text | replace('Hi', 'Ho') }} {{ 'no' if user.nothing is none else 'yes' }}": "Ho <b> no",
 }
 
@@ -123,6 +124,10 @@ TOO_MUCH = [
     "{% for a in many %}{% set b = long ~ a %}{% endfor %}",
     "{% for a in many %}{{ nope is defined }}{{ nope is defined }}{{ nope is defined }}{% endfor %}",
     "{{ long | replace('x', long) }}",
+    "{% set y = 'y' %}" + "{% set y = y ~ y %}" * 16 + "{{ long | trim(y ~ 'x') }}",
+    "{% for a in many %}{% set b = 'abc' | truncate(2, end=long) %}{% endfor %}",
+    "{% for a in many %}{{ many[many] is defined }}{% endfor %}",
+    "{% for a in many %}{{ user[long] is defined }}{% endfor %}",
     "{{ [long, long, long, long, long, long, long, long] | join(long) }}",
 ]
 
@@ -144,8 +149,9 @@ def test_a_template_that_would_take_all_time_or_memory_is_stopped_soon(source: s
      "{{ 99999999999999999999 }}", "{{ 1" + "+1" * 9000 + " }}", "{{ " + "[" * 9000 + "]" * 9000 + " }}",
      "{% for a in many %}" * 30 + "{% endfor %}" * 30, "{% if a %}" * 900 + "{% endif %}" * 900, "{{ 1 | nope }}",
      "{{ 1 is nope }}", "x" * (TEMPLATE_CHARS_MAX + 1),
-     "{{ a|e|e|e|e }}" * 2000, "{{ a" + " ~ a" * 5000 + " }}", "{{ {" + "a:b," * 6000 + "} }}"],
-    ids=range(17),
+     "{{ a|e|e|e|e }}" * 2000, "{{ a" + " ~ a" * 5000 + " }}", "{{ {" + "a:b," * 6000 + "} }}",
+     "{{ 1e999 }}", "{{ -1e999 }}"],
+    ids=range(19),
 )  # fmt: skip
 def test_what_is_no_template_is_said_when_it_is_read(source: str):
     began = perf_counter()

@@ -44,7 +44,7 @@ _STATUS_NAMES: Final = {
     500: "internal_server_error",
     503: "service_unavailable",
 }
-_CLOSING: Final = frozenset({400, 408, 413, 415})
+CLOSING: Final = frozenset({400, 408, 413, 415})
 """After these the connection may still carry what was not read."""
 
 _ENTRIES: Final = {
@@ -153,7 +153,7 @@ def _answer_named(
     headers: dict[str, str],
     more: Mapping[str, str] | None = None,
 ) -> Response:
-    if status in _CLOSING:
+    if status in CLOSING:
         headers["Connection"] = "close"
     body = {"data": data, **(more or {}), "error": named, "meta": _meta(request_id, status)}
     return Response(encode_json(body), status, headers, "application/json")
@@ -180,7 +180,7 @@ class Border:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                _complete_headers(message, request_id)
+                complete_headers(message, request_id)
             await send(message)
 
         try:
@@ -240,10 +240,11 @@ def _count_refusal(path: str, error: RiseError) -> None:
         refused_total.labels(_ENTRIES[path], error.code).inc()
 
 
-def _complete_headers(message: Message, request_id: str) -> None:
+def complete_headers(message: Message, request_id: str, common: Mapping[str, str] = HEADERS) -> None:
+    """With the request's id, and with what all answers have in common where this one says nothing else."""
     headers = list(message["headers"])
     given = {name.lower() for name, _ in headers}
-    for name, value in HEADERS.items():
+    for name, value in common.items():
         encoded = name.lower().encode()
         if encoded not in given:
             headers.append((encoded, value.encode()))

@@ -22,7 +22,7 @@ from rise.api.results import TaskResultBroker
 from rise.api.secrets import build_secrets
 from rise.api.security import Credentials, Gate, Principal, Role, requires
 from rise.api.tasks import build_tasks
-from rise.api.webchat import Watchers, build_webchat
+from rise.api.webchat import Watchers, bounds_of, build_webchat
 from rise.api.webhooks import TelegramWebhook, answer_unconfigured
 from rise.api.workflows import build_workflows
 from rise.envelope import encode_json
@@ -44,7 +44,7 @@ class App:
             rate_per_source=house.settings.rate_per_source,
         )
         self._broker = TaskResultBroker(house.queue, house.ledger, house.bus, house.clock)
-        self._watchers = Watchers(house.bus)
+        self._watchers = Watchers(house.bus, bounds_of(house.settings.rate_per_source))
         self._path = assembly.build_path_test(house)
         self._behind = _build_behind(house, gate, self._broker, self._watchers, self._path)
         self._webhook = _build_webhook(house, gate)
@@ -86,7 +86,8 @@ def build_app(house: House) -> App:
 
 def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: Watchers, path: PathTest) -> FastAPI:
     # The descriptions of the API are for those who may use it.
-    app = FastAPI(title="Rise", docs_url=None, redoc_url=None, openapi_url=None)
+    # A slash too many is another path: redirects of the framework's go to whatever host and scheme the request names.
+    app = FastAPI(title="Rise", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.house = house
     app.state.capabilities = house.capabilities
     app.state.gate = gate

@@ -12,7 +12,7 @@ import hmac
 import ipaddress
 import math
 from collections.abc import Callable, Coroutine, Mapping
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -21,9 +21,12 @@ from fastapi import Request
 from rise.clock import Clock
 from rise.errors import CredentialsMissing, RateExceeded, RoleInsufficient
 from rise.pacing import Buckets
+from rise.telemetry import credentials_refused_total, log
 from rise.tokens import as_digest, digest_of
 
 BURST_SECONDS: Final = 10
+TOLD_EVERY_SECONDS: Final = 60.0
+"""How often it is logged that a source shows credentials that are none."""
 
 PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -46,6 +49,16 @@ class Role(IntEnum):
     VIEWER = 1
     OPERATOR = 2
     ADMIN = 3
+
+
+class Door(StrEnum):
+    """Where somebody without credentials knocks. Each is counted by itself: behind a proxy all come from one address,
+    and a crowd in the web chat must not keep anybody from signing in."""
+
+    WEBCHAT = "webchat"
+    CONSOLE = "console"
+    API = "api"
+    WEBHOOK = "webhook"
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -86,33 +99,50 @@ class Credentials:
 
 
 class Gate:
-    """Lets in who has a token, and slows down who has none or a wrong one."""
+    """Lets in who has a token, and slows down who has none or a wrong one.
+
+    The right token is never slowed down: whoever guesses from an address could else keep its owner out. A token that is
+    made cannot be guessed at any rate.
+    """
 
     def __init__(self, credentials: Credentials, clock: Clock, *, rate_per_source: float) -> None:
         self.credentials = credentials
         self._clock = clock
         burst = max(1.0, rate_per_source * BURST_SECONDS)
-        self._sources = Buckets(rate_per_source, burst)
+        self._sources = {door: Buckets(rate_per_source, burst) for door in Door}
         self._looking = Buckets(rate_per_source, burst)
+        self._told = Buckets(1 / TOLD_EVERY_SECONDS, 1.0)
 
     def admit(self, scope: Mapping[str, Any], role: Role) -> Principal:
         """Raises `CredentialsMissing`, `RoleInsufficient`, or `RateExceeded` after too many failures."""
         token = bearer_of(scope)
         principal = self.credentials.principal(token) if token else None
         if principal is None:
-            self.slow_down(scope)
+            if any(name == b"authorization" for name, _ in scope["headers"]):
+                self.note_refused(scope, Door.API)
+            self.slow_down(scope, Door.API)
             raise CredentialsMissing("this needs a token: Authorization: Bearer …")
         if principal.role < role:
             raise RoleInsufficient(f"this needs the role {role.name.lower()}; {principal.name} has a lesser one")
         return principal
 
-    def slow_down(self, scope: Mapping[str, Any]) -> None:
+    def slow_down(self, scope: Mapping[str, Any], door: Door) -> None:
         """Count one request of this source. Raises `RateExceeded` if it makes too many."""
         source, now = source_of(scope), self._clock.monotonic()
-        wait = self._sources.wait_seconds(source, now)
+        wait = self._sources[door].wait_seconds(source, now)
         if wait > 0:
             raise RateExceeded("too many requests from this address", retry_after_seconds=math.ceil(wait))
-        self._sources.take(source, now)
+        self._sources[door].take(source, now)
+
+    def note_refused(self, scope: Mapping[str, Any], door: Door) -> None:
+        """Somebody showed credentials that are none: counted each time, logged once a minute and source."""
+        credentials_refused_total.labels(door).inc()
+        source, now = source_of(scope), self._clock.monotonic()
+        if self._told.wait_seconds(source, now) <= 0:
+            self._told.take(source, now)
+            log.warning(
+                "credentials.refused", door=door, source=source, consequence="more within a minute are only counted"
+            )
 
     def may_look(self, scope: Mapping[str, Any]) -> bool:
         """Whether this source may have the stores asked now; refuses nobody. Counted apart from everything else:
@@ -142,9 +172,9 @@ def role_asked(dependency: Callable[..., Any] | None) -> Role | None:
 
 
 async def anonymous(request: Request) -> None:
-    """A dependency for routes without credentials: not too often from one source."""
+    """A dependency for the web chat's routes, which are without credentials: not too often from one source."""
     gate: Gate = request.app.state.gate
-    gate.slow_down(request.scope)
+    gate.slow_down(request.scope, Door.WEBCHAT)
 
 
 def bearer_of(scope: Mapping[str, Any]) -> str | None:

@@ -111,36 +111,52 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(HttpToolsProtocol):
-    """Closes connections whose headers do not come: a trickle of bytes could hold one open for ever."""
+    """Closes connections whose headers do not come: a trickle of bytes could hold one open for ever.
+
+    What says something of a request stands before its body. Lines after a chunked body, its trailers, are read
+    over: nobody here asks for any, and a proxy looks at headers only.
+    """
 
     _header_timer: TimerHandle | None = None
     _header_bytes = 0
+    """Of what has come since a request's headers were complete, or a part of its body was."""
     _reads_headers = False
+    _gets_on = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait_for_headers()
 
     def data_received(self, data: bytes) -> None:
+        self._gets_on = False
         super().data_received(data)
-        if self._reads_headers:
+        if self._reads_headers or not self._gets_on:
             # Also while an earlier request is being answered: else they could grow for as long as that takes.
+            # And trailers: the parser keeps one line of them, however long, until it ends.
             self._header_bytes += len(data)
             if self._header_bytes > HEADER_BYTES_MAX:
                 self.timeout_keep_alive_handler()
-            else:
-                self._wait_for_headers()
-        elif self._is_between_requests():
-            self._wait_for_headers()  # blank lines, or what is left of a body nobody reads
+        if self._reads_headers or self._is_between_requests():
+            self._wait_for_headers()  # or blank lines, or what is left of a body nobody reads
 
     def on_message_begin(self) -> None:
         self._reads_headers = True
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reads_headers:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._reads_headers = False
+        self._gets_on = True
         self._forget_headers()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._gets_on = True
+        self._header_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         # With the headers in one piece, and so before the request's task has begun; or too late, and of no use.

@@ -5,24 +5,24 @@ killed, misses nothing. Events of the bus only make it quick; every second it lo
 
 Refuses: to be there where nobody has bound a workflow to it (404): what anybody may write to is what somebody asked
 for. To read or write without a session (401), a message id that came before with another body (422), more open
-streams than a page or a process needs (429).
+streams than a page, an address or a process needs (429).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 
 from rise.api import description
 from rise.api.answers import answer, request_id_of
 from rise.api.reading import read_json_body
-from rise.api.security import PAGE_POLICY, anonymous, bearer_of
+from rise.api.security import PAGE_POLICY, anonymous, bearer_of, source_of
 from rise.api.tasks import trace_id_from
 from rise.bus.port import Bus, Topic
 from rise.channels.webchat import ACCOUNT, CHANNEL
@@ -31,6 +31,7 @@ from rise.errors import ChannelUnknown, CredentialsMissing, RateExceeded, Unavai
 from rise.ledger.port import Reply
 from rise.runtime.assembly import House
 from rise.runtime.entrance import requiring_same_body
+from rise.runtime.open_files import open_files_max
 from rise.runtime.starting import refuse_while_starting
 from rise.service import Signal
 from rise.telemetry import log
@@ -54,10 +55,30 @@ _FILES: Final = {
 }
 
 
+class Bounds(NamedTuple):
+    """How many streams may be open at once."""
+
+    of_all: int
+    per_source: int
+
+
+def bounds_of(rate_per_source: float) -> Bounds:
+    """An address may have as many open as it may make requests a second: behind a proxy both are everybody's together.
+
+    All of them leave three quarters of what the process may have open to everything else.
+    """
+    return Bounds(
+        of_all=min(STREAMS_MAX, open_files_max() // 4),
+        per_source=max(STREAMS_PER_SESSION_MAX, int(rate_per_source)),
+    )
+
+
 class Watchers:
     """Who looks at which chat now, and what wakes them."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._of_source: Counter[str] = Counter()
         self._of_session: dict[str, set[Watcher]] = defaultdict(set)
         self._session_of: OrderedDict[str, str] = OrderedDict()
         self._count = 0
@@ -84,20 +105,28 @@ class Watchers:
             self._session_of.popitem(last=False)  # its chat looks by itself
 
     @contextmanager
-    def watching(self, session: str) -> Iterator[Watcher]:
+    def watching(self, session: str, source: str) -> Iterator[Watcher]:
         watcher = Watcher()
         self._of_session[session].add(watcher)
+        self._of_source[source] += 1
         self._count += 1
         try:
             yield watcher
         finally:
             self._count -= 1
+            self._of_source[source] -= 1
+            if not self._of_source[source]:
+                del self._of_source[source]
             self._of_session[session].discard(watcher)
             if not self._of_session[session]:
                 del self._of_session[session]
 
-    def refuse_too_many(self, session: str) -> None:
-        if self._count >= STREAMS_MAX or len(self._of_session.get(session, ())) >= STREAMS_PER_SESSION_MAX:
+    def refuse_too_many(self, session: str, source: str) -> None:
+        if (
+            self._count >= self._bounds.of_all
+            or self._of_source[source] >= self._bounds.per_source
+            or len(self._of_session.get(session, ())) >= STREAMS_PER_SESSION_MAX
+        ):
             raise RateExceeded("too many open streams", retry_after_seconds=5)
 
     def _run_started(self, run: Mapping[str, Any]) -> None:
@@ -159,6 +188,12 @@ def _add_pages(router: APIRouter, house: House) -> None:
         headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
         return Response(page, headers=headers, media_type="text/html; charset=utf-8")
 
+    @router.get("/", include_in_schema=False)
+    async def chat_page_in_a_folder(request: Request) -> Response:
+        """The page's links are right without the slash. Relative, for a proxy may have put something before it."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"../webchat{query}", 308)
+
     for name, media_type in _FILES.items():
         _add_file(router, name, media_type)
 
@@ -218,23 +253,24 @@ def _add_conversation(router: APIRouter, house: House, watchers: Watchers) -> No
         request: Request, session: str = Depends(session_of), after: int = Query(0, ge=0, le=SEQUENCE_MAX)
     ) -> Response:
         """What is said in the chat beyond `after` (or `Last-Event-ID`), as it is said."""
-        watchers.refuse_too_many(session)
+        source = source_of(request.scope)
+        watchers.refuse_too_many(session, source)
         last = request.headers.get("last-event-id", "")
         if is_in_digits(last) and len(last) < 19:
             after = max(after, int(last))
         return StreamingResponse(
-            _stream(house, watchers, session, after),
+            _stream(house, watchers, session, source, after),
             media_type="text/event-stream",
             headers={"X-Accel-Buffering": "no"},
         )
 
 
-async def _stream(house: House, watchers: Watchers, session: str, after: int) -> AsyncIterator[bytes]:
+async def _stream(house: House, watchers: Watchers, session: str, source: str, after: int) -> AsyncIterator[bytes]:
     """Server-sent events: `reply` with the reply's sequence as id, and `typing`."""
     clock = house.clock
     typing_shown, quiet_since = False, clock.monotonic()
     ends_at = quiet_since + STREAM_SECONDS_MAX
-    with watchers.watching(session) as watcher:
+    with watchers.watching(session, source) as watcher:
         yield b"retry: 1000\n\n"
         while not watchers.closing and clock.monotonic() < ends_at:
             try:

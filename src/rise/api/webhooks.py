@@ -22,7 +22,7 @@ import msgspec
 from rise import tracing
 from rise.api.answers import RETRY_AFTER_SECONDS, request_id_of, retry_after_seconds
 from rise.api.reading import Message, Receive, Scope, Send, discard, read_body
-from rise.api.security import Gate
+from rise.api.security import Door, Gate
 from rise.channels.port import Incoming
 from rise.channels.telegram import TelegramChannel
 from rise.clock import Clock
@@ -142,7 +142,7 @@ class TelegramWebhook:
     async def _refuse_forged(self, scope: Scope, send: Send) -> None:
         self._refused.inc()
         try:
-            self._gate.slow_down(scope)
+            self._gate.slow_down(scope, Door.WEBHOOK)
         except RateExceeded as error:
             await _refuse(send, 429, (b"retry-after", b"%d" % error.retry_after_seconds), close=True)
             return

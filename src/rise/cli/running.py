@@ -88,10 +88,12 @@ def _serve(settings: Settings, *, in_process: bool = False, page: bool = False, 
     from rise.api.server import ApiServer
     from rise.console.app import build_front
     from rise.runtime import assembly
+    from rise.runtime.open_files import allow_open_files
     from rise.runtime.processes import run
     from rise.runtime.serving import serve as serve_house
     from rise.telemetry import configure_logs
 
+    allow_open_files()
     configure_logs(settings.log, level=settings.log_level)
     _warn_of_settings(settings)
 

@@ -15,11 +15,12 @@ an empty file, or to use another, where a marker says that one was made.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -429,6 +430,8 @@ class Database:
 
 
 def _open(path: Path, *, create: bool = True) -> apsw.Connection:
+    if create:
+        _create_private(path)
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
     connection.set_busy_timeout(int(BUSY_SECONDS * 1000))
@@ -436,6 +439,13 @@ def _open(path: Path, *, create: bool = True) -> apsw.Connection:
     connection.setlk_timeout(int(BUSY_SECONDS * 1000), 0)
     connection.execute("PRAGMA temp_store=MEMORY")
     return connection
+
+
+def _create_private(path: Path) -> None:
+    """What is made is the owner's alone, whatever its directory is. What SQLite puts beside it gets the same mode."""
+    # A file that is there is left alone: to open and close it here would give up the locks that this process has on it.
+    with suppress(OSError):  # SQLite says what is wrong, in its own words
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _is_log_emptied(connection: apsw.Connection) -> bool:

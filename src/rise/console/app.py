@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -20,10 +21,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
 
-from rise.api.answers import request_id_of, retry_after_seconds
+from rise.api.answers import CLOSING, complete_headers, request_id_of, retry_after_seconds
 from rise.api.app import App, build_app
-from rise.api.reading import Receive, Scope, Send
-from rise.api.security import HEADERS, Gate, Role
+from rise.api.reading import Message, Receive, Scope, Send
+from rise.api.security import HEADERS, Door, Gate, Role
 from rise.console.bindings import BindingPages
 from rise.console.follow_ups import FollowUpPages
 from rise.console.forms import FORM_BYTES_MAX, TEXTS_BYTES_MAX, Form, read_form
@@ -126,7 +127,13 @@ class Console:
         self._router = Router(self._routes())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._router(scope, receive, send)
+        async def send_headed(message: Message) -> None:
+            # Here, and not by each page: what the framework itself refuses is an answer, too.
+            if message["type"] == "http.response.start":
+                complete_headers(message, request_id_of(scope), _HEADERS)
+            await send(message)
+
+        await self._router(scope, receive, send_headed)
 
     def close(self) -> None:
         self._now.close()
@@ -215,7 +222,9 @@ class Console:
         try:
             session = self._sessions.read(request.cookies.get(COOKIE, ""))
         except SignInNeeded:
-            self._gate.slow_down(request.scope)
+            if COOKIE in request.cookies:
+                self._gate.note_refused(request.scope, Door.CONSOLE)
+            self._gate.slow_down(request.scope, Door.CONSOLE)
             raise
         if session.principal.role < role:
             name = session.principal.name
@@ -225,7 +234,7 @@ class Console:
     # --- signing in ---
 
     async def _show_sign_in(self, request: Request) -> Response:
-        self._gate.slow_down(request.scope)
+        self._gate.slow_down(request.scope, Door.CONSOLE)
         return self._sign_in_page(request, "")
 
     async def _sign_in(self, request: Request) -> Response:
@@ -233,8 +242,8 @@ class Console:
         form = await read_form(request)
         cookie = self._sessions.open(form.one("token"))
         if cookie is None:
-            self._gate.slow_down(request.scope)
-            log.warning("console.sign_in_refused", request_id=request_id_of(request.scope))
+            self._gate.note_refused(request.scope, Door.CONSOLE)
+            self._gate.slow_down(request.scope, Door.CONSOLE)
             return self._sign_in_page(request, "That token is not known here.", 401, wanted=form.one("next"))
         log.info("console.signed_in", who=self._sessions.read(cookie).principal.name)
         response = RedirectResponse(_next(form.one("next")), 303)
@@ -256,10 +265,10 @@ class Console:
         return response
 
     def _is_secure(self, request: Request) -> bool:
-        """Whether it comes by the public address, and that is HTTPS. On loopback it is not."""
+        """Where the public address is HTTPS, except on this machine: a proxy may have put any name for its own."""
         public = urlsplit(self._house.settings.public_url or "")
-        is_public = public.scheme == "https" and public.netloc == request.headers.get("host", "")
-        return is_public or request.url.scheme == "https"
+        is_remote = not _is_of_this_machine(request.headers.get("host", ""))
+        return (public.scheme == "https" and is_remote) or request.url.scheme == "https"
 
     def _sign_in_page(self, request: Request, problem: str, status: int = 200, *, wanted: str = "") -> Response:
         """`wanted`: where a form says that somebody was going; else it is this page, if it can be."""
@@ -293,7 +302,7 @@ class Console:
         return HTMLResponse(render(template, common | dict(values)), status)
 
     def _border(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """The edge of the console: every error is a page, and every answer has its headers."""
+        """The edge of the console: every error is a page."""
 
         async def guarded(request: Request) -> Response:
             try:
@@ -307,9 +316,6 @@ class Console:
                 log.error("request.failed", request_id=request_id, path=request.url.path, error=error, exc_info=error)
                 words = f"The log has it under the request id {request_id}."
                 response = self._error_page(request, None, 500, "This should not have happened", words)
-            for name, value in _HEADERS.items():
-                response.headers.setdefault(name, value)
-            response.headers["X-Request-Id"] = request_id_of(request.scope)
             return response
 
         return guarded
@@ -326,6 +332,8 @@ class Console:
                 response.headers["Retry-After"] = str(error.retry_after_seconds)
             case Rejected():
                 response = self._error_page(request, session, error.http_status, "This cannot be done", str(error))
+                if error.http_status in CLOSING:
+                    response.headers["Connection"] = "close"
             case _:
                 response = self._error_page(request, session, 500, "This should not have happened", str(error))
         return response
@@ -357,6 +365,15 @@ def _way_to_root(path: str) -> str:
 def _next(wanted: str) -> str:
     """Where to go from the sign-in page: a page of the console, and nothing else a form may say."""
     return f"./{wanted}" if _PLACE.fullmatch(wanted) else "../console"
+
+
+def _is_of_this_machine(host: str) -> bool:
+    """Whether a `Host` header names the loopback, by which a browser reaches nobody else."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or name.endswith(".localhost") or ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _file(file: Path) -> Callable[[Request], Awaitable[Response]]:

@@ -6,17 +6,18 @@ saying why, for whoever finds it on has to know.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
-from urllib.parse import urlencode
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from rise.api.answers import request_id_of
 from rise.console.forms import Form
+from rise.console.notes import leading_to, noted
 from rise.console.rendering import Page
 from rise.console.sessions import Session
-from rise.envelope import Status, is_in_digits
+from rise.envelope import is_in_digits
 from rise.errors import PayloadInvalid
 from rise.runtime.assembly import House, build_channel_bindings, build_path_test
 from rise.runtime.channel_bindings import BindingChange, BindingShown, routes_from
@@ -45,7 +46,7 @@ class BindingPages:
             "bindings": found[first : first + PAGE],
             "following": first + PAGE if len(found) > first + PAGE else 0,
             "routes_shown": ROUTES_SHOWN,
-            "said": _said(request),
+            "said": _said(noted(request, session)),
         }
         return self._page(request, "bindings.html", session, values)
 
@@ -60,14 +61,14 @@ class BindingPages:
         if routes is not None:
             change = change.with_routes(routes_from(routes))
         shown = await self._bindings.change(*_named(form), change, by=session.principal.name, why=_why(form))
-        return _done("changed", shown)
+        return _done(session, "changed", shown)
 
     async def switch(self, request: Request, session: Session, form: Form) -> Response:
         is_on, reason = form.one("on") == "yes", _why(form)
         if is_on and not reason:
             raise PayloadInvalid("say why: whoever finds it on has to know", field="why")
         shown = await self._bindings.switch(*_named(form), on=is_on, reason=reason, by=session.principal.name)
-        return _done("killed" if is_on else "freed", shown)
+        return _done(session, "killed" if is_on else "freed", shown)
 
     async def test(self, request: Request, session: Session, form: Form) -> Response:
         """Send a message the whole way; nobody hears of it."""
@@ -77,7 +78,7 @@ class BindingPages:
         tested = await self._path.send(channel, account, seconds=TEST_SECONDS_MAX, request_id=request_id)
         took = "" if tested.seconds is None else f"{tested.seconds * 1000:.0f}"
         query = {"done": "tested", "name": f"{channel}:{account}", "status": tested.status, "ms": took}
-        return RedirectResponse("../bindings?" + urlencode(query), 303)
+        return leading_to("../bindings", session, query)
 
     async def _all(self) -> list[BindingShown]:
         """What is bound, and then what could be."""
@@ -106,20 +107,11 @@ def _why(form: Form) -> str:
     return form.one("why")[:WHY_CHARS_MAX]
 
 
-def _done(done: str, shown: BindingShown) -> Response:
+def _done(session: Session, done: str, shown: BindingShown) -> Response:
     name = f"{shown.binding.workflow_id} at {shown.binding.channel}:{shown.binding.account}"
-    query = {"done": done, "name": name, "warning": "; ".join(shown.warnings)}
-    return RedirectResponse("../bindings?" + urlencode(query), 303)
+    return leading_to("../bindings", session, {"done": done, "name": name, "warning": "; ".join(shown.warnings)})
 
 
-def _said(request: Request) -> dict[str, str]:
-    """What was done before this page, in the page's own words; of the address only names and numbers."""
-    query = request.query_params
-    ms, status = query.get("ms", ""), query.get("status", "")
-    return {
-        "done": query.get("done", ""),
-        "name": query.get("name", "")[:200],
-        "warning": query.get("warning", "")[:500],
-        "status": status if status in set(Status) else "",
-        "ms": ms if is_in_digits(ms) and len(ms) < 8 else "",
-    }
+def _said(query: Mapping[str, str]) -> dict[str, str]:
+    """What was done before this page."""
+    return {name: query.get(name, "") for name in ("done", "name", "warning", "status", "ms")}

@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, TypeVar
-from urllib.parse import urlencode
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from rise.console.comparing import Comparison, comparison
+from rise.console.notes import leading_to
+from rise.console.sessions import Session
 from rise.envelope import is_in_digits
 from rise.errors import PayloadInvalid, Rejected, VersionStale
 from rise.runtime.versions import Since
@@ -23,7 +24,6 @@ T = TypeVar("T")
 VERSIONS_LISTED: Final = 50
 LISTED: Final = 50
 """On one page."""
-_ID_CHARS_MAX: Final = 120
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,12 +89,6 @@ def listed(request: Request, found: Sequence[T]) -> tuple[Sequence[T], int]:
     return found[first:following], following if len(found) > following else 0
 
 
-def removed(request: Request) -> str:
-    """What was removed before this page, as its address says."""
-    return request.query_params.get("removed", "")[:_ID_CHARS_MAX]
-
-
-def said_on(place: str, done: str, warnings: Sequence[str] = ()) -> Response:
+def said_on(place: str, session: Session, done: str, warnings: Sequence[str] = ()) -> Response:
     """To that page, which says what was done, and what to beware of."""
-    query = {"done": done, "warning": "; ".join(warnings)}
-    return RedirectResponse(f"{place}?{urlencode({name: value for name, value in query.items() if value})}", 303)
+    return leading_to(place, session, {"done": done, "warning": "; ".join(warnings)})

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 from markupsafe import escape
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from rise.api.prompts import edited, prompt_in, shown_version, warnings_of
 from rise.api.workflows import comment_in, published_meanwhile
@@ -26,11 +26,11 @@ from rise.console.editing import (
     Problem,
     conflict,
     listed,
-    removed,
     said_on,
     version_asked,
 )
 from rise.console.forms import Form
+from rise.console.notes import leading_to, noted
 from rise.console.rendering import Page
 from rise.console.sessions import Session
 from rise.console.trying import Talk, TryPane
@@ -83,10 +83,8 @@ class PromptPages:
 
     async def show(self, request: Request, session: Session) -> Response:
         prompt = await self._prompts.get(request.path_params["prompt_id"])
-        query = request.query_params
-        return await self._show(
-            request, session, prompt, done=query.get("done", ""), warnings=query.get("warning", "")[:500]
-        )
+        said = noted(request, session)
+        return await self._show(request, session, prompt, done=said.get("done", ""), warnings=said.get("warning", ""))
 
     async def compare(self, request: Request, session: Session) -> Response:
         """Between two versions; nothing stands for what holds now."""
@@ -116,7 +114,7 @@ class PromptPages:
             made = await self._prompts.create(prompt_in(written.read()), by=session.principal.name)
         except Rejected as error:
             return await self._list(request, session, written=written, problem=Problem.of(error))
-        return said_on(quote(made.prompt_id), "published", await warnings_of(self._prompts, made))
+        return said_on(quote(made.prompt_id), session, "published", await warnings_of(self._prompts, made))
 
     async def edit(self, request: Request, session: Session, form: Form) -> Response:
         """Publish it, or only look what would be other."""
@@ -144,7 +142,7 @@ class PromptPages:
         except Rejected as error:
             known = await self._prompts.get(prompt.prompt_id)
             return await self._show(request, session, known, written=written, problem=Problem.of(error))
-        return said_on(f"../{quote(kept.prompt_id)}", "published", await warnings_of(self._prompts, kept))
+        return said_on(f"../{quote(kept.prompt_id)}", session, "published", await warnings_of(self._prompts, kept))
 
     async def review_rollback(self, request: Request, session: Session) -> Response:
         version = version_asked(request, "version")
@@ -160,13 +158,13 @@ class PromptPages:
             raise PayloadInvalid("say which version", field="version")
         why = comment_in({"comment": form.one("why")})
         kept = await self._prompts.roll_back(prompt.prompt_id, version, by=session.principal.name, comment=why)
-        return said_on(f"../{quote(kept.prompt_id)}", "restored", await warnings_of(self._prompts, kept))
+        return said_on(f"../{quote(kept.prompt_id)}", session, "restored", await warnings_of(self._prompts, kept))
 
     async def remove(self, request: Request, session: Session, form: Form) -> Response:
         prompt_id = request.path_params["prompt_id"]
         users = await self._prompts.remove(prompt_id, by=session.principal.name, version=form.number("version"))
         query = {"removed": prompt_id, "warning": "; ".join(published_meanwhile(users))}
-        return RedirectResponse("../../prompts?" + urlencode(query), 303)
+        return leading_to("../../prompts", session, query)
 
     # --- trying ---
 
@@ -209,7 +207,7 @@ class PromptPages:
             "prompts": prompts,
             "following": following,
             "used_by": await self._prompts.used_by(),
-            "removed": removed(request),
+            "removed": noted(request, session).get("removed", ""),
             "fields": written.fields if written else dict.fromkeys(_FIELDS, ""),
             "problem": problem,
         }

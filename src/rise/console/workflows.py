@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 from markupsafe import escape
@@ -27,11 +27,11 @@ from rise.console.editing import (
     Problem,
     conflict,
     listed,
-    removed,
     said_on,
     version_asked,
 )
 from rise.console.forms import Form
+from rise.console.notes import leading_to, noted
 from rise.console.rendering import Page
 from rise.console.sessions import Session
 from rise.console.trying import TryPane
@@ -81,7 +81,7 @@ class WorkflowPages:
         values = {
             "workflows": workflows,
             "following": following,
-            "removed": removed(request),
+            "removed": noted(request, session).get("removed", ""),
             "name": name,
             "problem": problem,
         }
@@ -89,9 +89,8 @@ class WorkflowPages:
 
     async def show(self, request: Request, session: Session) -> Response:
         workflow = await self._workflows.get(request.path_params["workflow_id"])
-        done = request.query_params.get("done", "")
-        warnings = request.query_params.get("warning", "")[:500]
-        return await self._show(request, session, workflow, done=done, warnings=warnings)
+        said = noted(request, session)
+        return await self._show(request, session, workflow, done=said.get("done", ""), warnings=said.get("warning", ""))
 
     async def compare(self, request: Request, session: Session) -> Response:
         """Between two versions that ran; nothing stands for what runs now, and for the draft."""
@@ -145,7 +144,7 @@ class WorkflowPages:
             saved = await self._saved(workflow, name, stages, written.version, comment, session)
             is_saved, written = True, msgspec.structs.replace(written, version=saved.shown.version)
             if verb != "publish":
-                return self._done(saved, "saved")
+                return self._done(session, saved, "saved")
             published = await self._workflows.publish(
                 workflow.workflow_id, by=session.principal.name, comment=comment, version=saved.shown.version
             )
@@ -155,7 +154,7 @@ class WorkflowPages:
             known = await self._workflows.get(workflow.workflow_id)
             problem = Problem.of(error, line=line_of(written.stages, error.field), is_saved=is_saved)
             return await self._show(request, session, known, written=written, problem=problem)
-        return self._done(published, "published", warnings_of(published))
+        return self._done(session, published, "published", warnings_of(published))
 
     async def _saved(
         self, workflow: Workflow, name: str, stages: Sequence[Any], version: int, comment: str, session: Session
@@ -203,7 +202,7 @@ class WorkflowPages:
         restored = await self._workflows.roll_back(
             workflow.workflow_id, version, by=session.principal.name, comment=comment_in({"comment": form.one("why")})
         )
-        return self._done(restored, "restored", warnings_of(restored))
+        return self._done(session, restored, "restored", warnings_of(restored))
 
     async def _review(
         self, request: Request, session: Session, workflow: Workflow, version: int | None, notice: str
@@ -227,13 +226,13 @@ class WorkflowPages:
             by=session.principal.name,
             why=comment_in({"comment": form.one("why")}),
         )
-        return self._done(switched, "switched")
+        return self._done(session, switched, "switched")
 
     async def remove(self, request: Request, session: Session, form: Form) -> Response:
         workflow_id = request.path_params["workflow_id"]
         warnings = await self._workflows.remove(workflow_id, by=session.principal.name, version=form.number("version"))
         query = {"removed": workflow_id, "warning": "; ".join(warnings)}
-        return RedirectResponse("../../workflows?" + urlencode(query), 303)
+        return leading_to("../../workflows", session, query)
 
     # --- trying ---
 
@@ -302,8 +301,8 @@ class WorkflowPages:
         versions = await self._workflows.history(workflow_id, limit=VERSIONS_LISTED)
         return [shown_version(one, is_current=one is versions[0]) for one in versions]
 
-    def _done(self, workflow: Workflow, done: str, warnings: Sequence[str] = ()) -> Response:
-        return said_on(f"../{quote(workflow.workflow_id)}", done, warnings)
+    def _done(self, session: Session, workflow: Workflow, done: str, warnings: Sequence[str] = ()) -> Response:
+        return said_on(f"../{quote(workflow.workflow_id)}", session, done, warnings)
 
 
 def _seen_by(session: Session, found: Sequence[Difference]) -> Sequence[Difference]:

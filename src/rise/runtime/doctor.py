@@ -50,6 +50,7 @@ from rise.queue.port import Queue, Selection
 from rise.runtime import assembly, probes
 from rise.runtime.backup import SECRETS, opened_to_read
 from rise.runtime.directory import DataDirectory
+from rise.runtime.open_files import ENOUGH, open_files_allowed
 from rise.runtime.pipeline import CLOCKS_CONSEQUENCE, CLOCKS_REMEDY, clocks_apart
 from rise.runtime.sealing import Seal
 from rise.settings import UNSHARED_KEY_REMEDY, Settings, unknown_names, unshared_key
@@ -129,6 +130,7 @@ class Doctor:
             "bindings": self._bindings,
             "open work": self._open_work,
             "clock": self._clock,
+            "open files": self._open_files,
             "telegram": self._telegram,
             "serve": self._serve,
             "capabilities": self._capabilities,
@@ -262,6 +264,19 @@ class Doctor:
         if apart is None:
             return [_ok("clock", "the store's and this host's agree")]
         return [_warn("clock", f"{apart}: {CLOCKS_CONSEQUENCE}", CLOCKS_REMEDY)]
+
+    async def _open_files(self) -> list[Finding]:
+        """As many as a `rise serve` that is started like this command."""
+        allowed = open_files_allowed()
+        if allowed >= ENOUGH:
+            return [_ok("open files", "enough may be open at once")]
+        return [
+            _warn(
+                "open files",
+                f"{allowed} files and connections may be open at once: the web chat has {allowed // 4} pages of them",
+                f"allow {ENOUGH} or more (ulimit -Hn; LimitNOFILE= of a service), and start `rise serve` again",
+            )
+        ]
 
     def _remedy_unconfigured(self, channel: str, account: str) -> str:
         drop = f"or end them: `rise tasks --channel {channel}` lists, `rise tasks drop` ends"

@@ -188,6 +188,8 @@ def _refuse_unknown(node: nodes.Node) -> None:
         wrong = "arguments are written out, not unpacked"
     elif isinstance(node, nodes.Const) and type(node.value) is int and not fits_int64(node.value):
         wrong = "a number is too long"
+    elif isinstance(node, nodes.Const) and type(node.value) is float and not math.isfinite(node.value):
+        wrong = "a number is too large"
     if wrong is not None:
         raise PayloadInvalid(f"line {node.lineno or 1}: {wrong}")
 
@@ -368,7 +370,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         try:
             return obj[argument]
         except (TypeError, LookupError):
-            return self.undefined(f"nothing there has the place {_shortened(str(argument))}")
+            # A list is not put into words: nobody has paid for that.
+            place = f"the place {argument}" if _is_number(argument) else "that place"
+            return self.undefined(f"nothing there has {place}")
 
 
 def _is_number(value: object) -> bool:
@@ -438,7 +442,6 @@ _ON_TEXTS: Final[dict[str, Callable[..., Any]]] = {
     "lower": str.lower,
     "capitalize": str.capitalize,
     "title": _title,
-    "trim": str.strip,
     "truncate": _shorten,
     "urlencode": lambda value: quote(value, safe=""),
     "escape": lambda value: str(escape(value)),
@@ -476,10 +479,23 @@ def _counted(
         purse = _purse(context)
         if on_text:
             value = _said(purse, value)
-        pay(purse, value)
+        for given in (value, *args, *kwargs.values()):
+            pay(purse, given)
         return function(value, *args, **kwargs)
 
     return apply
+
+
+@pass_context
+def _trim(context: Context, value: Any, chars: str | None = None) -> str:
+    _refuse_undefined(value, chars)
+    purse = _purse(context)
+    text = _said(purse, value)
+    if chars is None:
+        return text.strip()
+    chars = _said(purse, chars)
+    purse.touch(len(text) * len(chars))  # each of its characters is looked for among them
+    return text.strip(chars)
 
 
 @pass_context
@@ -537,7 +553,7 @@ def _refuse_undefined(*values: Any) -> None:
 
 
 def _shortened(text: str) -> str:
-    return ascii(text)[1:-1][:200]
+    return ascii(text[:200])[1:-1][:200]
 
 
 _FILTERS: Final[dict[str, Callable[..., Any]]] = {
@@ -548,6 +564,7 @@ _FILTERS: Final[dict[str, Callable[..., Any]]] = {
     **{name: _counted(function, _Purse.count) for name, function in _ON_ENTRIES.items()},
     **{name: _counted(function, _Purse.weigh) for name, function in _ON_VALUES.items()},
     "replace": _replace,
+    "trim": _trim,
 }
 
 
