@@ -112,6 +112,8 @@ class Gate:
         self._sources = {door: Buckets(rate_per_source, burst) for door in Door}
         self._looking = Buckets(rate_per_source, burst)
         self._told = Buckets(1 / TOLD_EVERY_SECONDS, 1.0)
+        for door in (Door.API, Door.CONSOLE):
+            credentials_refused_total.labels(door)  # none so far: the first is seen as one more
 
     def admit(self, scope: Mapping[str, Any], role: Role) -> Principal:
         """Raises `CredentialsMissing`, `RoleInsufficient`, or `RateExceeded` after too many failures."""
