@@ -250,8 +250,8 @@ FIRST_SEED = {
     a_former_generation_that_ends_the_next: 200,
 }
 """Where the first seed that finds it is far off: a death between the ledger's end and the queue's, a message that is
-run again and waits once more while the supervisor looks. With the youngest first the worlds before 4 find it as well, and
-then take a minute to come to rest."""
+run again and waits once more while the supervisor looks. With the youngest first the worlds before 4 find it, too, and
+take a minute to come to rest."""
 
 
 def drops_while_calls_fail(seed: int) -> Plan:
