@@ -64,6 +64,8 @@ class WriteBack:
         self._is_said = False
         self._missed_at: dict[RunId, float] = {}
         """Since when there is no task for a result, by a clock that nobody sets."""
+        self._unreadable: set[str] = set()
+        """What a newer version wrote, as far as that is said."""
         self._loop = Loop(self.name, self._look, sleep=clock.sleep, on_error=_report)
 
     async def start(self) -> None:
@@ -83,6 +85,7 @@ class WriteBack:
             await self.write_back()
         else:
             self._missed_at.clear()
+            self._unreadable.clear()
         await self._clock.sleep(LOOK_SECONDS)
 
     async def write_back(self) -> int:
@@ -110,7 +113,7 @@ class WriteBack:
     async def _write_page(self, page: Sequence[Waiting], left: _Left) -> int:
         """In the order of coming; but behind the results what may not be true any more, and what is only of a run."""
         written, results, others = 0, list[_Late](), list[_Late]()
-        for late in filter(None, map(_read, page)):
+        for late in filter(None, map(self._read, page)):
             if isinstance(late.write, LateRun):
                 results.append(late)
             elif isinstance(late.write, LateNotice) and late.write.unless_run is None:
@@ -121,6 +124,20 @@ class WriteBack:
                 others.append(late)
         written += await self._write_results(results, left)
         return written + await self._write_others(others, left)
+
+    def _read(self, waiting: Waiting) -> _Late | None:
+        try:
+            return _Late(waiting.key, decode_late(waiting.write))
+        except EnvelopeMalformed as error:
+            if waiting.key not in self._unreadable:
+                log.warning(
+                    "ledger.write_unreadable",
+                    key=waiting.key,
+                    error=error,
+                    consequence="it waits for a newer version",
+                )
+            self._unreadable.add(waiting.key)
+            return None
 
     async def _write_results(self, results: Sequence[_Late], left: _Left) -> int:
         """Each lane's one after the other."""
@@ -248,14 +265,6 @@ def _comes_behind(write: LateWrite) -> RunId | None:
         case LateArming(run_id=run_id) | LateNotice(unless_run=run_id):
             return run_id
     return None
-
-
-def _read(waiting: Waiting) -> _Late | None:
-    try:
-        return _Late(waiting.key, decode_late(waiting.write))
-    except EnvelopeMalformed as error:
-        log.warning("ledger.write_unreadable", key=waiting.key, error=error, consequence="it waits for a newer version")
-        return None
 
 
 async def _all(writes: Iterable[Coroutine[Any, Any, int]]) -> list[int]:
