@@ -588,7 +588,8 @@ class Worker:
                 return await self._go_on_merged(task, run)
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
-            await end_named(run.merged, run.task_id, self._queue, self._ledger)
+            if run.is_late:  # one that is in the ledger never went ahead of the ends that it names
+                await end_named(run.merged, run.task_id, self._queue, self._ledger)
             await self._arm(task, run, saved_at_ms)
         return Finished() if run.status.is_finished else Replying()
 

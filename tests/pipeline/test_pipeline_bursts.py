@@ -36,7 +36,7 @@ POLICY = BurstPolicy(QUIET, LONGEST)
 EDGES = ["before", "after"]
 CALLS = {
     "queue.next_in_lane": 2, "queue.get": 4, "queue.renew": 1, "queue.settle": 3,
-    "ledger.steps": 5, "ledger.latest_run": 4, "ledger.history": 1, "ledger.save_step": 2, "ledger.save_result": 3,
+    "ledger.steps": 5, "ledger.latest_run": 2, "ledger.history": 1, "ledger.save_step": 2, "ledger.save_result": 3,
     "ledger.finish": 2,
 }  # fmt: skip
 """How often a worker makes each for a burst of three, at least."""
