@@ -65,6 +65,29 @@ def test_what_failed_is_run_again_by_the_next_try_and_not_by_a_repetition_of_the
     assert memory.told == 1, "all tries of a message are one message"
 
 
+@pytest.mark.req("TMP-2")
+@pytest.mark.parametrize(
+    "came_to",
+    [
+        FAILED,
+        Response(ResponseStatus.ANSWERED, is_kept=True),
+        Response(ResponseStatus.ANSWERED, ran="of both", followers=["t_2"]),
+    ],
+    ids=["failed", "lost", "of others"],
+)
+def test_a_try_that_is_told_of_again_after_a_later_one_is_not_run(came_to: Response) -> None:
+    """But where a history was begun before that was so, it is, as any other number of tries."""
+    for rules, is_run in ((Rules.THIRD, False), (Rules.SECOND, True), (Rules.FIRST, True)):
+        memory = ConversationMemory(rules=rules)
+        for tries in (0, 1):
+            assert memory.hear(message(1, tries=tries), now_ms=0)
+            end(memory, 1, replace(came_to, tries=tries))
+        assert memory.hear(message(1, tries=0), now_ms=1) is is_run
+        assert memory.response("t_1.0").tries == (0 if is_run else 1)
+        if not is_run:
+            assert memory.hear(message(1, tries=2), now_ms=2)
+
+
 def test_what_was_kept_elsewhere_and_lost_is_run_again_by_the_next_try() -> None:
     memory = ConversationMemory()
     memory.hear(message(1), now_ms=0)
@@ -155,7 +178,7 @@ def test_a_key_that_is_used_again_after_long_is_not_answered_with_what_was_said_
 
 def test_what_nothing_was_tried_of_is_run_again_whoever_tells_of_it() -> None:
     """But where a history was begun before that was so, only by the next try, as any failure."""
-    for rules, is_run in ((Rules.SECOND, True), (Rules.FIRST, False)):
+    for rules, is_run in ((Rules.THIRD, True), (Rules.SECOND, True), (Rules.FIRST, False)):
         memory = ConversationMemory(rules=rules)
         memory.hear(message(1), now_ms=0)
         end(memory, 1, replace(FAILED, is_untried=True))
@@ -191,12 +214,15 @@ def test_whatever_is_told_and_ends_no_update_is_answered_twice(events: list[tupl
     memory = ConversationMemory()
     answers: dict[int, int] = {}
     runs, duplicates = 0, 0
+    last_try: dict[int, int] = {}
     for kind, number, what in events:
         waits = {one.update_id for one in memory.unfinished()}
         if kind == "told":
             is_run = memory.hear(message(number, tries=what), now_ms=0)
             runs, duplicates = runs + is_run, duplicates + (not is_run)
             assert not (is_run and str(number) in waits), "what waits is not run beside itself"
+            assert not (is_run and what <= last_try.get(number, -1)), "no try is run after a later one, or twice"
+            last_try[number] = what if is_run else last_try.get(number, -1)
         elif str(number) in waits:
             answers[number] = answers.get(number, 0) + (what == "answered")
             tries = memory.updates[str(number)].tries

@@ -34,6 +34,8 @@ class Rules(IntEnum):
     """What another workflow has answered counts for nothing. The whole of a response is counted, not only what an
     answered one holds. A chat that has been silent for long is begun anew, with nothing of what was said. What is old
     is forgotten before anything is known again. What nothing was tried of is run again by whoever tells of it."""
+    THIRD = 3
+    """A try that is told of again after a later one is not run again, whatever the later one came to."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ class ConversationMemory:
     """By update id, in the order in which they were told."""
     order: list[str] = field(default_factory=list)
     """That order, where this is handed on: as JSON, which has the names of `updates` sorted."""
-    rules: Rules = Rules.SECOND
+    rules: Rules = Rules.THIRD
 
     def __post_init__(self) -> None:
         self.updates = {name: self.updates[name] for name in self.order} | self.updates
@@ -120,16 +122,19 @@ class ConversationMemory:
 
     def _is_another_try(self, known: Remembered, message: ConversationMessage) -> bool:
         """What has failed is run again by the next try, which knows of that failure, and so is what was kept elsewhere
-        and was not found there; a repetition of the same try is not one. What was answered for others than are to be
-        answered now, or by another workflow, counts for nothing."""
+        and was not found there; a repetition of the same try, or of one before it, is not one. What was answered for
+        others than are to be answered now, or by another workflow, counts for nothing."""
         response = known.response
+        if response.is_untried:
+            return True
+        if self.rules >= Rules.THIRD and message.tries < known.tries:
+            # Whoever did not hear that a signal was taken repeats it: it may come after those that were sent later.
+            return False
         if response.status is ResponseStatus.ANSWERED:
             if response.is_of_others(message):
                 return True
             if self.rules >= Rules.SECOND and response.is_of_another_workflow(message):
                 return True
-        if response.is_untried:
-            return True
         has_nothing = response.status is ResponseStatus.FAILED or response.is_kept
         return has_nothing and message.tries != known.tries
 

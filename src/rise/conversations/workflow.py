@@ -44,9 +44,10 @@ COUNTS: Final = "counts"
 RUN: Final = "rise.run_message"
 SILENT_SECONDS: Final = REMEMBERED_MS / 1000 + 1
 """After so long nothing of what was said is remembered any more."""
+THIRD_RULES: Final = "third rules"
 SECOND_RULES: Final = "second rules"
-"""A patch. Asked for where a history begins, and nowhere later: in the middle of one it would be answered otherwise
-when that is replayed."""
+"""Patches. Asked for where a history begins, the newest first, and nowhere later: in the middle of one they would be
+answered otherwise when that is replayed."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Conversation:
     def __init__(self, begin: Begin) -> None:
         self._limits = begin.limits
         self._memory = begin.memory
-        self._memory.rules = Rules.SECOND if workflow.patched(SECOND_RULES) else Rules.FIRST
+        self._memory.rules = _rules()
         self._told_before = begin.memory.told
         self._is_quiet = False
         self._running: dict[str, workflow.ActivityHandle[Response]] = {}
@@ -175,6 +176,12 @@ class Conversation:
         if self._memory.rules >= Rules.SECOND:
             return len(json.dumps(asdict(response)))
         return 0 if response.ran is None else len(json.dumps(response.ran))
+
+
+def _rules() -> Rules:
+    if workflow.patched(THIRD_RULES):
+        return Rules.THIRD
+    return Rules.SECOND if workflow.patched(SECOND_RULES) else Rules.FIRST
 
 
 def _response_of(handle: workflow.ActivityHandle[Response], tries: int) -> Response:
