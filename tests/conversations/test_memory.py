@@ -133,6 +133,21 @@ def test_neither_a_duplicate_nor_what_has_no_number_is_a_regression() -> None:
     assert (memory.regressions, memory.expected_sequence) == (1, 8)
 
 
+@pytest.mark.req("TMP-2")
+def test_numbers_that_begin_anew_after_a_silence_are_no_regressions() -> None:
+    """But where a history was begun before that was so, they are."""
+    for rules, regressions in ((Rules.THIRD, 0), (Rules.SECOND, 2)):
+        memory = ConversationMemory(rules=rules)
+        memory.hear(message(9_000), now_ms=0)
+        end(memory, 9_000, answered())
+        for number in (17, 18):
+            memory.hear(message(number), now_ms=REMEMBERED_MS + 1)
+            end(memory, number, answered(), now_ms=REMEMBERED_MS + 1)
+        assert memory.regressions == regressions
+        memory.hear(message(16), now_ms=REMEMBERED_MS + 2)
+        assert memory.regressions == regressions + 1
+
+
 def test_a_question_about_what_it_was_never_told_is_answered_so() -> None:
     assert ConversationMemory().response("t_1.0") is UNKNOWN
 

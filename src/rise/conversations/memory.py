@@ -35,7 +35,8 @@ class Rules(IntEnum):
     answered one holds. A chat that has been silent for long is begun anew, with nothing of what was said. What is old
     is forgotten before anything is known again. What nothing was tried of is run again by whoever tells of it."""
     THIRD = 3
-    """A try that is told of again after a later one is not run again, whatever the later one came to."""
+    """A try that is told of again after a later one is not run again, whatever the later one came to. After a
+    silence in which all was forgotten, no number is too low."""
 
 
 @dataclass
@@ -79,6 +80,9 @@ class ConversationMemory:
         """Whether it is to be run. All that is known of its update by now decides."""
         if self.rules >= Rules.SECOND:
             self.forget_old(now_ms)
+        if self.rules >= Rules.THIRD and not self.updates:
+            # When there was none for a week, Telegram begins anywhere to number a bot's updates.
+            self.expected_sequence = 0
         known = self.updates.get(message.update_id)
         if known is None:
             self._note_sequence(message.sequence)
