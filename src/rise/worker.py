@@ -290,29 +290,35 @@ class Worker:
         # Nothing is awaited between that look and this one: a workflow that appeared in between would let this
         # message overtake the earlier ones that wait for it, too. Here is decided which one workflow it meets.
         met = self._bindings.met_by(head)
-        binding, bound = met.binding, met.bound
+        if (ending := await self._ended_without_run(task, met.binding, channel)) is not None:
+            return ending
+        if met.bound is None:
+            return await self._without_workflow(task, channel)
+        if (ending := await self._not_yet(task, met.bound, steps)) is not None:
+            return ending
+        return await self._run(task, met.bound, channel, steps)
+
+    async def _ended_without_run(self, task: Task, binding: BindingRecord | None, channel: Channel) -> Ending | None:
+        """What no workflow is for, and what its binding keeps from it."""
+        head = task.head
         if head.is_unread:
             return Suspended(Reason.RAW_PAYLOAD_INVALID, task.progress.error or "its bytes cannot be read")
         if head.task_type is TaskType.CHANNEL_TEST:
             return _answered(task, channel, [], value=None, bound=None)
         if head.task_type is TaskType.MESSAGE_SEND:
             return await self._say(task, channel)
-        if binding is not None and (ending := await self._kept_from(binding, task, channel)) is not None:
-            return ending
-        if bound is None:
-            return await self._without_workflow(task, channel)
+        return None if binding is None else await self._kept_from(binding, task, channel)
+
+    async def _not_yet(self, task: Task, bound: Bound, steps: Mapping[str, bytes]) -> Ending | None:
         if self._runner.definition(bound.workflow) is None:
             return self._left_to_others(bound)
         if (seconds := await self._bursts.open_seconds(task, bound.binding, steps)) > 0:
             return _later(seconds, "more of its burst may still come")
         if (seconds := self._too_soon_seconds(bound.binding, task)) > 0:
-            return Retry(
-                seconds,
-                "more of its chat than its binding allows in a minute",
-                counts=False,
-                is_noted=False,
-                has_begun=False,
-            )
+            return _later(seconds, "more of its chat than its binding allows in a minute")
+        return None
+
+    async def _run(self, task: Task, bound: Bound, channel: Channel, steps: Mapping[str, bytes]) -> Ending:
         burst = await self._bursts.freeze(task, bound.binding, steps)
         with self._telling_of_failure(task, bound):
             ran = await self._ran(burst, bound, channel, steps)
