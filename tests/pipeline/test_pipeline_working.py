@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from pipeline_stage import Stage, definition_of, record_of
+from structlog.testing import capture_logs
 
 import rise
 from rise import telemetry
@@ -351,9 +353,16 @@ async def test_a_workflow_that_swallows_its_cancellation_does_not_keep_its_chat(
     await stage.suspended(stays, Reason.RETRIES_EXHAUSTED)
     await stage.ended(goes)
     assert worker.worker._runner.abandoned == 1
-    release.set()
-    await stage.let_go_on()
+    unread: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unread.append(context))
+    with capture_logs() as logged:
+        release.set()
+        await stage.let_go_on()
+        gc.collect()
     assert [text for text in stage.texts() if text.startswith("heard")] == ["heard go"]
+    [said] = [line for line in logged if line["event"] == "workflow.failed_late"]
+    assert (said["workflow"], "this run is over" in str(said["error"])) == ("stubborn", True)
+    assert unread == [], "asyncio has nothing to add"
 
 
 @pytest.mark.req("WRK-7", "WFL-3")

@@ -181,7 +181,7 @@ class Runner:
                     return running.result()
                 stopped_seconds += max(0.0, _now() - look_at)
         finally:
-            await self._end(running)
+            await self._end(running, definition)
         raise RunTimedOut(f"the workflow {definition.name} did not return within {seconds:g} s")
 
     async def _watched(
@@ -208,11 +208,12 @@ class Runner:
         call = partial(copy_context().run, in_bounds, definition.function, turn)
         return asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    async def _end(self, running: asyncio.Future[Any]) -> None:
+    async def _end(self, running: asyncio.Future[Any], definition: WorkflowDefinition) -> None:
         """Cancel what still runs, and give it a moment to clean up. A thread cannot be stopped at all."""
         if running.done():
             return
         running.cancel()
+        running.add_done_callback(partial(_say_late_failure, definition))
         await asyncio.wait({running}, timeout=CLEAN_UP_SECONDS)
         if not isinstance(running, asyncio.Task) or not running.done():
             self._abandoned += 1  # it can do nothing more for this run
@@ -304,6 +305,13 @@ class _RunMemory:
             self._waiting -= 1
             if not self._waiting:
                 self._waited += _now() - self._since
+
+
+def _say_late_failure(definition: WorkflowDefinition, running: asyncio.Future[Any]) -> None:
+    """Of what nobody waits for any more. Left unread, asyncio says it as an error of its own, some time later."""
+    error = None if running.cancelled() else running.exception()
+    if error is not None:
+        log.info("workflow.failed_late", workflow=definition.name, error=error, consequence="none: its run was over")
 
 
 async def _in_bounds(function: Callable[[Turn], Awaitable[Any]], turn: Turn) -> Any:
