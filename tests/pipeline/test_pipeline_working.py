@@ -518,12 +518,14 @@ async def test_what_can_never_be_said_is_parked_at_once(stage: Stage):
 @pytest.mark.failure("E4")
 async def test_a_store_that_is_away_for_longer_than_a_claim_makes_no_message_poison(stage: Stage):
     starts: list[int] = []
+    there = asyncio.Event()
 
     @rise.workflow("patient", channels=["telegram"])
     async def patient(turn: rise.Turn) -> None:
         starts.append(turn.attempt)
         stage.touch()
-        await asyncio.Event().wait()
+        await there.wait()
+        await turn.reply("at last")
 
     async def has_started_again() -> bool:
         return len(starts) > outages
@@ -540,6 +542,9 @@ async def test_a_store_that_is_away_for_longer_than_a_claim_makes_no_message_poi
     task = await stage.look(task_id)
     assert task is not None
     assert (len(starts), task.deaths) == (5, 0)
+    there.set()
+    await stage.ended(task_id)
+    assert stage.texts() == ["at last"]
 
 
 @pytest.mark.req("SUS-3")
