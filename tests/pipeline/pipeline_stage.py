@@ -659,14 +659,16 @@ class Stage:
         )
         return (await self._a_living_process().intake.accept(request.incoming)).task_id
 
-    async def ask(self, text: str, *, callback_url: str | None = None, key: str = "k", **fields: Any) -> TaskId:
+    async def ask(
+        self, text: str, *, callback_url: str | None = None, key: str = "k", by: Process | None = None, **fields: Any
+    ) -> TaskId:
         """A program asks over HTTP, through the same door."""
         asked = {"userText": text} | ({} if callback_url is None else {"callbackUrl": callback_url})
         request = HttpChannel().read_apply(
             json.dumps(asked).encode(), principal="test", key=key, request_id="r", trace_id=None
         )
         incoming = msgspec.structs.replace(request.incoming, **fields)
-        return (await self._a_living_process().intake.accept(incoming)).task_id
+        return (await (by or self._a_living_process()).intake.accept(incoming)).task_id
 
     def _a_living_process(self) -> Process:
         return next(process for process in self._processes if not process.is_dead)
