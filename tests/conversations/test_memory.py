@@ -78,7 +78,7 @@ def test_what_failed_is_run_again_by_the_next_try_and_not_by_a_repetition_of_the
 def test_a_try_that_is_told_of_again_after_a_later_one_is_not_run(came_to: Response) -> None:
     """But where a history was begun before that was so, it is, as any other number of tries."""
     for rules, is_run in ((Rules.THIRD, False), (Rules.SECOND, True), (Rules.FIRST, True)):
-        memory = ConversationMemory(rules=rules)
+        memory = ConversationMemory().decide_by(rules)
         for tries in (0, 1):
             assert memory.hear(message(1, tries=tries), now_ms=0)
             end(memory, 1, replace(came_to, tries=tries))
@@ -107,7 +107,7 @@ def test_what_was_answered_for_others_than_are_to_be_answered_now_is_run_anew() 
 
 def test_what_another_workflow_has_answered_is_run_anew_but_not_where_a_history_was_begun_before_that_was_so() -> None:
     for rules, is_run in ((Rules.SECOND, True), (Rules.FIRST, False)):
-        memory = ConversationMemory(rules=rules)
+        memory = ConversationMemory().decide_by(rules)
         memory.hear(message(1), now_ms=0)
         of_another = Response(ResponseStatus.ANSWERED, ran="by another", workflow_id="wf_former", workflow_version=1)
         end(memory, 1, of_another)
@@ -137,7 +137,7 @@ def test_neither_a_duplicate_nor_what_has_no_number_is_a_regression() -> None:
 def test_numbers_that_begin_anew_after_a_silence_are_no_regressions() -> None:
     """But where a history was begun before that was so, they are."""
     for rules, regressions in ((Rules.THIRD, 0), (Rules.SECOND, 2)):
-        memory = ConversationMemory(rules=rules)
+        memory = ConversationMemory().decide_by(rules)
         memory.hear(message(9_000), now_ms=0)
         end(memory, 9_000, answered())
         for number in (17, 18):
@@ -184,7 +184,7 @@ def test_after_two_days_the_same_update_id_may_be_another_message() -> None:
 def test_a_key_that_is_used_again_after_long_is_not_answered_with_what_was_said_then() -> None:
     """Also where nothing else was told in between; but not where a history was begun before that was so."""
     for rules, is_run in ((Rules.SECOND, True), (Rules.FIRST, False)):
-        memory = ConversationMemory(rules=rules)
+        memory = ConversationMemory().decide_by(rules)
         for number in (1, 2, 3):
             memory.hear(message(number), now_ms=0)
             end(memory, number, answered("long ago"))
@@ -194,11 +194,26 @@ def test_a_key_that_is_used_again_after_long_is_not_answered_with_what_was_said_
 def test_what_nothing_was_tried_of_is_run_again_whoever_tells_of_it() -> None:
     """But where a history was begun before that was so, only by the next try, as any failure."""
     for rules, is_run in ((Rules.THIRD, True), (Rules.SECOND, True), (Rules.FIRST, False)):
-        memory = ConversationMemory(rules=rules)
+        memory = ConversationMemory().decide_by(rules)
         memory.hear(message(1), now_ms=0)
         end(memory, 1, replace(FAILED, is_untried=True))
         assert memory.response("t_1.0").is_untried is is_run
         assert memory.hear(message(1), now_ms=1) is is_run
+
+
+def test_what_nothing_was_tried_of_is_run_also_by_an_earlier_try() -> None:
+    """Nobody counts it: a later one, which could be told of, would never come."""
+    memory = ConversationMemory()
+    memory.hear(message(1, tries=2), now_ms=0)
+    end(memory, 1, replace(FAILED, tries=2, is_untried=True))
+    assert memory.hear(message(1, tries=0), now_ms=1)
+
+
+def test_by_which_rules_it_decides_is_not_handed_on() -> None:
+    """A former version, which runs beside this one, would not know them, and could not go on."""
+    converter = DataConverter.default.payload_converter
+    [handed_on] = converter.to_payloads([ConversationMemory().hand_on(now_ms=0)])
+    assert b"rules" not in handed_on.data
 
 
 def test_what_is_handed_on_keeps_its_order_whatever_its_names() -> None:

@@ -35,8 +35,8 @@ class Rules(IntEnum):
     answered one holds. A chat that has been silent for long is begun anew, with nothing of what was said. What is old
     is forgotten before anything is known again. What nothing was tried of is run again by whoever tells of it."""
     THIRD = 3
-    """A try that is told of again after a later one is not run again, whatever the later one came to. After a
-    silence in which all was forgotten, no number is too low."""
+    """A try that is told of again after a later one is not run again, unless nothing was tried of that. After a silence
+    in which all was forgotten, no number is too low."""
 
 
 @dataclass
@@ -65,10 +65,15 @@ class ConversationMemory:
     """By update id, in the order in which they were told."""
     order: list[str] = field(default_factory=list)
     """That order, where this is handed on: as JSON, which has the names of `updates` sorted."""
-    rules: Rules = Rules.THIRD
 
     def __post_init__(self) -> None:
+        self._rules = Rules.THIRD
         self.updates = {name: self.updates[name] for name in self.order} | self.updates
+
+    def decide_by(self, rules: Rules) -> ConversationMemory:
+        """Not handed on: by which rules the next history decides is asked for where that begins."""
+        self._rules = rules
+        return self
 
     def hand_on(self, *, now_ms: int) -> ConversationMemory:
         """To the next history: without what is old, and with the order."""
@@ -78,9 +83,9 @@ class ConversationMemory:
 
     def hear(self, message: ConversationMessage, *, now_ms: int) -> bool:
         """Whether it is to be run. All that is known of its update by now decides."""
-        if self.rules >= Rules.SECOND:
+        if self._rules >= Rules.SECOND:
             self.forget_old(now_ms)
-        if self.rules >= Rules.THIRD and not self.updates:
+        if self._rules >= Rules.THIRD and not self.updates:
             # When there was none for a week, Telegram begins anywhere to number a bot's updates.
             self.expected_sequence = 0
         known = self.updates.get(message.update_id)
@@ -98,7 +103,7 @@ class ConversationMemory:
     def end(self, update_id: str, response: Response, *, size: int, now_ms: int) -> None:
         """Its run has come to this, of so many bytes."""
         known = self.updates[update_id]
-        if self.rules < Rules.SECOND:
+        if self._rules < Rules.SECOND:
             response = replace(response, is_untried=False)
         known.response, known.message, known.bytes = response, None, size
         self._forget(now_ms)
@@ -131,13 +136,13 @@ class ConversationMemory:
         response = known.response
         if response.is_untried:
             return True
-        if self.rules >= Rules.THIRD and message.tries < known.tries:
+        if self._rules >= Rules.THIRD and message.tries < known.tries:
             # Whoever did not hear that a signal was taken repeats it: it may come after those that were sent later.
             return False
         if response.status is ResponseStatus.ANSWERED:
             if response.is_of_others(message):
                 return True
-            if self.rules >= Rules.SECOND and response.is_of_another_workflow(message):
+            if self._rules >= Rules.SECOND and response.is_of_another_workflow(message):
                 return True
         has_nothing = response.status is ResponseStatus.FAILED or response.is_kept
         return has_nothing and message.tries != known.tries
