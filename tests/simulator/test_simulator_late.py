@@ -24,6 +24,7 @@ ONCE_BROKEN = {
     31001256: "the checker asked for the place of an answer whose task Redis had lost while it waited for the ledger",
     32001300: "a result waited for its task by a clock that somebody set an hour ahead, and was run again",
     32006216: "that messages had been taken along was lost with Redis, and the answer for all was not: answered twice",
+    40020903: "the checker did not know that what is being sent to a group's new id goes before what comes over to it",
     40002194: "a conversation was told of a try again after a later one, and had it run again",
 }
 """Seeds that found something once, and what."""

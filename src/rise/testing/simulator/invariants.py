@@ -37,6 +37,15 @@ KNOWN_SECONDS_MAX: Final = CHECK_SECONDS + 1.0
 """Until every process has read that a chat has moved, also one that nobody could tell."""
 
 _TRIGGERS: Final = (
+    # When two ids of a chat become one, what is being sent to the new one goes first.
+    """
+    CREATE TEMP TABLE came_over (reply_id TEXT NOT NULL, claim INTEGER NOT NULL);
+    CREATE TEMP TRIGGER two_become_one AFTER UPDATE OF chat_id ON main.replies WHEN NEW.chat_id <> OLD.chat_id
+    BEGIN
+        INSERT INTO came_over SELECT NEW.reply_id, claim FROM main.outbox_chats
+        WHERE channel = NEW.channel AND account = NEW.account AND chat_id = NEW.chat_id AND claim IS NOT NULL;
+    END
+    """,
     # A lane's first task runs, and only one at a time.
     """
     CREATE TEMP TRIGGER order_of_runs AFTER UPDATE OF status ON main.tasks
@@ -121,6 +130,11 @@ _TRIGGERS: Final = (
         AND chat_id = NEW.chat_id AND state IN ('ready', 'sending') AND held = 0 AND sequence < NEW.sequence
         -- What a person let go on comes up again behind what was being sent at that moment.
         AND NOT EXISTS (SELECT 1 FROM main.replies doubted WHERE doubted.run_id = replies.run_id AND doubted.resends)
+        -- So does what waited under the former id of a group.
+        AND NOT EXISTS (
+            SELECT 1 FROM came_over JOIN main.outbox_chats USING (claim) WHERE came_over.reply_id = replies.reply_id
+            AND channel = NEW.channel AND account = NEW.account AND chat_id = NEW.chat_id
+        )
     ) BEGIN SELECT violated('I8', 'sent before an earlier one of its chat: ' || NEW.reply_id); END
     """,
 )
