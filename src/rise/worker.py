@@ -365,15 +365,22 @@ class Worker:
 
     async def _begun_before(self, task: Task) -> tuple[Mapping[str, bytes], Run | None]:
         """The steps and the result of former tries. A ledger that cannot say so, but keeps what it is given, need not
-        be asked for what nobody has begun; but for what may have been answered with another of its burst."""
+        be waited for with what nobody has begun; but with what may have been answered with another of its burst."""
         try:
             # In this order: what has ended has no steps any more, and would do them again.
             steps = await self._ledger.steps(task.run_id)
             return steps, await self._ledger.run(task.run_id)
         except LedgerSilent:
-            if task.progress.is_untouched and not self._bursts.may_follow(task.head):
+            is_new = task.progress.is_untouched and not self._bursts.may_follow(task.head)
+            try:
+                # Also of what seems new: its burst may have been run before its binding was changed, and what waits for
+                # the ledger says so.
+                waiting = await self._ledger.run(task.run_id)
+            except LedgerSilent:
+                if not is_new:
+                    raise
                 return {}, None
-            if (waiting := await self._ledger.run(task.run_id)) is None:
+            if waiting is None and not is_new:
                 raise  # it answers again just now
             return {}, waiting
 

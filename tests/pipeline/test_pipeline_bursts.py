@@ -27,6 +27,7 @@ from rise.ledger.sqlite import SqliteLedger
 from rise.queue.port import NewTask, Selection
 from rise.runtime.operations import Operations
 from rise.runtime.supervisor import LOST_SECONDS, Duties
+from rise.runtime.writing_back import WriteBack
 from rise.testing.fakes.late import MemoryLateWrites
 from rise.testing.fakes.queue import MemoryQueueState
 from rise.testing.telegram import updates
@@ -788,6 +789,43 @@ async def test_what_was_taken_along_does_not_end_by_an_answer_that_may_still_be_
     await gateway.supervisor.sweep()
     await stage.ended(leader, follower)
     assert stage.texts() == ["one + two"]
+
+
+@pytest.mark.req("CHN-3", "CPY-6", "WRK-4")
+@pytest.mark.failure("D8")
+async def test_what_was_taken_along_is_not_run_when_merging_is_switched_off_while_the_ledger_is_away(
+    stage: Stage, talk: Talk, monkeypatch: pytest.MonkeyPatch
+):
+    """That it has ended with another waits in Redis; nothing else tells it from what nobody has begun."""
+    late = MemoryLateWrites(MemoryQueueState())
+
+    def ledger_with_late(database: Any) -> LateLedger:
+        return LateLedger(SqliteLedger(database), late, stage.clock)
+
+    ledger = stage.ledger
+    monkeypatch.setattr(pipeline_stage, "SqliteLedger", ledger_with_late)
+    await late.put("another", "another chat", b'{"type":"of a newer version"}')  # behind which everything waits
+    talk.held = asyncio.Event()
+    gateway, worker = await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.waits(leader)
+    await stage.pass_time(QUIET)
+    await talk.reached.wait()
+    await talk.change(None, gateway, worker)
+    later = await stage.write("three")
+    worker.fail_at("ledger.steps", "before", LedgerSilent("MongoDB does not answer"), times=2)
+    talk.held.set()
+    for task_id in (leader, follower, *later):
+        await stage.until(partial(is_worked_on_no_more, stage, task_id))
+    assert talk.seen == [["one", "two"], ["three"]]
+    await late.remove(["another"])
+    write_back = WriteBack(late=late, ledger=ledger, queue=stage.queue, bus=stage.bus, clock=stage.clock)
+    await write_back.write_back()
+    await stage.pass_time(LOST_SECONDS + 1)
+    await gateway.supervisor.sweep()
+    await stage.ended(leader, follower, *later)
+    assert stage.texts() == ["one + two", "three"]
+    await talk.merged(leader, follower)
 
 
 @pytest.mark.req("CHN-3", "SUS-3", "SEC-5")

@@ -38,7 +38,7 @@ from rise.envelope import (
     envelope,
     run_id_of,
 )
-from rise.errors import StateConflict, StoreUnavailable
+from rise.errors import LedgerSilent, StateConflict, StoreUnavailable
 from rise.queue.port import Selection
 from rise.retries import RetryPolicy
 from rise.runtime import supervisor
@@ -545,6 +545,25 @@ async def test_a_store_that_is_away_for_longer_than_a_claim_makes_no_message_poi
     there.set()
     await stage.ended(task_id)
     assert stage.texts() == ["at last"]
+
+
+@pytest.mark.req("CPY-6", "WRK-4")
+@pytest.mark.failure("D8")
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_what_nobody_has_begun_does_not_wait_for_a_ledger_that_cannot_say_so(stage: Stage, comes_back: bool):
+    runs: list[str] = []
+
+    @rise.workflow("echo", channels=["telegram"])
+    async def echo(turn: rise.Turn) -> None:
+        runs.append(turn.text)
+        await turn.reply(turn.text)
+
+    _, worker = await stage.start(echo)
+    for question in ("ledger.steps",) if comes_back else ("ledger.steps", "ledger.run"):
+        worker.fail_at(question, "before", LedgerSilent("MongoDB does not answer"))
+    [task_id] = await stage.write("Hello")
+    await stage.ended(task_id)  # at a clock that stands: what waits would not be tried again
+    assert runs == stage.texts() == ["Hello"]
 
 
 @pytest.mark.req("SUS-3")
