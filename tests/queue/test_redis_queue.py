@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -291,6 +292,26 @@ async def test_a_filling_that_spans_a_restart_begins_anew(redis_of_its_own: Redi
     await begin(queue)
     assert await run_everything(queue) == [1]
     await database.close()
+
+
+@pytest.mark.req("CPY-5", "QUE-5")
+@pytest.mark.failure("C19", "I8")
+async def test_what_redis_loses_of_a_filling_with_its_last_writes_is_brought_again(tmp_path: Path):
+    with RedisServer(tmp_path, appendonly="no") as server:
+        database = RedisDatabase(server.url, clock=ManualClock(), answer_seconds=PATIENCE_SECONDS)
+        database.belongs_to("this installation")
+        queue = RedisQueue(database, LIMITS)
+        refill = await queue.begin_refill()
+        await queue.restore([delivery(2)])
+        server.ask("SAVE")
+        assert await queue.restore([delivery(1)]) != [], "it has said so"
+        await RedisStage(server).restart_server()
+        assert await queue.begin_life(refill) is None, "its name was saved, and the first of the chat was not"
+        assert await claim_all(queue) == []
+        await queue.restore([delivery(1), delivery(2)])
+        await begin(queue)
+        assert await run_everything(queue) == [1, 2]
+        await database.close()
 
 
 @pytest.mark.req("EMB-3")

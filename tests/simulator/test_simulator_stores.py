@@ -20,11 +20,14 @@ from rise.copies.reaper import Reaper
 from rise.copies.relay import Relay
 from rise.ledger.port import Ledger
 from rise.queue.port import Queue, RefillableQueue
+from rise.testing.conformance.queue import delivery, run_everything
+from rise.testing.fakes.queue import MemoryQueue, MemoryQueueState
 from rise.testing.simulator.bot import Behaviour
 from rise.testing.simulator.faults import LAST_BLOWS, Fault, FaultKind
 from rise.testing.simulator.people import Act, Doing
 from rise.testing.simulator.profile import Profile
 from rise.testing.simulator.run import Outcome, Plan, draw_plan, simulate
+from rise.testing.simulator.servers import rewind, snapshot_of
 
 ONCE_BROKEN = {
     1: "what was planned for later waited until two clocks agreed: the ledger's and Redis's",
@@ -221,6 +224,28 @@ def test_a_message_is_answered_once_though_redis_is_emptied_while_it_runs():
     assert outcome.violations == []
     assert outcome.steps["queue.begin_life"] == 2
     assert outcome.steps["telegram.sendMessage"] == 1
+
+
+@pytest.mark.req("TST-2", "CPY-5")
+@pytest.mark.failure("C19", "I8")
+async def test_a_filling_of_which_the_worlds_redis_loses_something_does_not_count():
+    """As with a real one, of which `tests/queue/test_redis_queue.py` asks the same."""
+    state = MemoryQueueState()
+    queue = MemoryQueue(state, now_ms=lambda: 0)
+    synced_before = snapshot_of(state)
+    refill = await queue.begin_refill()
+    await queue.restore([delivery(2)])
+    synced = snapshot_of(state)
+    await queue.restore([delivery(1)])
+    rewind(state, synced)
+    assert await queue.begin_life(refill) is None, "its name was saved, and the first of the chat was not"
+    rewind(state, synced_before)
+    anew = await queue.begin_refill()
+    assert anew != refill, "no name is given twice"
+    await queue.restore([delivery(1), delivery(2)])
+    assert await queue.begin_life(refill) is None
+    assert await queue.begin_life(anew) is not None
+    assert await run_everything(queue) == [1, 2]
 
 
 @pytest.mark.req("CPY-4", "WRK-4")

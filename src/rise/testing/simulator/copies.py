@@ -134,6 +134,10 @@ class CopiesChecker(Checker):
         self._refused_when_emptied = self._world.struck[FaultKind.REDIS_FULL]
         self._was_queued |= self._promised.keys() & self._world.redis.tasks.keys()
 
+    def deleted(self, task_id: str) -> None:
+        """By hand. Whoever fills the queue is not told, and may have brought it; it is missed when work goes on."""
+        self._was_queued.discard(task_id)
+
     def life_begun(self) -> None:
         """I7: before what was in it is back, nothing is handed out; but for what only a mirror has that is away.
 

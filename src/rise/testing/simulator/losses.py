@@ -84,7 +84,9 @@ class Losses:
             return
         promised = [task_id for task_id in tasks if self.checker.is_promised(task_id)]
         if promised:
-            del tasks[self._world.dice.choice(promised)]
+            task_id = self._world.dice.choice(promised)
+            del tasks[task_id]
+            self.checker.deleted(task_id)
             self.checker.lost("redis")
 
     def _lose_journals(self, fault: Fault) -> None:

@@ -337,10 +337,16 @@ def snapshot_of(state: MemoryQueueState) -> MemoryQueueState:
 
 
 def rewind(state: MemoryQueueState, synced: MemoryQueueState) -> None:
-    """Back to what was synced; but for what follows the time, which goes on."""
+    """Back to what was synced; but for what follows the time, which goes on.
+
+    A filling that is under way begins anew: a server that has lost its last writes was started anew, or has taken
+    another's place, and whoever reaches it first ends the filling (`RedisDatabase`). He ends what is handed out, too;
+    here that goes on, so that there is something for those who look for what a queue has lost.
+    """
     for each in fields(state):
-        if each.name not in ("lives", "fences"):
+        if each.name not in ("lives", "refills", "fences"):
             setattr(state, each.name, getattr(synced, each.name))
+    state.refill = None
 
 
 class SimMirror(MemoryMirror):
