@@ -39,7 +39,6 @@ LIMITS = {
     "anew-while-people-write": ConversationLimits(messages_per_history_max=3),
     "anew-when-nobody-writes": ConversationLimits(messages_per_history=2, quiet_seconds=0.5),
     "process-lost": ConversationLimits(beat_seconds=1.0, deaths_max=1),
-    "told-late": ConversationLimits(),
 }
 
 
@@ -51,8 +50,6 @@ async def run_message(message: ConversationMessage) -> Response:
     if text == "fails" and not message.tries:
         failure = Failure(FailureKind.OWN, "ValueError: not yet")
         return Response(ResponseStatus.FAILED, message.tries, failure=failure)
-    if text == "fails always":
-        return Response(ResponseStatus.FAILED, message.tries, failure=Failure(FailureKind.OWN, "ValueError: never"))
     if text == "fails at length":
         failure = Failure(FailureKind.OWN, "ж" * 2000)  # as an earlier version would have passed it on
         return Response(ResponseStatus.FAILED, message.tries, failure=failure)
@@ -69,7 +66,6 @@ SAID = {
     "anew-while-people-write": [message(number) for number in range(1, 6)],
     "anew-when-nobody-writes": [message(number) for number in range(1, 4)],
     "process-lost": [message(1), message(2, "lost")],
-    "told-late": [*(message(1, "fails always", tries=tries) for tries in (0, 1, 0)), message(2)],
 }
 
 

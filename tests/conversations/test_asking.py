@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 from collections.abc import Coroutine
 from dataclasses import asdict
@@ -14,8 +13,7 @@ import pytest
 
 from rise.bindings import Bound
 from rise.bursts import Burst
-from rise.conversations.asking import HOLD_SECONDS, LOOK_SECONDS, UNHEARD_TRIES, Conversations, is_conversation
-from rise.conversations.memory import ConversationMemory
+from rise.conversations.asking import HOLD_SECONDS, UNHEARD_TRIES, Conversations, is_conversation
 from rise.conversations.port import (
     TEXT_CHARS_MAX,
     UNKNOWN,
@@ -60,25 +58,6 @@ class Server:
         return self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
 
 
-class Remembering:
-    """A conversation as it remembers, whose runs end at once, and one after the other as a test says."""
-
-    def __init__(self, *ends: Response) -> None:
-        self.memory = ConversationMemory()
-        self.ends = list(ends)
-        self.ran: list[int] = []
-        """By how many tries each was said to come after."""
-
-    async def tell(self, conversation_id: str, message: ConversationMessage) -> None:
-        if self.memory.hear(message, now_ms=0):
-            self.ran.append(message.tries)
-            end = dataclasses.replace(self.ends.pop(0), tries=message.tries)
-            self.memory.end(message.update_id, end, size=1, now_ms=0)
-
-    async def ask(self, conversation_id: str, request_id: str) -> Response:
-        return self.memory.response(request_id)
-
-
 class Noted:
     """What of a ledger is asked here."""
 
@@ -94,7 +73,7 @@ class Noted:
         return self.kept
 
 
-def conversations(server: Server | Remembering, clock: ManualClock, *, tries: int = 0, **steps: bytes) -> Conversations:
+def conversations(server: Server, clock: ManualClock, *, tries: int = 0, **steps: bytes) -> Conversations:
     ledger: Any = Noted(tries, {"conversation:ran:wf_talks:3": steps["ran"]} if steps else {})
     bus: Any = Silent()
     return Conversations(server, ledger, bus, clock)
@@ -252,32 +231,6 @@ async def test_a_failure_that_nobody_has_written_down_is_news() -> None:
 
 
 KEPT = Response(ResponseStatus.ANSWERED, is_kept=True)
-
-
-@pytest.mark.failure("F9")
-@pytest.mark.parametrize(
-    "before",
-    [
-        Response(ResponseStatus.FAILED, failure=Failure(FailureKind.OWN, "ValueError: no")),
-        Response(ResponseStatus.FAILED, failure=Failure(FailureKind.REFUSED, "too large")),
-        Response(ResponseStatus.FAILED, failure=Failure(FailureKind.DEPENDENCY, "away", 3600.0)),
-        KEPT,
-        Response(ResponseStatus.ANSWERED, ran=SEVEN, workflow_id="wf_talks", workflow_version=2),
-    ],
-    ids=["own", "refused", "dependency", "lost", "of another version"],
-)
-async def test_what_a_ledger_has_lost_of_the_tries_is_not_counted_again_and_the_next_is_run(before: Response) -> None:
-    """It was restored from a backup, say, in which the message has been begun, or has not."""
-    server = Remembering(*[before] * 5, Response(ResponseStatus.ANSWERED, ran=SEVEN))
-    for tries in range(5):
-        await server.tell("", message_of(Burst(task(1)), BOUND, tries=tries))
-    asked = conversations(server, ManualClock(), tries=0)
-    with pytest.raises(WaitsForDependency) as refused:
-        await asked.answer(Burst(task(1)), BOUND)
-    assert (refused.value.retry_after_seconds, server.ran) == (LOOK_SECONDS, [0, 1, 2, 3, 4])
-    ran = await asked.answer(Burst(begun(task(1))), BOUND)
-    assert ran is not None and ran.value == 7
-    assert server.ran == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("later", [[KEPT], [WAITING, UNKNOWN]])

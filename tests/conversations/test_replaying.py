@@ -27,7 +27,7 @@ def named(part: str) -> list[Path]:
 
 
 def test_there_is_a_history_of_every_way_that_a_conversation_goes() -> None:
-    for part in ("answered", "anew-while-people-write", "anew-when-nobody-writes", "process-lost", "told-late"):
+    for part in ("answered", "anew-while-people-write", "anew-when-nobody-writes", "process-lost"):
         assert named(part), part
     for part in ("anew-while-people-write", "anew-when-nobody-writes"):
         assert len(named(part)) > 1, "what was begun anew, too"

@@ -26,7 +26,7 @@ ONCE_BROKEN = {
     32001300: "a result waited for its task by a clock that somebody set an hour ahead, and was run again",
     32006216: "that messages had been taken along was lost with Redis, and the answer for all was not: answered twice",
     40020903: "the checker did not know that what is being sent to a group's new id goes before what comes over to it",
-    40002194: "a conversation was told of a try again after a later one, and had it run again",
+    40002194: "the checker did not know that a try which is told of again after a later one may be run once more",
     40020940: "the world's Redis lost its last writes while it was filled, and nobody was told, as a real one's are",
 }
 """Seeds that found something once, and what."""

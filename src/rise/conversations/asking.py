@@ -20,7 +20,6 @@ from rise.bursts import Burst
 from rise.bus.port import Bus, Topic
 from rise.clock import TICK_SECONDS, Clock
 from rise.conversations.port import (
-    UNKNOWN,
     ConversationMessage,
     ConversationServer,
     Failure,
@@ -71,9 +70,8 @@ class Conversations:
         named = conversation_id_of(task.head)
         assert named is not None
         message = message_of(burst, bound, tries=await self._tries(task))
-        known = UNKNOWN if task.progress.is_untouched else await self.server.ask(named, message.request_id)
-        if not await self._is_of_use(known, burst, message):
-            message = message_of(burst, bound, tries=_next_try(message, known))
+        known = await self._known(burst, named, message)
+        if known is None:
             # Not by the interceptor of Temporal's SDK: it puts whatever a conversation does, for years, into the trace
             # of the message that began it. The run goes on from its own message, which its task says.
             with tracing.span("conversation.tell", kind="producer"):
@@ -86,16 +84,19 @@ class Conversations:
         """How many were written down: a failure that is not among them is news, also after a person had it resumed."""
         return 0 if task.progress.is_untouched else count_tries(await self.ledger.attempts(task.run_id))
 
-    async def _is_of_use(self, known: Response, burst: Burst, message: ConversationMessage) -> bool:
-        """What came of what was told before: if it is not, it is told again."""
+    async def _known(self, burst: Burst, named: str, message: ConversationMessage) -> Response | None:
+        """What was told before, if it is of use: else it is told again."""
+        if burst.leader.progress.is_untouched:
+            return None
+        known = await self.server.ask(named, message.request_id)
         match known.status:
             case ResponseStatus.WAITING:
-                return True
-            case ResponseStatus.ANSWERED:
-                return await self._ran(known, burst, message) is not None
-            case ResponseStatus.FAILED:
-                return known.tries == message.tries and not known.is_untried
-        return False
+                return known
+            case ResponseStatus.ANSWERED if await self._ran(known, burst, message) is not None:
+                return known
+            case ResponseStatus.FAILED if known.tries == message.tries and not known.is_untried:
+                return known
+        return None
 
     async def _awaited(self, task: Task, bound: Bound, named: str, message: ConversationMessage) -> Response:
         began = self.clock.monotonic()
@@ -129,9 +130,6 @@ class Conversations:
             case ResponseStatus.FAILED if response.is_untried and response.failure is not None:
                 # Not noted as a try, which it would be every two seconds: it is left to a process that has loaded it.
                 raise TemporalUnavailable(response.failure.error, retry_after_seconds=ELSEWHERE_SECONDS)
-            case ResponseStatus.FAILED if response.tries > message.tries:
-                # Of before this was told, which ran nothing: no news, and no try.
-                raise _looks_again("its conversation has had a later try of it than the ledger knows of")
             case ResponseStatus.FAILED:
                 raise _error_of(response.failure)
         ran = await self._ran(response, burst, message)
@@ -155,12 +153,6 @@ class Conversations:
     def _say_how_long(self, task: Task, bound: Bound, seconds: float) -> None:
         said = {"channel": task.head.channel, "account": task.head.account, "seconds": round(seconds, 4)}
         self.bus.publish(Topic.CONVERSATION_ANSWERED, said | {"workflow_id": bound.workflow.workflow_id})
-
-
-def _next_try(message: ConversationMessage, known: Response) -> int:
-    """Later than what was told before, of which the ledger may know nothing: it was restored, or is away just now. Told
-    as an earlier one, it would not be run."""
-    return known.tries + 1 if known.tries > message.tries and not known.is_untried else message.tries
 
 
 def _looks_again(why: str) -> WaitsForDependency:

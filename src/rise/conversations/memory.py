@@ -34,9 +34,6 @@ class Rules(IntEnum):
     """What another workflow has answered counts for nothing. The whole of a response is counted, not only what an
     answered one holds. A chat that has been silent for long is begun anew, with nothing of what was said. What is old
     is forgotten before anything is known again. What nothing was tried of is run again by whoever tells of it."""
-    THIRD = 3
-    """A try that is told of again after a later one is not run again, unless nothing was tried of that. After a silence
-    in which all was forgotten, no number is too low."""
 
 
 @dataclass
@@ -67,11 +64,12 @@ class ConversationMemory:
     """That order, where this is handed on: as JSON, which has the names of `updates` sorted."""
 
     def __post_init__(self) -> None:
-        self._rules = Rules.THIRD
+        self._rules = Rules.SECOND
         self.updates = {name: self.updates[name] for name in self.order} | self.updates
 
     def decide_by(self, rules: Rules) -> ConversationMemory:
-        """Not handed on: by which rules the next history decides is asked for where that begins."""
+        """Not handed on: by which rules the next history decides is asked for where that begins, and a former version,
+        which runs beside this one, could not read those that it does not know."""
         self._rules = rules
         return self
 
@@ -85,9 +83,6 @@ class ConversationMemory:
         """Whether it is to be run. All that is known of its update by now decides."""
         if self._rules >= Rules.SECOND:
             self.forget_old(now_ms)
-        if self._rules >= Rules.THIRD and not self.updates:
-            # When there was none for a week, Telegram begins anywhere to number a bot's updates.
-            self.expected_sequence = 0
         known = self.updates.get(message.update_id)
         if known is None:
             self._note_sequence(message.sequence)
@@ -131,20 +126,19 @@ class ConversationMemory:
 
     def _is_another_try(self, known: Remembered, message: ConversationMessage) -> bool:
         """What has failed is run again by the next try, which knows of that failure, and so is what was kept elsewhere
-        and was not found there; a repetition of the same try, or of one before it, is not one. What was answered for
-        others than are to be answered now, or by another workflow, counts for nothing."""
+        and was not found there; a repetition of the same try is not one. What was answered for others than are to be
+        answered now, or by another workflow, counts for nothing."""
         response = known.response
-        if response.is_untried:
-            return True
-        if self._rules >= Rules.THIRD and message.tries < known.tries:
-            # Whoever did not hear that a signal was taken repeats it: it may come after those that were sent later.
-            return False
         if response.status is ResponseStatus.ANSWERED:
             if response.is_of_others(message):
                 return True
             if self._rules >= Rules.SECOND and response.is_of_another_workflow(message):
                 return True
+        if response.is_untried:
+            return True
         has_nothing = response.status is ResponseStatus.FAILED or response.is_kept
+        # An earlier one as well: so tells who asks a ledger that has lost tries. Told by a signal that came late, it
+        # costs a run, by which nothing is done again that was kept.
         return has_nothing and message.tries != known.tries
 
     def _forget(self, now_ms: int) -> None:

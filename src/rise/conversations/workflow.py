@@ -44,10 +44,9 @@ COUNTS: Final = "counts"
 RUN: Final = "rise.run_message"
 SILENT_SECONDS: Final = REMEMBERED_MS / 1000 + 1
 """After so long nothing of what was said is remembered any more."""
-THIRD_RULES: Final = "third rules"
 SECOND_RULES: Final = "second rules"
-"""Patches. Asked for where a history begins, the newest first, and nowhere later: in the middle of one they would be
-answered otherwise when that is replayed."""
+"""A patch. Asked for where a history begins, and nowhere later: in the middle of one it would be answered otherwise
+when that is replayed."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Conversation:
     @workflow.init
     def __init__(self, begin: Begin) -> None:
         self._limits = begin.limits
-        self._rules = _rules()
+        self._rules = Rules.SECOND if workflow.patched(SECOND_RULES) else Rules.FIRST
         self._memory = begin.memory.decide_by(self._rules)
         self._told_before = begin.memory.told
         self._is_quiet = False
@@ -176,12 +175,6 @@ class Conversation:
         if self._rules >= Rules.SECOND:
             return len(json.dumps(asdict(response)))
         return 0 if response.ran is None else len(json.dumps(response.ran))
-
-
-def _rules() -> Rules:
-    if workflow.patched(THIRD_RULES):
-        return Rules.THIRD
-    return Rules.SECOND if workflow.patched(SECOND_RULES) else Rules.FIRST
 
 
 def _response_of(handle: workflow.ActivityHandle[Response], tries: int) -> Response:
