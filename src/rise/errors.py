@@ -324,6 +324,12 @@ class LedgerSilent(MongoUnavailable):
     code = "ledger_silent"
 
 
+class WrittenByNewer(LedgerSilent):
+    """What was done of it waits for the ledger in words of a newer version: a process of that has to write it back."""
+
+    code = "written_by_newer"
+
+
 class TemporalUnavailable(Unavailable):
     """Temporal does not answer: gone, starting, too busy, or left alone for a while because it has failed so often."""
 

@@ -44,7 +44,7 @@ from rise.envelope import (
     reply_id_of,
     run_id_of,
 )
-from rise.errors import ClaimLost, LedgerSilent, TemporalUnavailable
+from rise.errors import ClaimLost, LedgerSilent, TemporalUnavailable, WrittenByNewer
 from rise.follow_ups.firing import BY, Firing, Unsaid, fired_result
 from rise.follow_ups.planning import follow_up, planned_by
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
@@ -364,25 +364,32 @@ class Worker:
             self._bus.publish(Topic.RUN_FAILED, {"channel": head.channel, "account": head.account} | failed)
 
     async def _begun_before(self, task: Task) -> tuple[Mapping[str, bytes], Run | None]:
-        """The steps and the result of former tries. A ledger that cannot say so, but keeps what it is given, need not
-        be waited for with what nobody has begun; but with what may have been answered with another of its burst."""
+        """The steps and the result of former tries."""
         try:
             # In this order: what has ended has no steps any more, and would do them again.
             steps = await self._ledger.steps(task.run_id)
             return steps, await self._ledger.run(task.run_id)
         except LedgerSilent:
-            is_new = task.progress.is_untouched and not self._bursts.may_follow(task.head)
-            try:
-                # Also of what seems new: its burst may have been run before its binding was changed, and what waits for
-                # the ledger says so.
-                waiting = await self._ledger.run(task.run_id)
-            except LedgerSilent:
-                if not is_new:
-                    raise
-                return {}, None
-            if waiting is None and not is_new:
-                raise  # it answers again just now
-            return {}, waiting
+            return {}, await self._waiting_end(task)
+
+    async def _waiting_end(self, task: Task) -> Run | None:
+        """How it ended, if that waits for a ledger which cannot say so itself. What nobody has begun need not wait for
+        the ledger; but what may have been answered with another of its burst.
+
+        Also what seems new is looked for: its burst may have been run before its binding was changed.
+        """
+        may_have_ended = not task.progress.is_untouched or self._bursts.may_follow(task.head)
+        try:
+            waiting = await self._ledger.run(task.run_id)
+        except WrittenByNewer:
+            raise
+        except LedgerSilent:
+            if may_have_ended:
+                raise
+            return None
+        if waiting is None and may_have_ended:
+            raise LedgerSilent("MongoDB did not answer just now")
+        return waiting
 
     def _ended_before(self, task: Task, known: Run | None) -> Ending | None:
         """By its result, which a former worker saved; or because its time is over."""

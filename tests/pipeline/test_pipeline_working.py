@@ -38,7 +38,7 @@ from rise.envelope import (
     envelope,
     run_id_of,
 )
-from rise.errors import LedgerSilent, StateConflict, StoreUnavailable
+from rise.errors import LedgerSilent, StateConflict, StoreUnavailable, WrittenByNewer
 from rise.queue.port import Selection
 from rise.retries import RetryPolicy
 from rise.runtime import supervisor
@@ -564,6 +564,28 @@ async def test_what_nobody_has_begun_does_not_wait_for_a_ledger_that_cannot_say_
     [task_id] = await stage.write("Hello")
     await stage.ended(task_id)  # at a clock that stands: what waits would not be tried again
     assert runs == stage.texts() == ["Hello"]
+
+
+@pytest.mark.req("CPY-6", "WRK-4")
+@pytest.mark.failure("M4")
+async def test_what_waits_in_words_of_a_newer_version_is_not_taken_for_nothing(stage: Stage):
+    runs: list[str] = []
+
+    @rise.workflow("echo", channels=["telegram"])
+    async def echo(turn: rise.Turn) -> None:
+        runs.append(turn.text)
+
+    _, worker = await stage.start(echo)
+    worker.fail_at("ledger.steps", "before", LedgerSilent("MongoDB does not answer"))
+    worker.fail_at("ledger.run", "before", WrittenByNewer("a newer version of Rise has to write it back"))
+    [task_id] = await stage.write("Hello")
+    await stage.until(lambda: _has_waited(stage, task_id))
+    assert runs == []
+
+
+async def _has_waited(stage: Stage, task_id: TaskId) -> bool:
+    task = await stage.queue.get(task_id)
+    return task is not None and "newer version" in (task.progress.error or "")
 
 
 @pytest.mark.req("SUS-3")

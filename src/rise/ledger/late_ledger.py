@@ -20,7 +20,7 @@ import msgspec
 
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Outcome, RunId, Status, Task, TaskId, TaskType, run_id_of
-from rise.errors import EnvelopeMalformed, LedgerSilent, Unavailable
+from rise.errors import EnvelopeMalformed, LedgerSilent, Unavailable, WrittenByNewer
 from rise.ledger.kept import ATTEMPTS_KEPT, kept_text
 from rise.ledger.late import (
     LateArming,
@@ -282,7 +282,7 @@ class LateLedger:
         try:
             return decode_late(stored)
         except EnvelopeMalformed as error:
-            raise LedgerSilent(f"a newer version of Rise has to write it back: {error}") from error
+            raise WrittenByNewer(f"a newer version of Rise has to write it back: {error}") from error
 
     def _run_of(self, task: Task) -> dict[str, Any]:
         """What is kept of every run that ended, however it did."""

@@ -211,6 +211,8 @@ class Runner:
     async def _end(self, running: asyncio.Future[Any], definition: WorkflowDefinition) -> None:
         """Cancel what still runs, and give it a moment to clean up. A thread cannot be stopped at all."""
         if running.done():
+            # In the same moment as whoever waited for it was cancelled, perhaps: then it is run again.
+            _ = running.cancelled() or running.exception()
             return
         running.cancel()
         running.add_done_callback(partial(_say_late_failure, definition))
