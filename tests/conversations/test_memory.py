@@ -84,7 +84,8 @@ def test_what_was_answered_for_others_than_are_to_be_answered_now_is_run_anew() 
 
 def test_what_another_workflow_has_answered_is_run_anew_but_not_where_a_history_was_begun_before_that_was_so() -> None:
     for rules, is_run in ((Rules.SECOND, True), (Rules.FIRST, False)):
-        memory = ConversationMemory().decide_by(rules)
+        memory = ConversationMemory()
+        memory.rules = rules
         memory.hear(message(1), now_ms=0)
         of_another = Response(ResponseStatus.ANSWERED, ran="by another", workflow_id="wf_former", workflow_version=1)
         end(memory, 1, of_another)
@@ -146,7 +147,8 @@ def test_after_two_days_the_same_update_id_may_be_another_message() -> None:
 def test_a_key_that_is_used_again_after_long_is_not_answered_with_what_was_said_then() -> None:
     """Also where nothing else was told in between; but not where a history was begun before that was so."""
     for rules, is_run in ((Rules.SECOND, True), (Rules.FIRST, False)):
-        memory = ConversationMemory().decide_by(rules)
+        memory = ConversationMemory()
+        memory.rules = rules
         for number in (1, 2, 3):
             memory.hear(message(number), now_ms=0)
             end(memory, number, answered("long ago"))
@@ -156,7 +158,8 @@ def test_a_key_that_is_used_again_after_long_is_not_answered_with_what_was_said_
 def test_what_nothing_was_tried_of_is_run_again_whoever_tells_of_it() -> None:
     """But where a history was begun before that was so, only by the next try, as any failure."""
     for rules, is_run in ((Rules.SECOND, True), (Rules.FIRST, False)):
-        memory = ConversationMemory().decide_by(rules)
+        memory = ConversationMemory()
+        memory.rules = rules
         memory.hear(message(1), now_ms=0)
         end(memory, 1, replace(FAILED, is_untried=True))
         assert memory.response("t_1.0").is_untried is is_run

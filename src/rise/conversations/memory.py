@@ -64,14 +64,10 @@ class ConversationMemory:
     """That order, where this is handed on: as JSON, which has the names of `updates` sorted."""
 
     def __post_init__(self) -> None:
-        self._rules = Rules.SECOND
+        # No field, so they are not handed on: they are asked for where a history begins, and a former version that runs
+        # beside this one could not read those that it does not know.
+        self.rules = Rules.SECOND
         self.updates = {name: self.updates[name] for name in self.order} | self.updates
-
-    def decide_by(self, rules: Rules) -> ConversationMemory:
-        """Not handed on: by which rules the next history decides is asked for where that begins, and a former version,
-        which runs beside this one, could not read those that it does not know."""
-        self._rules = rules
-        return self
 
     def hand_on(self, *, now_ms: int) -> ConversationMemory:
         """To the next history: without what is old, and with the order."""
@@ -81,7 +77,7 @@ class ConversationMemory:
 
     def hear(self, message: ConversationMessage, *, now_ms: int) -> bool:
         """Whether it is to be run. All that is known of its update by now decides."""
-        if self._rules >= Rules.SECOND:
+        if self.rules >= Rules.SECOND:
             self.forget_old(now_ms)
         known = self.updates.get(message.update_id)
         if known is None:
@@ -98,7 +94,7 @@ class ConversationMemory:
     def end(self, update_id: str, response: Response, *, size: int, now_ms: int) -> None:
         """Its run has come to this, of so many bytes."""
         known = self.updates[update_id]
-        if self._rules < Rules.SECOND:
+        if self.rules < Rules.SECOND:
             response = replace(response, is_untried=False)
         known.response, known.message, known.bytes = response, None, size
         self._forget(now_ms)
@@ -132,7 +128,7 @@ class ConversationMemory:
         if response.status is ResponseStatus.ANSWERED:
             if response.is_of_others(message):
                 return True
-            if self._rules >= Rules.SECOND and response.is_of_another_workflow(message):
+            if self.rules >= Rules.SECOND and response.is_of_another_workflow(message):
                 return True
         if response.is_untried:
             return True

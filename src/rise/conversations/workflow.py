@@ -73,8 +73,8 @@ class Conversation:
     @workflow.init
     def __init__(self, begin: Begin) -> None:
         self._limits = begin.limits
-        self._rules = Rules.SECOND if workflow.patched(SECOND_RULES) else Rules.FIRST
-        self._memory = begin.memory.decide_by(self._rules)
+        self._memory = begin.memory
+        self._memory.rules = Rules.SECOND if workflow.patched(SECOND_RULES) else Rules.FIRST
         self._told_before = begin.memory.told
         self._is_quiet = False
         self._running: dict[str, workflow.ActivityHandle[Response]] = {}
@@ -126,7 +126,7 @@ class Conversation:
             return self._limits.quiet_seconds
         has_said = bool(self._told_in_this() or self._memory.updates)
         # Temporal keeps what was said for as long as this history goes on, and for its retention afterwards.
-        return SILENT_SECONDS if has_said and self._rules >= Rules.SECOND else None
+        return SILENT_SECONDS if has_said and self._memory.rules >= Rules.SECOND else None
 
     def _is_too_long(self) -> bool:
         """Nothing more is begun then, so that what runs comes to an end, also where people never stop writing."""
@@ -172,7 +172,7 @@ class Conversation:
 
     def _size(self, response: Response) -> int:
         """In the JSON in which it is handed on: with ASCII alone, where other letters take six bytes and more."""
-        if self._rules >= Rules.SECOND:
+        if self._memory.rules >= Rules.SECOND:
             return len(json.dumps(asdict(response)))
         return 0 if response.ran is None else len(json.dumps(response.ran))
 
