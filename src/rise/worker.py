@@ -44,7 +44,7 @@ from rise.envelope import (
     reply_id_of,
     run_id_of,
 )
-from rise.errors import ClaimLost, LedgerSilent, TemporalUnavailable, WrittenByNewer
+from rise.errors import ClaimLost, LedgerSilent, TemporalUnavailable, Unavailable, WrittenByNewer
 from rise.follow_ups.firing import BY, Firing, Unsaid, fired_result
 from rise.follow_ups.planning import follow_up, planned_by
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
@@ -276,9 +276,20 @@ class Worker:
             return self._judge(task, error)
 
     async def _attempt(self, claim: Claim, task: Task) -> Ending:
-        """What has ended, or whose turn it is not, is not run. The order of these questions is part of the answer."""
+        """What has ended, or whose turn it is not, is not run."""
+        try:
+            steps, known = await self._begun_before(task)
+            asked = await self._asked(claim, task, steps, known)
+        except LedgerSilent:
+            raise  # somebody may have begun it, and that is not known: it stays so, however it may look by then
+        except Unavailable as error:
+            return self._judge(task, error, has_begun=False)
+        return await self._run(task, asked, steps) if isinstance(asked, Bound) else asked
+
+    async def _asked(self, claim: Claim, task: Task, steps: Mapping[str, bytes], known: Run | None) -> Ending | Bound:
+        """The workflow that is to run it now, or what comes of it without. The order of these questions is part of the
+        answer."""
         head, channel = task.head, self._channels[task.head.channel]
-        steps, known = await self._begun_before(task)
         if (ending := self._ended_before(task, known)) is not None:
             return ending
         if head.task_type is TaskType.FOLLOW_UP:
@@ -294,9 +305,7 @@ class Worker:
             return ending
         if met.bound is None:
             return await self._without_workflow(task, channel)
-        if (ending := await self._not_yet(task, met.bound, steps)) is not None:
-            return ending
-        return await self._run(task, met.bound, channel, steps)
+        return await self._not_yet(task, met.bound, steps) or met.bound
 
     async def _ended_without_run(self, task: Task, binding: BindingRecord | None, channel: Channel) -> Ending | None:
         """What no workflow is for, and what its binding keeps from it."""
@@ -318,7 +327,8 @@ class Worker:
             return _later(seconds, "more of its chat than its binding allows in a minute")
         return None
 
-    async def _run(self, task: Task, bound: Bound, channel: Channel, steps: Mapping[str, bytes]) -> Ending:
+    async def _run(self, task: Task, bound: Bound, steps: Mapping[str, bytes]) -> Ending:
+        channel = self._channels[task.head.channel]
         burst = await self._bursts.freeze(task, bound.binding, steps)
         with self._telling_of_failure(task, bound):
             ran = await self._ran(burst, bound, channel, steps)
@@ -483,7 +493,7 @@ class Worker:
         first = await self._queue.next_in_lane(head.lane, limit=1)
         return any(one.head.place < head.place for one in first)
 
-    def _judge(self, task: Task, error: BaseException) -> Ending:
+    def _judge(self, task: Task, error: BaseException, *, has_begun: bool = True) -> Ending:
         text = redact(in_words(error))[:2000]
         counts = uses_a_try(error)
         verdict = self._retry_policy.verdict(
@@ -500,7 +510,8 @@ class Worker:
         if isinstance(verdict, Reason):
             return Suspended(verdict, text, tell=self._texts.failed)
         # That the ledger or Temporal is away is known where that is shown, and nothing was tried.
-        return Retry(verdict, text, counts, is_noted=not isinstance(error, LedgerSilent | TemporalUnavailable))
+        is_noted = not isinstance(error, LedgerSilent | TemporalUnavailable)
+        return Retry(verdict, text, counts, is_noted, has_begun)
 
     # --- settling: the only code that ends a claim on a task ---
 

@@ -74,7 +74,7 @@ async def insist(ledger: MongoLedger, number: int) -> int:
 
 
 @pytest.mark.req("CPY-6", "CPY-7")
-@pytest.mark.failure("D8")
+@pytest.mark.failure("F1")
 async def test_what_was_acknowledged_when_it_was_killed_is_there_and_the_rest_is_saved_once(
     mongodb_of_its_own: MongoServer, database: MongoDatabase
 ):
@@ -113,7 +113,7 @@ async def test_what_was_acknowledged_when_it_was_killed_is_there_and_the_rest_is
 
 
 @pytest.mark.req("CPY-6")
-@pytest.mark.failure("D8")
+@pytest.mark.failure("F6")
 async def test_an_answer_that_was_lost_on_the_way_is_asked_for_again(proxy: FaultProxy, behind_proxy: MongoDatabase):
     ledger = MongoLedger(behind_proxy, SystemClock())
     await save(ledger, 1)

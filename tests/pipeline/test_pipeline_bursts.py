@@ -792,7 +792,7 @@ async def test_what_was_taken_along_does_not_end_by_an_answer_that_may_still_be_
 
 
 @pytest.mark.req("CHN-3", "CPY-6", "WRK-4")
-@pytest.mark.failure("D8")
+@pytest.mark.failure("F1")
 async def test_what_was_taken_along_is_not_run_when_merging_is_switched_off_while_the_ledger_is_away(
     stage: Stage, talk: Talk, monkeypatch: pytest.MonkeyPatch
 ):
@@ -826,6 +826,26 @@ async def test_what_was_taken_along_is_not_run_when_merging_is_switched_off_whil
     await stage.ended(leader, follower, *later)
     assert stage.texts() == ["one + two", "three"]
     await talk.merged(leader, follower)
+
+
+@pytest.mark.req("CHN-3", "CPY-6")
+@pytest.mark.failure("F1")
+async def test_what_may_have_been_taken_along_waits_for_the_ledger_also_when_merging_is_switched_off(
+    stage: Stage, talk: Talk
+):
+    gateway, worker = await talk.start()
+    worker.fail_at("ledger.steps", "before", LedgerSilent("MongoDB does not answer"), times=3)
+    worker.fail_at("ledger.run", "before", LedgerSilent("MongoDB does not answer"), times=3)
+    [task_id] = await stage.write("one")
+    await stage.waiting_for_retry(task_id)
+    await talk.change(None, gateway, worker)
+    for _ in range(2):
+        await stage.pass_time(20)
+        await stage.waiting_for_retry(task_id)
+    assert talk.seen == []
+    await stage.pass_time(20)
+    await stage.ended(task_id)
+    assert talk.seen == [["one"]]
 
 
 @pytest.mark.req("CHN-3", "SUS-3", "SEC-5")

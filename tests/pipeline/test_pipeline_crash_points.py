@@ -16,6 +16,7 @@ from pipeline_stage import MARK, Gateway, Killed, Process, Stage, WorkerProcess
 import rise
 from rise.delivery import DeliveryLimits
 from rise.envelope import Outcome, Reason, Status, TaskId, run_id_of
+from rise.errors import LedgerSilent
 from rise.ledger.port import Office, ReplyKind, ReplyState
 from rise.offices import ASK_SECONDS, LEASE_SECONDS
 from rise.retries import RetryPolicy
@@ -118,6 +119,24 @@ async def test_a_worker_killed_anywhere_leaves_one_result_and_one_answer(stage: 
     if has_result and nth == 1:
         assert conversation.ran.count("one") == 1, "what has a result is not run again"
     assert gateway.steps.count("channel.send") == 4
+
+
+@pytest.mark.req("CPY-6", "WRK-4", "CPY-7")
+@pytest.mark.failure("D1", "F1")
+@pytest.mark.parametrize("edge", EDGES)
+async def test_a_worker_killed_while_it_asks_behind_a_silent_ledger_leaves_the_message_to_the_next(
+    stage: Stage, edge: Any
+):
+    conversation = Conversation(stage)
+    await stage.start_gateway()
+    tasks = await stage.write("one", "two")
+    worker = stage.new_worker(conversation.workflow)
+    worker.fail_at("ledger.steps", "before", LedgerSilent("MongoDB does not answer"))
+    worker.die_at("ledger.run", edge)
+    await stage.start_new_worker(worker, conversation.workflow)
+    await conversation.go_on(worker)
+    await conversation.check(tasks, repeats_max=0)
+    assert conversation.ran == ["one", "two"]
 
 
 @pytest.mark.req("OUT-1", "CPY-7")

@@ -38,7 +38,7 @@ from rise.envelope import (
     envelope,
     run_id_of,
 )
-from rise.errors import LedgerSilent, StateConflict, StoreUnavailable, WrittenByNewer
+from rise.errors import LedgerSilent, RedisUnavailable, StateConflict, StoreUnavailable, WrittenByNewer
 from rise.queue.port import Selection
 from rise.retries import RetryPolicy
 from rise.runtime import supervisor
@@ -548,7 +548,7 @@ async def test_a_store_that_is_away_for_longer_than_a_claim_makes_no_message_poi
 
 
 @pytest.mark.req("CPY-6", "WRK-4")
-@pytest.mark.failure("D8")
+@pytest.mark.failure("F1")
 @pytest.mark.parametrize("comes_back", [True, False])
 async def test_what_nobody_has_begun_does_not_wait_for_a_ledger_that_cannot_say_so(stage: Stage, comes_back: bool):
     runs: list[str] = []
@@ -564,6 +564,25 @@ async def test_what_nobody_has_begun_does_not_wait_for_a_ledger_that_cannot_say_
     [task_id] = await stage.write("Hello")
     await stage.ended(task_id)  # at a clock that stands: what waits would not be tried again
     assert runs == stage.texts() == ["Hello"]
+
+
+@pytest.mark.req("CPY-6", "WRK-4")
+@pytest.mark.failure("F1")
+@pytest.mark.parametrize("question", ["ledger.steps", "ledger.run"])
+async def test_one_moment_without_redis_has_nothing_wait_for_mongodb_that_nobody_has_begun(stage: Stage, question: str):
+    @rise.workflow("echo", channels=["telegram"])
+    async def echo(turn: rise.Turn) -> None:
+        await turn.reply(turn.text)
+
+    _, worker = await stage.start(echo)
+    worker.fail_at(question, "before", RedisUnavailable("cut off"))
+    for silent in ("ledger.steps", "ledger.run"):
+        worker.fail_at(silent, "before", LedgerSilent("MongoDB does not answer"), times=9)
+    [task_id] = await stage.write("Hello")
+    await stage.waiting_for_retry(task_id)
+    await stage.pass_time(20)
+    await stage.ended(task_id)
+    assert stage.texts() == ["Hello"]
 
 
 @pytest.mark.req("CPY-6", "WRK-4")

@@ -351,7 +351,7 @@ async def test_with_any_one_thing_gone_it_does_what_is_promised(tmp_path: Path):
 @with_mongodb
 @pytest.mark.slow
 @pytest.mark.req("TST-4", "OPS-1", "OPS-2", "CPY-6", "CPY-7")
-@pytest.mark.failure("D8")
+@pytest.mark.failure("F1")
 async def test_kills_while_mongodb_goes_and_comes_break_no_promise(tmp_path: Path):
     """Its ledger's server is killed, frozen and stopped, each while a process of Rise is killed, too."""
     schedule = [

@@ -108,7 +108,7 @@ async def served(
 
 
 @pytest.mark.req("CPY-7", "CAP-2", "CAP-3", "CAP-5", "CAP-6")
-@pytest.mark.failure("D8")
+@pytest.mark.failure("F1")
 async def test_mongodb_may_go_and_come_back_and_everything_is_answered_once(
     served: Served, mongodb_of_its_own: MongoServer
 ):
@@ -258,7 +258,7 @@ def said_by_chat(telegram: TelegramStandIn, chats: tuple[int, ...]) -> dict[int,
 
 
 @pytest.mark.req("CPY-6", "CPY-7", "CAP-2", "CAP-5", "WRK-4", "OUT-1")
-@pytest.mark.failure("D8")
+@pytest.mark.failure("F1")
 async def test_what_came_while_mongodb_was_away_is_run_kept_and_answered_once_and_in_order(
     tmp_path: Path, redis_of_its_own: RedisServer, empty_rabbit: RabbitServer, mongodb_of_its_own: MongoServer
 ):
@@ -307,7 +307,7 @@ async def test_what_came_while_mongodb_was_away_is_run_kept_and_answered_once_an
 
 
 @pytest.mark.req("CPY-6", "CPY-7", "WRK-4", "OUT-1")
-@pytest.mark.failure("D8", "F4")
+@pytest.mark.failure("F1", "F4")
 async def test_a_result_that_mongodb_never_had_outlives_its_worker_and_its_message_is_answered_once(
     tmp_path: Path, redis_of_its_own: RedisServer, mongodb_of_its_own: MongoServer
 ):
