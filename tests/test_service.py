@@ -8,7 +8,8 @@ import contextlib
 import pytest
 import structlog
 
-from rise.service import Loop, Signal, cancel_all, spawn, start_all, stop_all
+from rise.errors import MongoUnavailable, RedisUnavailable
+from rise.service import Loop, Signal, cancel_all, sparingly, spawn, start_all, stop_all
 from rise.testing.clock import ManualClock
 
 
@@ -244,3 +245,29 @@ async def test_a_reboot_ends_every_sleep_and_starts_the_boot_clock_anew():
 
 def test_the_same_seed_throws_the_same_dice():
     assert ManualClock(seed=7).random.random() == ManualClock(seed=7).random.random()
+
+
+@pytest.mark.req("OPS-4")
+@pytest.mark.failure("I15")
+def test_what_is_away_for_hours_is_said_at_once_and_then_once_a_minute():
+    clock, said = ManualClock(), []
+    report = sparingly(lambda name, error: said.append((name, str(error))), clock)
+
+    def goes_on(*, seconds: int) -> None:
+        for _ in range(seconds):
+            report("looking", RedisUnavailable("away"))
+            clock.advance(1)
+
+    goes_on(seconds=150)
+    assert said == [("looking", "away")] * 3
+    report("sending", RedisUnavailable("away"))
+    report("looking", MongoUnavailable("away, too"))
+    assert said[3:] == [("sending", "away"), ("looking", "away, too")], "another trouble is said at once"
+
+
+def test_what_nobody_foresaw_is_said_each_time():
+    said: list[str] = []
+    report = sparingly(lambda name, error: said.append(str(error)), ManualClock())
+    for _ in range(3):
+        report("looking", ValueError("a bug"))
+    assert said == ["a bug"] * 3

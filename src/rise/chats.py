@@ -24,7 +24,7 @@ from rise.bus.port import Bus, Topic
 from rise.clock import Clock
 from rise.errors import Unavailable
 from rise.ledger.port import ChatMove, Ledger
-from rise.service import Loop, Signal
+from rise.service import Loop, Signal, sparingly
 from rise.telemetry import log
 
 CHECK_SECONDS: Final = 5.0
@@ -51,7 +51,7 @@ class ChatRegistry:
         self._looking = asyncio.Lock()
         self._changed = Signal()
         self._unsubscribe = bus.subscribe(Topic.CHATS_MOVED, lambda _: self._changed.set())
-        self._loop = Loop("chats", self._follow, sleep=clock.sleep, on_error=_report)
+        self._loop = Loop("chats", self._follow, sleep=clock.sleep, on_error=sparingly(_report, clock))
 
     async def start(self) -> None:
         # Before the doors open: the first message after a restart belongs where the last one before it went.

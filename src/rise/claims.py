@@ -20,7 +20,7 @@ from rise.errors import ClaimLost, Unavailable
 from rise.pacing import SlowStart
 from rise.quarantine import Quarantine
 from rise.queue.port import Claim, Claimed, Queue
-from rise.service import Loop, Signal, cancel_all, spawn
+from rise.service import Loop, Signal, cancel_all, sparingly, spawn
 from rise.telemetry import log
 
 LOOK_SECONDS: Final = 1.0
@@ -89,9 +89,13 @@ class Claims:
         self._stopping = False
         # Soon after its store is back work goes on: nobody tells a worker that it is.
         self._looking = Loop(
-            "worker", self._look, sleep=clock.sleep, on_error=_report, pause_seconds_max=LOOK_AFTER_FAILURE_SECONDS
+            "worker",
+            self._look,
+            sleep=clock.sleep,
+            on_error=sparingly(_report, clock),
+            pause_seconds_max=LOOK_AFTER_FAILURE_SECONDS,
         )
-        self._heartbeat = Loop("worker.heartbeat", self._renew, sleep=clock.sleep, on_error=_report)
+        self._heartbeat = Loop("worker.heartbeat", self._renew, sleep=clock.sleep, on_error=sparingly(_report, clock))
 
     async def start(self) -> None:
         self._unsubscribe = (

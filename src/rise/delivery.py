@@ -50,7 +50,7 @@ from rise.offices import ASK_SECONDS, OfficeClaim
 from rise.outages import Outages
 from rise.pace import Account, Pace
 from rise.queue.port import Queue, Suspend
-from rise.service import Loop, Signal, cancel_all, insist, spawn
+from rise.service import Loop, Signal, cancel_all, insist, sparingly, spawn
 from rise.telemetry import callbacks_given_up_total, log, platform_call_seconds, replies_total
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ class Sender:
         self._limited_until: dict[Account, float] = {}
         """It sends too much in all: only what is urgent goes out, which the platform waits for, and counts apart."""
         self._accounts_down: set[Account] = set()
-        self._loop = Loop("delivery", self._take, sleep=clock.sleep, on_error=_report)
+        self._loop = Loop("delivery", self._take, sleep=clock.sleep, on_error=sparingly(_report, clock))
         self._typing = Typing(channels, bus, clock, may_be_shown=self._has_a_call_to_spare)
 
     async def start(self) -> None:

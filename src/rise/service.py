@@ -11,11 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
+from rise.clock import Clock
 from rise.errors import Unavailable
 
 T = TypeVar("T")
+
+SAID_AGAIN_SECONDS: Final = 60.0
 
 
 class Service(Protocol):
@@ -145,6 +148,21 @@ class Loop:
             if task is not None and task.cancelling():
                 raise  # stop() means us
             raise RuntimeError("what it waited for was cancelled by another part") from error
+
+
+def sparingly(report: OnError, clock: Clock) -> OnError:
+    """Reports what is away at once, and once a minute for as long as it lasts: said at every try, for hours, it would
+    bury what else the log says. What goes wrong otherwise is reported each time."""
+    said_at: dict[tuple[str, type[BaseException]], float] = {}
+
+    def report_now_and_then(name: str, error: BaseException) -> None:
+        what, now = (name, type(error)), clock.monotonic()
+        if isinstance(error, Unavailable) and now - said_at.get(what, -SAID_AGAIN_SECONDS) < SAID_AGAIN_SECONDS:
+            return
+        said_at[what] = now
+        report(name, error)
+
+    return report_now_and_then
 
 
 class Signal:

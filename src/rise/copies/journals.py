@@ -15,7 +15,7 @@ from rise.clock import Clock
 from rise.copies.journal import Journal
 from rise.copies.slots import Slots
 from rise.errors import StoreUnavailable
-from rise.service import Loop
+from rise.service import Loop, sparingly
 from rise.telemetry import log
 
 TAKE_SECONDS: Final = 2.0
@@ -34,7 +34,7 @@ class Journals:
         self._adopts = adopts
         self._own: Journal | None = None
         self._adopted: dict[int, Journal] = {}
-        self._loop = Loop(self.name, self._look, sleep=clock.sleep, on_error=_report)
+        self._loop = Loop(self.name, self._look, sleep=clock.sleep, on_error=sparingly(_report, clock))
 
     async def start(self) -> None:
         try:

@@ -20,7 +20,7 @@ from rise.copies.slots import Slots
 from rise.errors import RabbitUnavailable, RedisFull, StoreUnavailable, Unavailable
 from rise.ledger.port import Office
 from rise.offices import OfficeClaim
-from rise.service import Loop
+from rise.service import Loop, sparingly
 from rise.telemetry import log
 
 T = TypeVar("T")
@@ -53,7 +53,8 @@ class Keeper:
         self._counted_at: float | None = None
         self._counted_short = False
         self._is_resting = True
-        self._loop = Loop(self.name, self._round, sleep=clock.sleep, on_error=_report)
+        self._say_delayed = sparingly(_report_delay, clock)
+        self._loop = Loop(self.name, self._round, sleep=clock.sleep, on_error=sparingly(_report, clock))
 
     async def start(self) -> None:
         await self._office.start()
@@ -81,7 +82,7 @@ class Keeper:
         try:
             await work()
         except Unavailable as error:
-            log.info("keeper.delayed", duty=duty, error=error)
+            self._say_delayed(duty, error)
 
     async def _rest(self) -> None:
         """Somebody else has the office: nothing is held back from him, and what was known is soon old."""
@@ -267,6 +268,10 @@ async def _can_be_read(journal: Journal) -> bool:
     except StoreUnavailable:
         return False
     return True
+
+
+def _report_delay(duty: str, error: BaseException) -> None:
+    log.info("keeper.delayed", duty=duty, error=error)
 
 
 def _report(name: str, error: BaseException) -> None:

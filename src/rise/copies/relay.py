@@ -20,7 +20,7 @@ from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, REDIS, Mirror
 from rise.envelope import LaneKey, TaskId
 from rise.errors import RedisFull, RedisUnavailable, StoreUnavailable, Unavailable
-from rise.service import Loop
+from rise.service import Loop, sparingly
 from rise.telemetry import copies_made_up_total, log
 
 NOTE_SECONDS: Final = 0.5
@@ -351,7 +351,7 @@ class Relay:
             await duty()
             await self._clock.sleep(seconds)
 
-        return Loop(name, body, sleep=self._clock.sleep, on_error=_report_failure)
+        return Loop(name, body, sleep=self._clock.sleep, on_error=sparingly(_report_failure, self._clock))
 
 
 async def _is_noted(journal: Journal, task_id: TaskId, life: str) -> bool:

@@ -37,7 +37,7 @@ from rise.runtime.binding_health import (
 from rise.runtime.path_test import PathTest
 from rise.runtime.platform_looks import Look
 from rise.runtime.run_failures import RunFailures
-from rise.service import Loop, Signal
+from rise.service import Loop, Signal, sparingly
 from rise.telemetry import log, printable, redact
 
 LOOK_SECONDS_MAX: Final = 15.0
@@ -88,9 +88,11 @@ class BindingMonitor:
         self._tested: dict[Account, Finding] = {}
         self._failures = RunFailures(bus, self._wake.set)
         self._ending: list[Callable[[], None]] = []
-        self._loops = [Loop(self.name, self._watch, sleep=clock.sleep, on_error=_report)]
+        self._loops = [Loop(self.name, self._watch, sleep=clock.sleep, on_error=sparingly(_report, clock))]
         if pace.test_seconds:
-            self._loops.append(Loop("path test", self._test_now_and_then, sleep=clock.sleep, on_error=_report))
+            self._loops.append(
+                Loop("path test", self._test_now_and_then, sleep=clock.sleep, on_error=sparingly(_report, clock))
+            )
 
     async def start(self) -> None:
         self._ending += [

@@ -22,7 +22,7 @@ from rise.clock import Clock
 from rise.definitions.records import BindingRecord
 from rise.errors import Unavailable
 from rise.runtime.sealing import Seal
-from rise.service import Loop, Service, Signal
+from rise.service import Loop, Service, Signal, sparingly
 from rise.telemetry import log
 
 LOOK_SECONDS: Final = 5.0
@@ -72,7 +72,7 @@ class Bots:
         self._sealed: dict[str, str] = {}
         self._ways: dict[Bot, Service] = {}
         self._changed = Signal()
-        self._loop = Loop(self.name, self._follow, sleep=clock.sleep, on_error=_report)
+        self._loop = Loop(self.name, self._follow, sleep=clock.sleep, on_error=sparingly(_report, clock))
 
     async def start(self) -> None:
         await self._take_over()

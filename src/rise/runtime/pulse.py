@@ -22,7 +22,7 @@ from rise.clock import Clock
 from rise.envelope import Outcome, Status
 from rise.errors import Unavailable
 from rise.queue.port import Queue, QueueDepth
-from rise.service import Loop, Signal
+from rise.service import Loop, Signal, sparingly
 from rise.telemetry import accepted_total, log
 
 BEAT_SECONDS: Final = 2.0
@@ -127,7 +127,7 @@ class PulseTaker:
         self._answered = 0
         self._beaten_at = clock.monotonic()
         self._count_at = self._beaten_at
-        self._loop = Loop("pulse", self._beat_later, sleep=clock.sleep, on_error=_report)
+        self._loop = Loop("pulse", self._beat_later, sleep=clock.sleep, on_error=sparingly(_report, clock))
 
     async def start(self) -> None:
         self._unsubscribe = self._bus.subscribe(Topic.TASK_SETTLED, self._hear)

@@ -27,7 +27,7 @@ from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
 from rise.queue.port import OpenTask, Queue, QueueDepth, Route, Selection, Suspend
 from rise.runtime.alerts import in_number
 from rise.runtime.pipeline import Pipeline, clocks_apart
-from rise.service import Loop, Signal
+from rise.service import Loop, Signal, sparingly
 from rise.telemetry import (
     enqueue_to_reply_seconds,
     log,
@@ -119,8 +119,8 @@ class Supervisor:
             self._every("supervisor.tell", TELL_SECONDS, self.tell),
             self._every("supervisor.probe", PROBE_SECONDS, capabilities.probe_due),
             self._every("supervisor.measure", MEASURE_SECONDS, self.measure),
-            Loop("supervisor.assess", self._assess_when_changed, sleep=clock.sleep, on_error=_report),
-            Loop("supervisor.resume", self._resume_when_defined, sleep=clock.sleep, on_error=_report),
+            Loop("supervisor.assess", self._assess_when_changed, sleep=clock.sleep, on_error=sparingly(_report, clock)),
+            Loop("supervisor.resume", self._resume_when_defined, sleep=clock.sleep, on_error=sparingly(_report, clock)),
         ]
 
     async def start(self) -> None:
@@ -418,7 +418,7 @@ class Supervisor:
             await duty()
             await self._clock.sleep(seconds)
 
-        return Loop(name, body, sleep=self._clock.sleep, on_error=_report)
+        return Loop(name, body, sleep=self._clock.sleep, on_error=sparingly(_report, self._clock))
 
 
 def _will_answer(binding: BindingRecord, head: Head) -> bool:
