@@ -1,4 +1,8 @@
-"""A follow-up as people and programs see it: the same over HTTP and on the command line."""
+"""A follow-up as people and programs see it.
+
+Promises: the same fields, in the same words, over HTTP and on the command line. `at` and `timeZone` are as
+they were asked for; other moments are UTC, in ISO 8601.
+"""
 
 from __future__ import annotations
 
