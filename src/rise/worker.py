@@ -27,7 +27,6 @@ from rise.channels.port import Channel, Incoming, is_pushed, read_anew
 from rise.claims import ClaimLimits, Claims
 from rise.clock import Clock, epoch_ms
 from rise.conversations.asking import LOOK_SECONDS, Conversations, is_conversation
-from rise.conversations.running import ConversationRuns
 from rise.definitions.records import BindingRecord
 from rise.envelope import (
     FOLLOW_UP,
@@ -51,10 +50,8 @@ from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, 
 from rise.pacing import Windows
 from rise.queue.port import Anew, Claim, Finished, OpenTask, Queue, Replying, RetryIn, Selection, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
-from rise.service import Service, insist
+from rise.service import insist
 from rise.telemetry import in_words, log, redact
-from rise.workflows.building import StagedWorkflows
-from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.runner import Ran, RunLimits, Runner
 
 T = TypeVar("T")
@@ -163,7 +160,7 @@ class Worker:
         queue: Queue,
         ledger: Ledger,
         bindings: BindingRegistry,
-        workflows: Mapping[str, WorkflowDefinition],
+        runner: Runner,
         channels: Mapping[str, Channel],
         retry_policy: RetryPolicy,
         accept: Accept,
@@ -171,14 +168,14 @@ class Worker:
         clock: Clock,
         limits: WorkerLimits | None = None,
         texts: Texts | None = None,
-        staged: StagedWorkflows | None = None,
         conversations: Conversations | None = None,
     ) -> None:
-        """`accept`: the intake's, for the follow-ups that runs ask for. `workflows`: those in the code.
-        `conversations`: None where no Temporal is configured."""
+        """`accept`: the intake's, for the follow-ups that runs ask for. `conversations`: None where no Temporal is
+        configured."""
         self._queue = queue
         self._ledger = ledger
         self._bindings = bindings
+        self._runner = runner
         self._channels = channels
         self._retry_policy = retry_policy
         self._accept = accept
@@ -190,7 +187,6 @@ class Worker:
         self._bursts = Bursts(queue, ledger, bindings)
         self._callbacks = Callbacks(queue, ledger, retry_policy)
         self._firing = Firing(queue, ledger)
-        self._runner = Runner(ledger, workflows, channels, bus, clock, self._limits.of_a_run(), staged)
         self._conversations = conversations
         self._claims = Claims(
             queue=queue,
@@ -202,12 +198,6 @@ class Worker:
         )
 
     @property
-    def conversation_runs(self) -> ConversationRuns:
-        """The same runs, where conversations ask for them."""
-        parts = (self._queue, self._ledger, self._bindings, self._bursts, self._channels)
-        return ConversationRuns(*parts, self._runner)
-
-    @property
     def is_worn_out(self) -> bool:
         """Too much is lost in functions that never return; a new process would do better."""
         return self._runner.abandoned > self._limits.abandoned_max
@@ -216,19 +206,9 @@ class Worker:
         await self._claims.start()
         log.info("task_worker.start", member=self._bus.member, workflows=sorted(self._runner.workflows))
 
-    async def stop(self, carrier: Service | None = None) -> None:
-        """Claim nothing more, let runs finish within the grace, hand back the rest as if never claimed.
-
-        `carrier`: what carries conversations on with this worker's runs. What is claimed waits for its answers, so it
-        is stopped afterwards; and it needs what runs need, so it is stopped before that is closed."""
-        try:
-            await self._claims.stop()
-        finally:
-            try:
-                if carrier is not None:
-                    await carrier.stop()
-            finally:
-                await self._runner.close()
+    async def stop(self) -> None:
+        """Claim nothing more, let runs finish within the grace, hand back the rest as if never claimed."""
+        await self._claims.stop()
         log.info("task_worker.stop", member=self._bus.member)
 
     def wake(self) -> None:

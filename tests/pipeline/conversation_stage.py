@@ -73,12 +73,12 @@ class Talks:
         await process.start(process.bus, process.bindings, process.chats)
         await process.editor.follow_code([record_of(definition_of(one)) for one in workflows], self.stage.accounts)
         await process.bindings.refresh()
-        duties = conversation_duties(process.worker.conversation_runs, SystemClock())
+        duties = conversation_duties(process.conversation_runs, SystemClock())
         limits = TemporalWorkerLimits(stop_seconds=0.5)
         worker = TemporalWorker(
             self.reach(), [duties], SystemClock(), task_queue=self.task_queue, identity="carrier", limits=limits
         )
-        await process.start(worker)
+        await process.start(process.runner, worker)
         return process
 
     async def bind(self, workflow: Callable[..., Any], **fields: Any) -> None:

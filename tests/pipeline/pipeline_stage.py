@@ -24,6 +24,7 @@ import apsw
 import msgspec
 
 from rise.bindings import BindingRegistry
+from rise.bursts import Bursts
 from rise.bus.local import LocalBus
 from rise.bus.port import Topic
 from rise.callbacks import CallbackReceiver
@@ -35,6 +36,7 @@ from rise.chats import ChatRegistry
 from rise.clock import SystemClock
 from rise.connections.sqlite import Database
 from rise.conversations.asking import Conversations
+from rise.conversations.running import ConversationRuns
 from rise.definitions.records import BindingRecord, WorkflowRecord
 from rise.definitions.sqlite import SCHEMA as DEFINITIONS_SCHEMA
 from rise.definitions.sqlite import SqliteDefinitions
@@ -70,6 +72,7 @@ from rise.workflows.building import StagedWorkflows
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.fetching import GuardedFetch
 from rise.workflows.model import NoModel
+from rise.workflows.runner import Runner
 from rise.workflows.staged import Tools
 from rise.workflows.stages import read_stages
 
@@ -375,6 +378,13 @@ class Gateway(Process):
 
 class WorkerProcess(Process):
     worker: Worker
+    runner: Runner
+
+    @property
+    def conversation_runs(self) -> ConversationRuns:
+        bursts = Bursts(self.queue, self.ledger, self.bindings)
+        channels = {"telegram": self.telegram, "http": HttpChannel()}
+        return ConversationRuns(self.queue, self.ledger, self.bindings, bursts, channels, self.runner)
 
 
 @dataclass
@@ -517,23 +527,26 @@ class Stage:
         """Not started, so that a test can say first where it dies."""
         process = WorkerProcess(self)
         self._processes.append(process)
+        defined = {one.workflow_id: one for one in map(definition_of, workflows)}
+        channels = {
+            name: channel
+            for name, channel in {"telegram": process.telegram, "http": HttpChannel()}.items()
+            if name in self.channels
+        }
+        limits, staged = self.worker_limits.of_a_run(), StagedWorkflows(self.tools(process))
+        process.runner = Runner(process.ledger, defined, channels, process.bus, self.clock, limits, staged)
         process.worker = Worker(
             queue=process.queue,
             ledger=process.ledger,
             bindings=process.bindings,
-            workflows={one.workflow_id: one for one in map(definition_of, workflows)},
-            channels={
-                name: channel
-                for name, channel in {"telegram": process.telegram, "http": HttpChannel()}.items()
-                if name in self.channels
-            },
+            runner=process.runner,
+            channels=channels,
             retry_policy=self.retry_policy,
             accept=self.intake_of(process).accept,
             bus=process.bus,
             clock=self.clock,
             limits=self.worker_limits,
             texts=self.wording,
-            staged=StagedWorkflows(self.tools(process)),
             conversations=None if self.conversations is None else self.conversations(process),
         )
         return process
@@ -587,7 +600,7 @@ class Stage:
             records = [record_of(definition_of(workflow)) for workflow in workflows]
             await process.editor.follow_code(records, self.accounts)
         await process.bindings.refresh()
-        await process.start(process.worker)
+        await process.start(process.runner, process.worker)
         await self.start_timers(process)
         return process
 

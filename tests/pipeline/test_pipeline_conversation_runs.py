@@ -22,7 +22,7 @@ from rise.envelope import Outcome, Reason, TaskId
 from rise.errors import StageRefused
 from rise.ledger.port import RunResult
 from rise.queue.port import Suspend
-from rise.service import spawn
+from rise.service import spawn, stop_all
 
 pytestmark = pytest.mark.req("TMP-1")
 
@@ -70,7 +70,7 @@ async def told(stage: Stage, process: WorkerProcess, text: str = "hello") -> tup
 
 
 async def run(process: WorkerProcess, message: ConversationMessage) -> Response:
-    return await process.worker.conversation_runs.run(message)
+    return await process.conversation_runs.run(message)
 
 
 def waits_because(response: Response, why: str) -> None:
@@ -142,7 +142,7 @@ async def test_a_worker_that_stops_can_run_until_its_conversations_have_stopped(
     _, message = await told(stage, process)
     last = Carrier(process, message)
     await process.worker.start()
-    await process.worker.stop(last)
+    await stop_all([process.runner, last, process.worker], on_error=lambda name, error: pytest.fail(f"{name}: {error}"))
     assert last.last is not None and last.last.status is ResponseStatus.ANSWERED
     waits_because(await run(process, message), "this worker has stopped")
 

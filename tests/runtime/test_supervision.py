@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from rise.bus.port import Topic
 from rise.capabilities import CapabilityRegistry, CapabilityStatus
 from rise.channels.port import Incoming
+from rise.conversations.running import ConversationRuns
 from rise.envelope import DeliveryKey, LaneKey, Reason, TaskId
 from rise.errors import Busy
 from rise.queue.port import Selection
@@ -206,6 +207,43 @@ async def test_a_worker_within_this_process_can_be_replaced(tmp_path: Path) -> N
     accepted = await house.intake.accept(incoming(1))
     await eventually(lambda: is_gone(house, accepted.task_id))
     await worker.stop()
+    await closed(house)
+
+
+class _Carrier:
+    """What carries conversations on, where nothing is to be carried."""
+
+    name = "carrier"
+
+    def __init__(self, runs: ConversationRuns, logged: list[Any]) -> None:
+        self._runs, self._logged = runs, logged
+        self.stopped_after: list[str] = []
+        self.could_run = False
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        self.stopped_after = [line["event"] for line in self._logged]
+        self.could_run = not self._runs.runner._is_closed
+
+
+async def test_a_worker_lets_go_of_what_it_has_claimed_while_conversations_can_still_answer_it(tmp_path: Path) -> None:
+    house = await opened(tmp_path / "data")
+    carriers: list[_Carrier] = []
+
+    class Carried(InProcessWorker):
+        def _build_carriers(self, runs: ConversationRuns) -> list[_Carrier]:
+            carriers.append(_Carrier(runs, logged))
+            return carriers
+
+    with capture_logs() as logged:
+        worker = Carried(house, {})
+        await worker.start()
+        await worker.stop()
+    [carrier] = carriers
+    assert "task_worker.stop" in carrier.stopped_after
+    assert carrier.could_run
+    assert carrier._runs.runner._is_closed
     await closed(house)
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from rise import __version__
 from rise.admission import Admission
 from rise.bindings import BindingRegistry
+from rise.bursts import Bursts
 from rise.bus.local import LocalBus
 from rise.bus.port import Bus
 from rise.callbacks import CallbackReceiver, Callbacks
@@ -93,6 +94,7 @@ from rise.workflows.building import StagedWorkflows
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.fetching import GuardedFetch
 from rise.workflows.model import Model, NoModel, model_of
+from rise.workflows.runner import Runner
 from rise.workflows.staged import Tools
 from rise.workflows.stages import VALUES, Prompt, read_stages, secrets_asked_for
 from rise.workflows.templates import placeholders, stages_named
@@ -874,10 +876,22 @@ async def learn_bots(house: House) -> None:
         await bots.learn()
 
 
-def build_worker(
-    house: House, workflows: Mapping[str, WorkflowDefinition], functions: Mapping[str, Callable[..., Any]] | None = None
-) -> Worker:
-    """`functions`: what `python` stages may call."""
+def build_runner(
+    house: House, workflows: Mapping[str, WorkflowDefinition], functions: Mapping[str, Callable[..., Any]]
+) -> Runner:
+    """`workflows`: those in the code; `functions`: what `python` stages may call."""
+    channels, limits = house.channels.by_name(), _worker_limits(house).of_a_run()
+    staged = StagedWorkflows(_tools(house, functions))
+    return Runner(house.ledger, workflows, channels, house.bus, house.clock, limits, staged)
+
+
+def build_conversation_runs(house: House, runner: Runner) -> ConversationRuns:
+    """What the worker runs, where conversations ask for it."""
+    bursts = Bursts(house.queue, house.ledger, house.bindings)
+    return ConversationRuns(house.queue, house.ledger, house.bindings, bursts, house.channels.by_name(), runner)
+
+
+def build_worker(house: House, runner: Runner) -> Worker:
     settings = house.settings
     # Not the door's admission: what its runs plan for later is part of the work that is too much. Refused, none of
     # it would ever end.
@@ -886,28 +900,32 @@ def build_worker(
         queue=house.queue,
         ledger=house.ledger,
         bindings=house.bindings,
-        workflows=workflows,
+        runner=runner,
         channels=house.channels.by_name(),
         retry_policy=house.retry_policy,
         accept=intake.accept,
         bus=house.bus,
         clock=house.clock,
-        limits=WorkerLimits(
-            concurrency=settings.worker_concurrency,
-            concurrency_for=settings.worker_concurrency_for,
-            claim=timedelta(seconds=settings.claim_seconds),
-            run_seconds=settings.run_seconds,
-            stop_seconds=settings.stop_seconds,
-            history_turns=settings.history_turns,
-            recovery_seconds=0.0 if house.stores.full is None else RECOVERY_SECONDS,
-        ),
+        limits=_worker_limits(house),
         texts=Texts(
             workflow_missing=settings.workflow_missing_message,
             failed=settings.failed_message,
             maintenance=settings.maintenance_message,
         ),
-        staged=StagedWorkflows(_tools(house, functions or {})),
         conversations=build_conversations(house),
+    )
+
+
+def _worker_limits(house: House) -> WorkerLimits:
+    settings = house.settings
+    return WorkerLimits(
+        concurrency=settings.worker_concurrency,
+        concurrency_for=settings.worker_concurrency_for,
+        claim=timedelta(seconds=settings.claim_seconds),
+        run_seconds=settings.run_seconds,
+        stop_seconds=settings.stop_seconds,
+        history_turns=settings.history_turns,
+        recovery_seconds=0.0 if house.stores.full is None else RECOVERY_SECONDS,
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 from rise.bus.port import Topic
 from rise.capabilities import REMEDIES, CapabilityStatus
 from rise.channels.telegram import TelegramChannel
+from rise.conversations.running import ConversationRuns
 from rise.definitions.port import Kind
 from rise.definitions.records import CODE, workflow_of
 from rise.envelope import Reason
@@ -199,15 +200,22 @@ class InProcessWorker:
         await self.start()
 
     def _build(self) -> None:
-        self._worker = assembly.build_worker(self._house, self._app.workflows, self._app.functions)
-        runs = self._worker.conversation_runs
-        self._conversations: Service | None = assembly.build_conversation_worker(self._house, runs)
+        runner = assembly.build_runner(self._house, self._app.workflows, self._app.functions)
+        carriers = self._build_carriers(assembly.build_conversation_runs(self._house, runner))
+        self._worker = assembly.build_worker(self._house, runner)
+        # The worker ends first: what it has claimed waits for what its conversations come to.
+        self._services: list[Service] = [runner, *carriers, self._worker]
+
+    def _build_carriers(self, runs: ConversationRuns) -> Sequence[Service]:
+        """What carries conversations on."""
+        carrier = assembly.build_conversation_worker(self._house, runs)
+        return [] if carrier is None else [carrier]
 
     async def _stop_worker(self) -> None:
         if not self._has_begun:
             return
         self._has_begun = False
-        await self._worker.stop(self._conversations)
+        await stop_all(self._services, on_error=_report_stop)
 
     async def _follow_hints(self) -> None:
         """Woken by the queue itself: whoever accepted may be on another host, where our bus does not reach."""
@@ -232,9 +240,7 @@ class InProcessWorker:
             await house.bindings.refresh()
         # Written by a newer version and left alone by an older one: perhaps this one can read them.
         await house.queue.resume(Selection(reason=Reason.SCHEMA_NEWER), limit=1_000_000)
-        if self._conversations is not None:
-            await self._conversations.start()  # Temporal may be away
-        await self._worker.start()
+        await start_all(self._services, on_error=_report_stop)  # Temporal may be away
         if house.stores.full is not None and house.stores.full.wait_for_hint is not None:
             await self._hints.start()
         self._has_begun = True

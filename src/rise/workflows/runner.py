@@ -60,7 +60,9 @@ class Ran(msgspec.Struct, frozen=True):
 
 
 class Runner:
-    """Runs one workflow function for one task, within its time."""
+    """Runs one workflow function for one task, within its time. For all who run tasks in this process."""
+
+    name = "runner"
 
     def __init__(
         self,
@@ -137,7 +139,10 @@ class Runner:
             return self.workflows.get(workflow.workflow_id)
         return self._staged.definition(workflow) if self._staged and workflow.kind == STAGES else None
 
-    async def close(self) -> None:
+    async def start(self) -> None:
+        """Its threads begin with the first function that needs one."""
+
+    async def stop(self) -> None:
         """What would begin later is handed back, as a dependency's fault: it was no try."""
         self._is_closed = True
         # Not waited for: a function that never returns must not keep the process from ending.

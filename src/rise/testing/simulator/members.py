@@ -261,9 +261,8 @@ class CarryingWorker(serving.InProcessWorker):
         self._carried = carried
         super().__init__(house, workflows, defines=defines)
 
-    def _build(self) -> None:
-        super()._build()
-        self._conversations = self._carried(self._worker.conversation_runs)
+    def _build_carriers(self, runs: ConversationRuns) -> list[Service]:
+        return [self._carried(runs)]
 
 
 class Console:
