@@ -191,7 +191,7 @@ class Worker:
         self._claims = Claims(
             queue=queue,
             channels=list(channels),
-            finish=self._finish,
+            finish=self._run_and_settle,
             bus=bus,
             clock=clock,
             limits=self._limits.of_claims(),
@@ -217,7 +217,7 @@ class Worker:
 
     # --- running ---
 
-    async def _finish(self, claim: Claim) -> Claim | None:
+    async def _run_and_settle(self, claim: Claim) -> Claim | None:
         """Run the claim's task and settle it, whatever comes of either: a claim that lapses looks like a death.
 
         Returns the claim on the chat's next task, if there is one.
@@ -225,24 +225,24 @@ class Worker:
         task = read_anew(claim.task, self._channels)
         with tracing.span_of(task.head, "claim", kind="consumer") as span:
             span.note({"rise.attempt": task.progress.attempts + 1})
-            ending = await self._end(claim, task)
+            ending = await self._ending_of(claim, task)
             _note_ending(span, ending)
-            return await self._settle_or_park(claim, task, ending)
+            return await self._settle_or_suspend(claim, task, ending)
 
-    async def _settle_or_park(self, claim: Claim, task: Task, ending: Ending) -> Claim | None:
+    async def _settle_or_suspend(self, claim: Claim, task: Task, ending: Ending) -> Claim | None:
         try:
             return await self._settle(claim, task, ending)
         except ClaimLost:
             raise
         except Exception as error:  # noqa: BLE001 - border: a bug of ours is said where people look, and keeps no chat
-            parked = "the task is suspended"
-            log.error("task.settle_failed", task_id=task.task_id, error=error, exc_info=error, consequence=parked)
+            suspended = "the task is suspended"
+            log.error("task.settle_failed", task_id=task.task_id, error=error, exc_info=error, consequence=suspended)
             why = f"it could not be settled: {redact(in_words(error))[:2000]}"
             return await self._settle(claim, task, Suspended(Reason.RETRIES_EXHAUSTED, why))
 
-    async def _end(self, claim: Claim, task: Task) -> Ending:
-        """Run the task and say how that ended. Nothing is written of it here but its steps; what of its chat waited
-        for a workflow may be let go on instead."""
+    async def _ending_of(self, claim: Claim, task: Task) -> Ending:
+        """Run the task and say how that ended. Of it nothing is written but its steps; earlier messages of its chat may
+        be resumed instead."""
         try:
             return await self._attempt(claim, task)
         except asyncio.CancelledError:
@@ -251,22 +251,23 @@ class Worker:
             # Nobody cancelled this run: the workflow awaited something of its own that was. Taken for a stop,
             # it would leave the claim to lapse and be counted as the death of a process.
             return self._judge(task, RuntimeError("the workflow awaited something that was cancelled"))
-        except (Exception, GeneratorExit, BaseExceptionGroup) as error:  # noqa: BLE001 - border
-            # Whatever a workflow raises is judged by the retry policy.
+        except (Exception, GeneratorExit, BaseExceptionGroup) as error:  # noqa: BLE001 - border: the policy judges it
             return self._judge(task, error)
 
     async def _attempt(self, claim: Claim, task: Task) -> Ending:
         """What has ended, or whose turn it is not, is not run."""
         try:
-            steps, known = await self._begun_before(task)
-            asked = await self._asked(claim, task, steps, known)
+            steps, known = await self._former_tries(task)
+            found = await self._workflow_or_ending(claim, task, steps, known)
         except LedgerSilent:
             raise  # somebody may have begun it, and that is not known: it stays so, however it may look by then
         except Unavailable as error:
             return self._judge(task, error, has_begun=False)
-        return await self._run(task, asked, steps) if isinstance(asked, Bound) else asked
+        return await self._run(task, found, steps) if isinstance(found, Bound) else found
 
-    async def _asked(self, claim: Claim, task: Task, steps: Mapping[str, bytes], known: Run | None) -> Ending | Bound:
+    async def _workflow_or_ending(
+        self, claim: Claim, task: Task, steps: Mapping[str, bytes], known: Run | None
+    ) -> Ending | Bound:
         """The workflow that is to run it now, or what comes of it without. The order of these questions is part of the
         answer."""
         head, channel = task.head, self._channels[task.head.channel]
@@ -276,7 +277,7 @@ class Worker:
             return await self._fire(task)
         if head.task_type is not TaskType.MESSAGE_SEND or planned_by(head):
             await self._bindings.known()
-        if claim.has_suspended and await self._has_earlier(head):
+        if claim.has_suspended and await self._let_earlier_go_first(head):
             return _later(0.0, "earlier messages of this chat go first")
         # Nothing is awaited between that look and this one: a workflow that appeared in between would let this
         # message overtake the earlier ones that wait for it, too. Here is decided which one workflow it meets.
@@ -285,7 +286,7 @@ class Worker:
             return ending
         if met.bound is None:
             return await self._without_workflow(task, channel)
-        return await self._not_yet(task, met.bound, steps) or met.bound
+        return await self._put_off(task, met.bound, steps) or met.bound
 
     async def _ended_without_run(self, task: Task, binding: BindingRecord | None, channel: Channel) -> Ending | None:
         """What no workflow is for, and what its binding keeps from it."""
@@ -298,7 +299,7 @@ class Worker:
             return await self._say(task, channel)
         return None if binding is None else await self._kept_from(binding, task, channel)
 
-    async def _not_yet(self, task: Task, bound: Bound, steps: Mapping[str, bytes]) -> Ending | None:
+    async def _put_off(self, task: Task, bound: Bound, steps: Mapping[str, bytes]) -> Ending | None:
         if self._runner.definition(bound.workflow) is None:
             return self._left_to_others(bound)
         if (seconds := await self._bursts.open_seconds(task, bound.binding, steps)) > 0:
@@ -311,12 +312,14 @@ class Worker:
         channel = self._channels[task.head.channel]
         burst = await self._bursts.freeze(task, bound.binding, steps)
         with self._telling_of_failure(task, bound):
-            ran = await self._ran(burst, bound, channel, steps)
+            ran = await self._run_here_or_in_conversation(burst, bound, channel, steps)
             if ran is None:
                 return Retry(LOOK_SECONDS, "its conversation works on it", counts=False, is_noted=False)
             return _answered(task, channel, ran.effects, value=ran.value, bound=bound, stages=ran.stages, burst=burst)
 
-    async def _ran(self, burst: Burst, bound: Bound, channel: Channel, steps: Mapping[str, bytes]) -> Ran | None:
+    async def _run_here_or_in_conversation(
+        self, burst: Burst, bound: Bound, channel: Channel, steps: Mapping[str, bytes]
+    ) -> Ran | None:
         """Here, or where its binding says; None: there it goes on, and its lane is kept for it without a place here."""
         if not is_conversation(bound, burst.leader):
             return await self._runner.run(burst, bound, channel, steps)
@@ -353,20 +356,23 @@ class Worker:
             failed = {"workflow_id": bound.workflow.workflow_id, "error": redact(in_words(error))[:200]}
             self._bus.publish(Topic.RUN_FAILED, {"channel": head.channel, "account": head.account} | failed)
 
-    async def _begun_before(self, task: Task) -> tuple[Mapping[str, bytes], Run | None]:
+    async def _former_tries(self, task: Task) -> tuple[Mapping[str, bytes], Run | None]:
         """The steps and the result of former tries."""
         try:
             # In this order: what has ended has no steps any more, and would do them again.
             steps = await self._ledger.steps(task.run_id)
             return steps, await self._ledger.run(task.run_id)
+        except WrittenByNewer:
+            raise
         except LedgerSilent:
-            return {}, await self._waiting_end(task)
+            return {}, await self._waiting_run(task)
 
-    async def _waiting_end(self, task: Task) -> Run | None:
-        """How it ended, if that waits for a ledger which cannot say so itself. What nobody has begun need not wait for
-        the ledger; but what may have been answered with another of its burst.
+    async def _waiting_run(self, task: Task) -> Run | None:
+        """Its result, if one waits for the ledger, which is silent. None: nobody has begun it, and it need not wait.
 
-        Also what seems new is looked for: its burst may have been run before its binding was changed.
+        Also what seems new is looked for: its burst may have been run before its binding was changed. Raises
+        `LedgerSilent` where only the ledger knows: of what somebody has begun, and of what may have been answered with
+        another of its burst.
         """
         may_have_ended = not task.progress.is_untouched or self._bursts.may_follow(task.head)
         try:
@@ -378,7 +384,7 @@ class Worker:
                 raise
             return None
         if waiting is None and may_have_ended:
-            raise LedgerSilent("MongoDB did not answer just now")
+            raise LedgerSilent("the ledger did not answer just now")
         return waiting
 
     def _ended_before(self, task: Task, known: Run | None) -> Ending | None:
@@ -436,9 +442,9 @@ class Worker:
         why = f"this worker has not loaded the workflow {bound.workflow.name}"
         return _later(seconds, why)
 
-    async def _has_earlier(self, head: Head) -> bool:
-        """Whether the task's chat goes on with others first; what waited in it for a workflow that is there now is
-        resumed, all in one step. So a chat is answered in its order, whoever gets to it first: this, another, or the
+    async def _let_earlier_go_first(self, head: Head) -> bool:
+        """Resume what of this chat waited for a workflow that is there now, all in one step. True: that, or another,
+        goes before this task. So a chat is answered in its order, whoever gets to it first: this, another, or the
         supervisor.
 
         Each look sees what the one before it may have missed: what is resumed before the first waits in its lane at
@@ -493,7 +499,7 @@ class Worker:
         is_noted = not isinstance(error, LedgerSilent | TemporalUnavailable)
         return Retry(verdict, text, counts, is_noted, has_begun)
 
-    # --- settling: the only code that ends a claim on a task ---
+    # --- settling: what comes of a task that could be read; what cannot be, the queue itself suspends ---
 
     async def _settle(self, claim: Claim, task: Task, ending: Ending) -> Claim | None:
         settlement = await self._insist(lambda: self._record(claim, task, ending), task)
@@ -502,7 +508,8 @@ class Worker:
         return following
 
     async def _record(self, claim: Claim, task: Task, ending: Ending) -> Settlement:
-        """Write the ending into the ledger; only then may the queue know. Repeating it changes nothing.
+        """Write the ending into the ledger; only then may the queue know. Repeated, it may note a try twice, and no
+        more.
 
         Raises `ClaimLost` where that would tell the sender what is for another to say.
         """
