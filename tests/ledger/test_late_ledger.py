@@ -12,7 +12,7 @@ from rise.envelope import Outcome, Reason, ReplyId, RunId, Status, Task, TaskId,
 from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUnavailable
 from rise.ledger.kept import ATTEMPTS_KEPT, TURN_CHARS_MAX
 from rise.ledger.late import Waiting, decode_late, encode_late
-from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, REMEMBERED_SECONDS
+from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, ONLY_THE_LEDGERS, REMEMBERED_SECONDS, LateLedger
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn, count_tries
 from rise.queue.port import Finished, NewTask, Replying, Selection, Suspend
 from rise.runtime.writing_back import LOST_SECONDS_MAX, PAGE
@@ -54,6 +54,13 @@ class TestLedgerThroughLate(LedgerConformance):
     @pytest.fixture
     async def stage(self) -> _StageThroughLate:
         return _StageThroughLate()
+
+
+def test_of_each_call_of_the_port_is_decided_whether_it_waits():
+    port = {name for name in vars(Ledger) if not name.startswith("_")}
+    waits = {name for name in vars(LateLedger) if not name.startswith("_")}
+    assert waits | ONLY_THE_LEDGERS == port
+    assert not waits & ONLY_THE_LEDGERS
 
 
 @pytest.fixture

@@ -53,6 +53,16 @@ GENERATIONS_LOOKED_FOR: Final = 32
 LATE_BYTES_MAX: Final = 1 << 20
 NOTICES: Final = "notices"
 
+ONLY_THE_LEDGERS: Final = frozenset(
+    {
+        *("archived", "finished_among", "finished_counts", "ended", "replies", "transcript", "identity", "operations"),
+        *("outbox_open", "outbox_take", "outbox_sending", "outbox_record", "outbox_release", "outbox_rearm"),
+        *("outbox_depth", "take_office", "leave_offices", "move_chat", "chat_moves", "record_operation"),
+        *("purge", "forget_raw", "forget_history", "forget_chat"),
+    }
+)
+"""What is asked and written there, and does not wait: whoever adds to the port decides for it."""
+
 
 class LateLedger:
     """`rise.ledger.port.Ledger`, but for what cannot wait."""
@@ -65,7 +75,8 @@ class LateLedger:
         self._histories: OrderedDict[tuple[str, str, str], tuple[float, list[Turn]]] = OrderedDict()
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever does not wait."""
+        if name not in ONLY_THE_LEDGERS:
+            raise AttributeError(name)
         return getattr(self._ledger, name)
 
     # --- what was done of a message ---
@@ -236,7 +247,7 @@ class LateLedger:
         if self._look_at is not None:
             now = self._clock.monotonic()
             if now < self._look_at:
-                raise LedgerSilent("MongoDB does not answer")
+                raise LedgerSilent("the ledger does not answer")
             self._look_at = now + LOOK_SECONDS  # while this one looks, nobody else does
         try:
             answer = await question()
@@ -258,7 +269,7 @@ class LateLedger:
         """Returns the one that stands. What is too large to wait in Redis waits with its worker."""
         encoded = encode_late(write)
         if len(encoded) > LATE_BYTES_MAX:
-            raise LedgerSilent("MongoDB does not answer, and this is too large to wait for it in Redis")
+            raise LedgerSilent("the ledger does not answer, and this is too large to wait for it in Redis")
         return self._decoded(await self._late.put(key_of(write), about, encoded))
 
     async def _read(self, key: str) -> LateWrite | None:
