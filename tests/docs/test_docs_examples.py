@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import httpx
@@ -55,6 +56,15 @@ async def test_the_bot_of_the_readme_answers_and_its_commands_end_well(tmp_path:
     finally:
         await reader.leave()
     assert answered["data"]["result"]["text"] == "Hello stranger, you said: How are you?", reader.rise.log()[-3000:]
+
+
+@pytest.mark.req("OPS-5")
+def test_whoever_types_what_the_page_says_of_compose_has_set_all_that_its_files_ask_for() -> None:
+    [block] = [one for one in blocks_of(ROOT / "docs/deploy.md") if "docker compose" in one.text]
+    files = set(re.findall(r"-f (deploy/compose[.\w]*\.yml)", block.text))
+    asked = {name for file in files for name in re.findall(r"\$\{(\w+)", (ROOT / file).read_text())}
+    assert len(files) == 3 and asked
+    assert asked <= set(re.findall(r"\b([A-Z_]+)=", block.text))
 
 
 @pytest.mark.req("OPS-5")
