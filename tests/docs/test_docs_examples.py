@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import httpx
@@ -11,6 +13,17 @@ from doc_reader import NOT_RUN, ROOT, Reader, blocks_of
 from rise.testing.model_server import ModelStandIn, Say
 
 MODEL = "http://localhost:11434/v1"
+TOKEN = "123456789:AAaaBBbbCCccDDddEEeeFFffGGggHHhhIIi"
+NOBODY = "127.0.0.1:9"
+"""Refuses whoever connects."""
+TALKS = """
+import rise
+
+
+@rise.workflow("talks", channels=["telegram"])
+async def talks(turn: rise.Turn) -> None:
+    await turn.reply("Yes.")
+"""
 
 
 @pytest.mark.slow
@@ -55,6 +68,41 @@ async def test_the_bot_of_the_readme_answers_and_its_commands_end_well(tmp_path:
     finally:
         await reader.leave()
     assert answered["data"]["result"]["text"] == "Hello stranger, you said: How are you?", reader.rise.log()[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.req("OPS-5", "TMP-1")
+async def test_a_workflow_is_bound_to_temporal_and_back_as_the_page_says(tmp_path: Path) -> None:
+    settings = tmp_path / ".env"
+    settings.write_text(f"RISE_APP=my_bot.py\nRISE_TELEGRAM_TOKEN={TOKEN}\nRISE_TELEGRAM_API_BASE=http://{NOBODY}\n")
+    (tmp_path / "my_bot.py").write_text(TALKS)
+    # Nothing waits for Temporal but what is bound to it, and binding does not ask it.
+    reader = Reader(tmp_path, means={"127.0.0.1:7233": NOBODY})
+    serving, binding = blocks_of(ROOT / "docs/conversations.md")
+    first, _ = re.findall(r"^rise (bindings bind .*?) +#", binding.text, re.M)
+    unset = settings.read_text()
+    try:
+        await reader.follow(serving)
+        as_the_page_says = settings.read_text()
+        settings.write_text(unset)
+        code, refusal = await reader.rise.command(*first.split())
+        settings.write_text(as_the_page_says)
+        await reader.follow(binding)
+        _, shown = await reader.rise.command("bindings", "--json")
+    finally:
+        await reader.leave()
+    assert code and "RISE_TEMPORAL_ADDRESS" in refusal
+    [bound] = [one for one in json.loads(shown)["bindings"] if one["channel"] == "telegram"]
+    assert (bound["config"]["engine"], bound["bindingVersion"]) == ("native", 3), "there and back"
+
+
+@pytest.mark.req("OPS-5")
+def test_whoever_types_what_the_page_says_of_compose_has_set_all_that_its_files_ask_for() -> None:
+    [block] = [one for one in blocks_of(ROOT / "docs/deploy.md") if "docker compose" in one.text]
+    files = set(re.findall(r"-f (deploy/compose[.\w]*\.yml)", block.text))
+    asked = {name for file in files for name in re.findall(r"\$\{(\w+)", (ROOT / file).read_text())}
+    assert len(files) == 3 and asked
+    assert asked <= set(re.findall(r"\b([A-Z_]+)=", block.text))
 
 
 @pytest.mark.req("OPS-5")
