@@ -251,7 +251,7 @@ class Worker:
             # Nobody cancelled this run: the workflow awaited something of its own that was. Taken for a stop,
             # it would leave the claim to lapse and be counted as the death of a process.
             return self._judge(task, RuntimeError("the workflow awaited something that was cancelled"))
-        except (Exception, GeneratorExit, BaseExceptionGroup) as error:  # noqa: BLE001 - border: the policy judges it
+        except (Exception, GeneratorExit, BaseExceptionGroup) as error:  # noqa: BLE001 - border: whatever a workflow raises, the retry policy judges
             return self._judge(task, error)
 
     async def _attempt(self, claim: Claim, task: Task) -> Ending:
