@@ -2,12 +2,8 @@
 
 Promises: which messages are a burst is said by when they were accepted, not by how busy the workers are. Before a
 workflow begins, its burst is frozen as a step of the leader's run: every try has the same messages, never more, and
-fewer only if one was ended otherwise meanwhile; what was computed for all of them counts for nothing then.
-
-What follows is answered with its leader or by itself, never both, whoever is killed or frozen. Before its leader's
-result is saved, its own run has one that says whom it goes with, and is not over by that: it ends when a result of its
-leader names it and is in the ledger, and is run alone when its leader has come to one that does not. Until then it
-waits.
+fewer only if one was ended otherwise meanwhile; what was computed for all of them counts for nothing then. How what
+follows ends with its leader is `rise.merging`.
 
 Refuses: to put together what is not a short text of one person for one binding, or what was tried by itself before.
 """
@@ -17,17 +13,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 import msgspec
 
 from rise.bindings import BindingRegistry, commands_of
 from rise.definitions.records import BindingRecord, BurstPolicy
-from rise.envelope import Head, Outcome, Progress, Status, Task, TaskId, TaskType, encode_json, run_id_of
-from rise.ledger.port import Ledger, Run, RunResult
+from rise.envelope import Head, Progress, Status, Task, TaskId, TaskType, encode_json
+from rise.ledger.port import Ledger
+from rise.merging import Merging
 from rise.queue.port import OpenTask, Queue
-from rise.telemetry import log
 
 MESSAGES_MAX: Final = 20
 CHARS_MAX: Final = 4096
@@ -48,11 +43,11 @@ class Burst(msgspec.Struct, frozen=True):
     def messages(self) -> tuple[Task, ...]:
         return (self.leader, *self.followers)
 
-    def step(self, name: str) -> str:
+    def step_name(self, name: str) -> str:
         """What a step is called in the ledger: what was computed for other messages is not taken for these."""
         return self._mark + name
 
-    def steps(self, kept: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    def own_steps(self, kept: Mapping[str, bytes]) -> Mapping[str, bytes]:
         """Of the run's steps those that were computed for just these messages."""
         mark = self._mark
         return {name.removeprefix(mark): value for name, value in kept.items() if name.startswith(mark)}
@@ -67,7 +62,7 @@ class Burst(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Bursts:
-    """Waits for the rest of a burst, gathers it, ends it."""
+    """Waits for the rest of a burst, and gathers it."""
 
     queue: Queue
     ledger: Ledger
@@ -94,16 +89,6 @@ class Bursts:
         followers = [await self._follower(name, task) for name in names if name != task.task_id]
         return Burst(task, tuple(follower for follower in followers if follower is not None))
 
-    async def end_followers(self, burst: Burst) -> bool:
-        """Before their leader's result is saved. False: one was ended otherwise meanwhile, and an answer that speaks of
-        it must not be given."""
-        for follower in burst.followers:
-            run = await _end(follower, burst.leader.task_id, self.ledger)
-            if run.merged_into != burst.leader.task_id:
-                return False
-            log.info("task.merged", task_id=follower.task_id, into=burst.leader.task_id)
-        return True
-
     def may_follow(self, head: Head) -> bool:
         """Whether it may have ended with another, although nobody has begun to run it."""
         return _policy_of(self.bindings.met_by(head).binding, head) is not None
@@ -114,7 +99,7 @@ class Bursts:
         kept = steps.get(_FROZEN)
         if kept is None:
             # A message that is run again answers what it answered before: nothing else would.
-            names = await merged_before(task.head, task.progress.generation, self.ledger)
+            names = await Merging(self.queue, self.ledger).merged_before(task.head, task.progress.generation)
             policy = _policy_of(binding, task.head)
             if not names and policy is not None and not _was_begun(task, steps):
                 heads, _ = await self._gathered(task.head, policy)
@@ -144,12 +129,13 @@ class Bursts:
 
     def _follows(self, one: OpenTask, leader: Head) -> bool:
         """Whether it goes on with what the leader says."""
-        head, binding, leaders = one.head, self.bindings.met_by(one.head).binding, self.bindings.met_by(leader).binding
+        head, binding = one.head, self.bindings.met_by(one.head).binding
+        leader_binding = self.bindings.met_by(leader).binding
         return (
             _is_short_text(head)
             and head.user["user_id"] == leader.user["user_id"]
             and not _was_tried(one)
-            and (binding and binding.workflow_id) == (leaders and leaders.workflow_id)
+            and (binding and binding.workflow_id) == (leader_binding and leader_binding.workflow_id)
         )
 
     async def _follower(self, task_id: TaskId, leader: Task) -> Task | None:
@@ -165,69 +151,6 @@ class Bursts:
         # Of what was tried and resumed only its steps tell.
         was_tried = _was_tried(task.progress) or await self.ledger.steps(task.run_id)
         return None if was_tried or task.progress.status is not Status.PENDING else task
-
-
-class Fate(StrEnum):
-    """Of a message that another has taken along."""
-
-    WAITS = "waits"
-    """Nobody knows yet: somebody may still save a result of its leader that names it, even if they have lost their
-    claim long ago; or there is one, and it may still be lost, because it waits for the ledger."""
-    ANSWERED = "answered"
-    ALONE = "alone"
-    """Its leader has come to a result that does not name it."""
-
-
-async def fate_of(run: Run, queue: Queue, ledger: Ledger) -> Fate:
-    """Of a run that has been merged into another."""
-    assert run.merged_into is not None
-    # The queue first: what it forgets between the two looks is in the ledger.
-    leader = await queue.get(run.merged_into)
-    latest = await ledger.latest_run(run.merged_into)
-    # A leader may have been run again since it has answered, whatever has become of that.
-    generations = range(latest.generation + 1) if latest else ()
-    results = [await ledger.run(run_id_of(run.merged_into, generation)) for generation in generations]
-    naming = [result for result in results if result is not None and run.task_id in result.merged]
-    if naming:
-        # What may still be lost ends nothing: its message would be run again, without this one.
-        is_firm = not run.is_late and any(not result.is_late for result in naming)
-        return Fate.ANSWERED if is_firm else Fate.WAITS
-    if leader is None or (latest is not None and _is_of(latest, leader)):
-        return Fate.ALONE
-    return Fate.WAITS
-
-
-async def end_named(names: Sequence[TaskId], leader: TaskId, queue: Queue, ledger: Ledger) -> bool:
-    """Whom a result names has ended with it, even if what said so is lost: it may have waited in Redis, which was
-    emptied. False: one of them is nowhere, and would be run alone if it is brought back."""
-    are_ended = True
-    for name in names:
-        if await ledger.latest_run(name) is None:
-            follower = await queue.get(name)
-            if follower is None:
-                are_ended = False
-            else:
-                await _end(follower, leader, ledger)
-    return are_ended
-
-
-async def _end(follower: Task, leader: TaskId, ledger: Ledger) -> Run:
-    merged = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader})
-    return await ledger.save_result(follower, merged, [], [], deliver=False)
-
-
-def _is_of(run: Run, task: Task) -> bool:
-    """Whether it says what the task, as it is now, has come to."""
-    return run.generation >= task.progress.generation and not run.is_of_former(task.head)
-
-
-async def merged_before(leader: Head, generation: int, ledger: Ledger) -> Sequence[TaskId]:
-    """What it answered with itself when it was last answered, before this generation."""
-    for former in reversed(range(generation)):
-        run = await ledger.run(run_id_of(leader.task_id, former))
-        if run is not None and run.merged and not run.is_of_former(leader):
-            return run.merged
-    return ()
 
 
 def may_be_open(binding: BindingRecord, head: Head, now_ms: int) -> bool:

@@ -20,7 +20,7 @@ import msgspec
 
 from rise import tracing
 from rise.bindings import BindingRegistry, Bound, allows
-from rise.bursts import Burst, Bursts, Fate, end_named, fate_of
+from rise.bursts import Burst, Bursts
 from rise.bus.port import Bus, Topic
 from rise.callbacks import Callbacks
 from rise.channels.port import Channel, Incoming, is_pushed, read_anew
@@ -47,6 +47,7 @@ from rise.errors import ClaimLost, LedgerSilent, TemporalUnavailable, Unavailabl
 from rise.follow_ups.firing import BY, Firing, Unsaid, fired_result
 from rise.follow_ups.planning import follow_up, planned_by
 from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
+from rise.merging import MergedFate, Merging
 from rise.pacing import Windows
 from rise.queue.port import Anew, Claim, Finished, OpenTask, Queue, Replying, RetryIn, Selection, Settlement, Suspend
 from rise.retries import RetryPolicy, uses_a_try
@@ -185,6 +186,7 @@ class Worker:
         self._texts = texts or Texts()
         self._windows = Windows(MINUTE_SECONDS)
         self._bursts = Bursts(queue, ledger, bindings)
+        self._merging = Merging(queue, ledger)
         self._callbacks = Callbacks(queue, ledger, retry_policy)
         self._firing = Firing(queue, ledger)
         self._conversations = conversations
@@ -554,7 +556,7 @@ class Worker:
         if burst is None or not burst.followers:
             return True
         await self._must_be_held(claim)
-        return await self._bursts.end_followers(burst)
+        return await self._merging.end_with(burst.leader.task_id, burst.followers)
 
     async def _record_answer(
         self, task: Task, result: RunResult, calls: Sequence[Call], said: str, burst: Burst | None
@@ -607,17 +609,17 @@ class Worker:
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
             if run.is_late:  # one that is in the ledger never went ahead of the ends that it names
-                await end_named(run.merged, run.task_id, self._queue, self._ledger)
+                await self._merging.end_named(run.merged, run.task_id)
             await self._arm(task, run, saved_at_ms)
         return Finished() if run.status.is_finished else Replying()
 
     async def _go_on_merged(self, task: Task, run: Run) -> Settlement:
-        match await fate_of(run, self._queue, self._ledger):
-            case Fate.WAITS:
+        match await self._merging.fate_of(run):
+            case MergedFate.WAITS:
                 return Replying()
-            case Fate.ALONE:
+            case MergedFate.ALONE:
                 return Anew(run.generation + 1)
-            case Fate.ANSWERED:
+            case MergedFate.ANSWERED:
                 run = await self._ledger.finish(task, Status.COMPLETED, Outcome.MERGED)
                 return Finished() if run.status.is_finished else Replying()
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from rise import worker
-from rise.bursts import Burst, Bursts, Fate
+from rise.bursts import Burst, Bursts
 from rise.envelope import Task, TaskId
-from rise.ledger.port import Ledger, Run
-from rise.queue.port import Queue
-from rise.runtime import supervisor
+from rise.ledger.port import Run
+from rise.merging import MergedFate, Merging
 from rise.testing.simulator.bot import Behaviour
 from rise.testing.simulator.faults import Fault, FaultKind
 from rise.testing.simulator.people import Act, Doing
@@ -123,22 +121,21 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def followers_that_are_not_ended(patch: pytest.MonkeyPatch) -> None:
-    async def ended(self: Bursts, burst: Burst) -> bool:
+    async def ended(self: Merging, leader: TaskId, followers: Sequence[Task]) -> bool:
         return True
 
-    async def nobody(names: Sequence[TaskId], leader: TaskId, queue: Queue, ledger: Ledger) -> bool:
+    async def nobody(self: Merging, names: Sequence[TaskId], leader: TaskId) -> bool:
         return True
 
-    patch.setattr(Bursts, "end_followers", ended)
-    patch.setattr(worker, "end_named", nobody)
+    patch.setattr(Merging, "end_with", ended)
+    patch.setattr(Merging, "end_named", nobody)
 
 
 def followers_that_are_never_run_after_all(patch: pytest.MonkeyPatch) -> None:
-    async def answered(run: Run, queue: Queue, ledger: Ledger) -> Fate:
-        return Fate.ANSWERED
+    async def answered(self: Merging, run: Run) -> MergedFate:
+        return MergedFate.ANSWERED
 
-    patch.setattr(worker, "fate_of", answered)
-    patch.setattr(supervisor, "fate_of", answered)
+    patch.setattr(Merging, "fate_of", answered)
 
 
 def the_last_said_first(patch: pytest.MonkeyPatch) -> None:
@@ -151,13 +148,13 @@ def the_last_said_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def an_answer_that_is_given_although_a_follower_ended_otherwise(patch: pytest.MonkeyPatch) -> None:
-    end_followers = Bursts.end_followers
+    end_with = Merging.end_with
 
-    async def whatever(self: Bursts, burst: Burst) -> bool:
-        await end_followers(self, burst)
+    async def whatever(self: Merging, leader: TaskId, followers: Sequence[Task]) -> bool:
+        await end_with(self, leader, followers)
         return True
 
-    patch.setattr(Bursts, "end_followers", whatever)
+    patch.setattr(Merging, "end_with", whatever)
 
 
 def drops_while_bursts_run(seed: int) -> Plan:

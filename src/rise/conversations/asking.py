@@ -147,7 +147,7 @@ class Conversations:
             return None
         if not response.is_kept:
             return response.ran
-        step = (await self.ledger.steps(burst.leader.run_id)).get(burst.step(kept_as(message)))
+        step = (await self.ledger.steps(burst.leader.run_id)).get(burst.step_name(kept_as(message)))
         return None if step is None else msgspec.json.decode(step)
 
     def _say_how_long(self, task: Task, bound: Bound, seconds: float) -> None:

@@ -116,7 +116,7 @@ class ConversationRuns:
         )
         if len(body) <= RAN_BYTES_MAX:
             return replace(answered, ran=msgspec.json.decode(body))
-        await self.ledger.save_step(RunId(message.request_id), burst.step(kept_as(message)), body)
+        await self.ledger.save_step(RunId(message.request_id), burst.step_name(kept_as(message)), body)
         return replace(answered, is_kept=True)
 
 

@@ -14,7 +14,6 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 
-from rise.bursts import Fate, fate_of, merged_before
 from rise.bus.port import Bus, Topic
 from rise.callbacks import Callbacks
 from rise.clock import Clock, epoch_ms
@@ -22,6 +21,7 @@ from rise.copies.looking import CopiesShown
 from rise.envelope import Reason, Status, Task, TaskId, run_id_of
 from rise.errors import Rejected, StateConflict, TaskUnknown
 from rise.ledger.port import Attempt, Ledger, Operation, Reply, Run
+from rise.merging import MergedFate, Merging
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection
 from rise.stories import TaskStory
 from rise.telemetry import log, raw_truncated_total, workflow_pending_total
@@ -72,6 +72,7 @@ class Operations:
         self._copies = copies
         self._restart = restart or queue.restart
         self._callbacks = callbacks or Callbacks(queue, ledger)
+        self._merging = Merging(queue, ledger)
         self._ledger = ledger
         self._bus = bus
         self._clock = clock
@@ -285,7 +286,7 @@ class Operations:
 
     async def _have_bytes(self, task: Task, generation: int) -> bool:
         """Whether all have them that would be run as this generation: itself, and what it answered before."""
-        merged = await merged_before(task.head, generation, self._ledger)
+        merged = await self._merging.merged_before(task.head, generation)
         with_it = [await self._ledger.archived(task_id) for task_id in merged if task_id != task.task_id]
         return task.has_bytes and all(one is None or one.has_bytes for one in with_it)
 
@@ -294,10 +295,10 @@ class Operations:
         run = await self._ledger.run(task.run_id)
         if run is None or run.merged_into is None or run.status.is_finished or run.is_of_former(task.head):
             return
-        match await fate_of(run, self._queue, self._ledger):
-            case Fate.WAITS:
+        match await self._merging.fate_of(run):
+            case MergedFate.WAITS:
                 raise StateConflict(f"it is answered with {run.merged_into}: drop that one, and then this")
-            case Fate.ANSWERED:
+            case MergedFate.ANSWERED:
                 raise StateConflict(f"the task has been answered with {run.merged_into} already")
 
     async def _archived(self, task_id: TaskId) -> tuple[Task, Run]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rise.bindings import BindingRegistry, allows
-from rise.bursts import Fate, fate_of, may_be_open
+from rise.bursts import may_be_open
 from rise.bus.port import Bus, Topic
 from rise.callbacks import Callbacks
 from rise.capabilities import CapabilityRegistry
@@ -24,6 +24,7 @@ from rise.definitions.records import BindingRecord
 from rise.envelope import Head, Outcome, Reason, ReplyId, RunId, Status, TaskId, callback_id_of, notice_id_of
 from rise.errors import Unavailable
 from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
+from rise.merging import MergedFate, Merging
 from rise.queue.port import OpenTask, Queue, QueueDepth, Route, Selection, Suspend
 from rise.runtime.alerts import in_number
 from rise.runtime.pipeline import Pipeline, clocks_apart
@@ -96,6 +97,7 @@ class Supervisor:
     ) -> None:
         self._queue = queue
         self._ledger = ledger
+        self._merging = Merging(queue, ledger)
         self._bus = bus
         self._bindings = bindings
         self._channels = channels
@@ -363,7 +365,7 @@ class Supervisor:
         if run is None or run.is_of_former(task.head):
             log.warning("task.result_lost", task_id=task.head.task_id, consequence="it is run again")
             return "its result was lost before it was sent"
-        if run.merged_into is None or await fate_of(run, self._queue, self._ledger) is Fate.WAITS:
+        if run.merged_into is None or await self._merging.fate_of(run) is MergedFate.WAITS:
             return None
         return f"{run.merged_into}, with which it went, has come to an end"
 

@@ -17,7 +17,6 @@ from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from rise.bursts import end_named
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
 from rise.envelope import Reason, RunId, Task
@@ -36,6 +35,7 @@ from rise.ledger.late import (
     decode_late,
 )
 from rise.ledger.port import Ledger, Run
+from rise.merging import Merging
 from rise.queue.port import Queue, Suspend
 from rise.service import Loop
 from rise.telemetry import in_words, ledger_writes_waiting, log, redact
@@ -59,6 +59,7 @@ class WriteBack:
         self._late = late
         self._ledger = ledger
         self._queue = queue
+        self._merging = Merging(queue, ledger)
         self._bus = bus
         self._clock = clock
         self._is_said = False
@@ -194,7 +195,7 @@ class WriteBack:
         """Whom it names: else its message would be over, and theirs run once more."""
         if not isinstance(write, LateResult):
             return True
-        return await end_named(write.result.merged, write.task_id, self._queue, self._ledger)
+        return await self._merging.end_named(write.result.merged, write.task_id)
 
     async def _may_come_back(self, write: LateRun) -> bool:
         """Whether the queue has lost its task, or one that it names, and will get it again from another store, to be

@@ -161,7 +161,7 @@ class Runner:
             )
             history = [{"role": turn.role, "text": turn.text} for turn in kept]
         memory.former_tries, memory.former_records = records_among(steps)
-        steps = burst.steps(steps)
+        steps = burst.own_steps(steps)
         now_ms = epoch_ms(self._clock.now())
         if definition.is_async:
             return Turn(task, memory, steps=steps, history=history, now_ms=now_ms, followers=followers)
@@ -278,7 +278,7 @@ class _RunMemory:
 
     async def save_step(self, step: str, value: bytes) -> bytes:
         with self._wait():
-            return await self.ledger.save_step(self.task.run_id, self.burst.step(step), value)
+            return await self.ledger.save_step(self.task.run_id, self.burst.step_name(step), value)
 
     async def download(self, file_id: str) -> bytes:
         channel = self.channel
