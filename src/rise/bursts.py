@@ -91,7 +91,8 @@ class Bursts:
 
     def may_follow(self, head: Head) -> bool:
         """Whether it may have ended with another, although nobody has begun to run it."""
-        return _policy_of(self.bindings.met_by(head).binding, head) is not None
+        met = self.bindings.met_by(head)
+        return _is_short_text(head) if met.status == "unknown" else _policy_of(met.binding, head) is not None
 
     # --- which messages ---
 

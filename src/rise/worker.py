@@ -261,10 +261,10 @@ class Worker:
         try:
             steps, known = await self._former_tries(task)
             found = await self._workflow_or_ending(claim, task, steps, known)
-        except LedgerSilent:
-            raise  # somebody may have begun it, and that is not known: it stays so, however it may look by then
         except Unavailable as error:
-            return self._judge(task, error, has_begun=False)
+            # Nothing was tried. But what may have ended waits for the ledger, whatever its binding says by then.
+            may_have_ended = isinstance(error, LedgerSilent) or self._bursts.may_follow(task.head)
+            return self._judge(task, error, is_noted=False, has_begun=may_have_ended)
         return await self._run(task, found, steps) if isinstance(found, Bound) else found
 
     async def _workflow_or_ending(
@@ -481,7 +481,7 @@ class Worker:
         first = await self._queue.next_in_lane(head.lane, limit=1)
         return any(one.head.place < head.place for one in first)
 
-    def _judge(self, task: Task, error: BaseException, *, has_begun: bool = True) -> Ending:
+    def _judge(self, task: Task, error: BaseException, *, is_noted: bool = True, has_begun: bool = True) -> Ending:
         text = redact(in_words(error))[:2000]
         counts = uses_a_try(error)
         verdict = self._retry_policy.verdict(
@@ -498,8 +498,8 @@ class Worker:
         if isinstance(verdict, Reason):
             return Suspended(verdict, text, tell=self._texts.failed)
         # That the ledger or Temporal is away is known where that is shown, and nothing was tried.
-        is_noted = not isinstance(error, LedgerSilent | TemporalUnavailable)
-        return Retry(verdict, text, counts, is_noted, has_begun)
+        is_shown = isinstance(error, LedgerSilent | TemporalUnavailable)
+        return Retry(verdict, text, counts, is_noted and not is_shown, has_begun)
 
     # --- settling: what comes of a task that could be read; what cannot be, the queue itself suspends ---
 

@@ -19,7 +19,7 @@ from rise.channels.http import HttpChannel
 from rise.channels.port import Call, Incoming
 from rise.definitions.records import BindingRecord, BindingRoute, BurstPolicy, ChannelOwn, KillSwitch
 from rise.envelope import Outcome, Reason, Status, TaskId, reply_id_of, run_id_of
-from rise.errors import LedgerSilent, StateConflict
+from rise.errors import LedgerSilent, RedisUnavailable, StateConflict, Unavailable
 from rise.ledger.late import key_of_run
 from rise.ledger.late_ledger import LateLedger
 from rise.ledger.port import Run, RunResult, reply_of
@@ -830,12 +830,13 @@ async def test_what_was_taken_along_is_not_run_when_merging_is_switched_off_whil
 
 @pytest.mark.req("CHN-3", "CPY-6")
 @pytest.mark.failure("F1")
+@pytest.mark.parametrize("first", [LedgerSilent("MongoDB does not answer"), RedisUnavailable("cut off")])
 async def test_what_may_have_been_taken_along_waits_for_the_ledger_also_when_merging_is_switched_off(
-    stage: Stage, talk: Talk
+    stage: Stage, talk: Talk, first: Unavailable
 ):
     gateway, worker = await talk.start()
-    worker.fail_at("ledger.steps", "before", LedgerSilent("MongoDB does not answer"), times=3)
-    worker.fail_at("ledger.run", "before", LedgerSilent("MongoDB does not answer"), times=3)
+    worker.fail_at("ledger.steps", "before", first)
+    worker.fail_at("ledger.steps", "before", LedgerSilent("MongoDB does not answer"), times=2)
     [task_id] = await stage.write("one")
     await stage.waiting_for_retry(task_id)
     await talk.change(None, gateway, worker)
@@ -843,6 +844,24 @@ async def test_what_may_have_been_taken_along_waits_for_the_ledger_also_when_mer
         await stage.pass_time(20)
         await stage.waiting_for_retry(task_id)
     assert talk.seen == []
+    await stage.pass_time(20)
+    await stage.ended(task_id)
+    assert talk.seen == [["one"]]
+
+
+@pytest.mark.req("CHN-3", "CPY-6")
+@pytest.mark.failure("F1")
+async def test_what_may_have_been_taken_along_waits_for_the_ledger_also_where_no_binding_has_been_read(
+    stage: Stage, talk: Talk
+):
+    await stage.bind(talk.workflow, burst=POLICY)
+    await stage.start_gateway()
+    worker = stage.new_worker(talk.workflow)
+    for silent in ("ledger.steps", "ledger.run"):
+        worker.fail_at(silent, "before", LedgerSilent("MongoDB does not answer"))
+    await worker.start(worker.bus, worker.chats, worker.worker)
+    [task_id] = await stage.write("one")
+    assert "LedgerSilent" in ((await stage.waiting_for_retry(task_id)).error or "")
     await stage.pass_time(20)
     await stage.ended(task_id)
     assert talk.seen == [["one"]]

@@ -580,9 +580,37 @@ async def test_one_moment_without_redis_has_nothing_wait_for_mongodb_that_nobody
         worker.fail_at(silent, "before", LedgerSilent("MongoDB does not answer"), times=9)
     [task_id] = await stage.write("Hello")
     await stage.waiting_for_retry(task_id)
+    assert await stage.ledger.attempts(run_id_of(task_id, 0)) == [], "nothing was tried"
     await stage.pass_time(20)
     await stage.ended(task_id)
     assert stage.texts() == ["Hello"]
+
+
+@pytest.mark.req("CPY-6", "WRK-4")
+@pytest.mark.failure("D1", "F1")
+async def test_what_a_former_worker_has_run_is_not_taken_for_new_after_a_moment_without_redis(stage: Stage):
+    runs: list[str] = []
+
+    @rise.workflow("echo", channels=["telegram"])
+    async def echo(turn: rise.Turn) -> None:
+        runs.append(turn.text)
+        await turn.reply(turn.text)
+
+    gateway, worker = await stage.start(echo)
+    worker.die_at("queue.settle", "before")
+    [task_id] = await stage.write("Hello")
+    await worker.dead()
+    await gateway.supervisor.reap()
+    other = stage.new_worker(echo)
+    other.fail_at("ledger.steps", "before", RedisUnavailable("cut off"))
+    for silent in ("ledger.steps", "ledger.run"):
+        other.fail_at(silent, "before", LedgerSilent("MongoDB does not answer"), times=2)
+    await stage.start_new_worker(other, echo)
+    for _ in range(2):
+        await stage.waiting_for_retry(task_id)
+        await stage.pass_time(20)
+    await stage.ended(task_id)
+    assert runs == stage.texts() == ["Hello"]
 
 
 @pytest.mark.req("CPY-6", "WRK-4")
@@ -606,7 +634,8 @@ async def test_what_waits_in_words_of_a_newer_version_is_not_taken_for_nothing(s
 
 async def _has_waited(stage: Stage, task_id: TaskId) -> bool:
     task = await stage.queue.get(task_id)
-    return task is not None and "newer version" in (task.progress.error or "")
+    # Begun, so that it waits for the ledger also when what waits has been written back.
+    return task is not None and "newer version" in (task.progress.error or "") and not task.progress.is_untouched
 
 
 @pytest.mark.req("SUS-3")
