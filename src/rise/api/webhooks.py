@@ -25,7 +25,6 @@ from rise.api.reading import Message, Receive, Scope, Send, discard, read_body
 from rise.api.security import Door, Gate
 from rise.channels.port import Incoming
 from rise.channels.telegram import TelegramChannel
-from rise.clock import Clock
 from rise.envelope import RAW_BYTES_MAX
 from rise.errors import PayloadMalformed, PayloadTooLarge, RateExceeded, Rejected, Unavailable
 from rise.intake import Intake
@@ -43,7 +42,7 @@ _EMPTY: Final[Message] = {"type": "http.response.body"}
 class TelegramWebhook:
     """Answers `POST /telegram/webhook` for the default bot, and `/telegram/webhook/{bot_id}` for every bot."""
 
-    __slots__ = ("_bots", "_clock", "_gate", "_intake", "_refused", "_require_verified", "_secret_of", "_telegram")
+    __slots__ = ("_bots", "_gate", "_intake", "_refused", "_require_verified", "_secret_of", "_telegram")
 
     def __init__(
         self,
@@ -53,7 +52,6 @@ class TelegramWebhook:
         secret: str | None,
         intake: Intake,
         gate: Gate,
-        clock: Clock,
         require_verified: Callable[[str], None] = lambda account: None,
         secret_of: Callable[[str], str] | None = None,
     ) -> None:
@@ -68,7 +66,6 @@ class TelegramWebhook:
         self._secret_of = secret_of
         self._intake = intake
         self._gate = gate
-        self._clock = clock
         self._require_verified = require_verified
         self._refused = refused_total.labels("telegram", "signature_mismatch")
 

@@ -191,9 +191,7 @@ class Gateway(Member):
         assert telegram is not None
         assert account is not None
         gate = Gate(Credentials("", {}), house.clock, rate_per_source=1e6)
-        self._webhook = TelegramWebhook(
-            telegram, account=account, secret=WEBHOOK_WORD, intake=house.intake, gate=gate, clock=house.clock
-        )
+        self._webhook = TelegramWebhook(telegram, account=account, secret=WEBHOOK_WORD, intake=house.intake, gate=gate)
         services: list[Service] = [
             serving.build_supervisor(house, forget_after_seconds=FORGET_AFTER_SECONDS),
             assembly.build_sender(house),
