@@ -21,7 +21,7 @@ import msgspec
 
 from rise import tracing
 from rise.api.answers import RETRY_AFTER_SECONDS, request_id_of, retry_after_seconds
-from rise.api.reading import Message, Receive, Scope, Send, discard, read_body
+from rise.api.reading import LENGTH_DIGITS_MAX, Message, Receive, Scope, Send, discard, read_body
 from rise.api.security import Door, Gate
 from rise.channels.port import Incoming
 from rise.channels.telegram import TelegramChannel
@@ -33,6 +33,8 @@ from rise.telemetry import log, refused_total
 PATH: Final = "/telegram/webhook"
 SOURCE: Final = "telegram-bot"
 
+_LARGE_DIGITS: Final = len(str(RAW_BYTES_MAX))
+"""A Content-Length of fewer is within bounds: nearly every update's is, and need not be read as a number."""
 _NOBODYS: Final = b"no secret is as this one"
 """Compared with, so that a path of nobody takes no less time to refuse."""
 _OK: Final[Message] = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
@@ -131,7 +133,7 @@ class TelegramWebhook:
             await send(_EMPTY)
 
     async def _body(self, scope: Scope, receive: Receive, length: bytes) -> bytes:
-        if len(length) > 6 and length.isdigit() and int(length[:20]) > RAW_BYTES_MAX:
+        if len(length) >= _LARGE_DIGITS and length.isdigit() and int(length[:LENGTH_DIGITS_MAX]) > RAW_BYTES_MAX:
             await discard(receive)
             raise PayloadTooLarge("larger than any update", field="body")
         return await read_body(scope, receive)
@@ -148,7 +150,8 @@ class TelegramWebhook:
 
     async def _refuse_body(self, send: Send, error: Rejected) -> None:
         refused_total.labels("telegram", error.code).inc()
-        if not isinstance(error, PayloadMalformed):  # that one hung up
+        # Malformed is here only what broke off, and nobody is there to hear it: what is no JSON is kept, suspended.
+        if not isinstance(error, PayloadMalformed):
             await _refuse(send, error.http_status, close=True)
 
 
