@@ -1,6 +1,6 @@
 """The worker's side of a conversation: tell it of a message, and take what comes of that.
 
-Whoever asks again, after a crash or because he let go meanwhile, finds by the same request what was computed before: a
+Whoever asks again, after a crash, or having let go meanwhile, finds by the same request what was computed before: a
 message is told once for each try, and no answer is computed a second time because somebody died who waited for it.
 
 Refuses: to hold a worker's place for as long as a run takes. After `HOLD_SECONDS` the message is let go of; its lane
@@ -144,7 +144,7 @@ class Conversations:
     async def _ran(self, response: Response, burst: Burst, message: ConversationMessage) -> Any:
         """None: it is lost; or was computed for others as well, one of which has ended by itself meanwhile, or by
         another workflow than is to answer now."""
-        if response.is_of_others(message) or response.is_of_another_workflow(message):
+        if response.has_other_followers(message) or response.is_of_another_workflow(message):
             return None
         if not response.is_kept:
             return response.ran

@@ -107,7 +107,7 @@ class Response:
     """It is too large for a conversation: Rise's ledger has it, as a step of the run."""
     failure: Failure | None = None
     followers: list[str] = field(default_factory=list)
-    """What was answered with it. One of these may have ended by itself since: then it is run anew, without."""
+    """The messages answered with it. If one has ended by itself since, this response is of no use."""
     workflow_id: str = ""
     """What was run for it; nothing: an earlier version of Rise did not say. Another may be bound by now, because this
     one must not answer any more: then it is run anew."""
@@ -115,7 +115,7 @@ class Response:
     is_untried: bool = False
     """The process that was to run it has not loaded its workflow: another may have."""
 
-    def is_of_others(self, message: ConversationMessage) -> bool:
+    def has_other_followers(self, message: ConversationMessage) -> bool:
         return self.followers != message.followers
 
     def is_of_another_workflow(self, message: ConversationMessage) -> bool:

@@ -1,10 +1,10 @@
-"""What a conversation has done for one message: its bound workflow is run, as the worker would have run it.
+"""The run of one message of a conversation: its bound workflow is run as the worker would have.
 
 The promises are the runner's: steps are kept, effects only noted. What comes of it goes back to the conversation, and
 from there to the worker that holds the message's lane, which freezes and settles it like any other.
 
-Refuses: to send, to settle, and to judge an error. To run what is not, or no longer, the worker's word: a task that has
-ended or was put aside, or a workflow that is another by now. That waits, and its worker looks anew.
+Refuses: to send, to settle, to judge an error; to run a task that has ended or was put aside, or a workflow that is
+bound no longer. That waits, and its worker looks again.
 """
 
 from __future__ import annotations
