@@ -241,8 +241,8 @@ class WorkerMember(Member):
         workflows, temporal = self._workflows(self.process), self._world.conversations
         if temporal is None:
             return [serving.InProcessWorker(house, workflows, defines=self._defines)]
-        carried = partial(temporal.carried_in, self.process, house.clock)
-        return [CarryingWorker(house, workflows, defines=self._defines, carried=carried)]
+        worker_in = partial(temporal.worker_in, self.process, house.clock)
+        return [CarryingWorker(house, workflows, defines=self._defines, temporal_worker=worker_in)]
 
 
 class CarryingWorker(serving.InProcessWorker):
@@ -254,14 +254,14 @@ class CarryingWorker(serving.InProcessWorker):
         workflows: dict[str, WorkflowDefinition],
         *,
         defines: bool,
-        carried: Callable[[ConversationRuns], Service],
+        temporal_worker: Callable[[ConversationRuns], Service],
     ) -> None:
-        self._carried = carried
+        self._temporal_worker = temporal_worker
         super().__init__(house, workflows, defines=defines)
 
     def _build(self) -> None:
         super()._build()
-        self._conversations = self._carried(self._worker.conversation_runs)
+        self._conversations = self._temporal_worker(self._worker.conversation_runs)
 
 
 class Console:
