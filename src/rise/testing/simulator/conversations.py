@@ -24,7 +24,7 @@ from rise.clock import Clock, epoch_ms
 from rise.conversations.port import UNKNOWN, ConversationLimits, ConversationMessage, Response
 from rise.conversations.running import ConversationRuns
 from rise.conversations.workflow import Begin
-from rise.errors import TemporalUnavailable
+from rise.errors import TemporalUnavailable, Unavailable
 from rise.service import cancel_all, insist, spawn
 from rise.testing.clock import START
 from rise.testing.simulator.carried import Carried, Ended, Leg, Rang, Timer, Told
@@ -117,6 +117,7 @@ class SimConversations:
         """Of each update of a conversation."""
         self.begun_anew = 0
         self.told_again = 0
+        self.given_up = 0
 
     # --- processes come and go ---
 
@@ -473,13 +474,18 @@ class SimTemporalWorker:
         task.add_done_callback(lambda _: self._running.pop(token, None))
 
     async def _run(self, token: int, message: ConversationMessage) -> None:
-        running, beating = asyncio.current_task(), set[asyncio.Task[Any]]()
+        running, beside = asyncio.current_task(), set[asyncio.Task[Any]]()
         assert running is not None
-        spawn(self._beat(token, running), name="conversation.beat", into=beating)
         try:
-            response = await self._runs.run(message)
-        finally:
-            await cancel_all(beating)
+            async with asyncio.timeout(None) as time:
+                spawn(self._beat(token, running), name="conversation.beat", into=beside)
+                spawn(self._watch(message, time), name="conversation.watch", into=beside)
+                try:
+                    response = await self._runs.run(message)
+                finally:
+                    await cancel_all(beside)
+        except TimeoutError:
+            response = self._runs.given_up(message)
         end = partial(self._temporal.end, token, response)
         await insist(lambda: self._way.ask("end", end), sleep=self._clock.sleep, on_refusal=lambda error: None)
 
@@ -489,6 +495,16 @@ class SimTemporalWorker:
             with suppress(TemporalUnavailable):
                 if not await self._way.ask("beat", partial(self._temporal.beat, token)):
                     running.cancel()
+                    return
+
+    async def _watch(self, message: ConversationMessage, time: asyncio.Timeout) -> None:
+        """Its time is over when its task is. Beside the beat, which does not wait for a store."""
+        while True:
+            await self._clock.sleep(LIMITS.beat_seconds / BEATS)
+            with suppress(Unavailable):
+                if await self._runs.is_over(message):
+                    self._temporal.given_up += 1
+                    time.reschedule(0.0)  # long ago
                     return
 
 
