@@ -198,7 +198,7 @@ async def test_probes_are_made_at_once_and_each_has_its_own_time(capabilities: C
     capabilities.register_capability_probe("redis", together, hard=True)
     capabilities.register_capability_probe("mongo", together, hard=True)
     capabilities.register_capability_probe("llm", hang, timeout_seconds=0.01)
-    await capabilities.probe_all()
+    await capabilities.probe_due()
     assert {name: state.status for name, state in capabilities.all().items()} == {
         "redis": AVAILABLE,
         "mongo": AVAILABLE,
@@ -241,7 +241,7 @@ async def test_a_failed_probe_closes_what_needs_it_only_if_that_cannot_do_withou
     dependency.trouble = OSError("refused\nby the other side")
     capabilities.register_capability_probe("mongo", dependency.check, hard=True)
     capabilities.register_capability_probe("telegram_webhook", dependency.check)
-    await capabilities.probe_all()
+    await capabilities.probe_due()
     assert known(capabilities, "mongo").status is UNAVAILABLE
     assert known(capabilities, "telegram_webhook").status is DEGRADED
     assert "\n" not in known(capabilities, "mongo").detail, "one line"

@@ -29,11 +29,6 @@ class Admission:
         self._busy: Busy | None = None
         self._busy_channels: dict[str, Busy] = {}
 
-    @property
-    def closed_by(self) -> Unavailable | None:
-        """What kept the last message from being kept; None if nothing did."""
-        return self._closed_by
-
     @contextmanager
     def entry(self, channel: str = "") -> Iterator[None]:
         """Around the keeping of one message. Raises `Busy` or `CapabilityClosed` instead of entering."""

@@ -266,12 +266,8 @@ class CapabilityRegistry:
             self._judge(name, probe, probe.fails_as, "not known: the process stops")
         return self._states[name]
 
-    async def probe_all(self) -> None:
-        """All at once; each has its own time."""
-        await asyncio.gather(*(self.probe(name) for name in self._probes))
-
     async def probe_due(self) -> None:
-        """Those whose last answer has come of age."""
+        """Those whose last answer has come of age, all at once; each has its own time."""
         now = self._clock.monotonic()
         await asyncio.gather(*(self.probe(name) for name, probe in self._probes.items() if probe.due_at <= now))
 

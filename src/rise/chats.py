@@ -5,8 +5,8 @@ is still pending in them stays ahead of what comes under the new id. Replies go 
 sees to that.
 
 Promises: reading is a look in memory. What this process hears is known to it at once, so before it reads the next
-update; it is in the ledger before whoever said it is told that it was heard. Other processes know within seconds; one
-that was stopped for longer looks before it reads what has come meanwhile.
+update; it is in the ledger before whoever said it is told that it was heard, if that answers within a second. Other
+processes know within seconds; one that was stopped for longer looks before it reads what has come meanwhile.
 
 Refuses: to keep anybody waiting for the ledger. While that is away this process alone knows, and goes on trying to
 write it down; if it dies first, the run of the message that said so writes it. Until then, what others accept under the

@@ -58,7 +58,7 @@ class PayloadInvalid(Rejected):
 
 
 class PayloadMalformed(Rejected):
-    """Not even JSON."""
+    """Not JSON, or the connection closed before it was complete."""
 
     code = "payload_malformed"
 

@@ -1,7 +1,7 @@
 """The door. One function for every way in: webhook, polling, HTTP, web chat, replay.
 
-The promise: when `accept` returns, the message is on durable storage and will end done, expired, or parked
-with a reason. When it raises `Unavailable`, nothing is promised: the message may or may not be kept, and
+The promise: when `accept` returns, the message is on durable storage and will end done, expired, dropped by a person,
+or suspended with a reason. When it raises `Unavailable`, nothing is promised: the message may or may not be kept, and
 repeating it with the same key is always safe. It never runs a workflow.
 
 Refuses: a key that came before with another body, where callers choose their keys.
@@ -67,7 +67,7 @@ class Accepted(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Verify, keep, confirm."""
+    """Keep what a channel has read, and tell those who work on it."""
 
     queue: Queue
     bindings: BindingRegistry

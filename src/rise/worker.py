@@ -26,7 +26,8 @@ from rise.callbacks import Callbacks
 from rise.channels.port import Channel, Incoming, is_pushed, read_anew
 from rise.claims import ClaimLimits, Claims
 from rise.clock import Clock, epoch_ms
-from rise.conversations.asking import LOOK_SECONDS, Conversations, is_conversation
+from rise.conversations.asking import Conversations, is_conversation
+from rise.conversations.port import LOOK_SECONDS
 from rise.definitions.records import BindingRecord
 from rise.envelope import (
     FOLLOW_UP,

@@ -59,7 +59,7 @@ async def opened(
         return CapabilityStatus.AVAILABLE, "written and synced"
 
     house.capabilities.register_capability_probe("disk", disk, hard=True, good_in_a_row=1)
-    await house.capabilities.probe_all()
+    await house.capabilities.probe_due()
     try:
         yield house
     finally:

@@ -184,7 +184,6 @@ def webhook(intake: Intake) -> TelegramWebhook:
         secret=SECRET,
         intake=intake,  # type: ignore[arg-type]
         gate=Gate(Credentials("admin-token-of-the-tests", {}), clock, rate_per_source=1_000_000),
-        clock=clock,
     )
 
 

@@ -176,6 +176,14 @@ def test_a_temporal_that_has_lost_everything_is_told_again(said: list[Checker]):
     assert set(answers(said[0]).values()) == {1}
 
 
+@pytest.mark.req("TMP-1")
+def test_a_run_whose_message_a_person_drops_is_given_up(made: list[SimConversations]):
+    plan = talks(FIRST, asked=[Behaviour.HANGS])
+    drops = [Doing(act=Act.DROP, at=3.0 + number, name=f"drop{number}", pick=0.51) for number in range(6)]
+    assert broken(msgspec.structs.replace(plan, doings=[*plan.doings, *drops])) == []
+    assert made[0].given_up > 0
+
+
 # --- bugs that have to be found ---
 
 Plant = Callable[[pytest.MonkeyPatch], None]

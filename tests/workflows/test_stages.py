@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rise.envelope import encode_json
 from rise.errors import PayloadInvalid
 from rise.workflows.stages import (
     RUN_SECONDS_MAX,
@@ -18,7 +19,6 @@ from rise.workflows.stages import (
     keys_in_plain_text,
     read_stages,
     secrets_asked_for,
-    stages_as_json,
 )
 
 SAY = {"name": "say", "kind": "reply", "template": "hi {{ text }}"}
@@ -78,8 +78,9 @@ def test_a_workflow_of_one_reply_is_read():
 def test_every_kind_of_stage_is_read_and_written_again_as_it_was():
     stages = read_stages(ALL)
     assert [stage.kind for stage in stages] == [one["kind"] for one in ALL]
-    assert json.loads(json.dumps(stages_as_json(stages))) == ALL
-    assert read_stages(stages_as_json(stages)) == stages
+    written = json.loads(encode_json(stages))
+    assert written == ALL
+    assert read_stages(written) == stages
 
 
 @pytest.mark.req("WFL-2")

@@ -138,7 +138,6 @@ def _build_webhook(house: House, gate: Gate) -> Any:
         secret=house.secrets.telegram_webhook,
         intake=house.intake,
         gate=gate,
-        clock=house.clock,
         require_verified=require_verified,
         secret_of=house.webhook_secret,
     )

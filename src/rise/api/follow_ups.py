@@ -38,13 +38,12 @@ def build_follow_ups(house: House, operations: Operations) -> APIRouter:
     """The routes under /api/follow-ups."""
     router = APIRouter(prefix="/api/follow-ups")
     _add_planning(router, house, Entrance(house, operations))
+    _add_changing(router, house)
     _add_looking(router, house)
     return router
 
 
 def _add_planning(router: APIRouter, house: House, entrance: Entrance) -> None:
-    follow_ups = assembly.build_follow_ups(house)
-
     @router.post(
         "",
         **description.route(
@@ -78,6 +77,10 @@ def _add_planning(router: APIRouter, house: House, entrance: Entrance) -> None:
             return answer_unpromised(request, error, key)
         data = {"followUpId": accepted.task_id, "idempotencyKey": key, "duplicate": not accepted.new}
         return answer(request, data, headers={"Idempotency-Key": key})
+
+
+def _add_changing(router: APIRouter, house: House) -> None:
+    follow_ups = assembly.build_follow_ups(house)
 
     @router.patch(
         "/{follow_up_id}",

@@ -19,6 +19,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 BODY_SECONDS: Final = 10.0
+LENGTH_DIGITS_MAX: Final = 20
+"""Of a Content-Length, which may be anything: so many say that it is too large, and `int` refuses thousands."""
 DISCARD_BYTES_MAX: Final = 16 * RAW_BYTES_MAX
 DISCARD_SECONDS: Final = 2.0
 """How much of an oversized body is still taken off the wire: a client that writes before it reads would
@@ -102,7 +104,7 @@ def _described(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str, int | 
         elif name == b"content-encoding":
             encoding = value.decode("latin-1").strip().lower()
         elif name == b"content-length" and value.isdigit():
-            length = int(value[:20])
+            length = int(value[:LENGTH_DIGITS_MAX])
         elif name == b"expect":
             expects = True  # the client waits to hear whether it should send at all
     return content_type, encoding, length, expects

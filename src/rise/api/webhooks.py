@@ -21,11 +21,10 @@ import msgspec
 
 from rise import tracing
 from rise.api.answers import RETRY_AFTER_SECONDS, request_id_of, retry_after_seconds
-from rise.api.reading import Message, Receive, Scope, Send, discard, read_body
+from rise.api.reading import LENGTH_DIGITS_MAX, Message, Receive, Scope, Send, discard, read_body
 from rise.api.security import Door, Gate
 from rise.channels.port import Incoming
 from rise.channels.telegram import TelegramChannel
-from rise.clock import Clock
 from rise.envelope import RAW_BYTES_MAX
 from rise.errors import PayloadMalformed, PayloadTooLarge, RateExceeded, Rejected, Unavailable
 from rise.intake import Intake
@@ -34,6 +33,8 @@ from rise.telemetry import log, refused_total
 PATH: Final = "/telegram/webhook"
 SOURCE: Final = "telegram-bot"
 
+_LARGE_DIGITS: Final = len(str(RAW_BYTES_MAX))
+"""A Content-Length of fewer is within bounds: nearly every update's is, and need not be read as a number."""
 _NOBODYS: Final = b"no secret is as this one"
 """Compared with, so that a path of nobody takes no less time to refuse."""
 _OK: Final[Message] = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
@@ -43,7 +44,7 @@ _EMPTY: Final[Message] = {"type": "http.response.body"}
 class TelegramWebhook:
     """Answers `POST /telegram/webhook` for the default bot, and `/telegram/webhook/{bot_id}` for every bot."""
 
-    __slots__ = ("_bots", "_clock", "_gate", "_intake", "_refused", "_require_verified", "_secret_of", "_telegram")
+    __slots__ = ("_bots", "_gate", "_intake", "_refused", "_require_verified", "_secret_of", "_telegram")
 
     def __init__(
         self,
@@ -53,7 +54,6 @@ class TelegramWebhook:
         secret: str | None,
         intake: Intake,
         gate: Gate,
-        clock: Clock,
         require_verified: Callable[[str], None] = lambda account: None,
         secret_of: Callable[[str], str] | None = None,
     ) -> None:
@@ -68,7 +68,6 @@ class TelegramWebhook:
         self._secret_of = secret_of
         self._intake = intake
         self._gate = gate
-        self._clock = clock
         self._require_verified = require_verified
         self._refused = refused_total.labels("telegram", "signature_mismatch")
 
@@ -134,7 +133,7 @@ class TelegramWebhook:
             await send(_EMPTY)
 
     async def _body(self, scope: Scope, receive: Receive, length: bytes) -> bytes:
-        if len(length) > 6 and length.isdigit() and int(length[:20]) > RAW_BYTES_MAX:
+        if len(length) >= _LARGE_DIGITS and length.isdigit() and int(length[:LENGTH_DIGITS_MAX]) > RAW_BYTES_MAX:
             await discard(receive)
             raise PayloadTooLarge("larger than any update", field="body")
         return await read_body(scope, receive)
@@ -151,7 +150,8 @@ class TelegramWebhook:
 
     async def _refuse_body(self, send: Send, error: Rejected) -> None:
         refused_total.labels("telegram", error.code).inc()
-        if not isinstance(error, PayloadMalformed):  # that one hung up
+        # Malformed is here only what broke off, and nobody is there to hear it: what is no JSON is kept, suspended.
+        if not isinstance(error, PayloadMalformed):
             await _refuse(send, error.http_status, close=True)
 
 

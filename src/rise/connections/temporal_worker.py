@@ -126,7 +126,6 @@ class TemporalWorker:
         """`on_built`: called whenever one has begun: what Temporal may have lost meanwhile can be given to it again."""
         self._temporal = temporal
         self._duties = duties
-        self._clock = clock
         self._task_queue = task_queue
         self._identity = identity
         self._limits = limits or TemporalWorkerLimits()

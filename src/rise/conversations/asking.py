@@ -1,6 +1,6 @@
 """The worker's side of a conversation: tell it of a message, and take what comes of that.
 
-Whoever asks again, after a crash or because he let go meanwhile, finds by the same request what was computed before: a
+Whoever asks again, after a crash, or having let go meanwhile, finds by the same request what was computed before: a
 message is told once for each try, and no answer is computed a second time because somebody died who waited for it.
 
 Refuses: to hold a worker's place for as long as a run takes. After `HOLD_SECONDS` the message is let go of; its lane
@@ -27,6 +27,7 @@ from rise.conversations.port import (
     Response,
     ResponseStatus,
     conversation_id_of,
+    looks_again,
     message_of,
 )
 from rise.conversations.running import kept_as
@@ -37,8 +38,8 @@ from rise.ledger.port import Ledger, count_tries
 from rise.workflows.runner import Ran
 
 HOLD_SECONDS: Final = 10.0
-LOOK_SECONDS: Final = 2.0
 ELSEWHERE_SECONDS: Final = 2
+"""How long a message is left to processes that have loaded its workflow: a `retry_after`, so in whole seconds."""
 UNHEARD_TRIES: Final = 3
 """From so many noted tries on, a message of which its conversation knows nothing uses them up."""
 _FIRST_LOOK_SECONDS: Final = 0.02
@@ -107,7 +108,7 @@ class Conversations:
             if response.status is ResponseStatus.UNKNOWN and not is_heard:
                 unheard = "its conversation was told of it, and knows nothing of it"
                 if message.tries < UNHEARD_TRIES:
-                    raise _looks_again(unheard)  # Temporal was emptied in between, perhaps: that is no fault of its own
+                    raise looks_again(unheard)  # Temporal was emptied in between, perhaps: that is no fault of its own
                 # From here on it uses up tries: what is never heard would hold its chat for ever.
                 raise ConversationFailed(unheard)
             is_heard = True
@@ -126,7 +127,7 @@ class Conversations:
                 return None
             case ResponseStatus.UNKNOWN:
                 # Ended by a person while it was asked.
-                raise _looks_again("its conversation does not know of it any more")
+                raise looks_again("its conversation does not know of it any more")
             case ResponseStatus.FAILED if response.is_untried and response.failure is not None:
                 # Not noted as a try, which it would be every two seconds: it is left to a process that has loaded it.
                 raise TemporalUnavailable(response.failure.error, retry_after_seconds=ELSEWHERE_SECONDS)
@@ -135,7 +136,7 @@ class Conversations:
         ran = await self._ran(response, burst, message)
         if ran is None:
             # Noted as a failed try, which makes the next one another: it is run again.
-            raise _looks_again(
+            raise looks_again(
                 "what its run came to was lost, or is for other messages, or by another workflow, than by now"
             )
         return msgspec.convert(ran, Ran)
@@ -143,7 +144,7 @@ class Conversations:
     async def _ran(self, response: Response, burst: Burst, message: ConversationMessage) -> Any:
         """None: it is lost; or was computed for others as well, one of which has ended by itself meanwhile, or by
         another workflow than is to answer now."""
-        if response.is_of_others(message) or response.is_of_another_workflow(message):
+        if response.has_other_followers(message) or response.is_of_another_workflow(message):
             return None
         if not response.is_kept:
             return response.ran
@@ -153,10 +154,6 @@ class Conversations:
     def _say_how_long(self, task: Task, bound: Bound, seconds: float) -> None:
         said = {"channel": task.head.channel, "account": task.head.account, "seconds": round(seconds, 4)}
         self.bus.publish(Topic.CONVERSATION_ANSWERED, said | {"workflow_id": bound.workflow.workflow_id})
-
-
-def _looks_again(why: str) -> WaitsForDependency:
-    return WaitsForDependency(why, retry_after_seconds=LOOK_SECONDS)
 
 
 def _error_of(failure: Failure | None) -> Exception:

@@ -88,7 +88,7 @@ class ConversationMemory:
             return False
         waiting = Response(ResponseStatus.WAITING, message.tries)
         self.updates[message.update_id] = Remembered(message.request_id, message.tries, now_ms, waiting, message)
-        self._forget(now_ms)
+        self._make_room(now_ms)
         return True
 
     def end(self, update_id: str, response: Response, *, size: int, now_ms: int) -> None:
@@ -97,7 +97,7 @@ class ConversationMemory:
         if self.rules < Rules.SECOND:
             response = replace(response, is_untried=False)
         known.response, known.message, known.bytes = response, None, size
-        self._forget(now_ms)
+        self._make_room(now_ms)
 
     def forget_old(self, now_ms: int) -> None:
         """All that is over and old, the last as well."""
@@ -126,7 +126,7 @@ class ConversationMemory:
         answered now, or by another workflow, counts for nothing."""
         response = known.response
         if response.status is ResponseStatus.ANSWERED:
-            if response.is_of_others(message):
+            if response.has_other_followers(message):
                 return True
             if self.rules >= Rules.SECOND and response.is_of_another_workflow(message):
                 return True
@@ -137,7 +137,7 @@ class ConversationMemory:
         # costs a run, by which nothing is done again that was kept.
         return has_nothing and message.tries != known.tries
 
-    def _forget(self, now_ms: int) -> None:
+    def _make_room(self, now_ms: int) -> None:
         """The oldest first, and never the last: somebody is about to ask for it."""
         over = [update_id for update_id, one in self.updates.items() if one.message is None]
         left, size = len(self.updates), sum(one.bytes for one in self.updates.values())

@@ -16,11 +16,14 @@ from typing import Any, Final, Protocol
 from rise.bindings import Bound
 from rise.bursts import Burst
 from rise.envelope import Head, is_in_digits
+from rise.errors import WaitsForDependency
 
 TEXT_CHARS_MAX: Final = 4096
 """Of what was written, for whoever looks at a conversation. Its run gets the whole from Rise."""
 ERROR_CHARS_MAX: Final = 500
 """Of what a run failed by: a conversation may remember hundreds."""
+LOOK_SECONDS: Final = 2.0
+"""How often the worker that holds a message's lane looks what has come of it."""
 TELEGRAM: Final = "telegram"
 """The one channel whose platform numbers its updates."""
 
@@ -104,7 +107,7 @@ class Response:
     """It is too large for a conversation: Rise's ledger has it, as a step of the run."""
     failure: Failure | None = None
     followers: list[str] = field(default_factory=list)
-    """What was answered with it. One of these may have ended by itself since: then it is run anew, without."""
+    """The messages answered with it. If one has ended by itself since, this response is of no use."""
     workflow_id: str = ""
     """What was run for it; nothing: an earlier version of Rise did not say. Another may be bound by now, because this
     one must not answer any more: then it is run anew."""
@@ -112,7 +115,7 @@ class Response:
     is_untried: bool = False
     """The process that was to run it has not loaded its workflow: another may have."""
 
-    def is_of_others(self, message: ConversationMessage) -> bool:
+    def has_other_followers(self, message: ConversationMessage) -> bool:
         return self.followers != message.followers
 
     def is_of_another_workflow(self, message: ConversationMessage) -> bool:
@@ -154,6 +157,11 @@ class ConversationServer(Protocol):
     async def forget(self, conversation_id: str) -> None:
         """End it if it goes on, and remove all of it. Repeated, it goes on with what is left."""
         ...
+
+
+def looks_again(why: str) -> WaitsForDependency:
+    """Nobody's fault: its worker asks again soon."""
+    return WaitsForDependency(why, retry_after_seconds=LOOK_SECONDS)
 
 
 def conversation_id_of(head: Head) -> str | None:

@@ -1,10 +1,10 @@
-"""What a conversation has done for one message: its bound workflow is run, as the worker would have run it.
+"""The run of one message of a conversation: its bound workflow is run as the worker would have.
 
 The promises are the runner's: steps are kept, effects only noted. What comes of it goes back to the conversation, and
 from there to the worker that holds the message's lane, which freezes and settles it like any other.
 
-Refuses: to send, to settle, and to judge an error. To run what is not, or no longer, the worker's word: a task that has
-ended or was put aside, or a workflow that is another by now. That waits, and its worker looks anew.
+Refuses: to send, to settle, to judge an error; to run a task that has ended or was put aside, or a workflow that is
+bound no longer. That waits, and its worker looks again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rise.conversations.port import (
     Response,
     ResponseStatus,
     followers_of,
+    looks_again,
 )
 from rise.envelope import RunId, Status, Task, TaskId, encode_json
 from rise.errors import Rejected, Unavailable, WaitsForDependency
@@ -36,7 +37,6 @@ from rise.telemetry import in_words, log, redact
 from rise.workflows.runner import Ran, Runner
 
 RAN_BYTES_MAX: Final = 64 * 1024
-LOOK_ANEW_SECONDS: Final = 2.0
 _RUNS: Final = (Status.PENDING, Status.PROCESSING)
 """Pending: its worker has let go of it until it looks again."""
 _OVER: Final = "its task has ended, or waits for a person"
@@ -62,15 +62,14 @@ class ConversationRuns:
             burst, ran = await self._ran(message)
             return await self._kept(message, burst, ran)
         except _NotLoaded as untried:
-            return replace(_failed(message, _looks_anew(str(untried))), is_untried=True)
+            return replace(_failed(message, looks_again(str(untried))), is_untried=True)
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise  # the process ends, or Temporal has given it to another
             error: BaseException = RuntimeError("the workflow awaited something that was cancelled")
             return _failed(message, error)
-        except (Exception, GeneratorExit, BaseExceptionGroup) as error:  # noqa: BLE001 - border
-            # Whatever a workflow raises goes to the worker that asked, whose retry policy judges it.
+        except (Exception, GeneratorExit, BaseExceptionGroup) as error:  # noqa: BLE001 - border: whatever a workflow raises, the retry policy of who asked judges
             return _failed(message, error)
 
     async def is_over(self, message: ConversationMessage) -> bool:
@@ -78,7 +77,7 @@ class ConversationRuns:
         return not _is_to_run(await self.queue.get(TaskId(message.task_id)), message)
 
     def given_up(self, message: ConversationMessage) -> Response:
-        return _failed(message, _looks_anew(_OVER))
+        return _failed(message, looks_again(_OVER))
 
     async def _ran(self, message: ConversationMessage) -> tuple[Burst, Ran]:
         task = await self._task(message)
@@ -91,16 +90,16 @@ class ConversationRuns:
     async def _task(self, message: ConversationMessage) -> Task:
         task = await self.queue.get(TaskId(message.task_id))
         if task is None or not _is_to_run(task, message):
-            raise _looks_anew(_OVER)
+            raise looks_again(_OVER)
         if await self.ledger.run(task.run_id) is not None:
-            raise _looks_anew("it has a result already")
+            raise looks_again("it has a result already")
         return read_anew(task, self.channels)
 
     async def _bound(self, task: Task, message: ConversationMessage) -> Bound:
         await self.bindings.known()
         bound = self.bindings.met_by(task.head).bound
         if bound is None or _named(bound) != _asked_for(message):
-            raise _looks_anew("another workflow, or none, is bound by now, or is not known here yet")
+            raise looks_again("another workflow, or none, is bound by now, or is not known here yet")
         if self.runner.definition(bound.workflow) is None:
             raise _NotLoaded(f"this worker has not loaded the workflow {bound.workflow.name}")
         return bound
@@ -134,10 +133,6 @@ def _asked_for(message: ConversationMessage) -> tuple[object, object]:
 
 class _NotLoaded(Exception):
     """This process has not loaded its workflow: nothing of it was tried."""
-
-
-def _looks_anew(why: str) -> WaitsForDependency:
-    return WaitsForDependency(why, retry_after_seconds=LOOK_ANEW_SECONDS)
 
 
 def _failed(message: ConversationMessage, error: BaseException) -> Response:

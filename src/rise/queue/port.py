@@ -120,7 +120,8 @@ class Suspend(msgspec.Struct, frozen=True):
 
 
 class Anew(msgspec.Struct, frozen=True):
-    """Its key was forgotten and used again: what the ledger knows is a former message's. Run it as `generation`."""
+    """Run it as `generation`: the result under its name is a former message's, or that of a burst which came to another
+    end."""
 
     generation: int
 

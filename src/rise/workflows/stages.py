@@ -204,12 +204,6 @@ def read_stages(fields: Any) -> tuple[Stage, ...]:
     return stages
 
 
-def stages_as_json(stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """As `read_stages` reads them; what has its default is left out."""
-    written: list[dict[str, Any]] = msgspec.json.decode(msgspec.json.encode(stages))
-    return written
-
-
 def secrets_asked_for(fields: Any) -> list[tuple[str, str]]:
     """Each secret that stages name, after its field, such as `stages[2].headers.Authorization`. Raises as `read_stages`
     does."""

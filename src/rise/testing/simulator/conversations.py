@@ -24,7 +24,7 @@ from rise.clock import Clock, epoch_ms
 from rise.conversations.port import UNKNOWN, ConversationLimits, ConversationMessage, Response
 from rise.conversations.running import ConversationRuns
 from rise.conversations.workflow import Begin
-from rise.errors import TemporalUnavailable
+from rise.errors import TemporalUnavailable, Unavailable
 from rise.service import cancel_all, insist, spawn
 from rise.testing.clock import START
 from rise.testing.simulator.carried import Carried, Ended, Leg, Rang, Timer, Told
@@ -104,8 +104,8 @@ class SimConversations:
         self._dice = world.dice_for("temporal")
         self._records: dict[str, _Record] = {}
         self._held: dict[str, _Held] = {}
-        self._carrying: set[str] = set()
-        self._carriers: dict[Process, CarriedHere] = {}
+        self._scheduled: set[str] = set()
+        self._workers: dict[Process, SimTemporalWorker] = {}
         self._life = 0
         """What was on its way when Temporal was killed belongs to a former one."""
         self._ran_in: dict[str, Process] = {}
@@ -117,23 +117,24 @@ class SimConversations:
         """Of each update of a conversation."""
         self.begun_anew = 0
         self.told_again = 0
+        self.given_up = 0
 
     # --- processes come and go ---
 
     def reached_by(self, process: Process, clock: Clock) -> ReachedConversations:
         return ReachedConversations(self, process, clock, self.way_of(process), self._checker)
 
-    def carried_in(self, process: Process, clock: Clock, runs: ConversationRuns) -> CarriedHere:
-        return CarriedHere(self, process, clock, runs)
+    def worker_in(self, process: Process, clock: Clock, runs: ConversationRuns) -> SimTemporalWorker:
+        return SimTemporalWorker(self, process, clock, runs)
 
     def way_of(self, process: Process) -> Link:
         return Link(self._world, process, TEMPORAL, lambda trouble: None)
 
-    def work(self, process: Process, carrier: CarriedHere) -> None:
-        self._carriers[process] = carrier
+    def join(self, process: Process, worker: SimTemporalWorker) -> None:
+        self._workers[process] = worker
 
     def leave(self, process: Process) -> None:
-        self._carriers.pop(process, None)
+        self._workers.pop(process, None)
 
     # --- what is asked of it: each in one step, answered or not ---
 
@@ -152,12 +153,12 @@ class SimConversations:
         self._must_be_there()
         if name not in self._records:
             return UNKNOWN
-        process = self._carrier_of(name)
+        process = self._worker_for(name)
         if process is None:
             return None
         if self._records[name].is_to_go_on and not self._carry_in(name, process):
             return None
-        return _sent(self._carried_by(name, process).response(request_id), Response)
+        return _sent(self._in_memory_of(name, process).response(request_id), Response)
 
     def forget(self, name: str) -> None:
         self._must_be_there()
@@ -176,7 +177,7 @@ class SimConversations:
         if (found := self._find(token)) is not None:
             name, number, activity = found
             self._ran_in.pop(activity.message.request_id, None)
-            if response.is_of_others(activity.message):
+            if response.has_other_followers(activity.message):
                 # One that follows it was let go on by a person after it was told: this answer counts for nothing.
                 self._ran_last.pop((name, activity.message.update_id), None)
             self._has_ended(name, number, Ended(number, _sent(response, Response)))
@@ -204,7 +205,7 @@ class SimConversations:
 
     def _forget_memory(self) -> None:
         self._life += 1
-        self._carrying.clear()
+        self._scheduled.clear()
         self.close()
 
     def close(self) -> None:
@@ -243,16 +244,16 @@ class SimConversations:
         return record
 
     def _carry_soon(self, name: str, seconds: float | None = None) -> None:
-        if name in self._carrying or not self._records[name].is_to_go_on:
+        if name in self._scheduled or not self._records[name].is_to_go_on:
             return
-        self._carrying.add(name)
+        self._scheduled.add(name)
         self._after(self._dice.uniform(*LEG_SECONDS) if seconds is None else seconds, partial(self._carry, name))
 
     def _carry(self, name: str) -> None:
-        self._carrying.discard(name)
+        self._scheduled.discard(name)
         if name not in self._records or not self._records[name].is_to_go_on:
             return
-        process = self._carrier_of(name)
+        process = self._worker_for(name)
         if process is None or not self._carry_in(name, process):
             self._carry_soon(name, NOBODY_SECONDS)
 
@@ -266,7 +267,7 @@ class SimConversations:
 
     def _go_on(self, name: str, process: Process) -> None:
         """One leg, and what the conversation asks for by it."""
-        record, carried = self._records[name], self._carried_by(name, process)
+        record, carried = self._records[name], self._in_memory_of(name, process)
         now_ms = epoch_ms(START) + int(self._world.now * 1000)
         is_long = sum(len(leg.events) for leg in record.legs) >= EVENTS_PER_HISTORY_MAX
         leg = Leg(now_ms, record.news, is_long)
@@ -290,7 +291,7 @@ class SimConversations:
         self._begin(name, begin)
         self._carry_soon(name)
 
-    def _carried_by(self, name: str, process: Process) -> Carried:
+    def _in_memory_of(self, name: str, process: Process) -> Carried:
         """As it has it in memory, or from its history."""
         record, held = self._records[name], self._held.get(name)
         if held is not None and held.process is process and held.run == record.run:
@@ -304,9 +305,9 @@ class SimConversations:
         self._held[name] = _Held(process, record.run, carried)
         return carried
 
-    def _carrier_of(self, name: str) -> Process | None:
+    def _worker_for(self, name: str) -> Process | None:
         """Who has it in memory, mostly; None: nobody answers."""
-        held, there = self._held.get(name), [one for one in self._carriers if not one.is_stopped]
+        held, there = self._held.get(name), [one for one in self._workers if not one.is_stopped]
         if not there:
             return None
         is_kept = held is not None and held.process in there and self._dice.random() >= LOSES_ITS_PLACE
@@ -346,7 +347,7 @@ class SimConversations:
         activity = None if record is None or record.run != run else record.activities.get(number)
         if activity is None or activity.token:
             return
-        there = [one for one in self._carriers if one.is_alive]  # one that is stopped has asked for work before
+        there = [one for one in self._workers if one.is_alive]  # one that is stopped has asked for work before
         if not there:
             self._hand_out_after(NOBODY_SECONDS, name, run, number)
             return
@@ -356,7 +357,7 @@ class SimConversations:
         activity.token = self._world.timeline.number() + 1
         activity.heard_at = self._world.now
         self._look_at_soon(activity)
-        self._carriers[process].take(activity.token, _sent(activity.message, ConversationMessage))
+        self._workers[process].take(activity.token, _sent(activity.message, ConversationMessage))
 
     def _may_run_twice(self, request_id: str, process: Process) -> None:
         """Where it was given to before, it may still be run until that process hears that it is lost."""
@@ -442,7 +443,7 @@ class ReachedConversations:
         return await self._way.ask(name, operation)
 
 
-class CarriedHere:
+class SimTemporalWorker:
     """A service: as long as it runs, conversations are carried on, and have their messages run, in its process."""
 
     name = "conversations carried on here"
@@ -456,7 +457,7 @@ class CarriedHere:
         self._running: dict[int, asyncio.Task[Any]] = {}
 
     async def start(self) -> None:
-        self._temporal.work(self._process, self)
+        self._temporal.join(self._process, self)
 
     async def stop(self) -> None:
         self._temporal.leave(self._process)
@@ -473,13 +474,18 @@ class CarriedHere:
         task.add_done_callback(lambda _: self._running.pop(token, None))
 
     async def _run(self, token: int, message: ConversationMessage) -> None:
-        running, beating = asyncio.current_task(), set[asyncio.Task[Any]]()
+        running, beside = asyncio.current_task(), set[asyncio.Task[Any]]()
         assert running is not None
-        spawn(self._beat(token, running), name="conversation.beat", into=beating)
         try:
-            response = await self._runs.run(message)
-        finally:
-            await cancel_all(beating)
+            async with asyncio.timeout(None) as time:
+                spawn(self._beat(token, running), name="conversation.beat", into=beside)
+                spawn(self._watch(message, time), name="conversation.watch", into=beside)
+                try:
+                    response = await self._runs.run(message)
+                finally:
+                    await cancel_all(beside)
+        except TimeoutError:
+            response = self._runs.given_up(message)
         end = partial(self._temporal.end, token, response)
         await insist(lambda: self._way.ask("end", end), sleep=self._clock.sleep, on_refusal=lambda error: None)
 
@@ -489,6 +495,16 @@ class CarriedHere:
             with suppress(TemporalUnavailable):
                 if not await self._way.ask("beat", partial(self._temporal.beat, token)):
                     running.cancel()
+                    return
+
+    async def _watch(self, message: ConversationMessage, time: asyncio.Timeout) -> None:
+        """Its time is over when its task is. Beside the beat, which does not wait for a store."""
+        while True:
+            await self._clock.sleep(LIMITS.beat_seconds / BEATS)
+            with suppress(Unavailable):
+                if await self._runs.is_over(message):
+                    self._temporal.given_up += 1
+                    time.reschedule(0.0)  # long ago
                     return
 
 

@@ -32,7 +32,6 @@ from rise.testing.telegram.rules.update_queue import QueuedUpdate
 from rise.workflows.turn import Message
 
 MARK: Final = "↻ "
-RESENDS_MAX: Final = 1
 KNOWN_SECONDS_MAX: Final = CHECK_SECONDS + 1.0
 """Until every process has read that a chat has moved, also one that nobody could tell."""
 

@@ -191,9 +191,7 @@ class Gateway(Member):
         assert telegram is not None
         assert account is not None
         gate = Gate(Credentials("", {}), house.clock, rate_per_source=1e6)
-        self._webhook = TelegramWebhook(
-            telegram, account=account, secret=WEBHOOK_WORD, intake=house.intake, gate=gate, clock=house.clock
-        )
+        self._webhook = TelegramWebhook(telegram, account=account, secret=WEBHOOK_WORD, intake=house.intake, gate=gate)
         services: list[Service] = [
             serving.build_supervisor(house, forget_after_seconds=FORGET_AFTER_SECONDS),
             assembly.build_sender(house),
@@ -243,8 +241,8 @@ class WorkerMember(Member):
         workflows, temporal = self._workflows(self.process), self._world.conversations
         if temporal is None:
             return [serving.InProcessWorker(house, workflows, defines=self._defines)]
-        carried = partial(temporal.carried_in, self.process, house.clock)
-        return [CarryingWorker(house, workflows, defines=self._defines, carried=carried)]
+        worker_in = partial(temporal.worker_in, self.process, house.clock)
+        return [CarryingWorker(house, workflows, defines=self._defines, temporal_worker=worker_in)]
 
 
 class CarryingWorker(serving.InProcessWorker):
@@ -256,13 +254,13 @@ class CarryingWorker(serving.InProcessWorker):
         workflows: dict[str, WorkflowDefinition],
         *,
         defines: bool,
-        carried: Callable[[ConversationRuns], Service],
+        temporal_worker: Callable[[ConversationRuns], Service],
     ) -> None:
-        self._carried = carried
+        self._temporal_worker = temporal_worker
         super().__init__(house, workflows, defines=defines)
 
     def _build_carriers(self, runs: ConversationRuns) -> list[Service]:
-        return [self._carried(runs)]
+        return [self._temporal_worker(runs)]
 
 
 class Console:
