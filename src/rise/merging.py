@@ -61,6 +61,12 @@ class Merging:
                     await self._end(follower, leader)
         return are_ended
 
+    async def ended_otherwise(self, names: Sequence[TaskId], leader: TaskId) -> list[TaskId]:
+        """Of those that a result names: who has come to another end, dropped by a person while nobody heard of it. An
+        answer that speaks of them must not be given."""
+        runs = [(name, await self.ledger.latest_run(name)) for name in names]
+        return [name for name, run in runs if run is not None and run.merged_into != leader]
+
     async def fate_of(self, run: Run) -> MergedFate:
         """Of a run that has been merged into another."""
         assert run.merged_into is not None

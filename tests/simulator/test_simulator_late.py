@@ -21,6 +21,7 @@ pytestmark = pytest.mark.req("TST-2", "CPY-6")
 
 ONCE_BROKEN = {
     30500941: "a message taken along was run again by itself: merging had been ended, and its end waited in Redis",
+    30510608: "a person dropped a message while its worker could not know: it was answered with the one before it",
     31000190: "a message taken along ended by an answer that waited in Redis, which was emptied then: never answered",
     31001256: "the checker asked for the place of an answer whose task Redis had lost while it waited for the ledger",
     32001300: "a result waited for its task by a clock that somebody set an hour ahead, and was run again",

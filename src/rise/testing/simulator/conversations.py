@@ -201,7 +201,8 @@ class SimConversations:
         self._world.note("temporal", "loses everything", f"{len(self._records)}")
         self._forget_memory()
         self._records.clear()
-        self._ran_last.clear()
+        for counts in (self._told, self._ran, self._ran_last):
+            counts.clear()
 
     def _forget_memory(self) -> None:
         self._life += 1
