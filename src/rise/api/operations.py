@@ -1,4 +1,4 @@
-"""What operators ask: is it well, what waits, why, and let it go on or end.
+"""What operators ask: is it well, what waits, why, and resume it or end it.
 
 Only translates: what is done is in `rise.runtime.operations`, for the command line too.
 

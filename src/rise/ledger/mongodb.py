@@ -169,7 +169,7 @@ class MongoLedger:
     async def _end(self, run_id: str, end: Callable[[Document], None]) -> None:
         """Of a run that has not ended. Judged when it owes nothing: one whose replies are fetched has ended then.
 
-        It owes anew only if a person lets go on what it was held for, or its chat moves: so this comes to its end.
+        It owes anew only if a person resumes what it was held for, or its chat moves: so this comes to its end.
         """
 
         def judge(run: Document) -> bool:

@@ -511,7 +511,7 @@ class Ledger(Protocol):
         accounts_urgent_only: Sequence[tuple[str, str]] = (),
     ) -> list[Reply]:
         """The first due reply of up to `limit` chats that nobody sends to. Order within a chat is of saving, but one
-        that a former sender left in doubt comes first: an older one can have been let go on by a person since.
+        that a former sender left in doubt comes first: a person may have resumed an older one since.
 
         Chats of urgent calls come before all others, and are handed out until there are `urgent_limit` in all even
         where `limit` has no room: they have seconds, however much waits. Of accounts that are `urgent_only` no

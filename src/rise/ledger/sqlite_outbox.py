@@ -188,7 +188,7 @@ def move_chat(connection: apsw.Connection, old: Chat, moved_to: str) -> None:
 
 
 def rearm(connection: apsw.Connection, run_id: RunId, now: int) -> int:
-    """A person lets go on what was held; how many replies."""
+    """A person resumes what was held; how many replies."""
     held = "run_id = ? AND kind = 'answer' AND (state = 'unknown' OR (state = 'ready' AND held = 1))"
     connection.execute(
         "UPDATE ledger_counters SET value = value +"
@@ -393,7 +393,7 @@ def _take(
 ) -> Reply | None:
     """The chat's first open reply, and the chat with it; forgets the chat if there is none.
 
-    One in doubt comes before all others: what a person has let go on since may be older, and two would be out at once.
+    One in doubt comes before all others: what a person has resumed since may be older, and two would be out at once.
 
     `after`: the claim that this one goes on from. `claim`: the same taking once more.
     """

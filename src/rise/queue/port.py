@@ -291,7 +291,7 @@ class Queue(Protocol):
         ...
 
     async def resumable(self, selection: Selection, *, limit: int) -> list[OpenTask]:
-        """What `resume` would let go on."""
+        """What `resume` would resume."""
         ...
 
     async def hold(self, task_id: TaskId, generation: int, suspend: Suspend) -> bool:

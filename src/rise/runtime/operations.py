@@ -104,7 +104,7 @@ class Operations:
         return await self._queue.list_open(selection, limit=limit, after=after)
 
     async def resumable(self, selection: Selection, *, limit: int = RESUME_MAX) -> list[OpenTask]:
-        """What `resume_selected` would let go on."""
+        """What `resume_selected` would resume."""
         return await self._queue.resumable(selection, limit=limit)
 
     async def droppable(self, selection: Selection, *, limit: int = DROP_MAX) -> list[OpenTask]:

@@ -309,7 +309,7 @@ class Supervisor:
                 break
         if not found:
             return []
-        # Perhaps somebody else has let one go on, and it is suspended for another reason by now.
+        # Perhaps somebody else has resumed one, and it is suspended for another reason by now.
         selection = Selection(reason=Reason.WORKFLOW_PENDING, task_ids=tuple(found[:limit]))
         return await self._queue.resume(selection, limit=limit)
 

@@ -178,7 +178,7 @@ class SimConversations:
             name, number, activity = found
             self._ran_in.pop(activity.message.request_id, None)
             if response.has_other_followers(activity.message):
-                # One that follows it was let go on by a person after it was told: this answer counts for nothing.
+                # One that follows it was resumed by a person after it was told: this answer counts for nothing.
                 self._ran_last.pop((name, activity.message.update_id), None)
             self._has_ended(name, number, Ended(number, _sent(response, Response)))
 

@@ -127,7 +127,7 @@ _TRIGGERS: Final = (
     WHEN NEW.state = 'sending' AND EXISTS (
         SELECT 1 FROM main.replies INDEXED BY replies_open WHERE channel = NEW.channel AND account = NEW.account
         AND chat_id = NEW.chat_id AND state IN ('ready', 'sending') AND held = 0 AND sequence < NEW.sequence
-        -- What a person let go on comes up again behind what was being sent at that moment.
+        -- What a person resumed comes up again behind what was being sent at that moment.
         AND NOT EXISTS (SELECT 1 FROM main.replies doubted WHERE doubted.run_id = replies.run_id AND doubted.resends)
         -- So does what waited under the former id of a group.
         AND NOT EXISTS (
