@@ -79,7 +79,7 @@ class Merging:
         naming = [result for result in results if result is not None and run.task_id in result.merged]
         if naming:
             # What may still be lost ends nothing: its message would be run again, without this one.
-            is_firm = not run.is_late and any(not result.is_late for result in naming)
+            is_firm = not run.waits_for_ledger and any(not result.waits_for_ledger for result in naming)
             return MergedFate.ANSWERED if is_firm else MergedFate.WAITS
         if leader is None or (latest is not None and _is_of(latest, leader)):
             return MergedFate.ALONE

@@ -609,7 +609,7 @@ class Worker:
                 return await self._go_on_merged(task, run)
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
-            if run.is_late:  # one that is in the ledger never went ahead of the ends that it names
+            if run.waits_for_ledger:  # one that is in the ledger never went ahead of the ends that it names
                 await self._merging.end_named(run.merged, run.task_id)
             await self._arm(task, run, saved_at_ms)
         return Finished() if run.status.is_finished else Replying()

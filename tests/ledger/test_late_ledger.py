@@ -693,12 +693,12 @@ async def a_leader_whose_followers_end_is_lost(stage: LateStage, ledger: Ledger)
     assert follower is not None
     stage.leave()
     ended = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader.task_id})
-    assert (await ledger.save_result(follower, ended, [], [], deliver=False)).is_late
+    assert (await ledger.save_result(follower, ended, [], [], deliver=False)).waits_for_ledger
     stage.come_back()
     stage.redis.late.clear()
     named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower_id]})
     run = await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)
-    assert run.is_late, "it goes behind the end that it names"
+    assert run.waits_for_ledger, "it goes behind the end that it names"
     assert await sent_in_order(stage.own) == []
     return leader, follower_id
 
@@ -751,7 +751,7 @@ async def test_a_result_that_names_what_a_person_has_dropped_meanwhile_is_not_gi
         stage.come_back()
         await back.write_back()
     named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower.task_id]})
-    assert (await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)).is_late
+    assert (await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)).waits_for_ledger
     stage.come_back()
     await back.write_back()
     assert await stage.own.run(leader.run_id) is None, "the supervisor finds that it has no result, and it is run again"
@@ -771,4 +771,4 @@ async def test_a_result_whose_named_ones_have_ended_goes_straight_into_the_ledge
     ended = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader.task_id})
     await ledger.save_result(follower, ended, [], [], deliver=False)
     named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower.task_id]})
-    assert not (await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)).is_late
+    assert not (await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)).waits_for_ledger

@@ -323,7 +323,7 @@ class LateLedger:
             accepted_at_ms=late.accepted_at_ms,
             fingerprint=late.fingerprint,
             is_armed=await self._late.get(key_of_arming(late.run_id)) is not None,
-            is_late=True,
+            waits_for_ledger=True,
         )
 
     def _remembered(self, chat: tuple[str, str, str]) -> list[Turn]:

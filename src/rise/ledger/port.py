@@ -186,8 +186,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """Whether what it promised for later is in the queue, or was."""
     unreadable: str | None = None
     """Why this version cannot read the result that is kept; `result` is None then."""
-    is_late: bool = False
-    """It waits for the ledger in Redis, and may still be lost with that: its message is run again then."""
+    waits_for_ledger: bool = False
+    """In Redis, and may still be lost with that: its message is run again then."""
 
     @property
     def is_over(self) -> bool:
