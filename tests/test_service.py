@@ -58,6 +58,25 @@ async def test_a_part_that_fails_to_stop_keeps_no_other_from_it():
     assert heard == ["b: OSError"]
 
 
+async def test_whoever_is_cancelled_while_it_stops_parts_stops_the_others_all_the_same():
+    log: list[str] = []
+    reached, never = asyncio.Event(), asyncio.Event()
+
+    class Stuck(Part):
+        async def stop(self) -> None:
+            reached.set()
+            await never.wait()
+
+    stopping = asyncio.create_task(
+        stop_all([Part("a", log), Part("b", log), Stuck("c", log)], on_error=lambda name, error: None)
+    )
+    await reached.wait()
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert log == ["-b", "-a"]
+
+
 async def test_what_serves_all_logs_in_nobodys_name():
     seen: list[dict[str, object]] = []
     tasks: set[asyncio.Task[None]] = set()

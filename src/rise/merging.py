@@ -43,7 +43,9 @@ class Merging:
         it must not be given."""
         for follower in followers:
             run = await self._end(follower, leader)
-            if run.merged_into != leader:
+            # An end that waits may not be the first: of what a person has dropped the queue knows that, too.
+            is_first = not run.waits_for_ledger or await self.queue.get(follower.task_id) is not None
+            if run.merged_into != leader or not is_first:
                 return False
             log.info("task.merged", task_id=follower.task_id, into=leader)
         return True
@@ -60,12 +62,6 @@ class Merging:
                 else:
                     await self._end(follower, leader)
         return are_ended
-
-    async def ended_otherwise(self, names: Sequence[TaskId], leader: TaskId) -> list[TaskId]:
-        """Of those that a result names: who has come to another end, dropped by a person while nobody heard of it. An
-        answer that speaks of them must not be given."""
-        runs = [(name, await self.ledger.latest_run(name)) for name in names]
-        return [name for name, run in runs if run is not None and run.merged_into != leader]
 
     async def fate_of(self, run: Run) -> MergedFate:
         """Of a run that has been merged into another."""

@@ -49,12 +49,18 @@ async def start_all(services: Sequence[Service], *, on_error: OnError) -> None:
 
 
 async def stop_all(services: Sequence[Service], *, on_error: OnError) -> None:
-    """Stop in reverse order of starting. One that fails to stop is reported and keeps no other from it."""
+    """Stop in reverse order of starting. One that fails to stop is reported and keeps no other from it; nor does it if
+    whoever stops them is cancelled meanwhile."""
+    cancelled: asyncio.CancelledError | None = None
     for service in reversed(services):
         try:
             await service.stop()
+        except asyncio.CancelledError as error:
+            cancelled = error
         except Exception as error:  # noqa: BLE001 - border: stopping goes on; the caller hears of it
             on_error(service.name, error)
+    if cancelled is not None:
+        raise cancelled
 
 
 def spawn(
@@ -151,8 +157,8 @@ class Loop:
 
 
 def sparingly(report: OnError, clock: Clock) -> OnError:
-    """Reports what is away at once, and once a minute for as long as it lasts: said at every try, for hours, it would
-    bury what else the log says. What goes wrong otherwise is reported each time."""
+    """Reports what is away once a minute at most: said at every try, for hours, it would bury what else the log says.
+    What goes wrong otherwise is reported each time."""
     said_at: dict[tuple[str, type[BaseException]], float] = {}
 
     def report_now_and_then(name: str, error: BaseException) -> None:

@@ -733,34 +733,6 @@ async def test_a_result_waits_for_those_that_it_names_to_be_brought_back(stage: 
     assert (await stage.own.latest_run(follower_id)) is not None
 
 
-@pytest.mark.req("CPY-6", "CHN-3", "SUS-3")
-@pytest.mark.failure("F1")
-@pytest.mark.parametrize("is_back", [True, False], ids=["back by then", "still away"])
-async def test_a_result_that_names_what_a_person_has_dropped_meanwhile_is_not_given(stage: LateStage, is_back: bool):
-    """To its worker the ledger was silent when it ended that one with it, and so it could not know."""
-    ledger, back = stage.process(), stage.write_back()
-    await stage.accept(1)
-    follower = await stage.queue.get(await stage.accept(2))
-    leader = (await claim_one(stage.queue)).task
-    assert follower is not None
-    await stage.own.finish(follower, Status.DROPPED, by="Ann")
-    stage.leave()
-    ended = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader.task_id})
-    assert (await ledger.save_result(follower, ended, [], [], deliver=False)).merged_into == leader.task_id
-    if is_back:
-        stage.come_back()
-        await back.write_back()
-    named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower.task_id]})
-    assert (await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)).waits_for_ledger
-    stage.come_back()
-    await back.write_back()
-    assert await stage.own.run(leader.run_id) is None, "the supervisor finds that it has no result, and it is run again"
-    assert await ledger.run(leader.run_id) is None
-    assert await sent_in_order(stage.own) == []
-    dropped = await stage.own.latest_run(follower.task_id)
-    assert dropped is not None and dropped.status is Status.DROPPED
-
-
 @pytest.mark.req("CPY-6", "CHN-3")
 async def test_a_result_whose_named_ones_have_ended_goes_straight_into_the_ledger(stage: LateStage):
     ledger = stage.process()

@@ -828,6 +828,39 @@ async def test_what_was_taken_along_is_not_run_when_merging_is_switched_off_whil
     await talk.merged(leader, follower)
 
 
+@pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
+@pytest.mark.failure("F1")
+async def test_what_is_dropped_is_not_answered_with_another_whose_end_has_to_wait_for_the_ledger(
+    stage: Stage, talk: Talk, operations: Operations, monkeypatch: pytest.MonkeyPatch
+):
+    """Put into Redis, its end by that answer would come second, and nobody would hear of it."""
+    late = MemoryLateWrites(MemoryQueueState())
+
+    def ledger_with_late(database: Any) -> LateLedger:
+        return LateLedger(SqliteLedger(database), late, stage.clock)
+
+    ledger = stage.ledger
+    monkeypatch.setattr(pipeline_stage, "SqliteLedger", ledger_with_late)
+    await late.put("another", "another chat", b'{"type":"of a newer version"}')  # behind which everything waits
+    talk.held = asyncio.Event()
+    await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.waits(leader)
+    await stage.pass_time(QUIET)
+    await talk.reached.wait()
+    assert (await operations.drop(follower, who="Ann")).status is Status.DROPPED
+    talk.held.set()
+    await stage.until(partial(is_worked_on_no_more, stage, leader))
+    assert talk.seen == [["one", "two"], ["one"]]
+    await late.remove(["another"])
+    await WriteBack(late=late, ledger=ledger, queue=stage.queue, bus=stage.bus, clock=stage.clock).write_back()
+    await stage.ended(leader)
+    assert stage.texts() == ["one"]
+    dropped = await ledger.latest_run(follower)
+    assert dropped is not None and dropped.status is Status.DROPPED
+    assert await late.depth() == 0
+
+
 @pytest.mark.req("CHN-3", "CPY-6")
 @pytest.mark.failure("F1")
 @pytest.mark.parametrize("first", [LedgerSilent("MongoDB does not answer"), RedisUnavailable("cut off")])

@@ -122,7 +122,7 @@ The rest is set as OpenTelemetry has it: `OTEL_EXPORTER_OTLP_HEADERS` for a coll
 To standard error, with `RISE_LOG=json` one object per line: `timestamp`, `level`, `event` and the fields below. What
 it leads to is in `consequence`, and what to do in `remedy`, where there is something. `library.logged` is what a
 library said, and `log.dropped` how many `lines` nobody took. What is away is said by `capability.state_changed`, once
-for each change; whoever waits for it says so at once and then once a minute.
+for each change; loops that wait for it say so once a minute at most, and tasks at each try.
 
 | Event | Level | Fields | Leads to |
 |---|---|---|---|

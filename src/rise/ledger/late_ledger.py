@@ -145,7 +145,7 @@ class LateLedger:
         self, task: Task, result: RunResult, replies: Sequence[Reply], history: Sequence[Turn], *, deliver: bool
     ) -> Run:
         """The run as it will be, if the result has to wait: replying, whatever it comes to."""
-        if await self._have_ended_with(task.task_id, result.merged):
+        if await self._are_ended(result.merged):
             saved = await self._unless_late(
                 lambda: self._ledger.save_result(task, result, replies, history, deliver=deliver)
             )
@@ -160,13 +160,12 @@ class LateLedger:
         )
         return await self._as_run(await self._put(late, _chat_of(task)))
 
-    async def _have_ended_with(self, leader: TaskId, named: Sequence[TaskId]) -> bool:
+    async def _are_ended(self, named: Sequence[TaskId]) -> bool:
         """Those that a result names have ended with it, in the ledger. It does not go ahead of ends that wait here, and
-        may be lost; and of one that has come to another end, whoever writes it back knows what to do."""
+        may be lost."""
         try:
             for task_id in named:
-                run = await self._ask(partial(self._ledger.latest_run, task_id))
-                if run is None or run.merged_into != leader:
+                if await self._ask(partial(self._ledger.latest_run, task_id)) is None:
                     return False
         except Unavailable:
             return False

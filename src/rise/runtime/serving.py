@@ -195,6 +195,7 @@ class InProcessWorker:
 
     async def restart(self) -> None:
         """It has been seen to do nothing: a new one takes its place."""
+        await self._hints.stop()
         await self._stop_worker()
         self._build()
         await self.start()
@@ -240,7 +241,8 @@ class InProcessWorker:
             await house.bindings.refresh()
         # Written by a newer version and left alone by an older one: perhaps this one can read them.
         await house.queue.resume(Selection(reason=Reason.SCHEMA_NEWER), limit=1_000_000)
-        await start_all(self._services, on_error=_report_stop)  # Temporal may be away
+        for service in self._services:
+            await service.start()
         if house.stores.full is not None and house.stores.full.wait_for_hint is not None:
             await self._hints.start()
         self._has_begun = True

@@ -1,7 +1,7 @@
 """When the ledger answers again: what waits for it is written back, in order, each once.
 
 Promises: a write leaves what waits when it is in the ledger, or when nobody wants it any more: because the message was
-dropped, or is run again. Whoever dies in between leaves it to the next, and writing it twice is writing it
+dropped, or is run again as another. Whoever dies in between leaves it to the next, and writing it twice is writing it
 once. The results of a chat are written in the order in which they waited; chats do not wait for each other, nor for one
 of which something cannot be written. One whose task the queue has lost waits until that is brought back from another
 store, and the others of its chat go before it: here as in the queue nothing waits for a gap.
@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
-from rise.envelope import Reason, RunId, Task, TaskId
+from rise.envelope import Reason, RunId, Task
 from rise.errors import EnvelopeMalformed, Unavailable
 from rise.ledger.late import (
     LateArming,
@@ -42,7 +42,6 @@ from rise.telemetry import in_words, ledger_writes_waiting, log, redact
 
 LOOK_SECONDS: Final = 1.0
 GIVEN_UP: Final = "what it belongs to goes on without it; a message whose result it is, is suspended"
-RUN_ANEW: Final = "it is run again, without them"
 LOST_SECONDS_MAX: Final = 1800.0
 """For so long a result waits for its task, from when a process has missed that: a journal looks every ten minutes at
 the latest for what the queue lacks."""
@@ -198,11 +197,6 @@ class WriteBack:
             return True
         return await self._merging.end_named(write.result.merged, write.task_id)
 
-    async def _ended_otherwise(self, write: LateRun) -> list[TaskId]:
-        """Whom it names, and a person has dropped: as its worker could not know, when it put both ends here."""
-        named = write.result.merged if isinstance(write, LateResult) else []
-        return await self._merging.ended_otherwise(named, write.task_id)
-
     async def _may_come_back(self, write: LateRun) -> bool:
         """Whether the queue has lost its task, or one that it names, and will get it again from another store, to be
         written with its bytes then. What was dropped is known to the ledger."""
@@ -213,9 +207,6 @@ class WriteBack:
     async def _write_end(self, task: Task | None, write: LateResult | LateEnd) -> None:
         if task is None or task.progress.generation != write.generation:
             return  # dropped, or run again as another: nobody waits for this one
-        if others := await self._ended_otherwise(write):
-            log.info("task.answer_outdated", task_id=task.task_id, named=others, consequence=RUN_ANEW)
-            return
         run = await self._write_run(task, write)
         # That of a former message, whose key was used again, is nobody's: the supervisor finds that it has none.
         if run.status.is_finished and not run.is_of_former(task.head):

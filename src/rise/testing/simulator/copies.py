@@ -190,16 +190,6 @@ class CopiesChecker(Checker):
     def waits(self, key: str) -> None:
         self._waited.add(key)
 
-    def waits_no_more(self, key: str, write: bytes) -> None:
-        """It is written; but one that names what a person has dropped is for nobody, and its message is run again."""
-        late = decode_late(write)
-        if isinstance(late, LateResult) and any(map(self._was_dropped, late.result.merged)):
-            self._waited.discard(key)
-
-    def _was_dropped(self, task_id: str) -> bool:
-        last = "SELECT status FROM runs WHERE task_id = ? ORDER BY generation DESC LIMIT 1"
-        return bool(self._one(last, task_id) == Status.DROPPED)
-
     def missed(self, task_id: str) -> None:
         late = map(decode_late, (kept.write for kept in self._world.redis.late.values()))
         self._passed_over |= {one.run_id for one in late if isinstance(one, LateResult) and one.task_id == task_id}

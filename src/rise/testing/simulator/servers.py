@@ -72,9 +72,6 @@ class Witness(Protocol):
     def waits(self, key: str) -> None:
         """It is kept for a ledger that is away."""
 
-    def waits_no_more(self, key: str, write: bytes) -> None:
-        """Nor is it kept there any more."""
-
     def missed(self, task_id: str) -> None:
         """Somebody has looked for it in the queue, and it is not there."""
 
@@ -310,12 +307,6 @@ class SimLateWrites(MemoryLateWrites):
         standing = super()._put(key, about, write)
         self._world.witness.waits(key)
         return standing
-
-    def _remove(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            if (write := self._get(key)) is not None:
-                self._world.witness.waits_no_more(key, write)
-        super()._remove(keys)
 
 
 class SimRedis:
