@@ -42,13 +42,19 @@ class Merging:
         """Before their leader's result is saved. False: one was ended otherwise meanwhile, and an answer that speaks of
         it must not be given."""
         for follower in followers:
-            run = await self._end(follower, leader)
-            # An end that waits may not be the first: of what a person has dropped the queue knows that, too.
-            is_first = not run.waits_for_ledger or await self.queue.get(follower.task_id) is not None
-            if run.merged_into != leader or not is_first:
+            if not await self._has_ended_with(follower, leader):
                 return False
             log.info("task.merged", task_id=follower.task_id, into=leader)
         return True
+
+    async def _has_ended_with(self, follower: Task, leader: TaskId) -> bool:
+        run = await self._end(follower, leader)
+        if run.waits_for_ledger:
+            # It may not be the first: the ledger knows, and of what a person has dropped the queue knows it, too.
+            run = await self.ledger.latest_run(follower.task_id) or run
+            if run.waits_for_ledger and await self.queue.get(follower.task_id) is None:
+                return False
+        return run.merged_into == leader
 
     async def end_named(self, names: Sequence[TaskId], leader: TaskId) -> bool:
         """Whom a result names has ended with it, even if what said so is lost: it may have waited in Redis, which was

@@ -861,6 +861,27 @@ async def test_what_is_dropped_is_not_answered_with_another_whose_end_has_to_wai
     assert await late.depth() == 0
 
 
+@pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
+@pytest.mark.failure("F1")
+async def test_a_burst_that_is_run_again_while_something_waits_for_the_ledger_is_answered_once_more(
+    stage: Stage, talk: Talk, operations: Operations, monkeypatch: pytest.MonkeyPatch
+):
+    """Those it takes along have left the queue long ago, and the ledger knows that they ended with it."""
+    late = MemoryLateWrites(MemoryQueueState())
+
+    def ledger_with_late(database: Any) -> LateLedger:
+        return LateLedger(SqliteLedger(database), late, stage.clock)
+
+    monkeypatch.setattr(pipeline_stage, "SqliteLedger", ledger_with_late)
+    await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.answered(leader, follower)
+    await late.put("another", "another chat", b'{"type":"of a newer version"}')  # behind which everything waits
+    await operations.run_again(leader, who="Ann")
+    await stage.until(partial(is_worked_on_no_more, stage, leader))
+    assert talk.seen == [["one", "two"], ["one", "two"]]
+
+
 @pytest.mark.req("CHN-3", "CPY-6")
 @pytest.mark.failure("F1")
 @pytest.mark.parametrize("first", [LedgerSilent("MongoDB does not answer"), RedisUnavailable("cut off")])
