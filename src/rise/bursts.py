@@ -144,7 +144,7 @@ class Bursts:
         task = await self.queue.get(task_id)
         if task is None:
             run = await self.ledger.latest_run(task_id)
-            is_leaders = run is not None and run.merged_into == leader.task_id
+            is_leaders = run is not None and run.merged_into == leader.task_id and not run.waits_for_ledger
             return await self.ledger.archived(task_id) if is_leaders else None
         run = await self.ledger.run(task.run_id)
         if run is not None:

@@ -50,10 +50,12 @@ class Merging:
     async def _has_ended_with(self, follower: Task, leader: TaskId) -> bool:
         run = await self._end(follower, leader)
         if run.waits_for_ledger:
-            # It may not be the first: the ledger knows, and of what a person has dropped the queue knows it, too.
-            run = await self.ledger.latest_run(follower.task_id) or run
-            if run.waits_for_ledger and await self.queue.get(follower.task_id) is None:
-                return False
+            # It may not be the first. That one the ledger knows; and what a person drops leaves the queue soon after.
+            run = await self.ledger.run(follower.run_id) or run
+            if run.waits_for_ledger and not follower.progress.status.is_finished:
+                there = await self.queue.get(follower.task_id)
+                if there is None or there.run_id != follower.run_id:
+                    return False
         return run.merged_into == leader
 
     async def end_named(self, names: Sequence[TaskId], leader: TaskId) -> bool:

@@ -18,8 +18,8 @@ from rise.bursts import CHARS_MAX, MESSAGES_MAX
 from rise.channels.http import HttpChannel
 from rise.channels.port import Call, Incoming
 from rise.definitions.records import BindingRecord, BindingRoute, BurstPolicy, ChannelOwn, KillSwitch
-from rise.envelope import Outcome, Reason, Status, TaskId, reply_id_of, run_id_of
-from rise.errors import LedgerSilent, RedisUnavailable, StateConflict, Unavailable
+from rise.envelope import Outcome, Reason, Status, Task, TaskId, reply_id_of, run_id_of
+from rise.errors import LedgerSilent, MongoUnavailable, RedisUnavailable, StateConflict, Unavailable
 from rise.ledger.late import key_of_run
 from rise.ledger.late_ledger import LateLedger
 from rise.ledger.port import Run, RunResult, reply_of
@@ -136,6 +136,55 @@ def talk(stage: Stage) -> Talk:
 @pytest.fixture
 def operations(stage: Stage) -> Operations:
     return Operations(stage.queue, stage.ledger, stage.bus, stage.clock)
+
+
+class Late:
+    """What waits for the ledger of the processes that are started from now on, and how well that answers them."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.writes = MemoryLateWrites(MemoryQueueState())
+        self.is_silent = False
+        self.takes_writes = True
+        self._stage = stage
+
+    async def hold_up(self) -> None:
+        """By something behind which everything waits."""
+        await self.writes.put("another", "another chat", b'{"type":"of a newer version"}')
+
+    async def write_back(self) -> None:
+        """All of it."""
+        stage = self._stage
+        await self.writes.remove(["another"])
+        back = WriteBack(late=self.writes, ledger=stage.ledger, queue=stage.queue, bus=stage.bus, clock=stage.clock)
+        await back.write_back()
+
+    def ledger_on(self, database: Any) -> LateLedger:
+        away: Any = _Away(SqliteLedger(database), self)
+        return LateLedger(away, self.writes, self._stage.clock)
+
+
+class _Away:
+    def __init__(self, ledger: SqliteLedger, late: Late) -> None:
+        self._ledger = ledger
+        self._late = late
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._ledger, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            is_write = name in ("save_result", "save_step", "add_attempt")
+            if self._late.is_silent or (is_write and not self._late.takes_writes):
+                raise MongoUnavailable("it does not answer")
+            return await method(*args, **kwargs)
+
+        return call
+
+
+@pytest.fixture
+def late(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Late:
+    late = Late(stage)
+    monkeypatch.setattr(pipeline_stage, "SqliteLedger", late.ledger_on)
+    return late
 
 
 async def go_on(talk: Talk, *dead: Process) -> None:
@@ -794,17 +843,10 @@ async def test_what_was_taken_along_does_not_end_by_an_answer_that_may_still_be_
 @pytest.mark.req("CHN-3", "CPY-6", "WRK-4")
 @pytest.mark.failure("F1")
 async def test_what_was_taken_along_is_not_run_when_merging_is_switched_off_while_the_ledger_is_away(
-    stage: Stage, talk: Talk, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, talk: Talk, late: Late
 ):
     """That it has ended with another waits in Redis; nothing else tells it from what nobody has begun."""
-    late = MemoryLateWrites(MemoryQueueState())
-
-    def ledger_with_late(database: Any) -> LateLedger:
-        return LateLedger(SqliteLedger(database), late, stage.clock)
-
-    ledger = stage.ledger
-    monkeypatch.setattr(pipeline_stage, "SqliteLedger", ledger_with_late)
-    await late.put("another", "another chat", b'{"type":"of a newer version"}')  # behind which everything waits
+    await late.hold_up()
     talk.held = asyncio.Event()
     gateway, worker = await talk.start()
     leader, follower = await stage.write("one", "two")
@@ -818,9 +860,7 @@ async def test_what_was_taken_along_is_not_run_when_merging_is_switched_off_whil
     for task_id in (leader, follower, *later):
         await stage.until(partial(is_worked_on_no_more, stage, task_id))
     assert talk.seen == [["one", "two"], ["three"]]
-    await late.remove(["another"])
-    write_back = WriteBack(late=late, ledger=ledger, queue=stage.queue, bus=stage.bus, clock=stage.clock)
-    await write_back.write_back()
+    await late.write_back()
     await stage.pass_time(LOST_SECONDS + 1)
     await gateway.supervisor.sweep()
     await stage.ended(leader, follower, *later)
@@ -831,17 +871,10 @@ async def test_what_was_taken_along_is_not_run_when_merging_is_switched_off_whil
 @pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
 @pytest.mark.failure("F1")
 async def test_what_is_dropped_is_not_answered_with_another_whose_end_has_to_wait_for_the_ledger(
-    stage: Stage, talk: Talk, operations: Operations, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, talk: Talk, operations: Operations, late: Late
 ):
     """Put into Redis, its end by that answer would come second, and nobody would hear of it."""
-    late = MemoryLateWrites(MemoryQueueState())
-
-    def ledger_with_late(database: Any) -> LateLedger:
-        return LateLedger(SqliteLedger(database), late, stage.clock)
-
-    ledger = stage.ledger
-    monkeypatch.setattr(pipeline_stage, "SqliteLedger", ledger_with_late)
-    await late.put("another", "another chat", b'{"type":"of a newer version"}')  # behind which everything waits
+    await late.hold_up()
     talk.held = asyncio.Event()
     await talk.start()
     leader, follower = await stage.write("one", "two")
@@ -852,34 +885,120 @@ async def test_what_is_dropped_is_not_answered_with_another_whose_end_has_to_wai
     talk.held.set()
     await stage.until(partial(is_worked_on_no_more, stage, leader))
     assert talk.seen == [["one", "two"], ["one"]]
-    await late.remove(["another"])
-    await WriteBack(late=late, ledger=ledger, queue=stage.queue, bus=stage.bus, clock=stage.clock).write_back()
+    await late.write_back()
     await stage.ended(leader)
     assert stage.texts() == ["one"]
-    dropped = await ledger.latest_run(follower)
+    dropped = await stage.ledger.latest_run(follower)
     assert dropped is not None and dropped.status is Status.DROPPED
-    assert await late.depth() == 0
+    assert await late.writes.depth() == 0
 
 
 @pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
 @pytest.mark.failure("F1")
 async def test_a_burst_that_is_run_again_while_something_waits_for_the_ledger_is_answered_once_more(
-    stage: Stage, talk: Talk, operations: Operations, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, talk: Talk, operations: Operations, late: Late
 ):
     """Those it takes along have left the queue long ago, and the ledger knows that they ended with it."""
-    late = MemoryLateWrites(MemoryQueueState())
-
-    def ledger_with_late(database: Any) -> LateLedger:
-        return LateLedger(SqliteLedger(database), late, stage.clock)
-
-    monkeypatch.setattr(pipeline_stage, "SqliteLedger", ledger_with_late)
     await talk.start()
     leader, follower = await stage.write("one", "two")
     await talk.answered(leader, follower)
-    await late.put("another", "another chat", b'{"type":"of a newer version"}')  # behind which everything waits
+    await late.hold_up()
     await operations.run_again(leader, who="Ann")
     await stage.until(partial(is_worked_on_no_more, stage, leader))
     assert talk.seen == [["one", "two"], ["one", "two"]]
+
+
+@pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
+@pytest.mark.failure("F1")
+@pytest.mark.parametrize("how", ["silent", "takes no writes"])
+async def test_a_burst_that_is_run_again_is_answered_also_when_the_ledger_does_not_take_it(
+    stage: Stage, talk: Talk, operations: Operations, late: Late, how: str
+):
+    await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.answered(leader, follower)
+    talk.held, talk.reached = asyncio.Event(), asyncio.Event()
+    await operations.run_again(leader, who="Ann")
+    await talk.reached.wait()
+    late.is_silent, late.takes_writes = how == "silent", False
+    talk.held.set()
+    await stage.until(partial(is_worked_on_no_more, stage, leader))
+    assert talk.seen == [["one", "two"], ["one", "two"]]
+    late.is_silent, late.takes_writes = False, True
+    await late.write_back()
+    await stage.pass_time(20)  # the sender asked it in vain, and pauses
+    await stage.ended(leader)
+    assert stage.texts() == ["one + two", "one + two"]
+
+
+@pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
+@pytest.mark.failure("F1")
+async def test_what_was_dropped_and_run_again_is_not_answered_with_its_former_burst_by_a_silent_ledger(
+    stage: Stage, talk: Talk, operations: Operations, late: Late
+):
+    talk.held = asyncio.Event()
+    gateway, _ = await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.waits(leader)
+    await stage.pass_time(QUIET)
+    await talk.reached.wait()
+    await operations.drop(follower, who="Ann")
+    await operations.run_again(follower, who="Ann")
+    late.is_silent = True
+    talk.held.set()
+    await stage.waiting_for_retry(leader)
+    late.is_silent = False
+    await late.write_back()
+    await stage.pass_time(20)
+    await gateway.supervisor.sweep()
+    await talk.waits_or_ended(leader, follower)
+    await stage.pass_time(20)
+    await stage.ended(leader, follower)
+    assert sorted(" + ".join(stage.texts()).split(" + ")) == ["one", "two"]
+
+
+@pytest.mark.req("CHN-3", "CPY-6", "ENV-6")
+@pytest.mark.failure("F1")
+async def test_a_burst_of_whose_key_the_ledger_has_a_former_run_of_a_later_generation_is_run_once(
+    stage: Stage, talk: Talk, late: Late
+):
+    """The former message had been run again, and of its runs the first has been forgotten by now."""
+    talk.held = asyncio.Event()
+    await talk.start()
+    leader, follower = await stage.write("one", "two")
+    task = await stage.queue.get(follower)
+    assert task is not None
+    former = msgspec.structs.replace(task.head, accepted_at_ms=0, raw_sha256="f" * 64)
+    again = msgspec.structs.replace(task.progress, generation=1)
+    await stage.ledger.finish(Task(former, b"", again), Status.DROPPED, by="Ann")
+    await late.hold_up()
+    await talk.waits(leader)
+    await stage.pass_time(QUIET)
+    await talk.reached.wait()
+    talk.held.set()
+    await stage.until(partial(is_worked_on_no_more, stage, leader))
+    assert talk.seen == [["one", "two"]]
+
+
+@pytest.mark.req("CHN-3", "CPY-6")
+@pytest.mark.failure("C19")
+async def test_a_burst_goes_on_without_the_one_that_redis_has_lost_while_both_were_run_again(
+    stage: Stage, talk: Talk, operations: Operations, late: Late
+):
+    _, worker = await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.answered(leader, follower)
+    await worker.stop()
+    await operations.run_again(leader, who="Ann")
+    await operations.run_again(follower, who="Ann")
+    await late.hold_up()
+    talk.held, talk.reached = asyncio.Event(), asyncio.Event()
+    await stage.start_worker(talk.workflow)
+    await talk.reached.wait()
+    assert await stage.queue.cancel(follower) is not None
+    talk.held.set()
+    await stage.until(partial(is_worked_on_no_more, stage, leader))
+    assert talk.seen[1:] == [["one", "two"], ["one"]]
 
 
 @pytest.mark.req("CHN-3", "CPY-6")
