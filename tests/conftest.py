@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,12 @@ _LONGEST: Final = (
     "console/test_console_shown.py",
 )
 """Files that take a minute or more. Begun last, they would be waited for by processes that have nothing left to do."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Ignored by whatever a shell starts in the background, and inherited by programs in which tests press Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
