@@ -75,11 +75,14 @@ async def test_when_the_queue_is_back_newer_messages_go_to_it_behind_those_that_
     process.queue.link.is_down = True
     waiting = await kept(process, installation, 1, 2)
     await process.relay.catch_up()
+    assert (process.relay.owed, await process.relay.lacking()) == (2, {"redis": 2, "rabbitmq": 0})
     process.queue.link.is_down = False
     newer = await kept(process, installation, 3)
     assert installation.in_queue() == set(), "the third would be answered before the first"
+    assert process.relay.owed == 3
     await process.relay.catch_up()
     assert installation.in_queue() == ids(waiting + newer)
+    assert (process.relay.owed, await process.relay.lacking()) == (0, {"redis": 0, "rabbitmq": 0})
     straight = await kept(process, installation, 4)
     assert installation.in_queue() == ids(waiting + newer + straight), "nothing is owed any more"
     assert await installation.work() == [1, 2, 3, 4]

@@ -47,6 +47,31 @@ async def raised(stage: Stage) -> set[str]:
     return open_alerts
 
 
+# --- while the queue cannot be asked ----------------------------------------------------------------------------
+
+
+@pytest.mark.req("SUP-1", "CAP-7")
+@pytest.mark.failure("I14")
+async def test_what_is_accepted_while_the_queue_cannot_be_asked_is_counted_as_far_as_it_is_known(stage: Stage):
+    gateway = await stage.start_gateway()
+    pipeline = gateway.supervisor._pipeline
+    gateway.capabilities.set("disk", UNAVAILABLE, "it is away")
+    gateway.fail_at("queue.depth", "before", StoreUnavailable("it is away"), times=99)
+    pipeline._backlog = None  # as after a start without it
+    await gateway.supervisor.measure()
+    assert status(gateway) == (DEGRADED, "what is unprocessed, which nobody could count yet, waiting for disk")
+    assert await raised(stage) == set()
+    gateway._stops.clear()
+    await stage.write("Hello")
+    await gateway.supervisor.measure()
+    gateway.fail_at("queue.depth", "before", StoreUnavailable("it is away"), times=99)
+    pipeline.owed = lambda: 2
+    await gateway.supervisor.measure()
+    assert status(gateway) == (DEGRADED, "3 unprocessed messages, waiting for disk")
+    admission = gateway.capabilities.get("admission")
+    assert admission is not None and admission.detail == "3 messages are open"
+
+
 # --- after a start, and when something comes back ---------------------------------------------------------------
 
 

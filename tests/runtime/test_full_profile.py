@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -76,6 +77,10 @@ class Caller:
         async with self._http.get(f"{self._url}{path}") as answer:
             return answer.status, await answer.json()
 
+    async def metrics(self) -> str:
+        async with self._http.get(f"{self._url}/metrics") as answer:
+            return await answer.text()
+
     async def capabilities(self) -> dict[str, str]:
         _, body = await self.get("/healthz")
         return {name: state["status"] for name, state in body["capabilities"].items()}
@@ -127,6 +132,7 @@ async def test_redis_may_be_emptied_and_go_and_come_back_and_everything_is_answe
         refused, _ = await caller.send("another body", "k2")
         assert refused in (422, 503), "never taken; whether only what is no part of the message differs, Redis knows"
         assert (await caller.capabilities())["redis"] == "unavailable"
+        await until(lambda: _waits_for_redis(caller))
         full.redis.start()
         for _, body in accepted:
             await until(lambda task_id=body["data"]["taskId"]: caller.is_completed(task_id))
@@ -136,6 +142,15 @@ async def test_redis_may_be_emptied_and_go_and_come_back_and_everything_is_answe
         assert (await full.command(rise, "audit"))[0] == 0
     changes = [event for event in full.events() if event["event"] == "capability.state_changed"]
     assert {"redis"} <= {change["name"] for change in changes}
+
+
+async def _waits_for_redis(caller: Caller) -> bool:
+    """People are told of what was accepted since, although Redis cannot count it."""
+    _, body = await caller.get("/healthz")
+    detail = body["capabilities"]["pipeline"]["detail"]
+    waiting = re.fullmatch("([1-9]) unprocessed messages?, waiting for redis", detail)
+    lacking = re.search('rise_copies_lacking{copy="redis"} ([0-9])', await caller.metrics())
+    return waiting is not None and lacking is not None and min(int(waiting[1]), int(lacking[1])) >= 2
 
 
 async def _is(asked: Awaitable[dict[str, str]], **wanted: str) -> bool:

@@ -8,6 +8,7 @@ Refuses: to resume everything for a body that selects nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -29,14 +30,14 @@ from rise.channels.http import (
 )
 from rise.clock import from_epoch_ms, iso
 from rise.envelope import Progress, Reason, Status, Task, TaskId, encode_json, envelope
-from rise.errors import PayloadInvalid, Rejected, RoleInsufficient
+from rise.errors import PayloadInvalid, Rejected, RoleInsufficient, Unavailable
 from rise.ledger.port import Operation
 from rise.queue.port import OpenTask, Selection
 from rise.runtime.assembly import House, build_forgetting
 from rise.runtime.forgetting import ChatNamed, traces_of, was_conversing
 from rise.runtime.operations import RESUME_MAX, Operations
 from rise.settings import CHANNELS
-from rise.telemetry import registry
+from rise.telemetry import copies_lacking, registry
 
 Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
 Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
@@ -137,7 +138,16 @@ def _add_looking(router: APIRouter, house: House, operations: Operations) -> Non
     )
     async def metrics(principal: Viewer) -> Response:
         """For Prometheus."""
+        await _count_copies(house)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _count_copies(house: House) -> None:
+    """When somebody asks: it is a look into every journal of this process."""
+    if house.stores.full is not None:
+        with suppress(Unavailable):
+            for copy, count in (await house.stores.full.relay.lacking()).items():
+                copies_lacking.labels(copy).set(count)
 
 
 def _add_changing(router: APIRouter, house: House, operations: Operations) -> None:

@@ -268,7 +268,7 @@ class _Keeping:
             elif JOURNAL in self._failed:
                 self._debt.refused(lane)
         elif refusal is not None and JOURNAL in self._held:
-            self._debt.of_all_lanes = True
+            self._debt.miss()
 
     @property
     def has_word(self) -> bool:

@@ -62,6 +62,8 @@ class Debt:
 
     def __init__(self) -> None:
         self.of_all_lanes = False
+        self._missed = 0
+        """Messages that the queue did not take, whereupon later ones are sent behind."""
         self._behind: Counter[LaneKey] = Counter()
         """Messages that the queue was not given: on their way into the journal, or in it."""
         self._kept: Counter[LaneKey] = Counter()
@@ -71,8 +73,23 @@ class Debt:
     def __bool__(self) -> bool:
         return self.of_all_lanes or bool(self._behind)
 
+    @property
+    def messages(self) -> int:
+        """How many this process has accepted, of which it knows that the queue has not got them; what came twice since
+        is counted twice."""
+        return self._missed + self._behind.total()
+
     def includes(self, lane: LaneKey) -> bool:
         return self.of_all_lanes or lane in self._behind
+
+    def miss(self) -> None:
+        """The queue did not take a message that the journal has."""
+        self.of_all_lanes = True
+        self._missed += 1
+
+    def is_of_some_lanes(self) -> None:
+        """What was missed has been brought. What came meanwhile was sent behind, and only its own chats wait for it."""
+        self.of_all_lanes, self._missed = False, 0
 
     def send_behind(self, lane: LaneKey) -> None:
         """A message of this chat is not given to the queue. It will be `kept` by the journal, or `refused`."""
@@ -96,7 +113,7 @@ class Debt:
 
     def forgive(self) -> None:
         """The chats go on without it."""
-        self.of_all_lanes = False
+        self.is_of_some_lanes()
         self.bringing()
         self.brought()
 

@@ -7,13 +7,14 @@ lost, and may be done any number of times. What is finished is asked of the ledg
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
-from rise.copies.journal import Journal, JournalEntry, KeptRun, Run, run_of
+from rise.copies.journal import Copy, Journal, JournalEntry, KeptRun, Run, run_of
 from rise.copies.journals import Journals
 from rise.copies.notes import MIRRORS_LIFE, Notes
 from rise.copies.open_work import OpenWork
@@ -93,6 +94,23 @@ class Relay:
         except StoreUnavailable:
             return True
 
+    @property
+    def owed(self) -> int:
+        """Messages that this process has accepted, of which it knows that the queue has not got them."""
+        return self._notes.debt.messages
+
+    async def lacking(self) -> dict[Copy, int]:
+        """How many open messages of the journals of this process each of the other stores has no copy of. Raises
+        `StoreUnavailable`."""
+        await self._notes.write()
+        lives: dict[Copy, str | None] = {REDIS: self._notes.queues_life}
+        if self._mirror is not None:
+            lives[RABBITMQ] = MIRRORS_LIFE
+        lacking = Counter(dict.fromkeys(lives, 0))
+        for journal in self._journals.all():
+            lacking.update((await journal.depth(lives)).lacking)
+        return lacking
+
     async def note(self) -> None:
         """Learn the life of the queue, and write down who holds what."""
         try:
@@ -127,8 +145,8 @@ class Relay:
         for _ in range(CATCH_UP_ROUNDS_MAX):
             if await self._bring_what_is_there(life, journal) < FEW:
                 break
-        # What came meanwhile was sent behind, and only its own chats wait for it.
-        self._notes.debt.of_all_lanes, self._owes_since = False, None
+        self._notes.debt.is_of_some_lanes()
+        self._owes_since = None
 
     def _owe_what_was_adopted(self) -> None:
         before, self._looked_after = self._looked_after, self._journals.numbers()

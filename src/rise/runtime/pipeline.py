@@ -10,7 +10,7 @@ worker is started anew, whatever it says of itself.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -82,11 +82,16 @@ class Pipeline:
     """Of this process's own worker, if it has one."""
     is_filled: Callable[[], Awaitable[bool]] = _always
     """Whether the queue hands anything out: while an emptied one is filled again, it does not."""
+    owed: Callable[[], int] = lambda: 0
+    """Messages that this process has accepted and the queue has not got."""
     on_counted: Callable[[QueueDepth], None] = lambda depth: None
     """Hears of every count."""
     changed: Signal = field(default_factory=Signal)
     """Set when a capability has changed."""
-    _backlog: int = 0
+    _backlog: int | None = None
+    """None: nobody has counted yet."""
+    _load: Load = field(default_factory=lambda: Load(0, 0))
+    """When it was last counted."""
     _is_ready: bool | None = None
     _polls_stuck: int = 0
     _oldest_ms: int = 0
@@ -102,7 +107,7 @@ class Pipeline:
         try:
             depth = await self.queue.depth()
         except Unavailable:
-            self._judge(0.0, 0.0)
+            self._count_what_is_known()
             return None
         self.on_counted(depth)
         for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING, Status.SUSPENDED):
@@ -111,13 +116,24 @@ class Pipeline:
         reply_seconds = await self._oldest_reply_seconds()
         oldest_waiting_seconds.labels("task").set(task_seconds)
         oldest_waiting_seconds.labels("reply").set(reply_seconds)
-        self._backlog = _moving(depth)
-        free, size = self.disk_space() or (None, 0)
         strangers = sum(depth.suspended_by_channel.get(channel, 0) for channel in self.anonymous)
-        self.overload.judge(Load(self._backlog, depth.by_status.get(Status.REPLYING, 0), free, size, strangers))
+        self._load = Load(_moving(depth), depth.by_status.get(Status.REPLYING, 0), suspended_anonymous_count=strangers)
+        self._weigh(self._load.open_count)
         self._judge(task_seconds, reply_seconds)
         self._alert_on_channels_gone(depth)
         return depth
+
+    def _count_what_is_known(self) -> None:
+        """While the queue cannot be asked: what was open when it could, and what has been accepted since."""
+        if self._backlog is not None:
+            self._weigh(self._load.open_count + self.owed())
+        self._judge(0.0, 0.0)
+
+    def _weigh(self, backlog: int) -> None:
+        self._backlog = backlog
+        free, size = self.disk_space() or (None, 0)
+        load = replace(self._load, open_count=backlog, disk_free_bytes=free, disk_size_bytes=size)
+        self.overload.judge(load)
 
     async def _oldest_reply_seconds(self) -> float:
         """As far as is known: a ledger that is away must not keep anybody from seeing that there is too much."""
@@ -154,10 +170,12 @@ class Pipeline:
             await self.restart_worker()
 
     def _judge(self, task_seconds: float, reply_seconds: float) -> None:
-        missing = self._lacking(CapabilityStatus.UNAVAILABLE) if self._backlog else []
+        missing = [] if self._backlog == 0 else self._lacking(CapabilityStatus.UNAVAILABLE)
         apart = self._clocks_apart()
-        waiting = f"{in_number(self._backlog, 'unprocessed message')}, waiting for {', '.join(missing)}"
-        self.alerts.follow("backlog_waiting", bool(missing), summary=waiting, after_seconds=LOST_SECONDS)
+        waiting = f"{self._waiting()}, waiting for {', '.join(missing)}"
+        self.alerts.follow(
+            "backlog_waiting", bool(missing and self._backlog), summary=waiting, after_seconds=LOST_SECONDS
+        )
         stalled = max(task_seconds, reply_seconds) > self.limits.stalled_seconds
         what = "message" if task_seconds >= reply_seconds else "reply"
         slow = f"the oldest {what} has waited {max(task_seconds, reply_seconds):.0f} s"
@@ -168,8 +186,14 @@ class Pipeline:
             detail = f"{apart}: {CLOCKS_CONSEQUENCE}; {CLOCKS_REMEDY}"
             self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, detail)
         else:
-            self.capabilities.set(PIPELINE, CapabilityStatus.AVAILABLE, f"{in_number(self._backlog)} on the way")
+            on_the_way = f"{in_number(self._backlog or 0)} on the way"
+            self.capabilities.set(PIPELINE, CapabilityStatus.AVAILABLE, on_the_way)
         self._alert_on_what_is_lost()
+
+    def _waiting(self) -> str:
+        if self._backlog is None:
+            return "what is unprocessed, which nobody could count yet"
+        return in_number(self._backlog, "unprocessed message")
 
     def _clocks_apart(self) -> str | None:
         try:

@@ -296,7 +296,8 @@ class Checker:
 
     def read(self, incoming: Incoming) -> None:
         # What is decided then holds, however late it is written: its process may be stopped in between.
-        is_apart = incoming.chat_id == str(SUPERGROUP) and incoming.first_chat_id is None  # a tap, too, in a lane of its own
+        # Also a tap, which has a lane of its own.
+        is_apart = incoming.chat_id == str(SUPERGROUP) and incoming.first_chat_id is None
         if is_apart and not self._is_known_by_all():
             self._read_before.add(task_id_of(incoming.delivery_key))
 
