@@ -206,6 +206,6 @@ async def stats_of(installation: Installation) -> dict[str, Any]:
             aiohttp.ClientSession(headers=installation.headers) as session,
             session.get(f"{installation.url}/internal/tasks/stats") as response,
         ):
-            return dict((await response.json()).get("data", {}))
+            return dict((await response.json()).get("data") or {})  # null while a store is away
     except (aiohttp.ClientError, OSError):
         return {}
