@@ -908,6 +908,32 @@ async def test_a_burst_that_is_run_again_while_something_waits_for_the_ledger_is
     assert talk.seen == [["one", "two"], ["one", "two"]]
 
 
+@pytest.mark.req("CHN-3", "CPY-6", "QUE-3")
+@pytest.mark.failure("D1", "F1")
+@pytest.mark.parametrize(("edge", "nth"), [("after", 1), ("before", 2), ("after", 2)])
+async def test_a_worker_killed_while_ends_of_a_burst_wait_for_the_ledger_leaves_one_answer(
+    stage: Stage, talk: Talk, late: Late, edge: Any, nth: int
+):
+    await late.hold_up()
+    await stage.bind(talk.workflow, burst=POLICY)
+    gateway = await stage.start_gateway()
+    tasks = await stage.write("one", "two")
+    await stage.pass_time(QUIET)
+    worker = stage.new_worker(talk.workflow)
+    worker.die_at("ledger.save_result", edge, nth=nth)
+    await stage.start_new_worker(worker, talk.workflow)
+    await go_on(talk, worker)
+    await stage.until(partial(is_worked_on_no_more, stage, tasks[0]))
+    await late.write_back()
+    await stage.ended(tasks[0])
+    # The second may have found its leader's answer still waiting: then a later look ends it.
+    await stage.until(partial(is_worked_on_no_more, stage, tasks[1]))
+    await stage.pass_time(LOST_SECONDS + 1)
+    await gateway.supervisor.sweep()
+    await stage.ended(*tasks)
+    assert stage.texts() == ["one + two"]
+
+
 @pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
 @pytest.mark.failure("F1")
 @pytest.mark.parametrize("how", ["silent", "takes no writes"])
