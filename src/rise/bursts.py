@@ -143,9 +143,12 @@ class Bursts:
         """As it is now; None if it has ended otherwise, or somebody has to decide about it."""
         task = await self.queue.get(task_id)
         if task is None:
-            run = await self.ledger.latest_run(task_id)
-            is_leaders = run is not None and run.merged_into == leader.task_id and not run.waits_for_ledger
-            return await self.ledger.archived(task_id) if is_leaders else None
+            latest = await self.ledger.latest_run(task_id)
+            # As the ledger itself has it: an end that waits for it may not be the first, and then is not how it ended.
+            ended = (await self.ledger.finished_among([task_id])).get(task_id)
+            if latest is None or ended is None or latest.generation != ended.generation:
+                return None
+            return await self.ledger.archived(task_id) if ended.merged_into == leader.task_id else None
         run = await self.ledger.run(task.run_id)
         if run is not None:
             return task if run.merged_into == leader.task_id and not run.is_of_former(task.head) else None

@@ -135,6 +135,12 @@ def run_id_of(task_id: TaskId, generation: int) -> RunId:
     return RunId(f"{task_id}.{generation}")
 
 
+def parts_of(run_id: RunId) -> tuple[TaskId, int]:
+    """Whose run it is, and in which generation."""
+    task_id, _, generation = run_id.rpartition(".")
+    return TaskId(task_id), int(generation)
+
+
 def reply_id_of(run_id: RunId, chunk: int) -> ReplyId:
     return ReplyId(f"{run_id}.{chunk}")
 
@@ -338,6 +344,9 @@ class Task(msgspec.Struct, frozen=True):
     @property
     def run_id(self) -> RunId:
         return run_id_of(self.head.task_id, self.progress.generation)
+
+    def in_generation(self, generation: int) -> Task:
+        return msgspec.structs.replace(self, progress=msgspec.structs.replace(self.progress, generation=generation))
 
     @property
     def has_bytes(self) -> bool:

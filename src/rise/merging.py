@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from rise.envelope import Head, Outcome, Task, TaskId, run_id_of
+from rise.envelope import Head, Outcome, RunId, Task, TaskId, parts_of, run_id_of
 from rise.ledger.port import Ledger, Run, RunResult
 from rise.queue.port import Queue
 from rise.telemetry import log
@@ -58,17 +58,19 @@ class Merging:
                     return False
         return run.merged_into == leader
 
-    async def end_named(self, names: Sequence[TaskId], leader: TaskId) -> bool:
+    async def end_named(self, named: Sequence[RunId], leader: TaskId) -> bool:
         """Whom a result names has ended with it, even if what said so is lost: it may have waited in Redis, which was
         emptied. False: one of them is nowhere, and would be run alone if it is brought back."""
         are_ended = True
-        for name in names:
-            if await self.ledger.latest_run(name) is None:
-                follower = await self.queue.get(name)
+        for run_id in named:
+            if await self.ledger.run(run_id) is None:
+                task_id, generation = parts_of(run_id)
+                follower = await self.queue.get(task_id)
                 if follower is None:
                     are_ended = False
                 else:
-                    await self._end(follower, leader)
+                    # It may have been run again since, or brought back as what it was before.
+                    await self._end(follower.in_generation(generation), leader)
         return are_ended
 
     async def fate_of(self, run: Run) -> MergedFate:
@@ -80,7 +82,8 @@ class Merging:
         # A leader may have been run again since it has answered, whatever has become of that.
         generations = range(latest.generation + 1) if latest else ()
         results = [await self.ledger.run(run_id_of(run.merged_into, generation)) for generation in generations]
-        naming = [result for result in results if result is not None and run.task_id in result.merged]
+        run_id = run_id_of(run.task_id, run.generation)
+        naming = [result for result in results if result is not None and run_id in result.merged]
         if naming:
             # What may still be lost ends nothing: its message would be run again, without this one.
             is_firm = not run.waits_for_ledger and any(not result.waits_for_ledger for result in naming)
@@ -94,7 +97,7 @@ class Merging:
         for former in reversed(range(generation)):
             run = await self.ledger.run(run_id_of(leader.task_id, former))
             if run is not None and run.merged and not run.is_of_former(leader):
-                return run.merged
+                return run.merged_tasks
         return ()
 
     async def _end(self, follower: Task, leader: TaskId) -> Run:

@@ -720,7 +720,7 @@ def _answered(
     if stages:
         shown["stages"] = msgspec.to_builtins(stages)
     if burst is not None and burst.followers:
-        shown["merged"] = [follower.task_id for follower in burst.followers]
+        shown["merged"] = [follower.run_id for follower in burst.followers]
     # Here, where it counts as the workflow's own error: what cannot be stored cannot be settled either.
     encode_json([shown, calls])
     result = RunResult(

@@ -696,7 +696,7 @@ async def a_leader_whose_followers_end_is_lost(stage: LateStage, ledger: Ledger)
     assert (await ledger.save_result(follower, ended, [], [], deliver=False)).waits_for_ledger
     stage.come_back()
     stage.redis.late.clear()
-    named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower_id]})
+    named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower.run_id]})
     run = await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)
     assert run.waits_for_ledger, "it goes behind the end that it names"
     assert await sent_in_order(stage.own) == []
@@ -742,5 +742,5 @@ async def test_a_result_whose_named_ones_have_ended_goes_straight_into_the_ledge
     assert follower is not None
     ended = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader.task_id})
     await ledger.save_result(follower, ended, [], [], deliver=False)
-    named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower.task_id]})
+    named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower.run_id]})
     assert not (await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)).waits_for_ledger

@@ -121,7 +121,7 @@ class Talk:
         assert [run.outcome for run in runs if run] == [Outcome.ANSWERED, *[Outcome.MERGED] * len(followers)]
         assert [run.merged_into for run in runs if run] == [None, *[leader] * len(followers)]
         assert runs[0] is not None
-        assert runs[0].merged == list(followers)
+        assert runs[0].merged_tasks == list(followers)
 
     async def said(self) -> list[tuple[str, str]]:
         kept = await self.stage.ledger.history("telegram", self.stage.account, "42", limit=99)
@@ -228,7 +228,7 @@ async def test_a_burst_is_one_turn_with_every_message_and_its_bytes_in_order_and
     last = turn.messages[-1].update["message"]["message_id"]
     assert call.params["reply_parameters"]["message_id"] == last
     run = await stage.result(first)
-    assert run.merged == others
+    assert run.merged_tasks == others
     assert [one["outcome"] for one in stage.settled if one["task_id"] in others] == [Outcome.MERGED] * 2
 
 
@@ -414,7 +414,7 @@ async def test_a_program_that_calls_for_a_chat_is_told_which_message_answered(st
     assert alone.result["text"] == "alone"
     tasks = [await call(key, metadata={"chat_id": "c"}) for key in ("one", "two")]
     one, two = await talk.answered(*tasks)
-    assert (one.result["text"], one.result["merged"]) == ("one + two", [tasks[1]])
+    assert (one.result["text"], one.result["merged"]) == ("one + two", [run_id_of(tasks[1], 0)])
     assert (two.outcome, two.result) == (Outcome.MERGED, {"mergedInto": tasks[0]})
 
 
@@ -983,6 +983,93 @@ async def test_what_was_dropped_and_run_again_is_not_answered_with_its_former_bu
     assert sorted(" + ".join(stage.texts()).split(" + ")) == ["one", "two"]
 
 
+@pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
+@pytest.mark.failure("F1")
+async def test_a_burst_that_is_run_again_waits_for_a_ledger_that_goes_away_before_it_says_who_is_in_it(
+    stage: Stage, talk: Talk, operations: Operations, late: Late
+):
+    """That the one that follows ends with it once more waits in Redis; that it had ended before is in the ledger."""
+
+    async def go_away() -> None:
+        late.is_silent = True
+
+    gateway, worker = await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.answered(leader, follower)
+    await worker.stop()
+    await operations.run_again(leader, who="Ann")
+    worker = stage.new_worker(talk.workflow)
+    worker.at("ledger.save_result", "before", go_away, nth=1)
+    worker.die_at("ledger.save_result", "after", nth=1)
+    await stage.start_new_worker(worker, talk.workflow)
+    await worker.dead()
+    late.is_silent = False
+    await stage.pass_time(2)
+    await gateway.supervisor.reap()
+    worker = stage.new_worker(talk.workflow)
+    for asked in ("ledger.latest_run", "ledger.finished_among"):  # whichever tells
+        worker.at(asked, "before", go_away, nth=1)
+    await stage.start_new_worker(worker, talk.workflow)
+    await stage.waiting_for_retry(leader)
+    late.is_silent = False
+    await late.write_back()
+    await stage.pass_time(20)
+    await stage.ended(leader)
+    assert stage.texts() == ["one + two", "one + two"]
+
+
+@pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
+@pytest.mark.failure("D1")
+async def test_what_was_run_again_is_not_run_by_itself_when_redis_loses_that_it_ended_with_another(
+    stage: Stage, talk: Talk, operations: Operations, late: Late
+):
+    """Of its former run the ledger has an end, and that is not the one that is lost."""
+    await stage.bind(talk.workflow, burst=POLICY)
+    gateway = await stage.start_gateway()
+    leader, follower = await stage.write("one", "two")
+    await operations.drop(follower, who="Ann")
+    await operations.run_again(follower, who="Ann")
+    await late.hold_up()
+    await stage.pass_time(QUIET)
+    worker = stage.new_worker(talk.workflow)
+    gate = worker.hold_at("ledger.save_result", "after", nth=1)
+    await stage.start_new_worker(worker, talk.workflow)
+    await gate.reached()
+    await late.writes.remove([waiting.key for waiting in await late.writes.page(limit=9)])
+    gate.open()
+    await stage.until(partial(is_worked_on_no_more, stage, leader))
+    await late.write_back()
+    await stage.pass_time(LOST_SECONDS + 1)
+    await gateway.supervisor.sweep()
+    await stage.ended(leader)
+    await stage.pass_time(LOST_SECONDS + 1)
+    await gateway.supervisor.sweep()
+    await stage.ended(leader, follower)
+    assert stage.texts() == ["one + two"]
+
+
+@pytest.mark.req("CHN-3", "SUS-3")
+@pytest.mark.failure("D1")
+async def test_what_was_run_again_does_not_end_by_the_answer_of_its_former_run(
+    stage: Stage, talk: Talk, operations: Operations
+):
+    """Both are run again, the worker dies between their ends, and the one that leads is dropped."""
+    _, worker = await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.answered(leader, follower)
+    await worker.stop()
+    await operations.run_again(leader, who="Ann")
+    await operations.run_again(follower, who="Ann")
+    worker = stage.new_worker(talk.workflow)
+    worker.die_at("ledger.save_result", "after", nth=1)
+    await stage.start_new_worker(worker, talk.workflow)
+    await worker.dead()
+    await operations.drop(leader, who="Ann")
+    await go_on(talk, worker)
+    await stage.ended(follower)
+    assert stage.texts() == ["one + two", "two"]
+
+
 @pytest.mark.req("CHN-3", "CPY-6", "ENV-6")
 @pytest.mark.failure("F1")
 async def test_a_burst_of_whose_key_the_ledger_has_a_former_run_of_a_later_generation_is_run_once(
@@ -1171,7 +1258,9 @@ async def save_late(stage: Stage, leader: TaskId, followers: list[TaskId]) -> No
     assert task is not None
     call = Call("sendMessage", {"chat_id": 42, "text": text}, text)
     reply = reply_of(task.head, task.run_id, reply_id_of(task.run_id, 0), call)
-    result = RunResult(outcome=Outcome.ANSWERED, value={"text": text, "merged": followers})
+    result = RunResult(
+        outcome=Outcome.ANSWERED, value={"text": text, "merged": [run_id_of(name, 0) for name in followers]}
+    )
     await stage.ledger.save_result(task, result, [reply], [], deliver=True)
     await stage.said(2)
 
@@ -1233,7 +1322,7 @@ async def test_a_leader_that_is_run_again_answers_the_whole_burst_again(
     assert stage.texts() == ["one + two"] * 2
     run = await stage.ledger.run(run_id_of(tasks[0], 1))
     assert run is not None
-    assert run.merged == [tasks[1]]
+    assert run.merged == [run_id_of(tasks[1], 0)]
     assert [text for role, text in await talk.said() if role == "user"] == ["one", "two"]
 
 
@@ -1261,7 +1350,7 @@ async def test_people_see_of_a_merged_message_which_one_answered_it(stage: Stage
     tasks = await stage.write("one", "two")
     await talk.answered(*tasks)
     first, second = [shown(await operations.story(task_id), RetryPolicy()) for task_id in tasks]
-    assert (first["outcome"], first["result"]["merged"]) == ("answered", [tasks[1]])
+    assert (first["outcome"], first["result"]["merged"]) == ("answered", [run_id_of(tasks[1], 0)])
     assert (second["status"], second["outcome"]) == ("completed", "merged")
     assert second["result"] == {"mergedInto": tasks[0]}
     assert definition_of(talk.workflow).workflow_id == first["workflowRun"]

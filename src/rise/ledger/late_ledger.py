@@ -160,12 +160,12 @@ class LateLedger:
         )
         return await self._as_run(await self._put(late, _chat_of(task)))
 
-    async def _are_ended(self, named: Sequence[TaskId]) -> bool:
+    async def _are_ended(self, named: Sequence[RunId]) -> bool:
         """Those that a result names have ended with it, in the ledger. It does not go ahead of ends that wait here, and
         may be lost."""
         try:
-            for task_id in named:
-                if await self._ask(partial(self._ledger.latest_run, task_id)) is None:
+            for run_id in named:
+                if await self._ask(partial(self._ledger.run, run_id)) is None:
                     return False
         except Unavailable:
             return False

@@ -16,7 +16,19 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from rise import tracing
-from rise.envelope import MOMENT_MS_MAX, Call, Head, Outcome, ReplyId, RunId, Status, Task, TaskId
+from rise.envelope import (
+    MOMENT_MS_MAX,
+    Call,
+    Head,
+    Outcome,
+    ReplyId,
+    RunId,
+    Status,
+    Task,
+    TaskId,
+    parts_of,
+    run_id_of,
+)
 
 
 class ReplyState(StrEnum):
@@ -131,7 +143,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     workflow_version: int | None = None
 
     @property
-    def merged(self) -> list[TaskId]:
+    def merged(self) -> list[RunId]:
         """As `Run.merged`."""
         return _merged(self.value)
 
@@ -160,8 +172,10 @@ def count_tries(attempts: Sequence[Attempt]) -> int:
     return attempts[-1].number if attempts else 0
 
 
-def _merged(result: Any) -> list[TaskId]:
-    return (result.get("merged") or []) if isinstance(result, dict) else []
+def _merged(result: Any) -> list[RunId]:
+    named = (result.get("merged") or []) if isinstance(result, dict) else []
+    # Former versions named the message, not which run of it.
+    return [RunId(name) if "." in name else run_id_of(TaskId(name), 0) for name in named]
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,9 +214,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return (self.result.get("followUps") or []) if isinstance(self.result, dict) else []
 
     @property
-    def merged(self) -> list[TaskId]:
-        """The later messages of a burst that it answers with its own, in their order."""
+    def merged(self) -> list[RunId]:
+        """Of the later messages of a burst that it answers with its own, in their order: which run of each. Another one
+        is answered by itself, or with another."""
         return _merged(self.result)
+
+    @property
+    def merged_tasks(self) -> list[TaskId]:
+        return [parts_of(run_id)[0] for run_id in self.merged]
 
     @property
     def merged_into(self) -> TaskId | None:

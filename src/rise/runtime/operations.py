@@ -257,7 +257,7 @@ class Operations:
         if latest is None or latest.generation < generation - 1 or not latest.is_of_former(task.head):
             # What is left of its answer must not go out beside the new one, whyever it was parked, nor what a worker
             # that was frozen has still to say; the ledger says so now, or when the new generation's takes its place.
-            former = _of_generation(task, generation - 1)
+            former = task.in_generation(generation - 1)
             await self._ledger.finish(former, Status.DROPPED, by=who, why=f"run again as generation {generation}")
         return restarted
 
@@ -282,7 +282,7 @@ class Operations:
         if known is None or not known.is_of_former(task.head):
             return task
         latest = await self._ledger.latest_run(task.task_id) or known
-        return _of_generation(task, latest.generation + 1)
+        return task.in_generation(latest.generation + 1)
 
     async def _have_bytes(self, task: Task, generation: int) -> bool:
         """Whether all have them that would be run as this generation: itself, and what it answered before."""
@@ -372,10 +372,6 @@ class Operations:
 def suspended_as(*, task_ids: tuple[TaskId, ...] = (), reason: Reason | None = None, channel: str = "") -> Selection:
     """Suspended messages: these, or all that are so."""
     return Selection(status=Status.SUSPENDED, task_ids=task_ids, reason=reason, channel=channel or None)
-
-
-def _of_generation(task: Task, generation: int) -> Task:
-    return msgspec.structs.replace(task, progress=msgspec.structs.replace(task.progress, generation=generation))
 
 
 def _named(selection: Selection) -> str:
