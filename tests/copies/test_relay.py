@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from rise.copies import relay as relay_module
 from rise.copies.journal import FIRST_LOOK_MS, LOOK_MS_MAX, Journal, Run
+from rise.envelope import LaneKey
 from rise.errors import RabbitUnavailable, RedisFull, StoreUnavailable
 from rise.queue.port import NewTask
 from rise.testing.conformance.queue import delivery
@@ -75,17 +76,84 @@ async def test_when_the_queue_is_back_newer_messages_go_to_it_behind_those_that_
     process.queue.link.is_down = True
     waiting = await kept(process, installation, 1, 2)
     await process.relay.catch_up()
-    assert (process.relay.owed, await process.relay.lacking()) == (2, {"redis": 2, "rabbitmq": 0})
+    assert await process.relay.lacking() == {"redis": 2, "rabbitmq": 0}
     process.queue.link.is_down = False
     newer = await kept(process, installation, 3)
     assert installation.in_queue() == set(), "the third would be answered before the first"
-    assert process.relay.owed == 3
+    assert await process.relay.lacking() == {"redis": 3, "rabbitmq": 0}
     await process.relay.catch_up()
     assert installation.in_queue() == ids(waiting + newer)
-    assert (process.relay.owed, await process.relay.lacking()) == (0, {"redis": 0, "rabbitmq": 0})
+    assert await process.relay.lacking() == {"redis": 0, "rabbitmq": 0}
     straight = await kept(process, installation, 4)
     assert installation.in_queue() == ids(waiting + newer + straight), "nothing is owed any more"
     assert await installation.work() == [1, 2, 3, 4]
+
+
+@pytest.mark.req("CAP-7", "CPY-4")
+@pytest.mark.failure("I14")
+async def test_what_a_store_lacks_is_counted_once_however_often_it_came_and_whether_it_was_promised(
+    installation: Installation,
+):
+    process = await installation.process()
+    process.queue.link.is_down = process.mirror.link.is_down = True
+    message = installation.message(1)
+    for _ in range(5):
+        assert not await attempt(lambda: process.copies.keep(message)), "one copy is no promise"
+        await process.asked()
+    assert (await process.relay.lacking())["redis"] == 1
+
+
+@pytest.mark.req("CAP-7", "CPY-4")
+async def test_what_is_known_is_written_down_by_one_at_a_time(installation: Installation):
+    """By the relay, and by whoever counts: as often as somebody asks for the metrics."""
+    process = await installation.process()
+    messages = await kept(process, installation, 1, 2)
+    await asyncio.gather(process.relay.note(), process.relay.lacking(), process.relay.lacking())
+    assert await process.relay.lacking() == {"redis": 0, "rabbitmq": 0}
+    assert installation.in_queue() == ids(messages)
+
+
+@pytest.mark.req("CAP-7", "CPY-4")
+@pytest.mark.failure("C5")
+async def test_it_is_counted_also_on_a_disk_that_takes_no_writes(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    process = await installation.process()
+    await kept(process, installation, 1)
+    process.queue.link.is_down = True
+    await kept(process, installation, 2, 3)
+
+    async def is_full(*_: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(process.journals.own, "note", is_full)
+        assert (await process.relay.lacking())["redis"] == 3, "which has the first could not be written down"
+    assert (await process.relay.lacking())["redis"] == 2
+
+
+@pytest.mark.req("CAP-7", "CPY-4")
+async def test_who_counts_waits_for_no_disk_that_hangs_and_leaves_out_what_cannot_be_read(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    process, other = await installation.process(), await installation.process()
+    process.queue.link.is_down = True
+    await kept(process, installation, 1, 2)
+    adopted = other.journals.own
+    process.journals._adopted[adopted.number] = adopted
+
+    async def is_damaged(lives: object) -> None:
+        raise StoreUnavailable("it is damaged")
+
+    async def hangs(lives: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(adopted, "depth", is_damaged)
+    assert (await process.relay.lacking())["redis"] == 2
+    monkeypatch.setattr(adopted, "depth", hangs)
+    monkeypatch.setattr(relay_module, "COUNT_SECONDS", 0.01)
+    await process.relay.lacking()
+    del process.journals._adopted[adopted.number]
 
 
 @pytest.mark.req("CPY-4", "QUE-2")
@@ -125,6 +193,34 @@ async def test_a_chat_waits_for_its_message_that_is_on_its_way_into_the_journal(
     assert await installation.work() == ([1, 2, 3, 4] if is_kept else [1, 3, 4])
     straight = await kept(process, installation, 5)
     assert ids(straight) <= installation.in_queue(), "nothing is owed any more"
+
+
+@pytest.mark.req("CPY-4", "QUE-2")
+async def test_a_chat_waits_for_no_message_whose_sender_hung_up_before_the_journal_was_asked(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    process = await installation.process()
+    process.queue.link.is_down = True
+    waiting = await kept(process, installation, 1)
+    process.queue.link.is_down = False
+    debt = process.notes.debt
+    send_behind = debt.send_behind
+
+    def hang_up(lane: LaneKey) -> None:
+        send_behind(lane)
+        keeping.cancel()
+
+    message = installation.message(2, channel="http")
+    with monkeypatch.context() as patched:
+        patched.setattr(debt, "send_behind", hang_up)
+        keeping = asyncio.create_task(process.copies.keep(message))
+        await asyncio.wait([keeping])
+    assert keeping.cancelled()
+    await process.asked()
+    for _ in range(3):
+        await process.relay.catch_up()
+    assert not debt.includes(message.head.lane), "it would be brought by the relay from now on, for ever"
+    assert installation.in_queue() == ids(waiting)
 
 
 @pytest.mark.req("CPY-4", "QUE-2")

@@ -50,26 +50,100 @@ async def raised(stage: Stage) -> set[str]:
 # --- while the queue cannot be asked ----------------------------------------------------------------------------
 
 
+class Lacking:
+    """What the queue has not got."""
+
+    def __init__(self, gateway: Gateway, count: int) -> None:
+        self.count = count
+        gateway.supervisor._pipeline.lacking = self.counted
+
+    async def counted(self) -> int:
+        return self.count
+
+
+def cut_off(gateway: Gateway) -> None:
+    gateway.capabilities.set("disk", UNAVAILABLE, "it is away")
+    gateway.fail_at("queue.depth", "before", StoreUnavailable("it is away"), times=99)
+
+
+def bring_back(gateway: Gateway) -> None:
+    gateway.capabilities.set("disk", AVAILABLE, "it is back")
+    gateway._stops.clear()
+
+
 @pytest.mark.req("SUP-1", "CAP-7")
 @pytest.mark.failure("I14")
 async def test_what_is_accepted_while_the_queue_cannot_be_asked_is_counted_as_far_as_it_is_known(stage: Stage):
     gateway = await stage.start_gateway()
-    pipeline = gateway.supervisor._pipeline
-    gateway.capabilities.set("disk", UNAVAILABLE, "it is away")
-    gateway.fail_at("queue.depth", "before", StoreUnavailable("it is away"), times=99)
-    pipeline._backlog = None  # as after a start without it
-    await gateway.supervisor.measure()
-    assert status(gateway) == (DEGRADED, "what is unprocessed, which nobody could count yet, waiting for disk")
-    assert await raised(stage) == set()
-    gateway._stops.clear()
+    lacking = Lacking(gateway, 2)
     await stage.write("Hello")
     await gateway.supervisor.measure()
-    gateway.fail_at("queue.depth", "before", StoreUnavailable("it is away"), times=99)
-    pipeline.owed = lambda: 2
+    cut_off(gateway)
+    for count in (2, 2, 3):
+        lacking.count = count
+        await gateway.supervisor.measure()
+        assert status(gateway) == (DEGRADED, f"{count + 1} unprocessed messages, waiting for disk")
+        admission = gateway.capabilities.get("admission")
+        assert admission is not None and admission.detail == f"{count + 1} messages are open"
+
+
+@pytest.mark.req("SUP-1", "CAP-7")
+@pytest.mark.failure("C14")
+async def test_what_a_queue_does_not_take_that_can_be_asked_is_counted_as_well(stage: Stage):
+    """It is full, say; or it is back, and has not been given what it lacks."""
+    stage.overload_limits = OverloadLimits(backlog_warn=10, backlog_max=20)
+    gateway = await stage.start_gateway()
+    lacking = Lacking(gateway, 25)
+    gateway.capabilities.set("disk", UNAVAILABLE, "it is full")
     await gateway.supervisor.measure()
-    assert status(gateway) == (DEGRADED, "3 unprocessed messages, waiting for disk")
-    admission = gateway.capabilities.get("admission")
-    assert admission is not None and admission.detail == "3 messages are open"
+    assert status(gateway) == (DEGRADED, "25 unprocessed messages, waiting for disk")
+    assert status(gateway, "admission")[0] is UNAVAILABLE
+    gateway.capabilities.set("disk", AVAILABLE, "it takes them")
+    await gateway.supervisor._pipeline.assess()
+    assert status(gateway, "admission")[0] is UNAVAILABLE, "nothing has become less"
+    assert [entry["count"] for entry in logged(stage, "replaying backlog")] == [25]
+    lacking.count = 0
+    await gateway.supervisor.measure()
+    assert status(gateway, "admission")[0] is AVAILABLE
+
+
+@pytest.mark.req("SUP-1", "CAP-7")
+@pytest.mark.failure("I14")
+async def test_after_a_start_without_the_queue_people_hear_what_is_known_and_that_it_may_be_more(stage: Stage):
+    stage.overload_limits = OverloadLimits(backlog_warn=10, backlog_max=20)
+    gateway = await stage.start_gateway()
+    lacking = Lacking(gateway, 0)
+    cut_off(gateway)
+    gateway.supervisor._pipeline._is_counted = False  # as at such a start
+    await gateway.supervisor.measure()
+    assert status(gateway) == (DEGRADED, "an unknown number of unprocessed messages, waiting for disk")
+    lacking.count = 25
+    await gateway.supervisor.measure()
+    stage.clock.advance(LOST_SECONDS + 1)
+    await gateway.supervisor.measure()
+    assert status(gateway) == (DEGRADED, "at least 25 unprocessed messages, waiting for disk")
+    assert status(gateway, "admission")[0] is UNAVAILABLE
+    assert "backlog_waiting" in await raised(stage)
+    bring_back(gateway)
+    lacking.count = 0
+    await gateway.supervisor.measure()
+    assert status(gateway) == (AVAILABLE, "0 messages on the way")
+    assert "backlog_waiting" not in await raised(stage)
+
+
+@pytest.mark.req("SUP-1", "CAP-7")
+@pytest.mark.failure("C19")
+async def test_what_an_emptied_queue_is_being_filled_with_is_counted_once(stage: Stage):
+    gateway = await stage.start_gateway()
+    Lacking(gateway, 25)
+
+    async def is_being_filled() -> bool:
+        return False
+
+    gateway.supervisor._pipeline.is_filled = is_being_filled
+    await stage.write("Hello")
+    await gateway.supervisor.measure()
+    assert status(gateway) == (AVAILABLE, "1 message on the way")
 
 
 # --- after a start, and when something comes back ---------------------------------------------------------------

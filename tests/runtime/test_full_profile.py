@@ -144,8 +144,27 @@ async def test_redis_may_be_emptied_and_go_and_come_back_and_everything_is_answe
     assert {"redis"} <= {change["name"] for change in changes}
 
 
+@pytest.mark.slow
+@pytest.mark.req("CPY-4", "CAP-5", "CAP-7")
+@pytest.mark.failure("C14")
+async def test_what_a_full_redis_does_not_take_is_counted_and_answered_when_it_has_room(
+    full: Full, http: aiohttp.ClientSession
+):
+    async with full.installation() as rise:
+        caller = Caller(http, rise)
+        await until(lambda: _is(caller.capabilities(), redis="available", rabbitmq="available"))
+        full.redis.ask("CONFIG", "SET", "maxmemory", "1")
+        accepted = [await caller.send(f"full {number}", f"k{number}") for number in range(3)]
+        assert [status for status, _ in accepted] == [200] * 3, "the journal and RabbitMQ hold them"
+        await until(lambda: _waits_for_redis(caller))
+        full.redis.ask("CONFIG", "SET", "maxmemory", "0")
+        for _, body in accepted:
+            await until(lambda task_id=body["data"]["taskId"]: caller.is_completed(task_id))
+        await until(lambda: _is(caller.capabilities(), redis="available", pipeline="available"))
+
+
 async def _waits_for_redis(caller: Caller) -> bool:
-    """People are told of what was accepted since, although Redis cannot count it."""
+    """People are told of what was accepted since, although Redis has not got it."""
     _, body = await caller.get("/healthz")
     detail = body["capabilities"]["pipeline"]["detail"]
     waiting = re.fullmatch("([1-9]) unprocessed messages?, waiting for redis", detail)

@@ -8,7 +8,6 @@ Refuses: to resume everything for a body that selects nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -30,7 +29,7 @@ from rise.channels.http import (
 )
 from rise.clock import from_epoch_ms, iso
 from rise.envelope import Progress, Reason, Status, Task, TaskId, encode_json, envelope
-from rise.errors import PayloadInvalid, Rejected, RoleInsufficient, Unavailable
+from rise.errors import PayloadInvalid, Rejected, RoleInsufficient
 from rise.ledger.port import Operation
 from rise.queue.port import OpenTask, Selection
 from rise.runtime.assembly import House, build_forgetting
@@ -145,9 +144,10 @@ def _add_looking(router: APIRouter, house: House, operations: Operations) -> Non
 async def _count_copies(house: House) -> None:
     """When somebody asks: it is a look into every journal of this process."""
     if house.stores.full is not None:
-        with suppress(Unavailable):
-            for copy, count in (await house.stores.full.relay.lacking()).items():
-                copies_lacking.labels(copy).set(count)
+        lacking = await house.stores.full.relay.lacking()
+        copies_lacking.clear()  # no figure rather than an old one
+        for copy, count in lacking.items():
+            copies_lacking.labels(copy).set(count)
 
 
 def _add_changing(router: APIRouter, house: House, operations: Operations) -> None:

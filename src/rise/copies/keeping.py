@@ -97,8 +97,13 @@ class Copies:
         """
         ways = self._ways(task)
         keeping = _Keeping(self._policy, tuple(ways), task, self._notes.debt)
-        if self._policy.requires_same_body(task.head) and await self._is_other_body(keeping, task, ways):
-            return Enqueued(task.head.task_id, new=False, same_body=False)
+        try:
+            if self._policy.requires_same_body(task.head) and await self._is_other_body(keeping, task, ways):
+                return Enqueued(task.head.task_id, new=False, same_body=False)
+        except asyncio.CancelledError:
+            if JOURNAL in ways:
+                keeping.leave_out_journal()
+            raise
         for store in list(ways):
             self._ask(keeping, store, ways)
         await keeping.decided
@@ -259,6 +264,11 @@ class _Keeping:
             self.decided.set_exception(self._insufficient())
             self.decided.exception()  # whoever hung up does not read it
 
+    def leave_out_journal(self) -> None:
+        """It is not asked any more: else a lane to which the queue sends it behind would wait for it for ever."""
+        self._failed[JOURNAL] = asyncio.CancelledError()
+        self._note_debt()
+
     def _note_debt(self) -> None:
         """Once, when the second of the two has been heard."""
         lane, refusal = self._task.head.lane, self._failed.get(REDIS)
@@ -268,7 +278,7 @@ class _Keeping:
             elif JOURNAL in self._failed:
                 self._debt.refused(lane)
         elif refusal is not None and JOURNAL in self._held:
-            self._debt.miss()
+            self._debt.of_all_lanes = True
 
     @property
     def has_word(self) -> bool:

@@ -5,6 +5,7 @@ Notes are written together and after the promise: one that is lost with its proc
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
 from typing import Final
 
@@ -27,6 +28,7 @@ class Notes:
     def __init__(self, journals: Journals) -> None:
         self._journals = journals
         self._gathered: defaultdict[tuple[Copy, str], list[Run]] = defaultdict(list)
+        self._writing = asyncio.Lock()
         self.debt = Debt()
         self.queues_life: str | None = None
         """The life of the queue as last heard; None: it has none, and what goes into it now is not counted on."""
@@ -39,17 +41,24 @@ class Notes:
                 runs.append(run)
 
     async def write(self) -> None:
-        """Raises `Unavailable`; what could not be written is tried again with the next."""
-        for (copy, life), runs in list(self._gathered.items()):
-            del self._gathered[copy, life]
-            while runs:
-                now, later = runs[:NOTES_AT_ONCE], runs[NOTES_AT_ONCE:]
-                try:
-                    await self._journals.own.note(now, copy, life)
-                except Unavailable:
-                    self._gathered[copy, life] = [*runs, *self._gathered[copy, life]][:NOTES_MAX]
-                    raise
-                runs = later
+        """One after the other: the relay does so, and whoever counts.
+
+        Raises `Unavailable`; what could not be written is tried again with the next.
+        """
+        async with self._writing:
+            for (copy, life), runs in list(self._gathered.items()):
+                del self._gathered[copy, life]
+                await self._write(copy, life, runs)
+
+    async def _write(self, copy: Copy, life: str, runs: list[Run]) -> None:
+        while runs:
+            now, later = runs[:NOTES_AT_ONCE], runs[NOTES_AT_ONCE:]
+            try:
+                await self._journals.own.note(now, copy, life)
+            except (Unavailable, asyncio.CancelledError):
+                self._gathered[copy, life] = [*runs, *self._gathered[copy, life]][:NOTES_MAX]
+                raise
+            runs = later
 
 
 class Debt:
@@ -62,8 +71,6 @@ class Debt:
 
     def __init__(self) -> None:
         self.of_all_lanes = False
-        self._missed = 0
-        """Messages that the queue did not take, whereupon later ones are sent behind."""
         self._behind: Counter[LaneKey] = Counter()
         """Messages that the queue was not given: on their way into the journal, or in it."""
         self._kept: Counter[LaneKey] = Counter()
@@ -73,23 +80,8 @@ class Debt:
     def __bool__(self) -> bool:
         return self.of_all_lanes or bool(self._behind)
 
-    @property
-    def messages(self) -> int:
-        """How many this process has accepted, of which it knows that the queue has not got them; what came twice since
-        is counted twice."""
-        return self._missed + self._behind.total()
-
     def includes(self, lane: LaneKey) -> bool:
         return self.of_all_lanes or lane in self._behind
-
-    def miss(self) -> None:
-        """The queue did not take a message that the journal has."""
-        self.of_all_lanes = True
-        self._missed += 1
-
-    def is_of_some_lanes(self) -> None:
-        """What was missed has been brought. What came meanwhile was sent behind, and only its own chats wait for it."""
-        self.of_all_lanes, self._missed = False, 0
 
     def send_behind(self, lane: LaneKey) -> None:
         """A message of this chat is not given to the queue. It will be `kept` by the journal, or `refused`."""
@@ -113,7 +105,7 @@ class Debt:
 
     def forgive(self) -> None:
         """The chats go on without it."""
-        self.is_of_some_lanes()
+        self.of_all_lanes = False
         self.bringing()
         self.brought()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -35,6 +36,8 @@ FEW: Final = 200
 OWED_SECONDS: Final = 45
 """So long lanes wait for earlier messages of a process that died while it brought them."""
 PAGE: Final = 500
+COUNT_SECONDS: Final = 1.0
+"""Whoever counts does not wait longer for a disk that hangs."""
 
 
 class Relay:
@@ -94,22 +97,28 @@ class Relay:
         except StoreUnavailable:
             return True
 
-    @property
-    def owed(self) -> int:
-        """Messages that this process has accepted, of which it knows that the queue has not got them."""
-        return self._notes.debt.messages
-
     async def lacking(self) -> dict[Copy, int]:
-        """How many open messages of the journals of this process each of the other stores has no copy of. Raises
-        `StoreUnavailable`."""
-        await self._notes.write()
+        """How many open messages of the journals of this process each of the other stores has no copy of. What cannot
+        be read, or not in `COUNT_SECONDS`, is left out; empty if that is all."""
+        counted: Counter[Copy] = Counter()
+        try:
+            async with asyncio.timeout(COUNT_SECONDS):
+                await self._count_lacking(counted)
+        except TimeoutError as error:
+            log.debug("relay.not_counted", error=error)
+        return counted
+
+    async def _count_lacking(self, counted: Counter[Copy]) -> None:
+        with suppress(Unavailable):  # a disk that takes no writes can be read
+            await self._notes.write()
         lives: dict[Copy, str | None] = {REDIS: self._notes.queues_life}
         if self._mirror is not None:
             lives[RABBITMQ] = MIRRORS_LIFE
-        lacking = Counter(dict.fromkeys(lives, 0))
         for journal in self._journals.all():
-            lacking.update((await journal.depth(lives)).lacking)
-        return lacking
+            try:
+                counted.update((await journal.depth(lives)).lacking)
+            except StoreUnavailable as error:
+                log.debug("relay.not_counted", slot=journal.number, error=error)
 
     async def note(self) -> None:
         """Learn the life of the queue, and write down who holds what."""
@@ -145,8 +154,8 @@ class Relay:
         for _ in range(CATCH_UP_ROUNDS_MAX):
             if await self._bring_what_is_there(life, journal) < FEW:
                 break
-        self._notes.debt.is_of_some_lanes()
-        self._owes_since = None
+        # What came meanwhile was sent behind, and only its own chats wait for it.
+        self._notes.debt.of_all_lanes, self._owes_since = False, None
 
     def _owe_what_was_adopted(self) -> None:
         before, self._looked_after = self._looked_after, self._journals.numbers()

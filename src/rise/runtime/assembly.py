@@ -40,7 +40,7 @@ from rise.copies.keeping import Copies, CopiesPolicy
 from rise.copies.looking import CopiesShown
 from rise.copies.notes import Notes
 from rise.copies.open_work import OpenWork
-from rise.copies.port import Mirror
+from rise.copies.port import REDIS, Mirror
 from rise.copies.relay import CATCH_UP_SECONDS, Relay
 from rise.copies.slots import Slots
 from rise.definitions.port import Definitions
@@ -212,6 +212,10 @@ class Stores:
     async def is_filled(self) -> bool:
         """Whether the queue holds all that is open, as far as anybody knows: else it hands nothing out."""
         return self.full is None or await self.full.queue.life() is not None
+
+    async def lacking_in_queue(self) -> int:
+        """How many open messages the queue has not got, as far as this process knows."""
+        return 0 if self.full is None else (await self.full.relay.lacking()).get(REDIS, 0)
 
     def services(self) -> list[Service]:
         """What has to run for messages to be kept and found in all stores."""

@@ -61,6 +61,10 @@ async def _always() -> bool:
     return True
 
 
+async def _nothing() -> int:
+    return 0
+
+
 @dataclass(slots=True)
 class Pipeline:
     """Of one installation."""
@@ -82,16 +86,18 @@ class Pipeline:
     """Of this process's own worker, if it has one."""
     is_filled: Callable[[], Awaitable[bool]] = _always
     """Whether the queue hands anything out: while an emptied one is filled again, it does not."""
-    owed: Callable[[], int] = lambda: 0
-    """Messages that this process has accepted and the queue has not got."""
+    lacking: Callable[[], Awaitable[int]] = _nothing
+    """How many open messages the queue has not got, as far as this process knows: it is away, or full, or about to be
+    given them."""
     on_counted: Callable[[QueueDepth], None] = lambda depth: None
     """Hears of every count."""
     changed: Signal = field(default_factory=Signal)
     """Set when a capability has changed."""
-    _backlog: int | None = None
-    """None: nobody has counted yet."""
+    _backlog: int = 0
+    _is_counted: bool = False
+    """Whether the queue has ever said how much is in it: until then there may be more."""
     _load: Load = field(default_factory=lambda: Load(0, 0))
-    """When it was last counted."""
+    """As it was last counted."""
     _is_ready: bool | None = None
     _polls_stuck: int = 0
     _oldest_ms: int = 0
@@ -105,9 +111,10 @@ class Pipeline:
     async def measure(self) -> QueueDepth | None:
         """Count, and say what that means. None if nothing could be counted; what was known then still holds."""
         try:
-            depth = await self.queue.depth()
+            depth, is_filled = await self.queue.depth(), await self.is_filled()
         except Unavailable:
-            self._count_what_is_known()
+            self._weigh(await self.lacking())
+            self._judge(0.0, 0.0)
             return None
         self.on_counted(depth)
         for status in (Status.PENDING, Status.PROCESSING, Status.REPLYING, Status.SUSPENDED):
@@ -118,21 +125,18 @@ class Pipeline:
         oldest_waiting_seconds.labels("reply").set(reply_seconds)
         strangers = sum(depth.suspended_by_channel.get(channel, 0) for channel in self.anonymous)
         self._load = Load(_moving(depth), depth.by_status.get(Status.REPLYING, 0), suspended_anonymous_count=strangers)
-        self._weigh(self._load.open_count)
+        self._is_counted = True
+        # What an emptied one is being filled with is in it by and by, and nobody has noted that yet.
+        self._weigh(await self.lacking() if is_filled else 0)
         self._judge(task_seconds, reply_seconds)
         self._alert_on_channels_gone(depth)
         return depth
 
-    def _count_what_is_known(self) -> None:
-        """While the queue cannot be asked: what was open when it could, and what has been accepted since."""
-        if self._backlog is not None:
-            self._weigh(self._load.open_count + self.owed())
-        self._judge(0.0, 0.0)
-
-    def _weigh(self, backlog: int) -> None:
-        self._backlog = backlog
+    def _weigh(self, lacking: int) -> None:
+        """`lacking`: beside what was in the queue when that last said so."""
+        self._backlog = self._load.open_count + lacking
         free, size = self.disk_space() or (None, 0)
-        load = replace(self._load, open_count=backlog, disk_free_bytes=free, disk_size_bytes=size)
+        load = replace(self._load, open_count=self._backlog, disk_free_bytes=free, disk_size_bytes=size)
         self.overload.judge(load)
 
     async def _oldest_reply_seconds(self) -> float:
@@ -170,7 +174,7 @@ class Pipeline:
             await self.restart_worker()
 
     def _judge(self, task_seconds: float, reply_seconds: float) -> None:
-        missing = [] if self._backlog == 0 else self._lacking(CapabilityStatus.UNAVAILABLE)
+        missing = [] if self._is_counted and not self._backlog else self._lacking(CapabilityStatus.UNAVAILABLE)
         apart = self._clocks_apart()
         waiting = f"{self._waiting()}, waiting for {', '.join(missing)}"
         self.alerts.follow(
@@ -186,14 +190,15 @@ class Pipeline:
             detail = f"{apart}: {CLOCKS_CONSEQUENCE}; {CLOCKS_REMEDY}"
             self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, detail)
         else:
-            on_the_way = f"{in_number(self._backlog or 0)} on the way"
+            on_the_way = f"{in_number(self._backlog)} on the way" if self._is_counted else "not counted yet"
             self.capabilities.set(PIPELINE, CapabilityStatus.AVAILABLE, on_the_way)
         self._alert_on_what_is_lost()
 
     def _waiting(self) -> str:
-        if self._backlog is None:
-            return "what is unprocessed, which nobody could count yet"
-        return in_number(self._backlog, "unprocessed message")
+        waiting = in_number(self._backlog, "unprocessed message")
+        if self._is_counted:
+            return waiting
+        return f"at least {waiting}" if self._backlog else "an unknown number of unprocessed messages"
 
     def _clocks_apart(self) -> str | None:
         try:

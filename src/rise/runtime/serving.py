@@ -360,7 +360,7 @@ def _pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] | None
         disk_space=house.stores.directory.space,
         restart_worker=restart_worker,
         is_filled=house.stores.is_filled,
-        owed=lambda: 0 if house.stores.full is None else house.stores.full.relay.owed,
+        lacking=house.stores.lacking_in_queue,
         on_counted=lambda depth: house.pulse.note(depth, house.clock.now()),
     )
 
