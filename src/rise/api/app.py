@@ -11,20 +11,20 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from rise.api import webhooks
 from rise.api.answers import Border, add_error_answers
-from rise.api.bindings import build_bindings
-from rise.api.channels import build_channels
+from rise.api.bindings import binding_routes
+from rise.api.channels import channel_routes
 from rise.api.description import document
-from rise.api.follow_ups import build_follow_ups
-from rise.api.operations import build_health, build_operations
-from rise.api.prompts import build_prompts
+from rise.api.follow_ups import follow_up_routes
+from rise.api.operations import health_routes, operation_routes
+from rise.api.prompts import prompt_routes
 from rise.api.reading import Receive, Scope, Send
 from rise.api.results import TaskResultBroker
-from rise.api.secrets import build_secrets
+from rise.api.secrets import secret_routes
 from rise.api.security import Credentials, Gate, Principal, Role, requires
-from rise.api.tasks import build_tasks
-from rise.api.webchat import Watchers, bounds_of, build_webchat
+from rise.api.tasks import task_routes
+from rise.api.webchat import Watchers, bounds_of, webchat_routes
 from rise.api.webhooks import TelegramWebhook, answer_unconfigured
-from rise.api.workflows import build_workflows
+from rise.api.workflows import workflow_routes
 from rise.envelope import encode_json
 from rise.errors import CapabilityClosed
 from rise.runtime import assembly
@@ -92,16 +92,16 @@ def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: 
     app.state.capabilities = house.capabilities
     app.state.gate = gate
     operations = assembly.build_operations(house)
-    app.include_router(build_health(house))
-    app.include_router(build_tasks(house, operations, broker))
-    app.include_router(build_follow_ups(house, operations))
-    app.include_router(build_workflows(house))
-    app.include_router(build_prompts(house))
-    app.include_router(build_secrets(house))
-    app.include_router(build_operations(house, operations))
-    app.include_router(build_channels(house, path))
-    app.include_router(build_bindings(house))
-    app.include_router(build_webchat(house, watchers))
+    app.include_router(health_routes(house))
+    app.include_router(task_routes(house, operations, broker))
+    app.include_router(follow_up_routes(house, operations))
+    app.include_router(workflow_routes(house))
+    app.include_router(prompt_routes(house))
+    app.include_router(secret_routes(house))
+    app.include_router(operation_routes(house, operations))
+    app.include_router(channel_routes(house, path))
+    app.include_router(binding_routes(house))
+    app.include_router(webchat_routes(house, watchers))
     app.include_router(_build_description())
     add_error_answers(app)
     app.add_middleware(Border)

@@ -65,7 +65,7 @@ class ChannelName(StrEnum):
     WEBCHAT = "webchat"
 
 
-def build_bindings(house: House) -> APIRouter:
+def binding_routes(house: House) -> APIRouter:
     """The routes under /api/channel-bindings."""
 
     async def starting() -> AsyncIterator[None]:

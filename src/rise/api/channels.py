@@ -27,7 +27,7 @@ Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
 Account = Annotated[str | None, Query(max_length=200)]
 
 
-def build_channels(house: House, path: PathTest) -> APIRouter:
+def channel_routes(house: House, path: PathTest) -> APIRouter:
     """The routes under /api/channels."""
     router = APIRouter()
 

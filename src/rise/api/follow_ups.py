@@ -34,7 +34,7 @@ _ONE: Final = description.route(description.FOLLOW_UP, *description.FROM_STORE, 
 _ENDED: Final = description.route(description.FOLLOW_UP, *description.FROM_STORE, 404, 409, 422)
 
 
-def build_follow_ups(house: House, operations: Operations) -> APIRouter:
+def follow_up_routes(house: House, operations: Operations) -> APIRouter:
     """The routes under /api/follow-ups."""
     router = APIRouter(prefix="/api/follow-ups")
     _add_planning(router, house, Entrance(house, operations))

@@ -63,7 +63,7 @@ class CapabilityUnknown(Rejected):
     http_status = 404
 
 
-def build_health(house: House) -> APIRouter:
+def health_routes(house: House) -> APIRouter:
     """Whether it is well, for anybody who asks, however often: what is known is said from memory, for less than a
     refusal costs."""
     router = APIRouter()
@@ -91,7 +91,7 @@ def build_health(house: House) -> APIRouter:
     return router
 
 
-def build_operations(house: House, operations: Operations) -> APIRouter:
+def operation_routes(house: House, operations: Operations) -> APIRouter:
     """The routes under /internal, and the metrics."""
     router = APIRouter()
     _add_looking(router, house, operations)

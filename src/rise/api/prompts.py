@@ -39,7 +39,7 @@ _CREATE: Final = _TEXT
 _EDIT: Final = (*_TEXT, "version", "comment")
 
 
-def build_prompts(house: House) -> APIRouter:
+def prompt_routes(house: House) -> APIRouter:
     """The routes under /api/prompts."""
     router = APIRouter(prefix="/api/prompts")
     _add_looking(router, house)

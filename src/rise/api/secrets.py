@@ -26,7 +26,7 @@ from rise.runtime.assembly import House
 Admin = Annotated[Principal, Depends(requires(Role.ADMIN))]
 
 
-def build_secrets(house: House) -> APIRouter:
+def secret_routes(house: House) -> APIRouter:
     """The routes under /api/secrets."""
     secrets = assembly.build_stage_secrets(house)
     router = APIRouter(prefix="/api/secrets")

@@ -29,7 +29,7 @@ Viewer = Annotated[Principal, Depends(requires(Role.VIEWER))]
 Operator = Annotated[Principal, Depends(requires(Role.OPERATOR))]
 
 
-def build_tasks(house: House, operations: Operations, broker: TaskResultBroker) -> APIRouter:
+def task_routes(house: House, operations: Operations, broker: TaskResultBroker) -> APIRouter:
     """The routes under /api that enter and read tasks."""
     router = APIRouter(prefix="/api")
     door = _Door(house, operations, broker)

@@ -159,7 +159,7 @@ class Watcher:
         self.typing = False
 
 
-def build_webchat(house: House, watchers: Watchers) -> APIRouter:
+def webchat_routes(house: House, watchers: Watchers) -> APIRouter:
     """The routes under /webchat. Anonymous: bounded in rate and size."""
     router = APIRouter(prefix="/webchat", dependencies=[Depends(anonymous)])
     _add_pages(router, house)

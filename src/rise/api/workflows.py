@@ -47,7 +47,7 @@ _PUBLISH: Final = ("comment", "version")
 _ROLLBACK: Final = ("version", "comment")
 
 
-def build_workflows(house: House) -> APIRouter:
+def workflow_routes(house: House) -> APIRouter:
     """The routes under /api/workflows that do not run one."""
     router = APIRouter(prefix="/api/workflows")
     _add_looking(router, house)
