@@ -831,14 +831,6 @@ def delivery_limits(settings: Settings) -> DeliveryLimits:
     return DeliveryLimits(unknown_policy=settings.telegram_unknown, stop_seconds=stop_seconds)
 
 
-def build_polling(house: House) -> TelegramPolling | None:
-    telegram, account = house.channels.telegram, house.channels.telegram_account
-    if telegram is None or account is None or not house.settings.telegram_is_polling:
-        return None
-
-    return polling_of(house, telegram, account)
-
-
 def polling_of(house: House, telegram: TelegramChannel, account: str) -> TelegramPolling:
     """Whatever the settings say."""
     capability = capability_of(house, "telegram_polling", account)

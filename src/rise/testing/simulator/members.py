@@ -197,8 +197,8 @@ class Gateway(Member):
             assembly.build_sender(house),
             *assembly.build_write_back(house),
         ]
-        if (polling := assembly.build_polling(house)) is not None:
-            services.append(polling)
+        if house.settings.telegram_is_polling:
+            services.append(assembly.polling_of(house, telegram, account))
         return services + self._timers(house)
 
     def _timers(self, house: House) -> list[Service]:
