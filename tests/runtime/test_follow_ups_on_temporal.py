@@ -72,6 +72,15 @@ class Run:
     async def _is_all_said(self) -> bool:
         return set(self.due) <= set(self.said)
 
+    async def nothing_is_open(self) -> None:
+        """Nor planned: the queue, too, which keeps the time beside Temporal, has come to each."""
+
+        async def holds() -> bool:
+            status, answer = await self.call("GET", "/internal/tasks/stats")
+            return status == 200 and not any(answer["data"]["byStatus"].values())
+
+        await eventually(holds, seconds=PATIENCE_SECONDS)
+
     def deltas(self) -> dict[str, float]:
         return {text: round(self.said[text][0] - due, 2) for text, due in self.due.items()}
 
@@ -140,7 +149,7 @@ async def test_three_reminders_are_said_once_each_in_time_whatever_is_killed_in_
         print(f"\n  killed: {killed}; said after their moments: {deltas} s; rung by Temporal: {run.rung()} of 3")
     assert {text: len(times) for text, times in run.said.items()} == {"one": 1, "two": 1, "three": 1}
     assert all(0 <= late < LATE_SECONDS_MAX for late in deltas.values())
-    await asyncio.sleep(4)  # by now the queue, too, has come to each
+    await run.nothing_is_open()
     assert sum(map(len, run.said.values())) == 3
 
 
@@ -166,7 +175,7 @@ async def test_without_temporal_for_the_whole_run_follow_ups_are_taken_moved_can
     run.temporal.start()
     await run.rise.until_capability("temporal")
     await run.all_said()
-    await asyncio.sleep(4)
+    await run.nothing_is_open()
     assert {text: len(times) for text, times in run.said.items() if text in run.due} == dict.fromkeys(run.due, 1)
     assert "cancelled" not in run.said
 
