@@ -100,7 +100,7 @@ def list_tasks(
     from rise.queue.port import Selection
 
     selection = Selection(status=Status(status) if status else None, channel=channel)
-    in_house(data_dir, lambda house: _list(house, selection, limit, as_json))
+    in_house(data_dir, lambda house: _list(house, selection, limit, as_json), only_looks=True)
 
 
 def list_suspended(
@@ -117,7 +117,7 @@ def list_suspended(
     from rise.queue.port import Selection
 
     selection = Selection(status=Status.SUSPENDED, reason=_reason(reason), channel=channel)
-    in_house(data_dir, lambda house: _list(house, selection, limit, as_json))
+    in_house(data_dir, lambda house: _list(house, selection, limit, as_json), only_looks=True)
 
 
 def _reason(asked: SuspendedFor | None) -> Reason | None:
@@ -220,7 +220,7 @@ def show_task(
     as_json: AsJson = False,
 ) -> None:
     """One message's whole life: as accepted, its tries, its replies, how it ended."""
-    in_house(data_dir, lambda house: _show(house, TaskId(task_id), raw, as_json))
+    in_house(data_dir, lambda house: _show(house, TaskId(task_id), raw, as_json), only_looks=True)
 
 
 async def _show(house: House, task_id: TaskId, raw: bool, as_json: bool) -> None:
