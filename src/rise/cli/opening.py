@@ -72,6 +72,7 @@ async def _opened(settings: Settings, only_looks: bool) -> AsyncIterator[House]:
     from rise.service import start_all, stop_all
 
     house = assembly.build(settings)
+    house.capabilities.is_quiet = True
     await house.stores.open()
     keeping = [] if only_looks else house.stores.services()
     await start_all([house.bus, *keeping], on_error=_report_stop)
