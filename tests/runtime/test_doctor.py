@@ -14,16 +14,19 @@ from pathlib import Path
 import apsw
 import pytest
 
+from rise.admission import Admission
 from rise.bus.local import LocalBus, _locked_file
-from rise.capabilities import CONSEQUENCES
+from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityStatus
 from rise.channels.telegram import read_update
 from rise.clock import SystemClock
 from rise.definitions.port import Definition, Kind
 from rise.definitions.records import BindingRecord, ChannelOwn
 from rise.runtime import open_files
+from rise.runtime.alerts import AlertMessage, Alerts
 from rise.runtime.assembly import build, build_stage_secrets
 from rise.runtime.directory import DataDirectory
 from rise.runtime.doctor import Doctor, Finding, Level
+from rise.runtime.overload import MEGABYTE, Load, Overload, OverloadLimits
 from rise.settings import load_settings
 from rise.telemetry import _known_secrets
 from rise.testing.clock import ManualClock
@@ -257,6 +260,55 @@ async def test_a_lost_database_is_a_failure_and_nothing_is_made_in_its_place(dat
     assert finding.level is Level.FAIL and how in finding.detail
     assert "rise restore --force" in finding.remedy
     assert path.exists() == (how != "gone") and (how != "empty" or not path.read_bytes())
+
+
+@pytest.mark.req("SUP-2")
+@pytest.mark.failure("C5")
+@pytest.mark.parametrize(
+    ("settings", "size_mb", "free_mb", "level"),
+    [
+        ({}, 10**6, 600, Level.OK),
+        ({}, 10**6, 500, Level.WARN),
+        ({}, 10**6, 80, Level.WARN),
+        ({}, 10**6, 60, Level.FAIL),
+        ({"disk_free_warn_mb": 2000, "disk_free_min_mb": 1000}, 10**6, 990, Level.FAIL),
+        ({"disk_free_warn_mb": 40, "disk_free_min_mb": 20}, 10**6, 50, Level.OK),
+        ({}, 1000, 99, Level.WARN),
+        ({}, 1000, 101, Level.OK),
+        ({}, 1000, 49, Level.FAIL),
+        ({"disk_free_warn_mb": 0, "disk_free_min_mb": 0}, 10**6, 1, Level.OK),
+    ],
+)
+async def test_how_little_room_is_too_little_is_as_it_is_for_the_server(
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, int],
+    size_mb: int,
+    free_mb: int,
+    level: Level,
+):
+    def space_of(path: Path) -> tuple[int, int]:
+        return free_mb * MEGABYTE, size_mb * MEGABYTE
+
+    monkeypatch.setattr("rise.runtime.doctor.space_of", space_of)
+    finding = (await examined(doctor(data_dir, **settings)))["space"]
+    assert (finding.level, finding.detail.partition(":")[0]) == (level, f"{free_mb} MB free")
+    assert judged_by_the_server(free_mb, size_mb, **settings) == level
+
+
+def judged_by_the_server(free_mb: int, size_mb: int, **settings: int) -> Level:
+    """What a server that has just been started says of it."""
+    clock, told = ManualClock(), list[AlertMessage]()
+    known = load_settings(_env_file=None, **settings)
+    limits = OverloadLimits(
+        disk_free_warn_bytes=known.disk_free_warn_mb * MEGABYTE, disk_free_min_bytes=known.disk_free_min_mb * MEGABYTE
+    )
+    capabilities = CapabilityRegistry(clock)
+    overload = Overload(limits, admission=Admission(), capabilities=capabilities, alerts=Alerts(clock, told.append))
+    overload.judge(Load(0, 0, disk_free_bytes=free_mb * MEGABYTE, disk_size_bytes=size_mb * MEGABYTE))
+    if capabilities.all()["admission"].status is CapabilityStatus.UNAVAILABLE:
+        return Level.FAIL
+    return Level.WARN if [one for one in told if one.alert == "disk_space"] else Level.OK
 
 
 async def test_something_else_in_place_of_the_database_is_a_failure_and_the_rest_is_still_said(data_dir: Path):

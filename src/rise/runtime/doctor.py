@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import os
 import re
-import shutil
 import stat
 import sys
 import tempfile
@@ -49,8 +48,9 @@ from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, StoreUnavail
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly, probes
 from rise.runtime.backup import SECRETS, opened_to_read
-from rise.runtime.directory import DataDirectory
+from rise.runtime.directory import DataDirectory, space_of
 from rise.runtime.open_files import ENOUGH, open_files_allowed
+from rise.runtime.overload import MEGABYTE, refuses_below, warns_below
 from rise.runtime.pipeline import CLOCKS_CONSEQUENCE, CLOCKS_REMEDY, clocks_apart
 from rise.runtime.sealing import Seal
 from rise.settings import UNSHARED_KEY_REMEDY, Settings, unknown_names, unshared_key
@@ -63,8 +63,7 @@ if TYPE_CHECKING:
     from rise.channels.telegram import TelegramChannel
     from rise.workflows.definition import WorkflowDefinition
 
-SPACE_WARN_BYTES: Final = 1 << 30
-SPACE_FAIL_BYTES: Final = 100 << 20
+GIGABYTE: Final = 1000 * MEGABYTE
 ANSWER_SECONDS_MAX: Final = 5.0
 UPDATES_WAITING_WARN: Final = 100
 PAGE: Final = 1000
@@ -326,7 +325,7 @@ class Doctor:
         ]
         findings += self._half_restored()
         findings += [_fail("directory", problem, "nothing starts until then") for problem in self._weak_secrets()]
-        return [*(findings or [_ok("directory", f"{path}, private")]), _space(path)]
+        return [*(findings or [_ok("directory", f"{path}, private")]), self._space("space", path)]
 
     def _half_restored(self) -> list[Finding]:
         try:
@@ -365,10 +364,23 @@ class Doctor:
             return [
                 _fail("journal", f"{path} is not there: no copy is kept in it", f"mkdir -m 700 {path}, or mount it")
             ]
-        findings = [await _written("journal", path), msgspec.structs.replace(_space(path), name="journal space")]
+        findings = [await _written("journal", path), self._space("journal space", path, is_of_door=False)]
         if _is_open_to_others(path, within=path):
             findings.append(_warn("journal", f"{path} can be read by others", f"chmod 700 {path}"))
         return findings
+
+    def _space(self, name: str, path: Path, *, is_of_door: bool = True) -> Finding:
+        """As the running server judges it. `is_of_door`: with too little of this, it accepts nothing."""
+        files = os.statvfs(path)
+        if files.f_files and not files.f_favail:
+            return _fail(name, "no more files can be made (inodes)", "remove files from this disk")
+        free, size = space_of(path) or (0, 0)
+        detail = f"{free / GIGABYTE:.1f} GB free" if free >= GIGABYTE else f"{free / MEGABYTE:.0f} MB free"
+        if is_of_door and free < refuses_below(self.settings.disk_free_min_mb * MEGABYTE, size_bytes=size):
+            return _fail(name, f"{detail}: new messages are answered 503", "make room (RISE_DISK_FREE_MIN_MB)")
+        if free < warns_below(self.settings.disk_free_warn_mb * MEGABYTE, size_bytes=size, has_warned=False):
+            return _warn(name, detail, "make room before messages have to be refused (RISE_DISK_FREE_WARN_MB)")
+        return _ok(name, detail)
 
     async def _database(self) -> list[Finding]:
         path = self._place.database
@@ -846,19 +858,6 @@ def _is_open_to_others(path: Path, *, within: Path) -> bool:
     if not path.exists() or (path != within and not stat.S_IMODE(within.stat().st_mode) & 0o077):
         return False
     return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
-
-
-def _space(path: Path) -> Finding:
-    free = shutil.disk_usage(path).free
-    files = os.statvfs(path)
-    detail = f"{free / (1 << 30):.1f} GB free"
-    if files.f_files and not files.f_favail:
-        return _fail("space", "no more files can be made (inodes)", "remove files from this disk")
-    if free < SPACE_FAIL_BYTES:
-        return _fail("space", detail, "make room: without it, messages are answered 503")
-    if free < SPACE_WARN_BYTES:
-        return _warn("space", detail, "make room before it is needed")
-    return _ok("space", detail)
 
 
 def _size_bytes(database: Path) -> int:
