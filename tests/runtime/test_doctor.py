@@ -21,6 +21,8 @@ from rise.channels.telegram import read_update
 from rise.clock import SystemClock
 from rise.definitions.port import Definition, Kind
 from rise.definitions.records import BindingRecord, ChannelOwn
+from rise.envelope import Reason, Status
+from rise.queue.port import Selection
 from rise.runtime import open_files
 from rise.runtime.alerts import AlertMessage, Alerts
 from rise.runtime.assembly import build, build_stage_secrets
@@ -394,6 +396,34 @@ async def test_open_work_of_a_bot_that_is_not_configured_is_a_warning_that_names
 async def test_open_work_of_what_is_configured_is_no_finding(data_dir: Path):
     await accept_for(data_dir, "7", 1)
     assert await doctor(data_dir, telegram_token="7:ABC").probe("open work") == []
+
+
+@pytest.mark.req("SUS-2")
+async def test_what_waits_for_a_person_is_a_warning_that_counts_it_by_reason(data_dir: Path):
+    await accept_for(data_dir, "7", 1, 2, 3, 4, 5)
+    reasons = (Reason.POISON, Reason.WORKFLOW_PENDING, Reason.REPLY_HELD, Reason.POISON, None)
+    await suspend(data_dir, reasons)
+    [finding] = await doctor(data_dir, telegram_token="7:ABC").probe("open work")
+    assert (finding.name, finding.level) == ("suspended", Level.WARN)
+    assert finding.detail == "3 messages wait for a person: 2 poison, 1 reply_held"
+    assert finding.remedy.startswith("`rise suspended` shows which")
+    await suspend(data_dir, (None, None, None, Reason.POISON, Reason.SCHEMA_NEWER))
+    [one] = await doctor(data_dir, telegram_token="7:ABC").probe("open work")
+    assert one.detail == "1 message waits for a person: 1 poison"
+
+
+async def suspend(data_dir: Path, reasons: tuple[Reason | None, ...]) -> None:
+    """One task after the other, for its reason or not at all."""
+    house = build(load_settings(data_dir=data_dir, _env_file=None))
+    await house.stores.open()
+    open_tasks = await house.queue.list_open(Selection(), limit=len(reasons))
+    rows = [
+        (Status.PENDING if reason is None else Status.SUSPENDED, reason, task.head.task_id)
+        for task, reason in zip(open_tasks, reasons, strict=True)
+    ]
+    sql = "UPDATE tasks SET status = ?, reason = ? WHERE task_id = ?"
+    await house.stores.database.write(lambda sqlite: sqlite.executemany(sql, rows))
+    await house.stores.close()
 
 
 # --- what runs --------------------------------------------------------------------------------------------

@@ -43,10 +43,11 @@ from rise.definitions.records import (
     secret_of,
     workflow_of,
 )
-from rise.envelope import new_key
+from rise.envelope import Reason, new_key
 from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, StoreUnavailable, Unavailable
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly, probes
+from rise.runtime.alerts import in_number
 from rise.runtime.backup import SECRETS, opened_to_read
 from rise.runtime.directory import DataDirectory, space_of
 from rise.runtime.open_files import ENOUGH, open_files_allowed
@@ -97,6 +98,8 @@ class _NoAnswer(msgspec.Struct, frozen=True):
 
 Check = Callable[[], Awaitable[list[Finding]]]
 
+_ENDS_BY_ITSELF: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.SCHEMA_NEWER})
+"""When the workflow, or the version, that it waits for is there: until then that is what is missing, and is said so."""
 _SERVERS: Final = ("rise serve", "rise demo")
 _LEVELS: Final = {
     CapabilityStatus.AVAILABLE: Level.OK,
@@ -230,12 +233,14 @@ class Doctor:
             return {definition.name: workflow_of(definition) for definition in latest.definitions}
 
     async def _open_work(self) -> list[Finding]:
-        """Messages of a bot that is not configured: nobody takes them up, and none of them fails."""
+        """Messages of a bot that is not configured, which nobody takes up and none of which fails; and those that wait
+        for a person."""
         waiting: Counter[tuple[str, str]] = Counter()
+        suspended: Counter[Reason] = Counter()
         try:
             async with self.stores() as stores:
                 if stores is not None:
-                    waiting = await _open_by_account(stores.queue)
+                    waiting, suspended = await _count_open(stores.queue)
         except Unavailable as error:  # what helps is said of the store itself
             return [
                 _fail("open work", redact(error.public_message), error.remedy or "it is looked at when that answers")
@@ -248,7 +253,7 @@ class Doctor:
             )
             for (channel, account), count in sorted(waiting.items())
             if (channel, account) not in self._accounts()
-        ]
+        ] + _for_a_person(suspended)
 
     async def _clock(self) -> list[Finding]:
         """Whether the store's clock says what the host's does."""
@@ -820,14 +825,27 @@ def _binding(
     return _ok(name, f"served by {workflow_id}")
 
 
-async def _open_by_account(queue: Queue) -> Counter[tuple[str, str]]:
-    """How many tasks are open, by channel and account."""
-    counts: Counter[tuple[str, str]] = Counter()
+async def _count_open(queue: Queue) -> tuple[Counter[tuple[str, str]], Counter[Reason]]:
+    """How many tasks are open, by channel and account; how many are suspended, by reason."""
+    by_account: Counter[tuple[str, str]] = Counter()
+    suspended: Counter[Reason] = Counter()
     after = ""
     while page := await queue.list_open(Selection(), limit=PAGE, after=after):
-        counts.update((task.head.channel, task.head.account) for task in page)
+        by_account.update((task.head.channel, task.head.account) for task in page)
+        suspended.update(task.reason for task in page if task.reason is not None)
         after = page[-1].head.task_id
-    return counts
+    return by_account, suspended
+
+
+def _for_a_person(suspended: Counter[Reason]) -> list[Finding]:
+    counts = {reason: count for reason, count in sorted(suspended.items()) if reason not in _ENDS_BY_ITSELF}
+    if not counts:
+        return []
+    count = sum(counts.values())
+    waits = f"{in_number(count)} {'waits' if count == 1 else 'wait'} for a person"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    remedy = "`rise suspended` shows which; mend the cause, then `rise suspended resume`, or `rise tasks drop`"
+    return [_warn("suspended", f"{waits}: {reasons}", remedy)]
 
 
 def _masked(value: Any) -> str:
