@@ -56,8 +56,8 @@ CONSEQUENCES: Final = {
     "where there are Redis and RabbitMQ, these accept messages, which run",
     "ledger": "messages are accepted and wait; nothing runs, replies wait",
     "mongo": "messages are accepted and run where their workflow is known; results wait in Redis, replies with them",
-    "redis": "messages are accepted by the other copies and wait",
-    "rabbitmq": "messages are accepted by the other copies and run; the missing copy is made when it is back",
+    "redis": "messages are accepted and wait: the journal keeps them, and RabbitMQ where there is one",
+    "rabbitmq": "messages are accepted and run: journal and Redis keep them; the missing copy is made when it is back",
     "temporal": "follow-ups are kept, moved and cancelled as ever; the queue fires them, a few seconds late; what is "
     "bound to it waits, in the order of its chats",
     "llm": "messages whose workflow asks the language model wait, each chat's in order; all others are answered",

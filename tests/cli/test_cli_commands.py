@@ -31,6 +31,7 @@ from rise.runtime import processes
 
 pytestmark = pytest.mark.req("OPS-1")
 
+RUNBOOK = Path(__file__).parents[2] / "docs/runbook.md"
 TASK = f"t_{'a' * 26}"
 RUN_UNTIL_STOPPED = {"demo", "serve", "worker", "telegram-standin", "model-standin"}
 """They tell nothing, they run."""
@@ -80,12 +81,8 @@ LISTS = [
     *("tasks", "suspended", "follow-ups list", "bindings", "workflows", "workflows list", "prompts", "prompts list"),
     *("secrets list", "audit"),
 ]
-ASK_REDIS = {
-    **dict.fromkeys(("tasks", "suspended", "follow-ups list", "audit"), ()),
-    **dict.fromkeys(("tasks show", "follow-ups show"), (TASK,)),
-    "forget": ("--chat", "1", "--account", "7"),
-}
-LOOK_ELSEWHERE = ["bindings", "workflows", "prompts", "secrets list"]
+ASK_REDIS = ["tasks", "tasks show", "suspended", "follow-ups", "follow-ups show", "audit", "forget", "replay"]
+LOOK_ELSEWHERE = ["bindings", "workflows", "prompts", "secrets list", "backup"]
 OF_SOMETHING_UNKNOWN = [
     name
     for name, words in ON_A_DIRECTORY.items()
@@ -175,7 +172,7 @@ def test_while_redis_is_away_each_that_asks_it_says_what_helps_and_nothing_is_lo
     directory.accept(1)
     monkeypatch.setenv("RISE_REDIS_URL", "redis://127.0.0.1:1")
     with capture_logs() as logged:
-        ended = rise(*name.split(), *ASK_REDIS[name])
+        ended = rise(*name.split(), *ON_A_DIRECTORY[name])
     assert (ended.code, ended.out) == (1, "")
     line, remedy = ended.err.splitlines()
     assert line in ("rise: Redis cannot be reached", "rise: Redis has not been reached yet")
@@ -191,8 +188,15 @@ def test_while_redis_is_away_each_that_does_not_ask_it_answers_as_ever(
     directory.accept(1)
     monkeypatch.setenv("RISE_REDIS_URL", "redis://127.0.0.1:1")
     with capture_logs() as logged:
-        ended = rise(*name.split())
+        ended = rise(*name.split(), *ON_A_DIRECTORY[name])
     assert (ended.code, ended.err, shown_of(logged)) == (0, "", [])
+
+
+def test_the_runbook_says_which_answer_while_redis_is_away():
+    chapter = RUNBOOK.read_text().split("\n## Redis is down\n")[1].split("\n## ")[0]
+    parts = {part.split(":**")[0]: set(re.findall(r"`rise ([a-z -]+)`", part)) for part in chapter.split("- **")}
+    assert parts["Answers meanwhile"] == {*LOOK_ELSEWHERE, "doctor"}
+    assert parts["Cannot look without it"] == {*ASK_REDIS, "rehydrate"}
 
 
 def shown_of(logged: list[Any]) -> list[str]:
