@@ -51,14 +51,47 @@ def known(capabilities: CapabilityRegistry, name: str) -> CapabilityState:
 @pytest.mark.req("CAP-5", "CAP-7")
 def test_a_change_is_logged_once_and_a_recovery_is_no_warning(capabilities: CapabilityRegistry) -> None:
     with capture_logs() as logged:
-        for status in ("degraded", "available", "available", "unavailable"):
+        for status in ("available", "degraded", "available", "available", "unavailable"):
             capabilities.set("disk", CapabilityStatus(status), "said")
-    assert [(entry["event"], entry["status"], entry["log_level"]) for entry in logged] == [
-        ("startup.capability.disk", "degraded", "info"),
-        ("capability.state_changed", "available", "info"),
-        ("capability.state_changed", "unavailable", "warning"),
+    assert [(entry["event"], entry.get("before"), entry["status"], entry["log_level"]) for entry in logged] == [
+        ("startup.capability.disk", None, "available", "info"),
+        ("capability.state_changed", "available", "degraded", "warning"),
+        ("capability.state_changed", "degraded", "available", "info"),
+        ("capability.state_changed", "available", "unavailable", "warning"),
     ]
     assert (logged[-1]["consequence"], logged[-1]["remedy"]) == (CONSEQUENCES["disk"], REMEDIES["disk"])
+
+
+@pytest.mark.req("CAP-5", "CAP-7")
+@pytest.mark.failure("I14")
+@pytest.mark.parametrize("status", [DEGRADED, UNAVAILABLE])
+def test_what_is_away_from_the_start_is_a_warning_that_says_what_it_means_and_what_helps(
+    capabilities: CapabilityRegistry, status: CapabilityStatus
+) -> None:
+    with capture_logs() as logged:
+        capabilities.set("redis", status, "it cannot be reached")
+    [line] = logged
+    assert (line["event"], line["status"], line["log_level"]) == ("startup.capability.redis", status, "warning")
+    assert (line["consequence"], line["remedy"]) == (CONSEQUENCES["redis"], REMEDIES["redis"])
+
+
+@pytest.mark.req("CAP-5")
+@pytest.mark.parametrize("name", ["worker", "telegram_webhook", "telegram_webhook_7"])
+def test_what_is_only_being_started_is_no_warning_and_is_one_when_it_does_not(
+    capabilities: CapabilityRegistry, name: str
+) -> None:
+    with capture_logs() as logged:
+        for status in (DEGRADED, AVAILABLE, DEGRADED):
+            capabilities.set(name, status, "said")
+    assert [entry["log_level"] for entry in logged] == ["info", "info", "warning"]
+
+
+@pytest.mark.req("CAP-5")
+def test_what_a_command_meets_is_told_by_the_command_and_not_logged(capabilities: CapabilityRegistry) -> None:
+    capabilities.is_quiet = True
+    with capture_logs() as logged:
+        capabilities.set("redis", UNAVAILABLE, "it cannot be reached")
+    assert logged == []
 
 
 @pytest.mark.req("CAP-6")

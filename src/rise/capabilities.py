@@ -32,6 +32,8 @@ RECOVERY_TTL_SECONDS: Final = 1.0
 PROBE_SECONDS_MAX: Final = 5.0
 GOOD_IN_A_ROW: Final = 3
 RETRY_AFTER_SECONDS: Final = 30
+_STARTED_HERE: Final = ("worker", "telegram_webhook")
+"""How their names begin that are degraded until they have been started, which is no loss."""
 _GRACE_SECONDS: Final = 0.5
 """For a probe that was told to end, before it is left alone."""
 
@@ -54,8 +56,8 @@ CONSEQUENCES: Final = {
     "where there are Redis and RabbitMQ, these accept messages, which run",
     "ledger": "messages are accepted and wait; nothing runs, replies wait",
     "mongo": "messages are accepted and run where their workflow is known; results wait in Redis, replies with them",
-    "redis": "messages are accepted by the other copies and wait",
-    "rabbitmq": "messages are accepted by the other copies and run; the missing copy is made when it is back",
+    "redis": "messages are accepted and wait: the journal keeps them, and RabbitMQ where there is one",
+    "rabbitmq": "messages are accepted and run: journal and Redis keep them; the missing copy is made when it is back",
     "temporal": "follow-ups are kept, moved and cancelled as ever; the queue fires them, a few seconds late; what is "
     "bound to it waits, in the order of its chats",
     "llm": "messages whose workflow asks the language model wait, each chat's in order; all others are answered",
@@ -149,6 +151,8 @@ class CapabilityRegistry:
 
     _clock: Clock
     acceptance: Acceptance = field(default_factory=Acceptance)
+    is_quiet: bool = False
+    """Nothing is logged: a command says itself what it has met."""
     _states: dict[str, CapabilityState] = field(default_factory=dict)
     _probes: dict[str, _Probe] = field(default_factory=dict)
     _listeners: list[Listener] = field(default_factory=list)
@@ -318,16 +322,34 @@ class CapabilityRegistry:
         state = CapabilityState(status, detail, now, ttl_seconds, printable(redact(remedy)), since)
         self._states[name] = state
         capability_available.labels(name).set(_WORTH[status])
-        if before is None:
-            log.info(f"startup.capability.{name}", name=name, status=status, detail=detail)
-        elif before.status is not status:
-            change = {"name": name, "before": before.status, "status": status, "detail": detail}
-            if status is CapabilityStatus.AVAILABLE:
-                log.info("capability.state_changed", **change)
-            else:
-                log.warning("capability.state_changed", **change, **meaning_of(name, state.remedy))
         if before is None or before.status is not status:
+            self._log(name, before, state)
             self._tell(name, state)
+
+    def _log(self, name: str, before: CapabilityState | None, state: CapabilityState) -> None:
+        """Each change, and the first that is heard of it like any other."""
+        status, detail = state.status, state.detail
+        former = {} if before is None else {"before": before.status}
+        is_starting = before is None and status is CapabilityStatus.DEGRADED and name.startswith(_STARTED_HERE)
+        if self.is_quiet:
+            return
+        if status is CapabilityStatus.AVAILABLE or is_starting:
+            log.info(
+                f"startup.capability.{name}" if before is None else "capability.state_changed",
+                name=name,
+                status=status,
+                detail=detail,
+                **former,
+            )
+        else:
+            log.warning(
+                f"startup.capability.{name}" if before is None else "capability.state_changed",
+                name=name,
+                status=status,
+                detail=detail,
+                **former,
+                **meaning_of(name, state.remedy),
+            )
 
     def _tell(self, name: str, state: CapabilityState) -> None:
         for listener in list(self._listeners):

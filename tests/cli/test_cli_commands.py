@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 import typer
 from cli_directory import Directory, Rise
+from structlog.testing import capture_logs
 
 import rise as rise_package
+from rise.capabilities import REMEDIES
 from rise.cli import EXIT_CODES, EXIT_INTERRUPTED, EXIT_WORN_OUT, build_app
 from rise.cli.printing import show_pairs
 from rise.envelope import Reason
@@ -29,6 +31,7 @@ from rise.runtime import processes
 
 pytestmark = pytest.mark.req("OPS-1")
 
+RUNBOOK = Path(__file__).parents[2] / "docs/runbook.md"
 TASK = f"t_{'a' * 26}"
 RUN_UNTIL_STOPPED = {"demo", "serve", "worker", "telegram-standin", "model-standin"}
 """They tell nothing, they run."""
@@ -78,6 +81,8 @@ LISTS = [
     *("tasks", "suspended", "follow-ups list", "bindings", "workflows", "workflows list", "prompts", "prompts list"),
     *("secrets list", "audit"),
 ]
+ASK_REDIS = ["tasks", "tasks show", "suspended", "follow-ups", "follow-ups show", "audit", "forget", "replay"]
+LOOK_ELSEWHERE = ["bindings", "workflows", "prompts", "secrets list", "backup"]
 OF_SOMETHING_UNKNOWN = [
     name
     for name, words in ON_A_DIRECTORY.items()
@@ -156,6 +161,47 @@ def test_what_is_not_there_is_said_in_a_line_with_the_remedy(rise: Rise, directo
     line, remedy = ended.err.splitlines()
     assert line.startswith("rise: ")
     assert remedy.startswith("      → ")
+
+
+@pytest.mark.req("CAP-6")
+@pytest.mark.failure("C11")
+@pytest.mark.parametrize("name", ASK_REDIS)
+def test_while_redis_is_away_each_that_asks_it_says_what_helps_and_nothing_is_logged_beside_it(
+    rise: Rise, directory: Directory, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    directory.accept(1)
+    monkeypatch.setenv("RISE_REDIS_URL", "redis://127.0.0.1:1")
+    with capture_logs() as logged:
+        ended = rise(*name.split(), *ON_A_DIRECTORY[name])
+    assert (ended.code, ended.out) == (1, "")
+    line, remedy = ended.err.splitlines()
+    assert line in ("rise: Redis cannot be reached", "rise: Redis has not been reached yet")
+    assert remedy == f"      → {REMEDIES['redis']}"
+    assert shown_of(logged) == []
+
+
+@pytest.mark.failure("C11")
+@pytest.mark.parametrize("name", LOOK_ELSEWHERE)
+def test_while_redis_is_away_each_that_does_not_ask_it_answers_as_ever(
+    rise: Rise, directory: Directory, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    directory.accept(1)
+    monkeypatch.setenv("RISE_REDIS_URL", "redis://127.0.0.1:1")
+    with capture_logs() as logged:
+        ended = rise(*name.split(), *ON_A_DIRECTORY[name])
+    assert (ended.code, ended.err, shown_of(logged)) == (0, "", [])
+
+
+def test_the_runbook_says_which_answer_while_redis_is_away():
+    chapter = RUNBOOK.read_text().split("\n## Redis is down\n")[1].split("\n## ")[0]
+    parts = {part.split(":**")[0]: set(re.findall(r"`rise ([a-z -]+)`", part)) for part in chapter.split("- **")}
+    assert parts["Answers meanwhile"] == {*LOOK_ELSEWHERE, "doctor"}
+    assert parts["Cannot look without it"] == {*ASK_REDIS, "rehydrate"}
+
+
+def shown_of(logged: list[Any]) -> list[str]:
+    """What a command lets through of its log."""
+    return [line["event"] for line in logged if line["log_level"] not in ("debug", "info")]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from cli_directory import Directory, Rise
+from cli_directory import BOT, Directory, Rise
 
 from rise.cli.tasks import OpenStatus, SuspendedFor
 from rise.envelope import Reason, Status
@@ -47,6 +47,20 @@ def test_lists_narrow_by_state_channel_and_reason(rise: Rise, directory: Directo
     assert ids("suspended") == {poisoned, blocked}
     assert ids("suspended", "--reason", "poison") == {poisoned}
     assert "the worker process died 3 times" in rise("suspended").out
+
+
+def test_lists_narrow_to_one_chat_whichever_of_its_ids_is_named(rise: Rise, directory: Directory):
+    waiting, blocked, _ = directory.accept(1, 2, 3)
+    directory.suspend(BLOCKED, blocked)
+    directory.do(lambda house: house.ledger.move_chat("telegram", BOT, "1", "-1001"))
+
+    def ids(*words: str) -> list[str]:
+        return [task["taskId"] for task in rise(*words, "--json").json["tasks"]]
+
+    assert ids("tasks", "--chat", "1") == ids("tasks", "--chat", "-1001") == [waiting]
+    assert ids("tasks", "--chat", "2") == ids("suspended", "--chat", "2") == [blocked]
+    assert ids("suspended", "--chat", "1") == ids("tasks", "--chat", "1", "--channel", "http") == []
+    assert rise("tasks", "--chat", "1", "--json").json["found"] == 1
 
 
 def test_finished_tasks_are_counted_and_not_listed(rise: Rise, directory: Directory):
@@ -150,6 +164,14 @@ def test_the_bytes_received_are_given_exactly(rise: Rise, tmp_path, directory: D
     replayed = rise("replay", "one.jsonl", "--channel", "telegram", "--account", "7", "--yes", "--json").json
     [task_id] = [entry["taskId"] for entry in replayed["updates"]]
     assert rise("tasks", "show", task_id, "--raw").out.encode() == line
+
+
+def test_who_has_only_the_delivery_key_is_shown_its_task(rise: Rise, directory: Directory):
+    open_one, ended_one = directory.accept(1, 2)
+    directory.finish(ended_one)
+    keys = [rise("tasks", "show", one, "--json").json["deliveryKey"] for one in (open_one, ended_one)]
+    assert [rise("tasks", "show", key, "--json").json["taskId"] for key in keys] == [open_one, ended_one]
+    assert rise("tasks", "show", "http:anna:order-7").code == 1
 
 
 def test_a_task_that_is_not_there_is_one_clear_line_and_where_to_look(rise: Rise, directory: Directory):

@@ -91,7 +91,7 @@ async def test_redis_is_killed_and_light_and_words_change_while_one_looks(
         await page.until(f"{light}?.classList.contains('capability--unavailable')", seconds=30)
         await page.until(f"{LIGHT} !== 'All is well'")
         words = await page.ask(f"{light}.innerText")
-        for part in ("unavailable", "Means messages are accepted by the other copies and wait", "Helps", "for "):
+        for part in ("unavailable", "Means messages are accepted and wait", "Helps", "for "):
             assert part in words, words
         assert await page.ask("document.title") == f"{await page.ask(LIGHT)} · Rise"
         await look(page, rise, "redis-away")

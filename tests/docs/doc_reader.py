@@ -88,6 +88,11 @@ class Reader:
             case _:
                 raise AssertionError(f"{block}: nobody knows what to do with it; mark it `{NOT_RUN}why`")
 
+    @property
+    def shown(self) -> str:
+        """By the last block that was typed."""
+        return self._shown
+
     async def leave(self) -> None:
         await self.rise.kill(added=True)
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline_stage import Gateway, Stage, WorkerProcess
 
 import rise
-from rise.capabilities import CONSEQUENCES, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, REMEDIES, CapabilityStatus
 from rise.channels.telegram.polling import TelegramPolling
 from rise.envelope import Reason, Status
 from rise.errors import Busy, StoreUnavailable
@@ -191,6 +191,23 @@ async def test_without_its_store_it_says_what_was_waiting_when_that_was_last_kno
     gateway.capabilities.set("disk", UNAVAILABLE, "gone")
     await gateway.supervisor.measure()
     assert status(gateway) == (DEGRADED, "1 unprocessed message, waiting for disk")
+
+
+@pytest.mark.req("SUP-1", "CAP-6")
+@pytest.mark.failure("I14")
+async def test_what_waits_for_something_that_is_away_names_what_brings_that_back(stage: Stage):
+    gateway = await stage.start_gateway()
+    gateway.capabilities.set("disk", UNAVAILABLE, "it vanished", "put it back")
+    gateway.capabilities.set("worker", UNAVAILABLE, "it ended")
+    await stage.write("Hello")
+    await gateway.supervisor.measure()
+    assert gateway.capabilities.shown()["pipeline"]["remedy"] == f"put it back; {REMEDIES['worker']}"
+    gateway.capabilities.set("disk", AVAILABLE)
+    gateway.capabilities.set("worker", AVAILABLE)
+    stage.clock.advance(PipelineLimits().stalled_seconds + 1)
+    await gateway.supervisor.measure()
+    assert status(gateway)[0] == DEGRADED, "it is slow, and all is there"
+    assert gateway.capabilities.shown()["pipeline"]["remedy"] == REMEDIES["pipeline"]
 
 
 # --- what does not move -------------------------------------------------------------------------------------------

@@ -14,16 +14,21 @@ from pathlib import Path
 import apsw
 import pytest
 
+from rise.admission import Admission
 from rise.bus.local import LocalBus, _locked_file
-from rise.capabilities import CONSEQUENCES
+from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityStatus
 from rise.channels.telegram import read_update
 from rise.clock import SystemClock
 from rise.definitions.port import Definition, Kind
 from rise.definitions.records import BindingRecord, ChannelOwn
+from rise.envelope import Reason, Status
+from rise.queue.port import Selection
 from rise.runtime import open_files
+from rise.runtime.alerts import AlertMessage, Alerts
 from rise.runtime.assembly import build, build_stage_secrets
 from rise.runtime.directory import DataDirectory
 from rise.runtime.doctor import Doctor, Finding, Level
+from rise.runtime.overload import MEGABYTE, Load, Overload, OverloadLimits
 from rise.settings import load_settings
 from rise.telemetry import _known_secrets
 from rise.testing.clock import ManualClock
@@ -259,6 +264,55 @@ async def test_a_lost_database_is_a_failure_and_nothing_is_made_in_its_place(dat
     assert path.exists() == (how != "gone") and (how != "empty" or not path.read_bytes())
 
 
+@pytest.mark.req("SUP-2")
+@pytest.mark.failure("C5")
+@pytest.mark.parametrize(
+    ("settings", "size_mb", "free_mb", "level"),
+    [
+        ({}, 10**6, 600, Level.OK),
+        ({}, 10**6, 500, Level.WARN),
+        ({}, 10**6, 80, Level.WARN),
+        ({}, 10**6, 60, Level.FAIL),
+        ({"disk_free_warn_mb": 2000, "disk_free_min_mb": 1000}, 10**6, 990, Level.FAIL),
+        ({"disk_free_warn_mb": 40, "disk_free_min_mb": 20}, 10**6, 50, Level.OK),
+        ({}, 1000, 99, Level.WARN),
+        ({}, 1000, 101, Level.OK),
+        ({}, 1000, 49, Level.FAIL),
+        ({"disk_free_warn_mb": 0, "disk_free_min_mb": 0}, 10**6, 1, Level.OK),
+    ],
+)
+async def test_how_little_room_is_too_little_is_as_it_is_for_the_server(
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, int],
+    size_mb: int,
+    free_mb: int,
+    level: Level,
+):
+    def space_of(path: Path) -> tuple[int, int]:
+        return free_mb * MEGABYTE, size_mb * MEGABYTE
+
+    monkeypatch.setattr("rise.runtime.doctor.space_of", space_of)
+    finding = (await examined(doctor(data_dir, **settings)))["space"]
+    assert (finding.level, finding.detail.partition(":")[0]) == (level, f"{free_mb} MB free")
+    assert judged_by_the_server(free_mb, size_mb, **settings) == level
+
+
+def judged_by_the_server(free_mb: int, size_mb: int, **settings: int) -> Level:
+    """What a server that has just been started says of it."""
+    clock, told = ManualClock(), list[AlertMessage]()
+    known = load_settings(_env_file=None, **settings)
+    limits = OverloadLimits(
+        disk_free_warn_bytes=known.disk_free_warn_mb * MEGABYTE, disk_free_min_bytes=known.disk_free_min_mb * MEGABYTE
+    )
+    capabilities = CapabilityRegistry(clock)
+    overload = Overload(limits, admission=Admission(), capabilities=capabilities, alerts=Alerts(clock, told.append))
+    overload.judge(Load(0, 0, disk_free_bytes=free_mb * MEGABYTE, disk_size_bytes=size_mb * MEGABYTE))
+    if capabilities.all()["admission"].status is CapabilityStatus.UNAVAILABLE:
+        return Level.FAIL
+    return Level.WARN if [one for one in told if one.alert == "disk_space"] else Level.OK
+
+
 async def test_something_else_in_place_of_the_database_is_a_failure_and_the_rest_is_still_said(data_dir: Path):
     (data_dir / "rise.db").write_text("not a database, whatever its name says\n" * 500)
     findings = await examined(doctor(data_dir))
@@ -342,6 +396,34 @@ async def test_open_work_of_a_bot_that_is_not_configured_is_a_warning_that_names
 async def test_open_work_of_what_is_configured_is_no_finding(data_dir: Path):
     await accept_for(data_dir, "7", 1)
     assert await doctor(data_dir, telegram_token="7:ABC").probe("open work") == []
+
+
+@pytest.mark.req("SUS-2")
+async def test_what_waits_for_a_person_is_a_warning_that_counts_it_by_reason(data_dir: Path):
+    await accept_for(data_dir, "7", 1, 2, 3, 4, 5)
+    reasons = (Reason.POISON, Reason.WORKFLOW_PENDING, Reason.REPLY_HELD, Reason.POISON, None)
+    await suspend(data_dir, reasons)
+    [finding] = await doctor(data_dir, telegram_token="7:ABC").probe("open work")
+    assert (finding.name, finding.level) == ("suspended", Level.WARN)
+    assert finding.detail == "3 messages wait for a person: 2 poison, 1 reply_held"
+    assert finding.remedy.startswith("`rise suspended` shows which")
+    await suspend(data_dir, (None, None, None, Reason.POISON, Reason.SCHEMA_NEWER))
+    [one] = await doctor(data_dir, telegram_token="7:ABC").probe("open work")
+    assert one.detail == "1 message waits for a person: 1 poison"
+
+
+async def suspend(data_dir: Path, reasons: tuple[Reason | None, ...]) -> None:
+    """One task after the other, for its reason or not at all."""
+    house = build(load_settings(data_dir=data_dir, _env_file=None))
+    await house.stores.open()
+    open_tasks = await house.queue.list_open(Selection(), limit=len(reasons))
+    rows = [
+        (Status.PENDING if reason is None else Status.SUSPENDED, reason, task.head.task_id)
+        for task, reason in zip(open_tasks, reasons, strict=True)
+    ]
+    sql = "UPDATE tasks SET status = ?, reason = ? WHERE task_id = ?"
+    await house.stores.database.write(lambda sqlite: sqlite.executemany(sql, rows))
+    await house.stores.close()
 
 
 # --- what runs --------------------------------------------------------------------------------------------

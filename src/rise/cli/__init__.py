@@ -18,6 +18,7 @@ from rise.errors import (
     StoreLocked,
     StoreUnavailable,
     TaskUnknown,
+    Unavailable,
     VersionUnknown,
     WorkflowUnknown,
 )
@@ -60,13 +61,20 @@ def main() -> None:
         sys.exit(EXIT_USAGE)
     except RiseError as error:
         print(f"rise: {error.public_message}", file=sys.stderr)
-        if remedy := error.remedy or REMEDIES.get(type(error)):
+        if remedy := error.remedy or REMEDIES.get(type(error)) or _remedy_of_what_is_away(error):
             print(f"      → {remedy}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, StoreLocked) else EXIT_PROBLEM)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     finally:
         _flush()
+
+
+def _remedy_of_what_is_away(error: RiseError) -> str | None:
+    """As `/healthz` and doctor have it: a command that looks at what is away helps nobody."""
+    from rise.capabilities import REMEDIES as OF_CAPABILITIES
+
+    return OF_CAPABILITIES.get(error.capability) if isinstance(error, Unavailable) else None
 
 
 def _flush() -> None:

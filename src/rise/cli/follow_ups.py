@@ -148,7 +148,7 @@ def list_follow_ups(
             after = page.next
         return found
 
-    found = sorted(in_house(data_dir, work), key=lambda one: (one.plan.due_at, one.follow_up_id))
+    found = sorted(in_house(data_dir, work, only_looks=True), key=lambda one: (one.plan.due_at, one.follow_up_id))
     if as_json:
         show_json({"followUps": [_shown(one) for one in found]})
         return
@@ -172,7 +172,8 @@ def list_follow_ups(
 
 def show(follow_up_id: Id, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """One, planned or ended."""
-    _tell(_on_one(follow_up_id, lambda follow_ups, named: follow_ups.get(named), data_dir), as_json)
+    found = _on_one(follow_up_id, lambda follow_ups, named: follow_ups.get(named), data_dir, only_looks=True)
+    _tell(found, as_json)
 
 
 def cancel(
@@ -208,14 +209,18 @@ def move(
 
 
 def _on_one(
-    follow_up_id: str, ask: Callable[[FollowUps, FollowUpId], Coroutine[Any, Any, FollowUp]], data_dir: Any
+    follow_up_id: str,
+    ask: Callable[[FollowUps, FollowUpId], Coroutine[Any, Any, FollowUp]],
+    data_dir: Any,
+    *,
+    only_looks: bool = False,
 ) -> FollowUp:
     async def work(house: House) -> FollowUp:
         from rise.follow_ups.port import FollowUpId
 
         return await ask(_follow_ups(house), FollowUpId(follow_up_id))
 
-    return in_house(data_dir, work)
+    return in_house(data_dir, work, only_looks=only_looks)
 
 
 def _tell(one: FollowUp, as_json: bool) -> None:

@@ -34,8 +34,18 @@ def read_settings(data_dir: Path | None) -> Settings:
     return settings
 
 
-def in_house(data_dir: Path | None, work: Callable[[House], Coroutine[Any, Any, T]], *, creates: bool = False) -> T:
-    """Run `work` with the directory open. Without a database there is nothing to look at, unless it `creates`."""
+def in_house(
+    data_dir: Path | None,
+    work: Callable[[House], Coroutine[Any, Any, T]],
+    *,
+    creates: bool = False,
+    only_looks: bool = False,
+) -> T:
+    """Run `work` with the directory open. Without a database there is nothing to look at, unless it `creates`.
+
+    `only_looks`: it keeps no message. Nothing is started then that copies messages from store to store, and complains
+    while one is away.
+    """
     from rise.runtime.directory import DataDirectory
     from rise.runtime.processes import run
 
@@ -44,7 +54,7 @@ def in_house(data_dir: Path | None, work: Callable[[House], Coroutine[Any, Any, 
         DataDirectory(settings.data_dir).refuse_without_database()
 
     async def main() -> T:
-        async with _opened(settings) as house:
+        async with _opened(settings, only_looks) as house:
             return await work(house)
 
     return run(main())
@@ -57,13 +67,14 @@ def has_database(settings: Settings) -> bool:
 
 
 @asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[House]:
+async def _opened(settings: Settings, only_looks: bool) -> AsyncIterator[House]:
     from rise.runtime import assembly
     from rise.service import start_all, stop_all
 
     house = assembly.build(settings)
+    house.capabilities.is_quiet = True
     await house.stores.open()
-    keeping = house.stores.services()
+    keeping = [] if only_looks else house.stores.services()
     await start_all([house.bus, *keeping], on_error=_report_stop)
     try:
         await house.bindings.refresh()

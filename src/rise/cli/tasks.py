@@ -25,7 +25,7 @@ from rise.cli.printing import (
     show_pairs,
     show_table,
 )
-from rise.envelope import Reason, Status, Task, TaskId
+from rise.envelope import DeliveryKey, Reason, Status, Task, TaskId, task_id_of
 
 if TYPE_CHECKING:
     from rise.ledger.port import Run
@@ -63,9 +63,18 @@ class SuspendedFor(StrEnum):
 Id = Annotated[
     str, typer.Argument(metavar="TASK_ID", help="As `rise tasks` lists it.", autocompletion=completing.task_ids)
 ]
+IdOrKey = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK_ID",
+        help="As `rise tasks` lists it, or its delivery key: http:WHO:IDEMPOTENCY_KEY of what came over HTTP.",
+        autocompletion=completing.task_ids,
+    ),
+]
 Channel = Annotated[
     str | None, typer.Option("--channel", help="Of this channel only.", autocompletion=completing.channels)
 ]
+Chat = Annotated[str | None, typer.Option("--chat", help="Of this chat only, by its id on the channel.")]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the audit log.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many, the oldest.")]
 ReasonOption = Annotated[SuspendedFor | None, typer.Option("--reason", help="Suspended for this reason only.")]
@@ -90,6 +99,7 @@ def list_tasks(
     context: typer.Context,
     status: Annotated[OpenStatus | None, typer.Option("--status", help="In this state only.")] = None,
     channel: Channel = None,
+    chat: Chat = None,
     limit: Limit = 50,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -100,13 +110,14 @@ def list_tasks(
     from rise.queue.port import Selection
 
     selection = Selection(status=Status(status) if status else None, channel=channel)
-    in_house(data_dir, lambda house: _list(house, selection, limit, as_json))
+    in_house(data_dir, lambda house: _list(house, selection, chat, limit, as_json), only_looks=True)
 
 
 def list_suspended(
     context: typer.Context,
     reason: ReasonOption = None,
     channel: Channel = None,
+    chat: Chat = None,
     limit: Limit = 50,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -117,17 +128,19 @@ def list_suspended(
     from rise.queue.port import Selection
 
     selection = Selection(status=Status.SUSPENDED, reason=_reason(reason), channel=channel)
-    in_house(data_dir, lambda house: _list(house, selection, limit, as_json))
+    in_house(data_dir, lambda house: _list(house, selection, chat, limit, as_json), only_looks=True)
 
 
 def _reason(asked: SuspendedFor | None) -> Reason | None:
     return None if asked is None else Reason(asked)
 
 
-async def _list(house: House, selection: Selection, limit: int, as_json: bool) -> None:
+async def _list(house: House, selection: Selection, chat: str | None, limit: int, as_json: bool) -> None:
     found = 0
     oldest: list[tuple[int, str, OpenTask]] = []
     async for task in walk(house.queue, selection):
+        if chat is not None and not _is_of_chat(house, task, chat):
+            continue
         found += 1
         # A heap of the youngest on top: a million tasks are walked, `limit` are held.
         heapq.heappush(oldest, (-task.head.accepted_at_ms, task.head.task_id, task))
@@ -147,7 +160,7 @@ async def _list(house: House, selection: Selection, limit: int, as_json: bool) -
         [_row(task, now_ms) for task in listed],
         empty=f"nothing is {state}",
     )
-    if selection.status is None and finished:
+    if selection.status is None and chat is None and finished:
         say("ended: " + ", ".join(f"{count} {ending}" for ending, count in sorted(finished.items())), style="dim")
 
 
@@ -158,6 +171,13 @@ async def walk(queue: Queue, selection: Selection) -> AsyncIterator[OpenTask]:
         for task in page:
             yield task
         after = page[-1].head.task_id
+
+
+def _is_of_chat(house: House, task: OpenTask, chat: str) -> bool:
+    """Whether it is of the chat that has this id, or once had it."""
+    head = task.head
+    goes_by = house.chats.first_id(head.channel, head.account, chat) or chat
+    return chat == head.chat_id or goes_by == head.conversation
 
 
 def _row(task: OpenTask, now_ms: int) -> tuple[object, ...]:
@@ -214,13 +234,18 @@ def _row_for_programs(task: OpenTask, now_ms: int) -> dict[str, Any]:
 
 
 def show_task(
-    task_id: Id,
+    task_id: IdOrKey,
     raw: Annotated[bool, typer.Option("--raw", help="Only the bytes received, exactly.")] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """One message's whole life: as accepted, its tries, its replies, how it ended."""
-    in_house(data_dir, lambda house: _show(house, TaskId(task_id), raw, as_json))
+    in_house(data_dir, lambda house: _show(house, _task_named(task_id), raw, as_json), only_looks=True)
+
+
+def _task_named(named: str) -> TaskId:
+    """By its id, or by the key of its delivery, which has a colon."""
+    return task_id_of(DeliveryKey(named)) if ":" in named else TaskId(named)
 
 
 async def _show(house: House, task_id: TaskId, raw: bool, as_json: bool) -> None:

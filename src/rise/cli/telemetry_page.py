@@ -121,8 +121,9 @@ The rest is set as OpenTelemetry has it: `OTEL_EXPORTER_OTLP_HEADERS` for a coll
 
 To standard error, with `RISE_LOG=json` one object per line: `timestamp`, `level`, `event` and the fields below. What
 it leads to is in `consequence`, and what to do in `remedy`, where there is something. `library.logged` is what a
-library said, and `log.dropped` how many `lines` nobody took. What is away is said by `capability.state_changed`, once
-for each change; loops that wait for it say so once a minute at most, and tasks at each try.
+library said, and `log.dropped` how many `lines` nobody took. What is away is said by `capability.state_changed`, at a
+start by `startup.capability.NAME`, once for each change; loops that wait for it say so once a minute at most, and tasks
+at each try.
 
 | Event | Level | Fields | Leads to |
 |---|---|---|---|

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import os
 import re
-import shutil
 import stat
 import sys
 import tempfile
@@ -44,13 +43,15 @@ from rise.definitions.records import (
     secret_of,
     workflow_of,
 )
-from rise.envelope import new_key
+from rise.envelope import Reason, new_key
 from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, StoreUnavailable, Unavailable
 from rise.queue.port import Queue, Selection
 from rise.runtime import assembly, probes
+from rise.runtime.alerts import in_number
 from rise.runtime.backup import SECRETS, opened_to_read
-from rise.runtime.directory import DataDirectory
+from rise.runtime.directory import DataDirectory, space_of
 from rise.runtime.open_files import ENOUGH, open_files_allowed
+from rise.runtime.overload import MEGABYTE, refuses_below, warns_below
 from rise.runtime.pipeline import CLOCKS_CONSEQUENCE, CLOCKS_REMEDY, clocks_apart
 from rise.runtime.sealing import Seal
 from rise.settings import UNSHARED_KEY_REMEDY, Settings, unknown_names, unshared_key
@@ -63,8 +64,7 @@ if TYPE_CHECKING:
     from rise.channels.telegram import TelegramChannel
     from rise.workflows.definition import WorkflowDefinition
 
-SPACE_WARN_BYTES: Final = 1 << 30
-SPACE_FAIL_BYTES: Final = 100 << 20
+GIGABYTE: Final = 1000 * MEGABYTE
 ANSWER_SECONDS_MAX: Final = 5.0
 UPDATES_WAITING_WARN: Final = 100
 PAGE: Final = 1000
@@ -98,6 +98,8 @@ class _NoAnswer(msgspec.Struct, frozen=True):
 
 Check = Callable[[], Awaitable[list[Finding]]]
 
+_ENDS_BY_ITSELF: Final = frozenset({Reason.WORKFLOW_PENDING, Reason.SCHEMA_NEWER})
+"""When the workflow, or the version, that it waits for is there: until then that is what is missing, and is said so."""
 _SERVERS: Final = ("rise serve", "rise demo")
 _LEVELS: Final = {
     CapabilityStatus.AVAILABLE: Level.OK,
@@ -231,12 +233,14 @@ class Doctor:
             return {definition.name: workflow_of(definition) for definition in latest.definitions}
 
     async def _open_work(self) -> list[Finding]:
-        """Messages of a bot that is not configured: nobody takes them up, and none of them fails."""
+        """Messages of a bot that is not configured, which nobody takes up and none of which fails; and those that wait
+        for a person."""
         waiting: Counter[tuple[str, str]] = Counter()
+        suspended: Counter[Reason] = Counter()
         try:
             async with self.stores() as stores:
                 if stores is not None:
-                    waiting = await _open_by_account(stores.queue)
+                    waiting, suspended = await _count_open(stores.queue)
         except Unavailable as error:  # what helps is said of the store itself
             return [
                 _fail("open work", redact(error.public_message), error.remedy or "it is looked at when that answers")
@@ -249,7 +253,7 @@ class Doctor:
             )
             for (channel, account), count in sorted(waiting.items())
             if (channel, account) not in self._accounts()
-        ]
+        ] + _for_a_person(suspended)
 
     async def _clock(self) -> list[Finding]:
         """Whether the store's clock says what the host's does."""
@@ -326,7 +330,7 @@ class Doctor:
         ]
         findings += self._half_restored()
         findings += [_fail("directory", problem, "nothing starts until then") for problem in self._weak_secrets()]
-        return [*(findings or [_ok("directory", f"{path}, private")]), _space(path)]
+        return [*(findings or [_ok("directory", f"{path}, private")]), self._space("space", path)]
 
     def _half_restored(self) -> list[Finding]:
         try:
@@ -365,10 +369,23 @@ class Doctor:
             return [
                 _fail("journal", f"{path} is not there: no copy is kept in it", f"mkdir -m 700 {path}, or mount it")
             ]
-        findings = [await _written("journal", path), msgspec.structs.replace(_space(path), name="journal space")]
+        findings = [await _written("journal", path), self._space("journal space", path, is_of_door=False)]
         if _is_open_to_others(path, within=path):
             findings.append(_warn("journal", f"{path} can be read by others", f"chmod 700 {path}"))
         return findings
+
+    def _space(self, name: str, path: Path, *, is_of_door: bool = True) -> Finding:
+        """As the running server judges it. `is_of_door`: with too little of this, it accepts nothing."""
+        files = os.statvfs(path)
+        if files.f_files and not files.f_favail:
+            return _fail(name, "no more files can be made (inodes)", "remove files from this disk")
+        free, size = space_of(path) or (0, 0)
+        detail = f"{free / GIGABYTE:.1f} GB free" if free >= GIGABYTE else f"{free / MEGABYTE:.0f} MB free"
+        if is_of_door and free < refuses_below(self.settings.disk_free_min_mb * MEGABYTE, size_bytes=size):
+            return _fail(name, f"{detail}: new messages are answered 503", "make room (RISE_DISK_FREE_MIN_MB)")
+        if free < warns_below(self.settings.disk_free_warn_mb * MEGABYTE, size_bytes=size, has_warned=False):
+            return _warn(name, detail, "make room before messages have to be refused (RISE_DISK_FREE_WARN_MB)")
+        return _ok(name, detail)
 
     async def _database(self) -> list[Finding]:
         path = self._place.database
@@ -808,14 +825,27 @@ def _binding(
     return _ok(name, f"served by {workflow_id}")
 
 
-async def _open_by_account(queue: Queue) -> Counter[tuple[str, str]]:
-    """How many tasks are open, by channel and account."""
-    counts: Counter[tuple[str, str]] = Counter()
+async def _count_open(queue: Queue) -> tuple[Counter[tuple[str, str]], Counter[Reason]]:
+    """How many tasks are open, by channel and account; how many are suspended, by reason."""
+    by_account: Counter[tuple[str, str]] = Counter()
+    suspended: Counter[Reason] = Counter()
     after = ""
     while page := await queue.list_open(Selection(), limit=PAGE, after=after):
-        counts.update((task.head.channel, task.head.account) for task in page)
+        by_account.update((task.head.channel, task.head.account) for task in page)
+        suspended.update(task.reason for task in page if task.reason is not None)
         after = page[-1].head.task_id
-    return counts
+    return by_account, suspended
+
+
+def _for_a_person(suspended: Counter[Reason]) -> list[Finding]:
+    counts = {reason: count for reason, count in sorted(suspended.items()) if reason not in _ENDS_BY_ITSELF}
+    if not counts:
+        return []
+    count = sum(counts.values())
+    waits = f"{in_number(count)} {'waits' if count == 1 else 'wait'} for a person"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    remedy = "`rise suspended` shows which; mend the cause, then `rise suspended resume`, or `rise tasks drop`"
+    return [_warn("suspended", f"{waits}: {reasons}", remedy)]
 
 
 def _masked(value: Any) -> str:
@@ -846,19 +876,6 @@ def _is_open_to_others(path: Path, *, within: Path) -> bool:
     if not path.exists() or (path != within and not stat.S_IMODE(within.stat().st_mode) & 0o077):
         return False
     return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
-
-
-def _space(path: Path) -> Finding:
-    free = shutil.disk_usage(path).free
-    files = os.statvfs(path)
-    detail = f"{free / (1 << 30):.1f} GB free"
-    if files.f_files and not files.f_favail:
-        return _fail("space", "no more files can be made (inodes)", "remove files from this disk")
-    if free < SPACE_FAIL_BYTES:
-        return _fail("space", detail, "make room: without it, messages are answered 503")
-    if free < SPACE_WARN_BYTES:
-        return _warn("space", detail, "make room before it is needed")
-    return _ok("space", detail)
 
 
 def _size_bytes(database: Path) -> int:

@@ -160,6 +160,11 @@ def warns_below(limit_bytes: int, *, size_bytes: int, has_warned: bool) -> float
     return _at_most(limit_bytes, _DISK_SHARE_WARN, size_bytes) * (_LEAVES_ABOVE if has_warned else 1)
 
 
+def refuses_below(limit_bytes: int, *, size_bytes: int) -> int:
+    """With fewer bytes free on a disk of that size, new messages are refused."""
+    return _at_most(limit_bytes, _DISK_SHARE_MIN, size_bytes)
+
+
 def _at_most(limit_bytes: int, share: float, size_bytes: int) -> int:
     return min(limit_bytes, int(size_bytes * share))
 

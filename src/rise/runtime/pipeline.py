@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
-from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityState, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, REMEDIES, CapabilityRegistry, CapabilityState, CapabilityStatus
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Status
 from rise.errors import Unavailable
@@ -185,7 +185,8 @@ class Pipeline:
         slow = f"the oldest {what} has waited {max(task_seconds, reply_seconds):.0f} s"
         self.alerts.follow("pipeline", stalled, summary=slow, remedy="rise doctor; rise tasks shows what waits")
         if missing or stalled:
-            self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, waiting if missing else slow)
+            detail = waiting if missing else slow
+            self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, detail, self._remedy_for(missing))
         elif apart is not None:
             detail = f"{apart}: {CLOCKS_CONSEQUENCE}; {CLOCKS_REMEDY}"
             self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, detail)
@@ -199,6 +200,11 @@ class Pipeline:
         if self._is_counted:
             return waiting
         return f"at least {waiting}" if self._backlog else "an unknown number of unprocessed messages"
+
+    def _remedy_for(self, missing: Collection[str]) -> str:
+        """What brings back what is waited for: as long as a store is away, nobody is shown what waits in it."""
+        states = self.capabilities.all()
+        return "; ".join(states[name].remedy or REMEDIES[name] for name in missing)
 
     def _clocks_apart(self) -> str | None:
         try:
