@@ -112,7 +112,7 @@ class Keeper:
             log.warning("queue.emptied_again", consequence="what was brought is lost, and brought again")
             return 0
         self._refilling_since = None
-        log.info("queue.rehydrated", count=brought)
+        log.info("queue.refilled", count=brought)
         self._bus.publish(Topic.LANES_READY)
         return brought
 
@@ -122,7 +122,7 @@ class Keeper:
         except RedisFull as error:
             # Waiting for room would be for ever: only what is handed out makes room.
             log.error(
-                "queue.rehydrated_in_part",
+                "queue.refilled_in_part",
                 without="what Redis has no room for",
                 error=error,
                 consequence="work goes on with what is in it; the rest comes as room is made, and may be out of order",
@@ -176,7 +176,7 @@ class Keeper:
         if self._clock.monotonic() - self._refilling_since < PATIENCE_SECONDS:
             raise error
         log.error(
-            "queue.rehydrated_in_part",
+            "queue.refilled_in_part",
             without=copy,
             error=error,
             consequence="work goes on with what the other copies hold; what only this one has comes when it is back",
@@ -189,7 +189,7 @@ class Keeper:
         if self._is_mirror_owed and await self._work.queue.life() is not None:
             brought = await self._reaper.look_through()
             self._is_mirror_owed = False
-            log.info("queue.rehydrated", count=brought)
+            log.info("queue.refilled", count=brought)
             self._bus.publish(Topic.LANES_READY)
         await self._reaper.look()
 

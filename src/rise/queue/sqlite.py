@@ -1,7 +1,7 @@
 """The embedded queue: lanes in SQLite, in the same file as everything else.
 
-A lane's row says when it may next be claimed (`ready_at`). Enqueueing sets it to now, a claim to the end of
-its lease, a waiting retry to its due time, nothing left to do to NULL. So one index finds new work, due
+A lane's row says when it may next be claimed (`ready_at`). Enqueueing sets it to now, a claim to when it
+lapses, a waiting retry to its due time, nothing left to do to NULL. So one index finds new work, due
 retries and lapsed claims alike, and a wrong `ready_at` is only a hint: whoever claims looks at the tasks.
 
 Refuses: a write under a fence that is not the lane's newest; to drop what this version cannot read, which is suspended.

@@ -305,7 +305,7 @@ local function latest(lane, name, order)
   if not known or known < order then call('HSET', LANE .. lane, name, order) end
 end
 
-local function prolong(lane, channel, claim_ms)
+local function renew(lane, channel, claim_ms)
   set_ready(lane, channel, now + claim_ms)
   call('ZADD', CLAIMS, now + claim_ms, lane)
 end
@@ -313,7 +313,7 @@ end
 local function run(task, claim_ms)
   latest(task.lane, 'started', task.order)
   latest(task.lane, 'newest', task.order)
-  prolong(task.lane, task.channel, claim_ms)
+  renew(task.lane, task.channel, claim_ms)
   local was_begun = task.begun
   set_status(task, 'processing', { updated = now, begun = 1 })
   task.begun = was_begun -- what is said is how it was before

@@ -54,10 +54,10 @@ class Pace:
     """0: no test messages."""
 
 
-class BindingMonitor:
+class Examiner:
     """Looks, if it is this process that does."""
 
-    name = "binding monitor"
+    name = "examiner"
 
     def __init__(
         self,
