@@ -23,7 +23,7 @@ from rise.offices import OfficeClaim
 from rise.runtime.binding_health import BindingHealth, Finding, HealthBook, HealthStatus
 from rise.runtime.bots import delivery_url
 from rise.runtime.editor import Editor
-from rise.runtime.examiner import Examiner, Pace
+from rise.runtime.examiner import Examiner, LookTimes
 from rise.runtime.path_test import PathTested
 from rise.runtime.platform_looks import answering_look, webhook_look
 from rise.testing.clock import ManualClock
@@ -76,7 +76,7 @@ class Stage:
         self.heard: list[Any] = []
         self.started: list[Any] = []
 
-    async def process(self, *, pace: Pace | None = None) -> tuple[Examiner, HealthBook, MemoryBus]:
+    async def process(self, *, times: LookTimes | None = None) -> tuple[Examiner, HealthBook, MemoryBus]:
         bus, book = MemoryBus(self.members), HealthBook()
         registry = BindingRegistry(MemoryDefinitions(self.definitions), bus, self.clock)
         ledger = MemoryLedger(self.ledger, now_ms=lambda: int(self.clock.monotonic() * 1000))
@@ -87,7 +87,7 @@ class Stage:
             path=self.path,  # type: ignore[arg-type]
             bus=bus,
             clock=self.clock,
-            pace=pace or Pace(LOOK_SECONDS, 0),
+            times=times or LookTimes(LOOK_SECONDS, 0),
             office=lambda on_taken: OfficeClaim(ledger, Office.EXAMINER, bus.member, self.clock, on_taken=on_taken),
         )
         await bus.start()
@@ -199,7 +199,7 @@ async def test_failures_in_a_row_show_and_one_success_ends_them(stage: Stage):
 
 @pytest.mark.req("BND-8")
 async def test_a_test_message_that_does_not_get_through_is_down(stage: Stage):
-    examiner, book, _ = await stage.process(pace=Pace(LOOK_SECONDS, 300.0))
+    examiner, book, _ = await stage.process(times=LookTimes(LOOK_SECONDS, 300.0))
     for ends in (
         PathTested(TaskId("t_1"), Status.PENDING, None),
         StoreUnavailable("the disk is full"),
@@ -225,9 +225,9 @@ async def test_a_platform_that_cannot_be_asked_is_degraded(stage: Stage):
 
 @pytest.mark.req("BND-8")
 async def test_whoever_takes_over_says_nothing_new(stage: Stage):
-    first, book, _ = await stage.process(pace=Pace(5.0, 0))
+    first, book, _ = await stage.process(times=LookTimes(5.0, 0))
     await eventually(lambda: of(book) == ("ok", "getWebhookInfo"))
-    _, other, _ = await stage.process(pace=Pace(5.0, 0))
+    _, other, _ = await stage.process(times=LookTimes(5.0, 0))
     stage.platform.says = MOVED
     stage.clock.advance(5.0)  # less than the lease
     await first.check()

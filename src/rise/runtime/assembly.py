@@ -71,7 +71,7 @@ from rise.runtime.bots import Bot, Bots, BotSettings, bots_of
 from rise.runtime.channel_bindings import ChannelBindings
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.runtime.editor import Editor
-from rise.runtime.examiner import Examiner, Pace
+from rise.runtime.examiner import Examiner, LookTimes
 from rise.runtime.forgetting import Forgetting
 from rise.runtime.ledger_name import LedgerName
 from rise.runtime.messages import Messages
@@ -765,7 +765,7 @@ def build_examiner(house: House) -> Examiner:
         path=build_path_test(house),
         bus=house.bus,
         clock=house.clock,
-        pace=Pace(settings.binding_look_seconds, settings.binding_test_seconds),
+        times=LookTimes(settings.binding_look_seconds, settings.binding_test_seconds),
         office=partial(_claim_examiner, house),
     )
 
