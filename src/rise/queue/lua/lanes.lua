@@ -269,7 +269,7 @@ local function free(lane)
 end
 
 -- The first task in the line of a lane, or nil.
-local function head_of(lane)
+local function first_task(lane)
   while true do
     local place = call('ZRANGE', LINE .. lane, 0, 0)[1]
     if not place then return nil end
@@ -287,8 +287,8 @@ end
 
 local function let_go(lane, channel)
   free(lane)
-  local head = head_of(lane)
-  local at = head and math.max(tonumber(head.due), now)
+  local first = first_task(lane)
+  local at = first and math.max(tonumber(first.due), now)
   if at and is_owed(lane) then at = math.max(at, now + OWED_LOOK_MS) end
   set_ready(lane, channel, at)
 end
