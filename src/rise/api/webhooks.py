@@ -54,8 +54,8 @@ class TelegramWebhook:
         secret: str | None,
         intake: Intake,
         gate: Gate,
-        require_verified: Callable[[str], None] = lambda account: None,
-        secret_of: Callable[[str], str] | None = None,
+        require_verified: Callable[[str], None],
+        secret_of: Callable[[str], str],
     ) -> None:
         """`account`, `secret`: the default bot's, if there is one; `secret_of`: those of all others that are bound.
 
@@ -115,7 +115,7 @@ class TelegramWebhook:
     def _find_bot(self, path: str) -> tuple[str, bytes]:
         """One that was bound since; without an account if there is none there."""
         account = path.removeprefix(f"{PATH}/")
-        if self._secret_of is None or not self._telegram.serves(account):
+        if not self._telegram.serves(account):
             return "", _NOBODYS
         found = self._bots[path] = (account, self._secret_of(account).encode())
         return found
