@@ -350,7 +350,7 @@ class Worker:
         """Of every try that fails by the workflow's own fault: what is suspended in the end is known too late."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # border: the binding's health hears of it, and the retry policy judges it
             self._tell_of_failure(task.head, bound, error)
             raise
 

@@ -136,7 +136,7 @@ class AmqpConnection(asyncio.Protocol):
             async with asyncio.timeout(answer_seconds):
                 await loop.create_connection(lambda: connection, address.host, address.port, ssl=address.tls)
                 await connection._introduce(address)
-        except BaseException as error:
+        except BaseException as error:  # border: nobody else would end it; it is passed on
             connection.end(error if isinstance(error, Exception) else ConnectionAbortedError("not waited for"))
             raise
         spawn(connection._beat(), name="amqp.heartbeat", into=connection._tasks, for_all=True)
