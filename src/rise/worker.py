@@ -260,22 +260,18 @@ class Worker:
     async def _attempt(self, claim: Claim, task: Task) -> Ending:
         """What has ended, or whose turn it is not, is not run."""
         try:
-            steps, known = await self._former_tries(task)
-            found = await self._workflow_or_ending(claim, task, steps, known)
+            steps, former = await self._former_tries(task)
+            found = self._ended_before(task, former) or await self._workflow_or_ending(claim, task, steps)
         except Unavailable as error:
             # Nothing was tried. But what may have ended waits for the ledger, whatever its binding says by then.
             may_have_ended = isinstance(error, LedgerSilent) or self._bursts.may_follow(task.head)
             return self._judge(task, error, is_noted=False, has_begun=may_have_ended)
         return await self._run(task, found, steps) if isinstance(found, Bound) else found
 
-    async def _workflow_or_ending(
-        self, claim: Claim, task: Task, steps: Mapping[str, bytes], known: Run | None
-    ) -> Ending | Bound:
+    async def _workflow_or_ending(self, claim: Claim, task: Task, steps: Mapping[str, bytes]) -> Ending | Bound:
         """The workflow that is to run it now, or what comes of it without. The order of these questions is part of the
         answer."""
         head, channel = task.head, self._channels[task.head.channel]
-        if (ending := self._ended_before(task, known)) is not None:
-            return ending
         if head.task_type is TaskType.FOLLOW_UP:
             return await self._fire(task)
         if head.task_type is not TaskType.MESSAGE_SEND or planned_by(head):
@@ -390,11 +386,11 @@ class Worker:
             raise LedgerSilent("the ledger did not answer just now")
         return waiting
 
-    def _ended_before(self, task: Task, known: Run | None) -> Ending | None:
+    def _ended_before(self, task: Task, former: Run | None) -> Ending | None:
         """By its result, which a former worker saved; or because its time is over."""
         deadline_at_ms = task.progress.deadline_at_ms
-        if known is not None:
-            return KeyUsedAgain(known.generation + 1) if known.is_of_former(task.head) else AlreadyRun(known)
+        if former is not None:
+            return KeyUsedAgain(former.generation + 1) if former.is_of_former(task.head) else AlreadyRun(former)
         if deadline_at_ms is not None and deadline_at_ms < self._queue.now_ms():
             return TooLate()
         return None
