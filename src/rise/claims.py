@@ -1,6 +1,6 @@
-"""What one worker holds: chats are claimed as there is room, prolonged while they are worked on, and handed back.
+"""What one worker holds: chats are claimed as there is room, renewed while they are worked on, and handed back.
 
-A claim that is not prolonged lapses, and counts as the death of its process for the task that was running; so nothing
+A claim that is not renewed lapses, and counts as the death of its process for the task that was running; so nothing
 is held that is not worked on, and nothing worked on that may have lapsed.
 
 Refuses: to run or to settle a task. What is to be done with a claim is its worker's.
@@ -36,8 +36,8 @@ _RUN_ELSEWHERE: Final = "its claim lapses, and its message is run again as if th
 class ClaimLimits:
     concurrency: int
     """Chats at once, per channel."""
-    lapse: timedelta
-    """How long a claim lasts that is not prolonged."""
+    claim: timedelta
+    """How long a claim lasts that is not renewed."""
     stop_seconds: float
     """How long a stop waits for what is being worked on."""
     recovery_seconds: float
@@ -163,8 +163,8 @@ class Claims:
         try:
             if self._store.is_failing:
                 await self._let_go_of_ghosts()
-            # Others may have lost their claims only because they could not prolong them: then nobody has died.
-            counts_deaths = not self._store.failed_within(self._limits.lapse.total_seconds(), self._clock.monotonic())
+            # Others may have lost their claims only because they could not renew them: then nobody has died.
+            counts_deaths = not self._store.failed_within(self._limits.claim.total_seconds(), self._clock.monotonic())
             return await self._queue.claim(
                 self._bus.member, room, takes_suspects=takes_suspects, counts_deaths=counts_deaths
             )
@@ -174,7 +174,7 @@ class Claims:
 
     async def _let_go_of_ghosts(self) -> None:
         """After a failure the store may know of claims that this process does not: one whose writing was never
-        confirmed, or one that was given up because it could not be prolonged. Nobody works on them."""
+        confirmed, or one that was given up because it could not be renewed. Nobody works on them."""
         await self._queue.hand_back(self._bus.member, keep=list(self._held))
         now = self._clock.monotonic()
         if self._store.is_back(now) >= OUTAGE_SECONDS:
@@ -208,8 +208,8 @@ class Claims:
         self._held[claim.fence].is_settled = following is None
 
     async def _renew(self) -> None:
-        """Prolong all claims; stop working on what is lost, or could be lost without our knowing."""
-        await self._clock.sleep(self._limits.lapse.total_seconds() / 3)
+        """Renew all claims; stop working on what is lost, or could be lost without our knowing."""
+        await self._clock.sleep(self._limits.claim.total_seconds() / 3)
         holding = dict(self._held)
         if not holding:
             return
@@ -219,11 +219,11 @@ class Claims:
         except Unavailable:
             now = self._clock.monotonic()
             self._store.fails(now)
-            alive_until = now - self._limits.lapse.total_seconds()
+            alive_until = now - self._limits.claim.total_seconds()
             lost = {fence for fence, held in holding.items() if held.renewed_at < alive_until}
         else:
             now = self._clock.monotonic()
-            if now - began >= self._limits.lapse.total_seconds():
+            if now - began >= self._limits.claim.total_seconds():
                 # An answer that takes longer than a claim lasts is none: what was claimed meanwhile has lapsed.
                 self._store.fails(now)
             for held in holding.values():
@@ -234,7 +234,7 @@ class Claims:
             held.work.cancel()
 
     def _let_go(self, fence: int) -> None:
-        # What a stop leaves unbegun stays held, and so prolonged, until it is handed back with the rest.
+        # What a stop leaves unbegun stays held, and so renewed, until it is handed back with the rest.
         if not self._stopping or self._held[fence].is_settled:
             claim = self._held.pop(fence).claim
             if _is_of_suspect(claim):

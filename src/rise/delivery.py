@@ -35,7 +35,6 @@ from rise.errors import ClaimLost, Unavailable
 from rise.ledger.port import (
     Again,
     Delivered,
-    Delivery,
     Failed,
     HeldUnknown,
     Ledger,
@@ -44,6 +43,7 @@ from rise.ledger.port import (
     ReplyKind,
     ReplyState,
     Resend,
+    SendEnding,
     Sent,
 )
 from rise.offices import ASK_SECONDS, OfficeClaim
@@ -212,12 +212,12 @@ class Sender:
             try:
                 if not await self._comes_up(fence, reply):
                     return
-                delivery = await self._deliver(fence, reply)
-                delivered = await self._record(fence, reply, delivery)
+                ending = await self._deliver(fence, reply)
+                delivered = await self._record(fence, reply, ending)
                 if delivered is None:
                     return
                 ended, reply = reply, delivered.next  # which is the one that is held from here on
-                await self._conclude(ended, delivery, delivered)
+                await self._conclude(ended, ending, delivered)
             except Exception as error:  # noqa: BLE001 - border: the chat is let go and comes up again, nothing is lost
                 if reply is not None:
                     await self._let_go(fence, reply, error)
@@ -242,7 +242,7 @@ class Sender:
         account = (reply.channel, reply.account)
         return self._outages.may_go(account, is_urgent=reply.call.is_urgent, is_repetition=reply.resends > 0)
 
-    async def _deliver(self, fence: int, reply: Reply) -> Delivery:
+    async def _deliver(self, fence: int, reply: Reply) -> SendEnding:
         if reply.unreadable is not None:
             # Kept as it is, for a person to decide or a newer version to send; the chat goes on without it.
             return HeldUnknown(reply.unreadable)
@@ -263,7 +263,7 @@ class Sender:
         replies_total.labels(reply.channel, reply.account, type(outcome).__name__).inc()
         return self._decide(reply, outcome)
 
-    def _decide(self, reply: Reply, outcome: SendOutcome) -> Delivery:
+    def _decide(self, reply: Reply, outcome: SendOutcome) -> SendEnding:
         """The reply table of the protocol, row by row."""
         account = (reply.channel, reply.account)
         match outcome:
@@ -290,7 +290,7 @@ class Sender:
             case Uncertain(error):
                 return self._when_uncertain(reply, error, pause_seconds=self._limits.resend_seconds)
 
-    def _when_uncertain(self, reply: Reply, error: str, *, pause_seconds: float = 0.0) -> Delivery:
+    def _when_uncertain(self, reply: Reply, error: str, *, pause_seconds: float = 0.0) -> SendEnding:
         channel = self._channels.get(reply.channel)
         if reply.kind is ReplyKind.CALLBACK:
             # Whoever takes it knows a repetition by its id: it is one more try, and no doubt.
@@ -306,9 +306,9 @@ class Sender:
         marked = channel.marked(reply.call) if self._limits.unknown_policy == "resend_marked" else None
         return Resend(error, call=marked, seconds=pause_seconds)
 
-    async def _record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered | None:
+    async def _record(self, fence: int, reply: Reply, ending: SendEnding) -> Delivered | None:
         """Write the end of the call down, however long that takes: forgetting it would make it a doubt."""
-        return await self._insist(lambda: self._ledger.outbox_record(fence, reply, delivery), reply)
+        return await self._insist(lambda: self._ledger.outbox_record(fence, reply, ending), reply)
 
     async def _give_place(self, fence: int, reply: Reply, seconds: float) -> None:
         """Others are sent to while this chat's time has not come."""
@@ -342,12 +342,12 @@ class Sender:
             log.warning("delivery.superseded", consequence="another process of this installation sends now")
             return None
 
-    async def _conclude(self, reply: Reply, delivery: Delivery, delivered: Delivered) -> None:
-        _log_delivery(reply, delivery)
+    async def _conclude(self, reply: Reply, ending: SendEnding, delivered: Delivered) -> None:
+        _log_delivery(reply, ending)
         try:
-            if isinstance(delivery, HeldUnknown) and reply.kind is ReplyKind.ANSWER:
+            if isinstance(ending, HeldUnknown) and reply.kind is ReplyKind.ANSWER:
                 generation = int(reply.run_id.rpartition(".")[2])
-                await self._queue.hold(reply.task_id, generation, Suspend(Reason.REPLY_HELD, delivery.error))
+                await self._queue.hold(reply.task_id, generation, Suspend(Reason.REPLY_HELD, ending.error))
                 self._announce(reply, Status.SUSPENDED, None)
             if delivered.ended is not None:
                 await self._queue.finish(delivered.ended.task_id, delivered.ended.generation)
@@ -493,9 +493,9 @@ def _why_too_late(reply: Reply) -> str:
     return "too late: the platform no longer takes it"
 
 
-def _log_delivery(reply: Reply, delivery: Delivery) -> None:
+def _log_delivery(reply: Reply, ending: SendEnding) -> None:
     names = {"reply_id": reply.reply_id, "task_id": reply.task_id, "channel": reply.channel}
-    match delivery:
+    match ending:
         case Sent(platform_ref):
             log.info("reply.delivered", platform_ref=platform_ref, **names)
         case Failed(error) if reply.kind is ReplyKind.CALLBACK:

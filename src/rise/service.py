@@ -43,7 +43,7 @@ async def start_all(services: Sequence[Service], *, on_error: OnError) -> None:
         for service in services:
             await service.start()
             started.append(service)
-    except BaseException:
+    except BaseException:  # border: what has started is stopped, and it is passed on
         await stop_all(started, on_error=on_error)
         raise
 

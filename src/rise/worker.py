@@ -27,7 +27,7 @@ from rise.channels.port import Channel, Incoming, is_pushed, read_anew
 from rise.claims import ClaimLimits, Claims
 from rise.clock import Clock, epoch_ms
 from rise.conversations.asking import Conversations, is_conversation
-from rise.conversations.port import LOOK_SECONDS
+from rise.conversations.port import CONVERSATION_LOOK_SECONDS
 from rise.definitions.records import BindingRecord
 from rise.envelope import (
     FOLLOW_UP,
@@ -47,7 +47,7 @@ from rise.envelope import (
 from rise.errors import ClaimLost, LedgerSilent, TemporalUnavailable, Unavailable, WrittenByNewer
 from rise.follow_ups.firing import BY, Firing, Unsaid, fired_result
 from rise.follow_ups.planning import follow_up, planned_by
-from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, Run, RunResult, Turn, reply_of
+from rise.ledger.port import Attempt, HistoryLine, Ledger, Reply, ReplyKind, Run, RunResult, reply_of
 from rise.merging import MergedFate, Merging
 from rise.pacing import Windows
 from rise.queue.port import Anew, Claim, Finished, OpenTask, Queue, Replying, RetryIn, Selection, Settlement, Suspend
@@ -260,22 +260,18 @@ class Worker:
     async def _attempt(self, claim: Claim, task: Task) -> Ending:
         """What has ended, or whose turn it is not, is not run."""
         try:
-            steps, known = await self._former_tries(task)
-            found = await self._workflow_or_ending(claim, task, steps, known)
+            steps, former = await self._former_tries(task)
+            found = self._ended_before(task, former) or await self._workflow_or_ending(claim, task, steps)
         except Unavailable as error:
             # Nothing was tried. But what may have ended waits for the ledger, whatever its binding says by then.
             may_have_ended = isinstance(error, LedgerSilent) or self._bursts.may_follow(task.head)
             return self._judge(task, error, is_noted=False, has_begun=may_have_ended)
         return await self._run(task, found, steps) if isinstance(found, Bound) else found
 
-    async def _workflow_or_ending(
-        self, claim: Claim, task: Task, steps: Mapping[str, bytes], known: Run | None
-    ) -> Ending | Bound:
+    async def _workflow_or_ending(self, claim: Claim, task: Task, steps: Mapping[str, bytes]) -> Ending | Bound:
         """The workflow that is to run it now, or what comes of it without. The order of these questions is part of the
         answer."""
         head, channel = task.head, self._channels[task.head.channel]
-        if (ending := self._ended_before(task, known)) is not None:
-            return ending
         if head.task_type is TaskType.FOLLOW_UP:
             return await self._fire(task)
         if head.task_type is not TaskType.MESSAGE_SEND or planned_by(head):
@@ -317,7 +313,7 @@ class Worker:
         with self._telling_of_failure(task, bound):
             ran = await self._run_here_or_in_conversation(burst, bound, channel, steps)
             if ran is None:
-                return Retry(LOOK_SECONDS, "its conversation works on it", counts=False, is_noted=False)
+                return Retry(CONVERSATION_LOOK_SECONDS, "its conversation works on it", counts=False, is_noted=False)
             return _answered(task, channel, ran.effects, value=ran.value, bound=bound, stages=ran.stages, burst=burst)
 
     async def _run_here_or_in_conversation(
@@ -350,7 +346,7 @@ class Worker:
         """Of every try that fails by the workflow's own fault: what is suspended in the end is known too late."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # border: the binding's health hears of it, and the retry policy judges it
             self._tell_of_failure(task.head, bound, error)
             raise
 
@@ -390,11 +386,11 @@ class Worker:
             raise LedgerSilent("the ledger did not answer just now")
         return waiting
 
-    def _ended_before(self, task: Task, known: Run | None) -> Ending | None:
+    def _ended_before(self, task: Task, former: Run | None) -> Ending | None:
         """By its result, which a former worker saved; or because its time is over."""
         deadline_at_ms = task.progress.deadline_at_ms
-        if known is not None:
-            return KeyUsedAgain(known.generation + 1) if known.is_of_former(task.head) else AlreadyRun(known)
+        if former is not None:
+            return KeyUsedAgain(former.generation + 1) if former.is_of_former(task.head) else AlreadyRun(former)
         if deadline_at_ms is not None and deadline_at_ms < self._queue.now_ms():
             return TooLate()
         return None
@@ -573,18 +569,18 @@ class Worker:
         )
         return await self._go_on(task, run, saved_at_ms=self._queue.now_ms())
 
-    async def _history(self, burst: Burst, said: str) -> list[Turn]:
+    async def _history(self, burst: Burst, said: str) -> list[HistoryLine]:
         """What the run adds to its chat's: what the person said, once however often it is run, and what it answers."""
-        run_id, turns = burst.leader.run_id, []
+        run_id, lines = burst.leader.run_id, []
         is_again = burst.leader.progress.generation > 0
         for task in burst.messages:
             head = task.head
             if _is_said_by_a_person(head) and not await self._is_in_history(task, is_again=is_again):
                 text = head.user_text or ""
-                turns.append(Turn(role="user", text=text, at_ms=head.accepted_at_ms, run_id=task.run_id))
+                lines.append(HistoryLine(role="user", text=text, at_ms=head.accepted_at_ms, run_id=task.run_id))
         if said:
-            turns.append(Turn(role="assistant", text=said, at_ms=epoch_ms(self._clock.now()), run_id=run_id))
-        return turns
+            lines.append(HistoryLine(role="assistant", text=said, at_ms=epoch_ms(self._clock.now()), run_id=run_id))
+        return lines
 
     async def _is_in_history(self, task: Task, *, is_again: bool) -> bool:
         """Whether a former run has put it there; not one that was another message's, of the same key. `is_again`: what

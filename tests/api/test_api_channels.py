@@ -18,7 +18,7 @@ from rise.definitions.records import BindingRecord, BindingRoute
 from rise.envelope import TaskId
 from rise.errors import StoreUnavailable
 from rise.queue.port import Selection
-from rise.runtime.assembly import House, build_binding_monitor, build_path_test
+from rise.runtime.assembly import House, build_examiner, build_path_test
 from rise.runtime.binding_health import BindingHealth, HealthStatus
 from rise.testing.waiting import eventually
 
@@ -152,8 +152,8 @@ async def test_failures_of_the_workflow_show_whatever_they_are_and_its_dependenc
 
     await work(bot)
     await house.bindings.refresh()
-    monitor = build_binding_monitor(house)
-    await monitor.start()
+    examiner = build_examiner(house)
+    await examiner.start()
     for number, text in enumerate(["dependency", "error", "unkeepable", "error", "fine"]):
         message = {"userText": text, "retryMax": 0, "metadata": {"chat_id": str(number)}}
         if text == "fine":
@@ -162,7 +162,7 @@ async def test_failures_of_the_workflow_show_whatever_they_are_and_its_dependenc
         await client.post("/api/workflows/apply", json=message)
     await eventually(lambda: _health(house) == "ok")
     assert {(one["channel"], one["account"], one["workflow_id"]) for one in failed} == {("http", "default", "wf_bot")}
-    await monitor.stop()
+    await examiner.stop()
 
 
 def _health(house: House) -> str:

@@ -34,8 +34,7 @@ APPLY_HEAD = (
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines of a test's length."""
-    assert reading.read_body.__kwdefaults__ is not None
-    monkeypatch.setitem(reading.read_body.__kwdefaults__, "seconds", 0.3)
+    monkeypatch.setattr(reading, "BODY_SECONDS", 0.3)
     monkeypatch.setattr(reading, "DISCARD_SECONDS", 0.3)
     monkeypatch.setattr(server_module, "HEADER_SECONDS", 0.3)
 

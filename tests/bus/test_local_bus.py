@@ -115,7 +115,7 @@ async def test_a_process_that_ends_leaves_nothing_behind(local: LocalStage):
 
 @pytest.mark.failure("D2")
 async def test_a_stopped_process_is_not_taken_for_dead(local: LocalStage):
-    """Not even one that has not run for any length of time: its claims are for the lease to end."""
+    """Not even one that has not run for any length of time: its claims are left to lapse."""
     bus = await local.member()
     process, _ = await local.process()
     process.send_signal(signal.SIGSTOP)

@@ -119,7 +119,7 @@ class TestRedisBusBetweenHosts(BusConformance):
         await stage.end()
 
     async def test_a_killed_process_is_known_to_be_dead_until_it_is_buried(self, stage: ManyHosts) -> None:
-        """On its own host only: elsewhere its claims are for the lease to end."""
+        """On its own host only: elsewhere its claims are left to lapse."""
         one = await stage.member()
         await stage.killed_member()
         assert one.dead_members() == []

@@ -222,7 +222,7 @@ async def test_a_webhook_left_over_is_removed_once_and_nothing_pending_is_lost(t
     await polling.start()
     await until(lambda: intake.texts == ["Hello"])
     telegram.pass_time(2)
-    await channel.set_webhook(ACCOUNT, "http://127.0.0.1:1/hook", "secret", max_connections=3)
+    await channel.set_webhook(ACCOUNT, "http://127.0.0.1:1/hook", "secret")
     await channel.close()
     await until(lambda: "somebody else" in states[-1][1])
     assert len([call for call in telegram.calls if call.method == "deleteWebhook"]) == 1

@@ -15,7 +15,7 @@ from rise.channels.telegram import read_update
 from rise.definitions.port import VERSIONS_KEPT, Definition, Kind
 from rise.definitions.records import BindingRecord, account_name
 from rise.envelope import Call, Outcome, Status, TaskId, chat_mark_of, reply_id_of
-from rise.ledger.port import Attempt, Reply, RunResult, Turn
+from rise.ledger.port import Attempt, HistoryLine, Reply, RunResult
 from rise.queue.port import Finished
 from rise.runtime.assembly import House
 
@@ -63,7 +63,7 @@ def answer(directory: Directory) -> int:
                         call=Call("sendMessage", {"text": said}, said),
                         accepted_at_ms=task.head.accepted_at_ms,
                     )
-                    turns = [Turn(role=role, text=said, at_ms=1) for role in ("user", "assistant")]
+                    turns = [HistoryLine(role=role, text=said, at_ms=1) for role in ("user", "assistant")]
                     result = RunResult(outcome=Outcome.ANSWERED, value={"text": said}, workflow_id="wf_test")
                     await house.ledger.save_result(task, result, [reply], turns, deliver=False)
                     claim = await house.queue.settle(claim, task, Finished())

@@ -39,7 +39,7 @@ from rise.envelope import Status
 from rise.errors import MongoUnavailable, Unavailable
 from rise.ledger.mongodb import INDEXES as LEDGER_INDEXES
 from rise.ledger.mongodb import MongoLedger
-from rise.ledger.port import Attempt, Reply, ReplyState, Sent, Turn
+from rise.ledger.port import Attempt, HistoryLine, Reply, ReplyState, Sent
 from rise.testing.conformance.definitions import definition
 from rise.testing.conformance.ledger import ANSWERED, chunks, notice, numbered, send_everything, states, take_one, task
 from rise.testing.servers import MongoServer
@@ -51,7 +51,7 @@ pytestmark = [
 ]
 
 INDEXES = {**LEDGER_INDEXES, **DEFINITIONS_INDEXES}
-TURNS = [Turn(role="user", text="q", at_ms=1), Turn(role="assistant", text="a", at_ms=1)]
+TURNS = [HistoryLine(role="user", text="q", at_ms=1), HistoryLine(role="assistant", text="a", at_ms=1)]
 REFUSALS_MAX = 5
 TASKS = 30
 AT_ONCE = 6

@@ -22,7 +22,7 @@ from pamqp.frame import unmarshal
 from pamqp.header import ContentHeader
 
 from rise.clock import SystemClock
-from rise.connections.amqp import Address, AmqpChannel, AmqpConnection, Message, Refused, header_frame
+from rise.connections.amqp import Address, AmqpChannel, AmqpConnection, Message, MessageRefused, header_frame
 from rise.connections.rabbitmq import Rabbit, Topology, rabbit_errors
 from rise.envelope import new_key
 from rise.errors import RabbitUnavailable, Unavailable
@@ -67,7 +67,7 @@ def through(link: FaultProxy) -> str:
 def every_error_class() -> list[type[Exception]]:
     """Which RabbitMQ or the way to it may cause."""
     kinds = [kind for kind in vars(exceptions).values() if isinstance(kind, type)]
-    ours = [ConnectionRefusedError, ConnectionResetError, TimeoutError, ssl.SSLError, Refused]
+    ours = [ConnectionRefusedError, ConnectionResetError, TimeoutError, ssl.SSLError, MessageRefused]
     return [kind for kind in kinds if issubclass(kind, exceptions.PAMQPException)] + ours
 
 
@@ -76,7 +76,7 @@ def every_error_class() -> list[type[Exception]]:
 def test_every_error_on_the_way_becomes_ours(kind: type[Exception]):
     error = kind.__new__(kind)
     Exception.__init__(error, "why", "and how")
-    if isinstance(error, Refused):
+    if isinstance(error, MessageRefused):
         error.is_returned = False
     with pytest.raises(Unavailable), rabbit_errors():
         raise error

@@ -9,7 +9,7 @@ import msgspec
 
 from rise.clock import Clock, epoch_ms
 from rise.connections.sqlite import Database
-from rise.copies.journal import SCHEMA, Journal, JournalEntry, JournalKept, Run
+from rise.copies.journal import SCHEMA, Journal, JournalEntry, JournalKept, RunName
 from rise.copies.record import encode_task
 from rise.queue.port import NewTask
 from rise.testing.clock import START
@@ -26,8 +26,8 @@ def message(number: int, *, generation: int = 0, raw: bytes | None = None, recei
     return msgspec.structs.replace(task, head=head, generation=generation)
 
 
-def run(number: int, generation: int = 0) -> Run:
-    return Run(message(number).head.task_id, generation)
+def run(number: int, generation: int = 0) -> RunName:
+    return RunName(message(number).head.task_id, generation)
 
 
 def database_at(path: Path, clock: Clock) -> Database:
@@ -43,11 +43,11 @@ async def keep_all(journal: Journal, numbers) -> None:
     await asyncio.gather(*(keep(journal, number) for number in numbers))
 
 
-def runs_in(entries: list[JournalEntry]) -> list[Run]:
-    return [Run(entry.task.head.task_id, entry.task.generation) for entry in entries]
+def runs_in(entries: list[JournalEntry]) -> list[RunName]:
+    return [RunName(entry.task.head.task_id, entry.task.generation) for entry in entries]
 
 
-async def open_in(journal: Journal) -> list[Run]:
+async def open_in(journal: Journal) -> list[RunName]:
     found, after = [], 0
     while page := await journal.open_tasks(limit=7, after=after):
         found += runs_in(page)
@@ -55,9 +55,9 @@ async def open_in(journal: Journal) -> list[Run]:
     return found
 
 
-async def due_in(journal: Journal, limit: int) -> list[Run]:
-    return [kept.run for kept in await journal.due(limit)]
+async def due_in(journal: Journal, limit: int) -> list[RunName]:
+    return [kept.name for kept in await journal.due(limit)]
 
 
-async def lacking_in(journal: Journal, copy: str, life: str | None, **narrowed) -> list[Run]:
+async def lacking_in(journal: Journal, copy: str, life: str | None, **narrowed) -> list[RunName]:
     return runs_in(await journal.lacking(copy, life, limit=1000, **narrowed))

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from journals import HOUR_SECONDS, due_in, keep, open_in, run, runs_in
 
 from rise.clock import epoch_ms
-from rise.copies.journal import SCHEMA, Journal, JournalKept, Run
+from rise.copies.journal import SCHEMA, Journal, JournalKept, RunName
 from rise.testing.clock import START, ManualClock
 from rise.testing.simulator.database import InlineDatabase, memory_disk
 
@@ -125,7 +125,7 @@ class JournalAsADictionary(RuleBasedStateMachine):
 
     # --- what is seen of both ---
 
-    def in_order(self, *, at_least: float = 0, copy: str = "", life: str | None = None) -> list[Run]:
+    def in_order(self, *, at_least: float = 0, copy: str = "", life: str | None = None) -> list[RunName]:
         """Those that lack the copy and have been here for so long."""
         now = self.clock.monotonic()
         return [

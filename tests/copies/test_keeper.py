@@ -74,7 +74,7 @@ async def test_an_emptied_queue_gets_everything_back_before_anything_is_handed_o
     with capture_logs() as logs:
         await rounds(process)
     assert only_in_mirror.head.task_id in installation.in_queue()
-    assert events(logs, "queue.rehydrated")[0]["count"] == 5
+    assert events(logs, "queue.refilled")[0]["count"] == 5
     assert await installation.work() == [2, 3, 4, 5, 6, 7]
     assert set(installation.runs.values()) == {1}
 
@@ -276,7 +276,7 @@ async def test_a_mirror_that_is_away_too_is_waited_for_and_then_not(installation
     assert installation.queue.life is None
     with capture_logs() as logs:
         await rounds(process, 2, seconds=PATIENCE_SECONDS)
-    assert events(logs, "queue.rehydrated_in_part")[0]["without"] == "the mirror"
+    assert events(logs, "queue.refilled_in_part")[0]["without"] == "the mirror"
     assert await installation.work() == [1]
     process.mirror.link.is_down = False
     await rounds(process)

@@ -28,4 +28,4 @@ async def test_a_copy_is_over_by_the_end_of_its_own_message(seconds_later: int, 
     later = msgspec.structs.replace(head, accepted_at_ms=head.accepted_at_ms + seconds_later * 1000)
     kept = run_of(msgspec.structs.replace(former, head=later))
     work = OpenWork(ledger, MemoryQueue(MemoryQueueState(), now_ms=lambda: 0))
-    assert await work.finished([kept]) == ({kept.run} if is_over else set())
+    assert await work.finished([kept]) == ({kept.name} if is_over else set())

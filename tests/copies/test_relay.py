@@ -11,7 +11,7 @@ from copies_stage import HOUR_SECONDS, Installation, Process, attempt, ids, in_j
 from structlog.testing import capture_logs
 
 from rise.copies import relay as relay_module
-from rise.copies.journal import FIRST_LOOK_MS, LOOK_MS_MAX, Journal, Run
+from rise.copies.journal import FIRST_LOOK_MS, LOOK_MS_MAX, Journal, RunName
 from rise.envelope import LaneKey
 from rise.errors import RabbitUnavailable, RedisFull, StoreUnavailable
 from rise.queue.port import NewTask
@@ -622,7 +622,7 @@ async def test_notes_do_not_pile_up_while_the_journal_takes_none(
 
     async def refuse(runs, copy, life):
         for number in range(8):  # messages are accepted meanwhile
-            process.notes.add(copy, Run(installation.message(number).head.task_id, 0), life)
+            process.notes.add(copy, RunName(installation.message(number).head.task_id, 0), life)
         raise StoreUnavailable("a full disk")
 
     journal.note = refuse  # type: ignore[method-assign]

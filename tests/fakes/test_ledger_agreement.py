@@ -17,10 +17,10 @@ from rise.ledger.port import (
     Attempt,
     ChatMove,
     Delivered,
-    Delivery,
     Ended,
     Failed,
     HeldUnknown,
+    HistoryLine,
     Ledger,
     Operation,
     OutboxDepth,
@@ -29,8 +29,8 @@ from rise.ledger.port import (
     Resend,
     Run,
     RunResult,
+    SendEnding,
     Sent,
-    Turn,
 )
 from rise.ledger.sqlite import SCHEMA, SqliteLedger
 from rise.testing.clock import ManualClock
@@ -51,7 +51,7 @@ LIMIT = st.integers(0, 3)
 ACCOUNTS = st.sampled_from(("7", "8"))
 SECONDS = st.sampled_from((0.0, 0.0, 5.0))
 CALLS = seldom(st.just(Call("sendMessage", {"text": "plain"}, "plain")))
-DELIVERIES = st.one_of(
+ENDINGS = st.one_of(
     st.just(Sent("m")),
     st.just(Sent()),
     st.builds(Failed, st.just("refused"), chat_gone=st.booleans()),
@@ -104,9 +104,9 @@ COMMANDS = commands(
         urgent_only=st.lists(ACCOUNTS, max_size=1),
     ),
     command(1, "outbox_take_with", pick=PICKS, limit=LIMIT),
-    command(10, "deliver", pick=PICKS, delivery=DELIVERIES, is_answer_lost=st.booleans()),
+    command(10, "deliver", pick=PICKS, ending=ENDINGS, is_answer_lost=st.booleans()),
     command(1, "outbox_sending", pick=PICKS),
-    command(1, "outbox_record", pick=PICKS, delivery=DELIVERIES),
+    command(1, "outbox_record", pick=PICKS, ending=ENDINGS),
     command(1, "outbox_release", pick=PICKS, seconds=SECONDS),
     command(4, "outbox_rearm", pick=PICKS),
     command(1, "record_operation", limit=LIMIT),
@@ -188,7 +188,7 @@ class TwoLedgers:
         if is_called_back:
             replies.append(callback(of))
         result = RunResult(outcome=Outcome.ANSWERED if count else Outcome.SILENT, value={"n": number}, workflow_id="w")
-        turns = [Turn(role="user", text=f"{number}", at_ms=1 + number % 2, run_id=of.run_id)]
+        turns = [HistoryLine(role="user", text=f"{number}", at_ms=1 + number % 2, run_id=of.run_id)]
         self.agree(lambda ledger: ledger.save_result(of, result, replies, turns, deliver=deliver))
 
     def finish(self, pick: int, status: Status, outcome: Outcome | None, is_called_back: bool) -> None:
@@ -251,14 +251,14 @@ class TwoLedgers:
             for replies in zip(fake, real, strict=True):
                 self._remember(*replies)
 
-    def deliver(self, pick: int, delivery: Delivery, is_answer_lost: bool) -> None:
+    def deliver(self, pick: int, ending: SendEnding, is_answer_lost: bool) -> None:
         """As a sender does: one that it was handed, with one call."""
         if not self.unsent:
             self.outbox_take(1, 0, [], [])
         if self.unsent:
             replies = self.unsent.pop(-1 - pick % len(self.unsent))
             if replies[self.fake].state is ReplyState.SENDING or self._sending(replies) is None:
-                self._record(replies, delivery, is_answer_lost=is_answer_lost)
+                self._record(replies, ending, is_answer_lost=is_answer_lost)
             else:
                 self._release(replies, 0.0)
 
@@ -270,16 +270,16 @@ class TwoLedgers:
         fence = self.fences[-1]
         return self.agree(lambda ledger: ledger.outbox_sending(fence[ledger], replies[ledger]))[0]
 
-    def outbox_record(self, pick: int, delivery: Delivery) -> None:
+    def outbox_record(self, pick: int, ending: SendEnding) -> None:
         for replies in self._picked(pick):
-            self._record(replies, delivery)
+            self._record(replies, ending)
 
-    def _record(self, replies: Replies, delivery: Delivery, *, is_answer_lost: bool = False) -> None:
+    def _record(self, replies: Replies, ending: SendEnding, *, is_answer_lost: bool = False) -> None:
         fence = self.fences[-1]
-        fake, real = self.agree(lambda ledger: ledger.outbox_record(fence[ledger], replies[ledger], delivery))
+        fake, real = self.agree(lambda ledger: ledger.outbox_record(fence[ledger], replies[ledger], ending))
         if is_answer_lost and isinstance(real, Delivered):
             self.look()
-            _, again = self.agree(lambda ledger: ledger.outbox_record(fence[ledger], replies[ledger], delivery))
+            _, again = self.agree(lambda ledger: ledger.outbox_record(fence[ledger], replies[ledger], ending))
             assert again == real
         if fake.next is not None:
             self._remember(fake.next, real.next)

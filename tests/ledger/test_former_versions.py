@@ -16,7 +16,7 @@ from rise.envelope import Outcome, Status, encode_json
 from rise.ledger.kept import ATTEMPTS_KEPT, TURN_CHARS_MAX
 from rise.ledger.late import LateEnd, LateResult, decode_late, encode_late
 from rise.ledger.mongodb import MongoLedger
-from rise.ledger.port import Attempt, Delivered, RunResult, Sent, Turn, count_tries
+from rise.ledger.port import Attempt, Delivered, HistoryLine, RunResult, Sent, count_tries
 from rise.queue.port import Replying
 from rise.testing.conformance.ledger import (
     ANSWERED,
@@ -155,11 +155,11 @@ SILENT = RunResult(outcome=Outcome.SILENT)
 @pytest.mark.failure("G8")
 async def test_a_history_that_leaves_no_room_for_more_makes_some(stage: MongoStage):
     ledger = MongoLedger(await stage.connect(PlainDatabase), stage.clock)
-    await ledger.save_result(task(1), SILENT, [], [Turn(role="user", text="q", at_ms=1)], deliver=True)
+    await ledger.save_result(task(1), SILENT, [], [HistoryLine(role="user", text="q", at_ms=1)], deliver=True)
     [kept] = stage.read("histories", {})["turns"]
     stage.write("histories", stage.keys("histories")[0], {"turns": [kept | {"text": "x" * 1_048_000}] * 16})
     for number in (2, 3):
-        of, said = task(number), Turn(role="user", text=f"{number}" * TURN_CHARS_MAX, at_ms=number)
+        of, said = task(number), HistoryLine(role="user", text=f"{number}" * TURN_CHARS_MAX, at_ms=number)
         run = await ledger.save_result(of, ANSWERED, chunks(of), [said], deliver=True)
         assert run.status is Status.REPLYING
     assert [turn.text[0] for turn in await ledger.history("telegram", "7", "1", limit=50)] == [*"x" * 11, "2", "3"]
@@ -170,7 +170,7 @@ async def test_a_long_turn_that_was_still_to_be_written_is_cut(stage: MongoStage
     ledger, database = await stage.mortal()
     database.writes_left = 1
     with pytest.raises(Died):
-        await ledger.save_result(task(), SILENT, [], [Turn(role="user", text="q", at_ms=1)], deliver=True)
+        await ledger.save_result(task(), SILENT, [], [HistoryLine(role="user", text="q", at_ms=1)], deliver=True)
     stage.write("runs", task().run_id, {"history.0.text": "x" * 100_000})
     assert await stage.ledger.run(task().run_id) is not None
     [turn] = await stage.ledger.history("telegram", "7", "1", limit=9)

@@ -13,7 +13,7 @@ from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUna
 from rise.ledger.kept import ATTEMPTS_KEPT, TURN_CHARS_MAX
 from rise.ledger.late import Waiting, decode_late, encode_late
 from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, ONLY_THE_LEDGERS, REMEMBERED_SECONDS, LateLedger
-from rise.ledger.port import Attempt, Ledger, Reply, ReplyKind, RunResult, Turn, count_tries
+from rise.ledger.port import Attempt, HistoryLine, Ledger, Reply, ReplyKind, RunResult, count_tries
 from rise.queue.port import Finished, NewTask, Replying, Selection, Suspend
 from rise.runtime.writing_back import LOST_SECONDS_MAX, PAGE
 from rise.testing.conformance.ledger import LedgerConformance, chunks, notice, numbered
@@ -72,7 +72,7 @@ async def work(stage: LateStage, ledger: Ledger, count: int = 1, *, result: RunR
     """Claim a message, save its result, settle it as the worker does."""
     claim = msgspec.structs.replace(await claim_one(stage.queue), tasks_left=0)
     task = claim.task
-    history = [Turn(role="user", text=task.task_id, at_ms=1, run_id=task.run_id)]
+    history = [HistoryLine(role="user", text=task.task_id, at_ms=1, run_id=task.run_id)]
     run = await ledger.save_result(task, result, chunks(task, count), history, deliver=True)
     await stage.queue.settle(claim, task, Finished() if run.status.is_finished else Replying())
     return task
@@ -156,7 +156,7 @@ async def test_as_long_as_anything_waits_a_chats_next_result_waits_behind_it(sta
 
 @pytest.mark.req("CPY-6", "WFL-4")
 async def test_of_a_long_turn_that_waits_the_beginning_is_kept(stage: LateStage):
-    ledger, said = stage.process(), Turn(role="user", text="x" * LATE_BYTES_MAX, at_ms=1)
+    ledger, said = stage.process(), HistoryLine(role="user", text="x" * LATE_BYTES_MAX, at_ms=1)
     await stage.accept(1)
     task = (await claim_one(stage.queue)).task
     stage.leave()
@@ -561,7 +561,7 @@ async def test_what_was_dropped_is_neither_remembered_nor_written(stage: LateSta
     stage.leave()
     claim = msgspec.structs.replace(await claim_one(stage.queue), tasks_left=0)
     await ledger.save_step(claim.task.run_id, "ask", b"1")
-    said = [Turn(role="user", text="forget this", at_ms=1, run_id=claim.task.run_id)]
+    said = [HistoryLine(role="user", text="forget this", at_ms=1, run_id=claim.task.run_id)]
     await ledger.save_result(claim.task, ANSWERED, chunks(claim.task), said, deliver=True)
     await stage.queue.settle(claim, claim.task, Replying())
     stage.come_back()

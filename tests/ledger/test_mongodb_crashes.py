@@ -26,14 +26,14 @@ from rise.ledger.mongodb_histories import Histories
 from rise.ledger.port import (
     Again,
     Attempt,
-    Delivery,
     HeldUnknown,
+    HistoryLine,
     Reply,
     ReplyKind,
     Resend,
     RunResult,
+    SendEnding,
     Sent,
-    Turn,
 )
 from rise.testing.conformance.ledger import (
     ANSWERED,
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.slow
 
 Step = Callable[[MongoLedger], Awaitable[object]]
 
-TURNS = [Turn(role="user", text="q", at_ms=1), Turn(role="assistant", text="a", at_ms=1)]
+TURNS = [HistoryLine(role="user", text="q", at_ms=1), HistoryLine(role="assistant", text="a", at_ms=1)]
 
 
 async def interrupted(stage: MongoStage, step: Step, writes: int) -> bool:
@@ -218,7 +218,7 @@ async def test_a_notice_that_is_said_while_its_answer_is_saved_never_comes_after
         assert kinds[task(number).task_id] == [*notices, ReplyKind.ANSWER]
 
 
-def recording(fence: int, reply: Reply, ending: Delivery) -> Step:
+def recording(fence: int, reply: Reply, ending: SendEnding) -> Step:
     return lambda ledger: ledger.outbox_record(fence, reply, ending)
 
 
@@ -240,7 +240,7 @@ async def begin_sending(ledger: MongoLedger) -> tuple[int, Reply]:
     ],
     ids=lambda one: type(one).__name__,
 )
-async def test_an_ending_that_was_being_recorded_is_recorded_or_a_doubt(stages, ending: Delivery, then: list[str]):
+async def test_an_ending_that_was_being_recorded_is_recorded_or_a_doubt(stages, ending: SendEnding, then: list[str]):
     for writes in itertools.count(1):
         stage = await stages()
         await answer(stage.ledger, task(), 2)
@@ -256,7 +256,7 @@ async def test_an_ending_that_was_being_recorded_is_recorded_or_a_doubt(stages, 
 @pytest.mark.req("OUT-1")
 @pytest.mark.failure("C13", "G8")
 @pytest.mark.parametrize("ending", [Sent("m"), Again(0.0, "429"), Again(5.0, "429"), Again(0.0, "moved", chat_id="9")])
-async def test_an_ending_whose_answer_was_lost_is_recorded_once(stages, ending: Delivery):
+async def test_an_ending_whose_answer_was_lost_is_recorded_once(stages, ending: SendEnding):
     for writes in itertools.count(1):
         stage = await stages()
         await answer(stage.ledger, task(), 2)
@@ -465,7 +465,7 @@ async def test_a_history_is_in_the_order_in_which_it_came_whatever_the_clocks_of
         ledger, database = ahead if number % 2 else behind
         assert database.started_ms is not None
         database.started_ms += 5 if number == 1 else 0
-        turns = [Turn(role="user", text=f"{number}", at_ms=number)]
+        turns = [HistoryLine(role="user", text=f"{number}", at_ms=number)]
         await ledger.save_result(task(number), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
     assert [turn.text for turn in await stage.ledger.history("telegram", "7", "1", limit=9)] == ["1", "2", "3", "4"]
 

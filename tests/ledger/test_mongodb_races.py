@@ -17,7 +17,7 @@ from mongodb_stage import MongoStage
 from rise.envelope import Outcome, Status
 from rise.ledger.documents import Document
 from rise.ledger.mongodb import MongoLedger
-from rise.ledger.port import ReplyKind, Run, RunResult, Turn
+from rise.ledger.port import HistoryLine, ReplyKind, Run, RunResult
 from rise.testing.conformance.ledger import ANSWERED, callback_saying, chunks, send_everything, task
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 Step = Callable[[MongoLedger], Awaitable[Run]]
 
 SILENT = RunResult(outcome=Outcome.SILENT)
-TURNS = [Turn(role="user", text="q", at_ms=1), Turn(role="assistant", text="a", at_ms=1)]
+TURNS = [HistoryLine(role="user", text="q", at_ms=1), HistoryLine(role="assistant", text="a", at_ms=1)]
 
 
 async def interleaved(stage: MongoStage, slow: Step, other: Callable[[], Awaitable[object]], write: int) -> bool:
@@ -121,7 +121,7 @@ async def test_whoever_dies_over_one_of_them_leaves_one_callback_to_the_other(
 
 # --- forgetting ---
 
-SAID = [Turn(role="user", text="my name is Ann", at_ms=1, run_id=task().run_id)]
+SAID = [HistoryLine(role="user", text="my name is Ann", at_ms=1, run_id=task().run_id)]
 
 
 async def dropped_and_forgotten(ledger: MongoLedger) -> Run:
@@ -153,7 +153,7 @@ async def test_what_was_forgotten_while_it_was_being_written_down_does_not_come_
     for write in itertools.count(1):
         stage = await stages()
         if has_history:
-            before = [Turn(role="user", text="Ann before", at_ms=1)]
+            before = [HistoryLine(role="user", text="Ann before", at_ms=1)]
             await stage.ledger.save_result(task(2), SILENT, [], before, deliver=True)
         if slow == "read":
             dying, database = await stage.mortal()
@@ -171,7 +171,7 @@ async def test_what_was_forgotten_while_it_was_being_written_down_does_not_come_
         assert "Ann" not in await all_that_is_kept(stage), write
         assert await sent_by_a_new_sender(stage) == []
         assert "Ann" not in await all_that_is_kept(stage), write
-        later = [Turn(role="user", text="hello", at_ms=2)]
+        later = [HistoryLine(role="user", text="hello", at_ms=2)]
         await stage.ledger.save_result(task(3), SILENT, [], later, deliver=True)
         assert [turn.text for turn in await stage.ledger.history("telegram", "7", "1", limit=50)] == ["hello"]
         if not has_stopped:

@@ -439,7 +439,7 @@ async def test_nobody_takes_a_worker_for_stuck_that_works_or_that_lacks_somethin
     await started.wait()
     await stage.write("and another, behind it")
     for _ in range(2):
-        stage.clock.advance(5)  # within the claim, which is prolonged
+        stage.clock.advance(5)  # within the claim, which is renewed
         await gateway.supervisor.measure()
     finish.set()
 

@@ -533,7 +533,7 @@ async def test_a_worker_that_wakes_after_its_message_was_parked_as_poison_says_n
 
 @pytest.mark.req("QUE-3")
 @pytest.mark.failure("D4")
-async def test_a_worker_that_cannot_prolong_its_claims_stops_working_on_them(stage: Stage):
+async def test_a_worker_that_cannot_renew_its_claims_stops_working_on_them(stage: Stage):
     bot = Bot()
     bot.hold("one")
     _, cut_off = await stage.start(bot.workflow)

@@ -192,15 +192,15 @@ def test_what_befalls_a_store_that_is_said_to_be_away_is_no_news_until_it_is_sai
 
 
 @pytest.mark.req("TST-4")
-def test_copies_made_up_and_rehydrations_are_counted_from_the_log_and_half_a_line_waits_for_its_rest(tmp_path: Path):
+def test_copies_made_up_and_refills_are_counted_from_the_log_and_half_a_line_waits_for_its_rest(tmp_path: Path):
     log = tmp_path / "log"
     alarms = Alarms(log, ManualClock())
     said(log, {"event": "copies.made_up", "copy": "redis", "count": 3, "level": "info"})
-    said(log, {"event": "queue.rehydrated", "count": 9, "level": "info"})
+    said(log, {"event": "queue.refilled", "count": 9, "level": "info"})
     with log.open("a") as file:
         file.write('{"event": "copies.made_up", "copy": "redis", "cou')
     alarms.catch_up()
-    assert (alarms.made_up["redis"], alarms.rehydrated) == (3, 1)
+    assert (alarms.made_up["redis"], alarms.refilled) == (3, 1)
     with log.open("a") as file:
         file.write('nt": 4, "level": "info"}\n')
     alarms.catch_up()

@@ -184,6 +184,8 @@ def webhook(intake: Intake) -> TelegramWebhook:
         secret=SECRET,
         intake=intake,  # type: ignore[arg-type]
         gate=Gate(Credentials("admin-token-of-the-tests", {}), clock, rate_per_source=1_000_000),
+        require_verified=lambda account: None,
+        secret_of=lambda account: f"the secret of {account}",
     )
 
 

@@ -120,7 +120,7 @@ def test_the_bot_is_in_every_key_also_of_what_cannot_be_read(body: bytes, bot: s
 @given(st.binary(max_size=60) | updates().map(lambda made: made[1].raw), st.timedeltas(timedelta(0), timedelta(days=9)))
 @tried(400)
 def test_every_host_at_every_time_arrives_at_the_same_names(body: bytes, later: timedelta):
-    here = read_update(body, account="7", now=NOW, webhook=True, source="telegram-bot", request_id="r1")
+    here = read_update(body, account="7", now=NOW, webhook=True, source="telegram-bot", trace_id="t1")
     there = read_update(bytes(body), account="7", now=NOW + later, webhook=False, source="replay", trace_id="t2")
     assert (here.delivery_key, here.lane, here.order) == (there.delivery_key, there.lane, there.order)
 

@@ -21,9 +21,9 @@ from rise.errors import CapabilityClosed, StoreUnavailable
 from rise.ledger.port import Office
 from rise.offices import OfficeClaim
 from rise.runtime.binding_health import BindingHealth, Finding, HealthBook, HealthStatus
-from rise.runtime.binding_monitor import BindingMonitor, Pace
 from rise.runtime.bots import delivery_url
 from rise.runtime.editor import Editor
+from rise.runtime.examiner import Examiner, LookTimes
 from rise.runtime.path_test import PathTested
 from rise.runtime.platform_looks import answering_look, webhook_look
 from rise.testing.clock import ManualClock
@@ -76,18 +76,18 @@ class Stage:
         self.heard: list[Any] = []
         self.started: list[Any] = []
 
-    async def process(self, *, pace: Pace | None = None) -> tuple[BindingMonitor, HealthBook, MemoryBus]:
+    async def process(self, *, times: LookTimes | None = None) -> tuple[Examiner, HealthBook, MemoryBus]:
         bus, book = MemoryBus(self.members), HealthBook()
         registry = BindingRegistry(MemoryDefinitions(self.definitions), bus, self.clock)
         ledger = MemoryLedger(self.ledger, now_ms=lambda: int(self.clock.monotonic() * 1000))
-        monitor = BindingMonitor(
+        examiner = Examiner(
             registry=registry,
             book=book,
             looks={"telegram": self.platform.look},
             path=self.path,  # type: ignore[arg-type]
             bus=bus,
             clock=self.clock,
-            pace=pace or Pace(LOOK_SECONDS, 0),
+            times=times or LookTimes(LOOK_SECONDS, 0),
             office=lambda on_taken: OfficeClaim(ledger, Office.EXAMINER, bus.member, self.clock, on_taken=on_taken),
         )
         await bus.start()
@@ -98,9 +98,9 @@ class Stage:
             await editor.publish(WorkflowRecord(workflow_id="wf_a", name="a"), by="ann")
             await editor.bind(BindingRecord(channel="telegram", account="7", workflow_id="wf_a"), by="ann")
         await registry.refresh()
-        await monitor.start()
-        self.started += [monitor, bus]
-        return monitor, book, bus
+        await examiner.start()
+        self.started += [examiner, bus]
+        return examiner, book, bus
 
     async def end(self) -> None:
         for part in self.started:
@@ -148,13 +148,13 @@ async def test_it_is_found_out_without_anybody_asking_and_all_processes_know(sta
 @pytest.mark.req("BND-8", "BND-4")
 @pytest.mark.failure("D12")
 async def test_a_binding_that_a_newer_version_wrote_is_down_and_says_why(stage: Stage):
-    monitor, book, _ = await stage.process()
+    examiner, book, _ = await stage.process()
     await eventually(lambda: of(book) == ("ok", "getWebhookInfo"))
     definitions = MemoryDefinitions(stage.definitions)
     body = b'[{"workflow_id":"wf_a","kill_switch":{"of":"tomorrow"}}]'
     name = "telegram:7"
     await definitions.put(Definition(kind=Kind.BINDINGS, name=name, version=2, body=body, at_ms=0, by="ann"))
-    await monitor._registry.refresh()
+    await examiner._registry.refresh()
     await eventually(lambda: of(book) == ("down", "binding"))
     assert "a newer version of Rise" in book.health_of("telegram", "7", "wf_a").detail
     assert stage.heard[-1]["source"] == "binding"
@@ -162,14 +162,14 @@ async def test_a_binding_that_a_newer_version_wrote_is_down_and_says_why(stage: 
 
 @pytest.mark.req("BND-8")
 async def test_a_change_is_said_once_and_looking_again_changes_nothing(stage: Stage):
-    monitor, book, _ = await stage.process()
+    examiner, book, _ = await stage.process()
     await eventually(lambda: stage.heard)
     with capture_logs() as logged:
         for says in (MOVED, MOVED, Finding(MOVED.status, MOVED.source, "in other words"), WELL, WELL):
             stage.platform.says = says
             stage.clock.advance(LOOK_SECONDS)
-            await monitor.check()
-            await monitor.check()
+            await examiner.check()
+            await examiner.check()
             assert of(book)[0] == says.status
         await settled()
     assert [event["status"] for event in stage.heard] == ["ok", "degraded", "ok"]
@@ -185,11 +185,11 @@ async def test_a_change_is_said_once_and_looking_again_changes_nothing(stage: St
 
 @pytest.mark.req("BND-8")
 async def test_failures_in_a_row_show_and_one_success_ends_them(stage: Stage):
-    monitor, book, bus = await stage.process()
+    examiner, book, bus = await stage.process()
     for failures, status in ((2, "ok"), (1, "degraded"), (6, "degraded"), (1, "down"), (5, "down")):
         fail(bus, failures)
         await settled()
-        await monitor.check()
+        await examiner.check()
         assert of(book)[0] == status
     assert "KeyError" in book.health_of("telegram", "7", "wf_a").detail
     succeed(bus)
@@ -199,15 +199,15 @@ async def test_failures_in_a_row_show_and_one_success_ends_them(stage: Stage):
 
 @pytest.mark.req("BND-8")
 async def test_a_test_message_that_does_not_get_through_is_down(stage: Stage):
-    monitor, book, _ = await stage.process(pace=Pace(LOOK_SECONDS, 300.0))
+    examiner, book, _ = await stage.process(times=LookTimes(LOOK_SECONDS, 300.0))
     for ends in (
         PathTested(TaskId("t_1"), Status.PENDING, None),
         StoreUnavailable("the disk is full"),
         CapabilityClosed("disk", "unavailable", "gone", retry_after_seconds=1),
     ):
         stage.path.ends = ends
-        await monitor.test()
-        await monitor.check()
+        await examiner.test()
+        await examiner.check()
         assert of(book) == ("down", "test")
     stage.path.ends = PathTested(TaskId("t_2"), Status.COMPLETED, 0.1)
     await eventually(lambda: stage.clock.advance(300.0) or of(book) == ("ok", "getWebhookInfo"))
@@ -215,19 +215,19 @@ async def test_a_test_message_that_does_not_get_through_is_down(stage: Stage):
 
 @pytest.mark.req("BND-8")
 async def test_a_platform_that_cannot_be_asked_is_degraded(stage: Stage):
-    monitor, book, _ = await stage.process()
+    examiner, book, _ = await stage.process()
     stage.platform.says = StoreUnavailable("no way there")
     stage.clock.advance(LOOK_SECONDS)
-    await monitor.check()
+    await examiner.check()
     health = book.health_of("telegram", "7", "wf_a")
     assert (health.status, health.detail) == ("degraded", "no way there")
 
 
 @pytest.mark.req("BND-8")
 async def test_whoever_takes_over_says_nothing_new(stage: Stage):
-    first, book, _ = await stage.process(pace=Pace(5.0, 0))
+    first, book, _ = await stage.process(times=LookTimes(5.0, 0))
     await eventually(lambda: of(book) == ("ok", "getWebhookInfo"))
-    _, other, _ = await stage.process(pace=Pace(5.0, 0))
+    _, other, _ = await stage.process(times=LookTimes(5.0, 0))
     stage.platform.says = MOVED
     stage.clock.advance(5.0)  # less than the lease
     await first.check()
@@ -246,11 +246,11 @@ async def test_a_binding_whose_workflow_is_gone_is_down(stage: Stage):
     ledger = MemoryLedger(stage.ledger, now_ms=lambda: 0)
     editor = Editor(MemoryDefinitions(stage.definitions), ledger, bus, stage.clock)
     await editor.publish(WorkflowRecord(workflow_id="wf_a", name="a", enabled=False), by="ann")
-    monitor, again, _ = await stage.process()
-    stage.started.remove(monitor)
-    await monitor.check()
+    examiner, again, _ = await stage.process()
+    stage.started.remove(examiner)
+    await examiner.check()
     assert of(again) == ("down", "workflow")
-    await monitor.stop()
+    await examiner.stop()
 
 
 # --- what Telegram says ---

@@ -12,7 +12,7 @@ import pytest
 from rise.channels.telegram import read_update
 from rise.envelope import Outcome, Status, TaskId
 from rise.errors import StateConflict, StoreUnavailable, TemporalUnavailable
-from rise.ledger.port import ChatForgotten, RunResult, Turn
+from rise.ledger.port import ChatForgotten, HistoryLine, RunResult
 from rise.queue.port import Finished, Selection
 from rise.runtime import forgetting as forgetting_module
 from rise.runtime.assembly import House, build, build_forgetting, build_operations
@@ -50,7 +50,7 @@ async def answer_all(house: House) -> None:
         for first in claims:
             claim: Any = first
             while claim is not None:
-                turns = [Turn(role="user", text="Hi", at_ms=1)]
+                turns = [HistoryLine(role="user", text="Hi", at_ms=1)]
                 silent = RunResult(outcome=Outcome.SILENT, value={"said": "Hi"})
                 await house.ledger.save_result(claim.task, silent, [], turns, deliver=False)
                 claim = await house.queue.settle(claim, claim.task, Finished())

@@ -128,16 +128,16 @@ def a_claim_that_does_not_last(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_youngest_first(patch: pytest.MonkeyPatch) -> None:
-    head_of = sqlite._head_of
+    first_task = sqlite._first_task
 
     def youngest(connection: apsw.Connection, lane: Any) -> Any:
-        head = head_of(connection, lane)
+        first = first_task(connection, lane)
         row = connection.execute(
             "SELECT task_id FROM tasks WHERE lane = ? AND status = 'pending' ORDER BY order_at DESC LIMIT 1", (lane,)
         ).fetchone()
-        return head if head is None or row is None else sqlite._get(connection, row[0])
+        return first if first is None or row is None else sqlite._get(connection, row[0])
 
-    patch.setattr(sqlite, "_head_of", youngest)
+    patch.setattr(sqlite, "_first_task", youngest)
 
 
 # --- chosen by an outside reader, who had not built any of this, before the simulator was asked -----------

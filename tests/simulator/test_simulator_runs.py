@@ -30,7 +30,7 @@ ONCE_BROKEN = {
     5002281: "a worker that was told to stop waited for the rest of its grace in ever smaller steps, for ever",
     16000592: "a worker that was frozen before it saved the answer to a burst, of which a part was answered meanwhile",
     16002118: "the checker took a message that another had taken along for answered, when a person dropped that one",
-    8003321: "a store that took longer to prolong a claim than it lasts made a death of it",
+    8003321: "a store that took longer to renew a claim than it lasts made a death of it",
     1002225: "a gateway that had been frozen put what came meanwhile into the lane of an id that its chat had left",
 }
 """Seeds that found something once, and what."""

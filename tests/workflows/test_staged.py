@@ -15,6 +15,7 @@ from urllib.parse import quote, quote_plus
 import msgspec
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from rise.clock import Clock
 from rise.envelope import DeliveryKey, Effect, Head, LaneKey, Order, Progress, Status, Task, task_id_of
@@ -488,7 +489,10 @@ async def test_what_a_function_raises_is_tried_again_and_said(bench: Bench):
         return "there"
 
     bench.give(functions={"fail": fail})
-    assert await bench.run(python("fail", retries={"max": 2, "waitSeconds": 0})) == "there"
+    with capture_logs() as logged:
+        assert await bench.run(python("fail", retries={"max": 2, "waitSeconds": 0})) == "there"
+    failed = [(line["stage"], line["tries"], str(line["error"])) for line in logged if line["event"] == "stage.failed"]
+    assert failed == [("count", 1, "not there yet"), ("count", 2, "not there yet")]
     tries.clear()
     with pytest.raises(LookupError):
         await bench.run(python("fail", name="once"))

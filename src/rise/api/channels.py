@@ -1,6 +1,6 @@
 """How well a channel serves, and a message sent through it to see.
 
-Only translates: what is found out is found by `rise.runtime.binding_monitor`, whether anybody asks or not.
+Only translates: what is found out is found by `rise.runtime.examiner`, whether anybody asks or not.
 
 Refuses: what is not configured here (404).
 """

@@ -32,17 +32,15 @@ BODY_HAS_ARRIVED: Final = "rise.body_has_arrived"
 deadline, which costs more than all other reading of it."""
 
 
-async def read_body(
-    scope: Scope, receive: Receive, *, bytes_max: int = RAW_BYTES_MAX, seconds: float = BODY_SECONDS
-) -> bytes:
+async def read_body(scope: Scope, receive: Receive, *, bytes_max: int = RAW_BYTES_MAX) -> bytes:
     """The whole body. Raises `PayloadTooLarge`, `PayloadTooSlow`, or `PayloadMalformed` if it breaks off."""
     if BODY_HAS_ARRIVED in scope:
         return await _read(receive, bytes_max)
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(BODY_SECONDS):
             return await _read(receive, bytes_max)
     except TimeoutError as error:
-        raise PayloadTooSlow(f"the body did not arrive within {seconds:g} s", field="body") from error
+        raise PayloadTooSlow(f"the body did not arrive within {BODY_SECONDS:g} s", field="body") from error
 
 
 async def _read(receive: Receive, bytes_max: int) -> bytes:

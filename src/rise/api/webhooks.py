@@ -54,8 +54,8 @@ class TelegramWebhook:
         secret: str | None,
         intake: Intake,
         gate: Gate,
-        require_verified: Callable[[str], None] = lambda account: None,
-        secret_of: Callable[[str], str] | None = None,
+        require_verified: Callable[[str], None],
+        secret_of: Callable[[str], str],
     ) -> None:
         """`account`, `secret`: the default bot's, if there is one; `secret_of`: those of all others that are bound.
 
@@ -75,50 +75,51 @@ class TelegramWebhook:
         if scope["method"] != "POST":
             await _refuse(send, 405, (b"allow", b"POST"))
             return
-        secret, trace_parent, length = b"", None, b""
-        for name, value in scope["headers"]:
-            if name == b"x-telegram-bot-api-secret-token":
-                secret = value
-            elif name == b"content-length":
-                length = value
-            elif name == b"traceparent":
-                trace_parent = value
-        account, expected = self._bots.get(scope["path"]) or self._find_bot(scope["path"])
-        if not hmac.compare_digest(secret, expected) or not account:
-            await (
-                self._refuse_forged(scope, send)
-                if self._telegram.accounts
-                else answer_unconfigured(scope, receive, send)
-            )
+        secret, length, trace_parent = _headers_of(scope)
+        account = self._account_of(scope["path"], secret)
+        if not account:
+            await self._refuse_stranger(scope, receive, send)
             return
         try:
-            body = await self._body(scope, receive, length)
-            await self._telegram.catch_up()
-            incoming = self._telegram.read_update(
-                body,
-                account=account,
-                webhook=True,
-                now=self._intake.earliest_now(),
-                source=SOURCE,
-                trace_id=None if trace_parent is None else trace_id_of(trace_parent),
-            )
-            if trace_parent is not None:  # a proxy in front of us has begun one
-                incoming = continuing(incoming, trace_parent)
+            incoming = await self._read(account, scope, receive, length, trace_parent)
         except Rejected as error:
             await self._refuse_body(send, error)
-            return
         except Exception as error:  # noqa: BLE001 - border: Telegram keeps the update and repeats it
             await _fail(scope, send, error)
-            return
-        await self._accept(incoming, scope, send)
+        else:
+            await self._accept(incoming, scope, send)
+
+    def _account_of(self, path: str, secret: bytes) -> str:
+        """Of the bot whose path and secret these are; empty if they are nobody's."""
+        account, expected = self._bots.get(path) or self._find_bot(path)
+        return account if hmac.compare_digest(secret, expected) else ""
 
     def _find_bot(self, path: str) -> tuple[str, bytes]:
         """One that was bound since; without an account if there is none there."""
         account = path.removeprefix(f"{PATH}/")
-        if self._secret_of is None or not self._telegram.serves(account):
+        if not self._telegram.serves(account):
             return "", _NOBODYS
         found = self._bots[path] = (account, self._secret_of(account).encode())
         return found
+
+    async def _read(
+        self, account: str, scope: Scope, receive: Receive, length: bytes, trace_parent: bytes | None
+    ) -> Incoming:
+        if len(length) >= _LARGE_DIGITS and _is_too_large(length):
+            await discard(receive)
+            raise PayloadTooLarge("larger than any update", field="body")
+        body = await read_body(scope, receive)
+        await self._telegram.catch_up()
+        incoming = self._telegram.read_update(
+            body,
+            account=account,
+            webhook=True,
+            now=self._intake.earliest_now(),
+            source=SOURCE,
+            trace_id=None if trace_parent is None else trace_id_of(trace_parent),
+        )
+        # A proxy in front of us may have begun one.
+        return incoming if trace_parent is None else continuing(incoming, trace_parent)
 
     async def _accept(self, incoming: Incoming, scope: Scope, send: Send) -> None:
         try:
@@ -132,13 +133,10 @@ class TelegramWebhook:
             await send(_OK)
             await send(_EMPTY)
 
-    async def _body(self, scope: Scope, receive: Receive, length: bytes) -> bytes:
-        if len(length) >= _LARGE_DIGITS and length.isdigit() and int(length[:LENGTH_DIGITS_MAX]) > RAW_BYTES_MAX:
-            await discard(receive)
-            raise PayloadTooLarge("larger than any update", field="body")
-        return await read_body(scope, receive)
-
-    async def _refuse_forged(self, scope: Scope, send: Send) -> None:
+    async def _refuse_stranger(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._telegram.accounts:
+            await answer_unconfigured(scope, receive, send)
+            return
         self._refused.inc()
         try:
             self._gate.slow_down(scope, Door.WEBHOOK)
@@ -153,6 +151,23 @@ class TelegramWebhook:
         # Malformed is here only what broke off, and nobody is there to hear it: what is no JSON is kept, suspended.
         if not isinstance(error, PayloadMalformed):
             await _refuse(send, error.http_status, close=True)
+
+
+def _headers_of(scope: Scope) -> tuple[bytes, bytes, bytes | None]:
+    """The secret, how long the body is, and the trace that it is part of: in one pass, as every message has it."""
+    secret, length, trace_parent = b"", b"", None
+    for name, value in scope["headers"]:
+        if name == b"x-telegram-bot-api-secret-token":
+            secret = value
+        elif name == b"content-length":
+            length = value
+        elif name == b"traceparent":
+            trace_parent = value
+    return secret, length, trace_parent
+
+
+def _is_too_large(length: bytes) -> bool:
+    return length.isdigit() and int(length[:LENGTH_DIGITS_MAX]) > RAW_BYTES_MAX
 
 
 async def answer_unconfigured(scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,7 +5,7 @@ published is kept, the newest of each subject, and published when Redis is back.
 themselves.
 
 Refuses: to carry what only one host needs: with every message there are hints, and whoever works on another host is
-woken by the queue. To know who on another host is dead: that is what leases are for.
+woken by the queue. To know who on another host is dead: that is why claims lapse.
 """
 
 from __future__ import annotations

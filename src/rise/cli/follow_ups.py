@@ -85,7 +85,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Say something, or run a workflow, in a chat later. It is durable when this ends well."""
-    asked = _said(channel=channel, account=account, chatId=chat, text=text, workflowId=workflow, missed=missed.value)
+    asked = _given(channel=channel, account=account, chatId=chat, text=text, workflowId=workflow, missed=missed.value)
 
     async def work(house: House) -> None:
         from rise.envelope import encode_json
@@ -95,7 +95,7 @@ def add(
 
         await house.chats.catch_up()
         request = read_follow_up(
-            encode_json(asked | _when(in_seconds, at, time_zone)),
+            encode_json(asked | _moment_given(in_seconds, at, time_zone)),
             accounts=house.channels.all_accounts(),
             chats=house.chats,
             principal=operator(),
@@ -137,9 +137,11 @@ def list_follow_ups(
     async def work(house: House) -> list[FollowUp]:
         from rise.follow_ups.port import ListedStatus
 
-        wanted, found, after = ListedStatus(status.value) if status else None, list[Any](), ""
+        wanted = ListedStatus(status.value) if status else None
         goes_by = house.chats.first_id(channel, account, chat) if channel and account and chat else None
         asked = {"channel": channel, "account": account, "chat_id": goes_by or chat}
+        found: list[FollowUp] = []
+        after = ""
         while len(found) < limit:
             page = await _follow_ups(house).page(asked, status=wanted, limit=limit - len(found), after=after)
             found += page.rows
@@ -150,7 +152,7 @@ def list_follow_ups(
 
     found = sorted(in_house(data_dir, work, only_looks=True), key=lambda one: (one.plan.due_at, one.follow_up_id))
     if as_json:
-        show_json({"followUps": [_shown(one) for one in found]})
+        show_json({"followUps": [_fields_of(one) for one in found]})
         return
     show_table(
         f"{len(found)} follow-ups",
@@ -158,7 +160,7 @@ def list_follow_ups(
         [
             (
                 one.follow_up_id,
-                _shown(one)["dueAt"],
+                _fields_of(one)["dueAt"],
                 one.channel,
                 one.chat_id,
                 one.status,
@@ -173,7 +175,7 @@ def list_follow_ups(
 def show(follow_up_id: Id, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """One, planned or ended."""
     found = _on_one(follow_up_id, lambda follow_ups, named: follow_ups.get(named), data_dir, only_looks=True)
-    _tell(found, as_json)
+    _show_follow_up(found, as_json)
 
 
 def cancel(
@@ -184,7 +186,7 @@ def cancel(
 ) -> None:
     """It will not fire; refused if it has."""
     found = _on_one(follow_up_id, lambda follow_ups, named: follow_ups.cancel(named, who=operator(), why=why), data_dir)
-    _tell(found, as_json)
+    _show_follow_up(found, as_json)
 
 
 def move(
@@ -202,10 +204,10 @@ def move(
         from rise.follow_ups.port import FollowUpId
         from rise.follow_ups.reading import read_move
 
-        to = read_move(encode_json(_when(in_seconds, at, time_zone)), clock=house.clock)
+        to = read_move(encode_json(_moment_given(in_seconds, at, time_zone)), clock=house.clock)
         return await _follow_ups(house).move(FollowUpId(follow_up_id), to, who=operator())
 
-    _tell(in_house(data_dir, moved), as_json)
+    _show_follow_up(in_house(data_dir, moved), as_json)
 
 
 def _on_one(
@@ -223,23 +225,24 @@ def _on_one(
     return in_house(data_dir, work, only_looks=only_looks)
 
 
-def _tell(one: FollowUp, as_json: bool) -> None:
-    shown = _shown(one)
+def _show_follow_up(one: FollowUp, as_json: bool) -> None:
+    shown = _fields_of(one)
     if as_json:
         show_json(shown)
     else:
         show_pairs(list(shown.items()))
 
 
-def _when(in_seconds: float | None, at: str | None, time_zone: str | None) -> dict[str, Any]:
-    return _said(inSeconds=in_seconds, at=at, timeZone=time_zone)
+def _moment_given(in_seconds: float | None, at: str | None, time_zone: str | None) -> dict[str, Any]:
+    return _given(inSeconds=in_seconds, at=at, timeZone=time_zone)
 
 
-def _said(**fields: Any) -> dict[str, Any]:
+def _given(**fields: Any) -> dict[str, Any]:
+    """As it would be asked for over HTTP: what was left out is not in it."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _shown(one: FollowUp) -> dict[str, Any]:
+def _fields_of(one: FollowUp) -> dict[str, Any]:
     from rise.follow_ups.showing import shown
 
     return shown(one)

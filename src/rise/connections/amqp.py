@@ -53,7 +53,7 @@ Table: TypeAlias = FieldTable
 Heard: TypeAlias = Frame | ContentHeader | ContentBody
 
 
-class Refused(Exception):
+class MessageRefused(Exception):
     """RabbitMQ would not take a message: it was returned because no queue takes it, or not confirmed."""
 
     def __init__(self, text: str, *, is_returned: bool) -> None:
@@ -136,7 +136,7 @@ class AmqpConnection(asyncio.Protocol):
             async with asyncio.timeout(answer_seconds):
                 await loop.create_connection(lambda: connection, address.host, address.port, ssl=address.tls)
                 await connection._introduce(address)
-        except BaseException as error:
+        except BaseException as error:  # border: nobody else would end it; it is passed on
             connection.end(error if isinstance(error, Exception) else ConnectionAbortedError("not waited for"))
             raise
         spawn(connection._beat(), name="amqp.heartbeat", into=connection._tasks, for_all=True)
@@ -332,7 +332,7 @@ class AmqpChannel:
         """From now on every message is confirmed."""
         await self.ask(commands.Confirm.Select())
 
-    async def publish(self, messages: Sequence[Message]) -> list[Refused | None]:
+    async def publish(self, messages: Sequence[Message]) -> list[MessageRefused | None]:
         """What became of each, once RabbitMQ has said so of all: one write, one round. One round at a time."""
         self._raise_if_over()
         current = self._round = _Round(self._published + 1, messages)
@@ -480,17 +480,17 @@ class _Round:
     """Messages that were published in one write, until the last is confirmed, refused or returned."""
 
     def __init__(self, first_tag: int, messages: Sequence[Message]) -> None:
-        self.done: asyncio.Future[list[Refused | None]] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[list[MessageRefused | None]] = asyncio.get_running_loop().create_future()
         self._first_tag = first_tag
         self._places = {message.message_id: place for place, message in enumerate(messages)}
-        self._verdicts: list[Refused | None] = [None] * len(messages)
+        self._verdicts: list[MessageRefused | None] = [None] * len(messages)
         self._open = set(range(len(messages)))
         self._settled_below = 0
 
     def turn_away(self, message_id: str, why: str) -> None:
         """RabbitMQ says so first, and confirms it then all the same."""
         if message_id in self._places:
-            self._verdicts[self._places[message_id]] = Refused(why, is_returned=True)
+            self._verdicts[self._places[message_id]] = MessageRefused(why, is_returned=True)
 
     def settle(self, tag: int, *, multiple: bool, is_kept: bool) -> None:
         """Tags of a former round, which was not waited for any longer, are none of this one's."""
@@ -499,7 +499,7 @@ class _Round:
             if place in self._open:
                 self._open.remove(place)
                 if not is_kept:
-                    self._verdicts[place] = Refused("not confirmed", is_returned=False)
+                    self._verdicts[place] = MessageRefused("not confirmed", is_returned=False)
         if multiple:
             self._settled_below = max(self._settled_below, last + 1)
         if not self._open and not self.done.done():

@@ -230,7 +230,7 @@ class MongoDatabase:
                 raise type(self._trouble)(self._trouble.public_message)
             try:
                 await self._bounded(self._check)
-            except BaseException:
+            except BaseException:  # border: counted for those who wait behind this one, and passed on
                 self._checks_failed += 1
                 raise
             self._checked_at = self._clock.monotonic()

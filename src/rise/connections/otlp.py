@@ -116,7 +116,7 @@ class OtlpTracing:
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False), in_logs:
             try:
                 yield ours
-            except BaseException as error:
+            except BaseException as error:  # border: the span says that it failed, and it is passed on
                 ours.fail(error.code if isinstance(error, RiseError) else type(error).__name__)
                 raise
 

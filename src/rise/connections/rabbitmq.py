@@ -24,7 +24,7 @@ from pamqp import commands, exceptions
 from pamqp.base import Frame
 
 from rise.clock import Clock
-from rise.connections.amqp import Address, AmqpChannel, AmqpConnection, Message, Refused, Table
+from rise.connections.amqp import Address, AmqpChannel, AmqpConnection, Message, MessageRefused, Table
 from rise.errors import RabbitMisconfigured, RabbitUnavailable, Unavailable
 from rise.service import Loop, spawn
 from rise.telemetry import log
@@ -47,7 +47,7 @@ _BY_CLASS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (TimeoutError, "RabbitMQ does not answer in time"),
     (OSError, "RabbitMQ cannot be reached"),
 )
-_VENDORS: Final = (exceptions.PAMQPException, OSError, TimeoutError, Refused)
+_VENDORS: Final = (exceptions.PAMQPException, OSError, TimeoutError, MessageRefused)
 
 
 def translated(error: Exception) -> Unavailable:
@@ -58,7 +58,7 @@ def translated(error: Exception) -> Unavailable:
 
 
 def _meaning(error: Exception) -> str:
-    if isinstance(error, Refused):
+    if isinstance(error, MessageRefused):
         if error.is_returned:
             return "no queue of RabbitMQ takes the message: it was deleted, or is no longer bound"
         return "RabbitMQ does not take the message: its queue is full, or has lost its majority"

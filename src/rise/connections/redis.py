@@ -378,7 +378,7 @@ class _Link:
             packed = [pack_command(tuple(command)) for command in commands]  # type: ignore[arg-type]
             await _send(connection, packed)
             return [await _answer(connection) for _ in commands]
-        except BaseException:
+        except BaseException:  # border: half an answer may still come, so nobody uses it again; it is passed on
             await self.close()
             raise
 

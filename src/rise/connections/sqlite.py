@@ -292,7 +292,7 @@ class Database:
         try:
             self._note_time(connection)
             connection.execute("COMMIT")
-        except BaseException:
+        except BaseException:  # border: nothing of the batch is written, and it is passed on
             _rollback(connection)
             raise
         return results
@@ -338,7 +338,7 @@ class Database:
             self._migrate(connection)
             if self._marker is not None:
                 self._marker.write(connection)
-        except BaseException:
+        except BaseException:  # border: the file is let go, and it is passed on
             connection.close(True)
             raise
         self._distrusted = False
@@ -353,7 +353,7 @@ class Database:
         connection = _open(self.path, create=create)
         try:
             self._marker.refuse_another(self.path, connection)
-        except BaseException:
+        except BaseException:  # border: the file is let go, and it is passed on
             connection.close(True)
             raise
         return connection
@@ -373,7 +373,7 @@ class Database:
                 _migrate_part(connection, part, migrations)
             self._clock_base_ms = self._agree_on_time(connection)
             connection.execute("COMMIT")
-        except BaseException:
+        except BaseException:  # border: nothing of it is written, and it is passed on
             _rollback(connection)
             raise
 
@@ -422,7 +422,7 @@ class Database:
             except _UNAVAILABLE + _CORRUPT:
                 connection.close(True)
                 raise
-            except BaseException:
+            except BaseException:  # border: the connection is not to blame and serves others; it is passed on
                 self._reading_idle.append(connection)
                 raise
             self._reading_idle.append(connection)

@@ -49,7 +49,7 @@ PLACEHOLDERS_SHOWN: Final = 30
 _FIELDS: Final = ("name", "template", "system", "placeholders", "model", "temperature", "maxTokens")
 
 
-class Written(msgspec.Struct, frozen=True, kw_only=True):
+class WrittenPrompt(msgspec.Struct, frozen=True, kw_only=True):
     """What stands in the form, by its fields."""
 
     fields: dict[str, str]
@@ -199,7 +199,7 @@ class PromptPages:
         request: Request,
         session: Session,
         *,
-        written: Written | None = None,
+        written: WrittenPrompt | None = None,
         problem: Problem | None = None,
     ) -> Response:
         prompts, following = listed(request, await self._prompts.list())
@@ -219,7 +219,7 @@ class PromptPages:
         session: Session,
         prompt: Any,
         *,
-        written: Written | None = None,
+        written: WrittenPrompt | None = None,
         problem: Problem | None = None,
         clash: Conflict | None = None,
         checked: Sequence[Difference] | None = None,
@@ -273,10 +273,10 @@ class PromptPages:
         return [shown_version(one) | {"isCurrent": one is versions[0]} for one in versions]
 
 
-def _written(form: Form, *, prefix: str = "", version: int = 0) -> Written:
+def _written(form: Form, *, prefix: str = "", version: int = 0) -> WrittenPrompt:
     texts = ("template", "system")
     fields = {name: form.text(prefix + name) if name in texts else form.one(prefix + name) for name in _FIELDS}
-    return Written(fields=fields, comment=form.one("comment"), version=form.number("version") or version)
+    return WrittenPrompt(fields=fields, comment=form.one("comment"), version=form.number("version") or version)
 
 
 def _fields_of(prompt: Any) -> dict[str, str]:

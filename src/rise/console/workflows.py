@@ -53,7 +53,7 @@ _FIRST: Final = [
 """What a new workflow begins with: it can be published, and be tried, as it is."""
 
 
-class Written(msgspec.Struct, frozen=True, kw_only=True):
+class WrittenWorkflow(msgspec.Struct, frozen=True, kw_only=True):
     """What stands in the form."""
 
     name: str
@@ -127,7 +127,7 @@ class WorkflowPages:
         draft = workflow.draft
         if draft is None:
             raise StateConflict(f"{workflow.workflow_id} is in the code: change it there")
-        written = Written(
+        written = WrittenWorkflow(
             name=form.one("name"),
             stages=form.text("stages"),
             comment=form.one("comment"),
@@ -175,7 +175,7 @@ class WorkflowPages:
         )
 
     async def _show_conflict(
-        self, request: Request, session: Session, written: Written, error: VersionStale
+        self, request: Request, session: Session, written: WrittenWorkflow, error: VersionStale
     ) -> Response:
         """With what was typed, to be saved over theirs by whoever has seen what that is."""
         workflow = await self._workflows.get(request.path_params["workflow_id"])
@@ -261,7 +261,7 @@ class WorkflowPages:
         session: Session,
         workflow: Workflow,
         *,
-        written: Written | None = None,
+        written: WrittenWorkflow | None = None,
         problem: Problem | None = None,
         found: Conflict | None = None,
         checked: Sequence[Difference] | None = None,

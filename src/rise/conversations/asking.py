@@ -4,7 +4,7 @@ Whoever asks again, after a crash, or having let go meanwhile, finds by the same
 message is told once for each try, and no answer is computed a second time because somebody died who waited for it.
 
 Refuses: to hold a worker's place for as long as a run takes. After `HOLD_SECONDS` the message is let go of; its lane
-stays its own, and is looked at every `LOOK_SECONDS`.
+stays its own, and is looked at every `CONVERSATION_LOOK_SECONDS`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Conversations:
     hold_seconds: float = HOLD_SECONDS
 
     async def answer(self, burst: Burst, bound: Bound) -> Ran | None:
-        """What its run came to; None: it goes on, look again after `LOOK_SECONDS`.
+        """What its run came to; None: it goes on, look again after `CONVERSATION_LOOK_SECONDS`.
 
         Raises what the run failed by, in terms of the retry policy, and `TemporalUnavailable`.
         """

@@ -22,7 +22,7 @@ TEXT_CHARS_MAX: Final = 4096
 """Of what was written, for whoever looks at a conversation. Its run gets the whole from Rise."""
 ERROR_CHARS_MAX: Final = 500
 """Of what a run failed by: a conversation may remember hundreds."""
-LOOK_SECONDS: Final = 2.0
+CONVERSATION_LOOK_SECONDS: Final = 2.0
 """How often the worker that holds a message's lane looks what has come of it."""
 TELEGRAM: Final = "telegram"
 """The one channel whose platform numbers its updates."""
@@ -161,7 +161,7 @@ class ConversationServer(Protocol):
 
 def looks_again(why: str) -> WaitsForDependency:
     """Nobody's fault: its worker asks again soon."""
-    return WaitsForDependency(why, retry_after_seconds=LOOK_SECONDS)
+    return WaitsForDependency(why, retry_after_seconds=CONVERSATION_LOOK_SECONDS)
 
 
 def conversation_id_of(head: Head) -> str | None:

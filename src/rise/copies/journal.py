@@ -87,8 +87,8 @@ SWEEP_AT_ONCE: Final = 1000
 _COLUMNS: Final[Mapping[Copy, str]] = {"redis": "redis", "rabbitmq": "rabbitmq"}
 
 
-class Run(NamedTuple):
-    """A task in one of its generations: what a run id names."""
+class RunName(NamedTuple):
+    """A task in one of its generations, as a run id says it."""
 
     task_id: TaskId
     generation: int
@@ -106,8 +106,8 @@ class KeptRun(NamedTuple):
     """`Head.fingerprint`."""
 
     @property
-    def run(self) -> Run:
-        return Run(self.task_id, self.generation)
+    def name(self) -> RunName:
+        return RunName(self.task_id, self.generation)
 
 
 def run_of(task: NewTask) -> KeptRun:
@@ -174,7 +174,7 @@ class Journal:
         self._may_start_anew = may_start_anew
         self._on_close = on_close
         self._starting_anew: set[asyncio.Task[Any]] = set()
-        self._unreadable: set[Run] = set()
+        self._unreadable: set[RunName] = set()
 
     async def open(self) -> None:
         """Raises `StoreUnavailable`; whatever is asked of it next tries again by itself."""
@@ -198,7 +198,7 @@ class Journal:
         head, kept = task.head, run_of(task)
         return await self._write(lambda connection: _keep(connection, head, kept, record, self._now_ms()))
 
-    async def note(self, runs: Collection[Run], copy: Copy, life: str) -> None:
+    async def note(self, runs: Collection[RunName], copy: Copy, life: str) -> None:
         """These are in that store too, in its life of that name, which is never empty."""
         if not life:
             raise ValueError("a store's life has a name")
@@ -206,14 +206,14 @@ class Journal:
         named = _named(runs)
         await self._write(lambda connection: _run(connection, statement, (life, named)))
 
-    async def looked(self, runs: Collection[Run]) -> None:
+    async def looked(self, runs: Collection[RunName]) -> None:
         """These were looked at and are not finished: look again after twice the time."""
         named = _named(runs)
         await self._write(
             lambda connection: _run(connection, _LOOKED, (self._now_ms(), FIRST_LOOK_MS, LOOK_MS_MAX, named))
         )
 
-    async def forget(self, runs: Collection[Run]) -> int:
+    async def forget(self, runs: Collection[RunName]) -> int:
         """These are finished: the bytes go, the receipts stay. A higher generation kept meanwhile stays untouched."""
         self._unreadable.difference_update(runs)
         named = _named(runs)
@@ -290,10 +290,10 @@ class Journal:
             lambda connection: [KeptRun(*row) for row in connection.execute(statement, (after or "", limit))]
         )
 
-    async def noted_among(self, copy: Copy, runs: Collection[Run]) -> set[Run]:
+    async def noted_among(self, copy: Copy, runs: Collection[RunName]) -> set[RunName]:
         """Those of these that are open here, and that the store is known to hold, in whatever life."""
         statement, named = _NOTED_AMONG.format(_COLUMNS[copy]), _named(runs)
-        return await self._read(lambda connection: {Run(*row) for row in connection.execute(statement, (named,))})
+        return await self._read(lambda connection: {RunName(*row) for row in connection.execute(statement, (named,))})
 
     async def noted(self, copy: Copy) -> int:
         """How many open tasks that store is known to hold, in whatever life."""
@@ -508,7 +508,7 @@ def _held(connection: apsw.Connection, column: str, life: str | None) -> int:
 
 class _Page(NamedTuple):
     entries: list[JournalEntry]
-    unreadable: list[tuple[Run, EnvelopeMalformed]]
+    unreadable: list[tuple[RunName, EnvelopeMalformed]]
 
 
 def _page(rows: Iterable[tuple[Any, ...]], limit: int) -> _Page:
@@ -519,7 +519,7 @@ def _page(rows: Iterable[tuple[Any, ...]], limit: int) -> _Page:
         try:
             page.entries.append(JournalEntry(number, decode_task(record), record))
         except EnvelopeMalformed as error:
-            page.unreadable.append((Run(task_id, generation), error))
+            page.unreadable.append((RunName(task_id, generation), error))
             continue
         size += len(record)
         if len(page.entries) >= limit or size >= PAGE_BYTES_MAX:
@@ -527,7 +527,7 @@ def _page(rows: Iterable[tuple[Any, ...]], limit: int) -> _Page:
     return page
 
 
-def _named(runs: Collection[Run]) -> str:
+def _named(runs: Collection[RunName]) -> str:
     return encode_json(list(runs)).decode()
 
 

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
-from rise.copies.journal import Journal, KeptRun, Run
+from rise.copies.journal import Journal, KeptRun, RunName
 from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, Mirror
 from rise.copies.reaper import Reaper
@@ -112,7 +112,7 @@ class Keeper:
             log.warning("queue.emptied_again", consequence="what was brought is lost, and brought again")
             return 0
         self._refilling_since = None
-        log.info("queue.rehydrated", count=brought)
+        log.info("queue.refilled", count=brought)
         self._bus.publish(Topic.LANES_READY)
         return brought
 
@@ -122,7 +122,7 @@ class Keeper:
         except RedisFull as error:
             # Waiting for room would be for ever: only what is handed out makes room.
             log.error(
-                "queue.rehydrated_in_part",
+                "queue.refilled_in_part",
                 without="what Redis has no room for",
                 error=error,
                 consequence="work goes on with what is in it; the rest comes as room is made, and may be out of order",
@@ -176,7 +176,7 @@ class Keeper:
         if self._clock.monotonic() - self._refilling_since < PATIENCE_SECONDS:
             raise error
         log.error(
-            "queue.rehydrated_in_part",
+            "queue.refilled_in_part",
             without=copy,
             error=error,
             consequence="work goes on with what the other copies hold; what only this one has comes when it is back",
@@ -189,7 +189,7 @@ class Keeper:
         if self._is_mirror_owed and await self._work.queue.life() is not None:
             brought = await self._reaper.look_through()
             self._is_mirror_owed = False
-            log.info("queue.rehydrated", count=brought)
+            log.info("queue.refilled", count=brought)
             self._bus.publish(Topic.LANES_READY)
         await self._reaper.look()
 
@@ -221,7 +221,7 @@ class Keeper:
                 self._reaper.waiting.clear()  # what of it was lost, too, nobody knows
             self._counted_short = missing > 0 and not self._counted_short
 
-    async def _count_missing(self, mirror: Mirror, waiting: dict[Run, KeptRun], journals: Sequence[Journal]) -> int:
+    async def _count_missing(self, mirror: Mirror, waiting: dict[RunName, KeptRun], journals: Sequence[Journal]) -> int:
         # The journals first: what is kept in between is in the mirror and not in the sum, and hides at most a loss.
         noted = sum([await journal.noted("rabbitmq") for journal in journals])
         depth = await mirror.depth()
@@ -243,8 +243,8 @@ class Keeper:
         while runs := await journal.noted_runs("rabbitmq", limit=PAGE, after=after):
             after = runs[-1].task_id
             for other in others:
-                known = await other.noted_among("rabbitmq", [one.run for one in runs])
-                runs = [one for one in runs if one.run not in known]
+                known = await other.noted_among("rabbitmq", [one.name for one in runs])
+                runs = [one for one in runs if one.name not in known]
             count += len(runs) - await self._count_finished(runs)
         return count
 
@@ -252,7 +252,7 @@ class Keeper:
         return sum([len(await self._work.finished(page)) for page in _pages(runs)])
 
 
-async def _leave_unknown(waiting: dict[Run, KeptRun], journal: Journal) -> None:
+async def _leave_unknown(waiting: dict[RunName, KeptRun], journal: Journal) -> None:
     for page in _pages(list(waiting)):
         for run in await journal.noted_among("rabbitmq", page):
             del waiting[run]

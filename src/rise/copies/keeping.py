@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from rise.copies.journal import JournalKept, Run, run_of
+from rise.copies.journal import JournalKept, RunName, run_of
 from rise.copies.journals import Journals
 from rise.copies.notes import MIRRORS_LIFE, Debt, Notes
 from rise.copies.port import JOURNAL, RABBITMQ, REDIS, Mirror
@@ -110,7 +110,7 @@ class Copies:
         return keeping.enqueued
 
     def _ways(self, task: NewTask) -> dict[str, Way]:
-        record, run, mirror = encode_task(task), run_of(task).run, self._mirror
+        record, run, mirror = encode_task(task), run_of(task).name, self._mirror
         ways: dict[str, Way] = {
             JOURNAL: lambda: self._keep_in_journal(task, record),
             REDIS: lambda: self._keep_in_queue(task, run),
@@ -162,7 +162,7 @@ class Copies:
     async def _keep_in_journal(self, task: NewTask, record: bytes) -> JournalKept:
         return await self._journals.own.keep(task, record)
 
-    async def _keep_in_queue(self, task: NewTask, run: Run) -> Enqueued:
+    async def _keep_in_queue(self, task: NewTask, run: RunName) -> Enqueued:
         if self._notes.debt.includes(task.head.lane):
             self._notes.debt.send_behind(task.head.lane)
             raise QueueOwed("what came before is brought to the queue first")
@@ -175,7 +175,7 @@ class Copies:
         self._notes.add("redis", run, life)
         return enqueued
 
-    async def _keep_in_mirror(self, mirror: Mirror, run: Run, record: bytes) -> None:
+    async def _keep_in_mirror(self, mirror: Mirror, run: RunName, record: bytes) -> None:
         """Up to three tries; while it is known to be down one, and the journal stands in."""
         for tries_left in reversed(range(1 if self._mirror_is_down else PUBLISH_TRIES)):
             try:

@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter, defaultdict
 from typing import Final
 
-from rise.copies.journal import Copy, Run
+from rise.copies.journal import Copy, RunName
 from rise.copies.journals import Journals
 from rise.envelope import LaneKey
 from rise.errors import Unavailable
@@ -27,13 +27,13 @@ class Notes:
 
     def __init__(self, journals: Journals) -> None:
         self._journals = journals
-        self._gathered: defaultdict[tuple[Copy, str], list[Run]] = defaultdict(list)
+        self._gathered: defaultdict[tuple[Copy, str], list[RunName]] = defaultdict(list)
         self._writing = asyncio.Lock()
         self.debt = Debt()
         self.queues_life: str | None = None
         """The life of the queue as last heard; None: it has none, and what goes into it now is not counted on."""
 
-    def add(self, copy: Copy, run: Run, life: str | None) -> None:
+    def add(self, copy: Copy, run: RunName, life: str | None) -> None:
         """`life`: the one the store had when it was asked."""
         if life is not None:
             runs = self._gathered[copy, life]
@@ -50,7 +50,7 @@ class Notes:
                 del self._gathered[copy, life]
                 await self._write(copy, life, runs)
 
-    async def _write(self, copy: Copy, life: str, runs: list[Run]) -> None:
+    async def _write(self, copy: Copy, life: str, runs: list[RunName]) -> None:
         while runs:
             now, later = runs[:NOTES_AT_ONCE], runs[NOTES_AT_ONCE:]
             try:

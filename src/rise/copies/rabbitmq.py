@@ -63,9 +63,9 @@ def topology(fresh_max: int) -> Topology:
     )
 
 
-async def lacking_at(url: str, *, clock: Clock, fresh_max: int = FRESH_MAX) -> list[str]:
+async def lacking_at(url: str, *, clock: Clock) -> list[str]:
     """What of it is not there yet. Makes nothing. Raises as `rise.connections.rabbitmq.lacking` says."""
-    return await lacking(url, topology(fresh_max), clock=clock)
+    return await lacking(url, topology(FRESH_MAX), clock=clock)
 
 
 @dataclass(eq=False, slots=True)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from rise.clock import Clock, epoch_ms
-from rise.copies.journal import KeptRun, Run, run_of
+from rise.copies.journal import KeptRun, RunName, run_of
 from rise.copies.open_work import OpenWork
 from rise.copies.port import RABBITMQ, REDIS, Look, Mirror
 from rise.errors import RabbitUnavailable, Unavailable
@@ -38,7 +38,7 @@ class Reaper:
         self._held: list[Look] = []
         """Fresh, and not finished when last looked at."""
         self._parked_due_at = 0.0
-        self.waiting: dict[Run, KeptRun] = {}
+        self.waiting: dict[RunName, KeptRun] = {}
         """What it has put back to wait and not let go since. Who counts takes out of it what a journal knows of."""
 
     async def look(self) -> None:
@@ -138,9 +138,9 @@ class Reaper:
     async def _merged(self, looks: Sequence[Look]) -> list[Look]:
         """One copy of each run; others, of what came twice or was kept again, are let go. They would hide the loss of a
         copy when what the mirror holds is counted."""
-        seen: set[Run] = set()
+        seen: set[RunName] = set()
         # The last one handed out stays: if one before it was lost with its queue, letting go of that says so.
-        lasts, others = _split(looks[::-1], lambda look: look.task is None or _is_new(run_of(look.task).run, seen))
+        lasts, others = _split(looks[::-1], lambda look: look.task is None or _is_new(run_of(look.task).name, seen))
         if others:
             await self._mirror.forget(others)
         return lasts[::-1]
@@ -148,7 +148,7 @@ class Reaper:
     async def _open_ones(self, looks: Sequence[Look]) -> list[Look]:
         """Those whose task is not over; the others are let go. What cannot be read is nobody's to end."""
         over = await self._work.finished([run_of(look.task) for look in looks if look.task is not None])
-        ended, still_open = _split(looks, lambda look: look.task is not None and run_of(look.task).run in over)
+        ended, still_open = _split(looks, lambda look: look.task is not None and run_of(look.task).name in over)
         if ended:
             await self._mirror.forget(ended)
             for run in over:
@@ -182,10 +182,10 @@ class Reaper:
         if looks:
             await self._mirror.park(looks)
             kept = [run_of(look.task) for look in looks if look.task is not None]
-            self.waiting.update((one.run, one) for one in kept)
+            self.waiting.update((one.name, one) for one in kept)
 
 
-def _is_new(run: Run, seen: set[Run]) -> bool:
+def _is_new(run: RunName, seen: set[RunName]) -> bool:
     is_new = run not in seen
     seen.add(run)
     return is_new

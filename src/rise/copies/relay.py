@@ -15,7 +15,7 @@ from typing import Final
 
 from rise.bus.port import Bus, Topic
 from rise.clock import Clock
-from rise.copies.journal import Copy, Journal, JournalEntry, KeptRun, Run, run_of
+from rise.copies.journal import Copy, Journal, JournalEntry, KeptRun, RunName, run_of
 from rise.copies.journals import Journals
 from rise.copies.notes import MIRRORS_LIFE, Notes
 from rise.copies.open_work import OpenWork
@@ -270,7 +270,7 @@ class Relay:
 
     async def _note_brought(self, journal: Journal, brought: Sequence[JournalEntry], life: str) -> None:
         try:
-            await journal.note([run_of(entry.task).run for entry in brought], "redis", life)
+            await journal.note([run_of(entry.task).name for entry in brought], "redis", life)
         except StoreUnavailable as error:
             # On a disk that takes no writes the next are brought all the same.
             log.debug("relay.not_noted", error=error)
@@ -301,7 +301,7 @@ class Relay:
         ):
             after = entries[-1].number
             over = await self._work.finished([run_of(entry.task) for entry in entries])
-            made, refusal = await self._copy([entry for entry in entries if run_of(entry.task).run not in over])
+            made, refusal = await self._copy([entry for entry in entries if run_of(entry.task).name not in over])
             # What is over is not noted, having no copy; it is forgotten at its next look.
             await journal.note(made, "rabbitmq", MIRRORS_LIFE)
             self._report(RABBITMQ, len(made))
@@ -311,11 +311,11 @@ class Relay:
         if trouble is not None:
             raise trouble
 
-    async def _copy(self, entries: Sequence[JournalEntry]) -> tuple[list[Run], BaseException | None]:
+    async def _copy(self, entries: Sequence[JournalEntry]) -> tuple[list[RunName], BaseException | None]:
         """Those that the mirror took, and why it did not take one of the others."""
         mirror = self._mirror
         assert mirror is not None
-        runs = [run_of(entry.task).run for entry in entries]
+        runs = [run_of(entry.task).name for entry in entries]
         answers = await asyncio.gather(
             *(mirror.keep(entry.task.head.task_id, entry.record) for entry in entries), return_exceptions=True
         )
@@ -330,10 +330,10 @@ class Relay:
     async def _look(self, journal: Journal) -> None:
         while kept := await journal.due(PAGE):
             over = await self._work.finished(kept)
-            still_open = [one for one in kept if one.run not in over]
+            still_open = [one for one in kept if one.name not in over]
             await journal.forget(over)
             await self._make_sure(journal, still_open)
-            await journal.looked([one.run for one in still_open])
+            await journal.looked([one.name for one in still_open])
         await journal.sweep()
 
     async def _make_sure(self, journal: Journal, kept: Sequence[KeptRun]) -> None:

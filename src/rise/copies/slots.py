@@ -63,7 +63,7 @@ class Slots:
                 continue
             except StoreUnavailable as error:
                 log.error("journal.slot_unwritable", slot=number, error=error, consequence="nothing is kept in it yet")
-            except BaseException:
+            except BaseException:  # border: the slot is let go, and it is passed on
                 await journal.close()
                 raise
             return journal
@@ -94,7 +94,7 @@ class Slots:
                 return journal
         except StoreUnavailable as error:
             log.warning("journal.slot_unusable", slot=number, error=error, consequence="what it holds waits in it")
-        except BaseException:
+        except BaseException:  # border: the slot is let go, and it is passed on
             await journal.close()
             raise
         await journal.close()

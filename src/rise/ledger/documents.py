@@ -35,9 +35,9 @@ from rise.errors import ClaimLost
 from rise.ledger.kept import end_of, kept_text, known_word, read_call, read_head, read_result
 from rise.ledger.port import (
     Again,
-    Delivery,
     Failed,
     HeldUnknown,
+    HistoryLine,
     Reply,
     ReplyKind,
     ReplyState,
@@ -45,8 +45,8 @@ from rise.ledger.port import (
     Run,
     RunEnded,
     RunResult,
+    SendEnding,
     Sent,
-    Turn,
 )
 
 Document: TypeAlias = dict[str, Any]
@@ -66,7 +66,7 @@ def new_run(
     task: Task,
     result: RunResult,
     replies: Sequence[Reply],
-    history: Sequence[Turn],
+    history: Sequence[HistoryLine],
     now: int,
     *,
     state: ReplyState,
@@ -159,7 +159,7 @@ def _new_reply(reply: Reply, now: int, state: ReplyState) -> Document:
     }
 
 
-def _as_kept(turn: Turn, run_id: RunId, now: int) -> Document:
+def _as_kept(turn: HistoryLine, run_id: RunId, now: int) -> Document:
     return {
         "of": run_id,
         "saved_at": now,
@@ -278,22 +278,22 @@ def begin_sending(document: Document, reply: Reply) -> None:
     found["state"] = ReplyState.SENDING.value
 
 
-def record(document: Document, reply: Reply, delivery: Delivery, now: int) -> None:
+def record(document: Document, reply: Reply, ending: SendEnding, now: int) -> None:
     """Write down what became of a call, once per claim, and end the run if it was the last."""
     found = _find(document, reply.reply_id)
     if found is None or found["claim"] != reply.claim:
         return
     found["claim"] = None
     is_over = found["kind"] == ReplyKind.ANSWER and "finished_at" in document
-    if is_over and isinstance(delivery, Again | Resend | HeldUnknown):
+    if is_over and isinstance(ending, Again | Resend | HeldUnknown):
         # Dropped while the call was out: what was dropped is not answered, so it is not tried once more.
-        delivery = Failed(f"not tried again, the task had ended: {delivery.error}")
-    _record(document, found, delivery)
+        ending = Failed(f"not tried again, the task had ended: {ending.error}")
+    _record(document, found, ending)
     _end_answered(document, now)
 
 
-def _record(document: Document, reply: Document, delivery: Delivery) -> None:
-    match delivery:
+def _record(document: Document, reply: Document, ending: SendEnding) -> None:
+    match ending:
         case Sent(platform_ref):
             reply.update(state=ReplyState.SENT.value, platform_ref=platform_ref, error=None)
         case Failed(error, chat_gone, too_late):

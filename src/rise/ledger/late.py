@@ -18,7 +18,7 @@ import msgspec
 
 from rise.envelope import LaneKey, Outcome, ReplyId, RunId, Status, TaskId, encode_json, run_id_of
 from rise.errors import EnvelopeMalformed
-from rise.ledger.port import Attempt, Reply, RunResult, Turn
+from rise.ledger.port import Attempt, HistoryLine, Reply, RunResult
 
 
 class LateRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +42,7 @@ class LateResult(LateRun, frozen=True, kw_only=True, tag="result"):
 
     result: RunResult
     replies: list[Reply]
-    history: list[Turn]
+    history: list[HistoryLine]
     deliver: bool
 
 

@@ -38,7 +38,7 @@ from rise.ledger.late import (
     key_of_arming,
     key_of_run,
 )
-from rise.ledger.port import Attempt, Ledger, Reply, Run, RunResult, Turn, count_tries
+from rise.ledger.port import Attempt, HistoryLine, Ledger, Reply, Run, RunResult, count_tries
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class LateLedger:
         self._late = late
         self._clock = clock
         self._look_at: float | None = None
-        self._histories: OrderedDict[tuple[str, str, str], tuple[float, list[Turn]]] = OrderedDict()
+        self._histories: OrderedDict[tuple[str, str, str], tuple[float, list[HistoryLine]]] = OrderedDict()
 
     def __getattr__(self, name: str) -> Any:
         if name not in ONLY_THE_LEDGERS:
@@ -126,7 +126,7 @@ class LateLedger:
         numbered = [msgspec.structs.replace(attempt, number=number) for number, attempt in others]
         return (kept + numbered)[-ATTEMPTS_KEPT:]
 
-    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
+    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[HistoryLine]:
         """While the ledger is away: as this process has last read it, and what waits."""
         chat = (channel, account, chat_id)
         waiting = [one for one in await self._about(_name_of(chat)) if isinstance(one, LateResult)]
@@ -142,7 +142,7 @@ class LateLedger:
     # --- what is done ---
 
     async def save_result(
-        self, task: Task, result: RunResult, replies: Sequence[Reply], history: Sequence[Turn], *, deliver: bool
+        self, task: Task, result: RunResult, replies: Sequence[Reply], history: Sequence[HistoryLine], *, deliver: bool
     ) -> Run:
         """The run as it will be, if the result has to wait: replying, whatever it comes to."""
         if await self._are_ended(result.merged):
@@ -325,12 +325,12 @@ class LateLedger:
             waits_for_ledger=True,
         )
 
-    def _remembered(self, chat: tuple[str, str, str]) -> list[Turn]:
-        read_at, turns = self._histories.get(chat, (0.0, []))
-        return turns if self._clock.monotonic() - read_at < REMEMBERED_SECONDS else []
+    def _remembered(self, chat: tuple[str, str, str]) -> list[HistoryLine]:
+        read_at, lines = self._histories.get(chat, (0.0, []))
+        return lines if self._clock.monotonic() - read_at < REMEMBERED_SECONDS else []
 
-    def _remember(self, chat: tuple[str, str, str], turns: list[Turn]) -> None:
-        self._histories[chat] = (self._clock.monotonic(), turns)
+    def _remember(self, chat: tuple[str, str, str], lines: list[HistoryLine]) -> None:
+        self._histories[chat] = (self._clock.monotonic(), lines)
         self._histories.move_to_end(chat)
         while len(self._histories) > CHATS_REMEMBERED:
             self._histories.popitem(last=False)

@@ -44,8 +44,8 @@ from rise.ledger.port import (
     ChatForgotten,
     ChatMove,
     Delivered,
-    Delivery,
     Ended,
+    HistoryLine,
     Office,
     Operation,
     OutboxDepth,
@@ -53,7 +53,7 @@ from rise.ledger.port import (
     ReplyState,
     Run,
     RunResult,
-    Turn,
+    SendEnding,
 )
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ class MongoLedger:
         task: Task,
         result: RunResult,
         replies: Sequence[Reply],
-        history: Sequence[Turn],
+        history: Sequence[HistoryLine],
         *,
         deliver: bool,
     ) -> Run:
@@ -298,7 +298,7 @@ class MongoLedger:
             for number, one in enumerate(last, start=count - len(last) + 1)
         ]
 
-    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
+    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[HistoryLine]:
         chats = await self._outbox.moves.names_of(chat_key(channel, account, chat_id))
         return await self._histories.of(chats, limit)
 
@@ -340,8 +340,8 @@ class MongoLedger:
         if (await self._runs.change_with(reply.reply_id, begin))[0] is None:
             raise ClaimLost(f"the reply {reply.reply_id} is not known any more")
 
-    async def outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
-        return await self._outbox.record(fence, reply, delivery)
+    async def outbox_record(self, fence: int, reply: Reply, ending: SendEnding) -> Delivered:
+        return await self._outbox.record(fence, reply, ending)
 
     async def outbox_release(self, fence: int, reply: Reply, *, seconds: float) -> None:
         await self._outbox.check_fence(fence)

@@ -19,7 +19,7 @@ from rise.envelope import Head
 from rise.errors import RecordTooLarge
 from rise.ledger.documents import Document, chat_key
 from rise.ledger.kept import HISTORY_KEPT, kept_text
-from rise.ledger.port import Turn
+from rise.ledger.port import HistoryLine
 
 
 class Histories:
@@ -64,13 +64,13 @@ class Histories:
             upsert=True,
         )
 
-    async def of(self, chats: Sequence[str], limit: int) -> list[Turn]:
+    async def of(self, chats: Sequence[str], limit: int) -> list[HistoryLine]:
         kept = await self._documents.find({"_id": {"$in": list(chats)}})
         # Each stays under the id by which it was said; whoever reads makes one of them. What is in one is in the order
         # in which it came, which the clocks of several hosts do not say to the millisecond.
         turns = list(heapq.merge(*(one["turns"] for one in kept), key=itemgetter("saved_at", "at")))[-HISTORY_KEPT:]
         return [
-            Turn(role=turn["role"], text=turn["text"], at_ms=turn["at"], run_id=turn["run_id"])
+            HistoryLine(role=turn["role"], text=turn["text"], at_ms=turn["at"], run_id=turn["run_id"])
             for turn in turns[-limit:]
             if limit > 0
         ]

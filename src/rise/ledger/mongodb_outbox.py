@@ -39,11 +39,11 @@ from rise.ledger.port import (
     AccountsHeld,
     Again,
     Delivered,
-    Delivery,
     Reply,
     ReplyKind,
     Resend,
     RunEnded,
+    SendEnding,
 )
 from rise.telemetry import log
 
@@ -289,7 +289,7 @@ class Outbox:
 
     # --- how a call ended ---
 
-    async def record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
+    async def record(self, fence: int, reply: Reply, ending: SendEnding) -> Delivered:
         await self.check_fence(fence)
         chat = await self._chats.one({"_id": _chat_of(reply)})
         if chat is not None and chat.get("fence", fence) > fence:
@@ -299,14 +299,14 @@ class Outbox:
         now = await self._database.now_ms()
         # The ending first: without it the chat's next must not go out. If the chat does not hear of it, whoever says
         # it again, or has the next fence, goes on from what the run's document says.
-        change = partial(documents.record, reply=reply, delivery=delivery, now=now)
+        change = partial(documents.record, reply=reply, ending=ending, now=now)
         run, _ = await self._runs.change_with(reply.reply_id, change)
         ended = await self._ended(run, reply)
         is_again = run is not None and documents.is_ready(run, reply)
-        pause = delivery.seconds if is_again and isinstance(delivery, Again | Resend) else 0.0
-        if isinstance(delivery, Again) and delivery.chat_id is not None:
-            await self.moves.join(_chat_of(reply), delivery.chat_id)
-            await self._move(reply, delivery.chat_id, now + int(pause * 1000))
+        pause = ending.seconds if is_again and isinstance(ending, Again | Resend) else 0.0
+        if isinstance(ending, Again) and ending.chat_id is not None:
+            await self.moves.join(_chat_of(reply), ending.chat_id)
+            await self._move(reply, ending.chat_id, now + int(pause * 1000))
             return Delivered(None, None)
         if pause:
             await self.let_go(reply, now + int(pause * 1000))

@@ -148,8 +148,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         return _merged(self.value)
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of a chat's history."""
+class HistoryLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What one side said in a chat, as its history has it."""
 
     role: str
     text: str
@@ -316,7 +316,7 @@ class HeldUnknown(msgspec.Struct, frozen=True):
     error: str
 
 
-Delivery = Sent | Failed | Again | Resend | HeldUnknown
+SendEnding = Sent | Failed | Again | Resend | HeldUnknown
 
 
 class Delivered(msgspec.Struct, frozen=True):
@@ -410,7 +410,7 @@ class Ledger(Protocol):
         task: Task,
         result: RunResult,
         replies: Sequence[Reply],
-        history: Sequence[Turn],
+        history: Sequence[HistoryLine],
         *,
         deliver: bool,
     ) -> Run:
@@ -484,7 +484,7 @@ class Ledger(Protocol):
         """Those that are kept, in the order of coming. The last one's number is how many there were (`count_tries`)."""
         ...
 
-    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
+    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[HistoryLine]:
         """The chat's last turns, oldest first, whichever of its ids is asked for. Of a long one the beginning is kept
         (`kept.TURN_CHARS_MAX`)."""
         ...
@@ -545,7 +545,7 @@ class Ledger(Protocol):
         call has taken the place of this one."""
         ...
 
-    async def outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
+    async def outbox_record(self, fence: int, reply: Reply, ending: SendEnding) -> Delivered:
         """Write down how the call ended, end the run if it was its last reply, take the chat's next.
 
         Once per claim: recorded again, because the answer was lost, it writes nothing and answers the same.

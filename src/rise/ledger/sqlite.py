@@ -36,8 +36,8 @@ from rise.ledger.port import (
     ChatForgotten,
     ChatMove,
     Delivered,
-    Delivery,
     Ended,
+    HistoryLine,
     Office,
     Operation,
     OutboxDepth,
@@ -46,7 +46,7 @@ from rise.ledger.port import (
     ReplyState,
     Run,
     RunResult,
-    Turn,
+    SendEnding,
 )
 from rise.ledger.sqlite_chats import Chat, first_id
 from rise.ledger.sqlite_rows import forget_workings
@@ -208,7 +208,7 @@ class SqliteLedger:
         task: Task,
         result: RunResult,
         replies: Sequence[Reply],
-        history: Sequence[Turn],
+        history: Sequence[HistoryLine],
         *,
         deliver: bool,
     ) -> Run:
@@ -369,7 +369,7 @@ class SqliteLedger:
             for at, error, counted, number in reversed(rows)
         ]
 
-    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
+    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[HistoryLine]:
         def query(connection: apsw.Connection) -> list[Any]:
             known_as = first_id(connection, (channel, account, chat_id))
             newest_first = connection.execute(
@@ -380,7 +380,7 @@ class SqliteLedger:
             return list(newest_first)
 
         rows = await self._database.read(query)
-        return [Turn(role=role, text=text, at_ms=at, run_id=run_id) for role, text, at, run_id in reversed(rows)]
+        return [HistoryLine(role=role, text=text, at_ms=at, run_id=run_id) for role, text, at, run_id in reversed(rows)]
 
     # --- chats ---
 
@@ -433,9 +433,9 @@ class SqliteLedger:
     async def outbox_sending(self, fence: int, reply: Reply) -> None:
         await self._database.write(lambda connection: outbox.begin_sending(connection, fence, reply))
 
-    async def outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
+    async def outbox_record(self, fence: int, reply: Reply, ending: SendEnding) -> Delivered:
         return await self._database.write(
-            lambda connection: outbox.record(connection, fence, self._now(), reply, delivery)
+            lambda connection: outbox.record(connection, fence, self._now(), reply, ending)
         )
 
     async def outbox_release(self, fence: int, reply: Reply, *, seconds: float) -> None:
@@ -630,7 +630,7 @@ def _drop_former(connection: apsw.Connection, task: Task, now: int) -> None:
         forget_workings(connection, run_id)
 
 
-def _append_history(connection: apsw.Connection, task: Task, history: Sequence[Turn]) -> None:
+def _append_history(connection: apsw.Connection, task: Task, history: Sequence[HistoryLine]) -> None:
     head = task.head
     if head.chat_id is None:
         return

@@ -46,7 +46,6 @@ from rise.ledger.port import (
     AccountsHeld,
     Again,
     Delivered,
-    Delivery,
     Failed,
     HeldUnknown,
     OutboxDepth,
@@ -55,6 +54,7 @@ from rise.ledger.port import (
     ReplyState,
     Resend,
     RunEnded,
+    SendEnding,
     Sent,
 )
 from rise.ledger.sqlite_chats import Chat, first_id, join_chats
@@ -112,7 +112,7 @@ def begin_sending(connection: apsw.Connection, fence: int, reply: Reply) -> None
         raise ClaimLost(f"the reply {reply.reply_id} is not to be sent any more")
 
 
-def record(connection: apsw.Connection, fence: int, now: int, reply: Reply, delivery: Delivery) -> Delivered:
+def record(connection: apsw.Connection, fence: int, now: int, reply: Reply, ending: SendEnding) -> Delivered:
     """What became of its call, of its run, and of its chat."""
     _check_fence(connection, fence)
     chat = (reply.channel, reply.account, reply.chat_id)
@@ -122,11 +122,11 @@ def record(connection: apsw.Connection, fence: int, now: int, reply: Reply, deli
         goes_on = before is not None and before == reply.claim
         following = _take(connection, chat, after=before, claim=claim) if goes_on else None
         return Delivered(_end_run(connection, reply, now), following)
-    pause_seconds = _note(connection, reply, delivery)
+    pause_seconds = _note(connection, reply, ending)
     due_at = now + int(pause_seconds * 1000)
-    if isinstance(delivery, Again) and delivery.chat_id is not None:
-        join_chats(connection, chat, delivery.chat_id)
-        _move_line(connection, chat, delivery.chat_id, due_at)
+    if isinstance(ending, Again) and ending.chat_id is not None:
+        join_chats(connection, chat, ending.chat_id)
+        _move_line(connection, chat, ending.chat_id, due_at)
         return Delivered(None, None)
     ended = _end_run(connection, reply, now)
     if pause_seconds:
@@ -234,26 +234,26 @@ def close_replies(connection: apsw.Connection, run_id: RunId, why: str) -> None:
 # --- what becomes of a reply ------------------------------------------------------------------------------
 
 
-def _note(connection: apsw.Connection, reply: Reply, delivery: Delivery) -> float:
+def _note(connection: apsw.Connection, reply: Reply, ending: SendEnding) -> float:
     """Write down what became of a call; returns for how many seconds its chat pauses."""
     if not _is_known(connection, reply):
         return 0.0  # forgotten while the call was out, or another has taken its place before
-    if isinstance(delivery, Again | Resend | HeldUnknown) and _is_ended(connection, reply):
+    if isinstance(ending, Again | Resend | HeldUnknown) and _is_ended(connection, reply):
         # Dropped while the call was out: what was dropped is not answered, so it is not tried once more.
-        delivery = Failed(f"not tried again, the task had ended: {delivery.error}")
-    match delivery:
+        ending = Failed(f"not tried again, the task had ended: {ending.error}")
+    match ending:
         case Sent():
-            _note_sent(connection, reply, delivery)
+            _note_sent(connection, reply, ending)
         case Failed():
-            _note_failed(connection, reply, delivery)
+            _note_failed(connection, reply, ending)
         case Again():
-            _note_not_sent(connection, reply, delivery)
-            return delivery.seconds
+            _note_not_sent(connection, reply, ending)
+            return ending.seconds
         case Resend():
-            _note_perhaps(connection, reply, delivery)
-            return delivery.seconds
+            _note_perhaps(connection, reply, ending)
+            return ending.seconds
         case HeldUnknown():
-            _hold(connection, reply, delivery)
+            _hold(connection, reply, ending)
     return 0.0
 
 

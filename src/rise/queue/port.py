@@ -244,12 +244,12 @@ class Queue(Protocol):
         more death counted; with `deaths_max` it is suspended as poison and the next is taken. A task with
         `deaths_suspect` is given only to a holder that `takes_suspects`, and alone. From then on a task counts as
         begun; what is claimed says whether it was so before. Not `counts_deaths`: the store
-        could not be written to for a while, so that a claim which was not prolonged proves nobody's death.
+        could not be written to for a while, so that a claim which was not renewed proves nobody's death.
         """
         ...
 
     async def renew(self, claims: Sequence[Claim]) -> set[int]:
-        """Prolong; returns the fences of the claims that are lost. What is lost must not be worked on."""
+        """Each lasts anew; returns the fences of those that are lost. What is lost must not be worked on."""
         ...
 
     async def settle(self, claim: Claim, task: Task, settlement: Settlement) -> Claim | None:

@@ -1,7 +1,7 @@
 """The embedded queue: lanes in SQLite, in the same file as everything else.
 
-A lane's row says when it may next be claimed (`ready_at`). Enqueueing sets it to now, a claim to the end of
-its lease, a waiting retry to its due time, nothing left to do to NULL. So one index finds new work, due
+A lane's row says when it may next be claimed (`ready_at`). Enqueueing sets it to now, a claim to when it
+lapses, a waiting retry to its due time, nothing left to do to NULL. So one index finds new work, due
 retries and lapsed claims alike, and a wrong `ready_at` is only a hint: whoever claims looks at the tasks.
 
 Refuses: a write under a fence that is not the lane's newest; to drop what this version cannot read, which is suspended.
@@ -236,16 +236,16 @@ class SqliteQueue:
             for lane in turns:
                 if took >= places:
                     break
-                head = self._runnable_head(connection, lane, now, counts_deaths)
-                if head is None:
+                first = self._first_runnable(connection, lane, now, counts_deaths)
+                if first is None:
                     continue
-                if head.progress.deaths >= self._limits.deaths_suspect:
+                if first.progress.deaths >= self._limits.deaths_suspect:
                     suspects_waiting = True
                     continue
                 turns.took()
                 took += 1
                 tasks_left = self._limits.tasks_per_claim
-                claims.append(self._start(connection, lane, channel, holder, head, tasks_left=tasks_left, now=now))
+                claims.append(self._start(connection, lane, channel, holder, first, tasks_left=tasks_left, now=now))
             _keep_turn(connection, channel, turns)
         return Claimed(claims, suspects_waiting)
 
@@ -261,18 +261,18 @@ class SqliteQueue:
             (now,),
         ).fetchall()
         for lane, channel in lanes:
-            head = self._runnable_head(connection, lane, now, counts_deaths) if room.get(channel, 0) > 0 else None
-            if head is not None and head.progress.deaths >= self._limits.deaths_suspect:
-                return self._start(connection, lane, channel, holder, head, tasks_left=1, now=now)
+            first = self._first_runnable(connection, lane, now, counts_deaths) if room.get(channel, 0) > 0 else None
+            if first is not None and first.progress.deaths >= self._limits.deaths_suspect:
+                return self._start(connection, lane, channel, holder, first, tasks_left=1, now=now)
         return None
 
-    def _runnable_head(self, connection: apsw.Connection, lane: LaneKey, now: int, counts_deaths: bool) -> Task | None:
+    def _first_runnable(self, connection: apsw.Connection, lane: LaneKey, now: int, counts_deaths: bool) -> Task | None:
         """The lane's first task if it is due. Otherwise correct the lane's hint and return None."""
         self._count_deaths(connection, lane, now, int(counts_deaths))
-        head = _head_of(connection, lane)
-        if head is not None and head.progress.due_at_ms <= now:
-            return head
-        _let_go(connection, lane, head.progress.due_at_ms if head else None, now)
+        first = _first_task(connection, lane)
+        if first is not None and first.progress.due_at_ms <= now:
+            return first
+        _let_go(connection, lane, first.progress.due_at_ms if first else None, now)
         return None
 
     def _count_deaths(self, connection: apsw.Connection, lane: LaneKey, now: int, deaths: int) -> None:
@@ -337,14 +337,14 @@ class SqliteQueue:
             "UPDATE tasks INDEXED BY tasks_processing SET status = 'pending' WHERE lane = ? AND status = 'processing'",
             (claim.lane,),
         )
-        head = _head_of(connection, claim.lane)
-        if head is None or head.progress.due_at_ms > now:
-            _let_go(connection, claim.lane, head.progress.due_at_ms if head else None, now)
+        first = _first_task(connection, claim.lane)
+        if first is None or first.progress.due_at_ms > now:
+            _let_go(connection, claim.lane, first.progress.due_at_ms if first else None, now)
             return None
-        if claim.tasks_left == 0 or head.progress.deaths >= self._limits.deaths_suspect:
+        if claim.tasks_left == 0 or first.progress.deaths >= self._limits.deaths_suspect:
             _let_go(connection, claim.lane, now, now)
             return None
-        started = _mark_processing(connection, head, now + self._claim_ms, now)
+        started = _mark_processing(connection, first, now + self._claim_ms, now)
         has_suspended = _has_suspended(connection, claim.lane)
         return msgspec.structs.replace(
             claim, task=started, tasks_left=claim.tasks_left - 1, has_suspended=has_suspended
@@ -510,7 +510,7 @@ class SqliteQueue:
                 (_count(connection, "fence"), self.now_ms(), task.head.lane),
             )
         elif task.progress.status is Status.PENDING:
-            # It may have been the head that waits for its retry, and the lane with it.
+            # It may have been the lane's first, which waits for its retry, and the lane with it.
             head = task.head
             _make_ready(connection, head.lane, head.channel, self.now_ms(), is_awaited=head.is_awaited)
         return task
@@ -716,7 +716,7 @@ def _keep_turn(connection: apsw.Connection, channel: str, turns: Turns[LaneKey])
         connection.execute("INSERT OR REPLACE INTO counters VALUES (?, ?)", (_TURN_OF + channel, turns.turn))
 
 
-def _head_of(connection: apsw.Connection, lane: LaneKey) -> Task | None:
+def _first_task(connection: apsw.Connection, lane: LaneKey) -> Task | None:
     """The lane's first runnable task. What this version cannot read is suspended and the next one taken."""
     while True:
         row = connection.execute(

@@ -67,11 +67,11 @@ from rise.reachable import read_allowed
 from rise.retries import RetryPolicy
 from rise.runtime.alerts import AlertBook
 from rise.runtime.binding_health import HealthBook
-from rise.runtime.binding_monitor import BindingMonitor, Pace
 from rise.runtime.bots import Bot, Bots, BotSettings, bots_of
 from rise.runtime.channel_bindings import ChannelBindings
 from rise.runtime.directory import DataDirectory, derived_secret
 from rise.runtime.editor import Editor
+from rise.runtime.examiner import Examiner, LookTimes
 from rise.runtime.forgetting import Forgetting
 from rise.runtime.ledger_name import LedgerName
 from rise.runtime.messages import Messages
@@ -757,19 +757,19 @@ def build_path_test(house: House) -> PathTest:
     return PathTest(house.intake, house.ledger, house.bus, house.clock)
 
 
-def build_binding_monitor(house: House) -> BindingMonitor:
+def build_examiner(house: House) -> Examiner:
     settings, telegram = house.settings, house.channels.telegram
     looks: dict[str, Look] = {name: answering_look(channel) for name, channel in house.channels.pushed().items()}
     if telegram is not None:
         looks[telegram.name] = webhook_look(telegram, partial(_webhook_url, house, telegram))
-    return BindingMonitor(
+    return Examiner(
         registry=house.bindings,
         book=house.health,
         looks=looks,
         path=build_path_test(house),
         bus=house.bus,
         clock=house.clock,
-        pace=Pace(settings.binding_look_seconds, settings.binding_test_seconds),
+        times=LookTimes(settings.binding_look_seconds, settings.binding_test_seconds),
         office=partial(_claim_examiner, house),
     )
 

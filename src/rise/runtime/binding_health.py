@@ -1,6 +1,6 @@
 """How well each binding serves: in which words it is said, and what every process knows of it.
 
-Promises: the worst that was found is what is shown, with its source. Who finds it out: `binding_monitor.py`.
+Promises: the worst that was found is what is shown, with its source. Who finds it out: `examiner.py`.
 """
 
 from __future__ import annotations

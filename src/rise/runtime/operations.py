@@ -107,10 +107,10 @@ class Operations:
         """What `resume_selected` would resume."""
         return await self._queue.resumable(selection, limit=limit)
 
-    async def droppable(self, selection: Selection, *, limit: int = DROP_MAX) -> list[OpenTask]:
+    async def droppable(self, selection: Selection) -> list[OpenTask]:
         """What `drop_selected` would end."""
         suspended = msgspec.structs.replace(selection, status=Status.SUSPENDED)
-        return await self._queue.list_open(suspended, limit=limit)
+        return await self._queue.list_open(suspended, limit=DROP_MAX)
 
     async def trail(self, *, limit: int) -> list[Operation]:
         """What people changed, newest first."""
@@ -217,11 +217,11 @@ class Operations:
         self._announce_dropped(task)
         return run
 
-    async def drop_selected(self, selection: Selection, *, who: str, why: str, limit: int = DROP_MAX) -> Dropped:
-        """End for good what is suspended and selected, one after the other, at most `limit`; each is recorded."""
+    async def drop_selected(self, selection: Selection, *, who: str, why: str) -> Dropped:
+        """End for good what is suspended and selected, one after the other, at most `DROP_MAX`; each is recorded."""
         dropped: list[TaskId] = []
         refused: dict[TaskId, str] = {}
-        for task in await self.droppable(selection, limit=limit):
+        for task in await self.droppable(selection):
             task_id = task.head.task_id
             try:
                 await self.drop(task_id, who=who, why=why)

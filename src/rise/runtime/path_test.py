@@ -2,7 +2,7 @@
 end saved in the ledger. What it takes from one end to the other is the answer.
 
 Refuses: to call the platform, or the account's workflow: people would hear of it. Of how those do, the platform and the
-runs tell (`binding_monitor.py`).
+runs tell (`examiner.py`).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Refilling:
     async def _missing(self, tasks: Sequence[NewTask]) -> list[NewTask]:
         over = await self._full.work.finished([run_of(task) for task in tasks])
         lacking = set(await self._full.queue.missing([task.head.task_id for task in tasks]))
-        return [task for task in tasks if task.head.task_id in lacking and run_of(task).run not in over]
+        return [task for task in tasks if task.head.task_id in lacking and run_of(task).name not in over]
 
     async def _open_in_journals(self, channel: str | None) -> AsyncIterator[list[NewTask]]:
         async with self._full.slots.every() as journals:

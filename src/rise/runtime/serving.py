@@ -78,7 +78,7 @@ async def serve(
         services += assembly.build_write_back(house)
         services += [posts, supervisor, assembly.build_sender(house), worker, *_temporal_services(house)]
         services += [door, *_telegram_services(house)]
-        services += [assembly.build_binding_monitor(house), assembly.build_pulse_taker(house)]
+        services += [assembly.build_examiner(house), assembly.build_pulse_taker(house)]
         await start_all(services, on_error=_report_stop)
         spare_the_collector()
         log.info("serve.started", port=door.port, data_dir=str(house.settings.data_dir))

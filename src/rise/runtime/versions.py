@@ -31,10 +31,11 @@ Change = Callable[[Definition | None], bytes | None]
 """From the last version, None if there never was one, to the body of the next; None removes it. May be asked again."""
 
 
-class Written(NamedTuple):
+class InForce(NamedTuple):
     definition: Definition | None
-    """What is in force; None if there is nothing, and never was."""
+    """None if there is nothing, and never was."""
     is_new: bool
+    """Written by this change; otherwise it was so before."""
 
 
 class Since(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +109,7 @@ class Versions:
         action: str,
         why: str = "",
         expected: int | None = None,
-    ) -> Written:
+    ) -> InForce:
         """The same for who tells of it in words of their own."""
         is_recorded = False
         for _ in range(TRIES):
@@ -118,7 +119,7 @@ class Versions:
                 raise VersionStale.of(name, version)
             body = change(last)
             if body == (None if last is None else last.body):
-                return Written(last, is_new=False)
+                return InForce(last, is_new=False)
             now_ms = epoch_ms(self._clock.now())
             if not is_recorded:
                 operation = Operation(at_ms=now_ms, who=by, action=action, target=name, why=why)
@@ -131,7 +132,7 @@ class Versions:
                 await self._definitions.put(following)
             except VersionStale:
                 continue
-            return Written(following, is_new=True)
+            return InForce(following, is_new=True)
         raise VersionStale(f"{name} is being changed by somebody else over and over; try again")
 
 

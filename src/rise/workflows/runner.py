@@ -198,7 +198,7 @@ class Runner:
         with self._staged.recording(memory.task.run_id) as records:
             try:
                 value = await self._call(definition, turn, memory)
-            except Exception:
+            except Exception:  # border: what its stages did is kept as a step, and it is passed on
                 await memory.keep_records(records)
                 raise
         return value, [*memory.former_records, *records]
@@ -324,7 +324,7 @@ def _say_late_failure(definition: WorkflowDefinition, running: asyncio.Future[An
 async def _in_bounds(function: Callable[[Turn], Awaitable[Any]], turn: Turn) -> Any:
     try:
         return await function(turn)
-    except BaseException as error:
+    except BaseException as error:  # border: raised as what ends a run only
         if isinstance(error, Exception | asyncio.CancelledError | GeneratorExit | BaseExceptionGroup):
             raise
         # Let through, it would end whoever runs it, and look like the death of a process.

@@ -28,7 +28,7 @@ from rise import tracing
 from rise.clock import Clock, epoch_ms
 from rise.envelope import encode_json
 from rise.errors import RiseError, SiteFailed, SiteUnavailable, StageRefused, StageTimedOut
-from rise.telemetry import clean, spellings
+from rise.telemetry import clean, log, spellings
 from rise.workflows.definition import WorkflowDefinition
 from rise.workflows.fetching import Fetch, HttpAnswer, HttpRequest, json_of
 from rise.workflows.model import Message, Model, ModelRequest
@@ -224,10 +224,10 @@ class _Run:
         outcome, error = "done", None
         try:
             yield
-        except Exception as failure:
+        except Exception as failure:  # border: recorded, and passed on
             outcome, error = "failed", clean(failure)[:2000]
             raise
-        except BaseException:
+        except BaseException:  # border: recorded as cut off, and passed on
             outcome = "cut off"
             raise
         finally:
@@ -375,10 +375,11 @@ class _Trial:
             self.tries += 1
             try:
                 return await attempt()
-            except Exception as error:
+            except Exception as error:  # border: tried again, or the last of them is passed on
                 pause = self._pause_seconds(error)
                 if self.tries > retries.max or pause is None:
                     raise
+                log.debug("stage.failed", stage=self._stage.name, kind=self._stage.kind, tries=self.tries, error=error)
             await self._clock.sleep(pause)
 
     def _pause_seconds(self, error: Exception) -> float | None:
@@ -414,7 +415,7 @@ def _named(stage: Stage) -> Iterator[None]:
         yield
     except StageRefused as error:
         raise StageRefused(f"the stage {stage.name}: {error.public_message}") from error
-    except Exception as error:
+    except Exception as error:  # border: it says which stage it is of, and is passed on
         error.add_note(f"in the stage {stage.name} ({stage.kind})")
         raise
 

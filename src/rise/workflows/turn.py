@@ -333,7 +333,7 @@ def in_bounds(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call it in its thread. What no future can carry, or what would end the process, is an error like any other."""
     try:
         return function(*args, **kwargs)
-    except BaseException as error:
+    except BaseException as error:  # border: raised as what a future can carry
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
             raise
         raise RuntimeError(f"{type(error).__name__} came out of {getattr(function, '__name__', 'it')}") from error

@@ -82,7 +82,6 @@ class WebhookInfo(msgspec.Struct, frozen=True, kw_only=True):
     last_error_date: int | None = None
     last_error_message: str | None = None
     last_synchronization_error_date: int | None = None
-    max_connections: int | None = None
     allowed_updates: list[str] = []
 
 
@@ -247,14 +246,12 @@ class TelegramChannel:
         described = await self.ask(account, "getMe", {})
         return described if isinstance(described, dict) else {}
 
-    async def set_webhook(self, account: str, url: str, secret: str, *, max_connections: int | None = None) -> None:
+    async def set_webhook(self, account: str, url: str, secret: str) -> None:
         """Have updates of every kind pushed to the URL. Nothing pending is lost by it.
 
         Raises `Rejected` with Telegram's words if it does not take the URL, `ChannelUnavailable` otherwise.
         """
         params: dict[str, Any] = {"url": url, "secret_token": secret, "allowed_updates": list(KINDS)}
-        if max_connections is not None:
-            params["max_connections"] = max_connections
         await self.ask(account, "setWebhook", params)
 
     async def delete_webhook(self, account: str) -> None:

@@ -129,7 +129,6 @@ def read_update(
     now: datetime,
     webhook: bool,
     source: str = "telegram-bot",
-    request_id: str | None = None,
     trace_id: str | None = None,
     chats: ChatRegistry | None = None,
 ) -> Incoming:
@@ -178,7 +177,6 @@ def read_update(
         notifiable=read.notifiable,
         receipt_seconds=RECEIPT_SECONDS,
         lifetime_seconds=read.lifetime_seconds,
-        request_id=request_id,
         trace_id=trace_id,
         suspend=suspend,
         error=read.error,

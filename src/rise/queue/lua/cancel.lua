@@ -8,7 +8,7 @@ if was == 'processing' then
   free(task.lane)
   set_ready(task.lane, task.channel, now)
 elseif was == 'pending' then
-  -- It may have been the head that waits for its retry, and the lane with it.
+  -- It may have been the lane's first, which waits for its retry, and the lane with it.
   announce(task, now)
 end
 return before

@@ -81,17 +81,17 @@ local function take_from_the_lost(lane)
 end
 
 -- The lane's first task if it is due; otherwise the hint that it is, is corrected.
-local function due_head(lane, channel)
+local function first_due(lane, channel)
   take_from_the_lost(lane)
-  local head = head_of(lane)
-  if head and tonumber(head.due) <= now and not is_owed(lane) then return head end
+  local first = first_task(lane)
+  if first and tonumber(first.due) <= now and not is_owed(lane) then return first end
   let_go(lane, channel)
 end
 
-local function start(lane, channel, head, tasks)
+local function start(lane, channel, first, tasks)
   local fence = next_fence()
   call('HSET', LANE .. lane, 'channel', channel, 'holder', holder, 'fence', fence)
-  return { lane, channel, fence, tasks - 1, run(head, claim_ms) }
+  return { lane, channel, fence, tasks - 1, run(first, claim_ms) }
 end
 
 -- What was running in several crashes gets a process to itself, so that if it kills once more nobody else's message is
@@ -110,8 +110,8 @@ local function suspect_alone()
   table.sort(waiting, function(a, b) return a.at < b.at or (a.at == b.at and a.lane < b.lane) end)
   for _, one in ipairs(waiting) do
     even_when_full()
-    local head = due_head(one.lane, one.channel)
-    if head and tonumber(head.deaths) >= deaths_suspect then return { start(one.lane, one.channel, head, 1) } end
+    local first = first_due(one.lane, one.channel)
+    if first and tonumber(first.deaths) >= deaths_suspect then return { start(one.lane, one.channel, first, 1) } end
   end
 end
 
@@ -126,12 +126,12 @@ for channel in pairs(places) do
   while places[channel] > 0 do
     local lane = turns.next()
     if not lane then break end
-    local head = due_head(lane, channel)
-    if head and tonumber(head.deaths) < deaths_suspect then
+    local first = first_due(lane, channel)
+    if first and tonumber(first.deaths) < deaths_suspect then
       turns.took()
       places[channel] = places[channel] - 1
-      claims[#claims + 1] = start(lane, channel, head, tasks_per_claim)
-    elseif head then
+      claims[#claims + 1] = start(lane, channel, first, tasks_per_claim)
+    elseif first then
       suspects_waiting = 1
       call('SADD', DIED, lane)  -- by a former version
     end

@@ -269,7 +269,7 @@ local function free(lane)
 end
 
 -- The first task in the line of a lane, or nil.
-local function head_of(lane)
+local function first_task(lane)
   while true do
     local place = call('ZRANGE', LINE .. lane, 0, 0)[1]
     if not place then return nil end
@@ -287,8 +287,8 @@ end
 
 local function let_go(lane, channel)
   free(lane)
-  local head = head_of(lane)
-  local at = head and math.max(tonumber(head.due), now)
+  local first = first_task(lane)
+  local at = first and math.max(tonumber(first.due), now)
   if at and is_owed(lane) then at = math.max(at, now + OWED_LOOK_MS) end
   set_ready(lane, channel, at)
 end
@@ -305,7 +305,7 @@ local function latest(lane, name, order)
   if not known or known < order then call('HSET', LANE .. lane, name, order) end
 end
 
-local function prolong(lane, channel, claim_ms)
+local function renew(lane, channel, claim_ms)
   set_ready(lane, channel, now + claim_ms)
   call('ZADD', CLAIMS, now + claim_ms, lane)
 end
@@ -313,7 +313,7 @@ end
 local function run(task, claim_ms)
   latest(task.lane, 'started', task.order)
   latest(task.lane, 'newest', task.order)
-  prolong(task.lane, task.channel, claim_ms)
+  renew(task.lane, task.channel, claim_ms)
   local was_begun = task.begun
   set_status(task, 'processing', { updated = now, begun = 1 })
   task.begun = was_begun -- what is said is how it was before

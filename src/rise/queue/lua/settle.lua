@@ -35,11 +35,11 @@ if task and task.status == 'processing' then settle[settlement](task) end
 local other = call('HGET', RUNNING, lane)
 other = other and other ~= id and load(other)
 if other then set_status(other, 'pending', {}) end
-local head = head_of(lane)
+local following = first_task(lane)
 -- Without a life half of the chat may be missing, which a restarted Redis has lost and the claim has outlived.
 local may_go_on = call('EXISTS', LIFE) == 1 and not is_owed(lane) and tasks_left > 0
-if not may_go_on or not head or tonumber(head.due) > now or tonumber(head.deaths) >= deaths_suspect then
+if not may_go_on or not following or tonumber(following.due) > now or tonumber(following.deaths) >= deaths_suspect then
   let_go(lane, channel)
   return false
 end
-return run(head, claim_ms)
+return run(following, claim_ms)

@@ -6,9 +6,9 @@ for i = 1, #page[2], 2 do
   local lane = page[2][i]
   local channel = call('HGET', LANE .. lane, 'channel')
   if not channel or not call('ZSCORE', READY .. channel, lane) then
-    local head = head_of(lane)
-    if head and not call('ZSCORE', READY .. head.channel, lane) then
-      announce(head, now)
+    local first = first_task(lane)
+    if first and not call('ZSCORE', READY .. first.channel, lane) then
+      announce(first, now)
       found = found + 1
     end
   end

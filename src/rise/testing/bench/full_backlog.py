@@ -9,7 +9,7 @@ import msgspec
 
 from rise.clock import SystemClock
 from rise.testing.bench.executing import first_run
-from rise.testing.bench.full_executing import LOOK_SECONDS, open_count, start_worker
+from rise.testing.bench.full_executing import OPEN_LOOK_SECONDS, open_count, start_worker
 from rise.testing.bench.full_servers import Servers, servers_for_one
 from rise.testing.bench.measuring import cpu_seconds, resident_bytes
 from rise.testing.bench.processes import end
@@ -97,7 +97,7 @@ async def _when_open(redis: RedisServer, at_most: int) -> float:
             least, moved_at = left, clock.monotonic()
         elif clock.monotonic() - moved_at > STILL_SECONDS_MAX:
             raise RuntimeError(f"{left} tasks are open, and none was finished for {STILL_SECONDS_MAX:g} s")
-        await clock.sleep(LOOK_SECONDS)
+        await clock.sleep(OPEN_LOOK_SECONDS)
     return clock.monotonic()
 
 

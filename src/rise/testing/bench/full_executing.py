@@ -21,7 +21,7 @@ from rise.testing.bench.sizes import Sizes
 from rise.testing.servers import RabbitServer, RedisServer
 
 PART: Final = "execute"
-LOOK_SECONDS: Final = 0.05
+OPEN_LOOK_SECONDS: Final = 0.05
 
 _OURS: Final = {
     "http": "Rise worker, in order, result kept",
@@ -130,7 +130,7 @@ async def until(is_over: Callable[[], bool]) -> float:
     while not is_over():
         if clock.monotonic() > give_up_at:
             raise RuntimeError(f"after {DRAIN_SECONDS_MAX:g} s not everything is done")
-        await clock.sleep(LOOK_SECONDS)
+        await clock.sleep(OPEN_LOOK_SECONDS)
     return clock.monotonic()
 
 

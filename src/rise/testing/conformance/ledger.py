@@ -36,9 +36,9 @@ from rise.ledger.port import (
     Again,
     Attempt,
     Delivered,
-    Delivery,
     Failed,
     HeldUnknown,
+    HistoryLine,
     Ledger,
     Office,
     Operation,
@@ -48,8 +48,8 @@ from rise.ledger.port import (
     Resend,
     RunEnded,
     RunResult,
+    SendEnding,
     Sent,
-    Turn,
     count_tries,
 )
 from rise.testing.conformance.queue import delivery
@@ -163,7 +163,7 @@ async def answer(ledger: Ledger, of: Task, count: int = 1) -> list[Reply]:
 
 async def say(ledger: Ledger, number: int, chat: str) -> None:
     """Save a result that says nothing, to a message that is remembered."""
-    turns = [Turn(role="user", text=f"q{number}", at_ms=number)]
+    turns = [HistoryLine(role="user", text=f"q{number}", at_ms=number)]
     silent = RunResult(outcome=Outcome.SILENT)
     await ledger.save_result(task(number, chat=chat), silent, [], turns, deliver=True)
 
@@ -173,10 +173,10 @@ async def take_one(ledger: Ledger, fence: int) -> Reply:
     return reply
 
 
-async def send(ledger: Ledger, fence: int, reply: Reply, delivery: Delivery) -> Reply | None:
+async def send(ledger: Ledger, fence: int, reply: Reply, ending: SendEnding) -> Reply | None:
     """Send one reply, let the call end like that, and return the chat's next."""
     await ledger.outbox_sending(fence, reply)
-    return (await ledger.outbox_record(fence, reply, delivery)).next
+    return (await ledger.outbox_record(fence, reply, ending)).next
 
 
 async def send_everything(ledger: Ledger, fence: int) -> list[str]:
@@ -272,7 +272,7 @@ class LedgerConformance:
         odd = "half a \ud83d"
         [reply] = chunks(task())
         reply = msgspec.structs.replace(reply, call=Call("sendMessage", {"text": odd}, odd))
-        turns = [Turn(role="user", text=odd, at_ms=1)]
+        turns = [HistoryLine(role="user", text=odd, at_ms=1)]
         await ledger.save_result(task(), ANSWERED, [reply], turns, deliver=True)
         await ledger.add_attempt(task().run_id, Attempt(at_ms=1, error=odd, counted=True))
         await ledger.record_operation(Operation(at_ms=1, who="me", action="drop", target="t", why=odd))
@@ -323,7 +323,9 @@ class LedgerConformance:
     @pytest.mark.parametrize(
         "ending", [Again(0.0, "429"), Resend("timeout"), HeldUnknown("timeout")], ids=lambda one: type(one).__name__
     )
-    async def test_dropping_while_a_call_is_out_lets_it_not_be_repeated(self, ledger: Ledger, ending: Delivery) -> None:
+    async def test_dropping_while_a_call_is_out_lets_it_not_be_repeated(
+        self, ledger: Ledger, ending: SendEnding
+    ) -> None:
         await answer(ledger, task(), 2)
         fence = await ledger.outbox_open()
         reply = await take_one(ledger, fence)
@@ -341,7 +343,7 @@ class LedgerConformance:
         "ending", [HeldUnknown("timeout"), Resend("timeout", seconds=5.0)], ids=lambda one: type(one).__name__
     )
     async def test_of_what_was_perhaps_sent_it_is_never_said_that_it_was_not(
-        self, ledger: Ledger, ending: Delivery
+        self, ledger: Ledger, ending: SendEnding
     ) -> None:
         await answer(ledger, task(), 2)
         fence = await ledger.outbox_open()
@@ -583,8 +585,8 @@ class LedgerConformance:
     async def test_history_is_oldest_first_and_of_one_chat(self, ledger: Ledger) -> None:
         for number, chat in ((1, "a"), (2, "b"), (3, "a")):
             turns = [
-                Turn(role="user", text=f"q{number}", at_ms=number),
-                Turn(role="assistant", text=f"a{number}", at_ms=number, run_id=task(number).run_id),
+                HistoryLine(role="user", text=f"q{number}", at_ms=number),
+                HistoryLine(role="assistant", text=f"a{number}", at_ms=number, run_id=task(number).run_id),
             ]
             await ledger.save_result(
                 task(number, chat=chat), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True
@@ -595,13 +597,13 @@ class LedgerConformance:
 
     async def test_a_result_saved_twice_is_in_history_once(self, ledger: Ledger) -> None:
         for _ in range(2):
-            turns = [Turn(role="user", text="q", at_ms=1)]
+            turns = [HistoryLine(role="user", text="q", at_ms=1)]
             await ledger.save_result(task(), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
         assert len(await ledger.history("telegram", "7", "1", limit=10)) == 1
 
     async def test_history_is_bounded(self, stage: LedgerStage) -> None:
         for number in range(1, stage.history_kept + 11):
-            turns = [Turn(role="user", text=str(number), at_ms=number)]
+            turns = [HistoryLine(role="user", text=str(number), at_ms=number)]
             await stage.ledger.save_result(task(number), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
         kept = await stage.ledger.history("telegram", "7", "1", limit=10_000)
         assert [turn.text for turn in kept] == [str(n) for n in range(11, stage.history_kept + 11)]
@@ -609,7 +611,7 @@ class LedgerConformance:
     async def test_of_a_long_turn_the_beginning_is_kept(self, ledger: Ledger) -> None:
         """As many turns as are kept fit into one record of any store, whatever their characters."""
         fits, long = "\N{GRINNING FACE}" * TURN_CHARS_MAX, "\N{GRINNING FACE}" * (TURN_CHARS_MAX + 1)
-        turns = [Turn(role=role, text=text, at_ms=1) for role, text in (("user", fits), ("assistant", long))]
+        turns = [HistoryLine(role=role, text=text, at_ms=1) for role, text in (("user", fits), ("assistant", long))]
         await ledger.save_result(task(), RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
         kept = await ledger.history("telegram", "7", "1", limit=10)
         assert [turn.text for turn in kept] == [fits, long[: TURN_CHARS_MAX - 1] + "…"]
@@ -618,7 +620,7 @@ class LedgerConformance:
     async def test_history_is_of_one_account_and_channel(self, stage: LedgerStage, elsewhere: dict[str, str]) -> None:
         here, there, again = task(1), task_elsewhere(2, **elsewhere), task_elsewhere(3, **elsewhere)
         for of, count in ((there, stage.history_kept), (here, stage.history_kept), (again, 1)):
-            turns = [Turn(role="user", text=str(of.task_id), at_ms=n) for n in range(count)]
+            turns = [HistoryLine(role="user", text=str(of.task_id), at_ms=n) for n in range(count)]
             await stage.ledger.save_result(of, RunResult(outcome=Outcome.SILENT), [], turns, deliver=True)
         ours, theirs = [here.task_id] * stage.history_kept, [there.task_id] * (stage.history_kept - 1) + [again.task_id]
         for of, texts in ((here, ours), (there, theirs)):
@@ -812,7 +814,7 @@ class LedgerConformance:
     )
     @pytest.mark.parametrize("count", [1, 2])
     async def test_recording_an_ending_twice_changes_nothing_more(
-        self, ledger: Ledger, ending: Delivery, count: int
+        self, ledger: Ledger, ending: SendEnding, count: int
     ) -> None:
         await answer(ledger, task(), count)
         await answer(ledger, task(2))
@@ -945,7 +947,7 @@ class LedgerConformance:
     @pytest.mark.req("TGM-3")
     @pytest.mark.parametrize("other", [Sent(), Failed("refused")])
     async def test_a_run_of_whose_replies_only_some_came_too_late_was_not_delivered(
-        self, ledger: Ledger, other: Delivery
+        self, ledger: Ledger, other: SendEnding
     ) -> None:
         await answer(ledger, task(), 2)
         fence = await ledger.outbox_open()
@@ -1317,7 +1319,7 @@ class LedgerConformance:
         [Failed("blocked", chat_gone=True), HeldUnknown("timeout"), Sent()],
         ids=lambda one: type(one).__name__,
     )
-    async def test_whatever_becomes_of_a_notice_the_answer_goes_out(self, ledger: Ledger, ending: Delivery) -> None:
+    async def test_whatever_becomes_of_a_notice_the_answer_goes_out(self, ledger: Ledger, ending: SendEnding) -> None:
         await ledger.add_notice(notice(task(), "queued"))
         await answer(ledger, task(), 2)
         fence = await ledger.outbox_open()
@@ -1351,7 +1353,7 @@ class LedgerConformance:
     @pytest.mark.parametrize(
         "ending", [Again(0.0, "it answered 500"), Resend("timeout")], ids=lambda one: type(one).__name__
     )
-    async def test_a_callback_is_tried_again_though_its_run_is_over(self, ledger: Ledger, ending: Delivery) -> None:
+    async def test_a_callback_is_tried_again_though_its_run_is_over(self, ledger: Ledger, ending: SendEnding) -> None:
         await ledger.save_result(task(), ANSWERED, [callback(task())], [], deliver=False)
         fence = await ledger.outbox_open()
         following = await send(ledger, fence, await take_one(ledger, fence), ending)
@@ -1367,7 +1369,7 @@ class LedgerConformance:
         ids=["given up", "held", "gone"],
     )
     async def test_whatever_becomes_of_a_callback_its_run_has_ended_as_it_did(
-        self, ledger: Ledger, ending: Delivery
+        self, ledger: Ledger, ending: SendEnding
     ) -> None:
         run = await ledger.save_result(task(), ANSWERED, [*chunks(task()), callback(task())], [], deliver=False)
         fence = await ledger.outbox_open()
@@ -1429,7 +1431,7 @@ class LedgerConformance:
         ids=lambda one: type(one).__name__,
     )
     async def test_a_callback_that_was_tried_stands_however_the_run_ends(
-        self, stage: LedgerStage, ending: Delivery | None
+        self, stage: LedgerStage, ending: SendEnding | None
     ) -> None:
         """None: it is out at this moment."""
         ledger = stage.ledger
@@ -1453,7 +1455,7 @@ class LedgerConformance:
     @pytest.mark.failure("E11", "G8")
     @pytest.mark.parametrize("ending", [None, Failed("too late", too_late=True)], ids=["sent", "given up"])
     async def test_who_has_a_callback_in_hand_in_whose_place_is_another_is_refused_it(
-        self, ledger: Ledger, ending: Delivery | None
+        self, ledger: Ledger, ending: SendEnding | None
     ) -> None:
         await ledger.save_result(task(), ANSWERED, [*chunks(task()), callback(task())], [], deliver=True)
         fence = await ledger.outbox_open()
@@ -1565,7 +1567,10 @@ class LedgerConformance:
         await ledger.add_attempt(of.run_id, Attempt(at_ms=1, error="boom", counted=True))
         await ledger.add_notice(notice(of, "late"), deliver=False)
         for one in (of, other):
-            said = [Turn(role="user", text="secret", at_ms=1), Turn(role="assistant", text="well", at_ms=2)]
+            said = [
+                HistoryLine(role="user", text="secret", at_ms=1),
+                HistoryLine(role="assistant", text="well", at_ms=2),
+            ]
             await ledger.save_result(one, ANSWERED, chunks(one, 2), said, deliver=False)
         before = {one.task_id: await ledger.run(one.run_id) for one in (of, other)}
         forgotten = await ledger.forget_chat("telegram", "7", "a")
@@ -1622,7 +1627,7 @@ class LedgerConformance:
         self, ledger: Ledger, elsewhere: dict[str, str]
     ) -> None:
         of = task_elsewhere(2, **elsewhere)
-        turns = [Turn(role="user", text="hers", at_ms=1)]
+        turns = [HistoryLine(role="user", text="hers", at_ms=1)]
         await ledger.save_result(of, ANSWERED, chunks(of), turns, deliver=False)
         forgotten = await ledger.forget_chat("telegram", "7", "1")
         assert (forgotten.runs, forgotten.replies, forgotten.turns) == (0, 0, 0)

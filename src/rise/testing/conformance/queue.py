@@ -703,7 +703,7 @@ class QueueConformance:
         assert await claim_all(stage.queue, "w2") == []
         assert await stage.queue.settle(claim, claim.task, Finished()) is None
 
-    async def test_renewing_prolongs(self, stage: QueueStage) -> None:
+    async def test_a_claim_that_is_renewed_lasts_longer(self, stage: QueueStage) -> None:
         await enqueue(stage.queue, 1)
         claim = await claim_one(stage.queue)
         for _ in range(5):
@@ -776,7 +776,7 @@ class QueueConformance:
 
     @pytest.mark.req("QUE-3")
     @pytest.mark.failure("E4")
-    async def test_a_claim_that_nobody_could_prolong_is_no_death(self, stage: QueueStage) -> None:
+    async def test_a_claim_that_nobody_could_renew_is_no_death(self, stage: QueueStage) -> None:
         await enqueue(stage.queue, 1)
         claim = await claim_one(stage.queue)
         for _ in range(DEATHS_MAX):

@@ -36,10 +36,10 @@ from rise.ledger.port import (
     ChatForgotten,
     ChatMove,
     Delivered,
-    Delivery,
     Ended,
     Failed,
     HeldUnknown,
+    HistoryLine,
     Office,
     Operation,
     OutboxDepth,
@@ -50,8 +50,8 @@ from rise.ledger.port import (
     Run,
     RunEnded,
     RunResult,
+    SendEnding,
     Sent,
-    Turn,
     count_tries,
 )
 from rise.testing.fakes.store import MemoryStore
@@ -107,7 +107,7 @@ class MemoryLedgerState:
     runs: dict[RunId, StoredRun] = field(default_factory=dict)
     steps: dict[RunId, dict[str, bytes]] = field(default_factory=dict)
     attempts: dict[RunId, list[Attempt]] = field(default_factory=dict)
-    history: dict[Chat, list[tuple[int, Turn]]] = field(default_factory=dict)
+    history: dict[Chat, list[tuple[int, HistoryLine]]] = field(default_factory=dict)
     """With the number of each turn among all."""
     turns_ever: int = 0
     replies: dict[ReplyId, StoredReply] = field(default_factory=dict)
@@ -165,14 +165,14 @@ class MemoryLedger(MemoryStore):
         task: Task,
         result: RunResult,
         replies: Sequence[Reply],
-        history: Sequence[Turn],
+        history: Sequence[HistoryLine],
         *,
         deliver: bool,
     ) -> Run:
         return await self._through("save_result", lambda: self._save_result(task, result, replies, history, deliver))
 
     def _save_result(
-        self, task: Task, result: RunResult, replies: Sequence[Reply], history: Sequence[Turn], deliver: bool
+        self, task: Task, result: RunResult, replies: Sequence[Reply], history: Sequence[HistoryLine], deliver: bool
     ) -> Run:
         if task.run_id in self._state.runs:
             return self._state.runs[task.run_id].run
@@ -220,10 +220,10 @@ class MemoryLedger(MemoryStore):
                 self._take_back(run_id, why)
                 self._end(run_id, Status.DROPPED, None, why=why)
 
-    def _add_history(self, task: Task, turns: Sequence[Turn]) -> None:
+    def _add_history(self, task: Task, lines: Sequence[HistoryLine]) -> None:
         if task.head.chat_id is not None:
             chat = self._first((task.head.channel, task.head.account, task.head.chat_id))
-            said = [msgspec.structs.replace(turn, text=kept_text(turn.text)) for turn in turns]
+            said = [msgspec.structs.replace(line, text=kept_text(line.text)) for line in lines]
             numbered = enumerate(said, start=self._state.turns_ever)
             self._state.history[chat] = [*self._state.history.get(chat, []), *numbered][-self._history_kept :]
             self._state.turns_ever += len(said)
@@ -325,12 +325,12 @@ class MemoryLedger(MemoryStore):
     async def attempts(self, run_id: RunId) -> list[Attempt]:
         return await self._through("attempts", lambda: list(self._state.attempts.get(run_id, [])))
 
-    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[Turn]:
+    async def history(self, channel: str, account: str, chat_id: str, *, limit: int) -> list[HistoryLine]:
         return await self._through("history", lambda: self._history((channel, account, chat_id), limit))
 
-    def _history(self, chat: Chat, limit: int) -> list[Turn]:
-        turns = self._state.history.get(self._first(chat), [])
-        return [turn for _, turn in turns[max(0, len(turns) - limit) :]]
+    def _history(self, chat: Chat, limit: int) -> list[HistoryLine]:
+        lines = self._state.history.get(self._first(chat), [])
+        return [line for _, line in lines[max(0, len(lines) - limit) :]]
 
     # --- chats ---
 
@@ -495,10 +495,10 @@ class MemoryLedger(MemoryStore):
             raise ClaimLost(f"the reply {reply.reply_id} is not to be sent any more")
         stored.change(state=ReplyState.SENDING)
 
-    async def outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
-        return await self._through("outbox_record", lambda: self._outbox_record(fence, reply, delivery))
+    async def outbox_record(self, fence: int, reply: Reply, ending: SendEnding) -> Delivered:
+        return await self._through("outbox_record", lambda: self._outbox_record(fence, reply, ending))
 
-    def _outbox_record(self, fence: int, reply: Reply, delivery: Delivery) -> Delivered:
+    def _outbox_record(self, fence: int, reply: Reply, ending: SendEnding) -> Delivered:
         self._check_fence(fence)
         chat, now = _chat_of(reply), self._now_ms()
         stored = self._as_taken(reply)
@@ -506,10 +506,10 @@ class MemoryLedger(MemoryStore):
         if claim != reply.claim:
             following = self._take(chat, after=before, claim=claim) if before == reply.claim else None
             return Delivered(self._end_if_all_final(stored.reply) if stored else None, following)
-        pause_ms = int(self._record(stored, delivery) * 1000) if stored else 0
-        if isinstance(delivery, Again) and delivery.chat_id is not None:
-            self._join_chats(chat, delivery.chat_id)
-            self._move_line(chat, delivery.chat_id, now + pause_ms)
+        pause_ms = int(self._record(stored, ending) * 1000) if stored else 0
+        if isinstance(ending, Again) and ending.chat_id is not None:
+            self._join_chats(chat, ending.chat_id)
+            self._move_line(chat, ending.chat_id, now + pause_ms)
             return Delivered(None, None)
         ended = self._end_if_all_final(stored.reply) if stored else None
         if pause_ms:
@@ -522,13 +522,13 @@ class MemoryLedger(MemoryStore):
         stored = self._state.replies.get(reply.reply_id)
         return stored if stored is not None and stored.reply.sequence == reply.sequence else None
 
-    def _record(self, stored: StoredReply, delivery: Delivery) -> float:
+    def _record(self, stored: StoredReply, ending: SendEnding) -> float:
         """Returns for how many seconds its chat pauses."""
         reply = stored.reply
-        if isinstance(delivery, Again | Resend | HeldUnknown) and self._has_ended(reply):
+        if isinstance(ending, Again | Resend | HeldUnknown) and self._has_ended(reply):
             # What was dropped while its call was out is not answered, so it is not tried once more.
-            delivery = Failed(f"not tried again, the task had ended: {delivery.error}")
-        match delivery:
+            ending = Failed(f"not tried again, the task had ended: {ending.error}")
+        match ending:
             case Sent(platform_ref):
                 stored.change(state=ReplyState.SENT, platform_ref=platform_ref, error=None)
                 return 0.0

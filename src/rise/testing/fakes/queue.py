@@ -211,13 +211,13 @@ class MemoryQueue(MemoryStore):
             for lane in turns:
                 if took >= places:
                     break
-                head = self._due_head(lane, now, counts_deaths)
-                if head is None:
+                first = self._first_due(lane, now, counts_deaths)
+                if first is None:
                     continue
-                if not self._is_suspect(head):
+                if not self._is_suspect(first):
                     turns.took()
                     took += 1
-                    claims.append(self._start(lane, holder, head, self._limits.tasks_per_claim, now))
+                    claims.append(self._start(lane, holder, first, self._limits.tasks_per_claim, now))
                 else:
                     suspects_waiting = True
             self._state.turns[channel] = turns.turn
@@ -228,9 +228,9 @@ class MemoryQueue(MemoryStore):
             deaths = max((task.progress.deaths for task in self._runnable(lane)), default=0)
             if not deaths or room.get(lane.channel, 0) <= 0:
                 continue
-            head = self._due_head(lane, now, counts_deaths)
-            if head is not None and self._is_suspect(head):
-                return self._start(lane, holder, head, 1, now)
+            first = self._first_due(lane, now, counts_deaths)
+            if first is not None and self._is_suspect(first):
+                return self._start(lane, holder, first, 1, now)
         return None
 
     def _turns(self, channel: str, places: int, now: int) -> Turns[Lane]:
@@ -248,14 +248,14 @@ class MemoryQueue(MemoryStore):
         ]
         return [lane for _, _, lane in sorted(waiting, key=lambda one: one[:2])]
 
-    def _due_head(self, lane: Lane, now: int, counts_deaths: bool) -> StoredTask | None:
+    def _first_due(self, lane: Lane, now: int, counts_deaths: bool) -> StoredTask | None:
         """The first task of a lane that nobody has any more; None if nothing is to be done in it now."""
         self._take_from_the_lost(lane, now, counts_deaths)
-        head = self._head_of(lane)
-        if head is None or head.progress.due_at_ms > now or self._is_owed(lane, now):
+        first = self._first_task(lane)
+        if first is None or first.progress.due_at_ms > now or self._is_owed(lane, now):
             self._let_go(lane, now)
             return None
-        return head
+        return first
 
     def _take_from_the_lost(self, lane: Lane, now: int, counts_deaths: bool) -> None:
         for task in self._runnable(lane):
@@ -312,12 +312,12 @@ class MemoryQueue(MemoryStore):
         for task_running in self._runnable(lane):
             if task_running.progress.status is Status.PROCESSING:
                 task_running.change(status=Status.PENDING)
-        head = self._head_of(lane)
+        first = self._first_task(lane)
         may_go_on = self._state.life is not None and not self._is_owed(lane, now) and claim.tasks_left > 0
-        if not may_go_on or head is None or head.progress.due_at_ms > now or self._is_suspect(head):
+        if not may_go_on or first is None or first.progress.due_at_ms > now or self._is_suspect(first):
             self._let_go(lane, now)
             return None
-        started = self._run(lane, head, now)
+        started = self._run(lane, first, now)
         left, has_suspended = claim.tasks_left - 1, self._has_suspended(lane)
         return msgspec.structs.replace(claim, task=started, tasks_left=left, has_suspended=has_suspended)
 
@@ -650,9 +650,9 @@ class MemoryQueue(MemoryStore):
         return lane
 
     def _let_go(self, lane: Lane, now: int) -> None:
-        head = self._head_of(lane)
+        first = self._first_task(lane)
         lane.holder, lane.touched_at_ms = None, now
-        lane.ready_at_ms = None if head is None else max(head.progress.due_at_ms, now)
+        lane.ready_at_ms = None if first is None else max(first.progress.due_at_ms, now)
         if lane.ready_at_ms is not None and self._is_owed(lane, now):
             lane.ready_at_ms = max(lane.ready_at_ms, now + OWED_LOOK_MS)
 
@@ -665,7 +665,7 @@ class MemoryQueue(MemoryStore):
     def _lanes_of(self, holder: str) -> list[Lane]:
         return [lane for lane in self._state.lanes.values() if lane.holder == holder]
 
-    def _head_of(self, lane: Lane) -> StoredTask | None:
+    def _first_task(self, lane: Lane) -> StoredTask | None:
         """The lane's first task. What this version cannot read is set aside and the next one taken."""
         for task in self._runnable(lane):
             try:

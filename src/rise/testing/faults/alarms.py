@@ -21,7 +21,7 @@ from rise.testing.faults.schedule import Mishap
 ALARM_SECONDS_MAX: Final = 30.0
 LOOK_SECONDS: Final = 0.2
 _LOUD: Final = ("warning", "error", "critical")
-_NOTED: Final = ("copies.made_up", "queue.rehydrated", "copies.lost")
+_NOTED: Final = ("copies.made_up", "queue.refilled", "copies.lost")
 _STATES: Final = ("capability.state_changed", "startup.capability.")
 _SUBJECTS: Final = {
     "rabbit": "rabbitmq",
@@ -74,7 +74,7 @@ class Alarms:
         """Copies made again, by store."""
         self.lost: Counter[str] = Counter()
         """Copies found missing, by store."""
-        self.rehydrated = 0
+        self.refilled = 0
         """How often an emptied queue was filled again."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -129,8 +129,8 @@ class Alarms:
         match event:
             case "copies.made_up":
                 self.made_up[str(line["copy"])] += int(line["count"])
-            case "queue.rehydrated":
-                self.rehydrated += 1
+            case "queue.refilled":
+                self.refilled += 1
             case "copies.lost":
                 self.lost[str(line["copy"])] += int(line["count"])
         subject = _subject(event, line)

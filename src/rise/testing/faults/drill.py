@@ -21,7 +21,7 @@ from rise.clock import Clock, SystemClock
 from rise.envelope import Status
 from rise.testing.faults.alarms import Alarms
 from rise.testing.faults.books import PlatformTime, commit, read_books, windows
-from rise.testing.faults.ground import LOOK_SECONDS, PLATFORM_SPEED, Ground, drill_ground
+from rise.testing.faults.ground import GROUND_LOOK_SECONDS, PLATFORM_SPEED, Ground, drill_ground
 from rise.testing.faults.nemesis import Nemesis
 from rise.testing.faults.order import Order
 from rise.testing.faults.report import CopiesSeen, DrillReport, Window
@@ -98,7 +98,7 @@ class Drill:
         """Until nothing moves any more. What still does when patience ends is counted as open."""
         until = self._clock.monotonic() + REST_SECONDS_MAX
         while self._clock.monotonic() < until and await self._is_moving():
-            await self._clock.sleep(LOOK_SECONDS)  # across processes there is no signal to wait for
+            await self._clock.sleep(GROUND_LOOK_SECONDS)  # across processes there is no signal to wait for
 
     def keep_evidence(self, report: DrillReport, directory: Path) -> None:
         """Beside the log: the report, what was done when, and the data, if their disk goes."""

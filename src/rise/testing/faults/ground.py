@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PLATFORM_SPEED: Final = 20.0
 """The platform's clock runs so much faster than ours: what it repeats after seconds comes in fractions of one."""
-LOOK_SECONDS: Final = 0.25
+GROUND_LOOK_SECONDS: Final = 0.25
 CLAIM_SECONDS: Final = 2.0
 STALL_SECONDS: Final = 3.0
 STOP_SECONDS: Final = 5.0
@@ -137,7 +137,7 @@ async def _until_working(installation: Installation, clock: Clock) -> None:
                 worker = (await response.json())["capabilities"].get("worker", {})
             if worker.get("status") == CapabilityStatus.AVAILABLE:
                 return
-            await clock.sleep(LOOK_SECONDS)
+            await clock.sleep(GROUND_LOOK_SECONDS)
 
 
 async def _disk(stack: AsyncExitStack, directory: Path) -> tuple[Disk | None, str]:

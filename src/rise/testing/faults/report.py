@@ -39,7 +39,7 @@ class CopiesSeen(msgspec.Struct, frozen=True, rename="camel"):
 
     made_up: Mapping[str, int]
     lost: Mapping[str, int]
-    rehydrated: int
+    refilled: int
     """How often an emptied Redis was filled again."""
     alarms_due: int
     """Troubles that took a copy which was not said to be away already."""
@@ -56,7 +56,7 @@ class CopiesSeen(msgspec.Struct, frozen=True, rename="camel"):
                 raised += 1
             elif not alarms.is_said_away(one.subject, one.at):
                 missed.append(one.trouble)
-        return cls(dict(alarms.made_up), dict(alarms.lost), alarms.rehydrated, raised + len(missed), missed)
+        return cls(dict(alarms.made_up), dict(alarms.lost), alarms.refilled, raised + len(missed), missed)
 
     def rows(self) -> list[tuple[str, object]]:
         raised = f"{self.alarms_due - len(self.alarms_missed)} of {self.alarms_due}"
@@ -64,7 +64,7 @@ class CopiesSeen(msgspec.Struct, frozen=True, rename="camel"):
         return [
             ("copies made up", _counted(self.made_up)),
             ("copies found missing", _counted(self.lost)),
-            ("rehydrations of Redis", self.rehydrated),
+            ("refills of Redis", self.refilled),
             ("alarms within 30 s, where a copy was gone", raised + missing),
         ]
 

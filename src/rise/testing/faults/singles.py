@@ -20,7 +20,7 @@ from rise.clock import Clock, SystemClock
 from rise.testing.faults.alarms import ALARM_OF, Alarms
 from rise.testing.faults.books import commit, read_books
 from rise.testing.faults.drill import is_moving
-from rise.testing.faults.ground import LOOK_SECONDS, Ground, drill_ground
+from rise.testing.faults.ground import GROUND_LOOK_SECONDS, Ground, drill_ground
 from rise.testing.faults.order import Order
 from rise.testing.faults.proxy import LinkFault
 from rise.testing.faults.schedule import MISHAPS_OF_MONGO, Link, Mishap
@@ -304,7 +304,7 @@ class _Measuring:
         while self.clock.monotonic() - since.at < WELL_SECONDS_MAX:
             if not await is_moving(self.ground, self.people.questions) and await self._is_well():
                 return self.clock.monotonic() - since.at
-            await self.clock.sleep(LOOK_SECONDS)
+            await self.clock.sleep(GROUND_LOOK_SECONDS)
         return None
 
     async def _is_well(self) -> bool:

@@ -54,7 +54,7 @@ class Stores:
     async def __aenter__(self) -> Self:
         try:
             await asyncio.gather(*(asyncio.to_thread(server.__enter__) for server in self._servers))
-        except BaseException:
+        except BaseException:  # border: those that run are ended, and it is passed on
             self._end_servers()
             raise
         for link in self._links.values():

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Final, Protocol, TypeVar
 
 from rise.clock import epoch_ms
-from rise.copies.journal import Run, run_of
+from rise.copies.journal import RunName, run_of
 from rise.copies.port import Look
 from rise.copies.record import decode_task
 from rise.envelope import Task, TaskId
@@ -428,6 +428,6 @@ class SimMirror(MemoryMirror):
 
 
 @lru_cache(maxsize=10_000)
-def run_in(record: bytes) -> Run:
+def run_in(record: bytes) -> RunName:
     """The run whose copy it is."""
-    return run_of(decode_task(record)).run
+    return run_of(decode_task(record)).name

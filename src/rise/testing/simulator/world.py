@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LINES_KEPT: Final = 400
 CLAIM_SECONDS: Final = 3.0
-"""How long a claim lives that nobody prolongs."""
+"""How long a claim lives that nobody renews."""
 
 _CUT_OFF: Final = frozenset(
     {

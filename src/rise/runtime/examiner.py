@@ -48,16 +48,16 @@ Account = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class LookTimes:
     look_seconds: float
     test_seconds: float
     """0: no test messages."""
 
 
-class BindingMonitor:
+class Examiner:
     """Looks, if it is this process that does."""
 
-    name = "binding monitor"
+    name = "examiner"
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class BindingMonitor:
         path: PathTest,
         bus: Bus,
         clock: Clock,
-        pace: Pace,
+        times: LookTimes,
         office: Callable[[Callable[[], None]], OfficeClaim],
     ) -> None:
         """`looks`: by channel. `office`: the claim to it, told what to call when it is taken."""
@@ -78,7 +78,7 @@ class BindingMonitor:
         self._path = path
         self._bus = bus
         self._clock = clock
-        self._pace = pace
+        self._times = times
         self._wake = Signal()
         self._office = office(self._wake.set)
         self._look_at = 0.0
@@ -89,7 +89,7 @@ class BindingMonitor:
         self._failures = RunFailures(bus, self._wake.set)
         self._ending: list[Callable[[], None]] = []
         self._loops = [Loop(self.name, self._watch, sleep=clock.sleep, on_error=sparingly(_report, clock))]
-        if pace.test_seconds:
+        if times.test_seconds:
             self._loops.append(
                 Loop("path test", self._test_now_and_then, sleep=clock.sleep, on_error=sparingly(_report, clock))
             )
@@ -132,12 +132,12 @@ class BindingMonitor:
     # --- finding out ---
 
     async def _watch(self) -> None:
-        await self._wake.wait(self._pace.look_seconds)
+        await self._wake.wait(self._times.look_seconds)
         if self._office.is_ours:
             await self.check()
 
     async def _test_now_and_then(self) -> None:
-        await self._clock.sleep(self._pace.test_seconds)
+        await self._clock.sleep(self._times.test_seconds)
         if self._office.is_ours:
             await self.test()
 
@@ -146,7 +146,7 @@ class BindingMonitor:
         if now < self._look_at:
             accounts = accounts - self._said.keys()
         else:
-            self._look_at = now + self._pace.look_seconds
+            self._look_at = now + self._times.look_seconds
         asked = sorted(accounts)
         for account, finding in zip(asked, await asyncio.gather(*map(self._ask, asked)), strict=True):
             self._said[account] = finding
