@@ -15,7 +15,7 @@ from rise.definitions.port import Definition, Kind
 from rise.definitions.records import BindingRecord, WorkflowRecord
 from rise.envelope import encode_json
 from rise.errors import StoreUnavailable
-from rise.runtime.assembly import report_bindings
+from rise.runtime.assembly.house import report_bindings
 from rise.runtime.editor import Editor
 from rise.testing.clock import ManualClock
 from rise.testing.fakes.bus import MemoryBus, MemoryBusState

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from rise.channels.telegram import CALL_SECONDS
-from rise.runtime.assembly import delivery_limits
+from rise.runtime.assembly.services import delivery_limits
 from rise.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rise.runtime.assembly import delivery_limits
+from rise.runtime.assembly.services import delivery_limits
 from rise.settings import Settings
 
 MANIFESTS = Path(__file__).parents[1] / "deploy" / "kubernetes"

@@ -10,7 +10,7 @@ import pytest
 
 from rise.errors import SettingsInvalid
 from rise.retries import DEFAULT_CURVE_SECONDS
-from rise.runtime.assembly import build
+from rise.runtime.assembly.house import build
 from rise.runtime.processes import BEAT_SECONDS
 from rise.settings import (
     CHANNELS,

@@ -15,7 +15,7 @@ from rise.api.app import App
 from rise.capabilities import CapabilityStatus
 from rise.clock import Clock
 from rise.definitions.records import CODE, BindingRecord
-from rise.runtime.assembly import House, build
+from rise.runtime.assembly.house import House, build
 from rise.settings import load_settings
 
 ADMIN = "admin-token-of-the-tests"

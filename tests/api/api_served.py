@@ -17,8 +17,10 @@ from rise.definitions.records import PromptRecord
 from rise.envelope import Reason
 from rise.errors import StoreUnavailable
 from rise.follow_ups.reading import read_follow_up
-from rise.runtime.assembly import House, build_prompts, build_sender, build_stage_secrets, build_workflows
-from rise.runtime.serving import InProcessWorker
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_prompts, build_stage_secrets, build_workflows
+from rise.runtime.assembly.services import build_sender
+from rise.runtime.in_process import InProcessWorker
 from rise.service import start_all, stop_all
 from rise.workflows.definition import WorkflowDefinition
 

@@ -12,8 +12,8 @@ from api_house import OPERATOR, Work, as_, client_of, opened
 
 from rise.api.app import App, build_app
 from rise.api.server import ApiServer
-from rise.runtime.assembly import House
-from rise.runtime.serving import InProcessWorker
+from rise.runtime.assembly.house import House
+from rise.runtime.in_process import InProcessWorker
 from rise.workflows.definition import WorkflowDefinition
 
 

@@ -17,7 +17,7 @@ from api_house import ADMIN, BOT, OPERATOR, VIEWER, as_, client_of, opened
 from rise.api.app import App, build_app
 from rise.definitions.port import Definition, Kind
 from rise.definitions.records import CODE, WorkflowRecord
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.telemetry import redact
 
 TOKEN = "8000000001:AAE-a-token-that-nobody-may-see-0123456789"

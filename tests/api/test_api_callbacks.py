@@ -12,7 +12,8 @@ from api_house import OPERATOR, as_, client_of, opened
 
 from rise.api.app import build_app
 from rise.queue.port import Selection
-from rise.runtime.assembly import House, build_sender
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.services import build_sender
 
 URL = "https://shop.example/rise?key=only-we-know"
 SHOWN = "https://shop.example/…"

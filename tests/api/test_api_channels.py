@@ -18,7 +18,9 @@ from rise.definitions.records import BindingRecord, BindingRoute
 from rise.envelope import TaskId
 from rise.errors import StoreUnavailable
 from rise.queue.port import Selection
-from rise.runtime.assembly import House, build_examiner, build_path_test
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_path_test
+from rise.runtime.assembly.services import build_examiner
 from rise.runtime.binding_health import BindingHealth, HealthStatus
 from rise.testing.waiting import eventually
 

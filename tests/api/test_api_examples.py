@@ -13,7 +13,7 @@ from api_house import OPERATOR, as_, opened
 import rise
 from rise.api.examples import STANDS_FOR, TOUR, Example
 from rise.api.server import ApiServer
-from rise.runtime.serving import InProcessWorker
+from rise.runtime.in_process import InProcessWorker
 from rise.workflows.definition import WorkflowDefinition
 
 

@@ -10,7 +10,7 @@ from api_house import BOT, VIEWER, Work, as_, client_of
 
 from rise.api.app import App
 from rise.errors import StoreUnavailable
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 
 PATH = "/api/follow-ups"
 SAY = {"channel": "telegram", "chatId": 42, "inSeconds": 3600, "text": "Was it all right?"}

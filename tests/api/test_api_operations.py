@@ -28,11 +28,11 @@ from rise.errors import (
 )
 from rise.queue.port import Selection
 from rise.runtime.alerts import Alerts
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
+from rise.runtime.in_process import InProcessWorker
 from rise.runtime.operations import Operations
 from rise.runtime.overload import Load, Overload, OverloadLimits
 from rise.runtime.probes import register_probes
-from rise.runtime.serving import InProcessWorker
 from rise.testing.clock import ManualClock
 from rise.testing.waiting import eventually
 from rise.workflows.definition import WorkflowDefinition

@@ -22,7 +22,7 @@ from schemathesis import GenerationMode, checks
 from schemathesis.checks import load_all_checks
 from schemathesis.python.asgi import get_client, shutdown_lifespans
 
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 
 pytestmark = [pytest.mark.slow, pytest.mark.req("SEC-1", "ENV-5", "ENV-7")]
 

@@ -18,7 +18,7 @@ from rise.api import server as server_module
 from rise.api.server import ApiServer
 from rise.errors import SettingsInvalid
 from rise.queue.port import Selection
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.testing.waiting import eventually
 
 UPDATE = json.dumps(

@@ -19,7 +19,7 @@ from rise.capabilities import CapabilityStatus
 from rise.definitions.records import WorkflowRecord
 from rise.envelope import TaskType
 from rise.queue.port import Selection
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.runtime.operations import Operations
 from rise.telemetry import refused_total
 from rise.testing.waiting import eventually

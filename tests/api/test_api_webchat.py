@@ -21,8 +21,8 @@ from rise.capabilities import CapabilityStatus
 from rise.definitions.records import BindingRecord
 from rise.errors import RateExceeded
 from rise.queue.port import Selection
-from rise.runtime.assembly import House
-from rise.runtime.serving import InProcessWorker
+from rise.runtime.assembly.house import House
+from rise.runtime.in_process import InProcessWorker
 from rise.testing.waiting import eventually
 from rise.workflows.definition import WorkflowDefinition
 

@@ -19,7 +19,7 @@ from rise.capabilities import CapabilityStatus
 from rise.envelope import Reason, Status
 from rise.errors import StoreUnavailable
 from rise.queue.port import Selection
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.telemetry import refused_total
 from rise.testing.clock import ManualClock
 from rise.testing.waiting import eventually

@@ -11,8 +11,8 @@ from api_house import ADMIN, OPERATOR, VIEWER, Work, as_, client_of, echo, opene
 
 from rise.api.app import App, build_app
 from rise.definitions.records import BindingRecord
-from rise.runtime.assembly import House
-from rise.runtime.serving import InProcessWorker
+from rise.runtime.assembly.house import House
+from rise.runtime.in_process import InProcessWorker
 from rise.telemetry import redact
 from rise.testing.model_server import ModelStandIn, Say
 from rise.testing.waiting import eventually

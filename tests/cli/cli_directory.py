@@ -13,7 +13,7 @@ from rise.channels.telegram import read_update
 from rise.envelope import Outcome, Status, TaskId, run_id_of
 from rise.ledger.port import RunResult
 from rise.queue.port import Finished, Selection, Suspend
-from rise.runtime.assembly import House, build
+from rise.runtime.assembly.house import House, build
 from rise.settings import load_settings
 
 T = TypeVar("T")

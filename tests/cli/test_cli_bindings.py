@@ -9,7 +9,7 @@ import pytest
 from cli_directory import BOT, Directory, Rise
 
 from rise.definitions.records import CODE, WorkflowRecord
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 
 TOKEN = "8000000003:AAE-on-the-command-line-0123456789"
 OTHER = "8000000003"

@@ -17,7 +17,7 @@ from rise.definitions.records import BindingRecord, account_name
 from rise.envelope import Call, Outcome, Status, TaskId, chat_mark_of, reply_id_of
 from rise.ledger.port import Attempt, HistoryLine, Reply, RunResult
 from rise.queue.port import Finished
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 
 pytestmark = pytest.mark.req("SEC-5", "OPS-1")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from cli_directory import Directory, Rise
 
-from rise.runtime import assembly
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_stage_secrets, build_workflows
 
 KEY = "key-of-the-shop-4711"
 
@@ -52,7 +52,7 @@ def test_secrets_are_sealed_anew_when_the_key_changes(rise: Rise, kept: Director
     monkeypatch.delenv("RISE_SECRET_KEY_FORMER")
 
     async def value(house: House) -> str | None:
-        [secret] = await assembly.build_stage_secrets(house).list()
+        [secret] = await build_stage_secrets(house).list()
         return house.seal.open(secret.sealed)
 
     assert kept.do(value) == KEY
@@ -63,7 +63,7 @@ def test_a_published_key_in_plain_text_is_warned_of(rise: Rise, kept: Directory)
     look = {"name": "look", "kind": "http", "url": "https://api.example", "headers": {"Authorization": "Bearer key"}}
 
     async def make(house: House) -> None:
-        await assembly.build_workflows(house).create("shop", [look], by="ann")
+        await build_workflows(house).create("shop", [look], by="ann")
 
     kept.do(make)
     published = rise("workflows", "publish", "wf_shop")

@@ -9,7 +9,8 @@ import pytest
 from cli_directory import Directory, Rise
 
 from rise.definitions.records import CODE, BindingRecord, WorkflowRecord
-from rise.runtime.assembly import House, build_workflows
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_workflows
 from rise.runtime.serving import _refuse_without_code
 
 SAY = {"name": "say", "kind": "reply", "template": "hi {{ text }}"}

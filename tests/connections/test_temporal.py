@@ -33,7 +33,8 @@ from rise.errors import (
     TemporalUnavailable,
     Unavailable,
 )
-from rise.runtime.assembly import build, build_conversations, reach_temporal
+from rise.runtime.assembly.house import build
+from rise.runtime.assembly.temporal import build_conversations, reach_temporal
 from rise.settings import Settings, load_settings
 from rise.testing.clock import ManualClock
 from rise.testing.installation import hold_port

@@ -19,8 +19,8 @@ from console_people import Keep, SignIn
 
 from rise.console.app import Front, build_front
 from rise.envelope import Reason
-from rise.runtime.assembly import House
-from rise.runtime.serving import InProcessWorker
+from rise.runtime.assembly.house import House
+from rise.runtime.in_process import InProcessWorker
 from rise.workflows.definition import WorkflowDefinition
 
 

@@ -18,7 +18,8 @@ from rise.console.app import build_front
 from rise.errors import WorkflowUnknown
 from rise.queue.port import Selection
 from rise.runtime import trying
-from rise.runtime.assembly import House, build_prompts, build_workflows
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_prompts, build_workflows
 from rise.runtime.trying import BURST
 from rise.testing.model_server import Hold, ModelStandIn, Say
 

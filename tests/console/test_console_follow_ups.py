@@ -13,7 +13,7 @@ from console_people import SignIn, form_key
 
 from rise.capabilities import CapabilityStatus
 from rise.console.app import build_front
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.testing.waiting import eventually
 
 PLACE = "/console/follow-ups"

@@ -23,7 +23,9 @@ from rise.envelope import Call, Outcome, Reason, RunId, Status, TaskId, reply_id
 from rise.errors import StoreUnavailable
 from rise.ledger.port import Attempt, Operation, RunResult, reply_of
 from rise.runtime.alerts import Alerts
-from rise.runtime.assembly import House, build_channel_bindings, build_pulse_taker
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_channel_bindings
+from rise.runtime.assembly.services import build_pulse_taker
 from rise.runtime.binding_health import RUNS, BindingHealth, HealthStatus
 from rise.testing.waiting import eventually
 

@@ -19,7 +19,8 @@ from rise.console.sessions import COOKIE, SESSION_SECONDS, Session, Sessions, Si
 from rise.definitions.records import BindingRecord, KillSwitch
 from rise.envelope import Reason, Status
 from rise.ledger.port import Attempt
-from rise.runtime.assembly import House, build_workflows
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_workflows
 from rise.testing.clock import ManualClock
 
 PAGES = [

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from rise.runtime.assembly import build
+from rise.runtime.assembly.house import build
 from rise.settings import load_settings
 from rise.testing.installation import Installation
 from rise.testing.telegram import SendRates, TelegramStandIn

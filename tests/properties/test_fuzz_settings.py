@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from properties_trying import damaged, tried
 
 from rise.errors import SettingsInvalid
-from rise.runtime.assembly import build, build_sender, build_worker
-from rise.runtime.serving import build_supervisor
+from rise.runtime.assembly.house import build
+from rise.runtime.assembly.services import build_sender
+from rise.runtime.assembly.supervision import build_supervisor
+from rise.runtime.assembly.workers import build_worker
 from rise.settings import Settings, load_settings
 
 pytestmark = [pytest.mark.failure("M1")]

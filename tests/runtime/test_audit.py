@@ -17,7 +17,7 @@ from rise.errors import ChannelUnavailable
 from rise.ledger.port import Reply, RunResult
 from rise.queue.port import Finished, OpenTask, Replying, Selection, Suspend
 from rise.runtime import audit as audit_module
-from rise.runtime.assembly import House, build
+from rise.runtime.assembly.house import House, build
 from rise.runtime.audit import Audit, AuditReport, Fate, NoticeKind, receipt_of
 from rise.runtime.operations import Operations
 from rise.settings import load_settings

@@ -28,7 +28,8 @@ from rise.errors import Rejected, RestoreUnfinished, StoreCorrupt, StoreLocked, 
 from rise.ledger.port import ReplyState, RunResult, reply_of
 from rise.queue.port import Finished, Replying, Selection
 from rise.runtime import backup
-from rise.runtime.assembly import House, build, build_sender
+from rise.runtime.assembly.house import House, build
+from rise.runtime.assembly.services import build_sender
 from rise.runtime.audit import Audit
 from rise.runtime.backup import back_up, restore
 from rise.runtime.directory import DataDirectory

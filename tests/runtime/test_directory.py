@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rise.errors import StoreCorrupt, StoreLocked
-from rise.runtime.assembly import build
+from rise.runtime.assembly.house import build
 from rise.runtime.backup import SECRETS
 from rise.runtime.directory import DataDirectory
 from rise.settings import load_settings

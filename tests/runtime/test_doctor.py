@@ -25,7 +25,8 @@ from rise.envelope import Reason, Status
 from rise.queue.port import Selection
 from rise.runtime import open_files
 from rise.runtime.alerts import AlertMessage, Alerts
-from rise.runtime.assembly import build, build_stage_secrets
+from rise.runtime.assembly.house import build
+from rise.runtime.assembly.operations import build_stage_secrets
 from rise.runtime.directory import DataDirectory
 from rise.runtime.doctor import Doctor, Finding, Level
 from rise.runtime.overload import MEGABYTE, Load, Overload, OverloadLimits

@@ -15,7 +15,8 @@ from rise.errors import StateConflict, StoreUnavailable, TemporalUnavailable
 from rise.ledger.port import ChatForgotten, HistoryLine, RunResult
 from rise.queue.port import Finished, Selection
 from rise.runtime import forgetting as forgetting_module
-from rise.runtime.assembly import House, build, build_forgetting, build_operations
+from rise.runtime.assembly.house import House, build
+from rise.runtime.assembly.operations import build_forgetting, build_operations
 from rise.runtime.audit import Audit
 from rise.runtime.forgetting import ChatNamed, Forgetting, Forgotten
 from rise.settings import load_settings

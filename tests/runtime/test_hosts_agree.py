@@ -15,8 +15,8 @@ from rise.api.app import build_app
 from rise.bus.local import LocalBus
 from rise.bus.port import Topic
 from rise.definitions.records import BindingRecord, WorkflowRecord
-from rise.runtime import assembly
-from rise.runtime.assembly import House, build
+from rise.runtime.assembly import stores
+from rise.runtime.assembly.house import House, build
 from rise.settings import load_settings
 from rise.testing.servers import RedisServer
 from rise.testing.waiting import eventually
@@ -34,7 +34,7 @@ async def hosts(
     """They share the definitions and Redis, and cannot hear each other otherwise."""
     numbers = itertools.count()
     monkeypatch.setattr(
-        assembly, "LocalBus", lambda directory, clock: LocalBus(directory.parent / f"bus-{next(numbers)}", clock)
+        stores, "LocalBus", lambda directory, clock: LocalBus(directory.parent / f"bus-{next(numbers)}", clock)
     )
     settings = load_settings(_env_file=None, data_dir=tmp_path / "data", redis_url=redis_of_its_own.url)
     houses = build(settings), build(settings)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rise.capabilities import CapabilityStatus
-from rise.runtime.assembly import build
+from rise.runtime.assembly.house import build
 from rise.runtime.probes import MODEL_SECONDS, register_probes
 from rise.settings import load_settings
 from rise.testing.clock import ManualClock

@@ -15,7 +15,8 @@ import rise
 from rise.definitions.records import CODE, BindingRecord, WorkflowRecord
 from rise.envelope import new_key
 from rise.errors import SettingsInvalid
-from rise.runtime import assembly
+from rise.runtime.assembly.house import build
+from rise.runtime.assembly.temporal import reach_temporal
 from rise.runtime.serving import _until_defined
 from rise.settings import load_settings
 from rise.testing.installation import ADMIN_TOKEN, Installation
@@ -144,7 +145,7 @@ async def shop(turn: rise.Turn) -> None: ...
 async def test_an_added_worker_waits_until_all_that_its_code_asks_for_is_bound(tmp_path: Path):
     """Else it would tell people that there is no bot, while the first worker of a new directory binds one account
     after the other."""
-    house = assembly.build(load_settings(_env_file=None, data_dir=tmp_path))
+    house = build(load_settings(_env_file=None, data_dir=tmp_path))
     await house.stores.open()
     await house.bus.start()
     definition = shop.__rise_workflow__  # type: ignore[attr-defined]
@@ -218,7 +219,7 @@ def test_what_is_not_configured_is_not_loaded() -> None:
 def test_without_its_client_temporal_is_refused_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = assembly.build(load_settings(_env_file=None, data_dir=tmp_path / "data", temporal_address="127.0.0.1:1"))
+    house = build(load_settings(_env_file=None, data_dir=tmp_path / "data", temporal_address="127.0.0.1:1"))
     monkeypatch.setitem(sys.modules, "rise.connections.temporal", None)
     with pytest.raises(SettingsInvalid, match="rise-gateway\\[temporal\\]"):
-        assembly.reach_temporal(house)
+        reach_temporal(house)

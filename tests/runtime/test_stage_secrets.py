@@ -9,8 +9,8 @@ import pytest
 
 from rise.definitions.port import VERSIONS_KEPT, Kind
 from rise.errors import PayloadInvalid, SecretUnknown, StateConflict
-from rise.runtime import assembly
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House, build
+from rise.runtime.assembly.operations import build_stage_secrets, build_workflows
 from rise.settings import load_settings
 
 KEY = "key-of-the-shop-4711"
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.req("SEC-2")
 
 @pytest.fixture
 async def house(tmp_path: Path) -> Any:
-    house = assembly.build(load_settings(_env_file=None, data_dir=tmp_path))
+    house = build(load_settings(_env_file=None, data_dir=tmp_path))
     await house.stores.open()
     yield house
     await house.stores.close()
 
 
 async def test_what_is_kept_is_sealed_and_a_new_value_is_the_next_version(house: House, tmp_path: Path):
-    secrets = assembly.build_stage_secrets(house)
+    secrets = build_stage_secrets(house)
     first = await secrets.set("SHOP", KEY, by="ann")
     assert (first.name, first.version, first.updated_by) == ("SHOP", 1, "ann")
     assert (await secrets.set("SHOP", KEY, by="bob")).version == 1, "nothing is new"
@@ -53,13 +53,13 @@ async def test_what_is_kept_is_sealed_and_a_new_value_is_the_next_version(house:
 )  # fmt: skip
 async def test_what_could_not_be_named_or_sent_is_refused(house: House, name: str, value: str, field: str):
     with pytest.raises(PayloadInvalid) as refused:
-        await assembly.build_stage_secrets(house).set(name, value, by="ann")
+        await build_stage_secrets(house).set(name, value, by="ann")
     assert refused.value.field == field
     assert value not in str(refused.value)
 
 
 async def test_a_stage_that_asks_for_a_secret_is_published_when_it_is_there_and_keeps_it(house: House):
-    secrets, workflows = assembly.build_stage_secrets(house), assembly.build_workflows(house)
+    secrets, workflows = build_stage_secrets(house), build_workflows(house)
     workflow_id = (await workflows.create("shop", [LOOK], by="ann")).workflow_id
     with pytest.raises(PayloadInvalid, match="`rise secrets set SHOP`") as refused:
         await workflows.publish(workflow_id, by="ann")

@@ -24,9 +24,11 @@ from rise.conversations.running import ConversationRuns
 from rise.envelope import DeliveryKey, LaneKey, Reason, TaskId
 from rise.errors import Busy
 from rise.queue.port import Selection
-from rise.runtime.assembly import House, build
+from rise.runtime.assembly.house import House, build
+from rise.runtime.assembly.services import build_alert_posts
+from rise.runtime.assembly.supervision import build_supervisor
+from rise.runtime.in_process import InProcessWorker
 from rise.runtime.processes import Parent, WorkerProcess
-from rise.runtime.serving import InProcessWorker, build_alert_posts, build_supervisor
 from rise.service import Signal
 from rise.settings import load_settings
 from rise.telemetry import worker_restarts_total

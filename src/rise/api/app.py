@@ -27,8 +27,8 @@ from rise.api.webhooks import TelegramWebhook, answer_unconfigured
 from rise.api.workflows import workflow_routes
 from rise.envelope import encode_json
 from rise.errors import CapabilityClosed
-from rise.runtime import assembly
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_operations, build_path_test
 from rise.runtime.path_test import PathTest
 from rise.runtime.registration import WEBHOOK
 from rise.telemetry import refused_total
@@ -45,7 +45,7 @@ class App:
         )
         self._broker = TaskResultBroker(house.queue, house.ledger, house.bus, house.clock)
         self._watchers = Watchers(house.bus, bounds_of(house.settings.rate_per_source))
-        self._path = assembly.build_path_test(house)
+        self._path = build_path_test(house)
         self._behind = _build_behind(house, gate, self._broker, self._watchers, self._path)
         self._webhook = _build_webhook(house, gate)
 
@@ -91,7 +91,7 @@ def _build_behind(house: House, gate: Gate, broker: TaskResultBroker, watchers: 
     app.state.house = house
     app.state.capabilities = house.capabilities
     app.state.gate = gate
-    operations = assembly.build_operations(house)
+    operations = build_operations(house)
     app.include_router(health_routes(house))
     app.include_router(task_routes(house, operations, broker))
     app.include_router(follow_up_routes(house, operations))

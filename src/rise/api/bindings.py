@@ -27,8 +27,8 @@ from rise.channels.http import CHAT_ID_CHARS_MAX, identifier, optional, read_obj
 from rise.definitions.records import ENGINES, NATIVE, BindingRoute, BurstPolicy
 from rise.envelope import encode_json
 from rise.errors import PayloadInvalid, RoleInsufficient, WorkflowUnknown
-from rise.runtime import assembly
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_channel_bindings
 from rise.runtime.channel_bindings import ROUTES_MAX, BindingChange, BindingShown, ChannelBindings
 from rise.runtime.starting import refuse_while_starting
 from rise.settings import CHANNELS, is_bot_token
@@ -76,7 +76,7 @@ def binding_routes(house: House) -> APIRouter:
             refuse_while_starting(house.capabilities, "whether this is among them")
             raise
 
-    bindings = assembly.build_channel_bindings(house)
+    bindings = build_channel_bindings(house)
     router = APIRouter(prefix="/api/channel-bindings", dependencies=[Depends(starting)])
     _add_looking(router, bindings)
     _add_changing(router, bindings)

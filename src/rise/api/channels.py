@@ -15,7 +15,7 @@ from rise.api import description
 from rise.api.answers import answer, request_id_of
 from rise.api.security import Principal, Role, requires
 from rise.errors import ChannelUnknown, PayloadInvalid
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.runtime.binding_health import BindingHealth, worst
 from rise.runtime.path_test import PathTest
 

@@ -20,8 +20,8 @@ from rise.errors import Unavailable
 from rise.follow_ups.port import FollowUpId, ListedStatus
 from rise.follow_ups.reading import read_follow_up, read_move
 from rise.follow_ups.showing import shown
-from rise.runtime import assembly
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_follow_ups
 from rise.runtime.entrance import Entrance
 from rise.runtime.operations import Operations
 
@@ -80,7 +80,7 @@ def _add_planning(router: APIRouter, house: House, entrance: Entrance) -> None:
 
 
 def _add_changing(router: APIRouter, house: House) -> None:
-    follow_ups = assembly.build_follow_ups(house)
+    follow_ups = build_follow_ups(house)
 
     @router.patch(
         "/{follow_up_id}",
@@ -105,7 +105,7 @@ def _add_changing(router: APIRouter, house: House) -> None:
 
 
 def _add_looking(router: APIRouter, house: House) -> None:
-    follow_ups = assembly.build_follow_ups(house)
+    follow_ups = build_follow_ups(house)
 
     @router.get("", **description.route(description.FOLLOW_UPS, *description.FROM_STORE, 422))
     async def list_follow_ups(

@@ -32,7 +32,8 @@ from rise.envelope import Progress, Reason, Status, Task, TaskId, encode_json, e
 from rise.errors import PayloadInvalid, Rejected, RoleInsufficient
 from rise.ledger.port import Operation
 from rise.queue.port import OpenTask, Selection
-from rise.runtime.assembly import House, build_forgetting
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_forgetting
 from rise.runtime.forgetting import ChatNamed, traces_of, was_conversing
 from rise.runtime.operations import RESUME_MAX, Operations
 from rise.settings import CHANNELS

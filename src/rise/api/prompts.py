@@ -24,8 +24,8 @@ from rise.channels.http import identifier, optional, read_object, refuse_unknown
 from rise.definitions.port import Definition
 from rise.definitions.records import PromptRecord, prompt_of
 from rise.errors import PayloadInvalid
-from rise.runtime import assembly
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_prompts
 from rise.runtime.editor import Editor
 from rise.runtime.prompts import MODEL_CHARS_MAX, PLACEHOLDERS_MAX, TEMPERATURE_MAX, TOKENS_MAX, Prompts
 
@@ -48,7 +48,7 @@ def prompt_routes(house: House) -> APIRouter:
 
 
 def _add_looking(router: APIRouter, house: House) -> None:
-    prompts = assembly.build_prompts(house)
+    prompts = build_prompts(house)
 
     @router.get("", **description.route(description.PROMPTS, *description.FROM_STORE))
     async def list_prompts(request: Request, principal: Viewer) -> Response:
@@ -71,7 +71,7 @@ def _add_looking(router: APIRouter, house: House) -> None:
 
 
 def _add_changing(router: APIRouter, house: House) -> None:
-    prompts = assembly.build_prompts(house)
+    prompts = build_prompts(house)
 
     @router.post(
         "",

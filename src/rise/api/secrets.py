@@ -20,15 +20,15 @@ from rise.api.security import Principal, Role, requires
 from rise.api.workflows import published_meanwhile
 from rise.channels.http import read_object, refuse_unknown, required
 from rise.definitions.records import SecretRecord
-from rise.runtime import assembly
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_stage_secrets
 
 Admin = Annotated[Principal, Depends(requires(Role.ADMIN))]
 
 
 def secret_routes(house: House) -> APIRouter:
     """The routes under /api/secrets."""
-    secrets = assembly.build_stage_secrets(house)
+    secrets = build_stage_secrets(house)
     router = APIRouter(prefix="/api/secrets")
 
     @router.get("", **description.route(description.SECRETS, *description.FROM_STORE))

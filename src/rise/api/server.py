@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from rise.api.app import build_app
 from rise.api.reading import BODY_HAS_ARRIVED, Receive, Scope, Send
 from rise.errors import SettingsInvalid
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.service import spawn
 
 HEADER_SECONDS: Final = 10.0

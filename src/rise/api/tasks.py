@@ -20,7 +20,7 @@ from rise.channels.port import Incoming
 from rise.envelope import TaskId
 from rise.errors import TaskUnknown, Unavailable
 from rise.intake import Accepted
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.runtime.entrance import Entrance
 from rise.runtime.operations import Operations
 from rise.stories import shown

@@ -29,7 +29,7 @@ from rise.channels.webchat import ACCOUNT, CHANNEL
 from rise.envelope import encode_json, is_in_digits
 from rise.errors import ChannelUnknown, CredentialsMissing, RateExceeded, Unavailable
 from rise.ledger.port import Reply
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.runtime.entrance import requiring_same_body
 from rise.runtime.open_files import open_files_max
 from rise.runtime.starting import refuse_while_starting

@@ -23,8 +23,8 @@ from rise.clock import from_epoch_ms, iso
 from rise.definitions.port import VERSIONS_KEPT, Definition
 from rise.definitions.records import CODE, STAGES, workflow_of
 from rise.errors import PayloadInvalid
-from rise.runtime import assembly
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_workflows
 from rise.runtime.differences import Difference
 from rise.runtime.publishing import COMMENT_CHARS_MAX, NAME_CHARS_MAX, VERSION_MAX, Workflow
 from rise.workflows.stages import keys_in_plain_text
@@ -57,7 +57,7 @@ def workflow_routes(house: House) -> APIRouter:
 
 
 def _add_looking(router: APIRouter, house: House) -> None:
-    workflows = assembly.build_workflows(house)
+    workflows = build_workflows(house)
 
     @router.get("", **description.route(description.WORKFLOWS, *description.FROM_STORE))
     async def list_workflows(request: Request, principal: Viewer) -> Response:
@@ -85,7 +85,7 @@ def _add_looking(router: APIRouter, house: House) -> None:
 
 
 def _add_editing(router: APIRouter, house: House) -> None:
-    workflows = assembly.build_workflows(house)
+    workflows = build_workflows(house)
 
     @router.post(
         "",
@@ -150,7 +150,7 @@ def _add_editing(router: APIRouter, house: House) -> None:
 
 
 def _add_publishing(router: APIRouter, house: House) -> None:
-    workflows = assembly.build_workflows(house)
+    workflows = build_workflows(house)
 
     @router.post(
         "/{workflow_id}/publish",

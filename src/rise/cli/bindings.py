@@ -20,7 +20,7 @@ from rise.cli.printing import complain, say, show_json, show_table
 from rise.cli.secrets import read_secret
 
 if TYPE_CHECKING:
-    from rise.runtime.assembly import House
+    from rise.runtime.assembly.house import House
     from rise.runtime.channel_bindings import BindingShown, ChannelBindings
 
 
@@ -229,6 +229,6 @@ def _do(data_dir: Path | None, as_json: bool, work: Callable[[House], Coroutine[
 
 
 def _bindings(house: House) -> ChannelBindings:
-    from rise.runtime import assembly
+    from rise.runtime.assembly.operations import build_channel_bindings
 
-    return assembly.build_channel_bindings(house)
+    return build_channel_bindings(house)

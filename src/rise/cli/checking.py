@@ -15,7 +15,7 @@ from rise.cli.opening import AsJson, DataDir, in_house, read_settings
 from rise.cli.printing import plain, problem_found, progress, say, show, show_json, show_pairs, show_table
 
 if TYPE_CHECKING:
-    from rise.runtime.assembly import House
+    from rise.runtime.assembly.house import House
     from rise.runtime.audit import AuditReport
     from rise.runtime.doctor import Finding
 

@@ -20,7 +20,7 @@ import typer
 if TYPE_CHECKING:
     from rise.definitions.port import Kind
     from rise.envelope import Status
-    from rise.runtime.assembly import Stores
+    from rise.runtime.assembly.stores import Stores
 
 OFFERED_MAX: Final = 50
 _HARMLESS: Final = re.compile(r"[A-Za-z0-9_.:-]+")

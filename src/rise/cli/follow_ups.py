@@ -17,7 +17,7 @@ from rise.cli.printing import say, shortened, show_json, show_pairs, show_table
 
 if TYPE_CHECKING:
     from rise.follow_ups.port import FollowUp, FollowUpId, FollowUps
-    from rise.runtime.assembly import House
+    from rise.runtime.assembly.house import House
 
 
 class MissedChoice(StrEnum):
@@ -90,7 +90,7 @@ def add(
     async def work(house: House) -> None:
         from rise.envelope import encode_json
         from rise.follow_ups.reading import read_follow_up
-        from rise.runtime.assembly import build_operations
+        from rise.runtime.assembly.operations import build_operations
         from rise.runtime.entrance import Entrance
 
         await house.chats.catch_up()
@@ -249,6 +249,6 @@ def _fields_of(one: FollowUp) -> dict[str, Any]:
 
 
 def _follow_ups(house: House) -> FollowUps:
-    from rise.runtime import assembly
+    from rise.runtime.assembly.operations import build_follow_ups
 
-    return assembly.build_follow_ups(house)
+    return build_follow_ups(house)

@@ -16,7 +16,7 @@ from rise.cli.printing import complain, problem_found, progress, say, show_json,
 
 if TYPE_CHECKING:
     from rise.ledger.port import ChatForgotten
-    from rise.runtime.assembly import House
+    from rise.runtime.assembly.house import House
     from rise.runtime.forgetting import ChatNamed, Forgotten, Trace
 
 _COMPACTED_BYTES_MAX: Final = 64 << 20
@@ -98,10 +98,11 @@ async def _forget(
     house: House, chat: ChatNamed, *, drop_open: bool, why: str, compacts: bool, yes: bool
 ) -> tuple[Forgotten, bool]:
     """What was forgotten, or would be; and whether it was."""
-    from rise.runtime import assembly
+    from rise.runtime.assembly.operations import build_forgetting
+    from rise.runtime.assembly.temporal import reach_temporal
 
-    house = assembly.reach_temporal(house)
-    forgetting = assembly.build_forgetting(house)
+    house = reach_temporal(house)
+    forgetting = build_forgetting(house)
     runs = sum(dict(await house.ledger.finished_counts()).values())
     with progress("looking") as told:
 

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from rise.api.app import App, build_app
 from rise.api.examples import TOUR, Chapter, Example
 from rise.api.security import role_asked
-from rise.runtime import assembly
+from rise.runtime.assembly.house import build
 from rise.settings import load_settings
 
 Json = Mapping[str, Any]
@@ -44,7 +44,7 @@ The examples are one tour, in an order in which each works; a test plays it. `$T
 
 def page(made: str) -> str:
     with tempfile.TemporaryDirectory() as directory:
-        app = build_app(assembly.build(load_settings(_env_file=None, data_dir=Path(directory))))
+        app = build_app(build(load_settings(_env_file=None, data_dir=Path(directory))))
     try:
         return _page(made, app)
     finally:

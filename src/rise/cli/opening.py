@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from rise.runtime.assembly import House
+    from rise.runtime.assembly.house import House
     from rise.settings import Settings
 
 T = TypeVar("T")
@@ -68,17 +68,18 @@ def has_database(settings: Settings) -> bool:
 
 @asynccontextmanager
 async def _opened(settings: Settings, only_looks: bool) -> AsyncIterator[House]:
-    from rise.runtime import assembly
+    from rise.runtime.assembly.bots import learn_bots
+    from rise.runtime.assembly.house import build
     from rise.service import start_all, stop_all
 
-    house = assembly.build(settings)
+    house = build(settings)
     house.capabilities.is_quiet = True
     await house.stores.open()
     keeping = [] if only_looks else house.stores.services()
     await start_all([house.bus, *keeping], on_error=_report_stop)
     try:
         await house.bindings.refresh()
-        await assembly.learn_bots(house)
+        await learn_bots(house)
         await house.chats.refresh()
         yield house
         await house.clock.sleep(0)  # hints go out in the loop's next turn

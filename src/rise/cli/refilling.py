@@ -11,7 +11,7 @@ from rise.cli.opening import AsJson, DataDir, in_house
 from rise.cli.printing import progress, say, show_json, show_pairs
 
 if TYPE_CHECKING:
-    from rise.runtime.assembly import House
+    from rise.runtime.assembly.house import House
 
 
 def register(app: typer.Typer) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rise.channels.port import Incoming
     from rise.clock import Clock
     from rise.intake import Accepted
-    from rise.runtime.assembly import House
+    from rise.runtime.assembly.house import House
     from rise.runtime.operations import Operations
 
 SOURCE: Final = "replay"
@@ -299,9 +299,9 @@ class TaskReplay(msgspec.Struct, frozen=True, rename="camel"):
 
 def _run_again(source: Source, *, yes: bool, data_dir: Path | None, as_json: bool) -> None:
     async def work(house: House) -> list[TaskReplay]:
-        from rise.runtime import assembly
+        from rise.runtime.assembly.operations import build_operations
 
-        operations = assembly.build_operations(house)
+        operations = build_operations(house)
         # All ids first: what runs again would otherwise be found again.
         task_ids = [task_id async for task_id in source(house)]
         replayed = []

@@ -18,7 +18,7 @@ from rise.cli.opening import has_database
 from rise.runtime.directory import DEMO
 
 if TYPE_CHECKING:
-    from rise.runtime.assembly import House
+    from rise.runtime.assembly.house import House
     from rise.settings import Settings
 
 DEMO_BOT = Path(__file__).with_name("demo_bot.py")
@@ -65,7 +65,7 @@ def worker(
 ) -> None:
     """Add a worker to the `rise serve` of the same data directory."""
     from rise.errors import SettingsInvalid
-    from rise.runtime import assembly
+    from rise.runtime.assembly.house import build
     from rise.runtime.processes import run
     from rise.runtime.serving import WITHOUT_CODE, work
     from rise.settings import load_settings
@@ -78,7 +78,7 @@ def worker(
     configure_logs(settings.log, level=settings.log_level)
     if parent_fd is None:  # else its parent has said so
         _warn_of_settings(settings)
-    code = run(work(assembly.build(settings), parent_fd=parent_fd))
+    code = run(work(build(settings), parent_fd=parent_fd))
     # Threads of functions that never returned must not keep the process from ending.
     atexit._run_exitfuncs()
     os._exit(code)
@@ -87,7 +87,7 @@ def worker(
 def _serve(settings: Settings, *, in_process: bool = False, page: bool = False, browser: bool = False) -> None:
     from rise.api.server import ApiServer
     from rise.console.app import build_front
-    from rise.runtime import assembly
+    from rise.runtime.assembly.house import build
     from rise.runtime.open_files import allow_open_files
     from rise.runtime.processes import run
     from rise.runtime.serving import serve as serve_house
@@ -114,7 +114,7 @@ def _serve(settings: Settings, *, in_process: bool = False, page: bool = False, 
     def build_door(house: House) -> ApiServer:
         return ApiServer(house, build_front)
 
-    run(serve_house(assembly.build(settings), build_door, in_process=in_process, on_ready=ready))
+    run(serve_house(build(settings), build_door, in_process=in_process, on_ready=ready))
 
 
 def _first_token(settings: Settings) -> str:

@@ -18,7 +18,7 @@ from rise.cli.opening import AsJson, DataDir, in_house, operator
 from rise.cli.printing import complain, problem_found, say, show_json, show_table
 
 if TYPE_CHECKING:
-    from rise.runtime.assembly import House
+    from rise.runtime.assembly.house import House
     from rise.runtime.stage_secrets import StageSecrets
 
 Name = Annotated[
@@ -107,9 +107,9 @@ def rotate(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     then."""
 
     async def work(house: House) -> tuple[int, list[str], list[str]]:
-        from rise.runtime import assembly
+        from rise.runtime.assembly.operations import build_channel_bindings
 
-        tokens, without_token = await assembly.build_channel_bindings(house).seal_anew(by=operator())
+        tokens, without_token = await build_channel_bindings(house).seal_anew(by=operator())
         secrets, unreadable = await _secrets(house).seal_anew(by=operator())
         return tokens + secrets, without_token, [*unreadable]
 
@@ -137,6 +137,6 @@ def read_secret(path: Path | None) -> str:
 
 
 def _secrets(house: House) -> StageSecrets:
-    from rise.runtime import assembly
+    from rise.runtime.assembly.operations import build_stage_secrets
 
-    return assembly.build_stage_secrets(house)
+    return build_stage_secrets(house)

@@ -30,7 +30,7 @@ from rise.envelope import DeliveryKey, Reason, Status, Task, TaskId, task_id_of
 if TYPE_CHECKING:
     from rise.ledger.port import Run
     from rise.queue.port import OpenTask, Queue, Receipt, Selection
-    from rise.runtime.assembly import House
+    from rise.runtime.assembly.house import House
     from rise.runtime.operations import Operations
     from rise.stories import TaskStory
 
@@ -451,6 +451,6 @@ async def _resume_each(operations: Operations, task_ids: list[str], why: str) ->
 
 
 def _operations(house: House) -> Operations:
-    from rise.runtime import assembly
+    from rise.runtime.assembly.operations import build_operations
 
-    return assembly.build_operations(house)
+    return build_operations(house)

@@ -18,7 +18,7 @@ from rise.cli.printing import complain, say, shortened, show_json, show_pairs, s
 
 if TYPE_CHECKING:
     from rise.definitions.records import PromptRecord
-    from rise.runtime.assembly import House
+    from rise.runtime.assembly.house import House
     from rise.runtime.prompts import Prompts
     from rise.runtime.publishing import Workflow, Workflows
 
@@ -164,9 +164,9 @@ def _switch(workflow_id: str, enabled: bool, why: str, data_dir: Path | None, as
 
 
 def _workflows(house: House) -> Workflows:
-    from rise.runtime import assembly
+    from rise.runtime.assembly.operations import build_workflows
 
-    return assembly.build_workflows(house)
+    return build_workflows(house)
 
 
 def _row(workflow: Workflow) -> tuple[object, ...]:
@@ -364,6 +364,6 @@ def _read(path: Path) -> str:
 
 
 def _prompts(house: House) -> Prompts:
-    from rise.runtime import assembly
+    from rise.runtime.assembly.operations import build_prompts
 
-    return assembly.build_prompts(house)
+    return build_prompts(house)

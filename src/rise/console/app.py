@@ -38,7 +38,8 @@ from rise.console.trail import TrailPages
 from rise.console.trying import TryPane
 from rise.console.workflows import WorkflowPages
 from rise.errors import RateExceeded, Rejected, RiseError, RoleInsufficient, Unavailable
-from rise.runtime.assembly import House, build_tries
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_tries
 from rise.runtime.directory import derived_secret
 from rise.telemetry import log
 

@@ -19,7 +19,8 @@ from rise.console.rendering import Page
 from rise.console.sessions import Session
 from rise.envelope import is_in_digits
 from rise.errors import PayloadInvalid
-from rise.runtime.assembly import House, build_channel_bindings, build_path_test
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_channel_bindings, build_path_test
 from rise.runtime.channel_bindings import BindingChange, BindingShown, routes_from
 
 TEST_SECONDS_MAX: Final = 10.0

@@ -27,7 +27,8 @@ from rise.errors import PayloadInvalid, StateConflict, TaskUnknown
 from rise.follow_ups.moments import zone_named
 from rise.follow_ups.port import FollowUp, FollowUpId, FollowUps, FollowUpStatus, ListedStatus, Missed
 from rise.follow_ups.reading import read_move
-from rise.runtime.assembly import House, build_follow_ups
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_follow_ups
 from rise.settings import CHANNELS
 
 ROWS: Final = 50

@@ -17,7 +17,8 @@ from rise.console.rendering import Page, shown_bytes
 from rise.console.sessions import Session
 from rise.envelope import Reason, TaskId
 from rise.errors import PayloadInvalid, TaskUnknown
-from rise.runtime.assembly import House, build_messages
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_messages
 from rise.runtime.messages import ENDINGS, LOOK_MAX, MEANINGS, Asked, Messages, MessageStory, Moment, Row, State
 from rise.settings import CHANNELS
 

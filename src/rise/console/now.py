@@ -22,7 +22,7 @@ from rise.console.rendering import Page, render
 from rise.console.sessions import Session
 from rise.envelope import encode_json
 from rise.errors import RateExceeded
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.runtime.pulse import Beat
 
 STREAMS_MAX: Final = 100

@@ -35,7 +35,8 @@ from rise.console.rendering import Page
 from rise.console.sessions import Session
 from rise.console.trying import Talk, TryPane
 from rise.errors import PayloadInvalid, Rejected, VersionStale
-from rise.runtime.assembly import House, build_prompts
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_prompts
 from rise.runtime.differences import Difference
 from rise.runtime.trying import Trial
 from rise.runtime.written import unseen_in

@@ -19,7 +19,8 @@ from rise.console.rendering import Page
 from rise.console.sessions import Session
 from rise.envelope import Reason, TaskId, is_in_digits
 from rise.errors import PayloadInvalid
-from rise.runtime.assembly import House, build_messages, build_operations
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_messages, build_operations
 from rise.runtime.messages import ENDINGS, MEANINGS, State
 from rise.runtime.operations import DROP_MAX, RESUME_MAX, suspended_as
 from rise.settings import CHANNELS

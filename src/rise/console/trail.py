@@ -14,7 +14,8 @@ from rise.clock import from_epoch_ms
 from rise.console.forms import searched
 from rise.console.rendering import Page
 from rise.console.sessions import Session
-from rise.runtime.assembly import House, build_operations
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_operations
 
 LOOKED_AT: Final = 500
 SHOWN_MAX: Final = 50

@@ -37,7 +37,8 @@ from rise.console.sessions import Session
 from rise.console.trying import TryPane
 from rise.envelope import encode_json
 from rise.errors import PayloadInvalid, Rejected, StateConflict, VersionStale
-from rise.runtime.assembly import House, build_workflows
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.operations import build_workflows
 from rise.runtime.differences import Difference
 from rise.runtime.publishing import Workflow
 from rise.runtime.trying import Trial, functions_named

@@ -1,1 +1,1 @@
-"""Putting the parts together and keeping them moving. `assembly.py` is the only file that names backends."""
+"""Putting the parts together and keeping them moving. `assembly/` alone names backends."""

@@ -46,8 +46,11 @@ from rise.definitions.records import (
 from rise.envelope import Reason, new_key
 from rise.errors import RestoreUnfinished, RiseError, StoreCorrupt, StoreUnavailable, Unavailable
 from rise.queue.port import Queue, Selection
-from rise.runtime import assembly, probes
+from rise.runtime import probes
 from rise.runtime.alerts import in_number
+from rise.runtime.assembly.channels import DEFAULT_ACCOUNT
+from rise.runtime.assembly.stores import Stores, build_stores, mirror_lacks
+from rise.runtime.assembly.temporal import build_temporal
 from rise.runtime.backup import SECRETS, opened_to_read
 from rise.runtime.directory import DataDirectory, space_of
 from rise.runtime.open_files import ENOUGH, open_files_allowed
@@ -213,7 +216,7 @@ class Doctor:
         ]
 
     def _accounts(self) -> list[tuple[str, str]]:
-        accounts = [("http", assembly.DEFAULT_ACCOUNT), ("webchat", assembly.DEFAULT_ACCOUNT)]
+        accounts = [("http", DEFAULT_ACCOUNT), ("webchat", DEFAULT_ACCOUNT)]
         if self._bot_token is not None:
             accounts.append(("telegram", self._bot_token.partition(":")[0]))
         return accounts
@@ -292,13 +295,13 @@ class Doctor:
         return f"set RISE_TELEGRAM_TOKEN to the token of bot {account} again until they are answered, {drop}"
 
     @contextlib.asynccontextmanager
-    async def stores(self) -> AsyncIterator[assembly.Stores | None]:
+    async def stores(self) -> AsyncIterator[Stores | None]:
         """To look into; none where opening them would make or migrate something, which is for a start to do."""
         is_there = self._place.database.exists() and not self._half_restored() and not self._lost()
         if not is_there or await self._schema_problem() is not None:
             yield None
             return
-        stores = assembly.build_stores(self.settings, self.clock)
+        stores = build_stores(self.settings, self.clock)
         await stores.database.open()
         try:
             yield stores
@@ -418,7 +421,7 @@ class Doctor:
     # --- servers ---
 
     async def _redis(self) -> list[Finding]:
-        full = assembly.build_stores(self.settings, self.clock).full
+        full = build_stores(self.settings, self.clock).full
         if full is None:
             return []
         try:
@@ -433,7 +436,7 @@ class Doctor:
         missing: list[str] = []
 
         async def ask() -> probes.Answer:
-            missing.extend(await assembly.mirror_lacks(self.settings, self.clock) or ())
+            missing.extend(await mirror_lacks(self.settings, self.clock) or ())
             return CapabilityStatus.AVAILABLE, "answers; its queues are quorum queues, as Rise declares them"
 
         found = await _asked("rabbitmq", ask)
@@ -443,7 +446,7 @@ class Doctor:
 
     async def _mongo(self) -> list[Finding]:
         """The ledger, where it is on a server."""
-        mongo = assembly.build_stores(self.settings, self.clock).mongo
+        mongo = build_stores(self.settings, self.clock).mongo
         if mongo is None:
             return []
         try:
@@ -452,7 +455,7 @@ class Doctor:
             await mongo.close()
 
     async def _temporal(self) -> list[Finding]:
-        temporal = assembly.build_temporal(self.settings, self.clock)
+        temporal = build_temporal(self.settings, self.clock)
         if temporal is None:
             return []
         try:
@@ -539,7 +542,7 @@ class Doctor:
             elsewhere = self.settings.model_copy(
                 update={"data_dir": Path(path), "redis_url": None, "mongodb_url": None}
             )
-            stores = assembly.build_stores(elsewhere, self.clock)
+            stores = build_stores(elsewhere, self.clock)
             await stores.open()
             try:
                 return await stores.database.read(_schema_versions)

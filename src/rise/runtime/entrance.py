@@ -15,7 +15,7 @@ from rise.channels.port import Incoming
 from rise.envelope import TaskType, task_id_of
 from rise.errors import CapabilityClosed, KeyReused, PayloadInvalid, Rejected, TaskUnknown, WorkflowUnknown
 from rise.intake import Accepted, Intake
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.runtime.audit import receipt_of
 from rise.runtime.operations import Operations
 from rise.runtime.starting import refuse_while_starting

@@ -1,6 +1,6 @@
 """What is asked of each store to know whether it can be used now.
 
-What a store says of itself while it is used is believed at once (`assembly`); these ask when nobody does.
+What a store says of itself while it is used is believed at once (`assembly/house.py`); these ask when nobody does.
 
 Refuses: to call a Redis a copy that may throw away what it holds.
 """
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from rise.capabilities import PROBE_SECONDS_MAX, Acceptance, CapabilityRegistry, CapabilityStatus
 from rise.copies.journals import Journals
 from rise.copies.port import Mirror
-from rise.runtime.assembly import FullProfile, House
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.stores import FullProfile
 from rise.runtime.directory import space_of
 from rise.runtime.overload import MEGABYTE, warns_below
 from rise.workflows.model import Model

@@ -14,8 +14,9 @@ from rise.clock import Clock
 from rise.copies.journal import run_of
 from rise.errors import Rejected
 from rise.queue.port import NewTask
-from rise.runtime import assembly
-from rise.runtime.assembly import FullProfile, House
+from rise.runtime.assembly.house import House
+from rise.runtime.assembly.services import build_keeper
+from rise.runtime.assembly.stores import FullProfile
 
 PAGE: Final = 500
 LOOK_SECONDS: Final = 0.25
@@ -42,7 +43,7 @@ class Refilling:
         """Everything, from journals and mirror, in each chat's order; nothing is handed out until it is done."""
         await self._full.queue.end_life()
         if not self.house.stores.directory.is_owned():
-            keeper = assembly.build_keeper(self.house)
+            keeper = build_keeper(self.house)
             assert keeper is not None
             await keeper.refill()
         while await self._full.queue.life() is None:  # the server that keeps it does it

@@ -89,14 +89,14 @@ async def serve_rise() -> None:
     """Rise's whole door and intake; no worker, sender or supervisor, which would take the CPU that is measured."""
     from rise.api.server import ApiServer
     from rise.definitions.records import WorkflowRecord
-    from rise.runtime import assembly
+    from rise.runtime.assembly.house import build
     from rise.runtime.processes import spare_the_collector
     from rise.settings import load_settings
     from rise.telemetry import configure_logs
     from rise.testing.bench.seeding import begin_life
 
     configure_logs("json", level="error")
-    house = assembly.build(load_settings(port=0))
+    house = build(load_settings(port=0))
     stop = asyncio.Event()
     stop_on_signals(stop)
     await house.stores.open()
@@ -155,14 +155,14 @@ _YES: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Len
 
 async def work_rise() -> None:
     """`rise worker`, to be profiled."""
-    from rise.runtime import assembly
+    from rise.runtime.assembly.house import build
     from rise.runtime.serving import work
     from rise.settings import load_settings
     from rise.telemetry import configure_logs
 
     settings = load_settings()
     configure_logs(settings.log, level=settings.log_level)
-    await work(assembly.build(settings))
+    await work(build(settings))
 
 
 async def work_rows() -> None:

@@ -13,8 +13,9 @@ from rise.channels.http import CHANNEL as HTTP
 from rise.channels.port import Incoming
 from rise.clock import SystemClock
 from rise.envelope import DeliveryKey, LaneKey
-from rise.runtime import assembly
-from rise.runtime.assembly import Stores
+from rise.runtime.assembly.house import build
+from rise.runtime.assembly.stores import Stores
+from rise.runtime.assembly.workers import workflow_records
 from rise.service import start_all, stop_all
 from rise.settings import load_settings
 from rise.testing.bench.processes import rise_settings
@@ -27,14 +28,14 @@ TOGETHER: Final = 1000
 async def seed(directory: Path, count: int, channel: str, **servers: object) -> None:
     """`count` messages, accepted as every message is, spread over many chats. `servers`: of the full profile."""
     settings = load_settings(**rise_settings(directory, **servers))
-    house = assembly.build(settings)
+    house = build(settings)
     await house.stores.open()
     services = house.stores.services()
     try:
         await begin_life(house.stores)
         await start_all(services, on_error=_report)
         # As `rise serve` would have: a `rise worker` that runs alone works what is defined, and defines nothing.
-        records = assembly.workflow_records(load_workflows(settings.app))
+        records = workflow_records(load_workflows(settings.app))
         await house.editor.follow_code(records, house.channels.accounts())
         for first in range(0, count, TOGETHER):
             numbers = range(first, min(first + TOGETHER, count))

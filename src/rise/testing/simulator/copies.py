@@ -15,7 +15,7 @@ import rise
 from rise.envelope import DeliveryKey, RunId, Status, TaskId, decode_head, run_id_of, task_id_of
 from rise.ledger.late import LateResult, LateStep, decode_late, key_of_run
 from rise.queue.port import NewTask
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.runtime.audit import AuditReport
 from rise.testing.fakes.queue import Lane, StoredTask
 from rise.testing.simulator.faults import FaultKind

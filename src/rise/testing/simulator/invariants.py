@@ -21,7 +21,7 @@ from rise.channels.port import Incoming
 from rise.chats import CHECK_SECONDS
 from rise.conversations.port import ConversationMessage
 from rise.envelope import FOLLOW_UP, DeliveryKey, TaskType, decode_head, parts_of, task_id_of
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.runtime.audit import AuditReport, NoticeKind
 from rise.runtime.pipeline import CLOCKS_APART
 from rise.testing.simulator.bot import LATER_MARK, OWN_ERRORS

@@ -34,10 +34,19 @@ from rise.ledger.sqlite import SqliteLedger
 from rise.queue.port import Enqueued, NewTask, QueueLimits
 from rise.queue.sqlite import SCHEMA as QUEUE_SCHEMA
 from rise.queue.sqlite import SqliteQueue
-from rise.runtime import assembly, serving
-from rise.runtime.assembly import Channels, House, OnTrouble, Secrets, Stores
+from rise.runtime.assembly.bots import polling_of
+from rise.runtime.assembly.channels import Channels
+from rise.runtime.assembly.house import House, report_store
+from rise.runtime.assembly.operations import build_operations
+from rise.runtime.assembly.secrets import Secrets
+from rise.runtime.assembly.services import build_keeper, build_sender, build_write_back
+from rise.runtime.assembly.stores import OnTrouble, Stores, wire_copies, with_late_writes
+from rise.runtime.assembly.supervision import build_supervisor
+from rise.runtime.assembly.temporal import build_ringing
 from rise.runtime.directory import DataDirectory
+from rise.runtime.in_process import InProcessWorker
 from rise.runtime.operations import Operations
+from rise.runtime.serving import open_stores
 from rise.service import Service, start_all, stop_all
 from rise.settings import Settings
 from rise.testing.simulator.bus import SimBus
@@ -160,7 +169,7 @@ class Member:
             self._world.kill(self.process, f"cannot start: {type(error).__name__}")
 
     async def _start_services(self) -> None:
-        await serving.open_stores(self.house)
+        await open_stores(self.house)
         house = self.house
         self._services = [house.bus, *house.stores.services(), *self.keepers(house), house.bindings, house.chats]
         self._services += self.services(house)
@@ -201,12 +210,12 @@ class Gateway(Member):
             secret_of=house.webhook_secret,
         )
         services: list[Service] = [
-            serving.build_supervisor(house, forget_after_seconds=FORGET_AFTER_SECONDS),
-            assembly.build_sender(house),
-            *assembly.build_write_back(house),
+            build_supervisor(house, forget_after_seconds=FORGET_AFTER_SECONDS),
+            build_sender(house),
+            *build_write_back(house),
         ]
         if house.settings.telegram_is_polling:
-            services.append(assembly.polling_of(house, telegram, account))
+            services.append(polling_of(house, telegram, account))
         return services + self._timers(house)
 
     def _timers(self, house: House) -> list[Service]:
@@ -214,11 +223,11 @@ class Gateway(Member):
         if timers is None:
             return []
         arming = Arming(ReachedTimers(timers, house.clock), house.queue, house.bus, house.clock)
-        ring = assembly.build_ringing(house).ring
+        ring = build_ringing(house).ring
         return [arming, RungHere(timers, self.process, ring, on_back=arming.arm_all)]
 
     def keepers(self, house: House) -> list[Service]:
-        keeper = assembly.build_keeper(house)
+        keeper = build_keeper(house)
         return [] if keeper is None else [keeper]
 
     async def post(self, headers: list[tuple[bytes, bytes]], body: bytes) -> list[Message]:
@@ -248,12 +257,12 @@ class WorkerMember(Member):
     def services(self, house: House) -> list[Service]:
         workflows, temporal = self._workflows(self.process), self._world.conversations
         if temporal is None:
-            return [serving.InProcessWorker(house, workflows, defines=self._defines)]
+            return [InProcessWorker(house, workflows, defines=self._defines)]
         worker_in = partial(temporal.worker_in, self.process, house.clock)
         return [CarryingWorker(house, workflows, defines=self._defines, temporal_worker=worker_in)]
 
 
-class CarryingWorker(serving.InProcessWorker):
+class CarryingWorker(InProcessWorker):
     """What Temporal runs beside it is the world's."""
 
     def __init__(
@@ -290,7 +299,7 @@ class Console:
             await start_all(services, on_error=_ignore)
             try:
                 await house.bindings.refresh()
-                await command(house, assembly.build_operations(house))
+                await command(house, build_operations(house))
             finally:
                 await stop_all(services, on_error=_ignore)
 
@@ -348,17 +357,17 @@ def _build_stores(
         mirror = SimMirror(world, process, witness, clock=clock, on_trouble=on_trouble("rabbitmq"))
     slots = SimSlots(world, process, witness, clock=clock, on_trouble=on_trouble("disk"))
     redis: Any = SimRedis(queue)
-    full = assembly.wire_copies(settings, redis, queue, mirror, slots, ledger, bus, clock)
+    full = wire_copies(settings, redis, queue, mirror, slots, ledger, bus, clock)
     stores = SimStores(directory, database, queue, ledger, definitions, full)
     if settings.mongodb_url is None:
         return stores
-    return assembly.with_late_writes(stores, SimLateWrites(world, queue), clock)
+    return with_late_writes(stores, SimLateWrites(world, queue), clock)
 
 
 def _reporter(
     capabilities: CapabilityRegistry, admission: Admission, name: str
 ) -> Callable[[Unavailable | None], None]:
-    return partial(assembly.report_store, capabilities, admission, name)
+    return partial(report_store, capabilities, admission, name)
 
 
 def _witnessed(world: World, copies: Copies) -> Keep:

@@ -18,7 +18,7 @@ from rise.definitions.records import NATIVE, TEMPORAL, BindingRecord, BurstPolic
 from rise.envelope import TaskId
 from rise.errors import RiseError, StateConflict, TaskUnknown
 from rise.queue.port import Selection
-from rise.runtime.assembly import House
+from rise.runtime.assembly.house import House
 from rise.runtime.audit import Audit, AuditReport
 from rise.runtime.operations import Operations
 from rise.runtime.refilling import Refilling
