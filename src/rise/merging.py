@@ -79,11 +79,7 @@ class Merging:
         # The queue first: what it forgets between the two looks is in the ledger.
         leader = await self.queue.get(run.merged_into)
         latest = await self.ledger.latest_run(run.merged_into)
-        # A leader may have been run again since it has answered, whatever has become of that.
-        generations = range(latest.generation + 1) if latest else ()
-        results = [await self.ledger.run(run_id_of(run.merged_into, generation)) for generation in generations]
-        run_id = run_id_of(run.task_id, run.generation)
-        naming = [result for result in results if result is not None and run_id in result.merged]
+        naming = await self._naming(run, leader, latest)
         if naming:
             # What may still be lost ends nothing: its message would be run again, without this one.
             is_firm = not run.waits_for_ledger and any(not result.waits_for_ledger for result in naming)
@@ -92,12 +88,22 @@ class Merging:
             return MergedFate.ALONE
         return MergedFate.WAITS
 
+    async def _naming(self, run: Run, leader: Task | None, latest: Run | None) -> Sequence[Run]:
+        """Results of its leader that name it: that one may have been run again since, whatever has become of that."""
+        assert run.merged_into is not None
+        generations = range(latest.generation + 1) if latest else ()
+        results = [await self.ledger.run(run_id_of(run.merged_into, generation)) for generation in generations]
+        naming = [result for result in results if result is not None and result.answers(run)]
+        task = leader or (await self.ledger.archived(run.merged_into) if naming else None)
+        # Not what a former message answered, whose key was used again: both its followers' keys and its own.
+        return [result for result in naming if task is None or not result.is_of_former(task.head)]
+
     async def merged_before(self, leader: Head, generation: int) -> Sequence[TaskId]:
         """What it answered with itself when it was last answered, before this generation."""
         for former in reversed(range(generation)):
             run = await self.ledger.run(run_id_of(leader.task_id, former))
             if run is not None and run.merged and not run.is_of_former(leader):
-                return run.merged_tasks
+                return run.merged
         return ()
 
     async def _end(self, follower: Task, leader: TaskId) -> Run:

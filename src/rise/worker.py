@@ -44,7 +44,7 @@ from rise.envelope import (
     reply_id_of,
     run_id_of,
 )
-from rise.errors import ClaimLost, LedgerSilent, TemporalUnavailable, Unavailable, WrittenByNewer
+from rise.errors import ClaimLost, LedgerSilent, MongoUnavailable, TemporalUnavailable, Unavailable, WrittenByNewer
 from rise.follow_ups.firing import BY, Firing, Unsaid, fired_result
 from rise.follow_ups.planning import follow_up, planned_by
 from rise.ledger.port import Attempt, HistoryLine, Ledger, Reply, ReplyKind, Run, RunResult, reply_of
@@ -495,7 +495,7 @@ class Worker:
         if isinstance(verdict, Reason):
             return Suspended(verdict, text, tell=self._texts.failed)
         # That the ledger or Temporal is away is known where that is shown, and nothing was tried.
-        is_shown = isinstance(error, LedgerSilent | TemporalUnavailable)
+        is_shown = isinstance(error, MongoUnavailable | TemporalUnavailable)
         return Retry(verdict, text, counts, is_noted and not is_shown, has_begun)
 
     # --- settling: what comes of a task that could be read; what cannot be, the queue itself suspends ---
@@ -606,7 +606,7 @@ class Worker:
             if run.unreadable is not None:
                 return Suspend(Reason.SCHEMA_NEWER, run.unreadable)  # what it promised cannot be read either
             if run.waits_for_ledger:  # one that is in the ledger never went ahead of the ends that it names
-                await self._merging.end_named(run.merged, run.task_id)
+                await self._merging.end_named(run.merged_runs, run.task_id)
             await self._arm(task, run, saved_at_ms)
         return Finished() if run.status.is_finished else Replying()
 
@@ -716,7 +716,8 @@ def _answered(
     if stages:
         shown["stages"] = msgspec.to_builtins(stages)
     if burst is not None and burst.followers:
-        shown["merged"] = [follower.run_id for follower in burst.followers]
+        shown["merged"] = [follower.task_id for follower in burst.followers]
+        shown["mergedRuns"] = [follower.run_id for follower in burst.followers]
     # Here, where it counts as the workflow's own error: what cannot be stored cannot be settled either.
     encode_json([shown, calls])
     result = RunResult(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rise.channels.telegram import read_update
-from rise.envelope import Outcome, Status, TaskId, run_id_of
+from rise.envelope import Outcome, Status, TaskId
 from rise.ledger.port import RunResult
 from rise.queue.port import Finished, Selection, Suspend
 from rise.runtime.assembly.house import House, build
@@ -75,7 +75,7 @@ class Directory:
 
         async def end(house: House, claim: Any) -> None:
             merged = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader})
-            answered = RunResult(outcome=Outcome.SILENT, value={"merged": [run_id_of(task_id, 0)]})
+            answered = RunResult(outcome=Outcome.SILENT, value={"merged": [task_id]})
             result = merged if claim.task.task_id == task_id else answered
             await house.ledger.save_result(claim.task, result, [], [], deliver=False)
             await house.queue.settle(claim, claim.task, Finished())

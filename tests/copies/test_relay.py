@@ -133,6 +133,56 @@ async def test_it_is_counted_also_on_a_disk_that_takes_no_writes(
 
 
 @pytest.mark.req("CAP-7", "CPY-4")
+@pytest.mark.failure("C5")
+async def test_it_is_counted_also_while_a_write_hangs_and_what_it_was_to_write_is_not_lost(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    process = await installation.process()
+    await kept(process, installation, 1)
+    process.queue.link.is_down = True
+    await kept(process, installation, 2, 3)
+    goes_on, note = asyncio.Event(), process.journals.own.note
+
+    async def hangs(*noted: Any) -> None:
+        await goes_on.wait()
+        await note(*noted)
+
+    monkeypatch.setattr(process.journals.own, "note", hangs)
+    monkeypatch.setattr(relay_module, "COUNT_SECONDS", 0.2)
+    assert (await process.relay.lacking())["redis"] == 3, "which has the first could not be written down"
+    noting = asyncio.create_task(attempt(process.relay.note))
+    assert (await process.relay.lacking())["redis"] == 3, "nor could it by another"
+    goes_on.set()
+    await noting
+    assert (await process.relay.lacking())["redis"] == 2
+
+
+@pytest.mark.req("CAP-7", "CPY-5")
+@pytest.mark.failure("C19", "F1")
+async def test_of_an_emptied_queue_nothing_is_certain_until_it_has_been_compared_with_the_journals(
+    installation: Installation,
+):
+    process = await installation.process()
+    await kept(process, installation, 1, 2)
+    installation.clock.advance(YOUNG_SECONDS)
+    await process.round()
+    assert process.relay.knows_queue
+    installation.queue.empty()
+    await process.relay.note()
+    assert not process.relay.knows_queue
+    await process.keeper.refill()
+    await process.relay.note()
+    process.ledger.link.is_down = True
+    await attempt(process.relay.complete_queue)
+    assert (await process.relay.lacking())["redis"] == 2, "they are there, and nobody could note it"
+    assert not process.relay.knows_queue
+    process.ledger.link.is_down = False
+    await process.relay.complete_queue()
+    assert process.relay.knows_queue
+    assert (await process.relay.lacking())["redis"] == 0
+
+
+@pytest.mark.req("CAP-7", "CPY-4")
 async def test_who_counts_waits_for_no_disk_that_hangs_and_leaves_out_what_cannot_be_read(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ):

@@ -684,19 +684,25 @@ async def test_the_latest_result_that_waits_is_known_whether_or_not_the_ledger_c
         await ledger.latest_run(task_id)
 
 
-async def a_leader_whose_followers_end_is_lost(stage: LateStage, ledger: Ledger) -> tuple[Task, TaskId]:
-    """MongoDB is away while the follower ends, and back when its leader's result is saved; Redis is emptied between."""
+async def a_leader_whose_followers_end_is_lost(
+    stage: LateStage, ledger: Ledger, *, generation: int = 0
+) -> tuple[Task, TaskId]:
+    """MongoDB is away while the follower ends, and back when its leader's result is saved; Redis is emptied between.
+
+    `generation`: of the follower, of which the queue knows the first.
+    """
     await stage.accept(1)
     follower_id = await stage.accept(2)
     follower = await stage.queue.get(follower_id)
     leader = (await claim_one(stage.queue)).task
     assert follower is not None
+    follower = follower.in_generation(generation)
     stage.leave()
     ended = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader.task_id})
     assert (await ledger.save_result(follower, ended, [], [], deliver=False)).waits_for_ledger
     stage.come_back()
     stage.redis.late.clear()
-    named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower.run_id]})
+    named = msgspec.structs.replace(ANSWERED, value={"merged": [follower.task_id], "mergedRuns": [follower.run_id]})
     run = await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)
     assert run.waits_for_ledger, "it goes behind the end that it names"
     assert await sent_in_order(stage.own) == []
@@ -705,11 +711,14 @@ async def a_leader_whose_followers_end_is_lost(stage: LateStage, ledger: Ledger)
 
 @pytest.mark.req("CPY-6", "CHN-3")
 @pytest.mark.failure("D1")
-async def test_a_result_does_not_go_ahead_of_the_ends_that_it_names_and_whoever_writes_it_ends_them(stage: LateStage):
+@pytest.mark.parametrize("generation", [0, 1])
+async def test_a_result_does_not_go_ahead_of_the_ends_that_it_names_and_whoever_writes_it_ends_them(
+    stage: LateStage, generation: int
+):
     ledger = stage.process()
-    leader, follower_id = await a_leader_whose_followers_end_is_lost(stage, ledger)
+    leader, follower_id = await a_leader_whose_followers_end_is_lost(stage, ledger, generation=generation)
     await stage.write_back().write_back()
-    follower = await stage.own.latest_run(follower_id)
+    follower = await stage.own.run(run_id_of(follower_id, generation))
     assert follower is not None
     assert follower.merged_into == leader.task_id
     assert await stage.own.run(leader.run_id) is not None
@@ -742,5 +751,5 @@ async def test_a_result_whose_named_ones_have_ended_goes_straight_into_the_ledge
     assert follower is not None
     ended = RunResult(outcome=Outcome.MERGED, value={"mergedInto": leader.task_id})
     await ledger.save_result(follower, ended, [], [], deliver=False)
-    named = msgspec.structs.replace(ANSWERED, value={"text": "yes", "merged": [follower.run_id]})
+    named = msgspec.structs.replace(ANSWERED, value={"merged": [follower.task_id], "mergedRuns": [follower.run_id]})
     assert not (await ledger.save_result(leader, named, chunks(leader, 1), [], deliver=True)).waits_for_ledger

@@ -18,7 +18,7 @@ from rise.bursts import CHARS_MAX, MESSAGES_MAX
 from rise.channels.http import HttpChannel
 from rise.channels.port import Call, Incoming
 from rise.definitions.records import BindingRecord, BindingRoute, BurstPolicy, ChannelOwn, KillSwitch
-from rise.envelope import Outcome, Reason, Status, Task, TaskId, reply_id_of, run_id_of
+from rise.envelope import Outcome, Reason, RunId, Status, Task, TaskId, reply_id_of, run_id_of
 from rise.errors import LedgerSilent, MongoUnavailable, RedisUnavailable, StateConflict, Unavailable
 from rise.ledger.late import key_of_run
 from rise.ledger.late_ledger import LateLedger
@@ -121,7 +121,7 @@ class Talk:
         assert [run.outcome for run in runs if run] == [Outcome.ANSWERED, *[Outcome.MERGED] * len(followers)]
         assert [run.merged_into for run in runs if run] == [None, *[leader] * len(followers)]
         assert runs[0] is not None
-        assert runs[0].merged_tasks == list(followers)
+        assert runs[0].merged == list(followers)
 
     async def said(self) -> list[tuple[str, str]]:
         kept = await self.stage.ledger.history("telegram", self.stage.account, "42", limit=99)
@@ -228,7 +228,7 @@ async def test_a_burst_is_one_turn_with_every_message_and_its_bytes_in_order_and
     last = turn.messages[-1].update["message"]["message_id"]
     assert call.params["reply_parameters"]["message_id"] == last
     run = await stage.result(first)
-    assert run.merged_tasks == others
+    assert run.merged == others
     assert [one["outcome"] for one in stage.settled if one["task_id"] in others] == [Outcome.MERGED] * 2
 
 
@@ -414,7 +414,7 @@ async def test_a_program_that_calls_for_a_chat_is_told_which_message_answered(st
     assert alone.result["text"] == "alone"
     tasks = [await call(key, metadata={"chat_id": "c"}) for key in ("one", "two")]
     one, two = await talk.answered(*tasks)
-    assert (one.result["text"], one.result["merged"]) == ("one + two", [run_id_of(tasks[1], 0)])
+    assert (one.result["text"], one.result["merged"]) == ("one + two", [tasks[1]])
     assert (two.outcome, two.result) == (Outcome.MERGED, {"mergedInto": tasks[0]})
 
 
@@ -1013,8 +1013,9 @@ async def test_a_burst_that_is_run_again_waits_for_a_ledger_that_goes_away_befor
     await stage.waiting_for_retry(leader)
     late.is_silent = False
     await late.write_back()
+    assert [attempt.error for attempt in await stage.ledger.attempts(run_id_of(leader, 1))] == [], "nothing was tried"
     await stage.pass_time(20)
-    await stage.ended(leader)
+    await stage.until(partial(is_over, stage, run_id_of(leader, 1)))
     assert stage.texts() == ["one + two", "one + two"]
 
 
@@ -1068,6 +1069,59 @@ async def test_what_was_run_again_does_not_end_by_the_answer_of_its_former_run(
     await go_on(talk, worker)
     await stage.ended(follower)
     assert stage.texts() == ["one + two", "two"]
+
+
+@pytest.mark.req("CHN-3", "SUS-3")
+@pytest.mark.failure("D1")
+async def test_a_result_of_a_former_version_answers_those_that_it_named_in_whatever_run_they_ended(
+    stage: Stage, talk: Talk, operations: Operations
+):
+    """It did not say which, and both versions may work beside each other."""
+    await stage.bind(talk.workflow, burst=POLICY)
+    await stage.start_gateway()
+    leader, follower = await stage.write("one", "two")
+    await operations.drop(follower, who="Ann")
+    await operations.run_again(follower, who="Ann")
+    await stage.pass_time(QUIET)
+    worker = stage.new_worker(talk.workflow)
+    worker.die_at("ledger.save_result", "before", nth=2)  # the follower has ended
+    await stage.start_new_worker(worker, talk.workflow)
+    await worker.dead()
+    task = await stage.queue.get(leader)
+    assert task is not None
+    call = Call("sendMessage", {"chat_id": 42, "text": "one + two"}, "one + two")
+    reply = reply_of(task.head, task.run_id, reply_id_of(task.run_id, 0), call)
+    result = RunResult(outcome=Outcome.ANSWERED, value={"text": call.text, "merged": [follower]})
+    await stage.ledger.save_result(task, result, [reply], [], deliver=True)
+    await go_on(talk, worker)
+    await stage.ended(leader, follower)
+    assert stage.texts() == ["one + two"]
+    again = await stage.ledger.run(run_id_of(follower, 1))
+    assert again is not None and again.merged_into == leader
+
+
+@pytest.mark.req("CHN-3", "ENV-6")
+@pytest.mark.failure("D1")
+async def test_what_a_former_message_answered_ends_nothing_of_the_one_that_has_its_key_now(
+    stage: Stage, talk: Talk, operations: Operations
+):
+    """Its answer went out days later, so that it is known for longer than what it had taken along."""
+    _, worker = await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.waits(leader)
+    task = await stage.queue.get(leader)
+    assert task is not None
+    former = Task(msgspec.structs.replace(task.head, accepted_at_ms=0, raw_sha256="f" * 64), b"", task.progress)
+    value = {"text": "long ago", "merged": [follower], "mergedRuns": [run_id_of(follower, 0)]}
+    await stage.ledger.save_result(former, RunResult(outcome=Outcome.ANSWERED, value=value), [], [], deliver=False)
+    worker.die_at("ledger.save_result", "after", nth=1)
+    await stage.pass_time(QUIET)
+    await worker.dead()
+    assert (await stage.result(follower)).merged_into == leader
+    await operations.drop(leader, who="Ann")
+    await go_on(talk, worker)
+    await stage.until(partial(is_over, stage, run_id_of(follower, 1)))
+    assert stage.texts() == ["two"]
 
 
 @pytest.mark.req("CHN-3", "CPY-6", "ENV-6")
@@ -1252,15 +1306,18 @@ async def has_result(stage: Stage, task_id: TaskId) -> bool:
     return await stage.ledger.latest_run(task_id) is not None
 
 
+async def is_over(stage: Stage, run_id: RunId) -> bool:
+    run = await stage.ledger.run(run_id)
+    return run is not None and run.status.is_finished
+
+
 async def save_late(stage: Stage, leader: TaskId, followers: list[TaskId]) -> None:
     """As a worker that was frozen for longer than its claim, when it wakes."""
     task, text = await stage.queue.get(leader), "one + two + three"
     assert task is not None
     call = Call("sendMessage", {"chat_id": 42, "text": text}, text)
     reply = reply_of(task.head, task.run_id, reply_id_of(task.run_id, 0), call)
-    result = RunResult(
-        outcome=Outcome.ANSWERED, value={"text": text, "merged": [run_id_of(name, 0) for name in followers]}
-    )
+    result = RunResult(outcome=Outcome.ANSWERED, value={"text": text, "merged": followers})
     await stage.ledger.save_result(task, result, [reply], [], deliver=True)
     await stage.said(2)
 
@@ -1322,7 +1379,7 @@ async def test_a_leader_that_is_run_again_answers_the_whole_burst_again(
     assert stage.texts() == ["one + two"] * 2
     run = await stage.ledger.run(run_id_of(tasks[0], 1))
     assert run is not None
-    assert run.merged == [run_id_of(tasks[1], 0)]
+    assert run.merged == [tasks[1]]
     assert [text for role, text in await talk.said() if role == "user"] == ["one", "two"]
 
 
@@ -1350,7 +1407,7 @@ async def test_people_see_of_a_merged_message_which_one_answered_it(stage: Stage
     tasks = await stage.write("one", "two")
     await talk.answered(*tasks)
     first, second = [shown(await operations.story(task_id), RetryPolicy()) for task_id in tasks]
-    assert (first["outcome"], first["result"]["merged"]) == ("answered", [run_id_of(tasks[1], 0)])
+    assert (first["outcome"], first["result"]["merged"]) == ("answered", [tasks[1]])
     assert (second["status"], second["outcome"]) == ("completed", "merged")
     assert second["result"] == {"mergedInto": tasks[0]}
     assert definition_of(talk.workflow).workflow_id == first["workflowRun"]

@@ -18,7 +18,7 @@ from rise.offices import OfficeClaim
 from rise.queue.port import Selection, Suspend
 from rise.runtime import supervisor
 from rise.runtime.overload import OverloadLimits
-from rise.runtime.pipeline import CLOCKS_REMEDY, PipelineLimits
+from rise.runtime.pipeline import CLOCKS_REMEDY, Lacking, PipelineLimits
 from rise.runtime.supervisor import LOST_SECONDS, Duties
 from rise.telemetry import oldest_waiting_seconds
 
@@ -50,15 +50,16 @@ async def raised(stage: Stage) -> set[str]:
 # --- while the queue cannot be asked ----------------------------------------------------------------------------
 
 
-class Lacking:
+class Lacked:
     """What the queue has not got."""
 
-    def __init__(self, gateway: Gateway, count: int) -> None:
+    def __init__(self, gateway: Gateway, count: int | None) -> None:
         self.count = count
-        gateway.supervisor._pipeline.lacking = self.counted
+        self.is_certain = True
+        gateway.supervisor._pipeline.lacking = self.told
 
-    async def counted(self) -> int:
-        return self.count
+    async def told(self) -> Lacking | None:
+        return None if self.count is None else Lacking(self.count, self.is_certain)
 
 
 def cut_off(gateway: Gateway) -> None:
@@ -75,7 +76,7 @@ def bring_back(gateway: Gateway) -> None:
 @pytest.mark.failure("I14")
 async def test_what_is_accepted_while_the_queue_cannot_be_asked_is_counted_as_far_as_it_is_known(stage: Stage):
     gateway = await stage.start_gateway()
-    lacking = Lacking(gateway, 2)
+    lacking = Lacked(gateway, 2)
     await stage.write("Hello")
     await gateway.supervisor.measure()
     cut_off(gateway)
@@ -93,7 +94,7 @@ async def test_what_a_queue_does_not_take_that_can_be_asked_is_counted_as_well(s
     """It is full, say; or it is back, and has not been given what it lacks."""
     stage.overload_limits = OverloadLimits(backlog_warn=10, backlog_max=20)
     gateway = await stage.start_gateway()
-    lacking = Lacking(gateway, 25)
+    lacking = Lacked(gateway, 25)
     gateway.capabilities.set("disk", UNAVAILABLE, "it is full")
     await gateway.supervisor.measure()
     assert status(gateway) == (DEGRADED, "25 unprocessed messages, waiting for disk")
@@ -109,41 +110,61 @@ async def test_what_a_queue_does_not_take_that_can_be_asked_is_counted_as_well(s
 
 @pytest.mark.req("SUP-1", "CAP-7")
 @pytest.mark.failure("I14")
-async def test_after_a_start_without_the_queue_people_hear_what_is_known_and_that_it_may_be_more(stage: Stage):
+async def test_after_a_start_without_the_queue_people_hear_what_the_journals_hold(stage: Stage):
+    """Among it is what waits for a person, or for a later time: nobody is refused for it."""
     stage.overload_limits = OverloadLimits(backlog_warn=10, backlog_max=20)
     gateway = await stage.start_gateway()
-    lacking = Lacking(gateway, 0)
+    lacking = Lacked(gateway, None)
     cut_off(gateway)
     gateway.supervisor._pipeline._is_counted = False  # as at such a start
     await gateway.supervisor.measure()
     assert status(gateway) == (DEGRADED, "an unknown number of unprocessed messages, waiting for disk")
-    lacking.count = 25
+    lacking.count, lacking.is_certain = 25, False
     await gateway.supervisor.measure()
     stage.clock.advance(LOST_SECONDS + 1)
     await gateway.supervisor.measure()
-    assert status(gateway) == (DEGRADED, "at least 25 unprocessed messages, waiting for disk")
-    assert status(gateway, "admission")[0] is UNAVAILABLE
+    assert status(gateway) == (DEGRADED, "25 unprocessed messages, waiting for disk")
+    assert status(gateway, "admission")[0] is AVAILABLE
     assert "backlog_waiting" in await raised(stage)
     bring_back(gateway)
-    lacking.count = 0
+    lacking.count, lacking.is_certain = 0, True
     await gateway.supervisor.measure()
     assert status(gateway) == (AVAILABLE, "0 messages on the way")
     assert "backlog_waiting" not in await raised(stage)
 
 
+@pytest.mark.req("SUP-2", "CAP-7")
+@pytest.mark.failure("I14")
+async def test_without_the_queue_a_full_disk_is_seen_also_after_a_start(stage: Stage):
+    gateway = await stage.start_gateway()
+    cut_off(gateway)
+    pipeline = gateway.supervisor._pipeline
+    pipeline._is_counted, pipeline.disk_space = False, lambda: (1_000_000, 100_000_000_000)
+    await gateway.supervisor.measure()
+    assert status(gateway, "admission")[0] is UNAVAILABLE
+
+
 @pytest.mark.req("SUP-1", "CAP-7")
 @pytest.mark.failure("C19")
-async def test_what_an_emptied_queue_is_being_filled_with_is_counted_once(stage: Stage):
+async def test_what_an_emptied_queue_is_given_back_is_counted_once(stage: Stage):
     gateway = await stage.start_gateway()
-    Lacking(gateway, 25)
-
-    async def is_being_filled() -> bool:
-        return False
-
-    gateway.supervisor._pipeline.is_filled = is_being_filled
+    lacking = Lacked(gateway, 25)
+    lacking.is_certain = False
     await stage.write("Hello")
     await gateway.supervisor.measure()
     assert status(gateway) == (AVAILABLE, "1 message on the way")
+
+
+@pytest.mark.req("SUP-2", "CAP-7")
+@pytest.mark.failure("C5")
+async def test_while_no_journal_can_be_read_what_was_last_told_holds(stage: Stage):
+    stage.overload_limits = OverloadLimits(backlog_warn=10, backlog_max=20)
+    gateway = await stage.start_gateway()
+    lacking = Lacked(gateway, 25)
+    cut_off(gateway)
+    for lacking.count in (25, None):
+        await gateway.supervisor.measure()
+        assert status(gateway, "admission")[0] is UNAVAILABLE
 
 
 # --- after a start, and when something comes back ---------------------------------------------------------------

@@ -307,7 +307,7 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
             ("waits for", _lacking(house, story)),
             ("outcome", run.outcome if run else None),
             ("answered with", run.merged_into if run else None),
-            ("answers also", ", ".join(run.merged_tasks) if run else None),
+            ("answers also", ", ".join(run.merged) if run else None),
             ("channel", f"{head.channel}, account {head.account}, chat {head.chat_id or '-'}"),
             ("kind", head.kind),
             ("text", head.user_text),

@@ -65,6 +65,8 @@ class Relay:
         """Also those of a pass that broke off: what was brought and noted in it no journal names any more."""
         self._owed_at = 0.0
         self._owes_since: float | None = None
+        self._looked_through: str | None = None
+        """The life of the queue for which all journals have been compared with it."""
         self._looked_after: set[int] | None = None
         """The journals of this process, when last looked at."""
         self._loops = [
@@ -97,9 +99,17 @@ class Relay:
         except StoreUnavailable:
             return True
 
+    @property
+    def knows_queue(self) -> bool:
+        """Whether the journals say of each message if the queue has it: not at first, nor since it was emptied."""
+        return self._looked_through is not None and self._looked_through == self._notes.queues_life
+
     async def lacking(self) -> dict[Copy, int]:
-        """How many open messages of the journals of this process each of the other stores has no copy of. What cannot
-        be read, or not in `COUNT_SECONDS`, is left out; empty if that is all."""
+        """How many open messages of the journals of this process each of the other stores has no copy of; of the queue
+        see `knows_queue`. What cannot be read, or not in `COUNT_SECONDS`, is left out; empty if that is all."""
+        with suppress(Unavailable, TimeoutError):  # what takes no writes, or slowly, can be read
+            async with asyncio.timeout(COUNT_SECONDS):
+                await self._notes.write()
         counted: Counter[Copy] = Counter()
         try:
             async with asyncio.timeout(COUNT_SECONDS):
@@ -109,8 +119,6 @@ class Relay:
         return counted
 
     async def _count_lacking(self, counted: Counter[Copy]) -> None:
-        with suppress(Unavailable):  # a disk that takes no writes can be read
-            await self._notes.write()
         lives: dict[Copy, str | None] = {REDIS: self._notes.queues_life}
         if self._mirror is not None:
             lives[RABBITMQ] = MIRRORS_LIFE
@@ -131,6 +139,7 @@ class Relay:
         """What was accepted while the queue was away. One without a life is being filled by the keeper."""
         if (life := self._notes.queues_life) is not None:
             await self._in_each_journal(partial(self._complete_queue, life))
+            self._looked_through = life
 
     async def catch_up(self) -> None:
         """After the queue was away: what this process accepted meanwhile, in order, before anything newer; and what a

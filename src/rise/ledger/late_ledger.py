@@ -145,7 +145,7 @@ class LateLedger:
         self, task: Task, result: RunResult, replies: Sequence[Reply], history: Sequence[HistoryLine], *, deliver: bool
     ) -> Run:
         """The run as it will be, if the result has to wait: replying, whatever it comes to."""
-        if await self._are_ended(result.merged):
+        if await self._are_ended(result.merged_runs):
             saved = await self._unless_late(
                 lambda: self._ledger.save_result(task, result, replies, history, deliver=deliver)
             )

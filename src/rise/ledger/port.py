@@ -26,7 +26,6 @@ from rise.envelope import (
     Status,
     Task,
     TaskId,
-    parts_of,
     run_id_of,
 )
 
@@ -143,9 +142,9 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     workflow_version: int | None = None
 
     @property
-    def merged(self) -> list[RunId]:
-        """As `Run.merged`."""
-        return _merged(self.value)
+    def merged_runs(self) -> list[RunId]:
+        """As `Run.merged_runs`."""
+        return _merged_runs(self.value)
 
 
 class HistoryLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,10 +171,13 @@ def count_tries(attempts: Sequence[Attempt]) -> int:
     return attempts[-1].number if attempts else 0
 
 
-def _merged(result: Any) -> list[RunId]:
-    named = (result.get("merged") or []) if isinstance(result, dict) else []
-    # Former versions named the message, not which run of it.
-    return [RunId(name) if "." in name else run_id_of(TaskId(name), 0) for name in named]
+def _merged(result: Any) -> list[TaskId]:
+    return (result.get("merged") or []) if isinstance(result, dict) else []
+
+
+def _merged_runs(result: Any) -> list[RunId]:
+    named = _merged(result)
+    return result.get("mergedRuns") or [run_id_of(task_id, 0) for task_id in named] if named else []
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,14 +216,21 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return (self.result.get("followUps") or []) if isinstance(self.result, dict) else []
 
     @property
-    def merged(self) -> list[RunId]:
-        """Of the later messages of a burst that it answers with its own, in their order: which run of each. Another one
-        is answered by itself, or with another."""
+    def merged(self) -> list[TaskId]:
+        """The later messages of a burst that it answers with its own, in their order."""
         return _merged(self.result)
 
     @property
-    def merged_tasks(self) -> list[TaskId]:
-        return [parts_of(run_id)[0] for run_id in self.merged]
+    def merged_runs(self) -> list[RunId]:
+        """Which run of each: another one is answered by itself, or with another."""
+        return _merged_runs(self.result)
+
+    def answers(self, run: Run) -> bool:
+        """Whether with its own message it answers that one's, in that run."""
+        if self.merged and isinstance(self.result, dict) and "mergedRuns" not in self.result:
+            # A former version named the message alone: the run that had ended by then.
+            return run.task_id in self.merged and run.saved_at_ms <= self.saved_at_ms
+        return run_id_of(run.task_id, run.generation) in self.merged_runs
 
     @property
     def merged_into(self) -> TaskId | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from rise.capabilities import CONSEQUENCES, REMEDIES, CapabilityRegistry, CapabilityState, CapabilityStatus
 from rise.clock import Clock, epoch_ms
@@ -61,8 +61,17 @@ async def _always() -> bool:
     return True
 
 
-async def _nothing() -> int:
-    return 0
+class Lacking(NamedTuple):
+    """Open messages that the queue has not got: it is away, or full, or about to be given them."""
+
+    count: int
+    is_certain: bool
+    """Whether it is known what the queue has: not before it has been asked, nor while an emptied one gets back what it
+    had, which is counted there."""
+
+
+async def _nothing() -> Lacking:
+    return Lacking(0, is_certain=True)
 
 
 @dataclass(slots=True)
@@ -86,9 +95,8 @@ class Pipeline:
     """Of this process's own worker, if it has one."""
     is_filled: Callable[[], Awaitable[bool]] = _always
     """Whether the queue hands anything out: while an emptied one is filled again, it does not."""
-    lacking: Callable[[], Awaitable[int]] = _nothing
-    """How many open messages the queue has not got, as far as this process knows: it is away, or full, or about to be
-    given them."""
+    lacking: Callable[[], Awaitable[Lacking | None]] = _nothing
+    """Of this process; None while that cannot be told."""
     on_counted: Callable[[QueueDepth], None] = lambda depth: None
     """Hears of every count."""
     changed: Signal = field(default_factory=Signal)
@@ -98,6 +106,8 @@ class Pipeline:
     """Whether the queue has ever said how much is in it: until then there may be more."""
     _load: Load = field(default_factory=lambda: Load(0, 0))
     """As it was last counted."""
+    _lacked: Lacking = field(default_factory=lambda: Lacking(0, is_certain=False))
+    """As it was last told."""
     _is_ready: bool | None = None
     _polls_stuck: int = 0
     _oldest_ms: int = 0
@@ -111,9 +121,9 @@ class Pipeline:
     async def measure(self) -> QueueDepth | None:
         """Count, and say what that means. None if nothing could be counted; what was known then still holds."""
         try:
-            depth, is_filled = await self.queue.depth(), await self.is_filled()
+            depth = await self.queue.depth()
         except Unavailable:
-            self._weigh(await self.lacking())
+            await self._weigh()
             self._judge(0.0, 0.0)
             return None
         self.on_counted(depth)
@@ -126,18 +136,18 @@ class Pipeline:
         strangers = sum(depth.suspended_by_channel.get(channel, 0) for channel in self.anonymous)
         self._load = Load(_moving(depth), depth.by_status.get(Status.REPLYING, 0), suspended_anonymous_count=strangers)
         self._is_counted = True
-        # What an emptied one is being filled with is in it by and by, and nobody has noted that yet.
-        self._weigh(await self.lacking() if is_filled else 0)
+        await self._weigh()
         self._judge(task_seconds, reply_seconds)
         self._alert_on_channels_gone(depth)
         return depth
 
-    def _weigh(self, lacking: int) -> None:
-        """`lacking`: beside what was in the queue when that last said so."""
-        self._backlog = self._load.open_count + lacking
+    async def _weigh(self) -> None:
+        """What is in the queue, or was when it last said so, and what it lacks. Refused is only for what is certain."""
+        self._lacked = await self.lacking() or self._lacked
+        certain = self._load.open_count + (self._lacked.count if self._lacked.is_certain else 0)
+        self._backlog = certain if self._is_counted else max(certain, self._lacked.count)
         free, size = self.disk_space() or (None, 0)
-        load = replace(self._load, open_count=self._backlog, disk_free_bytes=free, disk_size_bytes=size)
-        self.overload.judge(load)
+        self.overload.judge(replace(self._load, open_count=certain, disk_free_bytes=free, disk_size_bytes=size))
 
     async def _oldest_reply_seconds(self) -> float:
         """As far as is known: a ledger that is away must not keep anybody from seeing that there is too much."""
@@ -196,10 +206,9 @@ class Pipeline:
         self._alert_on_what_is_lost()
 
     def _waiting(self) -> str:
-        waiting = in_number(self._backlog, "unprocessed message")
-        if self._is_counted:
-            return waiting
-        return f"at least {waiting}" if self._backlog else "an unknown number of unprocessed messages"
+        if self._is_counted or self._backlog:
+            return in_number(self._backlog, "unprocessed message")
+        return "an unknown number of unprocessed messages"
 
     def _remedy_for(self, missing: Collection[str]) -> str:
         """What brings back what is waited for: as long as a store is away, nobody is shown what waits in it."""

@@ -195,7 +195,7 @@ class WriteBack:
         """Whom it names: else its message would be over, and theirs run once more."""
         if not isinstance(write, LateResult):
             return True
-        return await self._merging.end_named(write.result.merged, write.task_id)
+        return await self._merging.end_named(write.result.merged_runs, write.task_id)
 
     async def _may_come_back(self, write: LateRun) -> bool:
         """Whether the queue has lost its task, or one that it names, and will get it again from another store, to be

@@ -39,6 +39,7 @@ from rise.queue.sqlite import SqliteQueue
 from rise.runtime.assembly.extras import needing
 from rise.runtime.directory import DataDirectory
 from rise.runtime.ledger_name import LedgerName
+from rise.runtime.pipeline import Lacking
 from rise.service import Service
 from rise.settings import Settings
 
@@ -138,9 +139,12 @@ class Stores:
         """Whether the queue holds all that is open, as far as anybody knows: else it hands nothing out."""
         return self.full is None or await self.full.queue.life() is not None
 
-    async def lacking_in_queue(self) -> int:
-        """How many open messages the queue has not got, as far as this process knows."""
-        return 0 if self.full is None else (await self.full.relay.lacking()).get(REDIS, 0)
+    async def lacking_in_queue(self) -> Lacking | None:
+        """How many open messages of this process the queue has not got; None while no journal can be read."""
+        if self.full is None:
+            return Lacking(0, is_certain=True)
+        count = (await self.full.relay.lacking()).get(REDIS)
+        return None if count is None else Lacking(count, self.full.relay.knows_queue)
 
     def services(self) -> list[Service]:
         """What has to run for messages to be kept and found in all stores."""

@@ -20,7 +20,7 @@ from rise.capabilities import CapabilityStatus
 from rise.channels.port import Incoming
 from rise.chats import CHECK_SECONDS
 from rise.conversations.port import ConversationMessage
-from rise.envelope import FOLLOW_UP, DeliveryKey, TaskType, decode_head, parts_of, task_id_of
+from rise.envelope import FOLLOW_UP, DeliveryKey, TaskType, decode_head, task_id_of
 from rise.runtime.assembly.house import House
 from rise.runtime.audit import AuditReport, NoticeKind
 from rise.runtime.pipeline import CLOCKS_APART
@@ -396,7 +396,7 @@ class Checker:
             result = msgspec.json.decode(stored)
             latest[task_id] = (outcome, result)
             if result is not None and "mergedInto" not in result:
-                for answered in (task_id, *(parts_of(run_id)[0] for run_id in result.get("merged", ()))):
+                for answered in (task_id, *result.get("merged", ())):
                     answers[answered].append(task_id)
         for task_id, (outcome, result) in latest.items():
             by = answers[task_id]
