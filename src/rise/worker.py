@@ -264,8 +264,8 @@ class Worker:
             found = self._ended_before(task, former) or await self._workflow_or_ending(claim, task, steps)
         except Unavailable as error:
             # Nothing was tried. But what may have ended waits for the ledger, whatever its binding says by then.
-            may_have_ended = isinstance(error, LedgerSilent) or self._bursts.may_follow(task.head)
-            return self._judge(task, error, is_noted=False, has_begun=may_have_ended)
+            waits_for_ledger = isinstance(error, LedgerSilent) or self._bursts.may_follow(task.head)
+            return self._judge(task, error, is_noted=False, has_begun=waits_for_ledger)
         return await self._run(task, found, steps) if isinstance(found, Bound) else found
 
     async def _workflow_or_ending(self, claim: Claim, task: Task, steps: Mapping[str, bytes]) -> Ending | Bound:

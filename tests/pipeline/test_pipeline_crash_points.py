@@ -391,6 +391,29 @@ async def test_resuming_a_held_message_killed_between_queue_and_ledger_sends_it_
     assert conversation.ran == ["one"]
 
 
+@pytest.mark.req("OUT-2", "CPY-7")
+@pytest.mark.failure("G2")
+@pytest.mark.parametrize("edge", EDGES)
+async def test_a_sender_killed_before_the_queue_knows_that_a_reply_is_held_leaves_it_for_a_person(
+    stage: Stage, edge: Any
+):
+    stage.delivery_limits = DeliveryLimits(unknown_policy="hold", resend_seconds=0.0)
+    stage.telegram.fault(Fault.server_error(), method="sendMessage")
+    conversation = Conversation(stage)
+    gateway, _ = await stage.start(conversation.workflow)
+    gateway.die_at("queue.hold", edge)
+    [task_id] = await stage.write("one")
+    await gateway.dead()
+    again = await stage.start_gateway()
+    await stage.until(lambda: _held(stage, again, task_id))
+    assert stage.texts() == [], "it may have been read: nobody but a person has it sent again"
+    await stage.operations.resume(task_id, who="operator")
+    [run] = await stage.ended(task_id)
+    assert (run.status, run.generation) == (Status.COMPLETED, 0)
+    assert stage.texts() == ["ONE 1", "ONE 2"]
+    assert conversation.ran == ["one"]
+
+
 async def _held(stage: Stage, gateway: Gateway, task_id: TaskId) -> bool:
     await gateway.supervisor.sweep()
     task = await stage.look(task_id)

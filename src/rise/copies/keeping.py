@@ -200,7 +200,8 @@ class Copies:
 
 
 class _Keeping:
-    """What has been heard of one message so far."""
+    """What has been heard of one message so far, and who may go on by that: whoever hands it to further stores
+    (`queues_word`, then `any_word`), and whoever promised to wait (`decided`)."""
 
     def __init__(self, policy: CopiesPolicy, stores: tuple[str, ...], task: NewTask, debt: Debt) -> None:
         self._policy = policy
@@ -211,7 +212,8 @@ class _Keeping:
         self._failed: dict[str, BaseException] = {}
         loop = asyncio.get_running_loop()
         self.decided: asyncio.Future[None] = loop.create_future()
-        """Enough hold it, or it is `CopiesInsufficient`."""
+        """Enough hold it, and the queue has had its word: else whoever repeats it would be told that it is new. Or it is
+        `CopiesInsufficient`."""
         self.queues_word: asyncio.Future[None] = loop.create_future()
         """The queue has said something, or has had its time to."""
         self.any_word: asyncio.Future[None] = loop.create_future()

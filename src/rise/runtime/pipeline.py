@@ -64,7 +64,7 @@ async def _always() -> bool:
 class Lacking(NamedTuple):
     """Open messages that the queue has not got: it is away, or full, or about to be given them."""
 
-    count: int
+    messages: int
     is_certain: bool
     """Whether it is known what the queue has: not before it has been asked, nor while an emptied one gets back what it
     had, which is counted there."""
@@ -144,8 +144,8 @@ class Pipeline:
     async def _weigh(self) -> None:
         """What is in the queue, or was when it last said so, and what it lacks. Refused is only for what is certain."""
         self._lacked = await self.lacking() or self._lacked
-        certain = self._load.open_count + (self._lacked.count if self._lacked.is_certain else 0)
-        self._backlog = certain if self._is_counted else max(certain, self._lacked.count)
+        certain = self._load.open_count + (self._lacked.messages if self._lacked.is_certain else 0)
+        self._backlog = certain if self._is_counted else max(certain, self._lacked.messages)
         free, size = self.disk_space() or (None, 0)
         self.overload.judge(replace(self._load, open_count=certain, disk_free_bytes=free, disk_size_bytes=size))
 
