@@ -212,7 +212,7 @@ class _Keeping:
         self._failed: dict[str, BaseException] = {}
         loop = asyncio.get_running_loop()
         self.decided: asyncio.Future[None] = loop.create_future()
-        """Enough hold it, and the queue has had its word: else whoever repeats it would be told that it is new. Or it is
+        """Enough hold it, and the queue has had its word: else who repeats it would hear that it is new. Or it is
         `CopiesInsufficient`."""
         self.queues_word: asyncio.Future[None] = loop.create_future()
         """The queue has said something, or has had its time to."""
