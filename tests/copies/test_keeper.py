@@ -158,6 +158,11 @@ async def test_a_store_that_fails_in_the_middle_ends_no_filling_too_early(
     messages += await kept(process, installation, 3)
     installation.queue.empty()
     link = process.queue.link if store == "queue" else process.ledger.link
+    with capture_logs() as logs:
+        link.refuses = {"begin_life"} if store == "queue" else {"finished_among"}
+        await rounds(process)
+    said = events(logs, "keeper.delayed")[0]
+    assert (said["duty"], said["consequence"]) == ("refill", "accepting goes on; done once it answers")
     for method in ("restore", "begin_life", "begin_refill") if store == "queue" else ("finished_among",):
         link.refuses = {method}
         await rounds(process, 3, seconds=PATIENCE_SECONDS)

@@ -271,7 +271,7 @@ async def _can_be_read(journal: Journal) -> bool:
 
 
 def _report_delay(duty: str, error: BaseException) -> None:
-    log.info("keeper.delayed", duty=duty, error=error)
+    log.info("keeper.delayed", duty=duty, error=error, consequence="accepting goes on; done once it answers")
 
 
 def _report(name: str, error: BaseException) -> None:
