@@ -2,6 +2,9 @@
 
 A queue that has lost what it held hands out nothing until all of it is back, in each chat's order; accepting goes on
 meanwhile, and so does everything else.
+
+Refuses: to do any of it while another process has the office; to wait for a copy that is away longer than
+`PATIENCE_SECONDS`, while every chat waits.
 """
 
 from __future__ import annotations
