@@ -34,7 +34,7 @@ test: tools                     ## every check and every test
 	$(MAKE) check
 	$(BIN)/python -m pytest $(TESTS_AT_ONCE) $(NO_SKIPS) $(ARGS)
 
-quick: tools                    ## the tests that take no time
+quick: tools                    ## without the slow tests
 	$(BIN)/python -m pytest -m 'not slow' -x -q $(ARGS)
 
 check: lint types imports docs  ## what needs no running

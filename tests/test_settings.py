@@ -22,6 +22,8 @@ from rise.settings import (
     unknown_names,
 )
 
+TOKEN = "123456789:AAaaBBbbCCccDDddEEeeFFffGGggHHhhIIi"
+
 
 def settings(**named: object) -> Settings:
     return load_settings(_env_file=None, **named)
@@ -157,6 +159,7 @@ def test_a_name_that_is_no_setting_is_told_with_the_one_that_may_be_meant(
         ({"accept_seconds": 60.0}, "Telegram hangs up after 60 s", "less than 60"),
         ({"public_url": "https://bot.example/?"}, "deliver elsewhere", "at most a path"),
         ({"public_url": "https://bot.example/#rise"}, "deliver elsewhere", "at most a path"),
+        ({"public_url": "http://bot.example", "telegram_token": TOKEN}, "https:// only", "RISE_PUBLIC_URL=https://"),
         ({"telegram_api_base": "api.telegram.org"}, "no call would go anywhere", "https://api.telegram.org"),
         ({"telegram_api_base": "https://api.example?key=1"}, "no call would go anywhere", "https://api.telegram.org"),
     ],
@@ -168,6 +171,20 @@ def test_what_would_keep_telegram_from_ever_reaching_us_or_us_it_is_refused(
     assert reason in problem
     assert remedy in problem
     assert "key=1" not in problem
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"telegram_token": None},
+        {"telegram_token": TOKEN, "telegram_mode": "off"},
+        {"telegram_token": TOKEN, "telegram_api_base": "http://127.0.0.1:8081"},
+        {"telegram_token": TOKEN, "telegram_api_base": "https://bots.example"},
+    ],
+    ids=["no bot", "no Telegram", "a stand-in", "a server of one's own"],
+)
+def test_http_is_taken_where_telegram_itself_delivers_nothing(named: dict[str, object]):
+    settings(public_url="http://bot.example", **named)
 
 
 def test_addresses_with_a_path_and_a_slow_disk_within_telegrams_patience_are_taken():

@@ -275,4 +275,12 @@ def _is_of_suspect(claim: Claim) -> bool:
 
 
 def _report(name: str, error: BaseException) -> None:
-    log.error("worker.loop_failed", loop=name, error=error, consequence="starts anew after a pause")
+    if isinstance(error, Unavailable):
+        log.warning(
+            "worker.loop_failed",
+            loop=name,
+            error=error,
+            consequence="nothing is claimed until it answers; what is accepted waits",
+        )
+    else:
+        log.error("worker.loop_failed", loop=name, error=error, consequence="starts anew after a pause")

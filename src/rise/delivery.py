@@ -512,4 +512,9 @@ def _log_delivery(reply: Reply, ending: SendEnding) -> None:
 
 
 def _report(name: str, error: BaseException) -> None:
-    log.error("delivery.look_failed", error=error, consequence="looks again after a pause")
+    if isinstance(error, Unavailable):
+        log.warning(
+            "delivery.look_failed", error=error, consequence="replies wait until it answers, each chat's in order"
+        )
+    else:
+        log.error("delivery.look_failed", error=error, consequence="looks again after a pause")

@@ -2,6 +2,8 @@
 
 An error carries the decision in its class and fields; nobody decides by its text. `code` is stable and
 documented in docs/errors.md; `public_message` may be shown to anybody and never holds a secret.
+
+Refuses: to know any vendor's errors. They are mapped once, where the vendor is spoken to.
 """
 
 from __future__ import annotations

@@ -396,6 +396,13 @@ class Settings(BaseSettings):
     def effective_telegram_mode(self) -> Literal["webhook", "polling", "off"]:
         return self.telegram_mode or ("webhook" if self.public_url else "polling")
 
+    @property
+    def asks_telegram_itself(self) -> bool:
+        """And no Bot API server of one's own: such a one delivers to http:// as well."""
+        return (
+            _is_web_address(self.telegram_api_base) and urlsplit(self.telegram_api_base).hostname == TELEGRAM_API_HOST
+        )
+
     def secrets(self) -> Iterator[str]:
         """All that must not be seen anywhere, also by itself: of what leads to a server, the password."""
         for name in type(self).model_fields:
@@ -601,7 +608,15 @@ class Settings(BaseSettings):
                 "place. Unset RISE_PUBLIC_URL, or set RISE_TELEGRAM_MODE=webhook."
             )
         if self.public_url and not _is_web_address(self.public_url):
-            found.append("RISE_PUBLIC_URL must be https:// and a host (http:// only for tests).")
+            found.append(
+                "RISE_PUBLIC_URL must be https:// and a host (http:// only with a Bot API server of one's own)."
+            )
+        elif self.public_url and self._needs_https() and urlsplit(self.public_url).scheme != "https":
+            found.append(
+                "RISE_PUBLIC_URL is http://, but Telegram delivers to https:// only: no update would ever come. "
+                "Set RISE_PUBLIC_URL=https://…, unset it for polling, or set RISE_TELEGRAM_API_BASE to a Bot API "
+                "server of your own, which takes http://."
+            )
         if self.public_url and _has_more_than_a_path(self.public_url):
             found.append(
                 "RISE_PUBLIC_URL has a ? or a #: paths are added to its end, and Telegram would deliver elsewhere. "
@@ -616,6 +631,11 @@ class Settings(BaseSettings):
         if secret is not None and not _is_webhook_secret(secret):
             found.append("RISE_TELEGRAM_SECRET must be 16 to 256 of A-Z a-z 0-9 _ -; unset it to have one derived.")
         return found
+
+    def _needs_https(self) -> bool:
+        """Whether Telegram itself is to deliver to RISE_PUBLIC_URL."""
+        is_told_where = self.telegram_token is not None and self.effective_telegram_mode == "webhook"
+        return is_told_where and self.asks_telegram_itself
 
     def _model_problems(self) -> list[str]:
         found = []

@@ -123,6 +123,8 @@ async def test_wrong_credentials_are_unavailable(redis_server: RedisServer):
     async with opened(redis_server.url.replace("://", "://:wrong@")) as database:
         with pytest.raises(RedisUnavailable, match="credentials"):
             await database.open()
+        with pytest.raises(RedisUnavailable, match="credentials"):
+            database.now_ms()
 
 
 @pytest.mark.failure("C11")

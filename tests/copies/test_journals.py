@@ -12,7 +12,7 @@ from rise.copies import journals as journals_module
 from rise.copies.journals import ADOPT_SECONDS, TAKE_SECONDS, Journals
 from rise.copies.relay import YOUNG_MS
 from rise.copies.slots import Slots
-from rise.errors import StoreUnavailable
+from rise.errors import StoreCorrupt, StoreUnavailable
 from rise.testing.clock import ManualClock
 
 
@@ -34,7 +34,7 @@ async def test_without_a_place_for_a_journal_it_goes_on_and_takes_one_later(tmp_
         for _ in range(3):
             await clock.until_sleeping()
             clock.advance(TAKE_SECONDS)
-    assert any(each["event"] == "journal.unavailable" for each in logs)
+    assert [each["log_level"] for each in logs if each["event"] == "journal.unavailable"][:1] == ["warning"]
     assert journals.all() == []
     directory.unlink()
     directory.mkdir()
@@ -45,6 +45,16 @@ async def test_without_a_place_for_a_journal_it_goes_on_and_takes_one_later(tmp_
     assert journals.own.number == 0
     await journals.stop()
     assert journals.all() == []
+
+
+@pytest.mark.failure("C5", "M3")
+@pytest.mark.parametrize(
+    ("error", "level"), [(StoreUnavailable("away"), "warning"), (StoreCorrupt("torn"), "error"), (KeyError(), "error")]
+)
+def test_a_journal_that_comes_back_by_itself_is_no_error_and_any_other_trouble_is(error: Exception, level: str):
+    with capture_logs() as logs:
+        journals_module._report("journals", error)
+    assert [each["log_level"] for each in logs] == [level]
 
 
 @pytest.mark.req("CPY-2", "CPY-7")

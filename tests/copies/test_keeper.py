@@ -80,6 +80,24 @@ async def test_an_emptied_queue_gets_everything_back_before_anything_is_handed_o
 
 
 @pytest.mark.req("CPY-5")
+@pytest.mark.failure("C19")
+@pytest.mark.parametrize("holds", ["nothing", "journal", "mirror", "unknown"])
+async def test_only_an_installation_that_may_lack_something_is_told_that_its_queue_is_empty(
+    installation: Installation, process: Process, holds: str
+):
+    assert process.mirror is not None
+    if holds == "mirror":
+        process.journals._own = None
+    if holds in ("journal", "mirror"):
+        await kept(process, installation, 1)
+    process.mirror.link.is_down = holds == "unknown"
+    installation.queue.empty()
+    with capture_logs() as logs:
+        await rounds(process)
+    assert bool(events(logs, "queue.emptied")) is (holds != "nothing")
+
+
+@pytest.mark.req("CPY-5")
 async def test_only_the_one_with_the_office_does_any_of_it(installation: Installation):
     one, two = await installation.process(), await installation.process()
     await kept(one, installation, 1)
@@ -158,6 +176,11 @@ async def test_a_store_that_fails_in_the_middle_ends_no_filling_too_early(
     messages += await kept(process, installation, 3)
     installation.queue.empty()
     link = process.queue.link if store == "queue" else process.ledger.link
+    with capture_logs() as logs:
+        link.refuses = {"begin_life"} if store == "queue" else {"finished_among"}
+        await rounds(process)
+    said = events(logs, "keeper.delayed")[0]
+    assert (said["duty"], said["consequence"]) == ("refill", "accepting goes on; done once it answers")
     for method in ("restore", "begin_life", "begin_refill") if store == "queue" else ("finished_among",):
         link.refuses = {method}
         await rounds(process, 3, seconds=PATIENCE_SECONDS)

@@ -18,12 +18,18 @@ RUNBOOK = (ROOT / "docs/runbook.md").read_text()
 [RULES] = [path for folder in ("deploy", "docs") for path in (ROOT / folder).rglob("alerts.yml")]
 
 
-def raised_in_the_code() -> Iterator[str]:
-    """Whatever is the name in a call of `Alerts.follow`."""
+def follows() -> Iterator[ast.Call]:
+    """Every call of `Alerts.follow`."""
     for path in (ROOT / "src/rise").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "follow":
-                yield from _names(node.args[0])
+                yield node
+
+
+def raised_in_the_code() -> Iterator[str]:
+    """Whatever is the name in such a call."""
+    for call in follows():
+        yield from _names(call.args[0])
 
 
 def _names(name: ast.expr) -> Iterator[str]:
@@ -38,6 +44,13 @@ def _names(name: ast.expr) -> Iterator[str]:
 def test_every_alert_of_the_code_is_in_the_runbook_and_no_other() -> None:
     chapter = RUNBOOK.split("\n## Alerts\n")[1].split("\n## ")[0]
     assert {line.split("`")[1] for line in chapter.splitlines() if line.startswith("| `")} == {*raised_in_the_code()}
+
+
+@pytest.mark.req("OPS-5", "SUP-3")
+@pytest.mark.parametrize("call", [*follows()], ids=lambda call: ast.unparse(call.args[0]))
+def test_every_alert_says_what_it_means_and_what_helps(call: ast.Call) -> None:
+    said = {keyword.arg or ast.unparse(keyword.value).split("(")[0] for keyword in call.keywords}
+    assert {"consequence", "remedy"} <= said or "meaning_of" in said
 
 
 @pytest.mark.req("OPS-5", "TGM-5")

@@ -183,6 +183,9 @@ async def test_a_backlog_whose_worker_is_missing_is_told_with_its_number_and_rep
     await gateway.supervisor.measure()
     assert await raised(stage) == {"backlog_waiting", "capability.worker"}
     assert stage.alerts_told[0].summary == "3 unprocessed messages, waiting for worker"
+    said = {one["alert"]: (one["consequence"], one["remedy"]) for one in logged(stage, "alert.raised")}
+    assert said["capability.worker"] == (CONSEQUENCES["worker"], REMEDIES["worker"]), "the log says it, too"
+    assert said["backlog_waiting"] == (CONSEQUENCES["pipeline"], REMEDIES["worker"])
 
     await stage.start_worker(echo)
     gateway.capabilities.set("worker", AVAILABLE, "process 1")

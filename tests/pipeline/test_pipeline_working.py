@@ -1754,6 +1754,36 @@ async def test_a_store_that_fails_at_the_end_of_a_run_does_not_make_it_run_again
     assert stage.texts() == ["echo one", "echo two"]
 
 
+@pytest.mark.req("CAP-6")
+@pytest.mark.failure("C11")
+@pytest.mark.parametrize(
+    ("step", "event", "means"),
+    [
+        ("queue.claim", "worker.loop_failed", "nothing is claimed until it answers; what is accepted waits"),
+        ("ledger.outbox_take", "delivery.look_failed", "replies wait until it answers, each chat's in order"),
+    ],
+)
+async def test_a_store_that_is_away_is_no_error_and_its_loop_says_what_that_means(
+    stage: Stage, step: str, event: str, means: str
+):
+    gateway, worker = await stage.start(echo)
+    asks = worker if step.startswith("queue") else gateway
+    asks.fail_at(step, "before", StoreUnavailable("cut off"))
+    asks.fail_at(step, "before", KeyError("a bug of ours"), nth=2)
+    tasks = await stage.write("Hello")
+    for error, level in (("cut off", "warning"), ("a bug of ours", "error")):
+        await stage.until(lambda error=error: _true(_said(stage, event, error)))
+        said = _said(stage, event, error)[0]
+        assert said["log_level"] == level
+        assert (said["consequence"] == means) is (level == "warning")
+        await stage.pass_time(10)
+    await stage.ended(*tasks)
+
+
+def _said(stage: Stage, event: str, error: str) -> list[Any]:
+    return [one for one in stage.log if one["event"] == event and error in str(one["error"])]
+
+
 @pytest.mark.req("SUS-3")
 async def test_an_attempt_is_noted_once_however_often_the_store_fails_beside_it(stage: Stage):
     stage.retry_policy = RetryPolicy(retry_max=0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rise.admission import Admission
-from rise.capabilities import CapabilityRegistry, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityStatus
 from rise.errors import Busy
 from rise.runtime.alerts import AlertMessage, Alerts
 from rise.runtime.overload import ADMISSION, MEGABYTE, Load, Overload, OverloadLimits
@@ -82,6 +82,24 @@ def test_over_the_warning_it_takes_them_and_says_so() -> None:
     stage = Stage(backlog_warn=50, backlog_max=100)
     assert [stage.takes(count) for count in (50, 51, 45, 40)] == [True] * 4
     assert stage.raised == [("backlog", "raised"), ("backlog", "resolved")]
+
+
+@pytest.mark.req("SUP-2", "SUP-3")
+@pytest.mark.parametrize(
+    ("mode", "load", "means"),
+    [
+        ("refuse", Load(101, 0), CONSEQUENCES[ADMISSION]),
+        ("queue-only", Load(101, 0), "all of them are kept, and answered later"),
+        ("queue-only", Load(0, 0, suspended_anonymous_count=101), "senders of webchat are told to come again; all"),
+    ],
+    ids=["refused", "queued", "closed to strangers"],
+)
+def test_what_too_much_means_is_told_with_it(mode: str, load: Load, means: str) -> None:
+    stage = Stage(backlog_max=100, mode=mode)
+    stage.overload.judge(load)
+    [told] = stage.told
+    assert told.alert == "overload"
+    assert told.details["consequence"].startswith(means)
 
 
 @pytest.mark.req("SUP-2")

@@ -111,13 +111,13 @@ def _refuse_what_is_no_text(words: list[str]) -> None:
 
 def build_app() -> typer.Typer:
     from rise.cli import (
+        backup,
         bench,
         bindings,
         checking,
         drill,
         follow_ups,
         forgetting,
-        keeping,
         refilling,
         replay,
         running,
@@ -147,7 +147,7 @@ def build_app() -> typer.Typer:
         secrets,
         replay,
         checking,
-        keeping,
+        backup,
         forgetting,
         refilling,
         standin,

@@ -72,6 +72,7 @@ do
 end
 """
 
+_UNREACHED: Final = "Redis cannot be reached"
 _BY_CLASS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (redis.exceptions.BusyLoadingError, "Redis is reading its data from disk; it goes on by itself"),
     (redis.exceptions.AuthenticationError, "Redis refuses the credentials in its URL"),
@@ -83,8 +84,8 @@ _BY_CLASS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (redis.exceptions.MovedError, "this Redis is part of a cluster and does not hold {rise}: name the node that does"),
     (redis.exceptions.TimeoutError, "Redis does not answer in time"),
     (TimeoutError, "Redis does not answer in time"),
-    (redis.exceptions.ConnectionError, "Redis cannot be reached"),
-    (OSError, "Redis cannot be reached"),
+    (redis.exceptions.ConnectionError, _UNREACHED),
+    (OSError, _UNREACHED),
 )
 _BY_CODE: Final = {
     "MISCONF": "Redis cannot write to its disk",
@@ -228,7 +229,7 @@ class RedisDatabase:
         Behind the server by at most the way of an answer.
         """
         if self._offset_ms is None:
-            raise RedisUnavailable("Redis has not been reached yet")
+            raise RedisUnavailable(_UNREACHED if self._trouble is None else self._trouble.public_message)
         self._said_ms = max(self._said_ms, int(self._offset_ms + self._clock.monotonic() * 1000))
         return self._said_ms
 

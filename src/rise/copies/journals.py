@@ -14,7 +14,7 @@ from typing import Final
 from rise.clock import Clock
 from rise.copies.journal import Journal
 from rise.copies.slots import Slots
-from rise.errors import StoreUnavailable
+from rise.errors import StoreCorrupt, StoreUnavailable, Unavailable
 from rise.service import Loop, sparingly
 from rise.telemetry import log
 
@@ -98,4 +98,7 @@ class Journals:
 
 
 def _report(name: str, error: BaseException) -> None:
-    log.error("journal.unavailable", error=error, consequence="the other copies stand in; tried again by itself")
+    if isinstance(error, Unavailable) and not isinstance(error, StoreCorrupt):  # a corrupt one does not come back
+        log.warning("journal.unavailable", error=error, consequence="the other copies stand in; tried again by itself")
+    else:
+        log.error("journal.unavailable", error=error, consequence="the other copies stand in; tried again by itself")

@@ -2,6 +2,9 @@
 
 A queue that has lost what it held hands out nothing until all of it is back, in each chat's order; accepting goes on
 meanwhile, and so does everything else.
+
+Refuses: to do any of it while another process has the office; to wait for a copy that is away longer than
+`PATIENCE_SECONDS`, while every chat waits.
 """
 
 from __future__ import annotations
@@ -105,7 +108,8 @@ class Keeper:
         """Bring everything open to the queue, then let it be handed out. Safe to begin again wherever it ended."""
         if self._refilling_since is None:
             self._refilling_since = self._clock.monotonic()
-            log.warning("queue.emptied", consequence="nothing is handed out until all that is open is back in it")
+            if not await self._is_nothing_open():  # as when an installation starts for the first time
+                log.warning("queue.emptied", consequence="nothing is handed out until all that is open is back in it")
         refill = await self._work.queue.begin_refill()
         brought = await self._bring_all()
         if await self._work.queue.begin_life(refill) is None:
@@ -115,6 +119,16 @@ class Keeper:
         log.info("queue.refilled", count=brought)
         self._bus.publish(Topic.LANES_READY)
         return brought
+
+    async def _is_nothing_open(self) -> bool:
+        """Whether journals and mirror are known to hold nothing that an emptied queue would lack."""
+        try:
+            async with self._slots.every() as journals:
+                are_empty = not any([await journal.last_number() for journal in journals])
+            depth = None if self._mirror is None else await self._mirror.depth()
+        except Unavailable:
+            return False
+        return are_empty and (depth is None or depth.fresh + depth.parked == 0)
 
     async def _bring_all(self) -> int:
         try:
@@ -271,7 +285,7 @@ async def _can_be_read(journal: Journal) -> bool:
 
 
 def _report_delay(duty: str, error: BaseException) -> None:
-    log.info("keeper.delayed", duty=duty, error=error)
+    log.info("keeper.delayed", duty=duty, error=error, consequence="accepting goes on; done once it answers")
 
 
 def _report(name: str, error: BaseException) -> None:

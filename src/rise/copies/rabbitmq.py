@@ -7,6 +7,9 @@ to the end of its own, by being published there and confirmed before the old one
 A consumer exists while somebody looks, with up to `PREFETCH` in hand. The fresh queue's goes on until something is
 given back; the parked queue's only until the first is resolved, so that nothing is held for long that is not yet due.
 Both have a single active consumer: a second process that looks gets nothing meanwhile, and goes on when it ends.
+
+Refuses: to say that a copy is resolved when the connection on which it was handed out is over (`RabbitUnavailable`): it
+is handed out again.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Copies are not held until their tasks end, because a broker gives back what is held for too long and keeps everything
 behind it. At every instant one copy is there: it is put back, confirmed, before the former one goes.
+
+Refuses: to let go of the last copy of what the ledger does not say is over, or of what this version cannot read.
 """
 
 from __future__ import annotations

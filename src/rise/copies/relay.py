@@ -2,6 +2,8 @@
 
 Never on a message's way: everything here makes up for a store that was away, a process that died, or a step that was
 lost, and may be done any number of times. What is finished is asked of the ledger, which decides.
+
+Refuses: to bring anything to a queue without a life. That one the keeper fills.
 """
 
 from __future__ import annotations

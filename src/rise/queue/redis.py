@@ -13,6 +13,9 @@ from a busy worker, so the sorted set would be needed all the same, and both wou
 Time is the server's, inside the scripts (`rise.connections.redis.CLOCK`); receipts end by it, in the sweep, and not
 by Redis's own expiry, because they are counted and listed. Commands of Redis 6.2 only, all keys in the slot of {rise}.
 Redis must neither evict (`noeviction`) nor be shared with a second installation in the same database.
+
+Refuses: to hand anything out while nobody has said that all that is open is in it (`life`), as after it was emptied or
+started anew. What is accepted meanwhile is taken.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from rise.admission import Admission
-from rise.capabilities import CapabilityRegistry, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, CapabilityRegistry, CapabilityStatus
 from rise.runtime.alerts import Alerts, in_number
 
 ADMISSION: Final = "admission"
@@ -87,6 +87,7 @@ class Overload:
             much,
             summary=_open(load),
             count=load.open_count,
+            consequence="all of them are kept; whoever writes now waits longer for an answer",
             remedy="rise tasks shows what waits; add workers, or look at what they wait for",
         )
         little = self._is_little("disk warn", load, limits.disk_free_warn_bytes, _DISK_SHARE_WARN)
@@ -95,6 +96,7 @@ class Overload:
             little,
             summary=f"{_megabytes(load)} are free for RISE_DATA_DIR",
             free_bytes=load.disk_free_bytes or 0,
+            consequence=CONSEQUENCES["disk"],
             remedy="make room before messages have to be refused",
         )
         too_little = self._is_little("disk", load, limits.disk_free_min_bytes, _DISK_SHARE_MIN)
@@ -113,6 +115,7 @@ class Overload:
             "overload",
             why_refused is not None or too_much or why_closed is not None,
             summary=why_refused or (f"{_open(load)}; new ones wait (queue-only)" if too_much else why_closed or ""),
+            consequence=self._consequence(is_refused=why_refused is not None, is_queued=too_much),
             remedy="it ends by itself when less is open and more is free; what is suspended waits for a person: "
             "`rise suspended` shows it",
         )
@@ -133,6 +136,13 @@ class Overload:
             self._capabilities.set(ADMISSION, CapabilityStatus.DEGRADED, detail)
         else:
             self._capabilities.set(ADMISSION, CapabilityStatus.AVAILABLE, _open(load))
+
+    def _consequence(self, *, is_refused: bool, is_queued: bool) -> str:
+        if is_refused:
+            return CONSEQUENCES[ADMISSION]
+        if is_queued:
+            return "all of them are kept, and answered later"
+        return f"senders of {', '.join(sorted(self._anonymous))} are told to come again; all others are served as ever"
 
     def _why_closed_to_strangers(self, load: Load) -> str | None:
         count, limit = load.suspended_anonymous_count, self._limits.backlog_max

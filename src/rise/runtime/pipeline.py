@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from rise.capabilities import CONSEQUENCES, REMEDIES, CapabilityRegistry, CapabilityState, CapabilityStatus
+from rise.capabilities import CONSEQUENCES, REMEDIES, CapabilityRegistry, CapabilityState, CapabilityStatus, meaning_of
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Status
 from rise.errors import Unavailable
@@ -188,12 +188,22 @@ class Pipeline:
         apart = self._clocks_apart()
         waiting = f"{self._waiting()}, waiting for {', '.join(missing)}"
         self.alerts.follow(
-            "backlog_waiting", bool(missing and self._backlog), summary=waiting, after_seconds=LOST_SECONDS
+            "backlog_waiting",
+            bool(missing and self._backlog),
+            summary=waiting,
+            after_seconds=LOST_SECONDS,
+            **meaning_of(PIPELINE, self._remedy_for(missing)),
         )
         stalled = max(task_seconds, reply_seconds) > self.limits.stalled_seconds
         what = "message" if task_seconds >= reply_seconds else "reply"
         slow = f"the oldest {what} has waited {max(task_seconds, reply_seconds):.0f} s"
-        self.alerts.follow("pipeline", stalled, summary=slow, remedy="rise doctor; rise tasks shows what waits")
+        self.alerts.follow(
+            "pipeline",
+            stalled,
+            summary=slow,
+            consequence=CONSEQUENCES[PIPELINE],
+            remedy="rise doctor; rise tasks shows what waits",
+        )
         if missing or stalled:
             detail = waiting if missing else slow
             self.capabilities.set(PIPELINE, CapabilityStatus.DEGRADED, detail, self._remedy_for(missing))
@@ -253,6 +263,7 @@ class Pipeline:
                 state.status is not CapabilityStatus.AVAILABLE,
                 summary=f"{name} is {state.status}: {state.detail}",
                 after_seconds=LOST_SECONDS,
+                **meaning_of(name, state.remedy),
             )
 
     def _lacking(self, worst: CapabilityStatus) -> list[str]:

@@ -291,6 +291,7 @@ class Supervisor:
             f"the oldest for {age_seconds / 3600:.0f} h",
             count=count,
             oldest_seconds=round(age_seconds),
+            consequence="they are kept, and stay unanswered until somebody ends the waiting",
             remedy="rise suspended shows them with their reasons; resume or drop",
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from urllib.parse import urlsplit
 
 from rise.clock import epoch_ms
 from rise.follow_ups.port import FollowUps
@@ -22,7 +21,6 @@ from rise.runtime.publishing import Workflows
 from rise.runtime.stage_secrets import StageSecrets
 from rise.runtime.trying import Tries
 from rise.runtime.versions import Versions
-from rise.settings import TELEGRAM_API_HOST
 from rise.workflows.stages import VALUES, read_stages, secrets_asked_for
 from rise.workflows.templates import placeholders, stages_named
 
@@ -78,7 +76,7 @@ def build_channel_bindings(house: House) -> ChannelBindings:
         accounts=house.channels.accounts(),
         public_url=house.settings.public_url,
         is_polling=house.settings.effective_telegram_mode == "polling",
-        delivers_to_https_only=urlsplit(house.settings.telegram_api_base).hostname == TELEGRAM_API_HOST,
+        delivers_to_https_only=house.settings.asks_telegram_itself,
         served=frozenset(house.channels.by_name()),
         has_temporal=house.settings.temporal_address is not None,
     )

@@ -221,7 +221,7 @@ class SimQueue(MemoryQueue):
 
     def now_ms(self) -> int:
         if not self._was_reached:
-            raise RedisUnavailable("Redis has not been reached yet")
+            raise RedisUnavailable("Redis cannot be reached")
         return super().now_ms()
 
     async def ask(self, name: str, operation: Callable[[], T]) -> T:
