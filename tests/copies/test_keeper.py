@@ -80,24 +80,6 @@ async def test_an_emptied_queue_gets_everything_back_before_anything_is_handed_o
 
 
 @pytest.mark.req("CPY-5")
-@pytest.mark.failure("C19")
-@pytest.mark.parametrize("holds", ["nothing", "journal", "mirror", "unknown"])
-async def test_only_an_installation_that_may_lack_something_is_told_that_its_queue_is_empty(
-    installation: Installation, process: Process, holds: str
-):
-    assert process.mirror is not None
-    if holds == "mirror":
-        process.journals._own = None
-    if holds in ("journal", "mirror"):
-        await kept(process, installation, 1)
-    process.mirror.link.is_down = holds == "unknown"
-    installation.queue.empty()
-    with capture_logs() as logs:
-        await rounds(process)
-    assert bool(events(logs, "queue.emptied")) is (holds != "nothing")
-
-
-@pytest.mark.req("CPY-5")
 async def test_only_the_one_with_the_office_does_any_of_it(installation: Installation):
     one, two = await installation.process(), await installation.process()
     await kept(one, installation, 1)

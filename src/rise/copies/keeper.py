@@ -108,8 +108,7 @@ class Keeper:
         """Bring everything open to the queue, then let it be handed out. Safe to begin again wherever it ended."""
         if self._refilling_since is None:
             self._refilling_since = self._clock.monotonic()
-            if not await self._is_nothing_open():  # as when an installation starts for the first time
-                log.warning("queue.emptied", consequence="nothing is handed out until all that is open is back in it")
+            log.warning("queue.emptied", consequence="nothing is handed out until all that is open is back in it")
         refill = await self._work.queue.begin_refill()
         brought = await self._bring_all()
         if await self._work.queue.begin_life(refill) is None:
@@ -119,16 +118,6 @@ class Keeper:
         log.info("queue.refilled", count=brought)
         self._bus.publish(Topic.LANES_READY)
         return brought
-
-    async def _is_nothing_open(self) -> bool:
-        """Whether journals and mirror are known to hold nothing that an emptied queue would lack."""
-        try:
-            async with self._slots.every() as journals:
-                are_empty = not any([await journal.last_number() for journal in journals])
-            depth = None if self._mirror is None else await self._mirror.depth()
-        except Unavailable:
-            return False
-        return are_empty and (depth is None or depth.fresh + depth.parked == 0)
 
     async def _bring_all(self) -> int:
         try:
