@@ -85,7 +85,8 @@ class Merging:
             is_firm = not run.waits_for_ledger and any(not result.waits_for_ledger for result in naming)
             return MergedFate.ANSWERED if is_firm else MergedFate.WAITS
         if leader is None or (latest is not None and _is_of(latest, leader)):
-            return MergedFate.ALONE
+            # Run anew while its own end waits, it would lose that; and be run once more if Redis then lost it.
+            return MergedFate.WAITS if run.waits_for_ledger else MergedFate.ALONE
         return MergedFate.WAITS
 
     async def _naming(self, run: Run, leader: Task | None, latest: Run | None) -> Sequence[Run]:

@@ -183,6 +183,36 @@ async def test_of_an_emptied_queue_nothing_is_certain_until_it_has_been_compared
 
 
 @pytest.mark.req("CAP-7", "CPY-4")
+@pytest.mark.failure("C5")
+async def test_what_a_journal_cannot_note_it_says_with_no_certainty_that_the_queue_lacks(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    process = await installation.process()
+    installation.clock.advance(YOUNG_SECONDS)
+    await process.round()
+    process.queue.link.is_down = True
+    waiting = await kept(process, installation, 1, 2)
+    assert process.relay.knows_queue
+
+    async def takes_no_writes(*_: object) -> None:
+        raise StoreUnavailable("attempt to write a readonly database")
+
+    with monkeypatch.context() as patched:
+        for name in ("note", "looked", "forget"):
+            patched.setattr(process.journals.own, name, takes_no_writes)
+        process.queue.link.is_down = False
+        await attempt(process.relay.catch_up)
+        assert installation.in_queue() == ids(waiting)
+        installation.clock.advance(YOUNG_SECONDS)
+        await attempt(process.relay.complete_queue)
+        assert (await process.relay.lacking())["redis"] == 2
+        assert not process.relay.knows_queue
+    await process.relay.complete_queue()
+    assert process.relay.knows_queue
+    assert (await process.relay.lacking())["redis"] == 0
+
+
+@pytest.mark.req("CAP-7", "CPY-4")
 async def test_who_counts_waits_for_no_disk_that_hangs_and_leaves_out_what_cannot_be_read(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ):

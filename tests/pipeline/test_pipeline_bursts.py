@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +15,7 @@ import pytest
 from pipeline_stage import Gateway, Process, Stage, WorkerProcess, definition_of
 
 import rise
+import rise.worker as worker_module
 from rise.bursts import CHARS_MAX, MESSAGES_MAX
 from rise.channels.http import HttpChannel
 from rise.channels.port import Call, Incoming
@@ -1121,6 +1123,81 @@ async def test_what_a_former_message_answered_ends_nothing_of_the_one_that_has_i
     await operations.drop(leader, who="Ann")
     await go_on(talk, worker)
     await stage.until(partial(is_over, stage, run_id_of(follower, 1)))
+    assert stage.texts() == ["two"]
+
+
+@pytest.mark.req("CHN-3", "CPY-6")
+@pytest.mark.failure("F1")
+@pytest.mark.parametrize("is_former", [True, False])
+async def test_what_was_taken_along_is_not_run_while_its_leaders_answer_is_still_to_be_written_back(
+    stage: Stage, talk: Talk, late: Late, monkeypatch: pytest.MonkeyPatch, is_former: bool
+):
+    """Its own end has been. `is_former`: the answer is of a former version, which named messages alone."""
+    if is_former:
+        answered = worker_module._answered
+
+        def as_former(*args: Any, **kwargs: Any) -> Any:
+            ending = answered(*args, **kwargs)
+            ending.result.value.pop("mergedRuns", None)
+            return ending
+
+        monkeypatch.setattr(worker_module, "_answered", as_former)
+    await late.hold_up()
+    gateway, _ = await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.waits(leader)
+    await stage.pass_time(QUIET)
+    for task_id in (leader, follower):
+        await stage.until(partial(is_worked_on_no_more, stage, task_id))
+    await stage.pass_time(5)
+    saves = itertools.count()
+
+    async def save_one(*args: Any, **kwargs: Any) -> Run:
+        if next(saves):
+            raise MongoUnavailable("away again")
+        return await SqliteLedger.save_result(stage.ledger, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(MongoUnavailable):
+        patched.setattr(stage.ledger, "save_result", save_one)
+        await late.write_back()
+    assert await stage.ledger.run(run_id_of(follower, 0)) is not None
+    await stage.pass_time(LOST_SECONDS + 1)
+    await gateway.supervisor.sweep()
+    for _ in range(5):
+        await stage.let_go_on()
+        await stage.pass_time(QUIET)
+    assert talk.seen == [["one", "two"]]
+    await late.write_back()
+    await stage.pass_time(LOST_SECONDS + 1)
+    await gateway.supervisor.sweep()
+    await stage.ended(leader, follower)
+    assert stage.texts() == ["one + two"]
+
+
+@pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
+@pytest.mark.failure("C19", "F1")
+async def test_what_a_dropped_leader_had_taken_along_is_run_when_its_own_end_is_in_the_ledger(
+    stage: Stage, talk: Talk, operations: Operations, late: Late
+):
+    """Run before, its former end would be lost, by which it is known after a loss of Redis."""
+    await late.hold_up()
+    await stage.bind(talk.workflow, burst=POLICY)
+    gateway = await stage.start_gateway()
+    leader, follower = await stage.write("one", "two")
+    await stage.pass_time(QUIET)
+    worker = stage.new_worker(talk.workflow)
+    worker.die_at("ledger.save_result", "before", nth=2)
+    await stage.start_new_worker(worker, talk.workflow)
+    await worker.dead()
+    await operations.drop(leader, who="Ann")
+    await go_on(talk, worker)
+    await stage.until(partial(is_worked_on_no_more, stage, follower))
+    assert talk.seen == [["one", "two"]]
+    await late.write_back()
+    await stage.pass_time(LOST_SECONDS + 1)
+    await gateway.supervisor.sweep()
+    await stage.until(partial(is_over, stage, run_id_of(follower, 1)))
+    assert await stage.ledger.run(run_id_of(follower, 0)) is not None
     assert stage.texts() == ["two"]
 
 

@@ -157,7 +157,7 @@ async def test_what_an_emptied_queue_is_given_back_is_counted_once(stage: Stage)
 
 @pytest.mark.req("SUP-2", "CAP-7")
 @pytest.mark.failure("C5")
-async def test_while_no_journal_can_be_read_what_was_last_told_holds(stage: Stage):
+async def test_while_no_journal_can_be_read_what_was_last_told_holds_until_the_queue_says_what_it_has(stage: Stage):
     stage.overload_limits = OverloadLimits(backlog_warn=10, backlog_max=20)
     gateway = await stage.start_gateway()
     lacking = Lacked(gateway, 25)
@@ -165,6 +165,9 @@ async def test_while_no_journal_can_be_read_what_was_last_told_holds(stage: Stag
     for lacking.count in (25, None):
         await gateway.supervisor.measure()
         assert status(gateway, "admission")[0] is UNAVAILABLE
+    bring_back(gateway)
+    await gateway.supervisor.measure()
+    assert status(gateway, "admission")[0] is AVAILABLE, "another copy may have filled it"
 
 
 # --- after a start, and when something comes back ---------------------------------------------------------------

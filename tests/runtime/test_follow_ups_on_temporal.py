@@ -215,7 +215,7 @@ async def test_on_servers_what_rings_is_said_once_and_leaves_nothing_behind_in_a
             "telegram_token": telegram.token,
             "telegram_api_base": telegram.url,
             "temporal_address": running_temporal.address,
-            "temporal_task_queue": new_key(),
+            "temporal_task_queue": f"tests.{new_key()}",
             "redis_url": redis_of_its_own.url,
             "mongodb_url": running_mongodb.url.replace("/rise", "/rung") if ledger == "mongodb" else None,
             "secret_key": "of-a-test-installation-" * 2,

@@ -192,7 +192,7 @@ async def test_doors_bot_workers_and_temporal_share_one_stop_in_order(
             "telegram_token": telegram.token,
             "telegram_api_base": telegram.url,
             "temporal_address": running_temporal.address,
-            "temporal_task_queue": new_key(),
+            "temporal_task_queue": f"tests.{new_key()}",
         }
         async with Installation(tmp_path / "data", app=BOT, **settings) as rise:
             await eventually(lambda: _has_logged(rise, "temporal_worker.start"), seconds=60)

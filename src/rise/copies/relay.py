@@ -68,7 +68,8 @@ class Relay:
         self._owed_at = 0.0
         self._owes_since: float | None = None
         self._looked_through: str | None = None
-        """The life of the queue for which all journals have been compared with it."""
+        """The life of the queue for which all journals have been compared with it, and say so."""
+        self._is_all_noted = True
         self._looked_after: set[int] | None = None
         """The journals of this process, when last looked at."""
         self._loops = [
@@ -140,8 +141,9 @@ class Relay:
     async def complete_queue(self) -> None:
         """What was accepted while the queue was away. One without a life is being filled by the keeper."""
         if (life := self._notes.queues_life) is not None:
+            self._is_all_noted = True
             await self._in_each_journal(partial(self._complete_queue, life))
-            self._looked_through = life
+            self._looked_through = life if self._is_all_noted else None
 
     async def catch_up(self) -> None:
         """After the queue was away: what this process accepted meanwhile, in order, before anything newer; and what a
@@ -284,6 +286,7 @@ class Relay:
             await journal.note([run_of(entry.task).name for entry in brought], "redis", life)
         except StoreUnavailable as error:
             # On a disk that takes no writes the next are brought all the same.
+            self._is_all_noted, self._looked_through = False, None
             log.debug("relay.not_noted", error=error)
 
     async def _bring(self, entries: Sequence[JournalEntry]) -> list[JournalEntry]:

@@ -228,8 +228,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def answers(self, run: Run) -> bool:
         """Whether with its own message it answers that one's, in that run."""
         if self.merged and isinstance(self.result, dict) and "mergedRuns" not in self.result:
-            # A former version named the message alone: the run that had ended by then.
-            return run.task_id in self.merged and run.saved_at_ms <= self.saved_at_ms
+            # A former version named the message alone: the run that had ended by then. One that waits is dated by its
+            # host, and behind the ends that it names.
+            return run.task_id in self.merged and (self.waits_for_ledger or run.saved_at_ms <= self.saved_at_ms)
         return run_id_of(run.task_id, run.generation) in self.merged_runs
 
     @property

@@ -123,7 +123,7 @@ class Pipeline:
         try:
             depth = await self.queue.depth()
         except Unavailable:
-            await self._weigh()
+            self._weigh(await self.lacking() or self._lacked)
             self._judge(0.0, 0.0)
             return None
         self.on_counted(depth)
@@ -136,16 +136,17 @@ class Pipeline:
         strangers = sum(depth.suspended_by_channel.get(channel, 0) for channel in self.anonymous)
         self._load = Load(_moving(depth), depth.by_status.get(Status.REPLYING, 0), suspended_anonymous_count=strangers)
         self._is_counted = True
-        await self._weigh()
+        # What it was last said to lack it may have been given since, by another copy or process.
+        self._weigh(await self.lacking() or Lacking(0, is_certain=False))
         self._judge(task_seconds, reply_seconds)
         self._alert_on_channels_gone(depth)
         return depth
 
-    async def _weigh(self) -> None:
+    def _weigh(self, lacked: Lacking) -> None:
         """What is in the queue, or was when it last said so, and what it lacks. Refused is only for what is certain."""
-        self._lacked = await self.lacking() or self._lacked
-        certain = self._load.open_count + (self._lacked.messages if self._lacked.is_certain else 0)
-        self._backlog = certain if self._is_counted else max(certain, self._lacked.messages)
+        self._lacked = lacked
+        certain = self._load.open_count + (lacked.messages if lacked.is_certain else 0)
+        self._backlog = certain if self._is_counted else max(certain, lacked.messages)
         free, size = self.disk_space() or (None, 0)
         self.overload.judge(replace(self._load, open_count=certain, disk_free_bytes=free, disk_size_bytes=size))
 
