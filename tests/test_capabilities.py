@@ -100,7 +100,9 @@ def test_what_is_not_there_is_shown_with_what_that_means_and_what_helps(capabili
     capabilities.set("disk", AVAILABLE)
     capabilities.set("redis", DEGRADED, "it evicts")
     capabilities.set("somebody's", UNAVAILABLE)
+    capabilities.set("telegram_webhook_123456", UNAVAILABLE, "of another bot than the default")
     shown = capabilities.shown()
+    assert shown["telegram_webhook_123456"]["remedy"] == REMEDIES["telegram_webhook"]
     assert shown["disk"].keys() == {"status", "checked_at", "detail"}
     assert (shown["redis"]["consequence"], shown["redis"]["remedy"]) == (CONSEQUENCES["redis"], REMEDIES["redis"])
     assert "remedy" not in shown["somebody's"]

@@ -85,9 +85,11 @@ REMEDIES: Final = {
     "bindings": "see that the database in RISE_DATA_DIR can be read",
     "admission": "let it be worked off, add workers with `rise worker`, or raise RISE_BACKLOG_MAX",
     "channels": "configure that account here again, or drop what is open for it",
-    "telegram_webhook": "see that RISE_TELEGRAM_TOKEN is right and that Telegram reaches RISE_PUBLIC_URL",
+    "telegram_webhook": "see that the bot's token is right (RISE_TELEGRAM_TOKEN, or its binding's), and that Telegram "
+    "reaches RISE_PUBLIC_URL",
     "telegram_polling": "see that this host reaches Telegram, and that nothing else polls this bot",
-    "telegram_sending": "see that this host reaches Telegram, and that RISE_TELEGRAM_TOKEN is still valid",
+    "telegram_sending": "see that this host reaches Telegram, and that the bot's token is still valid "
+    "(RISE_TELEGRAM_TOKEN, or its binding's)",
 }
 """What a person can do about it; afterwards it goes on by itself."""
 
@@ -367,7 +369,8 @@ def _shown(name: str, state: CapabilityState) -> dict[str, str]:
 def meaning_of(name: str, remedy: str = "") -> dict[str, str]:
     """What its loss means and what helps, this time or else as a rule, as far as that is known: a probe may be
     anybody's."""
-    return {"consequence": CONSEQUENCES[name], "remedy": remedy or REMEDIES[name]} if name in CONSEQUENCES else {}
+    kind = name if name in CONSEQUENCES else name.rpartition("_")[0]  # of another bot than the default: NAME_ACCOUNT
+    return {"consequence": CONSEQUENCES[kind], "remedy": remedy or REMEDIES[kind]} if kind in CONSEQUENCES else {}
 
 
 def _is_there(state: CapabilityState | None) -> bool:

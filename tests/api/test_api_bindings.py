@@ -210,6 +210,20 @@ async def test_switching_on_names_all_that_is_missing_and_switching_off_needs_no
             assert known.json()["data"]["status"] == "bound", "its token is known already"
 
 
+@pytest.mark.req("BND-2", "TGM-3")
+async def test_a_bot_is_not_bound_to_a_public_address_to_which_telegram_does_not_deliver(tmp_path: Any):
+    async with opened(
+        tmp_path / "plain", telegram_token=None, telegram_mode="webhook", public_url="http://bots.example"
+    ) as house:
+        await house.editor.publish(WorkflowRecord(workflow_id="wf_a", name="a", channels=("telegram",)), by=CODE)
+        async with client_of(build_app(house), **as_(ADMIN)) as client:
+            answered = await client.put(f"{PATH}/wf_a", json=enabling(config={"botToken": TOKEN}))
+            assert refused(answered) == (422, "payload_invalid", "config.webhookUrl")
+            assert "RISE_PUBLIC_URL, is https://" in answered.json()["error"]["message"]
+            polled = await client.put(f"{PATH}/wf_a", json=enabling(config={"botToken": TOKEN, "usePolling": True}))
+            assert polled.json()["data"]["status"] == "bound"
+
+
 @pytest.mark.req("BND-2")
 async def test_a_bot_api_server_of_ones_own_may_deliver_without_tls(tmp_path: Any):
     async with opened(tmp_path / "own", telegram_api_base="http://127.0.0.1:8081") as house:

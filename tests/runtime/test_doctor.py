@@ -399,6 +399,20 @@ async def test_open_work_of_what_is_configured_is_no_finding(data_dir: Path):
     assert await doctor(data_dir, telegram_token="7:ABC").probe("open work") == []
 
 
+@pytest.mark.req("TGM-1")
+async def test_a_bot_whose_token_came_with_its_binding_is_served_and_its_open_work_no_finding(data_dir: Path):
+    await accept_for(data_dir, "8", 1)
+    house = build(load_settings(data_dir=data_dir, _env_file=None))
+    await house.stores.open()
+    own = ChannelOwn(bot_token=house.seal.close("8:ABC"))
+    await house.editor.bind(BindingRecord(channel="telegram", account="8", workflow_id="a", own=own), by="ann")
+    await house.stores.close()
+    assert await doctor(data_dir).probe("open work") == []
+    assert "telegram:8" in [finding.name for finding in await doctor(data_dir).probe("bindings")]
+    [switched_off] = await doctor(data_dir, telegram_mode="off").probe("open work")
+    assert switched_off.name == "telegram:8"
+
+
 @pytest.mark.req("SUS-2")
 async def test_what_waits_for_a_person_is_a_warning_that_counts_it_by_reason(data_dir: Path):
     await accept_for(data_dir, "7", 1, 2, 3, 4, 5)

@@ -315,7 +315,7 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
             ("delivery key", head.delivery_key),
             ("repeated", f"{receipt.duplicates} more deliveries" if receipt and receipt.duplicates else None),
             ("workflow", _workflow(head.workflow_id, run)),
-            ("run", f"{task.run_id}, {progress.attempts} tries failed, {progress.deaths} processes died"),
+            ("run", f"{task.run_id}, {progress.attempts} times tried again, {progress.deaths} processes died"),
             ("error", progress.error),
             ("label", head.idempotency_key),
             ("trace", head.trace_id),
@@ -383,7 +383,7 @@ def _ending(run: Run) -> str:
 
 
 def drop_task(
-    task_id: Id,
+    task_id: IdOrKey,
     why: Why,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -391,7 +391,7 @@ def drop_task(
     """End a message for good, unanswered. Recorded, with who and why."""
 
     async def drop(house: House) -> None:
-        run = await _operations(house).drop(TaskId(task_id), who=operator(), why=why)
+        run = await _operations(house).drop(_task_named(task_id), who=operator(), why=why)
         if as_json:
             show_json({"taskId": run.task_id, "status": run.status, "by": run.by, "why": run.why})
         else:
@@ -443,7 +443,7 @@ async def _resume_each(operations: Operations, task_ids: list[str], why: str) ->
     refused: dict[str, str] = {}
     for task_id in task_ids:
         try:
-            await operations.resume(TaskId(task_id), who=operator(), why=why)
+            await operations.resume(_task_named(task_id), who=operator(), why=why)
             resumed.append(task_id)
         except Rejected as error:
             refused[task_id] = error.public_message

@@ -25,6 +25,7 @@ from rise.api.answers import CLOSING, complete_headers, request_id_of, retry_aft
 from rise.api.app import App, build_app
 from rise.api.reading import Message, Receive, Scope, Send
 from rise.api.security import HEADERS, Door, Gate, Role
+from rise.capabilities import REMEDIES
 from rise.console.bindings import BindingPages
 from rise.console.follow_ups import FollowUpPages
 from rise.console.forms import FORM_BYTES_MAX, TEXTS_BYTES_MAX, Form, read_form
@@ -326,7 +327,9 @@ class Console:
         match error:
             case Unavailable():
                 title = "What this page is made from cannot be read now"
-                response = self._error_page(request, session, 503, title, error.public_message)
+                remedy = error.remedy or REMEDIES.get(error.capability or "", "")
+                words = f"{error.public_message}. To mend it: {remedy}" if remedy else error.public_message
+                response = self._error_page(request, session, 503, title, words)
                 response.headers["Retry-After"] = str(retry_after_seconds(error))
             case RateExceeded():
                 response = self._error_page(request, session, 429, "Too many requests", error.public_message)

@@ -333,7 +333,9 @@ class ChannelBindings:
         """To be changed. Raises `PayloadInvalid`."""
         place = await self._place(workflow_id, channel, account)
         if place is None:
-            unnamed = "RISE_TELEGRAM_TOKEN is not set here, which would name a bot: name one by its account or token"
+            unnamed = (
+                "RISE_TELEGRAM_TOKEN, which would name a bot, is not set here: name its account, or another channel"
+            )
             raise PayloadInvalid(unnamed, field="account")
         return place
 
@@ -399,14 +401,16 @@ class ChannelBindings:
             raise PayloadInvalid(f"{unset}, or bind it with engine native", field="config.engine")
         if binding.channel != TELEGRAM:
             return
-        if self.delivers_to_https_only and (binding.own.webhook_url or "").lower().startswith("http:"):
+        polls = self.is_polling if binding.own.use_polling is None else binding.own.use_polling
+        url = binding.own.webhook_url or ("" if polls else self.public_url) or ""
+        if self.delivers_to_https_only and url.lower().startswith("http:"):
             raise PayloadInvalid(
-                "config.webhookUrl is https://: Telegram delivers to no other", field="config.webhookUrl"
+                "config.webhookUrl, or else RISE_PUBLIC_URL, is https://: Telegram delivers to no other",
+                field="config.webhookUrl",
             )
         missing = []
         if not self._is_configured(TELEGRAM, binding.account) and self.seal.open(binding.own.bot_token) is None:
             missing.append("config.botToken")
-        polls = self.is_polling if binding.own.use_polling is None else binding.own.use_polling
         if not polls and binding.own.webhook_url is None and self.public_url is None:
             missing.append("config.webhookUrl")
         if missing:

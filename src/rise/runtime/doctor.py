@@ -18,7 +18,7 @@ import stat
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -57,6 +57,7 @@ from rise.runtime.open_files import ENOUGH, open_files_allowed
 from rise.runtime.overload import MEGABYTE, refuses_below, warns_below
 from rise.runtime.pipeline import CLOCKS_CONSEQUENCE, CLOCKS_REMEDY, clocks_apart
 from rise.runtime.sealing import Seal
+from rise.runtime.supervisor import SUSPENDED_REMEDY
 from rise.settings import UNSHARED_KEY_REMEDY, Settings, unknown_names, unshared_key
 from rise.telemetry import keep_out_of_logs, redact
 from rise.tokens import is_digest
@@ -210,16 +211,19 @@ class Doctor:
         return [
             *(
                 _binding(channel, account, known, workflows, published, asked.get(channel))
-                for channel, account in self._accounts()
+                for channel, account in self._accounts(known)
             ),
             *(_without_temporal(one) for one in without_temporal if self.settings.temporal_address is None),
         ]
 
-    def _accounts(self) -> list[tuple[str, str]]:
+    def _accounts(self, known: Iterable[BindingRecord]) -> list[tuple[str, str]]:
+        """With the bots that have a token of their own."""
         accounts = [("http", DEFAULT_ACCOUNT), ("webchat", DEFAULT_ACCOUNT)]
         if self._bot_token is not None:
             accounts.append(("telegram", self._bot_token.partition(":")[0]))
-        return accounts
+        if self.settings.effective_telegram_mode != "off":
+            accounts += [(one.channel, one.account) for one in known if one.own.bot_token is not None]
+        return list(dict.fromkeys(accounts))
 
     async def _bound(self) -> list[BindingRecord]:
         async with self.stores() as stores:
@@ -244,6 +248,7 @@ class Doctor:
             async with self.stores() as stores:
                 if stores is not None:
                     waiting, suspended = await _count_open(stores.queue)
+            accounts = self._accounts(await self._bound())
         except Unavailable as error:  # what helps is said of the store itself
             return [
                 _fail("open work", redact(error.public_message), error.remedy or "it is looked at when that answers")
@@ -255,7 +260,7 @@ class Doctor:
                 self._remedy_unconfigured(channel, account),
             )
             for (channel, account), count in sorted(waiting.items())
-            if (channel, account) not in self._accounts()
+            if (channel, account) not in accounts
         ] + _for_a_person(suspended)
 
     async def _clock(self) -> list[Finding]:
@@ -650,7 +655,8 @@ class Doctor:
         from rise.channels.telegram import TelegramChannel
 
         if self._bot_token is None:
-            return [_ok("telegram", "not configured")]
+            is_off = self.settings.effective_telegram_mode == "off"
+            return [_ok("telegram", "switched off" if is_off else "no bot of RISE_TELEGRAM_TOKEN")]
         keep_out_of_logs([self._bot_token])
         channel = TelegramChannel([self._bot_token], clock=self.clock, api_base=self.settings.telegram_api_base)
         [account] = channel.accounts
@@ -847,8 +853,7 @@ def _for_a_person(suspended: Counter[Reason]) -> list[Finding]:
     count = sum(counts.values())
     waits = f"{in_number(count)} {'waits' if count == 1 else 'wait'} for a person"
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    remedy = "`rise suspended` shows which; mend the cause, then `rise suspended resume`, or `rise tasks drop`"
-    return [_warn("suspended", f"{waits}: {reasons}", remedy)]
+    return [_warn("suspended", f"{waits}: {reasons}", SUSPENDED_REMEDY)]
 
 
 def _masked(value: Any) -> str:

@@ -52,6 +52,8 @@ class Load:
     disk_size_bytes: int = 0
     suspended_anonymous_count: int = 0
     """Messages of channels that anybody may write to, which wait for a person or an event."""
+    is_counted: bool = True
+    """False: the queue has not been asked yet, and there may be more."""
 
 
 class Overload:
@@ -88,7 +90,7 @@ class Overload:
             summary=_open(load),
             count=load.open_count,
             consequence="all of them are kept; whoever writes now waits longer for an answer",
-            remedy="rise tasks shows what waits; add workers, or look at what they wait for",
+            remedy="`rise tasks` shows what waits; add workers, or look at what they wait for",
         )
         little = self._is_little("disk warn", load, limits.disk_free_warn_bytes, _DISK_SHARE_WARN)
         self._alerts.follow(
@@ -135,7 +137,8 @@ class Overload:
             detail = f"{_open(load)}: new ones are kept and wait"
             self._capabilities.set(ADMISSION, CapabilityStatus.DEGRADED, detail)
         else:
-            self._capabilities.set(ADMISSION, CapabilityStatus.AVAILABLE, _open(load))
+            detail = _open(load) if load.is_counted else "what is open has not been counted yet"
+            self._capabilities.set(ADMISSION, CapabilityStatus.AVAILABLE, detail)
 
     def _consequence(self, *, is_refused: bool, is_queued: bool) -> str:
         if is_refused:

@@ -148,7 +148,8 @@ class Pipeline:
         certain = self._load.open_count + (lacked.messages if lacked.is_certain else 0)
         self._backlog = certain if self._is_counted else max(certain, lacked.messages)
         free, size = self.disk_space() or (None, 0)
-        self.overload.judge(replace(self._load, open_count=certain, disk_free_bytes=free, disk_size_bytes=size))
+        load = replace(self._load, open_count=certain, is_counted=self._is_counted)
+        self.overload.judge(replace(load, disk_free_bytes=free, disk_size_bytes=size))
 
     async def _oldest_reply_seconds(self) -> float:
         """As far as is known: a ledger that is away must not keep anybody from seeing that there is too much."""
@@ -203,7 +204,7 @@ class Pipeline:
             stalled,
             summary=slow,
             consequence=CONSEQUENCES[PIPELINE],
-            remedy="rise doctor; rise tasks shows what waits",
+            remedy=REMEDIES[PIPELINE],
         )
         if missing or stalled:
             detail = waiting if missing else slow
@@ -283,10 +284,10 @@ def clocks_apart(store_ms: int, wall: datetime) -> str | None:
     seconds = (store_ms - epoch_ms(wall)) / 1000
     if abs(seconds) <= CLOCKS_SECONDS_MAX:
         return None
-    return f"{CLOCKS_APART} {_in_hours(abs(seconds))} apart, the store's {'ahead' if seconds > 0 else 'behind'}"
+    return f"{CLOCKS_APART} {in_hours(abs(seconds))} apart, the store's {'ahead' if seconds > 0 else 'behind'}"
 
 
-def _in_hours(seconds: float) -> str:
+def in_hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 

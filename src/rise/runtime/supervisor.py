@@ -27,7 +27,7 @@ from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
 from rise.merging import MergedFate, Merging
 from rise.queue.port import OpenTask, Queue, QueueDepth, Route, Selection, Suspend
 from rise.runtime.alerts import in_number
-from rise.runtime.pipeline import Pipeline, clocks_apart
+from rise.runtime.pipeline import Pipeline, clocks_apart, in_hours
 from rise.service import Loop, Signal, sparingly
 from rise.telemetry import (
     enqueue_to_reply_seconds,
@@ -55,6 +55,11 @@ HISTORY_PAGES: Final = 20
 LATE: Final = "late"
 _CANNOT_BE_ANSWERED: Final = frozenset({Reason.POISON})
 """Suspended by the queue itself, where no worker could tell the sender."""
+
+
+SUSPENDED_REMEDY: Final = (
+    "`rise suspended` shows which; mend the cause, then `rise suspended resume`, or `rise tasks drop`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,11 +293,11 @@ class Supervisor:
             "suspended",
             count >= self._duties.suspended_alert_count or age_seconds >= self._duties.suspended_alert_seconds,
             summary=f"{in_number(count)} {'waits' if count == 1 else 'wait'} for a person, "
-            f"the oldest for {age_seconds / 3600:.0f} h",
+            f"the oldest for {in_hours(age_seconds)}",
             count=count,
             oldest_seconds=round(age_seconds),
             consequence="they are kept, and stay unanswered until somebody ends the waiting",
-            remedy="rise suspended shows them with their reasons; resume or drop",
+            remedy=SUSPENDED_REMEDY,
         )
 
     async def _resume_routed(self, route: Route, limit: int) -> list[TaskId]:
