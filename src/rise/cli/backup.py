@@ -38,11 +38,12 @@ def backup(
         show_json({"target": str(target), "contents": contents})
         return
     say(f"{target} is complete and checked")
+    elsewhere = None if settings.redis_url is None else "not in it: Redis, the journals and RabbitMQ have them"
     show_pairs(
         [
             ("files", ", ".join(contents.files)),
             ("size", f"{contents.size_bytes / (1 << 20):.1f} MB"),
-            ("open messages", contents.tasks_open),
+            ("open messages", elsewhere or contents.tasks_open),
             ("receipts", contents.receipts),
             ("results", contents.runs),
         ]

@@ -151,7 +151,8 @@ async def _list(house: House, selection: Selection, chat: str | None, limit: int
     now_ms = house.queue.now_ms()
     if as_json:
         rows = [_row_for_programs(task, now_ms) for task in listed]
-        show_json({"tasks": rows, "found": found, "finished": finished})
+        # How things ended is counted for all chats together.
+        show_json({"tasks": rows, "found": found} | ({} if chat else {"finished": finished}))
         return
     state = selection.status or "open"
     show_table(
