@@ -123,7 +123,7 @@ class Pipeline:
         try:
             depth = await self.queue.depth()
         except Unavailable:
-            self._weigh(await self.lacking() or self._lacked)
+            self._weigh(await self.lacking() or self._lacked, is_asked=False)
             self._judge(0.0, 0.0)
             return None
         self.on_counted(depth)
@@ -137,16 +137,17 @@ class Pipeline:
         self._load = Load(_moving(depth), depth.by_status.get(Status.REPLYING, 0), suspended_anonymous_count=strangers)
         self._is_counted = True
         # What it was last said to lack it may have been given since, by another copy or process.
-        self._weigh(await self.lacking() or Lacking(0, is_certain=False))
+        self._weigh(await self.lacking() or Lacking(0, is_certain=False), is_asked=True)
         self._judge(task_seconds, reply_seconds)
         self._alert_on_channels_gone(depth)
         return depth
 
-    def _weigh(self, lacked: Lacking) -> None:
-        """What is in the queue, or was when it last said so, and what it lacks. Refused is only for what is certain."""
+    def _weigh(self, lacked: Lacking, *, is_asked: bool) -> None:
+        """What is in the queue, or was when it was last asked, and what it lacks. Refused is only for what is certain;
+        while the queue cannot be asked, people hear of all that the journals hold."""
         self._lacked = lacked
         certain = self._load.open_count + (lacked.messages if lacked.is_certain else 0)
-        self._backlog = certain if self._is_counted else max(certain, lacked.messages)
+        self._backlog = certain if is_asked else max(certain, lacked.messages)
         free, size = self.disk_space() or (None, 0)
         load = replace(self._load, open_count=certain, is_counted=self._is_counted)
         self.overload.judge(replace(load, disk_free_bytes=free, disk_size_bytes=size))
