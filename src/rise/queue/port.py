@@ -299,7 +299,10 @@ class Queue(Protocol):
         ...
 
     async def restart(self, task: Task, *, generation: int) -> bool:
-        """Run a finished or suspended task again as `generation`. False if it is already there or further."""
+        """Run a finished or suspended task again as `generation`. False if it is already there or further.
+
+        Where the store has lost what it had, the delivery key is known again from here on.
+        """
         ...
 
     async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:

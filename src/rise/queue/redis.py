@@ -258,8 +258,8 @@ class RedisQueue:
 
     async def restart(self, task: Task, *, generation: int) -> bool:
         head = task.head
-        known = (generation, encode_head(head), task.raw, head.raw_sha256)
-        return bool(await self._database.run(_RESTART, *_identity(head), *known))
+        known = _known_again(head, task.raw)
+        return bool(await self._database.run(_RESTART, *known, generation, *_identity(head)))
 
     async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:
         meant = "" if generation is None else generation
@@ -339,12 +339,7 @@ class RedisQueue:
         return bool(
             await self._database.run(
                 _RESTORE,
-                head.delivery_key,
-                head.raw_sha256,
-                encode_head(head),
-                task.raw,
-                head.accepted_at_ms,
-                head.accepted_at_ms + key_kept_ms(head),
+                *_known_again(head, task.raw),
                 "" if task.deadline_at_ms is None else task.deadline_at_ms,
                 "" if task.due_at_ms is None else task.due_at_ms,
                 task.suspend or "",
@@ -484,6 +479,12 @@ def _ms(seconds: float) -> int:
 def _given(text: str | None) -> tuple[str, ...]:
     """As a last argument, which is not there if there is none. What no encoding has is replaced."""
     return () if text is None else (clean_text(text),)
+
+
+def _known_again(head: Head, raw: bytes) -> tuple[Argument, ...]:
+    """Of a task that this Redis may have lost: its key, its content, from when and until when it is remembered."""
+    ends_ms = head.accepted_at_ms + key_kept_ms(head)
+    return head.delivery_key, head.raw_sha256, encode_head(head), raw, head.accepted_at_ms, ends_ms
 
 
 def _identity(head: Head) -> tuple[Argument, ...]:

@@ -4,12 +4,6 @@ local key, body, head, raw, receipt_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARG
 local deadline, due, suspended_for, error = ARGV[6], ARGV[7], ARGV[8], ARGV[17]
 local task = named(9)
 
-local function remember(checksum)
-  call('HSET', RECEIPTS, key, string.format('%s %s %.0f', task.id, checksum, now))
-  call('ZADD', RECEIPT_KEYS, 0, key)
-  call('ZADD', RECEIPT_ENDS, now + receipt_ms, key)
-end
-
 local function duplicate()
   even_when_full() -- it is kept already, and its sender must hear so
   call('HINCRBY', RECEIPT_AGAIN, key, 1)
@@ -34,7 +28,7 @@ end
 
 if call('HEXISTS', RECEIPTS, key) == 1 then return duplicate() end
 local outlived = call('HGET', TASK .. task.id, 'body')
-remember(outlived or body)
+remember(key, task, outlived or body, string.format('%.0f', now), now + receipt_ms)
 -- The task is still there although its key had been forgotten: suspended for longer than keys are kept.
 if outlived then return duplicate() end
 

@@ -57,6 +57,18 @@ local function load(id)
   return task
 end
 
+-- That its delivery key is known, with the body that counts.
+local function remember(key, task, body, received, ends)
+  call('HSET', RECEIPTS, key, string.format('%s %s %s', task.id, body, received))
+  call('ZADD', RECEIPT_KEYS, 0, key)
+  call('ZADD', RECEIPT_ENDS, ends, key)
+end
+
+-- Of what is brought back: unless the key is known, or its time is over.
+local function remember_again(key, task, body, received, ends)
+  if ends > now and call('HEXISTS', RECEIPTS, key) == 0 then remember(key, task, body, received, ends) end
+end
+
 local function row_of(task, ...)
   local columns = {}
   for i, name in ipairs(ROW) do columns[i] = task[name] or false end

@@ -12,11 +12,7 @@ end
 local known = load(task.id)
 if is_here(known and known.generation) or is_here(call('GET', FINISHED .. task.id)) then return 0 end
 if known then forget(known) end
-if receipt_ends > now and call('HEXISTS', RECEIPTS, key) == 0 then
-  call('HSET', RECEIPTS, key, string.format('%s %s %s', task.id, body, accepted))
-  call('ZADD', RECEIPT_KEYS, 0, key)
-  call('ZADD', RECEIPT_ENDS, receipt_ends, key)
-end
+remember_again(key, task, body, accepted, receipt_ends)
 task.body, task.generation, task.error, task.begun = body, generation, error, 1
 task.due = due ~= '' and math.max(now, tonumber(due)) or now
 task.deadline = deadline ~= '' and deadline

@@ -51,6 +51,10 @@ def again(task: NewTask, generation: int) -> NewTask:
     return msgspec.structs.replace(task, generation=generation)
 
 
+def accepted_at(task: NewTask, at_ms: int) -> NewTask:
+    return msgspec.structs.replace(task, head=msgspec.structs.replace(task.head, accepted_at_ms=at_ms))
+
+
 class RefillingConformance:
     @pytest.fixture
     async def queue(self, stage: RefillingStage) -> RefillableQueue:
@@ -248,14 +252,32 @@ class RefillingConformance:
     async def test_its_key_is_remembered_with_it(self, queue: RefillableQueue) -> None:
         await begin(queue)
         now = queue.now_ms()
-        task = delivery(1, receipt_seconds=60)
-        recent = msgspec.structs.replace(task, head=msgspec.structs.replace(task.head, accepted_at_ms=now - 30_000))
+        task = recent = accepted_at(delivery(1, receipt_seconds=60), now - 30_000)
         await queue.restore([recent])
         again_received = await queue.enqueue(recent)
         assert (again_received.new, again_received.same_body) == (False, True)
         [receipt] = await queue.receipts(limit=10)
         assert (receipt.task_id, receipt.received_at_ms) == (task.head.task_id, now - 30_000)
         assert (await queue.depth()).duplicates == 1, "what was brought back counts as nobody's repetition"
+
+    @pytest.mark.req("ENV-3", "CPY-5")
+    @pytest.mark.failure("C19")
+    async def test_what_is_run_again_while_it_was_emptied_has_its_key_remembered(self, stage: RefillingStage) -> None:
+        """What is brought back afterwards finds the task there, and leaves it alone."""
+        queue = stage.queue
+        await begin(queue)
+        now = queue.now_ms()
+        recent, old = accepted_at(delivery(1, chat="1"), now - 30_000), accepted_at(delivery(2, chat="2"), 0)
+        for task in (recent, old):
+            await queue.enqueue(task)
+        kept = [await open_task(queue, task.head.task_id) for task in (recent, old)]
+        await stage.empty()
+        for ended in kept:
+            assert await queue.restart(ended, generation=1)
+        assert await queue.restore([recent, old]) == [], "they are there, and further"
+        [receipt] = await queue.receipts(limit=10)
+        assert (receipt.task_id, receipt.received_at_ms) == (recent.head.task_id, now - 30_000)
+        assert not (await queue.enqueue(recent)).new
 
     @pytest.mark.req("QUE-3", "CPY-5")
     @pytest.mark.failure("C19", "I7")

@@ -455,6 +455,7 @@ class MemoryQueue(MemoryStore):
             if progress.status is not Status.SUSPENDED or progress.generation >= generation:
                 return False
         self._make_room()
+        self._remember_again(task.head)
         progress = Progress(
             status=Status.PENDING, generation=generation, due_at_ms=now, accepted_at_ms=now, updated_at_ms=now
         )
@@ -619,10 +620,7 @@ class MemoryQueue(MemoryStore):
         if finished >= new.generation or (known is not None and known.progress.generation >= new.generation):
             return False
         self._make_room()
-        ends = new.head.accepted_at_ms + key_kept_ms(new.head)
-        if ends > now and new.head.delivery_key not in self._state.keys:
-            remembered = RememberedKey(task_id, new.head.raw_sha256, new.head.accepted_at_ms, ends)
-            self._state.keys[new.head.delivery_key] = remembered
+        self._remember_again(new.head)
         self._state.tasks[task_id] = stored = _as_stored(new, now)
         stored.change(is_begun=True)
         if not new.suspend:
@@ -631,6 +629,13 @@ class MemoryQueue(MemoryStore):
                 self._state.out_of_order += stored.head.order < lane.started
                 lane.newest = max(lane.newest, stored.head.order)
         return True
+
+    def _remember_again(self, head: Head) -> None:
+        """Unless its key is known, or its time is over."""
+        ends = head.accepted_at_ms + key_kept_ms(head)
+        if ends > self.now_ms() and head.delivery_key not in self._state.keys:
+            remembered = RememberedKey(head.task_id, head.raw_sha256, head.accepted_at_ms, ends)
+            self._state.keys[head.delivery_key] = remembered
 
     def _make_room(self) -> None:
         """For a task that comes in: a full store raises here and at nothing else, before anything is written."""
