@@ -895,6 +895,51 @@ async def test_what_is_dropped_is_not_answered_with_another_whose_end_has_to_wai
     assert await late.writes.depth() == 0
 
 
+class _SlowToSay:
+    """A ledger that takes its time for what it knows of a run."""
+
+    def __init__(self, ledger: Any) -> None:
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    async def run(self, run_id: RunId) -> Run | None:
+        self.asked.set()
+        await self.answers.wait()
+        return await self._ledger.run(run_id)
+
+
+@pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
+@pytest.mark.failure("F1")
+async def test_who_drops_what_is_answered_with_another_is_told_so_also_where_the_ledger_was_slow_to_say_anything(
+    stage: Stage, talk: Talk, late: Late
+):
+    await late.hold_up()
+    talk.held = asyncio.Event()
+    gateway, _ = await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.waits(leader)
+    await stage.pass_time(QUIET)
+    await talk.reached.wait()
+    slow: Any = _SlowToSay(stage.ledger)
+    operations = Operations(stage.queue, LateLedger(slow, late.writes, stage.clock), stage.bus, stage.clock)
+    dropping = asyncio.create_task(operations.drop(follower, who="Ann"))
+    await slow.asked.wait()
+    talk.held.set()
+    await stage.until(partial(is_worked_on_no_more, stage, leader))
+    slow.answers.set()
+    with pytest.raises(StateConflict, match=f"it is answered with {leader}"):
+        await dropping
+    await late.write_back()
+    await stage.pass_time(LOST_SECONDS + 1)
+    await gateway.supervisor.sweep()
+    await stage.ended(leader, follower)
+    assert stage.texts() == ["one + two"]
+    await talk.merged(leader, follower)
+
+
 @pytest.mark.req("CHN-3", "CPY-6", "SUS-3")
 @pytest.mark.failure("F1")
 async def test_a_burst_that_is_run_again_while_something_waits_for_the_ledger_is_answered_once_more(

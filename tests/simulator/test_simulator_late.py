@@ -21,6 +21,7 @@ pytestmark = pytest.mark.req("TST-2", "CPY-6")
 
 ONCE_BROKEN = {
     30500941: "a message taken along was run again by itself: merging had been ended, and its end waited in Redis",
+    30532546: "a message was dropped that was being answered with another: the ledger was slow to say what it knew",
     30510608: "a person dropped a message while its worker could not know: it was answered with the one before it",
     31000190: "a message taken along ended by an answer that waited in Redis, which was emptied then: never answered",
     31001256: "the checker asked for the place of an answer whose task Redis had lost while it waited for the ledger",
@@ -29,6 +30,7 @@ ONCE_BROKEN = {
     40020903: "the checker did not know that what is being sent to a group's new id goes before what comes over to it",
     40050438: "the checker did not know that a tap read before its group's move was known plans under the later id",
     40002194: "the checker did not know that a try which is told of again after a later one may be run once more",
+    40062256: "what was run again while an emptied Redis was filled had no key there that a repeat could be known by",
     40020940: "the world's Redis lost its last writes while it was filled, and nobody was told, as a real one's are",
 }
 """Seeds that found something once, and what."""

@@ -181,16 +181,14 @@ class LateLedger:
         why: str = "",
         callback: Reply | None = None,
     ) -> Run:
-        """What a person ends does not wait: they are told whether it has ended."""
+        """What a person ends does not wait: they are told whether it has ended. It has not where it is being answered
+        with another: then the run is that one, as it waits."""
 
         def finish() -> Awaitable[Run]:
             return self._ledger.finish(task, status, outcome, by=by, why=why, callback=callback)
 
         if status is Status.DROPPED:
-            await self._write_what_has_fired(task)
-            dropped = await finish()
-            await self._late.remove([key_of_run(task.run_id)])
-            return dropped
+            return await self._drop(task, finish)
         ended = await self._unless_late(finish)
         if ended is not None:
             return ended
@@ -204,13 +202,19 @@ class LateLedger:
         )
         return await self._as_run(await self._put(late, _chat_of(task)))
 
-    async def _write_what_has_fired(self, task: Task) -> None:
-        """A follow-up is said as soon as its result waits. Nobody may be told then that it was cancelled, or moved."""
-        if task.head.task_type is not TaskType.FOLLOW_UP:
-            return
-        fired = await self._read(key_of_run(task.run_id))
-        if isinstance(fired, LateResult):
-            await self._ledger.save_result(task, fired.result, fired.replies, fired.history, deliver=fired.deliver)
+    async def _drop(self, task: Task, drop: Callable[[], Awaitable[Run]]) -> Run:
+        waiting = await self._read(key_of_run(task.run_id))
+        if isinstance(waiting, LateResult):
+            if waiting.result.outcome is Outcome.MERGED:
+                # Put here since somebody looked, for as long as the ledger took to say that it knows nothing of it.
+                return await self._as_run(waiting)
+            if task.head.task_type is TaskType.FOLLOW_UP:
+                # It is said as soon as its result waits. Nobody may be told then that it was cancelled, or moved.
+                result, replies, history = waiting.result, waiting.replies, waiting.history
+                await self._ledger.save_result(task, result, replies, history, deliver=waiting.deliver)
+        dropped = await drop()
+        await self._late.remove([key_of_run(task.run_id)])
+        return dropped
 
     async def save_step(self, run_id: RunId, step: str, value: bytes) -> bytes:
         try:

@@ -211,7 +211,7 @@ class Operations:
         run = await self._ledger.finish(named, Status.DROPPED, by=who, why=why, callback=callback)
         if run.status is not Status.DROPPED:
             # It leaves the queue by itself, when what it promised for later is armed.
-            raise StateConflict(f"the task is {run.status} already")
+            raise _has_ended_otherwise(run)
         # Only what was dropped: somebody else may have it run again by now, as the next generation.
         await self._queue.cancel(task_id, generation=task.progress.generation)
         self._announce_dropped(task)
@@ -297,7 +297,7 @@ class Operations:
             return
         match await self._merging.fate_of(run):
             case MergedFate.WAITS:
-                raise StateConflict(f"it is answered with {run.merged_into}: drop that one, and then this")
+                raise _has_ended_otherwise(run)
             case MergedFate.ANSWERED:
                 raise StateConflict(f"the task has been answered with {run.merged_into} already")
 
@@ -372,6 +372,12 @@ class Operations:
 def suspended_as(*, task_ids: tuple[TaskId, ...] = (), reason: Reason | None = None, channel: str = "") -> Selection:
     """Suspended messages: these, or all that are so."""
     return Selection(status=Status.SUSPENDED, task_ids=task_ids, reason=reason, channel=channel or None)
+
+
+def _has_ended_otherwise(run: Run) -> StateConflict:
+    if run.merged_into is not None and not run.status.is_finished:
+        return StateConflict(f"it is answered with {run.merged_into}: drop that one, and then this")
+    return StateConflict(f"the task is {run.status} already")
 
 
 def _named(selection: Selection) -> str:
