@@ -82,6 +82,7 @@ LISTS = [
     *("secrets list", "audit"),
 ]
 ASK_REDIS = ["tasks", "tasks show", "suspended", "follow-ups", "follow-ups show", "audit", "forget", "replay"]
+CHANGE_IN_REDIS = ["tasks drop", "suspended resume", "follow-ups cancel"]
 LOOK_ELSEWHERE = ["bindings", "workflows", "prompts", "secrets list", "backup"]
 OF_SOMETHING_UNKNOWN = [
     name
@@ -165,7 +166,7 @@ def test_what_is_not_there_is_said_in_a_line_with_the_remedy(rise: Rise, directo
 
 @pytest.mark.req("CAP-6")
 @pytest.mark.failure("C11")
-@pytest.mark.parametrize("name", ASK_REDIS)
+@pytest.mark.parametrize("name", [*ASK_REDIS, *CHANGE_IN_REDIS])
 def test_while_redis_is_away_each_that_asks_it_says_what_helps_and_nothing_is_logged_beside_it(
     rise: Rise, directory: Directory, monkeypatch: pytest.MonkeyPatch, name: str
 ):
@@ -190,6 +191,20 @@ def test_while_redis_is_away_each_that_does_not_ask_it_answers_as_ever(
     with capture_logs() as logged:
         ended = rise(*name.split(), *ON_A_DIRECTORY[name])
     assert (ended.code, ended.err, shown_of(logged)) == (0, "", [])
+
+
+@pytest.mark.failure("C11")
+@pytest.mark.parametrize("name", ["prompts set", "secrets set", "secrets rotate"])
+def test_while_redis_is_away_what_is_changed_elsewhere_is_changed_and_others_hear_later(
+    rise: Rise, directory: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    (tmp_path / "key").write_text("a-key-of-the-tests")
+    directory.accept(1)
+    monkeypatch.setenv("RISE_REDIS_URL", "redis://127.0.0.1:1")
+    with capture_logs() as logged:
+        ended = rise(*name.split(), *ON_A_DIRECTORY[name])
+    assert (ended.code, ended.err) == (0, "")
+    assert shown_of(logged) in ([], ["bus.event_queued"])
 
 
 def test_the_runbook_says_which_answer_while_redis_is_away():

@@ -73,7 +73,7 @@ def list_bindings(
         found = await bindings.all()
         return found + [one for one in await bindings.options() if unbound and not one.binding.version]
 
-    shown = in_house(data_dir, look, only_looks=True)
+    shown = in_house(data_dir, look)
     if as_json:
         show_json({"bindings": [_for_programs(one) for one in shown]})
         return

@@ -40,7 +40,7 @@ def audit(data_dir: DataDir = None, as_json: AsJson = False) -> None:
                 copies=None if house.stores.full is None else house.stores.full.shown,
             ).run(told)
 
-    report = in_house(data_dir, work, only_looks=True)
+    report = in_house(data_dir, work)
     if as_json:
         show_json(report.shown())
     else:

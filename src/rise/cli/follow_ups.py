@@ -112,7 +112,7 @@ def add(
         else:
             say(f"{accepted.task_id} is planned" if accepted.new else f"{accepted.task_id} was planned before")
 
-    in_house(data_dir, work)
+    in_house(data_dir, work, keeps=True)
 
 
 def list_first(context: typer.Context, data_dir: DataDir = None, as_json: AsJson = False) -> None:
@@ -150,7 +150,7 @@ def list_follow_ups(
             after = page.next
         return found
 
-    found = sorted(in_house(data_dir, work, only_looks=True), key=lambda one: (one.plan.due_at, one.follow_up_id))
+    found = sorted(in_house(data_dir, work), key=lambda one: (one.plan.due_at, one.follow_up_id))
     if as_json:
         show_json({"followUps": [_fields_of(one) for one in found]})
         return
@@ -174,7 +174,7 @@ def list_follow_ups(
 
 def show(follow_up_id: Id, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """One, planned or ended."""
-    found = _on_one(follow_up_id, lambda follow_ups, named: follow_ups.get(named), data_dir, only_looks=True)
+    found = _on_one(follow_up_id, lambda follow_ups, named: follow_ups.get(named), data_dir)
     _show_follow_up(found, as_json)
 
 
@@ -207,22 +207,20 @@ def move(
         to = read_move(encode_json(_moment_given(in_seconds, at, time_zone)), clock=house.clock)
         return await _follow_ups(house).move(FollowUpId(follow_up_id), to, who=operator())
 
-    _show_follow_up(in_house(data_dir, moved), as_json)
+    _show_follow_up(in_house(data_dir, moved, keeps=True), as_json)
 
 
 def _on_one(
     follow_up_id: str,
     ask: Callable[[FollowUps, FollowUpId], Coroutine[Any, Any, FollowUp]],
     data_dir: Any,
-    *,
-    only_looks: bool = False,
 ) -> FollowUp:
     async def work(house: House) -> FollowUp:
         from rise.follow_ups.port import FollowUpId
 
         return await ask(_follow_ups(house), FollowUpId(follow_up_id))
 
-    return in_house(data_dir, work, only_looks=only_looks)
+    return in_house(data_dir, work)
 
 
 def _show_follow_up(one: FollowUp, as_json: bool) -> None:

@@ -68,7 +68,7 @@ def forget(
         )
         return found, is_done, traces
 
-    found, is_done, traces = in_house(data_dir, work, only_looks=not yes)
+    found, is_done, traces = in_house(data_dir, work)
     if as_json:
         show_json(_for_programs(found, is_done, traces))
     else:

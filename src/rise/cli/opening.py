@@ -39,12 +39,12 @@ def in_house(
     work: Callable[[House], Coroutine[Any, Any, T]],
     *,
     creates: bool = False,
-    only_looks: bool = False,
+    keeps: bool = False,
 ) -> T:
     """Run `work` with the directory open. Without a database there is nothing to look at, unless it `creates`.
 
-    `only_looks`: it keeps no message. Nothing is started then that copies messages from store to store, and complains
-    while one is away.
+    `keeps`: messages, as a server does. Only then is something started that copies them from store to store, and
+    complains while one is away.
     """
     from rise.runtime.directory import DataDirectory
     from rise.runtime.processes import run
@@ -54,7 +54,7 @@ def in_house(
         DataDirectory(settings.data_dir).refuse_without_database()
 
     async def main() -> T:
-        async with _opened(settings, only_looks) as house:
+        async with _opened(settings, keeps) as house:
             return await work(house)
 
     return run(main())
@@ -67,7 +67,7 @@ def has_database(settings: Settings) -> bool:
 
 
 @asynccontextmanager
-async def _opened(settings: Settings, only_looks: bool) -> AsyncIterator[House]:
+async def _opened(settings: Settings, keeps: bool) -> AsyncIterator[House]:
     from rise.runtime.assembly.bots import learn_bots
     from rise.runtime.assembly.house import build
     from rise.service import start_all, stop_all
@@ -75,7 +75,7 @@ async def _opened(settings: Settings, only_looks: bool) -> AsyncIterator[House]:
     house = build(settings)
     house.capabilities.is_quiet = True
     await house.stores.open()
-    keeping = [] if only_looks else house.stores.services()
+    keeping = house.stores.services() if keeps else []
     await start_all([house.bus, *keeping], on_error=_report_stop)
     try:
         await house.bindings.refresh()

@@ -45,7 +45,7 @@ def rehydrate(
                 await (refilling.refill() if channel is None else refilling.bring(channel))
         return missing, not dry_run
 
-    missing, is_done = in_house(data_dir, work, only_looks=dry_run)
+    missing, is_done = in_house(data_dir, work, keeps=not dry_run)
     if as_json:
         show_json({"missing": missing, "total": sum(missing.values()), "rehydrated": is_done})
     elif is_done:

@@ -139,7 +139,7 @@ def _replay_file(
         with progress(path.name) as told:
             return await (_accept_file if yes else _foresee_file)(house, path, bot, told)
 
-    result = in_house(data_dir, work, creates=yes, only_looks=not yes)
+    result = in_house(data_dir, work, creates=yes, keeps=yes)
     if as_json:
         shown = msgspec.to_builtins(result)
         show_json({"file": str(path), "dryRun": not yes, **shown})
@@ -311,7 +311,7 @@ def _run_again(source: Source, *, yes: bool, data_dir: Path | None, as_json: boo
                 told(len(replayed), len(task_ids))
         return replayed
 
-    replayed = in_house(data_dir, work, only_looks=not yes)
+    replayed = in_house(data_dir, work, keeps=yes)
     refused = [one for one in replayed if one.problem]
     if as_json:
         show_json(

@@ -60,7 +60,7 @@ def list_secrets(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             empty="there is no secret: `rise secrets set NAME` keeps one",
         )
 
-    in_house(data_dir, work, only_looks=True)
+    in_house(data_dir, work)
 
 
 def set_secret(

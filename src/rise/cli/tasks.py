@@ -110,7 +110,7 @@ def list_tasks(
     from rise.queue.port import Selection
 
     selection = Selection(status=Status(status) if status else None, channel=channel)
-    in_house(data_dir, lambda house: _list(house, selection, chat, limit, as_json), only_looks=True)
+    in_house(data_dir, lambda house: _list(house, selection, chat, limit, as_json))
 
 
 def list_suspended(
@@ -128,7 +128,7 @@ def list_suspended(
     from rise.queue.port import Selection
 
     selection = Selection(status=Status.SUSPENDED, reason=_reason(reason), channel=channel)
-    in_house(data_dir, lambda house: _list(house, selection, chat, limit, as_json), only_looks=True)
+    in_house(data_dir, lambda house: _list(house, selection, chat, limit, as_json))
 
 
 def _reason(asked: SuspendedFor | None) -> Reason | None:
@@ -241,7 +241,7 @@ def show_task(
     as_json: AsJson = False,
 ) -> None:
     """One message's whole life: as accepted, its tries, its replies, how it ended."""
-    in_house(data_dir, lambda house: _show(house, _task_named(task_id), raw, as_json), only_looks=True)
+    in_house(data_dir, lambda house: _show(house, _task_named(task_id), raw, as_json))
 
 
 def _task_named(named: str) -> TaskId:

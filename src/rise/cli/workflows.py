@@ -79,7 +79,7 @@ def list_workflows_by_name(data_dir: DataDir = None, as_json: AsJson = False) ->
             empty="there is no workflow: mark a function with @rise.workflow, or POST /api/workflows",
         )
 
-    in_house(data_dir, work, only_looks=True)
+    in_house(data_dir, work)
 
 
 def show_workflow(workflow_id: WorkflowId, data_dir: DataDir = None, as_json: AsJson = False) -> None:
@@ -88,7 +88,7 @@ def show_workflow(workflow_id: WorkflowId, data_dir: DataDir = None, as_json: As
     async def work(house: House) -> None:
         _tell(await _workflows(house).get(workflow_id), as_json)
 
-    in_house(data_dir, work, only_looks=True)
+    in_house(data_dir, work)
 
 
 def publish_workflow(
@@ -121,7 +121,7 @@ def show_history(workflow_id: WorkflowId, limit: Limit = 20, data_dir: DataDir =
         ]
         show_table(f"{workflow_id}, newest first", columns, shown, empty=f"{workflow_id} was never published")
 
-    in_house(data_dir, work, only_looks=True)
+    in_house(data_dir, work)
 
 
 def roll_back_workflow(
@@ -266,7 +266,7 @@ def list_prompts_by_name(data_dir: DataDir = None, as_json: AsJson = False) -> N
             empty="there is no prompt: `rise prompts set NAME --template TEXT` makes one",
         )
 
-    in_house(data_dir, work, only_looks=True)
+    in_house(data_dir, work)
 
 
 def show_prompt(prompt_id: PromptId, data_dir: DataDir = None, as_json: AsJson = False) -> None:
@@ -298,7 +298,7 @@ def show_prompt(prompt_id: PromptId, data_dir: DataDir = None, as_json: AsJson =
         )
         show_table("versions", ("version", "by", "comment"), [(one.version, one.by, one.comment) for one in versions])
 
-    in_house(data_dir, work, only_looks=True)
+    in_house(data_dir, work)
 
 
 def set_prompt(
