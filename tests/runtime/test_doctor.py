@@ -487,6 +487,43 @@ async def test_the_running_servers_capabilities_are_told_in_its_own_words(data_d
     assert CONSEQUENCES["worker"] in findings["worker"].remedy, "and of what follows from them, in the log's"
 
 
+HTTP_BINDING = {"channel": "http", "account": "default", "workflowId": "echo"}
+
+
+@pytest.mark.req("BND-8")
+@pytest.mark.parametrize(
+    ("status", "source", "level"),
+    [
+        ("degraded", "runs", Level.WARN),
+        ("down", "runs", Level.FAIL),
+        ("down", "test", Level.FAIL),
+        ("ok", "runs", Level.OK),
+        ("down", "getMe", Level.OK),
+        ("of a newer version", "runs", Level.OK),
+    ],
+)
+async def test_of_a_binding_whose_messages_fail_the_running_servers_word_is_told(
+    data_dir: Path, owned: DataDirectory, status: str, source: str, level: Level
+):
+    house = build(load_settings(data_dir=data_dir, _env_file=None))
+    await house.stores.open()
+    await house.editor.bind(BindingRecord(channel="http", account="default", workflow_id="echo"), by="ann")
+    await house.stores.close()
+    health = HTTP_BINDING | {"status": status, "source": source, "detail": "its last 4 runs have failed: boom"}
+    answers: dict[str, tuple[int, object]] = {
+        "GET /api/channels/http/health": (200, {"data": {"bindings": [health | {"lastCheckedAt": None}]}})
+    }
+    async with server(answers) as port:
+        found = {one.name: one for one in await doctor(data_dir, port=port).probe("bindings")}
+    served = found["http:default"]
+    assert served.level is level
+    if level is Level.OK:
+        assert served.detail == "served by echo"
+    else:
+        assert served.detail.startswith(f"the running server says echo is {status}: its last 4 runs have failed: boom")
+        assert served.remedy
+
+
 async def test_of_the_database_the_running_servers_word_is_told(data_dir: Path, owned: DataDirectory):
     full = "the disk is full: free some space. Until then nothing is accepted"
     disk = {"status": "unavailable", "detail": full}

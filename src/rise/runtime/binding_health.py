@@ -21,6 +21,8 @@ WEBHOOK: Final = "getWebhookInfo"
 BOT: Final = "getMe"
 TEST: Final = "test"
 RUNS: Final = "runs"
+SEEN_BY_SERVERS: Final = frozenset({TEST, RUNS})
+"""What only shows where messages pass."""
 
 
 class HealthStatus(StrEnum):
@@ -79,6 +81,14 @@ class BindingHealth(msgspec.Struct, frozen=True, rename="camel"):
     def meaning(self) -> dict[str, str]:
         """What follows from it, and what helps."""
         return {"consequence": _CONSEQUENCES[self.status], "remedy": _REMEDIES.get(self.source, "")}
+
+
+def read_healths(answer: Any) -> list[BindingHealth]:
+    """What `GET /api/channels/{channel}/health` answers; nothing of another version's."""
+    try:
+        return msgspec.convert(answer["data"]["bindings"], list[BindingHealth])
+    except (msgspec.ValidationError, KeyError, TypeError):
+        return []
 
 
 def worst(healths: Iterable[BindingHealth]) -> HealthStatus:

@@ -52,6 +52,7 @@ from rise.runtime.assembly.channels import DEFAULT_ACCOUNT
 from rise.runtime.assembly.stores import Stores, build_stores, mirror_lacks
 from rise.runtime.assembly.temporal import build_temporal
 from rise.runtime.backup import SECRETS, opened_to_read
+from rise.runtime.binding_health import SEEN_BY_SERVERS, BindingHealth, HealthStatus, read_healths
 from rise.runtime.directory import DataDirectory, space_of
 from rise.runtime.open_files import ENOUGH, open_files_allowed
 from rise.runtime.overload import MEGABYTE, refuses_below, warns_below
@@ -110,6 +111,7 @@ _LEVELS: Final = {
     CapabilityStatus.DEGRADED: Level.WARN,
     CapabilityStatus.UNAVAILABLE: Level.FAIL,
 }
+_LEVELS_OF_HEALTH: Final = {HealthStatus.DEGRADED: Level.WARN, HealthStatus.DOWN: Level.FAIL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +209,31 @@ class Doctor:
             workflows = {}  # said by the check of the app
         asked = {channel: workflow_id for workflow_id, known in workflows.items() for channel in known.channels}
         published = await self._published()
+        serving = [
+            _binding(channel, account, known, workflows, published, asked.get(channel))
+            for channel, account in self._accounts(known)
+        ]
+        failing = await self._failing(sorted({one.channel for one in known}))
         without_temporal = [one for one in known if one.enabled and one.engine == TEMPORAL]
         return [
-            *(
-                _binding(channel, account, known, workflows, published, asked.get(channel))
-                for channel, account in self._accounts(known)
-            ),
+            *(failing.get(one.name, one) if one.level is Level.OK else one for one in serving),
             *(_without_temporal(one) for one in without_temporal if self.settings.temporal_address is None),
         ]
+
+    async def _failing(self, channels: Iterable[str]) -> dict[str, Finding]:
+        """Those whose messages do not come through, as the running server has seen: nobody else can."""
+        failing: dict[str, Finding] = {}
+        if not self._place.is_owned() or is_digest(self._admin_token()):
+            return failing
+        for channel in channels:
+            status, body = await self._ask_server("GET", f"/api/channels/{channel}/health", as_admin=True)
+            if status is None:
+                break  # said by the check of the capabilities
+            for health in read_healths(body) if status == 200 else ():
+                if health.source in SEEN_BY_SERVERS and health.status in _LEVELS_OF_HEALTH:
+                    name = f"{health.channel}:{health.account}"
+                    failing[name] = _said_by_server(_unwell(name, health))
+        return failing
 
     def _accounts(self, known: Iterable[BindingRecord]) -> list[tuple[str, str]]:
         """With the bots that have a token of their own."""
@@ -585,7 +604,9 @@ class Doctor:
             return [
                 _fail(name, "RISE_ADMIN_TOKEN is a digest, which lets nobody in", "set it to the token itself, here")
             ]
-        status, body = await self._ask_server("POST", f"/internal/capabilities/{quote(name, safe='')}/probe")
+        status, body = await self._ask_server(
+            "POST", f"/internal/capabilities/{quote(name, safe='')}/probe", as_admin=True
+        )
         if status == 200 and isinstance(body.get("data"), dict):
             return [_capability(name, body["data"])]
         if status == 404:
@@ -618,13 +639,13 @@ class Doctor:
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.settings.host, self.settings.host)  # noqa: S104
         return f"http://{host}:{self.settings.port}"
 
-    async def _ask_server(self, method: str, path: str) -> tuple[int | None, Any]:
+    async def _ask_server(self, method: str, path: str, *, as_admin: bool = False) -> tuple[int | None, Any]:
         """Status and body; without a status, why there is none (`_NoAnswer`)."""
         import httpx
 
         if self.settings.port == 0:
             return None, _NoAnswer("RISE_PORT is 0, the server took a free one")
-        headers = {"Authorization": f"Bearer {self._admin_token()}"} if method == "POST" else {}
+        headers = {"Authorization": f"Bearer {self._admin_token()}"} if as_admin else {}
         try:
             async with httpx.AsyncClient(
                 base_url=self._server_url, timeout=ANSWER_SECONDS_MAX, trust_env=False
@@ -772,6 +793,12 @@ def _capability(name: str, state: Mapping[str, Any]) -> Finding:
     else:
         remedy = "it is probed again by itself; the log of `rise serve` says more"
     return Finding(name, level, redact(detail), remedy)
+
+
+def _unwell(name: str, health: BindingHealth) -> Finding:
+    meaning = health.meaning()
+    detail = f"{health.workflow_id} is {health.status}: {redact(health.detail)}: {meaning['consequence']}"
+    return Finding(name, _LEVELS_OF_HEALTH[health.status], detail, meaning["remedy"])
 
 
 def _without_temporal(binding: BindingRecord) -> Finding:
