@@ -605,7 +605,7 @@ class Settings(BaseSettings):
         if self.telegram_mode == "polling" and self.public_url and token:
             found.append(
                 "RISE_TELEGRAM_MODE is polling with RISE_PUBLIC_URL set: with both ways in, one takes the other's "
-                "place. Unset RISE_PUBLIC_URL, or set RISE_TELEGRAM_MODE=webhook."
+                "place. Unset RISE_PUBLIC_URL, or set RISE_TELEGRAM_MODE=webhook (Telegram delivers to https:// only)."
             )
         if self.public_url and not _is_web_address(self.public_url):
             found.append(
