@@ -17,9 +17,9 @@ from typing import Any, Final
 from rise.bus.port import Bus, Topic
 from rise.clock import TICK_SECONDS, Clock
 from rise.errors import ClaimLost, Unavailable
-from rise.pacing import SlowStart
 from rise.quarantine import Quarantine
 from rise.queue.port import Claim, Claimed, Queue
+from rise.rates import SlowStart
 from rise.service import Loop, Signal, cancel_all, sparingly, spawn
 from rise.telemetry import log
 

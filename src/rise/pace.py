@@ -17,7 +17,7 @@ from typing import Final
 from rise.channels.port import Receiver, SendRates
 from rise.clock import Clock
 from rise.ledger.port import Reply
-from rise.pacing import ROUNDING_SECONDS, Bucket, Buckets
+from rise.rates import ROUNDING_SECONDS, Bucket, Buckets
 
 Account = tuple[str, str]
 """Channel, account."""

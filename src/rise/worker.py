@@ -49,8 +49,8 @@ from rise.follow_ups.firing import BY, Firing, Unsaid, fired_result
 from rise.follow_ups.planning import follow_up, planned_by
 from rise.ledger.port import Attempt, HistoryLine, Ledger, Reply, ReplyKind, Run, RunResult, reply_of
 from rise.merging import MergedFate, Merging
-from rise.pacing import Windows
 from rise.queue.port import Anew, Claim, Finished, OpenTask, Queue, Replying, RetryIn, Selection, Settlement, Suspend
+from rise.rates import Windows
 from rise.retries import RetryPolicy, uses_a_try
 from rise.service import insist
 from rise.telemetry import in_words, log, redact

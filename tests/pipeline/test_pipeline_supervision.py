@@ -56,7 +56,7 @@ class Lacked:
     def __init__(self, gateway: Gateway, count: int | None) -> None:
         self.count = count
         self.is_certain = True
-        gateway.supervisor._pipeline.lacking = self.told
+        gateway.supervisor._pipeline.lacking_in_queue = self.told
 
     async def told(self) -> Lacking | None:
         return None if self.count is None else Lacking(self.count, self.is_certain)

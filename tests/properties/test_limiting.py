@@ -19,7 +19,7 @@ from rise.channels.port import SendRates
 from rise.delivery import PLACE_SECONDS
 from rise.ledger.port import Reply
 from rise.pace import TICKETS_KEPT, Pace
-from rise.pacing import Buckets
+from rise.rates import Buckets
 from rise.testing.clock import ManualClock
 from rise.testing.conformance.ledger import chunks, task
 

@@ -20,7 +20,7 @@ from fastapi import Request
 
 from rise.clock import Clock
 from rise.errors import CredentialsMissing, RateExceeded, RoleInsufficient
-from rise.pacing import Buckets
+from rise.rates import Buckets
 from rise.telemetry import credentials_refused_total, log
 from rise.tokens import as_digest, digest_of
 

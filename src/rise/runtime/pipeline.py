@@ -95,7 +95,7 @@ class Pipeline:
     """Of this process's own worker, if it has one."""
     is_filled: Callable[[], Awaitable[bool]] = _always
     """Whether the queue hands anything out: while an emptied one is filled again, it does not."""
-    lacking: Callable[[], Awaitable[Lacking | None]] = _nothing
+    lacking_in_queue: Callable[[], Awaitable[Lacking | None]] = _nothing
     """Of this process; None while that cannot be told."""
     on_counted: Callable[[QueueDepth], None] = lambda depth: None
     """Hears of every count."""
@@ -123,7 +123,7 @@ class Pipeline:
         try:
             depth = await self.queue.depth()
         except Unavailable:
-            self._weigh(await self.lacking() or self._lacked, is_asked=False)
+            self._weigh(await self.lacking_in_queue() or self._lacked, is_asked=False)
             self._judge(0.0, 0.0)
             return None
         self.on_counted(depth)
@@ -137,7 +137,7 @@ class Pipeline:
         self._load = Load(_moving(depth), depth.by_status.get(Status.REPLYING, 0), suspended_anonymous_count=strangers)
         self._is_counted = True
         # What it was last said to lack it may have been given since, by another copy or process.
-        self._weigh(await self.lacking() or Lacking(0, is_certain=False), is_asked=True)
+        self._weigh(await self.lacking_in_queue() or Lacking(0, is_certain=False), is_asked=True)
         self._judge(task_seconds, reply_seconds)
         self._alert_on_channels_gone(depth)
         return depth
@@ -162,7 +162,7 @@ class Pipeline:
     async def assess(self) -> None:
         """At the start and on every change: what has been waiting goes on, or why it does not."""
         await self.measure()
-        is_ready = not self._lacking(CapabilityStatus.DEGRADED)
+        is_ready = not self._missing(CapabilityStatus.DEGRADED)
         if is_ready and not self._is_ready and self._backlog:
             log.info("replaying backlog", count=self._backlog)
         self._is_ready = is_ready
@@ -176,7 +176,7 @@ class Pipeline:
             oldest_ms > self._oldest_ms > 0
             and depth.lanes_claimed == 0
             and not self.overload.pauses_workers
-            and not self._lacking(CapabilityStatus.DEGRADED)
+            and not self._missing(CapabilityStatus.DEGRADED)
             and await self.is_filled()
         )
         self._oldest_ms = oldest_ms
@@ -187,7 +187,7 @@ class Pipeline:
             await self.restart_worker()
 
     def _judge(self, task_seconds: float, reply_seconds: float) -> None:
-        missing = [] if self._is_counted and not self._backlog else self._lacking(CapabilityStatus.UNAVAILABLE)
+        missing = [] if self._is_counted and not self._backlog else self._missing(CapabilityStatus.UNAVAILABLE)
         apart = self._clocks_apart()
         waiting = f"{self._waiting()}, waiting for {', '.join(missing)}"
         self.alerts.follow(
@@ -269,7 +269,7 @@ class Pipeline:
                 **meaning_of(name, state.remedy),
             )
 
-    def _lacking(self, worst: CapabilityStatus) -> list[str]:
+    def _missing(self, worst: CapabilityStatus) -> list[str]:
         """Of what running needs: what is as bad as that, or worse."""
         bad = {CapabilityStatus.UNAVAILABLE, worst}
         states = {name: self.capabilities.get(name) for name in self.limits.run_needs}

@@ -22,7 +22,7 @@ import msgspec
 from rise.clock import Clock, epoch_ms
 from rise.envelope import DeliveryKey, Effect, Head, LaneKey, Order, Progress, Status, Task, TaskId
 from rise.errors import RateExceeded, RiseError, StageRefused
-from rise.pacing import Buckets
+from rise.rates import Buckets
 from rise.service import spawn
 from rise.telemetry import clean
 from rise.workflows.staged import StageRecord, Tools, run_stages

@@ -87,7 +87,7 @@ def build_pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] |
         disk_space=house.stores.directory.space,
         restart_worker=restart_worker,
         is_filled=house.stores.is_filled,
-        lacking=house.stores.lacking_in_queue,
+        lacking_in_queue=house.stores.lacking_in_queue,
         on_counted=lambda depth: house.pulse.note(depth, house.clock.now()),
     )
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rise.pacing import Bucket, Buckets, SlowStart, Windows
+from rise.rates import Bucket, Buckets, SlowStart, Windows
 
 pytestmark = [pytest.mark.req("OUT-2"), pytest.mark.failure("G17")]
 
