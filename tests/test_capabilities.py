@@ -81,7 +81,8 @@ def test_what_is_only_being_started_is_no_warning_and_is_one_when_it_does_not(
     capabilities: CapabilityRegistry, name: str
 ) -> None:
     with capture_logs() as logged:
-        for status in (DEGRADED, AVAILABLE, DEGRADED):
+        capabilities.begin(name, "starting")
+        for status in (AVAILABLE, DEGRADED):
             capabilities.set(name, status, "said")
     assert [entry["log_level"] for entry in logged] == ["info", "info", "warning"]
 

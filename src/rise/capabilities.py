@@ -32,8 +32,6 @@ RECOVERY_TTL_SECONDS: Final = 1.0
 PROBE_SECONDS_MAX: Final = 5.0
 GOOD_IN_A_ROW: Final = 3
 RETRY_AFTER_SECONDS: Final = 30
-_STARTED_HERE: Final = ("worker", "telegram_webhook")
-"""How their names begin that are degraded until they have been started, which is no loss."""
 _GRACE_SECONDS: Final = 0.5
 """For a probe that was told to end, before it is left alone."""
 
@@ -222,6 +220,10 @@ class CapabilityRegistry:
             probe.due_at = self._clock.monotonic() + probe.ttl_seconds
         self._put(name, status, detail, remedy)
 
+    def begin(self, name: str, detail: str) -> None:
+        """It is being started, and degraded until then, which is no loss."""
+        self._put(name, CapabilityStatus.DEGRADED, detail, "", is_starting=True)
+
     def on_change(self, listener: Listener) -> Callable[[], None]:
         """Called with name and state when a status is new; returns how to stop that."""
         self._listeners.append(listener)
@@ -314,7 +316,7 @@ class CapabilityRegistry:
         detail = f"{probe.trouble}; well again, {probe.good} of {probe.good_in_a_row} times"
         self._put(name, before.status, detail, before.remedy)
 
-    def _put(self, name: str, status: CapabilityStatus, detail: str, remedy: str) -> None:
+    def _put(self, name: str, status: CapabilityStatus, detail: str, remedy: str, *, is_starting: bool = False) -> None:
         before = self._states.get(name)
         probe = self._probes.get(name)
         detail = printable(redact(detail))
@@ -325,32 +327,30 @@ class CapabilityRegistry:
         self._states[name] = state
         capability_available.labels(name).set(_WORTH[status])
         if before is None or before.status is not status:
-            self._log(name, before, state)
+            self._log(name, before, state, is_loss=status is not CapabilityStatus.AVAILABLE and not is_starting)
             self._tell(name, state)
 
-    def _log(self, name: str, before: CapabilityState | None, state: CapabilityState) -> None:
+    def _log(self, name: str, before: CapabilityState | None, state: CapabilityState, *, is_loss: bool) -> None:
         """Each change, and the first that is heard of it like any other."""
-        status, detail = state.status, state.detail
-        former = {} if before is None else {"before": before.status}
-        is_starting = before is None and status is CapabilityStatus.DEGRADED and name.startswith(_STARTED_HERE)
         if self.is_quiet:
             return
-        if status is CapabilityStatus.AVAILABLE or is_starting:
-            log.info(
-                f"startup.capability.{name}" if before is None else "capability.state_changed",
-                name=name,
-                status=status,
-                detail=detail,
-                **former,
-            )
-        else:
+        former = {} if before is None else {"before": before.status}
+        if is_loss:
             log.warning(
                 f"startup.capability.{name}" if before is None else "capability.state_changed",
                 name=name,
-                status=status,
-                detail=detail,
+                status=state.status,
+                detail=state.detail,
                 **former,
                 **meaning_of(name, state.remedy),
+            )
+        else:
+            log.info(
+                f"startup.capability.{name}" if before is None else "capability.state_changed",
+                name=name,
+                status=state.status,
+                detail=state.detail,
+                **former,
             )
 
     def _tell(self, name: str, state: CapabilityState) -> None:

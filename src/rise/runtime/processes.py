@@ -71,7 +71,7 @@ class WorkerProcess:
     async def start(self) -> None:
         for cause in CAUSES:
             worker_restarts_total.labels(cause)
-        self._capabilities.set("worker", CapabilityStatus.DEGRADED, "starting")
+        self._capabilities.begin("worker", "starting")
         spawn(self._keep_running(), name=self.name, into=self._tasks)
 
     async def stop(self) -> None:

@@ -68,7 +68,7 @@ class TelegramRegistration:
 
     async def start(self) -> None:
         """Returns at once, whether or not Telegram can be reached."""
-        self._capabilities.set(self._capability, CapabilityStatus.DEGRADED, self._trouble)
+        self._capabilities.begin(self._capability, self._trouble)
         self._capabilities.register_capability_probe(
             self._capability, self.look, ttl_seconds=LOOK_SECONDS, timeout_seconds=LOOK_SECONDS_MAX
         )

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from rise.bus.port import Topic
-from rise.capabilities import CapabilityStatus
 from rise.runtime.alerts import AlertMessage, Alerts
 from rise.runtime.assembly.house import House
 from rise.runtime.overload import MEGABYTE, Overload, OverloadLimits
@@ -94,7 +93,7 @@ def build_pipeline(house: House, restart_worker: Callable[[], Awaitable[None]] |
 
 def build_worker_process(house: House, stop: asyncio.Event) -> WorkerProcess:
     # Before the supervisor looks: as long as nothing is said of it, nothing would wait for it.
-    house.capabilities.set("worker", CapabilityStatus.DEGRADED, "starting")
+    house.capabilities.begin("worker", "starting")
     return WorkerProcess(
         capabilities=house.capabilities,
         clock=house.clock,
