@@ -39,6 +39,7 @@ RAW_BYTES_MAX: Final = 1 << 20
 """The largest body any entry reads. Telegram sends at most 512 KiB."""
 RAW_SHOWN_BYTES_MAX: Final = 256 * 1024
 _FORGOTTEN: Final = LaneKey("forgotten")
+_UNREADABLE: Final = "unreadable"
 _NO_BYTES_SHA256: Final = hashlib.sha256(b"").hexdigest()
 
 
@@ -275,6 +276,11 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.raw_sha256 if self.raw_is_unique else ""
 
     @property
+    def is_stand_in(self) -> bool:
+        """It is for looking, not for running: what it stands for, this version cannot read."""
+        return self.source == _UNREADABLE
+
+    @property
     def is_awaited(self) -> bool:
         """Whether somebody has just written and waits for its answer: nobody does for what was planned, or for what a
         program says. Both come in thousands at one moment, and let those go first who wait."""
@@ -358,6 +364,20 @@ _encode = msgspec.json.Encoder().encode
 _decode_head = msgspec.json.Decoder(Head).decode
 
 
+def is_another(
+    fingerprint: str, accepted_at_ms: int, receipt_ms: int, *, than_fingerprint: str, than_accepted_at_ms: int
+) -> bool:
+    """Whether a message accepted then is another than a former one of its key: its bytes do not tell that it is the
+    same, and it came after the key had been forgotten.
+
+    By the time that keys are kept, not by which came first: the same message may have been accepted by several hosts,
+    and at the same time by a queue that had lost the memory of its key. By their bytes first: of when they were
+    accepted, a host whose clock was wrong by days may say anything.
+    """
+    is_same = fingerprint and fingerprint == than_fingerprint
+    return not is_same and accepted_at_ms - than_accepted_at_ms >= receipt_ms
+
+
 def encode_head(head: Head) -> bytes:
     return encode_json(head)
 
@@ -382,7 +402,7 @@ def unreadable_head(
         delivery_key=DeliveryKey(""),
         channel=channel,
         account=account,
-        source="unreadable",
+        source=_UNREADABLE,
         lane=lane,
         order=order,
         accepted_at_ms=accepted_at_ms,

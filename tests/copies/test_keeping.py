@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 
+import msgspec
 import pytest
-from copies_stage import Installation, Link, Process, ids, in_journal, tasks_running, until
+from copies_stage import HOUR_SECONDS, Installation, Link, Process, ids, in_journal, tasks_running, until
 from structlog.testing import capture_logs
 
 from rise.copies import keeping
 from rise.copies.keeping import PUBLISH_TRIES
-from rise.errors import CopiesInsufficient
-from rise.queue.port import Enqueued
+from rise.copies.record import encode_task
+from rise.errors import CopiesInsufficient, StateConflict
+from rise.queue.port import KEY_GRACE_SECONDS, Enqueued, NewTask
+from rise.runtime.operations import Operations
 from rise.telemetry import rabbit_mirror_failed
 
 STORES = ("journal", "queue", "mirror")
@@ -370,3 +373,56 @@ async def test_hundreds_at_once_are_all_kept_everywhere(installation: Installati
     await process.asked()
     assert installation.in_queue() == set(installation.in_mirror()) == ids(messages)
     assert await in_journal(process.journals.own) == ids(messages)
+
+
+# --- a key that is used again -----------------------------------------------------------------------------------
+
+
+async def what_ended_and_what_came_under_its_key_since(installation: Installation, process: Process) -> list[NewTask]:
+    """The latter while the queue was away: it has not been handed to it yet."""
+    first = installation.message(1, raw=b'{"n":"first"}')
+    await process.keep(first)
+    await process.asked()
+    assert await installation.work() == [1]
+    await process.round()
+    installation.clock.advance(73 * HOUR_SECONDS + KEY_GRACE_SECONDS)
+    await process.round()
+    await process.queue.sweep()
+    process.queue.link.is_down = True
+    second = installation.message(1, raw=b'{"n":"second"}')
+    assert (await process.copies.keep(second)).new
+    await process.asked()
+    process.queue.link.is_down = False
+    return [first, second]
+
+
+@pytest.mark.req("ENV-3", "CPY-2", "SUS-3")
+@pytest.mark.failure("M6")
+@pytest.mark.parametrize("is_by_another_process", [False, True])
+async def test_what_is_run_again_does_not_take_the_place_of_the_message_that_has_its_key_now(
+    installation: Installation, is_by_another_process: bool
+):
+    process = await installation.process()
+    first, second = await what_ended_and_what_came_under_its_key_since(installation, process)
+    by = await installation.process() if is_by_another_process else process
+    people = Operations(by.queue, by.ledger, by.bus, installation.clock, restart=by.copies.restart)
+    with pytest.raises(StateConflict, match="its key was used again"):
+        await people.run_again(first.head.task_id, who="Ann")
+    for _ in range(3):
+        installation.clock.advance(60)
+        await process.round()
+    brought = await process.queue.get(second.head.task_id)
+    assert brought is not None and (brought.raw, brought.progress.generation) == (second.raw, 0)
+
+
+@pytest.mark.req("ENV-3", "SUS-3")
+async def test_a_journal_puts_nothing_that_is_run_again_in_the_place_of_another_message(installation: Installation):
+    process = await installation.process()
+    first, second = await what_ended_and_what_came_under_its_key_since(installation, process)
+    again, journal = msgspec.structs.replace(first, generation=1), process.journals.own
+    with pytest.raises(StateConflict, match="its key was used again"):
+        await journal.keep(again, encode_task(again))
+    assert [entry.task for entry in await journal.open_tasks(limit=10)] == [second]
+    further = msgspec.structs.replace(second, generation=1)
+    await journal.keep(further, encode_task(further))
+    assert [entry.task for entry in await journal.open_tasks(limit=10)] == [further]

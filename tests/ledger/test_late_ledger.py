@@ -13,8 +13,9 @@ from rise.errors import LedgerSilent, MongoUnavailable, RecordTooLarge, RedisUna
 from rise.ledger.kept import ATTEMPTS_KEPT, TURN_CHARS_MAX
 from rise.ledger.late import Waiting, decode_late, encode_late
 from rise.ledger.late_ledger import LATE_BYTES_MAX, LOOK_SECONDS, ONLY_THE_LEDGERS, REMEMBERED_SECONDS, LateLedger
-from rise.ledger.port import Attempt, HistoryLine, Ledger, Reply, ReplyKind, RunResult, count_tries
+from rise.ledger.port import Attempt, HistoryLine, Ledger, Reply, ReplyKind, Run, RunResult, count_tries
 from rise.queue.port import Finished, NewTask, Replying, Selection, Suspend
+from rise.runtime.operations import Operations
 from rise.runtime.writing_back import LOST_SECONDS_MAX, PAGE
 from rise.testing.conformance.ledger import LedgerConformance, chunks, notice, numbered
 from rise.testing.conformance.queue import claim_one, delivery
@@ -243,7 +244,7 @@ async def test_whoever_dies_while_dropping_what_waits_has_dropped_it_or_not(stag
     task = await work(stage, ledger)
     stage.come_back()
     way = getattr(stage, store)
-    way.calls, way.cut_at = 0, (2 if store == "late_way" else 1, edge)  # the first there is a look
+    way.calls, way.cut_at = 0, (2, edge)  # the first is a look
     with pytest.raises((MongoUnavailable, RedisUnavailable)):
         await ledger.finish(task, Status.DROPPED, by="ada")
     way.cut_at = None
@@ -253,6 +254,35 @@ async def test_whoever_dies_while_dropping_what_waits_has_dropped_it_or_not(stag
     if was_dropped:
         await stage.queue.cancel(task_id)  # as the supervisor does with what has ended
     assert await sent_in_order(stage.own) == ([] if was_dropped else ["1.0"])
+    assert stage.redis.late == {}
+
+
+@pytest.mark.req("CPY-6", "SUS-3")
+@pytest.mark.failure("F1")
+async def test_who_drops_again_because_the_answer_was_lost_is_told_that_it_is_dropped(
+    stage: LateStage, monkeypatch: pytest.MonkeyPatch
+):
+    """Although its end by the answer to another was put aside at the same moment."""
+    ledger, task_id = stage.process(), await stage.accept(1)
+    task = await stage.queue.get(task_id)
+    assert task is not None
+    people = Operations(stage.queue, ledger, stage.bus, stage.clock)
+    finish = stage.own.finish
+
+    async def lose_the_answer(*args: Any, **kwargs: Any) -> Run:
+        stage.leave()
+        merged = RunResult(outcome=Outcome.MERGED, value={"mergedInto": "t_leader"})
+        await stage.process().save_result(task, merged, [], [], deliver=False)
+        stage.come_back()
+        await finish(*args, **kwargs)
+        raise MongoUnavailable("the answer was lost")
+
+    with monkeypatch.context() as once:
+        once.setattr(stage.own, "finish", lose_the_answer)
+        with pytest.raises(MongoUnavailable):
+            await people.drop(task_id, who="Ann")
+    stage.come_back()
+    assert (await people.drop(task_id, who="Ann")).status is Status.DROPPED
     assert stage.redis.late == {}
 
 

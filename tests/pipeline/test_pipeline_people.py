@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import msgspec
 import pytest
 from pipeline_stage import Stage
 
 import rise
 from rise.delivery import DeliveryLimits
-from rise.envelope import Reason, Status
+from rise.envelope import Reason, Status, encode_head
 from rise.errors import StateConflict
 from rise.ledger.port import ReplyState
 from rise.queue.port import QueueLimits, Selection
@@ -153,6 +154,23 @@ async def test_what_a_newer_version_put_aside_in_words_of_its_own_is_listed_and_
         with pytest.raises(StateConflict, match="schema_newer: a newer version of Rise says of it: of_tomorrow"):
             await ask(task_id, who="operator")
     assert (await stage.operations.drop(task_id, who="operator")).status is Status.DROPPED
+
+
+@pytest.mark.req("SUS-3", "CPY-5")
+@pytest.mark.failure("B14")
+async def test_what_this_version_cannot_read_is_not_run_again_and_stays_as_the_newer_one_wrote_it(stage: Stage):
+    await stage.start_gateway()
+    [task_id] = await stage.write("question")
+    task = await stage.queue.get(task_id)
+    assert task is not None
+    newer = msgspec.json.encode(msgspec.json.decode(encode_head(task.head)) | {"schema": 99})
+    await stage.rewrite("tasks", task_id, head=newer)
+    worker = await stage.start_worker(echo)
+    await stage.suspended(task_id, Reason.SCHEMA_NEWER)
+    with pytest.raises(StateConflict, match="this version of Rise cannot read it"):
+        await stage.operations.run_again(task_id, who="operator")
+    await worker.stop()
+    assert await stage.rewrite("tasks", task_id, head=encode_head(task.head)) == newer
 
 
 def _people(stage: Stage, process: Any) -> Operations:

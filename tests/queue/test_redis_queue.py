@@ -266,6 +266,25 @@ async def test_a_full_redis_takes_nothing_in_and_lets_everything_out(own: RedisS
     assert (await queue.enqueue(delivery(4))).new
 
 
+@pytest.mark.req("QUE-5")
+@pytest.mark.failure("C14")
+async def test_a_full_redis_runs_again_what_it_has_and_nothing_that_it_would_have_to_take_in(own: RedisStage):
+    queue = own.queue
+    await enqueue(queue, 1)
+    ended = (claim := await claim_one(queue)).task
+    await run_lane(queue, claim)
+    await queue.enqueue(delivery(2, suspend=Reason.RETRIES_EXHAUSTED))
+    suspended = await open_task(queue, delivery(2).head.task_id)
+    before = own.contents()
+    own.server.ask("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(RedisUnavailable, match="full"):
+        await queue.restart(ended, generation=1)
+    assert own.contents() == before, "nothing half written"
+    assert await queue.restart(suspended, generation=1)
+    own.server.ask("CONFIG", "SET", "maxmemory", "0")
+    assert await queue.restart(ended, generation=1)
+
+
 @pytest.mark.failure("C12")
 async def test_a_redis_that_hangs_is_not_waited_for(redis_of_its_own: RedisServer):
     database = RedisDatabase(redis_of_its_own.url, clock=ManualClock(), answer_seconds=0.2)

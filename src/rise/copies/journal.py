@@ -32,8 +32,8 @@ import msgspec
 from rise.clock import Clock, epoch_ms
 from rise.connections.sqlite import Database
 from rise.copies.record import decode_task
-from rise.envelope import DeliveryKey, Head, TaskId, encode_json
-from rise.errors import EnvelopeMalformed, StoreUnavailable
+from rise.envelope import DeliveryKey, Head, TaskId, encode_json, is_another
+from rise.errors import EnvelopeMalformed, StateConflict, StoreUnavailable
 from rise.queue.port import NewTask
 from rise.service import spawn
 from rise.telemetry import log
@@ -78,6 +78,7 @@ SCHEMA: Final = {
     )
 }
 
+USED_AGAIN: Final = "its key was used again: the message that came under it since has to be run first"
 PAGE_BYTES_MAX: Final = 16 << 20
 """A page ends early with so many bytes of records: a thousand of the largest would be over a gigabyte."""
 FIRST_LOOK_MS: Final = 2_000
@@ -108,6 +109,16 @@ class KeptRun(NamedTuple):
     @property
     def name(self) -> RunName:
         return RunName(self.task_id, self.generation)
+
+    def is_another_than(self, former: KeptRun) -> bool:
+        """Of the same key: see `envelope.is_another`."""
+        return is_another(
+            self.fingerprint,
+            self.accepted_at_ms,
+            self.receipt_ends_at_ms - self.accepted_at_ms,
+            than_fingerprint=former.fingerprint,
+            than_accepted_at_ms=former.accepted_at_ms,
+        )
 
 
 def run_of(task: NewTask) -> KeptRun:
@@ -193,7 +204,8 @@ class Journal:
         """The task if it is not known, and its receipt, in one durable step.
 
         A record of a higher generation takes the place of the lower one, whether that is open or finished: a person
-        ran the task again. All other stores lack it then.
+        ran the task again. All other stores lack it then. Raises `StateConflict` instead where another message is open
+        here that came under its key after that had been forgotten.
         """
         head, kept = task.head, run_of(task)
         return await self._write(lambda connection: _keep(connection, head, kept, record, self._now_ms()))
@@ -408,6 +420,7 @@ _DUE: Final = (
     "SELECT task_id, generation, accepted_at, receipt_ends_at, fingerprint FROM tasks WHERE look_at <= ?"
     " ORDER BY look_at LIMIT ?"
 )
+_KEPT: Final = "SELECT task_id, generation, accepted_at, receipt_ends_at, fingerprint FROM tasks WHERE task_id = ?"
 _LOOKED: Final = (
     "UPDATE tasks SET looks = looks + 1, look_at = ?1 + min(?2 << min(looks + 1, 20), ?3) FROM json_each(?4) AS run"
     " WHERE tasks.task_id = run.value ->> 0 AND tasks.generation = run.value ->> 1"
@@ -475,9 +488,16 @@ def _keep(connection: apsw.Connection, head: Head, kept: KeptRun, record: bytes,
         return JournalKept(new=True)
     # What is open has a receipt, which therefore speaks for both.
     if generation and _run(connection, _RAISE_GENERATION, (generation, head.delivery_key)):
+        _refuse_in_place_of_another(connection, kept)
         connection.execute(_PUT, put)
     known = connection.execute("SELECT body_sha256 FROM receipts WHERE delivery_key = ?", (head.delivery_key,))
     return JournalKept(new=False, same_body=known.fetchone() == (head.raw_sha256,))
+
+
+def _refuse_in_place_of_another(connection: apsw.Connection, kept: KeptRun) -> None:
+    row = connection.execute(_KEPT, (kept.task_id,)).fetchone()
+    if row is not None and KeptRun(*row).is_another_than(kept):
+        raise StateConflict(USED_AGAIN)
 
 
 def _lacking(

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from rise.copies.journal import JournalKept, RunName, run_of
+from rise.copies.journal import USED_AGAIN, JournalKept, KeptRun, RunName, run_of
 from rise.copies.journals import Journals
 from rise.copies.notes import MIRRORS_LIFE, Debt, Notes
 from rise.copies.port import JOURNAL, RABBITMQ, REDIS, Mirror
 from rise.copies.record import encode_task
 from rise.envelope import Head, Task, TaskId, TaskType
-from rise.errors import CopiesInsufficient, QueueOwed, Unavailable
+from rise.errors import CopiesInsufficient, QueueOwed, StateConflict, Unavailable
 from rise.queue.port import Enqueued, NewTask, RefillableQueue
 from rise.service import cancel_all, spawn
 from rise.telemetry import copies_failed_total, log, rabbit_mirror_failed
@@ -145,11 +146,21 @@ class Copies:
         return first is not None and first != head.raw_sha256
 
     async def restart(self, task: Task, *, generation: int) -> bool:
-        """`Queue.restart`, with its copies. Raises `CopiesInsufficient`: it runs all the same if nothing happens."""
+        """`Queue.restart`, with its copies. Raises `CopiesInsufficient`: it runs all the same if nothing happens; and
+        `StateConflict`, having done nothing, where its place is another message's that the queue has not got yet."""
+        await self._refuse_in_place_of_another(run_of(NewTask(task.head, task.raw)))
         if not await self._queue.restart(task, generation=generation):
             return False
         await self.keep(NewTask(task.head, task.raw, generation=generation))
         return True
+
+    async def _refuse_in_place_of_another(self, kept: KeptRun) -> None:
+        """As far as the journals of this host know."""
+        async with self._journals.slots.every() as journals:
+            for journal in journals:
+                with suppress(Unavailable):
+                    if any(run_of(one.task).is_another_than(kept) for one in await journal.entries([kept.task_id])):
+                        raise StateConflict(USED_AGAIN)
 
     def _ask(self, keeping: _Keeping, store: str, ways: dict[str, Way]) -> None:
         """Once: those that are left are asked together."""

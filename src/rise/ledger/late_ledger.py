@@ -184,12 +184,12 @@ class LateLedger:
         """What a person ends does not wait: they are told whether it has ended. It has not where it is being answered
         with another: then the run is that one, as it waits."""
 
-        def finish() -> Awaitable[Run]:
+        def write() -> Awaitable[Run]:
             return self._ledger.finish(task, status, outcome, by=by, why=why, callback=callback)
 
         if status is Status.DROPPED:
-            return await self._drop(task, finish)
-        ended = await self._unless_late(finish)
+            return await self._drop(task, write)
+        ended = await self._unless_late(write)
         if ended is not None:
             return ended
         late = LateEnd(
@@ -202,17 +202,18 @@ class LateLedger:
         )
         return await self._as_run(await self._put(late, _chat_of(task)))
 
-    async def _drop(self, task: Task, drop: Callable[[], Awaitable[Run]]) -> Run:
+    async def _drop(self, task: Task, write: Callable[[], Awaitable[Run]]) -> Run:
+        # What waits is looked at last: it may be put here for as long as the ledger takes to say what it knows.
+        known = await self._ledger.run(task.run_id)
         waiting = await self._read(key_of_run(task.run_id))
         if isinstance(waiting, LateResult):
-            if waiting.result.outcome is Outcome.MERGED:
-                # Put here since somebody looked, for as long as the ledger took to say that it knows nothing of it.
+            if waiting.result.outcome is Outcome.MERGED and known is None:
                 return await self._as_run(waiting)
             if task.head.task_type is TaskType.FOLLOW_UP:
                 # It is said as soon as its result waits. Nobody may be told then that it was cancelled, or moved.
                 result, replies, history = waiting.result, waiting.replies, waiting.history
                 await self._ledger.save_result(task, result, replies, history, deliver=waiting.deliver)
-        dropped = await drop()
+        dropped = await write()
         await self._late.remove([key_of_run(task.run_id)])
         return dropped
 

@@ -26,6 +26,7 @@ from rise.envelope import (
     Status,
     Task,
     TaskId,
+    is_another,
     run_id_of,
 )
 
@@ -249,15 +250,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return self.is_of_another(head.fingerprint, head.accepted_at_ms, head.receipt_seconds * 1000)
 
     def is_of_another(self, fingerprint: str, accepted_at_ms: int, receipt_ms: int) -> bool:
-        """Whether another message of that key, accepted then, is meant: one whose bytes do not tell that it is this
-        run's, and that came after the key had been forgotten.
-
-        By the time that keys are kept, not by which came first: the same message may have been accepted by several
-        hosts, and at the same time by a queue that had lost the memory of its key. By their bytes first: of when they
-        were accepted, a host whose clock was wrong by days may say anything.
-        """
-        is_same = fingerprint and fingerprint == self.fingerprint
-        return not is_same and accepted_at_ms - self.accepted_at_ms >= receipt_ms
+        """Whether another message of that key is meant, accepted then: see `envelope.is_another`."""
+        return is_another(
+            fingerprint,
+            accepted_at_ms,
+            receipt_ms,
+            than_fingerprint=self.fingerprint,
+            than_accepted_at_ms=self.accepted_at_ms,
+        )
 
 
 class Ended(msgspec.Struct, frozen=True):

@@ -211,7 +211,7 @@ class Operations:
         run = await self._ledger.finish(named, Status.DROPPED, by=who, why=why, callback=callback)
         if run.status is not Status.DROPPED:
             # It leaves the queue by itself, when what it promised for later is armed.
-            raise _has_ended_otherwise(run)
+            raise _why_not_dropped(run)
         # Only what was dropped: somebody else may have it run again by now, as the next generation.
         await self._queue.cancel(task_id, generation=task.progress.generation)
         self._announce_dropped(task)
@@ -233,14 +233,17 @@ class Operations:
     async def run_again(self, task_id: TaskId, *, who: str, why: str = "", dry_run: bool = False) -> Restarted:
         """Run a finished or suspended task once more, as a new generation that may answer again.
 
-        Raises `TaskUnknown`, or `StateConflict` while it is still on its way, or if its bytes have been forgotten.
-        `dry_run`: only say what would be.
+        Raises `TaskUnknown`, or `StateConflict` while it is still on its way, if its bytes have been forgotten, or if
+        this version cannot read it. `dry_run`: only say what would be.
         """
         task = await self._queue.get(task_id)
         if task is None:
             task, _ = await self._archived(task_id)
         elif task.progress.status is not Status.SUSPENDED:
             raise StateConflict(f"the task is {task.progress.status}: it is still on its way")
+        if task.head.is_stand_in:
+            # Written as its next generation, the stand-in would take the place of what it stands for.
+            raise StateConflict(f"this version of Rise cannot read it, and may not run it: {task.progress.error}")
         latest = await self._ledger.latest_run(task_id)
         generation = max(task.progress.generation, latest.generation if latest else 0) + 1
         if not await self._have_bytes(task, generation):
@@ -297,7 +300,7 @@ class Operations:
             return
         match await self._merging.fate_of(run):
             case MergedFate.WAITS:
-                raise _has_ended_otherwise(run)
+                raise _why_not_dropped(run)
             case MergedFate.ANSWERED:
                 raise StateConflict(f"the task has been answered with {run.merged_into} already")
 
@@ -374,7 +377,7 @@ def suspended_as(*, task_ids: tuple[TaskId, ...] = (), reason: Reason | None = N
     return Selection(status=Status.SUSPENDED, task_ids=task_ids, reason=reason, channel=channel or None)
 
 
-def _has_ended_otherwise(run: Run) -> StateConflict:
+def _why_not_dropped(run: Run) -> StateConflict:
     if run.merged_into is not None and not run.status.is_finished:
         return StateConflict(f"it is answered with {run.merged_into}: drop that one, and then this")
     return StateConflict(f"the task is {run.status} already")

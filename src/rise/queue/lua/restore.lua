@@ -1,5 +1,5 @@
 -- Brings back a task that another copy holds, unless it is open as this generation or a later one, or known to be
--- finished. Its first write is one that a full Redis refuses, as for any that comes in.
+-- finished. A full Redis refuses its first write, as for any that comes in, unless it takes a former generation's place.
 local key, body, head, raw = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local accepted, receipt_ends, deadline, due = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8]
 local suspended_for, generation, error = ARGV[9], ARGV[10], ARGV[19]
@@ -10,7 +10,10 @@ local function is_here(known)
 end
 
 local known = load(task.id)
-if is_here(known and known.generation) or is_here(call('GET', FINISHED .. task.id)) then return 0 end
+if is_here(known and known.generation) then return 0 end
+-- Whose key is not known, although its time is not over, is another message than the one that finished under that key.
+local is_another = receipt_ends > now and call('HEXISTS', RECEIPTS, key) == 0
+if not is_another and is_here(call('GET', FINISHED .. task.id)) then return 0 end
 if known then forget(known) end
 remember_again(key, task, body, accepted, receipt_ends)
 task.body, task.generation, task.error, task.begun = body, generation, error, 1

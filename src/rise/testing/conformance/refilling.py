@@ -14,7 +14,7 @@ import pytest
 
 from rise.envelope import Reason, Status
 from rise.errors import ClaimLost
-from rise.queue.port import Finished, NewTask, RefillableQueue, Replying, Selection, Suspend
+from rise.queue.port import KEY_GRACE_SECONDS, Finished, NewTask, RefillableQueue, Replying, Selection, Suspend
 from rise.testing.conformance.queue import claim_all, claim_one, delivery, number_of, open_task, run_everything
 
 
@@ -278,6 +278,25 @@ class RefillingConformance:
         [receipt] = await queue.receipts(limit=10)
         assert (receipt.task_id, receipt.received_at_ms) == (recent.head.task_id, now - 30_000)
         assert not (await queue.enqueue(recent)).new
+
+    @pytest.mark.req("ENV-3", "CPY-5")
+    @pytest.mark.failure("M6")
+    async def test_the_end_of_a_former_message_keeps_out_none_that_came_under_its_key_since(
+        self, stage: RefillingStage
+    ) -> None:
+        queue = stage.queue
+        await begin(queue)
+        former = accepted_at(delivery(1, receipt_seconds=60), queue.now_ms())
+        await queue.enqueue(former)
+        claim = await claim_one(queue)
+        await queue.settle(claim, claim.task, Finished())
+        assert await queue.restore([former]) == [], "it has finished"
+        stage.pass_time(60 + KEY_GRACE_SECONDS + 1)
+        await queue.sweep()
+        assert await queue.restore([former]) == [], "nor now, when its key is forgotten"
+        later = accepted_at(delivery(1, receipt_seconds=60, raw=b"{}"), queue.now_ms())
+        assert await queue.restore([later]) == [later.head.task_id]
+        assert (await claim_one(queue)).task.raw == b"{}"
 
     @pytest.mark.req("QUE-3", "CPY-5")
     @pytest.mark.failure("C19", "I7")

@@ -454,7 +454,8 @@ class MemoryQueue(MemoryStore):
             progress = known.progress
             if progress.status is not Status.SUSPENDED or progress.generation >= generation:
                 return False
-        self._make_room()
+        else:
+            self._make_room()
         self._remember_again(task.head)
         progress = Progress(
             status=Status.PENDING, generation=generation, due_at_ms=now, accepted_at_ms=now, updated_at_ms=now
@@ -617,9 +618,12 @@ class MemoryQueue(MemoryStore):
     def _restore(self, new: NewTask) -> bool:
         task_id, now = new.head.task_id, self.now_ms()
         known, finished = self._state.tasks.get(task_id), self._state.finished.get(task_id, -1)
-        if finished >= new.generation or (known is not None and known.progress.generation >= new.generation):
+        if known is not None and known.progress.generation >= new.generation:
             return False
-        self._make_room()
+        if finished >= new.generation and not self._is_to_be_remembered(new.head):
+            return False
+        if known is None:
+            self._make_room()
         self._remember_again(new.head)
         self._state.tasks[task_id] = stored = _as_stored(new, now)
         stored.change(is_begun=True)
@@ -631,14 +635,18 @@ class MemoryQueue(MemoryStore):
         return True
 
     def _remember_again(self, head: Head) -> None:
-        """Unless its key is known, or its time is over."""
-        ends = head.accepted_at_ms + key_kept_ms(head)
-        if ends > self.now_ms() and head.delivery_key not in self._state.keys:
+        if self._is_to_be_remembered(head):
+            ends = head.accepted_at_ms + key_kept_ms(head)
             remembered = RememberedKey(head.task_id, head.raw_sha256, head.accepted_at_ms, ends)
             self._state.keys[head.delivery_key] = remembered
 
+    def _is_to_be_remembered(self, head: Head) -> bool:
+        """Its key is not known, although its time is not over: what has finished under it was another message."""
+        return head.accepted_at_ms + key_kept_ms(head) > self.now_ms() and head.delivery_key not in self._state.keys
+
     def _make_room(self) -> None:
-        """For a task that comes in: a full store raises here and at nothing else, before anything is written."""
+        """For a task that comes in: a full store raises here and at nothing else, before anything is written. One that
+        takes the place of its former generation has room."""
 
     # --- lanes ---
 
