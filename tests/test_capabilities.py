@@ -7,7 +7,15 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from rise.capabilities import CONSEQUENCES, REMEDIES, Acceptance, CapabilityRegistry, CapabilityState, CapabilityStatus
+from rise.capabilities import (
+    CONSEQUENCES,
+    REMEDIES,
+    Acceptance,
+    CapabilityRegistry,
+    CapabilityState,
+    CapabilityStatus,
+    meaning_of,
+)
 from rise.errors import CapabilityClosed, StoreUnavailable
 from rise.telemetry import capability_available
 from rise.testing.clock import ManualClock
@@ -104,6 +112,7 @@ def test_what_is_not_there_is_shown_with_what_that_means_and_what_helps(capabili
     capabilities.set("telegram_webhook_123456", UNAVAILABLE, "of another bot than the default")
     shown = capabilities.shown()
     assert shown["telegram_webhook_123456"]["remedy"] == REMEDIES["telegram_webhook"]
+    assert meaning_of("redis_of_billing") == {}, "somebody's own"
     assert shown["disk"].keys() == {"status", "checked_at", "detail"}
     assert (shown["redis"]["consequence"], shown["redis"]["remedy"]) == (CONSEQUENCES["redis"], REMEDIES["redis"])
     assert "remedy" not in shown["somebody's"]

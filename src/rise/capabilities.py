@@ -369,7 +369,9 @@ def _shown(name: str, state: CapabilityState) -> dict[str, str]:
 def meaning_of(name: str, remedy: str = "") -> dict[str, str]:
     """What its loss means and what helps, this time or else as a rule, as far as that is known: a probe may be
     anybody's."""
-    kind = name if name in CONSEQUENCES else name.rpartition("_")[0]  # of another bot than the default: NAME_ACCOUNT
+    kind, _, account = name.rpartition("_")
+    if not account.isdigit():  # of another bot than the default: NAME_ACCOUNT
+        kind = name
     return {"consequence": CONSEQUENCES[kind], "remedy": remedy or REMEDIES[kind]} if kind in CONSEQUENCES else {}
 
 

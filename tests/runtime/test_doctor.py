@@ -413,6 +413,25 @@ async def test_a_bot_whose_token_came_with_its_binding_is_served_and_its_open_wo
     assert switched_off.name == "telegram:8"
 
 
+@pytest.mark.req("TGM-1")
+async def test_a_workflow_that_asks_for_telegram_is_not_said_to_serve_a_bot_with_a_token_of_its_own(
+    data_dir: Path, tmp_path: Path
+):
+    """A start binds the default bot, and no other."""
+    house = build(load_settings(data_dir=data_dir, _env_file=None))
+    await house.stores.open()
+    own = ChannelOwn(bot_token=house.seal.close("8:ABC"))
+    off = BindingRecord(channel="telegram", account="8", workflow_id="a", own=own, enabled=False)
+    await house.editor.bind(off, by="ann")
+    await house.stores.close()
+    (tmp_path / "bot.py").write_text(BOT.replace('"webchat"', '"telegram"'))
+    asked = doctor(data_dir, app=str(tmp_path / "bot.py"), telegram_token="7:ABC")
+    found = {finding.name: finding for finding in await asked.probe("bindings")}
+    assert found["telegram:7"].level is Level.OK
+    assert found["telegram:8"].level is Level.WARN
+    assert "`rise bindings bind WORKFLOW --channel telegram --account 8`" in found["telegram:8"].remedy
+
+
 @pytest.mark.req("SUS-2")
 async def test_what_waits_for_a_person_is_a_warning_that_counts_it_by_reason(data_dir: Path):
     await accept_for(data_dir, "7", 1, 2, 3, 4, 5)

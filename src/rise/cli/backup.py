@@ -38,7 +38,8 @@ def backup(
         show_json({"target": str(target), "contents": contents})
         return
     say(f"{target} is complete and checked")
-    elsewhere = None if settings.redis_url is None else "not in it: Redis, the journals and RabbitMQ have them"
+    holders = "Redis and the journals" if settings.rabbitmq_url is None else "Redis, the journals and RabbitMQ"
+    elsewhere = None if settings.redis_url is None else f"not in it: {holders} have them"
     show_pairs(
         [
             ("files", ", ".join(contents.files)),

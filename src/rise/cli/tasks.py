@@ -316,7 +316,7 @@ def _tell(house: House, story: TaskStory, earlier: list[Run], receipt: Receipt |
             ("delivery key", head.delivery_key),
             ("repeated", f"{receipt.duplicates} more deliveries" if receipt and receipt.duplicates else None),
             ("workflow", _workflow(head.workflow_id, run)),
-            ("run", f"{task.run_id}, {progress.attempts} times tried again, {progress.deaths} processes died"),
+            ("run", f"{task.run_id}; failed tries: {progress.attempts}, processes that died: {progress.deaths}"),
             ("error", progress.error),
             ("label", head.idempotency_key),
             ("trace", head.trace_id),

@@ -207,10 +207,16 @@ class Doctor:
             workflows = self._workflows()
         except RiseError:
             workflows = {}  # said by the check of the app
-        asked = {channel: workflow_id for workflow_id, known in workflows.items() for channel in known.channels}
+        # A start binds the settings' own accounts to what asks for their channels, and no other bot.
+        asked = {
+            (channel, account): workflow_id
+            for workflow_id, one in workflows.items()
+            for channel, account in self._own_accounts()
+            if channel in one.channels
+        }
         published = await self._published()
         serving = [
-            _binding(channel, account, known, workflows, published, asked.get(channel))
+            _binding(channel, account, known, workflows, published, asked.get((channel, account)))
             for channel, account in self._accounts(known)
         ]
         failing = await self._failing(sorted({one.channel for one in known}))
@@ -237,12 +243,16 @@ class Doctor:
 
     def _accounts(self, known: Iterable[BindingRecord]) -> list[tuple[str, str]]:
         """With the bots that have a token of their own."""
-        accounts = [("http", DEFAULT_ACCOUNT), ("webchat", DEFAULT_ACCOUNT)]
-        if self._bot_token is not None:
-            accounts.append(("telegram", self._bot_token.partition(":")[0]))
+        accounts = self._own_accounts()
         if self.settings.effective_telegram_mode != "off":
             accounts += [(one.channel, one.account) for one in known if one.own.bot_token is not None]
         return list(dict.fromkeys(accounts))
+
+    def _own_accounts(self) -> list[tuple[str, str]]:
+        accounts = [("http", DEFAULT_ACCOUNT), ("webchat", DEFAULT_ACCOUNT)]
+        if self._bot_token is not None:
+            accounts.append(("telegram", self._bot_token.partition(":")[0]))
+        return accounts
 
     async def _bound(self) -> list[BindingRecord]:
         async with self.stores() as stores:
@@ -267,11 +277,14 @@ class Doctor:
             async with self.stores() as stores:
                 if stores is not None:
                     waiting, suspended = await _count_open(stores.queue)
-            accounts = self._accounts(await self._bound())
         except Unavailable as error:  # what helps is said of the store itself
             return [
                 _fail("open work", redact(error.public_message), error.remedy or "it is looked at when that answers")
             ]
+        try:
+            accounts = self._accounts(await self._bound())
+        except Unavailable:  # said by the check of the bindings
+            return _for_a_person(suspended)
         return [
             _warn(
                 f"{channel}:{account}",
@@ -835,7 +848,7 @@ def _binding(
         return _warn(
             name,
             "no workflow: what comes in is kept and waits (workflow_pending)",
-            f'name the channel in a workflow: @rise.workflow("…", channels=["{channel}"])',
+            f"bind one: `rise bindings bind WORKFLOW --channel {channel} --account {account}`",
         )
     if bound[0].kill_switch is not None:
         return _warn(

@@ -285,11 +285,13 @@ def clocks_apart(store_ms: int, wall: datetime) -> str | None:
     seconds = (store_ms - epoch_ms(wall)) / 1000
     if abs(seconds) <= CLOCKS_SECONDS_MAX:
         return None
-    return f"{CLOCKS_APART} {in_hours(abs(seconds))} apart, the store's {'ahead' if seconds > 0 else 'behind'}"
+    return f"{CLOCKS_APART} {in_time(abs(seconds))} apart, the store's {'ahead' if seconds > 0 else 'behind'}"
 
 
-def in_hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+def in_time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _moving(depth: QueueDepth) -> int:

@@ -27,7 +27,7 @@ from rise.ledger.port import Ledger, ReplyKind, ReplyState, Run, reply_of
 from rise.merging import MergedFate, Merging
 from rise.queue.port import OpenTask, Queue, QueueDepth, Route, Selection, Suspend
 from rise.runtime.alerts import in_number
-from rise.runtime.pipeline import Pipeline, clocks_apart, in_hours
+from rise.runtime.pipeline import Pipeline, clocks_apart, in_time
 from rise.service import Loop, Signal, sparingly
 from rise.telemetry import (
     enqueue_to_reply_seconds,
@@ -293,7 +293,7 @@ class Supervisor:
             "suspended",
             count >= self._duties.suspended_alert_count or age_seconds >= self._duties.suspended_alert_seconds,
             summary=f"{in_number(count)} {'waits' if count == 1 else 'wait'} for a person, "
-            f"the oldest for {in_hours(age_seconds)}",
+            f"the oldest for {in_time(age_seconds)}",
             count=count,
             oldest_seconds=round(age_seconds),
             consequence="they are kept, and stay unanswered until somebody ends the waiting",
