@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from rise import callbacks, tracing
-from rise.bus.port import Bus, Topic
+from rise.bus.port import Bus, Topic, publish_settled
 from rise.channels.port import (
     AccountDown,
     Moved,
@@ -358,18 +358,14 @@ class Sender:
             log.warning("task.finish_delayed", task_id=reply.task_id, error=error, consequence=shown)
 
     def _announce(self, reply: Reply, status: Status, outcome: Outcome | None) -> None:
-        self._bus.publish(
-            Topic.TASK_SETTLED,
-            {
-                "task_id": reply.task_id,
-                "status": status,
-                "outcome": outcome,
-                "channel": reply.channel,
-                "account": reply.account,
-                "workflow_id": reply.workflow_id,
-                "reason": Reason.REPLY_HELD if status is Status.SUSPENDED else None,
-                "seconds": max(0.0, (self._queue.now_ms() - reply.accepted_at_ms) / 1000),
-            },
+        publish_settled(
+            self._bus,
+            reply,
+            status,
+            outcome=outcome,
+            reason=Reason.REPLY_HELD if status is Status.SUSPENDED else None,
+            workflow_id=reply.workflow_id,
+            seconds=max(0.0, (self._queue.now_ms() - reply.accepted_at_ms) / 1000),
         )
 
     # --- pauses ---

@@ -21,7 +21,7 @@ import msgspec
 from rise import tracing
 from rise.bindings import BindingRegistry, Bound, allows
 from rise.bursts import Burst, Bursts
-from rise.bus.port import Bus, Topic
+from rise.bus.port import Bus, Topic, publish_settled
 from rise.callbacks import Callbacks
 from rise.channels.port import Channel, Incoming, is_pushed, read_anew
 from rise.claims import ClaimLimits, Claims
@@ -665,18 +665,14 @@ class Worker:
                 status = Status.SUSPENDED
             case _:
                 return
-        self._bus.publish(
-            Topic.TASK_SETTLED,
-            {
-                "task_id": task.task_id,
-                "status": status,
-                "outcome": _outcome_at_end(ending),
-                "reason": ending.reason if isinstance(ending, Suspended) else None,
-                "channel": head.channel,
-                "account": head.account,
-                "workflow_id": ending.result.workflow_id if isinstance(ending, Answered) else None,
-                "seconds": round((epoch_ms(self._clock.now()) - head.accepted_at_ms) / 1000, 4),
-            },
+        publish_settled(
+            self._bus,
+            head,
+            status,
+            outcome=_outcome_at_end(ending),
+            reason=ending.reason if isinstance(ending, Suspended) else None,
+            workflow_id=ending.result.workflow_id if isinstance(ending, Answered) else None,
+            seconds=round((epoch_ms(self._clock.now()) - head.accepted_at_ms) / 1000, 4),
         )
 
     async def _insist(self, write: Callable[[], Awaitable[T]], task: Task) -> T:

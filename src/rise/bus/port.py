@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Protocol
 
+from rise.envelope import Outcome, Reason, Status, TaskId
+
 Listener = Callable[[Mapping[str, Any]], None]
 """Called in the event loop; quick, and raises nothing: an event of another version may lack any field."""
 
@@ -22,7 +24,7 @@ class Topic(StrEnum):
     """Where others than the queue keep the time: `task_id`."""
     OUTBOX_READY = "outbox.ready"
     TASK_SETTLED = "task.settled"
-    """A task was finished or suspended: `task_id`, `status`, and what the metrics need."""
+    """A task was finished or suspended: see `publish_settled`."""
     RUN_STARTED = "run.started"
     """A workflow works on it: `channel`, `account`, `chat_id`, for the typing indicator."""
     RUN_ENDED = "run.ended"
@@ -41,6 +43,17 @@ class Topic(StrEnum):
     """The same of every binding after every look, for who shows it."""
     CHATS_MOVED = "chats.moved"
     """The ledger knows of another."""
+
+
+class _Settled(Protocol):
+    """A task's head, or one of its replies."""
+
+    @property
+    def task_id(self) -> TaskId: ...
+    @property
+    def channel(self) -> str: ...
+    @property
+    def account(self) -> str: ...
 
 
 class Bus(Protocol):
@@ -76,3 +89,29 @@ class Bus(Protocol):
     def bury(self, member: str) -> None:
         """What it held has been taken care of; forget it."""
         ...
+
+
+def publish_settled(
+    bus: Bus,
+    about: _Settled,
+    status: Status,
+    *,
+    outcome: Outcome | None = None,
+    reason: Reason | None = None,
+    workflow_id: str | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Say that a task was finished or suspended. `seconds`: since it was accepted."""
+    bus.publish(
+        Topic.TASK_SETTLED,
+        {
+            "task_id": about.task_id,
+            "status": status,
+            "outcome": outcome,
+            "reason": reason,
+            "channel": about.channel,
+            "account": about.account,
+            "workflow_id": workflow_id,
+            "seconds": seconds,
+        },
+    )

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from rise.bus.port import Bus, Topic
+from rise.bus.port import Bus, publish_settled
 from rise.channels.port import Incoming
 from rise.clock import Clock, epoch_ms
 from rise.envelope import Outcome, Status, Task, TaskId, TaskType
@@ -99,16 +99,5 @@ class Ringing:
         head = task.head
         follow_up_lag_seconds.observe(late_by(head, now_ms).total_seconds())
         log.info("follow_up.rung", task_id=task.task_id, status=run.status)
-        self._bus.publish(
-            Topic.TASK_SETTLED,
-            {
-                "task_id": task.task_id,
-                "status": run.status,
-                "outcome": run.outcome,
-                "reason": None,
-                "channel": head.channel,
-                "account": head.account,
-                "workflow_id": None,
-                "seconds": round((epoch_ms(self._clock.now()) - head.accepted_at_ms) / 1000, 4),
-            },
-        )
+        seconds = round((epoch_ms(self._clock.now()) - head.accepted_at_ms) / 1000, 4)
+        publish_settled(self._bus, head, run.status, outcome=run.outcome, seconds=seconds)

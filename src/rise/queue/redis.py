@@ -258,7 +258,7 @@ class RedisQueue:
 
     async def restart(self, task: Task, *, generation: int) -> bool:
         head = task.head
-        known = _known_again(head, task.raw)
+        known = _receipt_and_content(head, task.raw)
         return bool(await self._database.run(_RESTART, *known, generation, *_identity(head)))
 
     async def cancel(self, task_id: TaskId, *, generation: int | None = None) -> Task | None:
@@ -339,7 +339,7 @@ class RedisQueue:
         return bool(
             await self._database.run(
                 _RESTORE,
-                *_known_again(head, task.raw),
+                *_receipt_and_content(head, task.raw),
                 "" if task.deadline_at_ms is None else task.deadline_at_ms,
                 "" if task.due_at_ms is None else task.due_at_ms,
                 task.suspend or "",
@@ -481,7 +481,7 @@ def _given(text: str | None) -> tuple[str, ...]:
     return () if text is None else (clean_text(text),)
 
 
-def _known_again(head: Head, raw: bytes) -> tuple[Argument, ...]:
+def _receipt_and_content(head: Head, raw: bytes) -> tuple[Argument, ...]:
     """Of a task that this Redis may have lost: its key, its content, from when and until when it is remembered."""
     ends_ms = head.accepted_at_ms + key_kept_ms(head)
     return head.delivery_key, head.raw_sha256, encode_head(head), raw, head.accepted_at_ms, ends_ms

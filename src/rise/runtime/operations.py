@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 
-from rise.bus.port import Bus, Topic
+from rise.bus.port import Bus, Topic, publish_settled
 from rise.callbacks import Callbacks
 from rise.clock import Clock, epoch_ms
 from rise.copies.looking import CopiesShown
@@ -355,18 +355,7 @@ class Operations:
 
     def _announce_dropped(self, task: Task) -> None:
         head = task.head
-        self._bus.publish(
-            Topic.TASK_SETTLED,
-            {
-                "task_id": task.task_id,
-                "status": Status.DROPPED,
-                "outcome": None,
-                "reason": None,
-                "channel": head.channel,
-                "account": head.account,
-                "workflow_id": head.workflow_id,
-            },
-        )
+        publish_settled(self._bus, head, Status.DROPPED, workflow_id=head.workflow_id)
         self._bus.publish(Topic.LANES_READY)  # its chat goes on without it
         if head.callback_url is not None:
             self._bus.publish(Topic.OUTBOX_READY)
