@@ -216,7 +216,7 @@ class Installation:
             bus=bus,
             slots=slots,
             journals=journals,
-            copies=Copies(queue=queue, journals=journals, mirror=mirror, notes=notes, policy=policy),
+            copies=Copies(queue=queue, journals=journals, mirror=mirror, notes=notes, policy=policy, clock=self.clock),
             relay=Relay(journals=journals, notes=notes, work=work, mirror=mirror, bus=bus, clock=self.clock),
             work=work,
             notes=notes,

@@ -11,6 +11,7 @@ from copies_stage import HOUR_SECONDS, Installation, Link, Process, ids, in_jour
 from structlog.testing import capture_logs
 
 from rise.copies import keeping
+from rise.copies.journal import run_of
 from rise.copies.keeping import PUBLISH_TRIES
 from rise.copies.record import encode_task
 from rise.errors import CopiesInsufficient, StateConflict
@@ -426,3 +427,53 @@ async def test_a_journal_puts_nothing_that_is_run_again_in_the_place_of_another_
     further = msgspec.structs.replace(second, generation=1)
     await journal.keep(further, encode_task(further))
     assert [entry.task for entry in await journal.open_tasks(limit=10)] == [further]
+
+
+@pytest.mark.req("CPY-2", "SUS-3")
+@pytest.mark.failure("C5")
+async def test_what_is_run_again_needs_no_journal_where_the_others_suffice(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    """Nor a look into those of others, but for what was accepted so long ago that its key is forgotten."""
+    process = await installation.process()
+    task = installation.message(1)
+    await process.keep(task)
+    await process.asked()
+    await installation.work()
+    people = Operations(process.queue, process.ledger, process.bus, installation.clock, restart=process.copies.restart)
+    Disk(process).fail()
+    monkeypatch.setattr(process.journals, "slots", None)
+    assert (await people.run_again(task.head.task_id, who="Ann")).generation == 1
+    monkeypatch.undo()
+    await installation.work()
+    installation.clock.advance(73 * HOUR_SECONDS)
+    monkeypatch.setattr(process.slots, "directory", process.slots.directory / "gone")
+    assert (await people.run_again(task.head.task_id, who="Ann")).generation == 2
+
+
+@pytest.mark.req("CPY-2", "ENV-3")
+async def test_what_is_run_again_under_a_name_that_a_journal_has_forgotten_is_kept_there(installation: Installation):
+    """The ledger was restored from before it was run under that name first."""
+    process = await installation.process()
+    journal = process.journals.own
+    task, again = installation.message(1), msgspec.structs.replace(installation.message(1), generation=1)
+    for one in (task, again):
+        await journal.keep(one, encode_task(one))
+    await journal.forget([run_of(again).name])
+    await journal.keep(again, encode_task(again))
+    assert [entry.task for entry in await journal.open_tasks(limit=10)] == [again]
+    await journal.keep(again, encode_task(again))
+    assert len(await journal.open_tasks(limit=10)) == 1
+
+
+@pytest.mark.req("CPY-5", "ENV-3")
+@pytest.mark.failure("C19", "M6")
+async def test_what_has_a_formers_key_is_brought_back_when_the_queue_has_lost_it(installation: Installation):
+    process = await installation.process()
+    _, second = await what_ended_and_what_came_under_its_key_since(installation, process)
+    await process.round()
+    installation.queue.tasks.pop(second.head.task_id)
+    for _ in range(20):
+        installation.clock.advance(600)
+        await process.round()
+    assert second.head.task_id in installation.in_queue()

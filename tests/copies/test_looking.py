@@ -14,10 +14,12 @@ from rise.copies.looking import CopiesShown
 from rise.copies.record import encode_task
 from rise.copies.slots import Slots
 from rise.envelope import Outcome, Progress, Status, Task
-from rise.errors import StoreUnavailable
+from rise.errors import QueueOwed, StoreUnavailable, TaskUnknown
 from rise.queue.port import NewTask
 from rise.runtime.audit import Audit, Fate
+from rise.runtime.operations import Operations
 from rise.testing.clock import ManualClock
+from rise.testing.fakes.bus import MemoryBus, MemoryBusState
 from rise.testing.fakes.ledger import MemoryLedger, MemoryLedgerState
 from rise.testing.fakes.mirror import MemoryMirror, MemoryMirrorState
 from rise.testing.fakes.queue import MemoryQueue, MemoryQueueState
@@ -126,3 +128,64 @@ async def test_a_message_suspended_at_the_door_is_shown_as_that(stores: Stores):
     await stores.journal.keep(task, encode_task(task))
     [shown] = await stores.shown.open_in_journals([task.head.task_id])
     assert shown.status is Status.SUSPENDED
+
+
+# --- what the queue has not got yet -----------------------------------------------------------------------------
+
+
+def people(stores: Stores) -> Operations:
+    return Operations(stores.queue, stores.ledger, MemoryBus(MemoryBusState()), stores.clock, copies=stores.shown)
+
+
+@pytest.mark.req("CPY-5", "SUS-3")
+@pytest.mark.failure("C19")
+@pytest.mark.parametrize("is_filled", [True, False])
+async def test_of_what_is_on_its_way_to_the_queue_nobody_is_told_that_there_is_no_such_task(
+    stores: Stores, is_filled: bool
+):
+    """A journal has it; or the queue is being filled, by other hosts, too."""
+    task_id = (await keep(stores, 1)).head.task_id if is_filled else message(1).head.task_id
+    stores.state.life = "the second" if is_filled else None
+    operations = people(stores)
+    for ask in (
+        operations.story(task_id),
+        operations.resume(task_id, who="Ann"),
+        operations.drop(task_id, who="Ann"),
+        operations.run_again(task_id, who="Ann"),
+    ):
+        with pytest.raises(QueueOwed):
+            await ask
+
+
+@pytest.mark.req("SUS-3")
+async def test_of_what_nobody_has_it_is_said_that_there_is_no_such_task(stores: Stores):
+    with pytest.raises(TaskUnknown):
+        await people(stores).story(message(1).head.task_id)
+
+
+@pytest.mark.req("OPS-2", "ENV-3")
+async def test_what_came_under_the_key_of_something_that_has_ended_is_not_done(stores: Stores):
+    former = message(1)
+    await stores.finish(former)
+    kept_ms = former.head.receipt_seconds * 1000
+    later = msgspec.structs.replace(
+        former,
+        raw=b'{"n":"later"}',
+        head=msgspec.structs.replace(former.head, accepted_at_ms=former.head.accepted_at_ms + kept_ms),
+    )
+    await stores.journal.keep(later, encode_task(later))
+    fates = (await stores.audit.run()).fates
+    assert (fates[Fate.PENDING], fates[Fate.DONE]) == (1, 0)
+
+
+@pytest.mark.req("OPS-2")
+@pytest.mark.failure("B14")
+async def test_what_only_a_newer_version_can_bring_to_the_queue_is_not_unaccounted_for(stores: Stores):
+    await stores.journal.keep(message(1), b"of tomorrow")
+    assert (await stores.audit.run()).fates[Fate.PENDING] == 1
+
+
+async def test_with_no_journals_at_all_a_task_is_shown_where_it_is(stores: Stores):
+    await stores.queue.enqueue(message(1))
+    stores.slots.directory = stores.slots.directory / "gone"
+    assert await stores.shown.of(message(1).head.task_id) == ["redis"]

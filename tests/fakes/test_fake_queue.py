@@ -51,6 +51,9 @@ class MemoryStage:
     async def empty(self) -> None:
         self.state.empty()
 
+    async def lose(self, task_id: TaskId) -> None:
+        del self.state.tasks[task_id]
+
     async def let_debts_lapse(self) -> None:
         self.pass_time(2)
 

@@ -46,6 +46,7 @@ class KeptStage(MemoryStage):
             mirror=mirror,
             notes=Notes(self.journals),
             policy=CopiesPolicy(copies_min=2, journal_required=mirror is None),
+            clock=self.clock,
         )
         self.queue = self.open_kept()
 

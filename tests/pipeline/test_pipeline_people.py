@@ -167,10 +167,25 @@ async def test_what_this_version_cannot_read_is_not_run_again_and_stays_as_the_n
     await stage.rewrite("tasks", task_id, head=newer)
     worker = await stage.start_worker(echo)
     await stage.suspended(task_id, Reason.SCHEMA_NEWER)
-    with pytest.raises(StateConflict, match="this version of Rise cannot read it"):
+    with pytest.raises(StateConflict, match="this version of Rise could not read it"):
         await stage.operations.run_again(task_id, who="operator")
     await worker.stop()
     assert await stage.rewrite("tasks", task_id, head=encode_head(task.head)) == newer
+
+
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("C19")
+async def test_what_is_being_answered_is_not_run_again_although_the_queue_has_lost_it(stage: Stage):
+    gateway, _ = await stage.start(echo)
+    recording = gateway.hold_at("ledger.outbox_record", "before")
+    [task_id] = await stage.write("question")
+    await recording.reached()
+    await stage.queue.cancel(task_id)
+    with pytest.raises(StateConflict, match="it is still on its way"):
+        await stage.operations.run_again(task_id, who="operator")
+    recording.open()
+    await stage.ended(task_id)
+    assert stage.texts() == ["question"]
 
 
 def _people(stage: Stage, process: Any) -> Operations:

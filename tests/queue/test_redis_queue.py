@@ -74,6 +74,9 @@ class RedisStage:
     async def empty(self) -> None:
         self.server.ask("FLUSHALL")
 
+    async def lose(self, task_id: TaskId) -> None:
+        assert self.server.ask("DEL", f"{{rise}}:queue:task:{task_id}") == 1
+
     async def let_debts_lapse(self) -> None:
         # Redis ends them by its own clock, which nobody moves.
         await eventually(lambda: not any("owed:" in key for key in self.every_key()))

@@ -322,6 +322,11 @@ class Journal:
         named = encode_json(list(task_ids)).decode()
         return await self._read(lambda connection: {task_id for (task_id,) in connection.execute(_HAS, (named,))})
 
+    async def kept(self, task_id: TaskId) -> KeptRun | None:
+        """As it is open here, readable or not."""
+        row = await self._read(lambda connection: connection.execute(_KEPT, (task_id,)).fetchone())
+        return None if row is None else KeptRun(*row)
+
     async def copies_of(self, task_id: TaskId) -> dict[Copy, str] | None:
         """The other stores known to hold it, each with the life it was in then. None: it is not open here."""
         lives = await self._read(lambda connection: connection.execute(_COPIES_OF, (task_id,)).fetchone())
@@ -468,7 +473,7 @@ _REMEMBER: Final = (
     " WHERE receipts.ends_at <= excluded.accepted_at"
     " AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.task_id = receipts.task_id)"
 )
-_RAISE_GENERATION: Final = "UPDATE receipts SET generation = ?1 WHERE delivery_key = ?2 AND generation < ?1"
+_RAISE_GENERATION: Final = "UPDATE receipts SET generation = ?1 WHERE delivery_key = ?2 AND generation <= ?1"
 _PUT: Final = (
     "INSERT INTO tasks (task_id, generation, accepted_at, receipt_ends_at, fingerprint, kept_at, look_at, record)"
     " VALUES (?,?,?,?,?,?,?,?)"
@@ -486,18 +491,25 @@ def _keep(connection: apsw.Connection, head: Head, kept: KeptRun, record: bytes,
     if _run(connection, _REMEMBER, receipt):
         connection.execute(_PUT, put)
         return JournalKept(new=True)
-    # What is open has a receipt, which therefore speaks for both.
-    if generation and _run(connection, _RAISE_GENERATION, (generation, head.delivery_key)):
-        _refuse_in_place_of_another(connection, kept)
+    # What is open has a receipt, which therefore speaks for both. Also one of this generation, which is not open: where
+    # the ledger was restored from before that, it is run again under the same name.
+    if (
+        generation
+        and _run(connection, _RAISE_GENERATION, (generation, head.delivery_key))
+        and _has_no_record(connection, kept)
+    ):
         connection.execute(_PUT, put)
     known = connection.execute("SELECT body_sha256 FROM receipts WHERE delivery_key = ?", (head.delivery_key,))
     return JournalKept(new=False, same_body=known.fetchone() == (head.raw_sha256,))
 
 
-def _refuse_in_place_of_another(connection: apsw.Connection, kept: KeptRun) -> None:
+def _has_no_record(connection: apsw.Connection, kept: KeptRun) -> bool:
+    """Of this generation or a later one. Raises `StateConflict` where its place is another message's."""
     row = connection.execute(_KEPT, (kept.task_id,)).fetchone()
-    if row is not None and KeptRun(*row).is_another_than(kept):
+    known = None if row is None else KeptRun(*row)
+    if known is not None and known.is_another_than(kept):
         raise StateConflict(USED_AGAIN)
+    return known is None or known.generation < kept.generation
 
 
 def _lacking(

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from rise.clock import Clock, epoch_ms
 from rise.copies.journal import USED_AGAIN, JournalKept, KeptRun, RunName, run_of
 from rise.copies.journals import Journals
 from rise.copies.notes import MIRRORS_LIFE, Debt, Notes
@@ -74,12 +74,14 @@ class Copies:
         mirror: Mirror | None,
         notes: Notes,
         policy: CopiesPolicy,
+        clock: Clock,
     ) -> None:
         self._queue = queue
         self._journals = journals
         self._mirror = mirror
         self._notes = notes
         self._policy = policy
+        self._clock = clock
         self._mirror_is_down = False
         self._asked: dict[str, set[asyncio.Task[Any]]] = {JOURNAL: set(), REDIS: set(), RABBITMQ: set()}
 
@@ -155,12 +157,11 @@ class Copies:
         return True
 
     async def _refuse_in_place_of_another(self, kept: KeptRun) -> None:
-        """As far as the journals of this host know."""
-        async with self._journals.slots.every() as journals:
-            for journal in journals:
-                with suppress(Unavailable):
-                    if any(run_of(one.task).is_another_than(kept) for one in await journal.entries([kept.task_id])):
-                        raise StateConflict(USED_AGAIN)
+        """As far as this host knows. Before its key was forgotten no other came under it: that costs no look."""
+        if epoch_ms(self._clock.now()) < kept.receipt_ends_at_ms:
+            return
+        if any(known.is_another_than(kept) for known in await self._journals.kept_on_host(kept.task_id)):
+            raise StateConflict(USED_AGAIN)
 
     def _ask(self, keeping: _Keeping, store: str, ways: dict[str, Way]) -> None:
         """Once: those that are left are asked together."""

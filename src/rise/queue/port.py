@@ -386,5 +386,5 @@ class RefillableQueue(Queue, Protocol):
         ...
 
     async def missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
-        """Of these, the ones that are neither open here nor known to be finished."""
+        """Of these, the ones that are not open here. What has finished, `restore` and the ledger know."""
         ...

@@ -358,9 +358,7 @@ class RedisQueue:
             await self._database.run(_PAID, member, *some)
 
     async def missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
-        known = await asyncio.gather(
-            *(self._database.execute("EXISTS", TASK + task_id, FINISHED + task_id) for task_id in task_ids)
-        )
+        known = await asyncio.gather(*(self._database.execute("EXISTS", TASK + task_id) for task_id in task_ids))
         return [task_id for task_id, count in zip(task_ids, known, strict=True) if not count]
 
     # --- beyond the port ---

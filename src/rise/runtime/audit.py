@@ -194,10 +194,14 @@ class Audit:
         found = {task.head.task_id: _Whereabouts(task, finished.get(task.head.task_id)) for task in listed}
         for task_id, run in finished.items():
             found.setdefault(task_id, _Whereabouts(None, run))
-        missing = [task_id for task_id in task_ids if task_id not in found]
-        if self.copies is not None and missing:
-            on_the_way = await self.copies.open_in_journals(missing)
-            found |= {task.head.task_id: _Whereabouts(task, None) for task in on_the_way}
+        if self.copies is not None:
+            listed_ids = {task.head.task_id for task in listed}
+            unlisted = [task_id for task_id in task_ids if task_id not in listed_ids]
+            for task in await self.copies.open_in_journals(unlisted):
+                ended = finished.get(task.head.task_id)
+                # A journal keeps what has finished for a moment; and what came since under the key of what has.
+                if ended is None or ended.is_of_former(task.head):
+                    found[task.head.task_id] = _Whereabouts(task, ended)
         return found
 
     async def _unaccounted(self, receipt: Receipt) -> Unaccounted:

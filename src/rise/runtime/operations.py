@@ -19,7 +19,7 @@ from rise.callbacks import Callbacks
 from rise.clock import Clock, epoch_ms
 from rise.copies.looking import CopiesShown
 from rise.envelope import Reason, Status, Task, TaskId, run_id_of
-from rise.errors import Rejected, StateConflict, TaskUnknown
+from rise.errors import QueueOwed, Rejected, StateConflict, TaskUnknown
 from rise.ledger.port import Attempt, Ledger, Operation, Reply, Run
 from rise.merging import MergedFate, Merging
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection
@@ -236,14 +236,7 @@ class Operations:
         Raises `TaskUnknown`, or `StateConflict` while it is still on its way, if its bytes have been forgotten, or if
         this version cannot read it. `dry_run`: only say what would be.
         """
-        task = await self._queue.get(task_id)
-        if task is None:
-            task, _ = await self._archived(task_id)
-        elif task.progress.status is not Status.SUSPENDED:
-            raise StateConflict(f"the task is {task.progress.status}: it is still on its way")
-        if task.head.is_stand_in:
-            # Written as its next generation, the stand-in would take the place of what it stands for.
-            raise StateConflict(f"this version of Rise cannot read it, and may not run it: {task.progress.error}")
+        task = await self._may_run_again(task_id)
         latest = await self._ledger.latest_run(task_id)
         generation = max(task.progress.generation, latest.generation if latest else 0) + 1
         if not await self._have_bytes(task, generation):
@@ -266,6 +259,23 @@ class Operations:
 
     # --- details ---
 
+    async def _may_run_again(self, task_id: TaskId) -> Task:
+        """Raises `StateConflict` unless it has ended, or is suspended, and can be read."""
+        task = await self._queue.get(task_id)
+        if task is not None and task.progress.status is not Status.SUSPENDED:
+            raise StateConflict(f"the task is {task.progress.status}: it is still on its way")
+        if task is None:
+            task, run = await self._archived(task_id)
+            if not run.status.is_finished:  # its answer is on its way, although the queue has lost it
+                raise StateConflict(f"the task is {run.status}: it is still on its way")
+        if task.head.is_stand_in:
+            # Written as its next generation, the stand-in would take the place of what it stands for.
+            raise StateConflict(
+                "this version of Rise could not read it, and may not run it: what a newer version has put aside runs "
+                "there; of what was dropped here nothing is left that could"
+            )
+        return task
+
     async def _replies(self, task: Task) -> list[Reply]:
         """Not what the former message of its key was answered: that may have been another chat's."""
         replies = await self._ledger.replies(task_id=task.task_id)
@@ -285,7 +295,7 @@ class Operations:
         if known is None or not known.is_of_former(task.head):
             return task
         latest = await self._ledger.latest_run(task.task_id) or known
-        return task.in_generation(latest.generation + 1)
+        return task.in_generation(latest.generation + latest.is_of_former(task.head))
 
     async def _have_bytes(self, task: Task, generation: int) -> bool:
         """Whether all have them that would be run as this generation: itself, and what it answered before."""
@@ -307,7 +317,7 @@ class Operations:
     async def _archived(self, task_id: TaskId) -> tuple[Task, Run]:
         task, run = await self._ledger.archived(task_id), await self._ledger.latest_run(task_id)
         if task is None or run is None:
-            raise TaskUnknown("there is no such task, or it has been forgotten", field="taskId")
+            await self._refuse_unknown(task_id)
         attempts = await self._ledger.attempts(task.run_id)
         progress = msgspec.structs.replace(
             task.progress,
@@ -319,8 +329,16 @@ class Operations:
     async def _refuse_ended(self, task_id: TaskId, verb: str) -> NoReturn:
         run = await self._ledger.latest_run(task_id)
         if run is None:
-            raise TaskUnknown("there is no such task, or it has been forgotten", field="taskId")
+            await self._refuse_unknown(task_id)
         raise StateConflict(f"the task is {run.status} and cannot be {verb}")
+
+    async def _refuse_unknown(self, task_id: TaskId) -> NoReturn:
+        if self._copies is not None and await self._copies.is_on_its_way(task_id):
+            raise QueueOwed(
+                "nothing is known of it yet: the queue is being given what it lacks",
+                remedy="ask again in a moment; `rise rehydrate --dry-run` counts what is lacking",
+            )
+        raise TaskUnknown("there is no such task, or it has been forgotten", field="taskId")
 
     async def _refuse_newer(self, task_id: TaskId) -> None:
         """Refuse what is still there as a newer version has put it aside: the queue changes nothing of that."""

@@ -213,6 +213,9 @@ local function create(known, head, raw, status)
   call('ZADD', OPEN, 0, known.id)
   count('channel:' .. known.channel, 1)
   set_status({ id = known.id }, status, known)
+  -- Of the former generation, or the former message of its key: it would keep this one out, were it lost. Last, because
+  -- a full Redis refuses the first write.
+  call('DEL', FINISHED .. known.id)
 end
 
 local function forget(task)

@@ -269,7 +269,7 @@ def wire_copies(
         slots=slots,
         journals=journals,
         mirror=mirror,
-        copies=Copies(queue=queue, journals=journals, mirror=mirror, notes=notes, policy=policy),
+        copies=Copies(queue=queue, journals=journals, mirror=mirror, notes=notes, policy=policy, clock=clock),
         relay=Relay(journals=journals, notes=notes, work=work, mirror=mirror, bus=bus, clock=clock),
         work=work,
     )

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 import pytest
 
-from rise.envelope import Reason, Status
+from rise.envelope import Reason, Status, TaskId
 from rise.errors import ClaimLost
 from rise.queue.port import KEY_GRACE_SECONDS, Finished, NewTask, RefillableQueue, Replying, Selection, Suspend
 from rise.testing.conformance.queue import claim_all, claim_one, delivery, number_of, open_task, run_everything
@@ -29,6 +29,10 @@ class RefillingStage(Protocol):
 
     async def empty(self) -> None:
         """Everything in it is lost, behind everybody's back."""
+        ...
+
+    async def lose(self, task_id: TaskId) -> None:
+        """That it is open, and what it was."""
         ...
 
     def pass_time(self, seconds: float) -> None:
@@ -238,14 +242,15 @@ class RefillingConformance:
         assert (await queue.depth()).out_of_order == 0
 
     @pytest.mark.failure("M6", "D8")
-    async def test_what_is_missing_is_neither_open_nor_finished(self, queue: RefillableQueue) -> None:
+    async def test_what_is_not_open_is_missing(self, queue: RefillableQueue) -> None:
+        """Also what has finished: that the ledger knows, and whether it was this message."""
         await begin(queue)
         for number in (1, 2, 3):
             await queue.enqueue(delivery(number))
         claim = await claim_one(queue)
         await queue.settle(claim, claim.task, Finished())
         ids = [delivery(number).head.task_id for number in (1, 2, 3, 4, 5)]
-        assert await queue.missing(ids) == ids[3:]
+        assert await queue.missing(ids) == [ids[0], *ids[3:]]
         assert await queue.missing([]) == []
 
     @pytest.mark.req("ENV-3")
@@ -297,6 +302,8 @@ class RefillingConformance:
         later = accepted_at(delivery(1, receipt_seconds=60, raw=b"{}"), queue.now_ms())
         assert await queue.restore([later]) == [later.head.task_id]
         assert (await claim_one(queue)).task.raw == b"{}"
+        await stage.lose(later.head.task_id)
+        assert await queue.restore([later]) == [later.head.task_id], "nor when it has to be brought a second time"
 
     @pytest.mark.req("QUE-3", "CPY-5")
     @pytest.mark.failure("C19", "I7")

@@ -170,7 +170,7 @@ class MemoryQueue(MemoryStore):
             self._state.keys[key] = RememberedKey(task_id, first.raw_sha256, now, expires)
         if is_known:
             return self._count_duplicate(new)
-        self._state.tasks[task_id] = stored = _as_stored(new, now)
+        stored = self._create(_as_stored(new, now))
         if new.suspend:
             return Enqueued(task_id, new=True)
         return self._join_lane(stored, now)
@@ -461,7 +461,7 @@ class MemoryQueue(MemoryStore):
             status=Status.PENDING, generation=generation, due_at_ms=now, accepted_at_ms=now, updated_at_ms=now
         )
         stored = encode_head(task.head)
-        self._state.tasks[task.task_id] = StoredTask(decode_head(stored), stored, task.raw, progress)
+        self._create(StoredTask(decode_head(stored), stored, task.raw, progress))
         self._announce(task.head, now)
         return True
 
@@ -612,8 +612,7 @@ class MemoryQueue(MemoryStore):
         return await self._through("missing", lambda: self._missing(task_ids))
 
     def _missing(self, task_ids: Sequence[TaskId]) -> list[TaskId]:
-        known = self._state.tasks.keys() | self._state.finished.keys()
-        return [task_id for task_id in task_ids if task_id not in known]
+        return [task_id for task_id in task_ids if task_id not in self._state.tasks]
 
     def _restore(self, new: NewTask) -> bool:
         task_id, now = new.head.task_id, self.now_ms()
@@ -625,7 +624,7 @@ class MemoryQueue(MemoryStore):
         if known is None:
             self._make_room()
         self._remember_again(new.head)
-        self._state.tasks[task_id] = stored = _as_stored(new, now)
+        stored = self._create(_as_stored(new, now))
         stored.change(is_begun=True)
         if not new.suspend:
             lane = self._announce(stored.head, now, due=stored.progress.due_at_ms)
@@ -633,6 +632,11 @@ class MemoryQueue(MemoryStore):
                 self._state.out_of_order += stored.head.order < lane.started
                 lane.newest = max(lane.newest, stored.head.order)
         return True
+
+    def _create(self, task: StoredTask) -> StoredTask:
+        self._state.tasks[task.head.task_id] = task
+        self._state.finished.pop(task.head.task_id, None)
+        return task
 
     def _remember_again(self, head: Head) -> None:
         if self._is_to_be_remembered(head):
