@@ -496,6 +496,8 @@ def _migrate_part(connection: apsw.Connection, part: str, migrations: Sequence[s
             f"the directory was written by a newer Rise ({part} has version {version}, this one knows"
             f" {len(migrations)}); install that version, nothing was changed"
         )
+    if version == len(migrations):
+        return  # nothing is written, and nothing synced, by who only looks
     for migration in migrations[version:]:
         connection.execute(migration)
     connection.execute("INSERT OR REPLACE INTO schema_versions VALUES (?, ?)", (part, len(migrations)))
