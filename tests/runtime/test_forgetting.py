@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rise.channels.telegram import read_update
-from rise.envelope import Outcome, Status, TaskId
+from rise.envelope import Outcome, Status, TaskId, encode_head
 from rise.errors import StateConflict, StoreUnavailable, TemporalUnavailable
 from rise.ledger.port import ChatForgotten, HistoryLine, RunResult
 from rise.queue.port import Finished, Selection
@@ -133,6 +133,69 @@ async def test_what_comes_while_it_is_dropped_is_dropped_too_or_nothing_is_forgo
     assert task.has_bytes
     assert (await forget(forgetting, drops_open=True)).dropped == 1
     assert await is_clean(house)
+
+
+# --- what a newer version wrote ---
+
+
+async def accept_newer(house: House, number: int, **update: Any) -> TaskId:
+    """Of which this version reads no more than where it stands."""
+    body = json.dumps({"update_id": number, **update}).encode()
+    task_id = (await house.intake.accept(read_update(body, account=BOT, now=house.clock.now(), webhook=False))).task_id
+    task = await house.queue.get(task_id)
+    assert task is not None
+    newer = json.dumps(json.loads(encode_head(task.head)) | {"schema": 99}).encode()
+    change = "UPDATE tasks SET head = ? WHERE task_id = ?"
+    await house.stores.database.write(lambda connection: connection.execute(change, (newer, task_id)))
+    return task_id
+
+
+HER_USER = {"id": 42, "is_bot": False, "first_name": "Ann"}
+HER_MESSAGE = {"message_id": 1, "date": 1_762_587_000, "chat": {"id": 42, "type": "private"}, "text": "Hi"}
+IN_A_TOPIC = {"is_topic_message": True, "message_thread_id": 5}
+HER_TAP = {"id": "c", "from": HER_USER, "message": HER_MESSAGE, "chat_instance": "x", "data": "yes"}
+ASKED = {"id": "q", "from": HER_USER, "query": "cats", "offset": ""}
+
+
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("B14")
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"message": HER_MESSAGE},
+        {"message": HER_MESSAGE | IN_A_TOPIC},
+        {"callback_query": HER_TAP},
+        {"inline_query": ASKED},
+    ],
+    ids=["a message", "in a topic", "a tap", "outside of chats"],
+)
+async def test_while_a_message_of_the_chat_waits_for_a_newer_version_nothing_is_forgotten_or_it_goes_too(
+    house: House, update: dict[str, Any]
+):
+    task_id = await accept_newer(house, 1, **update)
+    forgetting = build_forgetting(house)
+    assert (await forgetting.foresee(HERS)).open == 1
+    with pytest.raises(StateConflict, match="1 message is of this chat still open"):
+        await forget(forgetting)
+    done = await forget(forgetting, drops_open=True)
+    assert (done.dropped, done.seen.runs, done.seen.unreadable) == (1, 1, 0)
+    assert await house.queue.list_open(Selection(), limit=9) == []
+    task = await house.ledger.archived(task_id)
+    assert task is not None
+    assert task.raw == b""
+    assert await is_clean(house)
+
+
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("B14")
+async def test_what_may_be_of_the_chat_and_waits_for_a_newer_version_is_said_to_be_left(house: House):
+    his = {"id": 43, "is_bot": False, "first_name": "Bob"}
+    await accept_newer(house, 1, callback_query=HER_TAP | {"from": his})
+    await accept_newer(house, 2, message=HER_MESSAGE | {"chat": {"id": 43, "type": "private"}})
+    forgetting = build_forgetting(house)
+    for found in (await forgetting.foresee(HERS), await forget(forgetting, drops_open=True)):
+        assert (found.open, found.dropped, found.shown()["unreadable"]) == (0, 0, 1)
+    assert len(await house.queue.list_open(Selection(), limit=9)) == 2
 
 
 async def test_a_database_that_cannot_be_written_anew_does_not_undo_it(house: House):

@@ -5,7 +5,8 @@ duplicate, and how its run ended, so that the audit is clean. It goes in small s
 anywhere, it is begun anew and goes on with what is left. That it was done is in the audit log before it is done, under
 a mark that does not say the chat's id.
 
-Refuses: while something of the chat is open, unless that may be dropped; drops are recorded like any other.
+Refuses: while something of the chat is open, unless that may be dropped; drops are recorded like any other. What a
+newer version wrote is the chat's if its lane says so; where that does not say whose it is, it is counted and left.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rise.clock import Clock, epoch_ms
 from rise.conversations.port import ConversationServer, conversation_id
 from rise.definitions.port import VERSIONS_KEPT, Definitions, Kind
 from rise.definitions.records import TEMPORAL, account_name, bindings_of
-from rise.envelope import Head, TaskId, chat_mark_of
+from rise.envelope import TaskId, chat_mark_of
 from rise.errors import StateConflict, StoreUnavailable, TaskUnknown, TemporalUnavailable
 from rise.ledger.kept import is_of_chat
 from rise.ledger.port import ChatForgotten, Ledger, Operation
@@ -70,6 +71,12 @@ class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
+class _OpenTasks(NamedTuple):
+    of_chat: list[TaskId]
+    unreadable: int
+    """Of which this version cannot read whose they are."""
+
+
 class Trace(msgspec.Struct, frozen=True):
     """What is left, where, and until when."""
 
@@ -100,8 +107,8 @@ class Forgetting:
     async def foresee(self, chat: ChatNamed, *, on_step: Looked = lambda seen: None) -> Forgotten:
         """What is there to be forgotten. Changes nothing."""
         still_open = await self._open_tasks(chat)
-        seen = await self._walk(chat, on_step, dry_run=True)
-        return Forgotten(open=len(still_open), dropped=0, seen=seen)
+        seen = await self._walk(chat, still_open, on_step, dry_run=True)
+        return Forgotten(open=len(still_open.of_chat), dropped=0, seen=seen)
 
     async def forget(
         self,
@@ -118,18 +125,18 @@ class Forgetting:
         # The queue before the ledger, which a task enters before it leaves the queue: what is open nowhere has ended
         # there, and is found.
         still_open = await self._open_tasks(chat)
-        if still_open and not drops_open:
-            raise StateConflict(f"{_counted(still_open)} of this chat still open")
+        if still_open.of_chat and not drops_open:
+            raise StateConflict(f"{_counted(still_open.of_chat)} of this chat still open")
         mark = f"{chat.channel} {chat_mark_of(*chat)}"
         operation = Operation(at_ms=epoch_ms(self._clock.now()), who=who, action="forget", target=mark, why=why)
         await self._ledger.record_operation(operation)
         log.info("operation.recorded", who=who, action="forget", target=mark, why=why)
-        dropped = await self._drop(chat, still_open, who=who, why=why or "rise forget")
-        seen = await self._walk(chat, on_step, dry_run=False)
+        dropped = await self._drop(chat, still_open.of_chat, who=who, why=why or "rise forget")
+        seen = await self._walk(chat, still_open, on_step, dry_run=False)
         await self._forget_conversation(chat)
         log.info("chat.forgotten", chat=mark, runs=seen.runs, replies=seen.replies, turns=seen.turns)
         is_compact = compacts and await self._compacted()
-        return Forgotten(open=len(still_open), dropped=dropped, seen=seen, is_compact=is_compact)
+        return Forgotten(open=len(still_open.of_chat), dropped=dropped, seen=seen, is_compact=is_compact)
 
     # --- details ---
 
@@ -152,8 +159,8 @@ class Forgetting:
             left = f"all is forgotten but what Temporal has of it: {error.public_message}"
             raise TemporalUnavailable(left, remedy="forget it again when Temporal is back") from error
 
-    async def _walk(self, chat: ChatNamed, on_step: Looked, *, dry_run: bool) -> ChatForgotten:
-        seen = ChatForgotten(after="")
+    async def _walk(self, chat: ChatNamed, still_open: _OpenTasks, on_step: Looked, *, dry_run: bool) -> ChatForgotten:
+        seen = ChatForgotten(after="", unreadable=still_open.unreadable)
         while seen.after is not None:
             seen += await self._ledger.forget_chat(*chat, after=seen.after, limit=PAGE, dry_run=dry_run)
             on_step(seen)
@@ -166,7 +173,7 @@ class Forgetting:
                 return dropped
             for task_id in still_open:
                 dropped += await self._drop_one(task_id, who=who, why=why)
-            still_open = await self._open_tasks(chat)
+            still_open = (await self._open_tasks(chat)).of_chat
         if still_open:
             raise StateConflict(f"{_counted(still_open)} of this chat still open: try again in a moment")
         return dropped
@@ -178,15 +185,18 @@ class Forgetting:
             return False  # it has ended meanwhile, and leaves the queue by itself
         return True
 
-    async def _open_tasks(self, chat: ChatNamed) -> list[TaskId]:
+    async def _open_tasks(self, chat: ChatNamed) -> _OpenTasks:
         names = await self._names(chat)
         selection = Selection(channel=chat.channel, account=chat.account)
         found: list[TaskId] = []
-        after = ""
+        unreadable, after = 0, ""
         while page := await self._queue.list_open(selection, limit=PAGE, after=after):
-            found += [task.head.task_id for task in page if _is_of(task.head, chat, names)]
+            for task in page:
+                is_of = is_of_chat(task.head, chat.channel, chat.account, names)
+                found += [task.head.task_id] if is_of else []
+                unreadable += is_of is None
             after = page[-1].head.task_id
-        return found
+        return _OpenTasks(found, unreadable)
 
     async def _names(self, chat: ChatNamed) -> frozenset[str]:
         """All ids that it ever had."""
@@ -236,10 +246,6 @@ def traces_of(settings: Settings, *, leaves_pieces: bool, was_conversing: bool) 
     traces.append(Trace(f"backups, and what was put aside in the data directory ({aside})", "you delete them"))
     traces.append(Trace("what the platform keeps of the chat", "its people delete it there"))
     return traces
-
-
-def _is_of(head: Head, chat: ChatNamed, names: frozenset[str]) -> bool:
-    return is_of_chat(head, chat.channel, chat.account, names)
 
 
 def _counted(task_ids: Sequence[TaskId]) -> str:
