@@ -19,8 +19,10 @@ from rise.runtime.assembly.house import House, build
 from rise.runtime.assembly.operations import build_forgetting, build_operations
 from rise.runtime.audit import Audit
 from rise.runtime.forgetting import ChatNamed, Forgetting, Forgotten
+from rise.runtime.refilling import Refilling
 from rise.settings import load_settings
 from rise.testing.clock import ManualClock
+from rise.testing.servers import RedisServer
 
 pytestmark = pytest.mark.req("SEC-5")
 
@@ -209,6 +211,92 @@ async def test_a_database_that_cannot_be_written_anew_does_not_undo_it(house: Ho
     forgetting._compact = fail
     done = await forget(forgetting)
     assert (done.seen.runs, done.is_compact) == (1, False)
+
+
+# --- what the queue has not got ---
+
+
+@pytest.fixture
+async def full(tmp_path: Path, redis_server: RedisServer) -> AsyncIterator[House]:
+    """With Redis and journals; nobody brings anything from these to it, unless told to."""
+    house = build(load_settings(data_dir=tmp_path / "data", redis_url=redis_server.url, _env_file=None))
+    await house.stores.open()
+    assert house.stores.full is not None
+    await house.stores.full.journals.start()
+    await is_filled(house)
+    yield house
+    await house.stores.full.journals.stop()
+    await house.stores.close()
+
+
+async def is_filled(house: House) -> None:
+    """As far as anybody knows."""
+    assert house.stores.full is not None
+    queue = house.stores.full.queue
+    await queue.begin_life(await queue.begin_refill())
+
+
+@pytest.mark.req("CPY-5")
+@pytest.mark.failure("C19")
+async def test_while_an_emptied_queue_is_filled_again_nothing_is_forgotten(full: House, redis_server: RedisServer):
+    await accept(full, 1)
+    redis_server.ask("FLUSHALL")
+    forgetting = build_forgetting(full)
+    for asked in (forgetting.foresee(HERS), forget(forgetting), forget(forgetting, drops_open=True)):
+        with pytest.raises(StateConflict, match="the queue was emptied"):
+            await asked
+    assert await full.ledger.operations(limit=9) == []
+    await Refilling(full).bring()
+    await is_filled(full)
+    assert (await forgetting.foresee(HERS)).open == 1
+    assert (await forget(forgetting, drops_open=True)).seen.runs == 1
+
+
+@pytest.mark.req("CPY-5")
+@pytest.mark.failure("C19")
+async def test_a_queue_that_is_emptied_while_it_is_looked_through_is_not_believed(
+    full: House, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    await accept(full, 1)
+
+    async def list_open(*words: Any, **more: Any) -> Any:
+        redis_server.ask("FLUSHALL")
+        return []
+
+    monkeypatch.setattr(full.queue, "list_open", list_open)
+    with pytest.raises(StateConflict, match="the queue was emptied"):
+        await forget(build_forgetting(full))
+
+
+@pytest.mark.req("CPY-4", "CPY-5")
+@pytest.mark.failure("C11")
+async def test_while_a_journal_holds_an_open_message_of_the_chat_for_the_queue_nothing_is_forgotten(
+    full: House, redis_server: RedisServer
+):
+    await accept(full, 1)
+    await answer_all(full)
+    await accept(full, 2)
+    redis_server.ask("FLUSHALL")
+    await is_filled(full)
+    forgetting = build_forgetting(full)
+    for asked in (forgetting.foresee(HERS), forget(forgetting), forget(forgetting, drops_open=True)):
+        with pytest.raises(StateConflict, match="1 message is of this chat on the way to the queue"):
+            await asked
+    await Refilling(full).bring()
+    with pytest.raises(StateConflict, match="1 message is of this chat still open"):
+        await forget(forgetting)
+    await answer_all(full)
+    assert (await forget(forgetting)).seen.runs == 2
+
+
+@pytest.mark.req("CPY-4")
+async def test_what_a_journal_holds_of_others_and_what_has_ended_hinders_nobody(full: House, redis_server: RedisServer):
+    await accept(full, 1)
+    await answer_all(full)
+    await accept(full, 2, chat=43)
+    redis_server.ask("FLUSHALL")
+    await is_filled(full)
+    assert (await forget(build_forgetting(full))).seen.runs == 1
 
 
 # --- what is carried on elsewhere ---

@@ -6,7 +6,8 @@ anywhere, it is begun anew and goes on with what is left. That it was done is in
 a mark that does not say the chat's id.
 
 Refuses: while something of the chat is open, unless that may be dropped; drops are recorded like any other. What a
-newer version wrote is the chat's if its lane says so; where that does not say whose it is, it is counted and left.
+newer version wrote is the chat's if its lane says so; where that does not say whose it is, it is counted and left. And
+while not all that is open is in the queue: what is brought to it later would be run, and be there again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rise.clock import Clock, epoch_ms
 from rise.conversations.port import ConversationServer, conversation_id
 from rise.definitions.port import VERSIONS_KEPT, Definitions, Kind
 from rise.definitions.records import TEMPORAL, account_name, bindings_of
-from rise.envelope import TaskId, chat_mark_of
+from rise.envelope import Head, TaskId, chat_mark_of
 from rise.errors import StateConflict, StoreUnavailable, TaskUnknown, TemporalUnavailable
 from rise.ledger.kept import is_of_chat
 from rise.ledger.port import ChatForgotten, Ledger, Operation
@@ -38,6 +39,7 @@ _JOURNAL_MINUTES: Final = 10
 
 Looked = Callable[[ChatForgotten], None]
 """Told after each step what all of them came to so far."""
+IsMeant = Callable[[Head], bool]
 
 
 class ChatNamed(NamedTuple):
@@ -84,6 +86,14 @@ class Trace(msgspec.Struct, frozen=True):
     until: str
 
 
+async def _always() -> bool:
+    return True
+
+
+async def _none(is_meant: IsMeant) -> int:
+    return 0
+
+
 class Forgetting:
     def __init__(
         self,
@@ -93,19 +103,26 @@ class Forgetting:
         clock: Clock,
         *,
         compact: Callable[[], Awaitable[bool]],
+        is_filled: Callable[[], Awaitable[bool]] = _always,
+        lacked_by_queue: Callable[[IsMeant], Awaitable[int]] = _none,
         conversations: ConversationServer | None = None,
     ) -> None:
-        """`compact`: writes the database anew, and says whether all of it is. `conversations`: where chats are carried
-        on outside of our stores, if anywhere."""
+        """`compact`: writes the database anew, and says whether all of it is. `is_filled`: whether the queue holds all
+        that is open; while an emptied one is filled again, it does not. `lacked_by_queue`: how many open messages are
+        on their way to it, as far as this host knows. `conversations`: where chats are carried on outside of our
+        stores, if anywhere."""
         self._queue = queue
         self._ledger = ledger
         self._operations = operations
         self._clock = clock
         self._compact = compact
+        self._is_filled = is_filled
+        self._lacked_by_queue = lacked_by_queue
         self._conversations = conversations
 
     async def foresee(self, chat: ChatNamed, *, on_step: Looked = lambda seen: None) -> Forgotten:
-        """What is there to be forgotten. Changes nothing."""
+        """What is there to be forgotten. Changes nothing. Raises `StateConflict` while it cannot be told what of it is
+        open."""
         still_open = await self._open_tasks(chat)
         seen = await self._walk(chat, still_open, on_step, dry_run=True)
         return Forgotten(open=len(still_open.of_chat), dropped=0, seen=seen)
@@ -126,7 +143,7 @@ class Forgetting:
         # there, and is found.
         still_open = await self._open_tasks(chat)
         if still_open.of_chat and not drops_open:
-            raise StateConflict(f"{_counted(still_open.of_chat)} of this chat still open")
+            raise StateConflict(f"{_counted(len(still_open.of_chat))} of this chat still open")
         mark = f"{chat.channel} {chat_mark_of(*chat)}"
         operation = Operation(at_ms=epoch_ms(self._clock.now()), who=who, action="forget", target=mark, why=why)
         await self._ledger.record_operation(operation)
@@ -175,7 +192,7 @@ class Forgetting:
                 dropped += await self._drop_one(task_id, who=who, why=why)
             still_open = (await self._open_tasks(chat)).of_chat
         if still_open:
-            raise StateConflict(f"{_counted(still_open)} of this chat still open: try again in a moment")
+            raise StateConflict(f"{_counted(len(still_open))} of this chat still open: try again in a moment")
         return dropped
 
     async def _drop_one(self, task_id: TaskId, *, who: str, why: str) -> bool:
@@ -186,7 +203,28 @@ class Forgetting:
         return True
 
     async def _open_tasks(self, chat: ChatNamed) -> _OpenTasks:
+        """Raises `StateConflict` while something of it may be open that the queue has not got."""
         names = await self._names(chat)
+
+        def is_meant(head: Head) -> bool:
+            return bool(is_of_chat(head, chat.channel, chat.account, names))
+
+        # The journals before the queue, to which what they hold is brought; before both and after them, whether it is
+        # filled: it may be emptied at any time.
+        await self._refuse_unfilled()
+        if lacked := await self._lacked_by_queue(is_meant):
+            raise StateConflict(f"{_counted(lacked)} of this chat on the way to the queue: try again when that is done")
+        open_tasks = await self._in_queue(chat, names)
+        await self._refuse_unfilled()
+        return open_tasks
+
+    async def _refuse_unfilled(self) -> None:
+        if not await self._is_filled():
+            raise StateConflict(
+                "the queue was emptied, and a running server fills it again: try again when that is done"
+            )
+
+    async def _in_queue(self, chat: ChatNamed, names: frozenset[str]) -> _OpenTasks:
         selection = Selection(channel=chat.channel, account=chat.account)
         found: list[TaskId] = []
         unreadable, after = 0, ""
@@ -248,5 +286,5 @@ def traces_of(settings: Settings, *, leaves_pieces: bool, was_conversing: bool) 
     return traces
 
 
-def _counted(task_ids: Sequence[TaskId]) -> str:
-    return "1 message is" if len(task_ids) == 1 else f"{len(task_ids)} messages are"
+def _counted(count: int) -> str:
+    return "1 message is" if count == 1 else f"{count} messages are"
