@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rise.channels.telegram import read_update
-from rise.envelope import Outcome, Status, TaskId
+from rise.envelope import Outcome, Status, TaskId, encode_head
 from rise.errors import StateConflict, StoreUnavailable, TemporalUnavailable
 from rise.ledger.port import ChatForgotten, HistoryLine, RunResult
 from rise.queue.port import Finished, Selection
@@ -19,8 +19,10 @@ from rise.runtime.assembly.house import House, build
 from rise.runtime.assembly.operations import build_forgetting, build_operations
 from rise.runtime.audit import Audit
 from rise.runtime.forgetting import ChatNamed, Forgetting, Forgotten
+from rise.runtime.refilling import Refilling
 from rise.settings import load_settings
 from rise.testing.clock import ManualClock
+from rise.testing.servers import RedisServer
 
 pytestmark = pytest.mark.req("SEC-5")
 
@@ -135,6 +137,69 @@ async def test_what_comes_while_it_is_dropped_is_dropped_too_or_nothing_is_forgo
     assert await is_clean(house)
 
 
+# --- what a newer version wrote ---
+
+
+async def accept_newer(house: House, number: int, **update: Any) -> TaskId:
+    """Of which this version reads no more than where it stands."""
+    body = json.dumps({"update_id": number, **update}).encode()
+    task_id = (await house.intake.accept(read_update(body, account=BOT, now=house.clock.now(), webhook=False))).task_id
+    task = await house.queue.get(task_id)
+    assert task is not None
+    newer = json.dumps(json.loads(encode_head(task.head)) | {"schema": 99}).encode()
+    change = "UPDATE tasks SET head = ? WHERE task_id = ?"
+    await house.stores.database.write(lambda connection: connection.execute(change, (newer, task_id)))
+    return task_id
+
+
+HER_USER = {"id": 42, "is_bot": False, "first_name": "Ann"}
+HER_MESSAGE = {"message_id": 1, "date": 1_762_587_000, "chat": {"id": 42, "type": "private"}, "text": "Hi"}
+IN_A_TOPIC = {"is_topic_message": True, "message_thread_id": 5}
+HER_TAP = {"id": "c", "from": HER_USER, "message": HER_MESSAGE, "chat_instance": "x", "data": "yes"}
+ASKED = {"id": "q", "from": HER_USER, "query": "cats", "offset": ""}
+
+
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("B14")
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"message": HER_MESSAGE},
+        {"message": HER_MESSAGE | IN_A_TOPIC},
+        {"callback_query": HER_TAP},
+        {"inline_query": ASKED},
+    ],
+    ids=["a message", "in a topic", "a tap", "outside of chats"],
+)
+async def test_while_a_message_of_the_chat_waits_for_a_newer_version_nothing_is_forgotten_or_it_goes_too(
+    house: House, update: dict[str, Any]
+):
+    task_id = await accept_newer(house, 1, **update)
+    forgetting = build_forgetting(house)
+    assert (await forgetting.foresee(HERS)).open == 1
+    with pytest.raises(StateConflict, match="1 message is of this chat still open"):
+        await forget(forgetting)
+    done = await forget(forgetting, drops_open=True)
+    assert (done.dropped, done.seen.runs, done.seen.unreadable) == (1, 1, 0)
+    assert await house.queue.list_open(Selection(), limit=9) == []
+    task = await house.ledger.archived(task_id)
+    assert task is not None
+    assert task.raw == b""
+    assert await is_clean(house)
+
+
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("B14")
+async def test_what_may_be_of_the_chat_and_waits_for_a_newer_version_is_said_to_be_left(house: House):
+    his = {"id": 43, "is_bot": False, "first_name": "Bob"}
+    await accept_newer(house, 1, callback_query=HER_TAP | {"from": his})
+    await accept_newer(house, 2, message=HER_MESSAGE | {"chat": {"id": 43, "type": "private"}})
+    forgetting = build_forgetting(house)
+    for found in (await forgetting.foresee(HERS), await forget(forgetting, drops_open=True)):
+        assert (found.open, found.dropped, found.shown()["unreadable"]) == (0, 0, 1)
+    assert len(await house.queue.list_open(Selection(), limit=9)) == 2
+
+
 async def test_a_database_that_cannot_be_written_anew_does_not_undo_it(house: House):
     await accept(house, 1)
     await answer_all(house)
@@ -146,6 +211,92 @@ async def test_a_database_that_cannot_be_written_anew_does_not_undo_it(house: Ho
     forgetting._compact = fail
     done = await forget(forgetting)
     assert (done.seen.runs, done.is_compact) == (1, False)
+
+
+# --- what the queue has not got ---
+
+
+@pytest.fixture
+async def full(tmp_path: Path, redis_server: RedisServer) -> AsyncIterator[House]:
+    """With Redis and journals; nobody brings anything from these to it, unless told to."""
+    house = build(load_settings(data_dir=tmp_path / "data", redis_url=redis_server.url, _env_file=None))
+    await house.stores.open()
+    assert house.stores.full is not None
+    await house.stores.full.journals.start()
+    await is_filled(house)
+    yield house
+    await house.stores.full.journals.stop()
+    await house.stores.close()
+
+
+async def is_filled(house: House) -> None:
+    """As far as anybody knows."""
+    assert house.stores.full is not None
+    queue = house.stores.full.queue
+    await queue.begin_life(await queue.begin_refill())
+
+
+@pytest.mark.req("CPY-5")
+@pytest.mark.failure("C19")
+async def test_while_an_emptied_queue_is_filled_again_nothing_is_forgotten(full: House, redis_server: RedisServer):
+    await accept(full, 1)
+    redis_server.ask("FLUSHALL")
+    forgetting = build_forgetting(full)
+    for asked in (forgetting.foresee(HERS), forget(forgetting), forget(forgetting, drops_open=True)):
+        with pytest.raises(StateConflict, match="the queue was emptied"):
+            await asked
+    assert await full.ledger.operations(limit=9) == []
+    await Refilling(full).bring()
+    await is_filled(full)
+    assert (await forgetting.foresee(HERS)).open == 1
+    assert (await forget(forgetting, drops_open=True)).seen.runs == 1
+
+
+@pytest.mark.req("CPY-5")
+@pytest.mark.failure("C19")
+async def test_a_queue_that_is_emptied_while_it_is_looked_through_is_not_believed(
+    full: House, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    await accept(full, 1)
+
+    async def list_open(*words: Any, **more: Any) -> Any:
+        redis_server.ask("FLUSHALL")
+        return []
+
+    monkeypatch.setattr(full.queue, "list_open", list_open)
+    with pytest.raises(StateConflict, match="the queue was emptied"):
+        await forget(build_forgetting(full))
+
+
+@pytest.mark.req("CPY-4", "CPY-5")
+@pytest.mark.failure("C11")
+async def test_while_a_journal_holds_an_open_message_of_the_chat_for_the_queue_nothing_is_forgotten(
+    full: House, redis_server: RedisServer
+):
+    await accept(full, 1)
+    await answer_all(full)
+    await accept(full, 2)
+    redis_server.ask("FLUSHALL")
+    await is_filled(full)
+    forgetting = build_forgetting(full)
+    for asked in (forgetting.foresee(HERS), forget(forgetting), forget(forgetting, drops_open=True)):
+        with pytest.raises(StateConflict, match="1 message is of this chat on the way to the queue"):
+            await asked
+    await Refilling(full).bring()
+    with pytest.raises(StateConflict, match="1 message is of this chat still open"):
+        await forget(forgetting)
+    await answer_all(full)
+    assert (await forget(forgetting)).seen.runs == 2
+
+
+@pytest.mark.req("CPY-4")
+async def test_what_a_journal_holds_of_others_and_what_has_ended_hinders_nobody(full: House, redis_server: RedisServer):
+    await accept(full, 1)
+    await answer_all(full)
+    await accept(full, 2, chat=43)
+    redis_server.ask("FLUSHALL")
+    await is_filled(full)
+    assert (await forget(build_forgetting(full))).seen.runs == 1
 
 
 # --- what is carried on elsewhere ---

@@ -27,6 +27,12 @@ class OpenWork:
         ended = await self.ledger.finished_among([one.task_id for one in kept])
         return {one.name for one in kept if one.task_id in ended and _is_end_of(ended[one.task_id], one)}
 
+    async def lacking(self, tasks: Sequence[NewTask]) -> list[NewTask]:
+        """Those of these that the queue has not got and that are not over."""
+        over = await self.finished([run_of(task) for task in tasks])
+        missing = set(await self.queue.missing([task.head.task_id for task in tasks]))
+        return [task for task in tasks if task.head.task_id in missing and run_of(task).name not in over]
+
     async def restore(self, tasks: Sequence[NewTask]) -> int:
         """Bring to the queue, in each lane's order, what it lacks of these and is not over. Returns how many."""
         if not tasks:

@@ -23,6 +23,7 @@ from rise.clock import Clock
 from rise.connections.sqlite import Database
 from rise.copies.journal import SCHEMA, Journal
 from rise.errors import StoreCorrupt, StoreUnavailable
+from rise.queue.port import NewTask
 from rise.telemetry import log
 
 _FILE: Final = re.compile(r"journal-(\d+)\.db")
@@ -117,6 +118,15 @@ class Slots:
         finally:
             for journal in journals:
                 await journal.close()
+
+    async def open_tasks(self, *, limit: int) -> AsyncIterator[list[NewTask]]:
+        """What all of them hold open, in pages of at most so many. Raises `Unavailable` if one cannot be read."""
+        async with self.every() as journals:
+            for journal in journals:
+                after = 0
+                while entries := await journal.open_tasks(limit=limit, after=after):
+                    yield [entry.task for entry in entries]
+                    after = entries[-1].number
 
     # --- inside ---
 

@@ -6,6 +6,7 @@ cannot be read, and is shown as what does no harm.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Set
 from typing import Any, Final, TypeVar
 
@@ -23,6 +24,12 @@ ATTEMPTS_KEPT: Final = 200
 """Of a run. A message may wait for days, and each time that it is tried in vain is one."""
 TURN_CHARS_MAX: Final = 16_000
 """Kept of a turn's text. As many turns as are kept are 3.2 MB of it at most, and one record of MongoDB's has 16."""
+
+_LANE: Final = re.compile(
+    r"tg:\w+:(?P<chat>(?:b.+:)?-?\d+):\d+|tg:\w+:u(?P<person>\d+)(?P<tap>:callback)?(?::\w+)?"
+    r"|(?:http|web|fu:\w+):[^:]+:(?!task:)(?P<name>.+)"
+)
+"""As channels and follow-ups name lanes: after a chat, or after the person who asked outside of chats, or tapped."""
 
 _decode_call = msgspec.json.Decoder(Call).decode
 _decode_json = msgspec.json.Decoder().decode
@@ -63,14 +70,28 @@ def read_head(stored: bytes) -> Head | None:
         return None
 
 
-def is_of_chat(head: Head, channel: str, account: str, names: Set[str]) -> bool:
+def is_of_chat(head: Head | None, channel: str, account: str, names: Set[str]) -> bool | None:
     """Whether it was written to or in a chat that has these ids. What has no chat is its sender's own: a person's
-    private chat goes by the same id as the person."""
-    if (head.channel, head.account) != (channel, account):
+    private chat goes by the same id as the person. None: this version cannot read whose it is."""
+    if head is None:
+        return None
+    if (head.channel, head.account) != (channel, account) or head.is_forgotten:
         return False
+    if head.is_stand_in:
+        return _is_in_lane_of(head, names)
     if head.chat_id is None:
         return str(head.user.get("user_id", "")) in names
     return head.chat_id in names or head.first_chat_id in names
+
+
+def _is_in_lane_of(head: Head, names: Set[str]) -> bool | None:
+    """The same by its lane alone. A tap's says who tapped, and not where: it is his, and may be another chat's."""
+    found = _LANE.fullmatch(head.lane)
+    if found is None:
+        return None
+    if not names.isdisjoint(found.group("chat", "person", "name")):
+        return True
+    return None if found["tap"] else False
 
 
 def known_word(words: Callable[[str], T], stored: str, stand_in: T) -> tuple[T, str | None]:

@@ -53,7 +53,8 @@ class Forgetting:
         )
         heads = {run["_id"]: documents.head_of(run) for run in page if run["channel"] == channel}
         runs = {run["_id"]: documents.as_run(run) for run in page}
-        of_chat = {key: head for key, head in heads.items() if head and is_of_chat(head, channel, account, names)}
+        whose = {key: is_of_chat(head, channel, account, names) for key, head in heads.items()}
+        of_chat = {key: head for key, head in heads.items() if head and whose[key]}
         found = {key: head for key, head in of_chat.items() if runs[key].is_over}
         is_last = len(page) < limit
         seen = ChatForgotten(
@@ -62,7 +63,7 @@ class Forgetting:
             replies=await self._count_replies(list(found)),
             turns=await self._histories.count(chats) if is_last else 0,
             unfinished=len(of_chat) - len(found),
-            unreadable=sum(head is None and runs[key].status.is_finished for key, head in heads.items()),
+            unreadable=sum(is_of is None and runs[key].status.is_finished for key, is_of in whose.items()),
             after=None if is_last else page[-1]["_id"],
         )
         if not dry_run:

@@ -374,7 +374,8 @@ class ChatForgotten(msgspec.Struct, frozen=True, kw_only=True):
     unfinished: int = 0
     """Runs of it that are not over: nothing of theirs was forgotten."""
     unreadable: int = 0
-    """Finished runs of the channel of which this version cannot read whose they are: left alone."""
+    """Finished runs of the channel of which this version cannot read whose they are, not by their lanes either: left
+    alone."""
     after: str | None = None
     """Where the next step goes on. None: this was the last."""
 

@@ -59,11 +59,12 @@ def look_for(connection: apsw.Connection, chat: Chat, after: str, limit: int) ->
         if channel != chat[0]:
             continue
         head = _read_head(stored)
-        if head is None:
+        is_of = is_of_chat(head, *chat[:2], names)
+        if is_of is None:
             unreadable += finished_at is not None
-        elif head.is_forgotten:
+        elif head is not None and head.is_forgotten:
             late += [run_id] if _has_workings(connection, run_id) else []
-        elif is_of_chat(head, *chat[:2], names):
+        elif head is not None and is_of:
             if finished_at is not None and _is_over(connection, run_id, status, is_armed):
                 found.append(Found(run_id, head, size_bytes))
             else:

@@ -5,7 +5,9 @@ duplicate, and how its run ended, so that the audit is clean. It goes in small s
 anywhere, it is begun anew and goes on with what is left. That it was done is in the audit log before it is done, under
 a mark that does not say the chat's id.
 
-Refuses: while something of the chat is open, unless that may be dropped; drops are recorded like any other.
+Refuses: while something of the chat is open, unless that may be dropped; drops are recorded like any other. What a
+newer version wrote is the chat's if its lane says so; where that does not say whose it is, it is counted and left. And
+while not all that is open is in the queue: what is brought to it later would be run, and be there again.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ _JOURNAL_MINUTES: Final = 10
 
 Looked = Callable[[ChatForgotten], None]
 """Told after each step what all of them came to so far."""
+IsMeant = Callable[[Head], bool]
 
 
 class ChatNamed(NamedTuple):
@@ -70,11 +73,25 @@ class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
+class _OpenTasks(NamedTuple):
+    of_chat: list[TaskId]
+    unreadable: int
+    """Of which this version cannot read whose they are."""
+
+
 class Trace(msgspec.Struct, frozen=True):
     """What is left, where, and until when."""
 
     what: str
     until: str
+
+
+async def _always() -> bool:
+    return True
+
+
+async def _none(is_meant: IsMeant) -> int:
+    return 0
 
 
 class Forgetting:
@@ -86,22 +103,29 @@ class Forgetting:
         clock: Clock,
         *,
         compact: Callable[[], Awaitable[bool]],
+        is_filled: Callable[[], Awaitable[bool]] = _always,
+        lacked_by_queue: Callable[[IsMeant], Awaitable[int]] = _none,
         conversations: ConversationServer | None = None,
     ) -> None:
-        """`compact`: writes the database anew, and says whether all of it is. `conversations`: where chats are carried
-        on outside of our stores, if anywhere."""
+        """`compact`: writes the database anew, and says whether all of it is. `is_filled`: whether the queue holds all
+        that is open; while an emptied one is filled again, it does not. `lacked_by_queue`: how many open messages are
+        on their way to it, as far as this host knows. `conversations`: where chats are carried on outside of our
+        stores, if anywhere."""
         self._queue = queue
         self._ledger = ledger
         self._operations = operations
         self._clock = clock
         self._compact = compact
+        self._is_filled = is_filled
+        self._lacked_by_queue = lacked_by_queue
         self._conversations = conversations
 
     async def foresee(self, chat: ChatNamed, *, on_step: Looked = lambda seen: None) -> Forgotten:
-        """What is there to be forgotten. Changes nothing."""
+        """What is there to be forgotten. Changes nothing. Raises `StateConflict` while it cannot be told what of it is
+        open."""
         still_open = await self._open_tasks(chat)
-        seen = await self._walk(chat, on_step, dry_run=True)
-        return Forgotten(open=len(still_open), dropped=0, seen=seen)
+        seen = await self._walk(chat, still_open, on_step, dry_run=True)
+        return Forgotten(open=len(still_open.of_chat), dropped=0, seen=seen)
 
     async def forget(
         self,
@@ -118,18 +142,18 @@ class Forgetting:
         # The queue before the ledger, which a task enters before it leaves the queue: what is open nowhere has ended
         # there, and is found.
         still_open = await self._open_tasks(chat)
-        if still_open and not drops_open:
-            raise StateConflict(f"{_counted(still_open)} of this chat still open")
+        if still_open.of_chat and not drops_open:
+            raise StateConflict(f"{_counted(len(still_open.of_chat))} of this chat still open")
         mark = f"{chat.channel} {chat_mark_of(*chat)}"
         operation = Operation(at_ms=epoch_ms(self._clock.now()), who=who, action="forget", target=mark, why=why)
         await self._ledger.record_operation(operation)
         log.info("operation.recorded", who=who, action="forget", target=mark, why=why)
-        dropped = await self._drop(chat, still_open, who=who, why=why or "rise forget")
-        seen = await self._walk(chat, on_step, dry_run=False)
+        dropped = await self._drop(chat, still_open.of_chat, who=who, why=why or "rise forget")
+        seen = await self._walk(chat, still_open, on_step, dry_run=False)
         await self._forget_conversation(chat)
         log.info("chat.forgotten", chat=mark, runs=seen.runs, replies=seen.replies, turns=seen.turns)
         is_compact = compacts and await self._compacted()
-        return Forgotten(open=len(still_open), dropped=dropped, seen=seen, is_compact=is_compact)
+        return Forgotten(open=len(still_open.of_chat), dropped=dropped, seen=seen, is_compact=is_compact)
 
     # --- details ---
 
@@ -152,8 +176,8 @@ class Forgetting:
             left = f"all is forgotten but what Temporal has of it: {error.public_message}"
             raise TemporalUnavailable(left, remedy="forget it again when Temporal is back") from error
 
-    async def _walk(self, chat: ChatNamed, on_step: Looked, *, dry_run: bool) -> ChatForgotten:
-        seen = ChatForgotten(after="")
+    async def _walk(self, chat: ChatNamed, still_open: _OpenTasks, on_step: Looked, *, dry_run: bool) -> ChatForgotten:
+        seen = ChatForgotten(after="", unreadable=still_open.unreadable)
         while seen.after is not None:
             seen += await self._ledger.forget_chat(*chat, after=seen.after, limit=PAGE, dry_run=dry_run)
             on_step(seen)
@@ -166,9 +190,9 @@ class Forgetting:
                 return dropped
             for task_id in still_open:
                 dropped += await self._drop_one(task_id, who=who, why=why)
-            still_open = await self._open_tasks(chat)
+            still_open = (await self._open_tasks(chat)).of_chat
         if still_open:
-            raise StateConflict(f"{_counted(still_open)} of this chat still open: try again in a moment")
+            raise StateConflict(f"{_counted(len(still_open))} of this chat still open: try again in a moment")
         return dropped
 
     async def _drop_one(self, task_id: TaskId, *, who: str, why: str) -> bool:
@@ -178,15 +202,39 @@ class Forgetting:
             return False  # it has ended meanwhile, and leaves the queue by itself
         return True
 
-    async def _open_tasks(self, chat: ChatNamed) -> list[TaskId]:
+    async def _open_tasks(self, chat: ChatNamed) -> _OpenTasks:
+        """Raises `StateConflict` while something of it may be open that the queue has not got."""
         names = await self._names(chat)
+
+        def is_meant(head: Head) -> bool:
+            return bool(is_of_chat(head, chat.channel, chat.account, names))
+
+        # The journals before the queue, to which what they hold is brought; before both and after them, whether it is
+        # filled: it may be emptied at any time.
+        await self._refuse_unfilled()
+        if lacked := await self._lacked_by_queue(is_meant):
+            raise StateConflict(f"{_counted(lacked)} of this chat on the way to the queue: try again when that is done")
+        open_tasks = await self._in_queue(chat, names)
+        await self._refuse_unfilled()
+        return open_tasks
+
+    async def _refuse_unfilled(self) -> None:
+        if not await self._is_filled():
+            raise StateConflict(
+                "the queue was emptied, and a running server fills it again: try again when that is done"
+            )
+
+    async def _in_queue(self, chat: ChatNamed, names: frozenset[str]) -> _OpenTasks:
         selection = Selection(channel=chat.channel, account=chat.account)
         found: list[TaskId] = []
-        after = ""
+        unreadable, after = 0, ""
         while page := await self._queue.list_open(selection, limit=PAGE, after=after):
-            found += [task.head.task_id for task in page if _is_of(task.head, chat, names)]
+            for task in page:
+                is_of = is_of_chat(task.head, chat.channel, chat.account, names)
+                found += [task.head.task_id] if is_of else []
+                unreadable += is_of is None
             after = page[-1].head.task_id
-        return found
+        return _OpenTasks(found, unreadable)
 
     async def _names(self, chat: ChatNamed) -> frozenset[str]:
         """All ids that it ever had."""
@@ -238,9 +286,5 @@ def traces_of(settings: Settings, *, leaves_pieces: bool, was_conversing: bool) 
     return traces
 
 
-def _is_of(head: Head, chat: ChatNamed, names: frozenset[str]) -> bool:
-    return is_of_chat(head, chat.channel, chat.account, names)
-
-
-def _counted(task_ids: Sequence[TaskId]) -> str:
-    return "1 message is" if len(task_ids) == 1 else f"{len(task_ids)} messages are"
+def _counted(count: int) -> str:
+    return "1 message is" if count == 1 else f"{count} messages are"

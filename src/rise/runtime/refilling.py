@@ -6,12 +6,11 @@ Safe at any time, any number of times: what is open there already, and what is f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
 from rise.clock import Clock
-from rise.copies.journal import run_of
 from rise.errors import Rejected
 from rise.queue.port import NewTask
 from rise.runtime.assembly.house import House
@@ -32,7 +31,7 @@ class Refilling:
         """How many open messages the journals hold and the queue does not, by channel."""
         counted: Counter[str] = Counter()
         async for tasks in self._open_in_journals(channel):
-            counted.update(task.head.channel for task in await self._missing(tasks))
+            counted.update(task.head.channel for task in await self._full.work.lacking(tasks))
         return dict(counted)
 
     async def bring(self, channel: str | None = None) -> int:
@@ -49,18 +48,9 @@ class Refilling:
         while await self._full.queue.life() is None:  # the server that keeps it does it
             await self._clock.sleep(LOOK_SECONDS)
 
-    async def _missing(self, tasks: Sequence[NewTask]) -> list[NewTask]:
-        over = await self._full.work.finished([run_of(task) for task in tasks])
-        lacking = set(await self._full.queue.missing([task.head.task_id for task in tasks]))
-        return [task for task in tasks if task.head.task_id in lacking and run_of(task).name not in over]
-
     async def _open_in_journals(self, channel: str | None) -> AsyncIterator[list[NewTask]]:
-        async with self._full.slots.every() as journals:
-            for journal in journals:
-                after = 0
-                while entries := await journal.open_tasks(limit=PAGE, after=after):
-                    yield [entry.task for entry in entries if channel in (None, entry.task.head.channel)]
-                    after = entries[-1].number
+        async for tasks in self._full.slots.open_tasks(limit=PAGE):
+            yield [task for task in tasks if channel in (None, task.head.channel)]
 
     @property
     def _full(self) -> FullProfile:

@@ -56,6 +56,8 @@ def build_forgetting(house: House) -> Forgetting:
         build_operations(house),
         house.clock,
         compact=compact,
+        is_filled=house.stores.is_filled,
+        lacked_by_queue=house.stores.lacked_by_queue,
         conversations=conversation_server(house),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from rise.bus.local import LocalBus
 from rise.bus.port import Bus
@@ -27,6 +27,7 @@ from rise.copies.slots import Slots
 from rise.definitions.port import Definitions
 from rise.definitions.sqlite import SCHEMA as DEFINITIONS_SCHEMA
 from rise.definitions.sqlite import SqliteDefinitions
+from rise.envelope import Head
 from rise.errors import RedisForeign, StoreLocked, Unavailable
 from rise.ledger.late import LateWrites
 from rise.ledger.late_ledger import LateLedger
@@ -46,6 +47,8 @@ from rise.settings import Settings
 if TYPE_CHECKING:
     from rise.connections.mongodb import MongoDatabase
     from rise.connections.redis import RedisDatabase
+
+PAGE: Final = 500
 
 OnTrouble = Callable[[str], Callable[[Unavailable | None], None]]
 """For the name of a store: what hears why it cannot be used, and None when it can again."""
@@ -145,6 +148,16 @@ class Stores:
             return Lacking(0, is_certain=True)
         count = (await self.full.relay.lacking()).get(REDIS)
         return None if count is None else Lacking(count, self.full.relay.knows_queue)
+
+    async def lacked_by_queue(self, is_meant: Callable[[Head], bool]) -> int:
+        """How many open messages of these are in the journals of this host and not in the queue. Raises `Unavailable`
+        if one of them cannot be asked."""
+        if self.full is None:
+            return 0
+        count = 0
+        async for tasks in self.full.slots.open_tasks(limit=PAGE):
+            count += len(await self.full.work.lacking([task for task in tasks if is_meant(task.head)]))
+        return count
 
     def services(self) -> list[Service]:
         """What has to run for messages to be kept and found in all stores."""

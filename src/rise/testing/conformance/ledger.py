@@ -16,6 +16,7 @@ import pytest
 
 from rise.envelope import (
     Call,
+    LaneKey,
     Outcome,
     Progress,
     ReplyId,
@@ -28,6 +29,7 @@ from rise.envelope import (
     notice_id_of,
     reply_id_of,
     run_id_of,
+    unreadable_head,
 )
 from rise.errors import ClaimLost
 from rise.ledger.kept import ATTEMPTS_KEPT, TURN_CHARS_MAX
@@ -98,6 +100,15 @@ def task_elsewhere(number: int, *, account: str = "7", channel: str = "telegram"
     """Of a chat with the same name as that of `task`."""
     of = delivery(number, account=account, channel=channel)
     return Task(of.head, of.raw, Progress(status=Status.PROCESSING))
+
+
+def _stand_in(number: int, lane: str, *, channel: str = "telegram", account: str = "7") -> Task:
+    """What a newer version wrote, as a queue of this one gives it to whoever drops it."""
+    of = task(number)
+    head = unreadable_head(
+        of.task_id, channel=channel, account=account, lane=LaneKey(lane), order=of.head.order, accepted_at_ms=1
+    )
+    return Task(head, of.raw, of.progress)
 
 
 def chunks(of: Task, count: int = 1, *, chat: str | None = None) -> list[Reply]:
@@ -1643,6 +1654,62 @@ class LedgerConformance:
         assert (await ledger.forget_chat("telegram", "7", "42")).runs == 1
         archived = [await ledger.archived(of.task_id) for of in asked]
         assert [of is not None and of.has_bytes for of in archived] == [False, True]
+
+    @pytest.mark.req("SEC-5", "SUS-3")
+    @pytest.mark.failure("B14")
+    @pytest.mark.parametrize(
+        ("lane", "forgotten", "unreadable"),
+        [
+            ("tg:7:42:0", True, 0),
+            ("tg:7:42:5", True, 0),
+            ("tg:7:u42:callback", True, 0),
+            ("tg:7:u42:inline", True, 0),
+            ("fu:telegram:7:42", True, 0),
+            ("tg:7:43:42", False, 0),
+            ("tg:7:bc:42:0", False, 0),
+            ("tg:7:u43:inline", False, 0),
+            ("fu:telegram:7:43", False, 0),
+            ("tg:7:u43:callback", False, 1),
+            ("tg:7:unreadable", False, 1),
+            ("of tomorrow", False, 1),
+        ],
+    )
+    async def test_what_a_newer_version_wrote_and_a_person_dropped_is_forgotten_by_its_lane_or_said_to_be_left(
+        self, ledger: Ledger, lane: str, forgotten: bool, unreadable: int
+    ) -> None:
+        of = _stand_in(1, lane)
+        await ledger.finish(of, Status.DROPPED, by="ann")
+        for _ in ("first", "again"):
+            seen = await ledger.forget_chat("telegram", "7", "42", dry_run=True)
+            assert (seen.looked_at, seen.runs, seen.unreadable) == (1, forgotten, unreadable)
+        for runs in (forgotten, 0):
+            seen = await ledger.forget_chat("telegram", "7", "42")
+            assert (seen.runs, seen.unfinished, seen.unreadable) == (runs, 0, unreadable)
+        archived = await ledger.archived(of.task_id)
+        assert archived is not None
+        assert archived.raw == (b"" if forgotten else of.raw)
+        assert archived.head.is_forgotten is forgotten
+        for elsewhere in (("telegram", "8", "42"), ("http", "7", "42")):
+            assert (await ledger.forget_chat(*elsewhere)).unreadable == 0
+
+    @pytest.mark.req("SEC-5", "SUS-3")
+    @pytest.mark.failure("B14")
+    @pytest.mark.parametrize(
+        ("channel", "lane", "forgotten", "unreadable"),
+        [
+            ("http", "http:default:42", True, 0),
+            ("webchat", "web:default:42", True, 0),
+            ("http", "fu:http:default:42", True, 0),
+            ("http", "http:default:43", False, 0),
+            ("http", "http:default:task:42", False, 1),
+        ],
+    )
+    async def test_so_is_what_a_newer_version_wrote_on_other_channels(
+        self, ledger: Ledger, channel: str, lane: str, forgotten: bool, unreadable: int
+    ) -> None:
+        await ledger.finish(_stand_in(1, lane, channel=channel, account="default"), Status.DROPPED, by="ann")
+        seen = await ledger.forget_chat(channel, "default", "42")
+        assert (seen.runs, seen.unreadable) == (forgotten, unreadable)
 
     @pytest.mark.req("SEC-5")
     async def test_what_is_not_over_is_not_forgotten(self, ledger: Ledger) -> None:

@@ -729,7 +729,8 @@ class MemoryLedger(MemoryStore):
     def _forget_chat_step(self, chat: Chat, after: str, limit: int, dry_run: bool) -> ChatForgotten:
         state, names = self._state, self._names(chat)
         page = sorted(run_id for run_id in state.runs if run_id > after)[:limit]
-        of_chat = [one for one in page if is_of_chat(state.runs[one].task.head, *chat[:2], names)]
+        whose = {one: is_of_chat(state.runs[one].task.head, *chat[:2], names) for one in page}
+        of_chat = [one for one in page if whose[one]]
         found = {run_id for run_id in of_chat if state.runs[run_id].run.is_over}
         is_last = len(page) < limit
         chats = [(*chat[:2], name) for name in names] if is_last else []
@@ -739,6 +740,7 @@ class MemoryLedger(MemoryStore):
             replies=sum(stored.reply.run_id in found for stored in state.replies.values()),
             turns=sum(len(state.history.get(one, [])) for one in chats),
             unfinished=len(of_chat) - len(found),
+            unreadable=sum(whose[one] is None and state.runs[one].run.status.is_finished for one in page),
             after=None if is_last else page[-1],
         )
         if not dry_run:
