@@ -15,6 +15,7 @@ from rise.queue.port import Suspend
 
 CHATS = 4
 POISON = Suspend(Reason.POISON, "died 3 times")
+OF_TOMORROW = b'{"schema":"of tomorrow"}'
 
 
 def thirty_five_updates() -> list[dict[str, Any]]:
@@ -162,6 +163,21 @@ def test_what_is_not_clear_is_refused(rise: Rise, directory: Directory, tmp_path
     assert problem in " ".join(ended.err.replace("│", " ").split())
 
 
+@pytest.mark.req("OPS-1", "ENV-3")
+@pytest.mark.failure("A8", "B14", "M4")
+def test_what_was_answered_is_not_answered_again_though_a_newer_version_wrote_it(
+    from_file: Rise, directory: Directory, tmp_path: Path
+):
+    answered = directory.accept(1, 2, 3)
+    directory.finish(*answered)
+    directory.write("UPDATE runs SET head = ?", OF_TOMORROW)
+    directory.write("UPDATE runs SET raw = ? WHERE task_id = ?", b"\xff of tomorrow", answered[2])
+    directory.forget_keys()
+    again = [update(1, chat=1), update(2, chat=2, text="numbered anew"), update(3, chat=3, text="numbered anew")]
+    told = from_file(written(tmp_path / "updates.jsonl", again), "--yes").json
+    assert [line["new"] for line in told["updates"]] == [False, True, True]
+
+
 # --- tasks once more --------------------------------------------------------------------------------------
 
 
@@ -211,3 +227,19 @@ def test_what_is_selected_runs_again_with_yes(rise: Rise, directory: Directory):
     assert set(directory.statuses().values()) == {(Status.PENDING, 1)}
     nothing = rise("replay", "--channel", "telegram", "--yes", "--json").json
     assert nothing["again"] == 0
+
+
+@pytest.mark.req("OPS-1", "SUS-3")
+@pytest.mark.failure("B14", "M4")
+def test_finished_messages_that_a_newer_version_wrote_are_refused_and_stop_no_other(rise: Rise, directory: Directory):
+    sound, spoilt, reworded = directory.accept(1, 2, 3)
+    directory.finish(sound, spoilt, reworded)
+    directory.write("UPDATE runs SET head = ? WHERE task_id = ?", OF_TOMORROW, spoilt)
+    directory.write("UPDATE runs SET status = 'delegated' WHERE task_id = ?", reworded)
+    for words in (["--channel", "telegram"], [spoilt, sound, reworded], ["--channel", "telegram", "--yes"]):
+        told = rise("replay", *words, "--json")
+        assert (told.code, told.json["again"], told.json["refused"]) == (1, 2, 1), words
+        problems = {task["taskId"]: task["problem"] for task in told.json["tasks"]}
+        assert problems | {spoilt: ""} == {sound: None, spoilt: "", reworded: None}
+        assert "this version of Rise cannot read it" in problems[spoilt]
+    assert directory.statuses() == {sound: (Status.PENDING, 1), reworded: (Status.PENDING, 1)}
