@@ -20,6 +20,7 @@ import msgspec
 from rise.bindings import BindingRegistry, commands_of
 from rise.definitions.records import BindingRecord, BurstPolicy
 from rise.envelope import Head, Progress, Status, Task, TaskId, TaskType, encode_json
+from rise.errors import EnvelopeMalformed
 from rise.ledger.port import Ledger
 from rise.merging import Merging
 from rise.queue.port import OpenTask, Queue
@@ -148,13 +149,20 @@ class Bursts:
             ended = (await self.ledger.finished_among([task_id])).get(task_id)
             if latest is None or ended is None or latest.generation != ended.generation:
                 return None
-            return await self.ledger.archived(task_id) if ended.merged_into == leader.task_id else None
+            return await self._archived(task_id) if ended.merged_into == leader.task_id else None
         run = await self.ledger.run(task.run_id)
         if run is not None:
             return task if run.merged_into == leader.task_id and not run.is_of_former(task.head) else None
         # Of what was tried and resumed only its steps tell.
         was_tried = _was_tried(task.progress) or await self.ledger.steps(task.run_id)
         return None if was_tried or task.progress.status is not Status.PENDING else task
+
+    async def _archived(self, task_id: TaskId) -> Task | None:
+        """Raises `EnvelopeMalformed` if this version cannot read it: left out, its words would never be answered."""
+        task = await self.ledger.archived(task_id)
+        if task is not None and task.head.is_stand_in:
+            raise EnvelopeMalformed(f"{task_id}, which goes with it, cannot be read: {task.progress.error}")
+        return task
 
 
 def may_be_open(binding: BindingRecord, head: Head, now_ms: int) -> bool:

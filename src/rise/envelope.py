@@ -409,6 +409,7 @@ def unreadable_head(
         request_id="",
         trace_id="",
         idempotency_key="",
+        raw_is_json=False,  # so far as is known: it is shown as text
     )
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import shlex
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_directory import BOT, Directory, Rise, update
 
-from rise.envelope import Reason, Status
+from rise.envelope import Reason, Status, TaskId
+from rise.errors import CopiesInsufficient
 from rise.queue.port import Suspend
+from rise.runtime.operations import Operations, Restarted
 
 CHATS = 4
 POISON = Suspend(Reason.POISON, "died 3 times")
+OF_TOMORROW = b'{"schema":"of tomorrow"}'
 
 
 def thirty_five_updates() -> list[dict[str, Any]]:
@@ -162,6 +168,21 @@ def test_what_is_not_clear_is_refused(rise: Rise, directory: Directory, tmp_path
     assert problem in " ".join(ended.err.replace("│", " ").split())
 
 
+@pytest.mark.req("OPS-1", "ENV-3")
+@pytest.mark.failure("A8", "B14", "M4")
+def test_what_was_answered_is_not_answered_again_though_a_newer_version_wrote_it(
+    from_file: Rise, directory: Directory, tmp_path: Path
+):
+    answered = directory.accept(1, 2, 3)
+    directory.finish(*answered)
+    directory.write("UPDATE runs SET head = ?", OF_TOMORROW)
+    directory.write("UPDATE runs SET raw = ? WHERE task_id = ?", b"\xff of tomorrow", answered[2])
+    directory.forget_keys()
+    again = [update(1, chat=1), update(2, chat=2, text="numbered anew"), update(3, chat=3, text="numbered anew")]
+    told = from_file(written(tmp_path / "updates.jsonl", again), "--yes").json
+    assert [line["new"] for line in told["updates"]] == [False, True, True]
+
+
 # --- tasks once more --------------------------------------------------------------------------------------
 
 
@@ -211,3 +232,89 @@ def test_what_is_selected_runs_again_with_yes(rise: Rise, directory: Directory):
     assert set(directory.statuses().values()) == {(Status.PENDING, 1)}
     nothing = rise("replay", "--channel", "telegram", "--yes", "--json").json
     assert nothing["again"] == 0
+
+
+@pytest.mark.req("OPS-1", "SUS-3")
+@pytest.mark.failure("B14", "M4")
+def test_finished_messages_that_a_newer_version_wrote_are_refused_and_stop_no_other(rise: Rise, directory: Directory):
+    sound, spoilt, reworded = directory.accept(1, 2, 3)
+    directory.finish(sound, spoilt, reworded)
+    directory.write("UPDATE runs SET head = ? WHERE task_id = ?", OF_TOMORROW, spoilt)
+    directory.write("UPDATE runs SET status = 'delegated' WHERE task_id = ?", reworded)
+    for words in (["--channel", "telegram"], [spoilt, sound, reworded], ["--channel", "telegram", "--yes"]):
+        told = rise("replay", *words, "--json")
+        assert (told.code, told.json["again"], told.json["refused"]) == (1, 2, 1), words
+        problems = {task["taskId"]: task["problem"] for task in told.json["tasks"]}
+        assert problems | {spoilt: ""} == {sound: None, spoilt: "", reworded: None}
+        assert "this version of Rise cannot read it" in problems[spoilt]
+    assert directory.statuses() == {sound: (Status.PENDING, 1), reworded: (Status.PENDING, 1)}
+
+
+def after_running(task_id: TaskId, happens: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: run again it is all the same."""
+    run_again = Operations.run_again
+
+    async def running(operations: Operations, meant: TaskId, **words: Any) -> Restarted:
+        restarted = await run_again(operations, meant, **words)
+        if meant == task_id and not words["dry_run"]:
+            monkeypatch.setattr(Operations, "run_again", run_again)
+            happens()
+        return restarted
+
+    monkeypatch.setattr(Operations, "run_again", running)
+
+
+def copies_are_away() -> None:
+    raise CopiesInsufficient("1 of 2 copies hold it")
+
+
+@pytest.mark.req("OPS-1", "ENV-3")
+@pytest.mark.failure("M9")
+@pytest.mark.parametrize("words", [["--channel", "telegram"], ["--channel", "telegram", "--data-dir", "data"]])
+def test_where_a_store_goes_away_it_is_said_what_was_done_and_how_to_go_on_with_the_rest_alone(
+    rise: Rise, directory: Directory, monkeypatch: pytest.MonkeyPatch, words: list[str]
+):
+    directory.finish(*directory.accept(*range(1, 6)))
+    meant = [task["taskId"] for task in rise("replay", *words, "--json").json["tasks"]]
+    after_running(meant[2], copies_are_away, monkeypatch)
+    broken_off = rise("replay", *words, "--yes")
+    assert broken_off.code == 1
+    assert "2 run again, 0 refused" in broken_off.out
+    assert f"stopped at {meant[2]}, which may run again all the same" in broken_off.err
+    assert "2 were not tried" in broken_off.err
+    assert "1 of 2 copies hold it" in broken_off.err
+    assert set(directory.statuses()) == set(meant[:3])
+    directory.finish(*meant[:3])
+    go_on = shlex.split(broken_off.out.splitlines()[-1])
+    assert go_on == ["rise", "replay", "--yes", *words[2:], *meant[3:]]
+    assert rise(*go_on[1:]).code == 0
+    assert directory.statuses() == dict.fromkeys(meant[3:], (Status.PENDING, 1)), "and none of the others once more"
+
+
+@pytest.mark.req("OPS-1")
+@pytest.mark.failure("M9")
+def test_programs_are_told_too_where_it_was_broken_off(
+    rise: Rise, directory: Directory, monkeypatch: pytest.MonkeyPatch
+):
+    done = directory.accept(1, 2, 3)
+    directory.finish(*done)
+    after_running(done[0], copies_are_away, monkeypatch)
+    told = rise("replay", *done, "--yes", "--json")
+    assert (told.code, told.json["again"], told.json["tasks"]) == (1, 0, [])
+    assert (told.json["stoppedAt"], told.json["left"]) == (done[0], done[1:])
+    rest = rise("replay", *done[1:], "--yes", "--json")
+    assert (rest.code, rest.json["again"], rest.json["stoppedAt"], rest.json["left"]) == (0, 2, None, [])
+
+
+@pytest.mark.req("OPS-1")
+@pytest.mark.failure("M9")
+def test_whoever_interrupts_it_is_told_what_was_done_and_what_was_not(
+    rise: Rise, directory: Directory, monkeypatch: pytest.MonkeyPatch
+):
+    done = directory.accept(1, 2, 3)
+    directory.finish(*done)
+    after_running(done[1], lambda: os.kill(os.getpid(), signal.SIGINT), monkeypatch)
+    told = rise("replay", *done, "--yes")
+    assert (told.code, directory.statuses()) == (130, dict.fromkeys(done[:2], (Status.PENDING, 1)))
+    assert "2 run again, 0 refused" in told.out
+    assert told.out.splitlines()[-1] == f"rise replay --yes {done[2]}"

@@ -174,6 +174,19 @@ def test_who_has_only_the_delivery_key_is_shown_its_task(rise: Rise, directory: 
     assert rise("tasks", "show", "http:anna:order-7").code == 1
 
 
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("B14", "M4")
+def test_a_finished_task_that_a_newer_version_wrote_is_shown_as_far_as_it_can_be_read(rise: Rise, directory: Directory):
+    [task_id] = directory.accept(1)
+    directory.finish(task_id)
+    directory.write("UPDATE runs SET head = ?, status = 'delegated'", b'{"schema":"of tomorrow"}')
+    for words in ([task_id], [task_id, "--json"]):
+        told = rise("tasks", "show", *words)
+        assert told.code == 0
+        assert "a newer version of Rise says of it: delegated; the stored head is unreadable" in told.out
+    assert rise("tasks", "show", task_id, "--raw").json["update_id"] == 1001
+
+
 def test_a_task_that_is_not_there_is_one_clear_line_and_where_to_look(rise: Rise, directory: Directory):
     directory.accept(1)
     ended = rise("tasks", "show", "t_nothing")

@@ -34,6 +34,9 @@ class MemoryStage:
     async def spoil_result(self, run_id: RunId) -> None:
         self.state.spoil_result(run_id)
 
+    async def spoil_head(self, run_id: RunId) -> None:
+        self.state.spoil_head(run_id)
+
     async def overwrite_words(self, task_id: TaskId, *, kind: str, state: str, status: str, outcome: str) -> None:
         self.state.overwrite_words(task_id, state=state)
 

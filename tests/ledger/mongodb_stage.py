@@ -40,10 +40,13 @@ class MongoStage(MongoPlace):
     async def spoil_result(self, run_id: RunId) -> None:
         self.write("runs", run_id, {"result": b"\x89 of tomorrow"})
 
+    async def spoil_head(self, run_id: RunId) -> None:
+        self.write("runs", run_id, {"head": b'{"schema":"of tomorrow"}'})
+
     async def overwrite_words(self, task_id: TaskId, *, kind: str, state: str, status: str, outcome: str) -> None:
         run = self.read("runs", {"task_id": task_id, "is_notice": False})
         said = {"kind": kind, "state": state}
-        words = {f"replies.{n}.{name}": word for n in range(len(run["replies"])) for name, word in said.items()}
+        words = {f"replies.{n}.{name}": word for n in range(len(run.get("replies", ()))) for name, word in said.items()}
         self.write("runs", run["_id"], {"status": status, "outcome": outcome} | words)
 
 

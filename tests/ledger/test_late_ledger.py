@@ -46,6 +46,9 @@ class _StageThroughLate(LateStage):
     async def spoil_result(self, run_id: RunId) -> None:
         self.kept.spoil_result(run_id)
 
+    async def spoil_head(self, run_id: RunId) -> None:
+        self.kept.spoil_head(run_id)
+
     async def overwrite_words(self, task_id: TaskId, *, kind: str, state: str, status: str, outcome: str) -> None:
         self.kept.overwrite_words(task_id, state=state)
 

@@ -42,6 +42,9 @@ class SqliteStage:
     async def spoil_result(self, run_id: RunId) -> None:
         await self._write("UPDATE runs SET result = ? WHERE run_id = ?", b"\x89 of tomorrow", run_id)
 
+    async def spoil_head(self, run_id: RunId) -> None:
+        await self._write("UPDATE runs SET head = ? WHERE run_id = ?", b'{"schema":"of tomorrow"}', run_id)
+
     async def overwrite_words(self, task_id: TaskId, *, kind: str, state: str, status: str, outcome: str) -> None:
         await self._write("UPDATE replies SET kind = ?, state = ? WHERE task_id = ?", kind, state, task_id)
         await self._write("UPDATE runs SET status = ?, outcome = ? WHERE task_id = ?", status, outcome, task_id)

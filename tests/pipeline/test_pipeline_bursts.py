@@ -1533,3 +1533,22 @@ async def test_people_see_of_a_merged_message_which_one_answered_it(stage: Stage
     assert (second["status"], second["outcome"]) == ("completed", "merged")
     assert second["result"] == {"mergedInto": tasks[0]}
     assert definition_of(talk.workflow).workflow_id == first["workflowRun"]
+
+
+@pytest.mark.req("CHN-3", "SUS-3")
+@pytest.mark.failure("B14")
+async def test_a_burst_is_not_answered_once_more_without_what_this_version_cannot_read_of_it(
+    stage: Stage, talk: Talk, operations: Operations
+):
+    await talk.start()
+    leader, follower = await stage.write("one", "two")
+    await talk.answered(leader, follower)
+    kept = await stage.rewrite("runs", follower, head=b'{"schema":"of tomorrow"}')
+    await operations.run_again(leader, who="Ann")
+    await stage.waiting_for_retry(leader)
+    assert "cannot be read" in ((await stage.look(leader)).error or "")
+    assert talk.seen == [["one", "two"]]
+    await stage.rewrite("runs", follower, head=kept)  # as a newer version reads it
+    await stage.pass_time(60)
+    await stage.ended(leader)
+    assert talk.seen == [["one", "two"], ["one", "two"]]

@@ -498,6 +498,43 @@ async def test_a_message_is_no_follow_up(stage: Stage):
             await look(stage, FollowUpId(named))
 
 
+@pytest.mark.req("TMP-3", "SUS-3")
+@pytest.mark.failure("B14", "M4")
+@pytest.mark.parametrize("ends", ["waiting", "cancelled", "fired"])
+async def test_of_one_that_a_newer_version_planned_it_is_said_that_this_one_cannot_read_it(stage: Stage, ends: str):
+    await stage.start(echoes)
+    one, other = await plan(stage, "of tomorrow", MINUTE), await plan(stage, "other", HOUR)
+    if ends == "cancelled":
+        await of(stage).cancel(one, who="olga")
+    elif ends == "fired":
+        await stage.pass_time(MINUTE + 1)
+        await stage.ended(TaskId(one))
+    await stage.rewrite("tasks" if ends == "waiting" else "runs", TaskId(one), head=b'{"schema":"of tomorrow"}')
+    for ask in (look(stage, one), move(stage, one, HOUR), of(stage).cancel(one, who="olga")):
+        with pytest.raises(StateConflict, match="this version of Rise cannot read it"):
+            await ask
+    assert [row.follow_up_id for row in (await of(stage).page({}, status=None, limit=10)).rows] == [other]
+    assert (await of(stage).cancel(other, who="olga")).status is FollowUpStatus.CANCELLED
+
+
+@pytest.mark.req("TMP-3", "SUS-3")
+@pytest.mark.failure("B14", "FU6")
+async def test_of_one_that_fired_while_it_was_moved_it_is_said_too_that_it_cannot_be_read(stage: Stage):
+    await stage.start(echoes)
+    one = await plan(stage, "of tomorrow", MINUTE)
+    by = await stage.start_gateway(sends=False)
+    held = by.hold_at("queue.enqueue", "before")
+    moving = asyncio.create_task(move(stage, one, HOUR, by))
+    await held.reached()
+    await stage.pass_time(MINUTE + 1)
+    await stage.ended(TaskId(one))
+    await stage.rewrite("runs", TaskId(one), head=b'{"schema":"of tomorrow"}')
+    held.open()
+    for ask in (moving, look(stage, one)):
+        with pytest.raises(StateConflict, match="this version of Rise cannot read it"):
+            await ask
+
+
 # --- missed -----------------------------------------------------------------------------------------------
 
 

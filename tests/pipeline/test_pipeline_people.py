@@ -11,11 +11,13 @@ from pipeline_stage import Stage
 
 import rise
 from rise.delivery import DeliveryLimits
-from rise.envelope import Reason, Status, encode_head
+from rise.envelope import Outcome, Reason, Status, encode_head, encode_json
 from rise.errors import StateConflict
 from rise.ledger.port import ReplyState
 from rise.queue.port import QueueLimits, Selection
+from rise.retries import RetryPolicy
 from rise.runtime.operations import Operations
+from rise.stories import shown
 from rise.testing.telegram import Fault
 
 
@@ -167,7 +169,7 @@ async def test_what_this_version_cannot_read_is_not_run_again_and_stays_as_the_n
     await stage.rewrite("tasks", task_id, head=newer)
     worker = await stage.start_worker(echo)
     await stage.suspended(task_id, Reason.SCHEMA_NEWER)
-    with pytest.raises(StateConflict, match="this version of Rise could not read it"):
+    with pytest.raises(StateConflict, match="this version of Rise cannot read it"):
         await stage.operations.run_again(task_id, who="operator")
     await worker.stop()
     assert await stage.rewrite("tasks", task_id, head=encode_head(task.head)) == newer
@@ -186,6 +188,23 @@ async def test_what_is_being_answered_is_not_run_again_although_the_queue_has_lo
     recording.open()
     await stage.ended(task_id)
     assert stage.texts() == ["question"]
+
+
+@pytest.mark.req("SUS-3")
+@pytest.mark.failure("B14", "M4")
+async def test_what_has_ended_and_this_version_cannot_read_is_shown_and_not_run_again(stage: Stage):
+    await stage.start(echo)
+    [task_id] = await stage.write("question")
+    await stage.ended(task_id)
+    await stage.rewrite("runs", task_id, head=b'{"schema":"of tomorrow"}')
+    await stage.rewrite("runs", task_id, raw=b"\xff of tomorrow")
+    told = shown(await stage.operations.story(task_id), RetryPolicy())
+    assert (told["status"], told["outcome"], len(told["replies"])) == (Status.COMPLETED, Outcome.ANSWERED, 1)
+    assert "the stored head is unreadable" in told["error"]
+    raw = msgspec.json.decode(encode_json(told))["payload"]["channelPayload"]["raw"]
+    assert raw == "\\xff of tomorrow", "whether it is JSON nobody here knows"
+    with pytest.raises(StateConflict, match=r"this version of Rise cannot read it.*the stored head is unreadable"):
+        await stage.operations.run_again(task_id, who="operator")
 
 
 def _people(stage: Stage, process: Any) -> Operations:

@@ -1,6 +1,6 @@
 """`rise replay`: updates from a file through the one door, or tasks once more as a new generation.
 
-Both say what they would do, and do it only with `--yes`.
+Both say what they would do, and do it only with `--yes`. Broken off, they say what was done, and how to go on.
 
 Refuses: to run again what is still on its way, and what a person has dropped, unless that is asked for. To take a
 message from a file for a new one because its key is forgotten: as long as the ledger has it, it is a duplicate.
@@ -12,7 +12,9 @@ import asyncio
 import hashlib
 import itertools
 import re
+import shlex
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -22,12 +24,23 @@ import typer
 
 from rise.cli import completing
 from rise.cli.opening import AsJson, DataDir, has_database, in_house, operator, read_settings
-from rise.cli.printing import complain, problem_found, progress, say, shortened, show_json, show_table
+from rise.cli.printing import (
+    complain,
+    interrupted,
+    problem_found,
+    progress,
+    say,
+    shortened,
+    show_json,
+    show_table,
+    until_interrupted,
+)
 from rise.envelope import LaneKey, Order, Status, Task, TaskId
 
 if TYPE_CHECKING:
     from rise.channels.port import Incoming
     from rise.clock import Clock
+    from rise.errors import RiseError
     from rise.intake import Accepted
     from rise.runtime.assembly.house import House
     from rise.runtime.operations import Operations
@@ -265,11 +278,14 @@ async def _was_answered(house: House, read: Incoming) -> bool:
 
 def _says_the_same(kept: Task, read: Incoming) -> bool:
     """The same bytes, or the same JSON written otherwise, as it is in many a file."""
-    if hashlib.sha256(read.raw).hexdigest() == kept.head.raw_sha256:
+    if hashlib.sha256(read.raw).hexdigest() == kept.head.raw_sha256 or read.raw == kept.raw:
         return True
     if read.suspend is not None or kept.head.is_unread or not kept.raw:
         return False  # only what has been read is known to be safe to read
-    return bool(msgspec.json.decode(read.raw) == msgspec.json.decode(kept.raw))
+    try:
+        return bool(msgspec.json.decode(read.raw) == msgspec.json.decode(kept.raw))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False  # whether what a newer version kept has been read, only that knows
 
 
 def _batches(lines: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
@@ -297,38 +313,91 @@ class TaskReplay(msgspec.Struct, frozen=True, rename="camel"):
     problem: str | None = None
 
 
+class TasksReplay(msgspec.Struct, kw_only=True, rename="camel"):
+    """All that were meant, as far as it came."""
+
+    tasks: list[TaskReplay] = []
+    stopped_at: TaskId | None = None
+    """At this one something was away: it may run again all the same."""
+    left: list[TaskId] = []
+    """What was not tried."""
+
+    @property
+    def refused(self) -> int:
+        return sum(one.problem is not None for one in self.tasks)
+
+    @property
+    def again(self) -> int:
+        return len(self.tasks) - self.refused
+
+
 def _run_again(source: Source, *, yes: bool, data_dir: Path | None, as_json: bool) -> None:
-    async def work(house: House) -> list[TaskReplay]:
+    async def work(house: House) -> tuple[TasksReplay, RiseError | None]:
         from rise.runtime.assembly.operations import build_operations
 
-        operations = build_operations(house)
         # All ids first: what runs again would otherwise be found again.
         task_ids = [task_id async for task_id in source(house)]
-        replayed = []
-        with progress("run again" if yes else "looking") as told:
-            for task_id in task_ids:
-                replayed.append(await _run_one_again(operations, task_id, yes=yes))
-                told(len(replayed), len(task_ids))
-        return replayed
+        return await _run_each_again(build_operations(house), task_ids, yes=yes)
 
-    replayed = in_house(data_dir, work, keeps=yes)
-    refused = [one for one in replayed if one.problem]
+    replayed, away = in_house(data_dir, work, keeps=yes)
     if as_json:
-        show_json(
-            {"dryRun": not yes, "tasks": replayed, "again": len(replayed) - len(refused), "refused": len(refused)}
-        )
+        counts = {"again": replayed.again, "refused": replayed.refused}
+        show_json({"dryRun": not yes, **msgspec.to_builtins(replayed), **counts})
     else:
-        show_table(
-            "what was done" if yes else "what would be done",
-            ("task", "was", "runs as generation", "problem"),
-            [(one.task_id, one.was, one.generation, shortened(one.problem or "")) for one in replayed[:LISTED_MAX]],
-            empty="no task is meant by that",
-        )
-        say(f"{len(replayed) - len(refused)} {'run' if yes else 'would run'} again, {len(refused)} refused")
-        if replayed and not yes:
-            say("Nothing was changed. Each may answer its chat once more. Add --yes to do it.", style="yellow")
-    if refused:
+        _tell_of_tasks(replayed, yes=yes)
+    if away is not None or replayed.left:
+        _say_how_to_go_on(replayed, data_dir, as_json=as_json)
+        raise away or interrupted()
+    if replayed.refused:
         raise problem_found()
+
+
+async def _run_each_again(
+    operations: Operations, task_ids: list[TaskId], *, yes: bool
+) -> tuple[TasksReplay, RiseError | None]:
+    """One after the other. Where something is away, or Ctrl-C is pressed, which have run again and which have not is
+    returned all the same: whoever began anew would have the former answered once more."""
+    from rise.errors import RiseError
+
+    replayed, asked = TasksReplay(), until_interrupted() if yes else nullcontext(lambda: False)
+    with progress("run again" if yes else "looking") as told, asked as is_interrupted:
+        for done, task_id in enumerate(task_ids):
+            if is_interrupted():
+                replayed.left = task_ids[done:]
+                return replayed, None
+            try:
+                replayed.tasks.append(await _run_one_again(operations, task_id, yes=yes))
+            except RiseError as error:
+                if not yes:
+                    raise
+                replayed.stopped_at, replayed.left = task_id, task_ids[done + 1 :]
+                return replayed, error
+            told(done + 1, len(task_ids))
+    return replayed, None
+
+
+def _tell_of_tasks(replayed: TasksReplay, *, yes: bool) -> None:
+    show_table(
+        "what was done" if yes else "what would be done",
+        ("task", "was", "runs as generation", "problem"),
+        [(one.task_id, one.was, one.generation, shortened(one.problem or "")) for one in replayed.tasks[:LISTED_MAX]],
+        empty="nothing was done" if replayed.stopped_at or replayed.left else "no task is meant by that",
+    )
+    say(f"{replayed.again} {'run' if yes else 'would run'} again, {replayed.refused} refused")
+    if replayed.tasks and not yes:
+        say("Nothing was changed. Each may answer its chat once more. Add --yes to do it.", style="yellow")
+
+
+def _say_how_to_go_on(replayed: TasksReplay, data_dir: Path | None, *, as_json: bool) -> None:
+    at, left = replayed.stopped_at, replayed.left
+    if at is not None:
+        complain(f"stopped at {at}, which may run again all the same: `rise tasks show {at}` says in which generation")
+    if left:
+        named = "`left` names them" if as_json else "the last line names them"
+        complain(f"{len(left)} were not tried; {named}. The same words once more would mean those before them, too")
+    if left and not as_json:
+        elsewhere = [] if data_dir is None else ["--data-dir", str(data_dir)]
+        typer.echo(shlex.join(["rise", "replay", "--yes", *elsewhere, *left]))
 
 
 async def _run_one_again(operations: Operations, task_id: TaskId, *, yes: bool) -> TaskReplay:

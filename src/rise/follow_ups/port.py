@@ -122,7 +122,10 @@ class Timers(Protocol):
 
 
 class FollowUps(Protocol):
-    """Raises `Unavailable` where a store does not answer: nothing is promised then, and repeating is safe."""
+    """Raises `Unavailable` where a store does not answer: nothing is promised then, and repeating is safe.
+
+    Of what this version cannot read, all but `page`, which leaves it out, raise `StateConflict`.
+    """
 
     async def get(self, follow_up_id: FollowUpId) -> FollowUp:
         """Wherever it is now. Raises `TaskUnknown`."""

@@ -87,6 +87,7 @@ class QueuedFollowUps:
         run = newest.run or await self._ledger.latest_run(newest.task_id)
         if task is None or run is None or task.head.is_forgotten:
             raise _unknown()
+        _refuse_unreadable(task.head)
         return _ended(task.head, run)
 
     async def page(self, chat: Mapping[str, Any], *, status: ListedStatus | None, limit: int, after: str = "") -> Page:
@@ -175,12 +176,15 @@ class QueuedFollowUps:
     # --- details ---
 
     async def _plannings(self, follow_up_id: FollowUpId) -> list[_Planning]:
-        """All that are known, in the order in which they were made. Raises `TaskUnknown` if there are none."""
+        """All that are known, in the order in which they were made. Raises `TaskUnknown` if there are none, and
+        `StateConflict` if this version cannot read them."""
         ids = [planning_id(follow_up_id, number) for number in range(MOVES_MAX + 1)]
         # The queue first: what it forgets between the two looks is in the ledger.
         waiting = {one.head.task_id: one for one in await self._queue.list_open(_those(ids), limit=len(ids))}
         ended = await self._ledger.finished_among(ids)
-        if waiting and any(one.head.task_type is not TaskType.FOLLOW_UP for one in waiting.values()):
+        for one in waiting.values():
+            _refuse_unreadable(one.head)
+        if any(one.head.task_type is not TaskType.FOLLOW_UP for one in waiting.values()):
             raise _unknown()
         accepted_at = {task_id: run.accepted_at_ms for task_id, run in ended.items()}
         accepted_at |= {task_id: one.head.accepted_at_ms for task_id, one in waiting.items()}
@@ -196,7 +200,10 @@ class QueuedFollowUps:
 
     async def _is_one(self, task_id: TaskId) -> bool:
         task = await self._ledger.archived(task_id)
-        return task is not None and task.head.task_type is TaskType.FOLLOW_UP
+        if task is None:
+            return False
+        _refuse_unreadable(task.head)
+        return task.head.task_type is TaskType.FOLLOW_UP
 
     def _shown(self, one: OpenTask, run: Run | None) -> FollowUp:
         if run is not None and run.status.is_finished:
@@ -232,6 +239,12 @@ def _keep_newest(rows: dict[FollowUpId, FollowUp], found: FollowUp) -> None:
     known = rows.get(found.follow_up_id)
     if known is None or known.plan.number < found.plan.number:
         rows[found.follow_up_id] = found
+
+
+def _refuse_unreadable(head: Head) -> None:
+    """What stands in for it has neither a plan nor a text; it may be any message, and may be a follow-up."""
+    if head.is_stand_in:
+        raise StateConflict("this version of Rise cannot read it: a newer one has written it, or it is damaged")
 
 
 def _refuse_fired(plannings: list[_Planning]) -> None:

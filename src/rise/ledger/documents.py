@@ -26,13 +26,12 @@ from rise.envelope import (
     Task,
     TaskId,
     clean_text,
-    decode_head,
     encode_head,
     encode_json,
     forgotten_head,
 )
 from rise.errors import ClaimLost
-from rise.ledger.kept import end_of, kept_text, known_word, read_call, read_head, read_result
+from rise.ledger.kept import end_of, kept_text, known_status, known_word, read_call, read_head, read_result, read_task
 from rise.ledger.port import (
     Again,
     Failed,
@@ -444,8 +443,16 @@ def as_ended(document: Document) -> RunEnded | None:
 
 
 def as_task(document: Document) -> Task:
-    progress = Progress(status=_status_of(document)[0], generation=document["generation"])
-    return Task(decode_head(document["head"]), document["raw"], progress)
+    status, newer = _status_of(document)
+    return read_task(
+        document["head"],
+        document["raw"],
+        Progress(status=status, generation=document["generation"], error=newer),
+        task_id=TaskId(document["task_id"]),
+        channel=document["channel"],
+        accepted_at_ms=document["accepted_at"],
+        fingerprint=document.get("fingerprint", ""),  # former versions kept none
+    )
 
 
 def head_of(document: Document) -> Head | None:
@@ -476,8 +483,7 @@ def as_run(document: Document) -> Run:
 
 
 def _status_of(document: Document) -> tuple[Status, str | None]:
-    stand_in = Status.COMPLETED if "finished_at" in document else Status.REPLYING
-    return known_word(Status, document["status"], stand_in)
+    return known_status(document["status"], has_ended="finished_at" in document)
 
 
 def as_replies(documents: Sequence[Document]) -> list[Reply]:

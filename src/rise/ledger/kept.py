@@ -12,7 +12,20 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from rise.envelope import Call, Head, Outcome, Status, clean_text, decode_head
+from rise.envelope import (
+    Call,
+    Head,
+    LaneKey,
+    Order,
+    Outcome,
+    Progress,
+    Status,
+    Task,
+    TaskId,
+    clean_text,
+    decode_head,
+    unreadable_head,
+)
 from rise.errors import EnvelopeMalformed
 from rise.ledger.port import CALL_UNREADABLE, ReplyState
 
@@ -70,6 +83,33 @@ def read_head(stored: bytes) -> Head | None:
         return None
 
 
+def read_task(
+    stored: bytes,
+    raw: bytes,
+    progress: Progress,
+    *,
+    task_id: TaskId,
+    channel: str,
+    accepted_at_ms: int,
+    fingerprint: str,
+) -> Task:
+    """The task of a run; if this version cannot read its head, with a stand-in for that, and it says why."""
+    try:
+        return Task(decode_head(stored), raw, progress)
+    except EnvelopeMalformed as error:
+        stand_in = unreadable_head(
+            task_id,
+            channel=channel,
+            account="",  # only the head says it, and its lane
+            lane=LaneKey(""),
+            order=Order(accepted_at_ms, 0),
+            accepted_at_ms=accepted_at_ms,
+        )
+        head = msgspec.structs.replace(stand_in, raw_sha256=fingerprint, raw_is_unique=bool(fingerprint))
+        why = "; ".join(filter(None, (progress.error, error.public_message)))
+        return Task(head, raw, msgspec.structs.replace(progress, error=why))
+
+
 def is_of_chat(head: Head | None, channel: str, account: str, names: Set[str]) -> bool | None:
     """Whether it was written to or in a chat that has these ids. What has no chat is its sender's own: a person's
     private chat goes by the same id as the person. None: this version cannot read whose it is."""
@@ -100,6 +140,11 @@ def known_word(words: Callable[[str], T], stored: str, stand_in: T) -> tuple[T, 
         return words(stored), None
     except ValueError:
         return stand_in, f"a newer version of Rise says of it: {stored}"
+
+
+def known_status(stored: str, *, has_ended: bool) -> tuple[Status, str | None]:
+    """The same with the word for how far a run is."""
+    return known_word(Status, stored, Status.COMPLETED if has_ended else Status.REPLYING)
 
 
 def _read(stored: Any, decode: Callable[[Any], T], stand_in: T) -> tuple[T, str | None]:

@@ -467,7 +467,11 @@ class Ledger(Protocol):
         ...
 
     async def archived(self, task_id: TaskId) -> Task | None:
-        """The task of the latest run as it was, bytes included; None if unknown or past its retention."""
+        """The task of the latest run as it was, bytes included; None if unknown or past its retention.
+
+        What this version cannot read of it hides nothing else: its head is a stand-in then (`Head.is_stand_in`), a
+        newer version's word for how far it is a known one, and the error of its progress says so.
+        """
         ...
 
     async def finished_among(self, task_ids: Sequence[TaskId]) -> dict[TaskId, Run]:

@@ -23,13 +23,21 @@ from rise.envelope import (
     Task,
     TaskId,
     clean_text,
-    decode_head,
     encode_head,
     encode_json,
 )
 from rise.ledger import sqlite_forgetting as forgetting
 from rise.ledger import sqlite_outbox as outbox
-from rise.ledger.kept import ATTEMPTS_KEPT, HISTORY_KEPT, kept_text, known_word, read_head, read_result
+from rise.ledger.kept import (
+    ATTEMPTS_KEPT,
+    HISTORY_KEPT,
+    kept_text,
+    known_status,
+    known_word,
+    read_head,
+    read_result,
+    read_task,
+)
 from rise.ledger.port import (
     AccountsHeld,
     Attempt,
@@ -296,12 +304,11 @@ class SqliteLedger:
     async def archived(self, task_id: TaskId) -> Task | None:
         def query(connection: apsw.Connection) -> Task | None:
             row = connection.execute(
-                "SELECT head, raw, status, generation FROM runs WHERE task_id = ? ORDER BY generation DESC LIMIT 1",
+                "SELECT head, raw, channel, status, generation, finished_at, accepted_at, fingerprint FROM runs"
+                " WHERE task_id = ? ORDER BY generation DESC LIMIT 1",
                 (task_id,),
             ).fetchone()
-            if row is None:
-                return None
-            return Task(decode_head(row[0]), row[1], Progress(status=Status(row[2]), generation=row[3]))
+            return _archived(task_id, row) if row else None
 
         return await self._database.read(query)
 
@@ -653,15 +660,29 @@ def _run(connection: apsw.Connection, run_id: RunId) -> Run | None:
     return _as_run(row) if row else None
 
 
+def _archived(task_id: TaskId, row: Sequence[Any]) -> Task:
+    head, raw, channel, status, generation, finished_at, accepted_at, fingerprint = row
+    how_far, newer = known_status(status, has_ended=finished_at is not None)
+    return read_task(
+        head,
+        raw,
+        Progress(status=how_far, generation=generation, error=newer),
+        task_id=task_id,
+        channel=channel,
+        accepted_at_ms=accepted_at,
+        fingerprint=fingerprint,
+    )
+
+
 def _as_run(row: Sequence[Any]) -> Run:
     task_id, generation, status, outcome, stored, workflow_id, saved_at, finished_at, by, why = row[:10]
     accepted_at, fingerprint, is_armed, workflow_version = row[10:]
     result, unreadable = read_result(stored)
-    known_status, newer = known_word(Status, status, Status.REPLYING if finished_at is None else Status.COMPLETED)
+    how_far, newer = known_status(status, has_ended=finished_at is not None)
     return Run(
         task_id=TaskId(task_id),
         generation=generation,
-        status=known_status,
+        status=how_far,
         outcome=known_word(Outcome, outcome, None)[0] if outcome else None,
         result=result,
         workflow_id=workflow_id,

@@ -270,10 +270,8 @@ class Operations:
                 raise StateConflict(f"the task is {run.status}: it is still on its way")
         if task.head.is_stand_in:
             # Written as its next generation, the stand-in would take the place of what it stands for.
-            raise StateConflict(
-                "this version of Rise could not read it, and may not run it: what a newer version has put aside runs "
-                "there; of what was dropped here nothing is left that could"
-            )
+            why = task.progress.error or "a newer one has written it"
+            raise StateConflict(f"this version of Rise cannot read it, and may not run it: {why}")
         return task
 
     async def _replies(self, task: Task) -> list[Reply]:

@@ -82,6 +82,10 @@ class LedgerStage(Protocol):
         """The same with what a run came to."""
         ...
 
+    async def spoil_head(self, run_id: RunId) -> None:
+        """The same with the head of its task."""
+        ...
+
     async def overwrite_words(self, task_id: TaskId, *, kind: str, state: str, status: str, outcome: str) -> None:
         """Of a task's replies and run, as a newer version may have said it."""
         ...
@@ -400,6 +404,53 @@ class LedgerConformance:
         kept = await ledger.archived(task().task_id)
         assert kept is not None
         assert (kept.head, kept.raw, kept.progress.status) == (task(raw=raw).head, raw, Status.DROPPED)
+
+    @pytest.mark.req("SUS-3")
+    @pytest.mark.failure("B14", "M4")
+    async def test_a_finished_task_whose_head_cannot_be_read_is_kept_with_a_stand_in_for_it(
+        self, stage: LedgerStage
+    ) -> None:
+        ledger, raw = stage.ledger, b"of tomorrow"
+        named = _with_head(task(1, raw=raw), raw_is_unique=True)
+        unnamed, sound = task(2, generation=3), task(3)
+        for one in (named, unnamed, sound):
+            await ledger.finish(one, Status.DROPPED)
+        for spoilt in (named, unnamed):
+            await stage.spoil_head(spoilt.run_id)
+        for spoilt in (named, unnamed):
+            kept, run = await ledger.archived(spoilt.task_id), await ledger.latest_run(spoilt.task_id)
+            assert kept is not None
+            assert run is not None
+            assert kept.head.is_stand_in
+            assert (kept.run_id, kept.raw, kept.progress.status) == (spoilt.run_id, spoilt.raw, Status.DROPPED)
+            assert (kept.head.channel, kept.head.accepted_at_ms) == ("telegram", spoilt.head.accepted_at_ms)
+            assert kept.head.fingerprint == run.fingerprint == spoilt.head.fingerprint, "so it is known again"
+            assert "unreadable" in (kept.progress.error or ""), "and it says why"
+            assert not run.is_of_former(kept.head)
+        kept = await ledger.archived(sound.task_id)
+        assert kept is not None
+        assert (kept.head, kept.progress.error) == (sound.head, None)
+        assert {ended.run.task_id for ended in await ledger.ended(limit=9) if ended.head is None} == {
+            named.task_id,
+            unnamed.task_id,
+        }
+
+    @pytest.mark.req("WRK-5", "SUS-3")
+    @pytest.mark.failure("B14", "M4")
+    async def test_a_task_of_whose_run_a_newer_version_says_more_is_kept_in_known_words(
+        self, stage: LedgerStage
+    ) -> None:
+        ledger = stage.ledger
+        await ledger.finish(task(1), Status.EXPIRED)
+        await answer(ledger, task(2))
+        for number, known in ((1, Status.COMPLETED), (2, Status.REPLYING)):
+            of = task(number)
+            await stage.overwrite_words(of.task_id, kind="edit", state="ready", status="delegated", outcome="applauded")
+            kept, run = await ledger.archived(of.task_id), await ledger.latest_run(of.task_id)
+            assert kept is not None
+            assert run is not None
+            assert (kept.head, kept.raw, kept.progress.status, run.status) == (of.head, of.raw, known, known)
+            assert "newer version of Rise says of it" in (kept.progress.error or "")
 
     async def test_what_is_not_there_is_none(self, ledger: Ledger) -> None:
         assert await ledger.run(RunId("t_x.0")) is None

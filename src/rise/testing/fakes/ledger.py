@@ -27,7 +27,7 @@ from rise.envelope import (
     new_key,
 )
 from rise.errors import ClaimLost
-from rise.ledger.kept import ATTEMPTS_KEPT, is_of_chat, kept_text
+from rise.ledger.kept import ATTEMPTS_KEPT, is_of_chat, kept_text, known_status, read_task
 from rise.ledger.port import (
     CALL_UNREADABLE,
     URGENT_CHATS,
@@ -136,16 +136,30 @@ class MemoryLedgerState:
         stored = self.runs[run_id]
         stored.run = msgspec.structs.replace(stored.run, result=None, unreadable="it was spoilt")
 
+    def spoil_head(self, run_id: RunId) -> None:
+        stored = self.runs[run_id]
+        stored.task = read_task(
+            b"of tomorrow",
+            stored.task.raw,
+            stored.task.progress,
+            task_id=stored.run.task_id,
+            channel=stored.task.head.channel,
+            accepted_at_ms=stored.run.accepted_at_ms,
+            fingerprint=stored.run.fingerprint,
+        )
+
     def overwrite_words(self, task_id: TaskId, *, state: str) -> None:
         """All that is said of its run and its replies is said in words that nobody here knows."""
-        newer = "a newer version of Rise says of it: a word"
         for stored in self.runs.values():
             if stored.run.task_id == task_id:
-                stored.run = msgspec.structs.replace(stored.run, status=Status.REPLYING, outcome=None, unreadable=newer)
+                known, newer = known_status("a word", has_ended=stored.run.finished_at_ms is not None)
+                stored.run = msgspec.structs.replace(stored.run, status=known, outcome=None, unreadable=newer)
+                progress = msgspec.structs.replace(stored.task.progress, status=known, error=newer)
+                stored.task = msgspec.structs.replace(stored.task, progress=progress)
         for reply in self.replies.values():
             if reply.reply.task_id == task_id:
-                known = ReplyState(state) if state in set(ReplyState) else ReplyState.UNKNOWN
-                reply.change(state=known, unreadable=newer)
+                known_state = ReplyState(state) if state in set(ReplyState) else ReplyState.UNKNOWN
+                reply.change(state=known_state, unreadable="a newer version of Rise says of it: a word")
 
 
 class MemoryLedger(MemoryStore):
@@ -775,7 +789,8 @@ class MemoryLedger(MemoryStore):
         ended = [one for one in self._state.runs.values() if (one.run.finished_at_ms or before_ms) < before_ms]
         ended.sort(key=lambda one: (one.run.finished_at_ms, one.task.run_id), reverse=True)
         page = [one.run.finished_at_ms for one in ended[:limit]]
-        return [Ended(one.run, one.task.head) for one in ended if one.run.finished_at_ms in page]
+        shown = [(one.run, one.task.head) for one in ended if one.run.finished_at_ms in page]
+        return [Ended(run, None if head.is_stand_in else head) for run, head in shown]
 
     async def finished_counts(self) -> Mapping[str, int]:
         return await self._through("finished_counts", self._finished_counts)
