@@ -11,8 +11,10 @@ import pytest
 from cli_directory import BOT, Directory, Rise
 
 from rise.cli.tasks import OpenStatus, SuspendedFor
-from rise.envelope import Reason, Status
+from rise.envelope import Reason, Status, TaskId
+from rise.errors import QueueOwed
 from rise.queue.port import Suspend
+from rise.runtime.operations import Operations
 
 POISON = Suspend(Reason.POISON, "the worker process died 3 times while running it")
 BLOCKED = Suspend(Reason.LANE_BLOCKED, "too long")
@@ -261,6 +263,26 @@ def test_suspended_tasks_are_resumed_by_id_and_each_refusal_is_named(rise: Rise,
     assert f"rise: {pending}: the task is pending, not suspended" in ended.err
     assert "rise: t_nothing: there is no such task" in ended.err
     assert directory.statuses()[poisoned] == (Status.PENDING, 0)
+
+
+@pytest.mark.req("SUS-2")
+@pytest.mark.failure("C19")
+def test_one_that_may_yet_be_brought_to_the_queue_keeps_none_of_the_others_from_being_resumed(
+    rise: Rise, directory: Directory, monkeypatch: pytest.MonkeyPatch
+):
+    first, brought, last = directory.accept(1, 2, 3)
+    directory.suspend(POISON, first, brought, last)
+    resume = Operations.resume
+
+    async def resume_others(self: Operations, task_id: TaskId, **said: str) -> None:
+        if task_id == brought:
+            raise QueueOwed("nothing is known of it yet")
+        await resume(self, task_id, **said)
+
+    monkeypatch.setattr(Operations, "resume", resume_others)
+    ended = rise("suspended", "resume", first, brought, last)
+    assert (ended.code, ended.out.startswith("2 resumed")) == (1, True)
+    assert f"rise: {brought}: nothing is known of it yet" in ended.err
 
 
 def test_resuming_wants_to_know_which(rise: Rise, directory: Directory):

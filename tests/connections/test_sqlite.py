@@ -51,6 +51,16 @@ async def opened(path: Path, schema=SCHEMA) -> Database:
     return database
 
 
+async def test_who_opens_what_others_write_to_writes_nothing(path: Path, database: Database):
+    """Nor syncs: those who write would wait for it."""
+    await note(database, 1)
+    wal = path.with_name("rise.db-wal")
+    before = wal.stat().st_size
+    for _ in range(3):
+        await (await opened(path)).close()
+    assert wal.stat().st_size == before > 0
+
+
 async def note(database: Database, number: int, writer: str = "test") -> None:
     def change(connection: apsw.Connection) -> None:
         connection.execute("INSERT INTO notes VALUES (?,?)", (writer, number))

@@ -457,9 +457,10 @@ async def test_what_is_run_again_under_a_name_that_a_journal_has_forgotten_is_ke
     process = await installation.process()
     journal = process.journals.own
     task, again = installation.message(1), msgspec.structs.replace(installation.message(1), generation=1)
-    for one in (task, again):
+    further = msgspec.structs.replace(task, generation=2)
+    for one in (task, again, further):
         await journal.keep(one, encode_task(one))
-    await journal.forget([run_of(again).name])
+    await journal.forget([run_of(further).name])
     await journal.keep(again, encode_task(again))
     assert [entry.task for entry in await journal.open_tasks(limit=10)] == [again]
     await journal.keep(again, encode_task(again))

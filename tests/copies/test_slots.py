@@ -7,17 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from copies_stage import PATIENCE_SECONDS
 from disks import small_disk
 from journals import HOUR_SECONDS, keep, keep_all, lacking_in, open_in, run
 from structlog.testing import capture_logs
 
 from rise.connections.sqlite import Database
 from rise.copies import journal as journal_module
+from rise.copies import slots as slots_module
 from rise.copies.slots import Slots
 from rise.errors import StoreUnavailable
 from rise.testing.clock import ManualClock
@@ -260,3 +263,26 @@ async def test_a_directory_that_is_not_there_is_refused(tmp_path: Path, clock: M
     for attempt in (slots.take, slots.abandoned, lambda: slots.adopt(0)):
         with pytest.raises(StoreUnavailable):
             await attempt()
+
+
+@pytest.mark.req("CPY-2")
+@pytest.mark.failure("C5")
+async def test_who_looks_into_all_journals_does_not_wait_for_a_disk_that_hangs(
+    slots: Slots, monkeypatch: pytest.MonkeyPatch
+):
+    journal = await slots.take()
+    await keep(journal, 1)
+    hangs = threading.Event()
+    monkeypatch.setattr(slots_module, "LOOK_SECONDS_MAX", 0.1)
+
+    def connect(database: Database) -> object:
+        assert hangs.wait(PATIENCE_SECONDS)
+        return connected(database)
+
+    connected = Database._connect
+    monkeypatch.setattr(Database, "_connect", connect)
+    assert await slots.ask_each(lambda one: one.has([run(1).task_id])) == []
+    hangs.set()
+    await asyncio.gather(*slots._looking)
+    assert await slots.ask_each(lambda one: one.has([run(1).task_id])) == [{run(1).task_id}]
+    await journal.close()

@@ -1540,11 +1540,18 @@ async def test_people_see_of_a_merged_message_which_one_answered_it(stage: Stage
 async def test_a_burst_is_not_answered_once_more_without_what_this_version_cannot_read_of_it(
     stage: Stage, talk: Talk, operations: Operations
 ):
-    await talk.start()
+    _, worker = await talk.start()
     leader, follower = await stage.write("one", "two")
     await talk.answered(leader, follower)
     kept = await stage.rewrite("runs", follower, head=b'{"schema":"of tomorrow"}')
+    with pytest.raises(StateConflict, match="cannot read a message that was answered with it"):
+        await operations.run_again(leader, who="Ann")
+    await stage.rewrite("runs", follower, head=kept)
+    beginning = worker.hold_at("ledger.steps", "before")
     await operations.run_again(leader, who="Ann")
+    await beginning.reached()
+    await stage.rewrite("runs", follower, head=b'{"schema":"of tomorrow"}')
+    beginning.open()
     await stage.waiting_for_retry(leader)
     assert "cannot be read" in ((await stage.look(leader)).error or "")
     assert talk.seen == [["one", "two"]]

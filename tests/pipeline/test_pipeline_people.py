@@ -183,7 +183,7 @@ async def test_what_is_being_answered_is_not_run_again_although_the_queue_has_lo
     [task_id] = await stage.write("question")
     await recording.reached()
     await stage.queue.cancel(task_id)
-    with pytest.raises(StateConflict, match="it is still on its way"):
+    with pytest.raises(StateConflict, match="its answer is on the way"):
         await stage.operations.run_again(task_id, who="operator")
     recording.open()
     await stage.ended(task_id)

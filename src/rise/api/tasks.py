@@ -133,7 +133,7 @@ class _Door:
         """Where the task stands now. It was accepted: not being able to look must not say otherwise."""
         data: dict[str, Any] = {"taskId": accepted.task_id, "idempotencyKey": key, "duplicate": not accepted.new}
         try:
-            story = await self._operations.story(accepted.task_id)
+            story = await self._operations.story(accepted.task_id, looks_further=False)
         except (Unavailable, TaskUnknown):  # also while only the other copies hold it
             data |= {"status": "pending", "retry": None, "result": None}
         else:

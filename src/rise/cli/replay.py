@@ -401,11 +401,11 @@ def _say_how_to_go_on(replayed: TasksReplay, data_dir: Path | None, *, as_json: 
 
 
 async def _run_one_again(operations: Operations, task_id: TaskId, *, yes: bool) -> TaskReplay:
-    from rise.errors import Rejected
+    from rise.errors import QueueOwed, Rejected
 
     try:
         restarted = await operations.run_again(task_id, who=operator(), why="rise replay", dry_run=not yes)
-    except Rejected as error:
+    except (Rejected, QueueOwed) as error:  # what may yet be brought to the queue is left to that
         return TaskReplay(task_id, problem=error.public_message)
     return TaskReplay(task_id, restarted.was, restarted.generation)
 

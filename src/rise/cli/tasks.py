@@ -438,7 +438,7 @@ def resume_tasks(
 
 
 async def _resume_each(operations: Operations, task_ids: list[str], why: str) -> tuple[list[str], dict[str, str]]:
-    from rise.errors import Rejected
+    from rise.errors import QueueOwed, Rejected
 
     resumed: list[str] = []
     refused: dict[str, str] = {}
@@ -446,7 +446,7 @@ async def _resume_each(operations: Operations, task_ids: list[str], why: str) ->
         try:
             await operations.resume(_task_named(task_id), who=operator(), why=why)
             resumed.append(task_id)
-        except Rejected as error:
+        except (Rejected, QueueOwed) as error:
             refused[task_id] = error.public_message
     return resumed, refused
 

@@ -381,6 +381,7 @@ class Database:
         """The first process after a boot fixes the offset; the others take it over."""
         row = connection.execute("SELECT boot_id, base_ms, seen_ms FROM store_clock").fetchone()
         if row is not None and row[0] == self._clock.boot_id:
+            self._seen_ms = int(row[2])  # who only looks has nothing to note
             return int(row[1])
         now_ms = epoch_ms(self._clock.now())
         if row is not None:
@@ -497,7 +498,7 @@ def _migrate_part(connection: apsw.Connection, part: str, migrations: Sequence[s
             f" {len(migrations)}); install that version, nothing was changed"
         )
     if version == len(migrations):
-        return  # nothing is written, and nothing synced, by who only looks
+        return
     for migration in migrations[version:]:
         connection.execute(migration)
     connection.execute("INSERT OR REPLACE INTO schema_versions VALUES (?, ?)", (part, len(migrations)))

@@ -473,7 +473,7 @@ _REMEMBER: Final = (
     " WHERE receipts.ends_at <= excluded.accepted_at"
     " AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.task_id = receipts.task_id)"
 )
-_RAISE_GENERATION: Final = "UPDATE receipts SET generation = ?1 WHERE delivery_key = ?2 AND generation <= ?1"
+_RAISE_GENERATION: Final = "UPDATE receipts SET generation = max(generation, ?1) WHERE delivery_key = ?2"
 _PUT: Final = (
     "INSERT INTO tasks (task_id, generation, accepted_at, receipt_ends_at, fingerprint, kept_at, look_at, record)"
     " VALUES (?,?,?,?,?,?,?,?)"
@@ -491,8 +491,8 @@ def _keep(connection: apsw.Connection, head: Head, kept: KeptRun, record: bytes,
     if _run(connection, _REMEMBER, receipt):
         connection.execute(_PUT, put)
         return JournalKept(new=True)
-    # What is open has a receipt, which therefore speaks for both. Also one of this generation, which is not open: where
-    # the ledger was restored from before that, it is run again under the same name.
+    # What is open has a receipt, which therefore speaks for both. One that is not open may be run under this name once
+    # more, where the ledger was restored from before that.
     if (
         generation
         and _run(connection, _RAISE_GENERATION, (generation, head.delivery_key))

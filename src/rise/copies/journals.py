@@ -8,23 +8,18 @@ Refuses: to adopt the journal of a process that lives; to name a journal of its 
 
 from __future__ import annotations
 
-import asyncio
 import platform
-from contextlib import suppress
 from typing import Final
 
 from rise.clock import Clock
-from rise.copies.journal import Journal, KeptRun
+from rise.copies.journal import Journal
 from rise.copies.slots import Slots
-from rise.envelope import TaskId
 from rise.errors import StoreCorrupt, StoreUnavailable, Unavailable
 from rise.service import Loop, sparingly
 from rise.telemetry import log
 
 TAKE_SECONDS: Final = 2.0
 ADOPT_SECONDS: Final = 15.0
-HOST_SECONDS: Final = 5.0
-"""For a look into all journals of the host."""
 
 
 class Journals:
@@ -68,16 +63,6 @@ class Journals:
 
     def all(self) -> list[Journal]:
         return [*([] if self._own is None else [self._own]), *self._adopted.values()]
-
-    async def kept_on_host(self, task_id: TaskId) -> list[KeptRun]:
-        """How the journals of this host have it open, whoever theirs are: as far as they can be read in time."""
-        found: list[KeptRun | None] = []
-        with suppress(Unavailable, TimeoutError):
-            async with asyncio.timeout(HOST_SECONDS), self.slots.every() as journals:
-                for journal in journals:
-                    with suppress(Unavailable):
-                        found.append(await journal.kept(task_id))
-        return [one for one in found if one is not None]
 
     def numbers(self) -> set[int]:
         """Of the slots that this process has."""

@@ -160,7 +160,8 @@ class Copies:
         """As far as this host knows. Before its key was forgotten no other came under it: that costs no look."""
         if epoch_ms(self._clock.now()) < kept.receipt_ends_at_ms:
             return
-        if any(known.is_another_than(kept) for known in await self._journals.kept_on_host(kept.task_id)):
+        known = await self._journals.slots.ask_each(lambda journal: journal.kept(kept.task_id))
+        if any(one.is_another_than(kept) for one in known if one is not None):
             raise StateConflict(USED_AGAIN)
 
     def _ask(self, keeping: _Keeping, store: str, ways: dict[str, Way]) -> None:

@@ -6,13 +6,12 @@ Refuses: to fail because a store is away; what it holds is not known then, and s
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from rise.copies.port import JOURNAL, RABBITMQ, REDIS, Mirror
 from rise.copies.slots import Slots
-from rise.envelope import LaneKey, Order, Status, TaskId, unreadable_head
+from rise.envelope import LaneKey, Order, Reason, Status, TaskId, unreadable_head
 from rise.errors import Unavailable
 from rise.queue.port import NewTask, OpenTask, Receipt, RefillableQueue
 
@@ -36,22 +35,17 @@ class CopiesShown:
     async def of(self, task_id: TaskId) -> list[str]:
         """The stores that hold an open task, as far as they can be asked."""
         found = {REDIS} if await _or_none(self.queue.get(task_id)) is not None else set()
-        with suppress(Unavailable):
-            async with self.slots.every() as journals:
-                for journal in journals:
-                    if (others := await _or_none(journal.copies_of(task_id))) is not None:
-                        found |= {JOURNAL} | ({RABBITMQ} if "rabbitmq" in others else set())
+        for others in await self.slots.ask_each(lambda journal: journal.copies_of(task_id)):
+            if others is not None:
+                found |= {JOURNAL} | ({RABBITMQ} if "rabbitmq" in others else set())
         return sorted(found)
 
-    async def is_on_its_way(self, task_id: TaskId) -> bool:
+    async def may_be_brought(self, task_id: TaskId) -> bool:
         """Whether a task that the queue does not know may yet be brought to it: while an emptied queue is filled that
-        may be any, and else what a journal of this host holds, as far as it can be read."""
+        may be any, and else what a journal of this host holds."""
         if await self.queue.life() is None:
             return True
-        with suppress(Unavailable):
-            async with self.slots.every() as journals:
-                return any([await _or_none(journal.has([task_id])) for journal in journals])
-        return False
+        return any(await self.slots.ask_each(lambda journal: journal.has([task_id])))
 
     async def receipts(self, *, limit: int, after: str = "") -> list[Receipt]:
         """`Queue.receipts`, and what the journals remember besides: an emptied queue forgets what is finished.
@@ -71,7 +65,8 @@ class CopiesShown:
         return [known[key] for key in sorted(known)[: None if is_whole else limit]]
 
     async def open_in_journals(self, task_ids: Sequence[TaskId]) -> list[OpenTask]:
-        """Those of these that a journal holds, on their way to the queue, whether or not this version can read them."""
+        """Those of these that a journal holds, on their way to the queue; what this version cannot read waits there for
+        one that can."""
         found: dict[TaskId, OpenTask] = {}
         async with self.slots.every() as journals:
             for journal in journals:
@@ -93,7 +88,7 @@ def _as_open(task: NewTask) -> OpenTask:
 
 def _unread(task_id: TaskId) -> OpenTask:
     head = unreadable_head(task_id, channel="", account="", lane=LaneKey(""), order=Order(0, 0), accepted_at_ms=0)
-    return OpenTask(head, Status.PENDING, None, 0, 0, 0, 0, 0, None)
+    return OpenTask(head, Status.SUSPENDED, Reason.SCHEMA_NEWER, 0, 0, 0, 0, 0, None)
 
 
 async def _or_none(asked: Awaitable[T]) -> T | None:

@@ -8,23 +8,30 @@ stay in it until their time, are read there by `every`, and bring an adopter onc
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import itertools
 import os
 import re
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from rise.clock import Clock
 from rise.connections.sqlite import Database
 from rise.copies.journal import SCHEMA, Journal
-from rise.errors import StoreCorrupt, StoreUnavailable
+from rise.errors import StoreCorrupt, StoreUnavailable, Unavailable
 from rise.queue.port import NewTask
+from rise.service import spawn
 from rise.telemetry import log
+
+T = TypeVar("T")
+
+LOOK_SECONDS_MAX: Final = 5.0
+"""For a look into all journals of the host, before what has been found by then has to do."""
 
 _FILE: Final = re.compile(r"journal-(\d+)\.db")
 
@@ -43,6 +50,7 @@ class Slots:
         self.directory = directory
         self._clock = clock
         self._on_trouble = on_trouble
+        self._looking: set[asyncio.Task[Any]] = set()
 
     async def take(self) -> Journal:
         """The lowest free slot, opened, until it is closed or this process ends.
@@ -118,6 +126,22 @@ class Slots:
         finally:
             for journal in journals:
                 await journal.close()
+
+    async def ask_each(self, ask: Callable[[Journal], Awaitable[T]]) -> list[T]:
+        """What they all say, as far as they can be read, and in time: no disk that hangs is waited for."""
+        answers: list[T] = []
+
+        async def look() -> None:
+            async with self.every() as journals:
+                for journal in journals:
+                    with suppress(Unavailable):
+                        answers.append(await ask(journal))
+
+        looking = spawn(look(), name="slots.look", into=self._looking)
+        await asyncio.wait({looking}, timeout=LOOK_SECONDS_MAX)
+        if looking.done() and (error := looking.exception()) is not None and not isinstance(error, Unavailable):
+            raise error
+        return list(answers)
 
     async def open_tasks(self, *, limit: int) -> AsyncIterator[list[NewTask]]:
         """What all of them hold open, in pages of at most so many. Raises `Unavailable` if one cannot be read."""

@@ -20,7 +20,7 @@ from rise.clock import Clock, epoch_ms
 from rise.copies.looking import CopiesShown
 from rise.envelope import Reason, Status, Task, TaskId, run_id_of
 from rise.errors import QueueOwed, Rejected, StateConflict, TaskUnknown
-from rise.ledger.port import Attempt, Ledger, Operation, Reply, Run
+from rise.ledger.port import Attempt, Ledger, Operation, Reply, ReplyState, Run
 from rise.merging import MergedFate, Merging
 from rise.queue.port import OpenTask, Queue, QueueDepth, Selection
 from rise.stories import TaskStory
@@ -79,13 +79,14 @@ class Operations:
 
     # --- looking ---
 
-    async def story(self, task_id: TaskId) -> TaskStory:
-        """The task wherever it is now, open or ended. Raises `TaskUnknown`."""
+    async def story(self, task_id: TaskId, *, looks_further: bool = True) -> TaskStory:
+        """The task wherever it is now, open or ended. Raises `TaskUnknown`; or, having looked further than into queue
+        and ledger, `QueueOwed` for what may yet be brought to the queue."""
         # The queue first: what it forgets between the two looks is in the ledger, never the other way round.
         task = await self._queue.get(task_id)
         run = None
         if task is None:
-            task, run = await self._archived(task_id)
+            task, run = await self._archived(task_id, looks_further=looks_further)
         else:
             run = await self._ledger.run(task.run_id)
         is_new = run is not None and run.is_of_former(task.head)
@@ -226,7 +227,7 @@ class Operations:
             try:
                 await self.drop(task_id, who=who, why=why)
                 dropped.append(task_id)
-            except Rejected as error:
+            except (Rejected, QueueOwed) as error:
                 refused[task_id] = error.public_message
         return Dropped(dropped, refused)
 
@@ -239,8 +240,7 @@ class Operations:
         task = await self._may_run_again(task_id)
         latest = await self._ledger.latest_run(task_id)
         generation = max(task.progress.generation, latest.generation if latest else 0) + 1
-        if not await self._have_bytes(task, generation):
-            raise StateConflict("what it came as has been forgotten: there is nothing left that could run again")
+        await self._refuse_without_bytes(task, generation)
         restarted = Restarted(task_id, generation, task.progress.status)
         if dry_run:
             return restarted
@@ -266,13 +266,20 @@ class Operations:
             raise StateConflict(f"the task is {task.progress.status}: it is still on its way")
         if task is None:
             task, run = await self._archived(task_id)
-            if not run.status.is_finished:  # its answer is on its way, although the queue has lost it
-                raise StateConflict(f"the task is {run.status}: it is still on its way")
+            if await self._is_being_answered(run):
+                raise StateConflict(f"the task is {run.status}: its answer is on the way")
         if task.head.is_stand_in:
             # Written as its next generation, the stand-in would take the place of what it stands for.
             why = task.progress.error or "a newer one has written it"
             raise StateConflict(f"this version of Rise cannot read it, and may not run it: {why}")
         return task
+
+    async def _is_being_answered(self, run: Run) -> bool:
+        """Although the queue has lost it."""
+        if run.status.is_finished:
+            return False
+        replies = await self._ledger.replies(run_id=run_id_of(run.task_id, run.generation))
+        return any(reply.state in (ReplyState.READY, ReplyState.SENDING) for reply in replies)
 
     async def _replies(self, task: Task) -> list[Reply]:
         """Not what the former message of its key was answered: that may have been another chat's."""
@@ -295,11 +302,16 @@ class Operations:
         latest = await self._ledger.latest_run(task.task_id) or known
         return task.in_generation(latest.generation + latest.is_of_former(task.head))
 
-    async def _have_bytes(self, task: Task, generation: int) -> bool:
-        """Whether all have them that would be run as this generation: itself, and what it answered before."""
+    async def _refuse_without_bytes(self, task: Task, generation: int) -> None:
+        """Raises `StateConflict` unless all have them that would be run as this generation: itself, and what it
+        answered before."""
         merged = await self._merging.merged_before(task.head, generation)
         with_it = [await self._ledger.archived(task_id) for task_id in merged if task_id != task.task_id]
-        return task.has_bytes and all(one is None or one.has_bytes for one in with_it)
+        all_of_it = [task, *(one for one in with_it if one is not None)]
+        if not all(one.has_bytes for one in all_of_it):
+            raise StateConflict("what it came as has been forgotten: there is nothing left that could run again")
+        if any(one.head.is_stand_in for one in all_of_it):
+            raise StateConflict("this version of Rise cannot read a message that was answered with it")
 
     async def _refuse_taken_along(self, task: Task) -> None:
         """What is being answered with another, or has been. Raises `StateConflict`."""
@@ -312,10 +324,10 @@ class Operations:
             case MergedFate.ANSWERED:
                 raise StateConflict(f"the task has been answered with {run.merged_into} already")
 
-    async def _archived(self, task_id: TaskId) -> tuple[Task, Run]:
+    async def _archived(self, task_id: TaskId, *, looks_further: bool = True) -> tuple[Task, Run]:
         task, run = await self._ledger.archived(task_id), await self._ledger.latest_run(task_id)
         if task is None or run is None:
-            await self._refuse_unknown(task_id)
+            await self._refuse_unknown(task_id, looks_further=looks_further)
         attempts = await self._ledger.attempts(task.run_id)
         progress = msgspec.structs.replace(
             task.progress,
@@ -330,8 +342,8 @@ class Operations:
             await self._refuse_unknown(task_id)
         raise StateConflict(f"the task is {run.status} and cannot be {verb}")
 
-    async def _refuse_unknown(self, task_id: TaskId) -> NoReturn:
-        if self._copies is not None and await self._copies.is_on_its_way(task_id):
+    async def _refuse_unknown(self, task_id: TaskId, *, looks_further: bool = True) -> NoReturn:
+        if looks_further and self._copies is not None and await self._copies.may_be_brought(task_id):
             raise QueueOwed(
                 "nothing is known of it yet: the queue is being given what it lacks",
                 remedy="ask again in a moment; `rise rehydrate --dry-run` counts what is lacking",
