@@ -52,7 +52,7 @@ IN_CI = range(300, 305)
 READS = {
     *("mirror.depth", "queue.life", "queue.missing"),
     *("journal.lacking", "journal.open_tasks", "journal.due", "journal.receipts", "journal.entries", "journal.noted"),
-    *("journal.has", "journal.copies_of", "journal.has_work", "journal.depth", "journal.last_number"),
+    *("journal.has", "journal.kept", "journal.copies_of", "journal.has_work", "journal.depth", "journal.last_number"),
     *("journal.noted_runs", "journal.noted_among", "journal.body_sha256"),
 }
 NO_STEPS = {"mirror.start", "mirror.stop", "journal.open", "journal.close"}
