@@ -176,7 +176,7 @@ def test_while_redis_is_away_each_that_asks_it_says_what_helps_and_nothing_is_lo
         ended = rise(*name.split(), *ON_A_DIRECTORY[name])
     assert (ended.code, ended.out) == (1, "")
     line, remedy = ended.err.splitlines()
-    assert line == "rise: Redis cannot be reached"
+    assert line in ("rise: Redis cannot be reached", "rise: Redis does not answer in time")  # on a machine that is busy
     assert remedy == f"      → {REMEDIES['redis']}"
     assert shown_of(logged) == []
 

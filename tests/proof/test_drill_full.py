@@ -353,9 +353,10 @@ async def test_with_any_one_thing_gone_it_does_what_is_promised(tmp_path: Path):
 @pytest.mark.req("TST-4", "OPS-1", "OPS-2", "CPY-6", "CPY-7")
 @pytest.mark.failure("F1")
 async def test_kills_while_mongodb_goes_and_comes_break_no_promise(tmp_path: Path):
-    """Its ledger's server is killed, frozen and stopped, each while a process of Rise is killed, too."""
+    """Its ledger's server is killed, frozen and stopped, each while a process of Rise is killed, too; for longer
+    than anybody waits for an answer of it, so that it is noticed."""
     schedule = [
-        Cycle(Kill(victim, Moment.SENDING, pause_seconds=1.0, awaits_start=True), StoreMishap(mishap, 7.0))
+        Cycle(Kill(victim, Moment.SENDING, pause_seconds=1.0, awaits_start=True), StoreMishap(mishap, 12.0))
         for victim, mishap in zip((Victim.WORKER, Victim.GATEWAY, Victim.SECOND), MISHAPS_OF_MONGO, strict=True)
     ]
     order = Order(seed=0, schedule=schedule, full=True, mongo=True, messages_per_second=PER_SECOND_WITH_MONGO)
