@@ -62,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=15, help="how many times the kill proof kills")
     parser.addoption("--seed", type=int, default=20260101, help="decides when and what the kill proof kills")
     parser.addoption("--examples", type=int, default=100, help="random sequences per comparison of fake and backend")
-    parser.addoption("--seeds", type=int, default=300, help="how many worlds are simulated")
+    parser.addoption("--seeds", type=int, default=300, help="how many worlds are simulated, with timers and bursts")
     parser.addoption("--reminders", default="8,12,16", help="seconds after which those of the restart run are due")
     parser.addoption("--no-skips", action="store_true", help="a test that is skipped has failed")
 
