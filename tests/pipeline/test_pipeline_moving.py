@@ -6,15 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pipeline_stage import Killed, Process, Stage
+from pipeline_stage import PATIENCE_SECONDS, Killed, Process, Stage
 
 import rise
+from rise import chats
 from rise.bus.port import Topic
 from rise.errors import StoreUnavailable
 from rise.queue.port import Selection
 from rise.runtime.supervisor import Duties
 
 OLD, NEW = -500, -1_001_000_000_500
+
+
+@pytest.fixture(autouse=True)
+def disks_may_be_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No start and no message goes on without what the ledger knows, because it was slow to say it."""
+    monkeypatch.setattr(chats, "RECORD_SECONDS_MAX", PATIENCE_SECONDS)
 
 
 def remembering() -> Callable[..., Any]:
