@@ -96,6 +96,15 @@ class Talk:
         await self.stage.pass_time(seconds)
         return await self.stage.ended(*task_ids)
 
+    async def runs_two(self) -> tuple[TaskId, TaskId]:
+        """Both in one burst, whose workflow goes no further before `held` is set."""
+        self.held = asyncio.Event()
+        leader, follower = await self.stage.write("one", "two")
+        await self.waits(leader)
+        await self.stage.pass_time(QUIET)
+        await self.reached.wait()
+        return leader, follower
+
     async def waits(self, task_id: TaskId) -> None:
         """Before the clock is moved: a worker that has looked but not settled yet would count from the later time."""
         await self.stage.waiting_for_retry(task_id)
@@ -849,12 +858,8 @@ async def test_what_was_taken_along_is_not_run_when_merging_is_switched_off_whil
 ):
     """That it has ended with another waits in Redis; nothing else tells it from what nobody has begun."""
     await late.hold_up()
-    talk.held = asyncio.Event()
     gateway, worker = await talk.start()
-    leader, follower = await stage.write("one", "two")
-    await talk.waits(leader)
-    await stage.pass_time(QUIET)
-    await talk.reached.wait()
+    leader, follower = await talk.runs_two()
     await talk.change(None, gateway, worker)
     later = await stage.write("three")
     worker.fail_at("ledger.steps", "before", LedgerSilent("MongoDB does not answer"), times=2)
@@ -877,12 +882,8 @@ async def test_what_is_dropped_is_not_answered_with_another_whose_end_has_to_wai
 ):
     """Put into Redis, its end by that answer would come second, and nobody would hear of it."""
     await late.hold_up()
-    talk.held = asyncio.Event()
     await talk.start()
-    leader, follower = await stage.write("one", "two")
-    await talk.waits(leader)
-    await stage.pass_time(QUIET)
-    await talk.reached.wait()
+    leader, follower = await talk.runs_two()
     assert (await operations.drop(follower, who="Ann")).status is Status.DROPPED
     talk.held.set()
     await stage.until(partial(is_worked_on_no_more, stage, leader))
@@ -917,12 +918,8 @@ async def test_who_drops_what_is_answered_with_another_is_told_so_also_where_the
     stage: Stage, talk: Talk, late: Late
 ):
     await late.hold_up()
-    talk.held = asyncio.Event()
     gateway, _ = await talk.start()
-    leader, follower = await stage.write("one", "two")
-    await talk.waits(leader)
-    await stage.pass_time(QUIET)
-    await talk.reached.wait()
+    leader, follower = await talk.runs_two()
     slow: Any = _SlowToSay(stage.ledger)
     operations = Operations(stage.queue, LateLedger(slow, late.writes, stage.clock), stage.bus, stage.clock)
     dropping = asyncio.create_task(operations.drop(follower, who="Ann"))
